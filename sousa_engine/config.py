@@ -1,0 +1,205 @@
+"""What a run is asked to do: validated when built, frozen, JSON both ways.
+
+One source for validation, forms, help and the command line: every field has a default, a description and bounds.
+Source of the defaults: our own trials on the embedded data (DECISIONS.md).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic.fields import FieldInfo
+
+from sousa_engine.errors import ConfigError, nearest
+
+HeadPolicy = Literal["train", "lora", "freeze"]
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+
+class TargetModule(Part):
+    """One module that gets LoRA: full path, kind and weight shape, matched again at launch."""
+
+    path: str = Field(min_length=1, description="full path in the network, e.g. layers.0.attention.q_proj")
+    kind: str = Field(description="Linear, Conv1d, Conv2d or Embedding")
+    shape: tuple[int, ...] = Field(description="shape of its weight, e.g. (768, 768)")
+
+
+class ModelConfig(Part):
+    variant: str = Field("ast-mini", description="backbone variant, e.g. ast-mini (embedded) or ast-base")
+    weights: str = Field(
+        "pretrained",
+        description="pretrained, random (a control: labelled everywhere), or a path to a weights file or folder",
+    )
+
+
+class LoraConfig(Part):
+    targets: tuple[TargetModule, ...] = Field((), description="modules that get LoRA; none = the head alone")
+    target_set: str = Field("", description="name of the target set the targets came from")
+    r: int = Field(8, ge=1, le=1024, description="rank of every adapter")
+    alpha: float = Field(16, gt=0, le=65536, description="scaling is alpha / r; 2r is a good start")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout in front of A, 0 = none")
+    head: HeadPolicy = Field("train", description="the new classifier: train fully, lora, or freeze")
+
+    @field_validator("targets")
+    @classmethod
+    def _once_each(cls, targets: tuple[TargetModule, ...]) -> tuple[TargetModule, ...]:
+        seen: set[str] = set()
+        for target in targets:
+            if target.path in seen:
+                raise ValueError(f"{target.path} is listed twice.")
+            seen.add(target.path)
+        return targets
+
+    @field_validator("r")
+    @classmethod
+    def _rank_fits(cls, r: int, info: ValidationInfo) -> int:
+        for target in info.data.get("targets", ()):
+            width = min(target.shape[0], math.prod(target.shape[1:]))
+            if r > width:
+                raise ValueError(
+                    f"lora.r = {r} is above the width of {target.path} ({width}). "
+                    f"Choose r <= {width}, or untick that module."
+                )
+        return r
+
+
+class DataConfig(Part):
+    dataset: str = Field("tiny", description="embedded set (tiny, small, ...), a folder of classes, or a CSV file")
+    clip_s: float | None = Field(
+        None, gt=0.1, le=60, description="clip length in seconds; unset = the data set's own length"
+    )
+    valid_fraction: float = Field(0.15, gt=0, lt=0.5, description="share for valid, where the data brings no split")
+    test_fraction: float = Field(0.2, gt=0, lt=0.5, description="share for test, where the data brings no split")
+    split_seed: int = Field(0, ge=0, description="seed of that split; players (groups) are kept whole")
+
+
+class AugmentConfig(Part):
+    time_mask: float = Field(0.08, ge=0, le=0.5, description="SpecAugment: widest time mask, share of the clip")
+    mel_mask: float = Field(0.1, ge=0, le=0.5, description="SpecAugment: widest mel mask, share of the bins")
+    shift: float = Field(0.1, ge=0, le=0.5, description="random shift in time, share of the clip")
+    gain_db: float = Field(6.0, ge=0, le=24, description="random gain, plus or minus this many dB")
+
+
+class TrainingConfig(Part):
+    max_epochs: int = Field(10, ge=1, le=10_000, description="epochs, unless early stop ends it sooner")
+    batch_size: int = Field(16, ge=1, le=4096, description="clips per optimiser step")
+    lr: float = Field(2e-3, gt=0, le=1, description="peak learning rate of the adapters (AdamW)")
+    head_lr: float = Field(2e-3, gt=0, le=1, description="peak learning rate of the head")
+    weight_decay: float = Field(0.01, ge=0, le=1, description="AdamW weight decay")
+    warmup: float = Field(0.1, ge=0, lt=1, description="share of all steps spent warming up, then cosine to zero")
+    label_smoothing: float = Field(0.1, ge=0, lt=1, description="label smoothing of the cross-entropy")
+    grad_clip: float = Field(1.0, gt=0, le=1000, description="largest gradient norm")
+    patience: int = Field(
+        0, ge=0, le=1000, description="stop after this many epochs without a better valid accuracy; 0 = never"
+    )
+    precision: Literal["float32", "bf16"] = Field("float32", description="float32, or bf16 autocast where it is fast")
+
+
+class WandbConfig(Part):
+    mode: Literal["disabled", "offline", "online"] = Field("disabled", description="Weights & Biases: where to log")
+    project: str = Field("sousa-engine", min_length=1, max_length=128, description="W&B project")
+
+
+class RunConfig(Part):
+    """Everything a trainer needs, and nothing it may change."""
+
+    name: str = Field("", max_length=120, description="shown in lists; empty = made from model, data and seed")
+    model: ModelConfig = ModelConfig()  # pyright: ignore[reportCallIssue]
+    lora: LoraConfig = LoraConfig()  # pyright: ignore[reportCallIssue]
+    data: DataConfig = DataConfig()  # pyright: ignore[reportCallIssue]
+    augment: AugmentConfig = AugmentConfig()  # pyright: ignore[reportCallIssue]
+    training: TrainingConfig = TrainingConfig()  # pyright: ignore[reportCallIssue]
+    wandb: WandbConfig = WandbConfig()  # pyright: ignore[reportCallIssue]
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1, description="seeds weights, order and augmentation")] = 0
+    device: Annotated[str, Field(description="auto, cpu, mps or cuda:0, cuda:1, ...")] = "auto"
+
+    @field_validator("device")
+    @classmethod
+    def _device_form(cls, device: str) -> str:
+        if not re.fullmatch(r"auto|cpu|mps|cuda:\d+", device):
+            raise ValueError(f"{device!r} is not a device. Use auto, cpu, mps or cuda:0.")
+        return device
+
+    @field_validator("name")
+    @classmethod
+    def _one_line(cls, name: str) -> str:
+        return " ".join(name.split())
+
+    @property
+    def title(self) -> str:
+        return self.name or f"{self.model.variant} · {self.dataset_name} · seed {self.seed}"
+
+    @property
+    def dataset_name(self) -> str:
+        return re.split(r"[/\\]", self.data.dataset.rstrip("/\\"))[-1]
+
+
+def build(values: Mapping[str, Any]) -> RunConfig:
+    """A RunConfig from nested plain values. Raises ConfigError that names the first field at fault."""
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        field, message = next(iter(_problems(error).items()))
+        raise ConfigError(message, field=field) from None
+
+
+def problems(values: Mapping[str, Any]) -> dict[str, str]:
+    """Dotted field -> sentence, for every field at fault; empty when `values` make a valid RunConfig."""
+    try:
+        RunConfig.model_validate(values)
+    except ValidationError as error:
+        return _problems(error)
+    return {}
+
+
+def fields(part: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Dotted name and FieldInfo of every leaf field, in order of declaration."""
+    for name, info in part.model_fields.items():
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            yield from fields(info.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", info
+
+
+def field_help(dotted: str) -> str:
+    return dict(fields())[dotted].description or ""
+
+
+def differences(configs: list[RunConfig]) -> dict[str, list[Any]]:
+    """Dotted field -> its value in each config, only where they differ. Targets are compared as paths."""
+    flats = [_flat(config) for config in configs]
+    return {name: [flat[name] for flat in flats] for name, _ in fields() if len({repr(f[name]) for f in flats}) > 1}
+
+
+def _flat(config: RunConfig) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, _ in fields():
+        value: Any = config
+        for part in name.split("."):
+            value = getattr(value, part)
+        flat[name] = [t.path for t in value] if name == "lora.targets" else value
+    return flat
+
+
+def _problems(error: ValidationError) -> dict[str, str]:
+    known = [name for name, _ in fields()]
+    found: dict[str, str] = {}
+    for item in error.errors():
+        field = ".".join(str(p) for p in item["loc"])
+        if item["type"] == "extra_forbidden":
+            near = nearest(field, [*known, *RunConfig.model_fields])
+            message = f"No field named {field!r}." + (f" Nearest: {', '.join(near)}." if near else "")
+        elif item["type"] == "value_error":
+            message = str(item["ctx"]["error"]) if "ctx" in item else item["msg"]
+        else:
+            what = item["msg"].replace("Input should", "It should")
+            message = f"{field} = {item['input']!r} will not do. {what}."
+        found.setdefault(field, message)
+    return found

@@ -1,0 +1,80 @@
+"""The exception tree: every mistake a user can make ends in one of these, with a sentence that names the cure.
+
+SousaError
+├── UserError (ValueError)         the command or the form is wrong; exit code 2
+│   ├── ConfigError                a field's value, or a field that does not exist
+│   ├── UnknownNameError           a preset, backbone, rudiment or run that does not exist
+│   ├── TargetError                a LoRA target that is no module, or cannot be adapted
+│   ├── DataError                  a data set that cannot be read or trained on
+│   ├── WeightsError               weights that are missing, truncated or of another network
+│   └── PreflightError             a launch that could only fail
+├── WorkspaceError                 runs.db or the runs folder cannot be used (read-only, newer schema, garbage)
+└── RunError                       a run that ended badly, with its reason
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class SousaError(Exception):
+    """Base of all errors of the engine; str(error) is one sentence fit for a user."""
+
+
+class UserError(SousaError, ValueError):
+    pass
+
+
+class ConfigError(UserError):
+    """`field` is the dotted name of the field at fault, where there is one."""
+
+    def __init__(self, message: str, *, field: str | None = None):
+        super().__init__(message)
+        self.field = field
+
+
+class UnknownNameError(UserError):
+    pass
+
+
+class TargetError(UserError):
+    pass
+
+
+class DataError(UserError):
+    pass
+
+
+class WeightsError(UserError):
+    pass
+
+
+class PreflightError(UserError):
+    pass
+
+
+class WorkspaceError(SousaError):
+    pass
+
+
+class RunError(SousaError):
+    pass
+
+
+def nearest(name: str, known: Iterable[str], n: int = 3) -> list[str]:
+    """The known names closest to a mistyped one, best first; falls back on names that contain it."""
+    pool = list(dict.fromkeys(known))
+    low = {k.lower(): k for k in pool}
+    close = difflib.get_close_matches(name.lower(), list(low), n=n, cutoff=0.5)
+    found = [low[c] for c in close]
+    found += [k for k in pool if k not in found and name and name.lower() in k.lower()]
+    return found[:n]
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> UnknownNameError:
+    """`unknown("model", "ats", ["ast", "ast-mini"])` -> "No model named 'ats'. Nearest: ast. ..."."""
+    pool = list(known)
+    near = nearest(name, pool)
+    hint = f"Nearest: {', '.join(near)}." if near else f"Known: {', '.join(pool[:12])}."
+    return UnknownNameError(f"No {what} named {name!r}. {hint}")

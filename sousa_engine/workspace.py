@@ -1,0 +1,51 @@
+"""Where things lie on disk: runs.db, one folder a run, caches. Paths only; opens nothing."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+PROJECT_ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workspace:
+    """A folder that holds runs.db and runs/. The default is the project's top level; SOUSA_WORKSPACE overrides."""
+
+    root: Path
+
+    @property
+    def db(self) -> Path:
+        return self.root / "runs.db"
+
+    @property
+    def runs(self) -> Path:
+        return self.root / "runs"
+
+    @property
+    def cache(self) -> Path:
+        return self.runs / ".cache"
+
+    @property
+    def weights(self) -> Path:
+        """Imported or downloaded backbone weights: one folder a variant."""
+        return self.runs / ".weights"
+
+    @property
+    def supervisor_lock(self) -> Path:
+        return self.runs / "supervisor.lock"
+
+    @property
+    def supervisor_log(self) -> Path:
+        return self.runs / "supervisor.log"
+
+    def run_dir(self, run_id: str) -> Path:
+        """The folder of one run. Ids are checked, so a crafted id never leaves runs/."""
+        if not run_id or not all(c.isalnum() or c == "-" for c in run_id):
+            raise ValueError(f"{run_id!r} is not a run id.")
+        return self.runs / run_id
+
+
+def default_workspace() -> Workspace:
+    return Workspace(root=Path(os.environ.get("SOUSA_WORKSPACE") or PROJECT_ROOT).resolve())
