@@ -43,7 +43,7 @@ def test_a_diddle_is_two_strokes_of_one_hand():
 
 def test_twins_fall_at_the_same_moments():
     def accents_and_gaps(slug):
-        """Gaps relative to the shortest, with what is heard at each; the smallest rotation of the smallest period."""
+        """Gaps relative to the shortest and what is heard at each: the smallest period, rotated."""
         r = rudiment(slug)
         ends = [*(s.tick for s in r.strokes[1:]), r.cycle_ticks]
         gaps = [end - s.tick for s, end in zip(r.strokes, ends, strict=True)]

@@ -1,0 +1,103 @@
+"""The 40 PAS drum rudiments as facts: what is struck when, by which hand, and how fast people play it.
+
+The facts stand in rudiments.json beside this file and are read on first use. Time is counted in ticks,
+24 to the beat.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from sousa_engine.errors import unknown
+
+RUDIMENTS: tuple[Rudiment, ...]
+"""All 40, in the order of the PAS sheet."""
+
+ACOUSTIC_TWINS: tuple[tuple[str, ...], ...]
+"""Groups of slugs whose strokes and accents fall at the same moments: only the hand's timbre tells them apart."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stroke:
+    """One primary stroke; its grace strokes fall, unmeasured and in order, just before it."""
+
+    tick: int
+    hand: str  # "R" or "L"
+    accent: bool = False
+    grace: str = ""  # hands of the grace strokes: "" none, one letter a flam, two a drag
+    kind: str = "tap"  # "tap" or "buzz" (a multiple bounce)
+    diddle: int = 0  # 1 and 2: first and second stroke of a double
+
+    @property
+    def is_flam(self) -> bool:
+        return len(self.grace) == 1
+
+    @property
+    def is_drag(self) -> bool:
+        return len(self.grace) == 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rudiment:
+    """One cycle of a rudiment, as it is repeated in practice."""
+
+    number: int  # 1 to 40, PAS order
+    name: str
+    slug: str
+    sousa_slug: str  # the same rudiment's name in the SOUSA data set
+    family: str  # roll, diddle, flam or drag
+    subdivision: str
+    ticks_per_beat: int
+    cycle_ticks: int
+    tempo_bpm: tuple[float, float]  # slowest and fastest usual tempo
+    sticking: str
+    strokes: tuple[Stroke, ...]
+    note: str  # where sources disagree, and what is played here
+    sounds_like: tuple[str, ...]
+
+    @property
+    def cycle_beats(self) -> float:
+        return self.cycle_ticks / self.ticks_per_beat
+
+    def cycle_s(self, tempo_bpm: float) -> float:
+        """Length of one cycle at a tempo, in seconds."""
+        return self.cycle_beats * 60.0 / tempo_bpm
+
+
+def rudiment(slug: str) -> Rudiment:
+    """The rudiment of that slug ("single-paradiddle"); UnknownNameError names the nearest ones."""
+    found = _by_slug().get(slug)
+    if found is None:
+        raise unknown("rudiment", slug, _by_slug())
+    return found
+
+
+def __getattr__(name: str) -> Any:
+    if name == "RUDIMENTS":
+        return _sheet()[0]
+    if name == "ACOUSTIC_TWINS":
+        return _sheet()[1]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+@cache
+def _by_slug() -> dict[str, Rudiment]:
+    return {r.slug: r for r in _sheet()[0]}
+
+
+@cache
+def _sheet() -> tuple[tuple[Rudiment, ...], tuple[tuple[str, ...], ...]]:
+    sheet = json.loads(files("sousa_engine").joinpath("rudiments.json").read_text(encoding="utf-8"))
+    rudiments = tuple(_rudiment(entry) for entry in sheet["rudiments"])
+    return rudiments, tuple(tuple(group) for group in sheet["acoustic_twins"])
+
+
+def _rudiment(entry: dict[str, Any]) -> Rudiment:
+    low, high = entry["tempo_bpm"]
+    strokes = tuple(Stroke(tick=s["t"], **{k: v for k, v in s.items() if k != "t"}) for s in entry["strokes"])
+    fields = {**entry, "tempo_bpm": (float(low), float(high)), "strokes": strokes}
+    return Rudiment(**{**fields, "sounds_like": tuple(entry["sounds_like"])})
