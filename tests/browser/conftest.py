@@ -1,0 +1,132 @@
+"""A real studio in a real browser: `streamlit run app.py` on a free port, in a workspace of its own, and Chromium.
+
+studio   a running server (one per test file); .url, .workspace, .stop(), .kill(), .start()
+browser  one Chromium for the whole session
+page     a fresh tab (1400 x 900) that knows the studio's address: page.goto("/backbones"); fails the test on page errors
+settled  settled(page): wait until the script of that tab has run
+"""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from sousa_engine.workspace import PROJECT_ROOT, Workspace
+
+CHROMIUM_FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+IDLE = "[data-testid=stApp][data-test-script-state=notRunning]"
+
+
+class Studio:
+    """A Streamlit server as a user starts it. The port stays the same over restarts, as a browser tab expects."""
+
+    def __init__(self, workspace: Workspace):
+        self.workspace = workspace
+        self.port = free_port()
+        self.log = workspace.root / "studio.log"
+        self.process: subprocess.Popen | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self, deadline_s: float = 60) -> None:
+        assert self.process is None, "already running"
+        environment = {**os.environ, "SOUSA_WORKSPACE": str(self.workspace.root)}
+        command = [sys.executable, "-m", "streamlit", "run", str(PROJECT_ROOT / "app.py")]
+        command += ["--server.port", str(self.port), "--server.headless", "true"]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                command, cwd=self.workspace.root, env=environment, stdout=log, stderr=log, start_new_session=True
+            )
+        end = time.monotonic() + deadline_s
+        while not self._healthy():
+            if self.process.poll() is not None or time.monotonic() > end:
+                raise AssertionError(f"the studio did not start:\n{self.log.read_text()}")
+            time.sleep(0.05)
+
+    def stop(self, how: signal.Signals = signal.SIGINT) -> None:
+        """End the server, and nothing else, as Ctrl-C does."""
+        if self.process is None:
+            return
+        self.process.send_signal(how)
+        try:
+            self.process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.process = None
+
+    def kill(self) -> None:
+        self.stop(signal.SIGKILL)
+
+    def _healthy(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.url}/_stcore/health", timeout=2) as answer:
+                return answer.status == 200
+        except OSError:
+            return False
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def settle(page, timeout_s: float = 60) -> None:
+    """Wait until the script of this tab has run and Streamlit is idle."""
+    page.wait_for_selector(IDLE, timeout=timeout_s * 1000)
+
+
+@pytest.fixture(scope="module")
+def studio(tmp_path_factory):
+    studio = Studio(Workspace(root=tmp_path_factory.mktemp("studio")))
+    studio.start()
+    yield studio
+    studio.stop()
+
+
+@pytest.fixture(scope="session")
+def browser():
+    sync_api = pytest.importorskip("playwright.sync_api")
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    found = os.environ.get("SOUSA_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    with sync_api.sync_playwright() as playwright:
+        if found is None and not Path(playwright.chromium.executable_path).exists():
+            pytest.skip("no Chromium here; install one, or name it in SOUSA_CHROMIUM")
+        browser = playwright.chromium.launch(executable_path=found, args=CHROMIUM_FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(studio, browser):
+    context = browser.new_context(base_url=studio.url, viewport={"width": 1400, "height": 900})
+    context.set_default_timeout(30_000)
+    page = context.new_page()
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    yield page
+    context.close()
+    assert not errors, errors
+
+
+@pytest.fixture
+def settled():
+    return settle
