@@ -1,0 +1,320 @@
+"""The command line: train, runs, show, stop, modules, targets. Exit code 0 for success, 2 for a user's mistake."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+from tqdm import tqdm
+
+from sousa_engine import __version__, config, grammar, launch, module_tree
+from sousa_engine.analysis.significance import wilson
+from sousa_engine.errors import ConfigError, SousaError, UserError
+from sousa_engine.records import Run, RunStatus, Summary
+from sousa_engine.store import Store
+from sousa_engine.workspace import Workspace, default_workspace
+
+POLL_S = 0.3
+
+
+class _Commands(click.Group):
+    """Turns the engine's errors into one line on stderr: 2 for a user's mistake, 1 for anything else we expect."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except SousaError as error:
+            click.echo(f"error: {error}", err=True)
+            ctx.exit(2 if isinstance(error, UserError) else 1)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="sousa-engine")
+@click.option(
+    "--workspace",
+    "root",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=None,
+    help="Folder that holds runs.db and runs/ (default: SOUSA_WORKSPACE, or the project's folder).",
+)
+@click.pass_context
+def main(ctx: click.Context, root: Path | None) -> None:
+    """Fine-tune audio backbones with LoRA, from a terminal. The pages of the studio have the same verbs."""
+    ctx.obj = Workspace(root=root.resolve()) if root else default_workspace()
+
+
+def _field_list() -> str:
+    """The epilog of `train --help`: presets and fields, straight from their single source."""
+    lines = ["\b", "Presets (group=name):"]
+    for group in ("model", "lora", "training", "augment"):
+        lines += [f"  {group + '=' + name:26} {text}" for name, text in grammar.presets(group).items()]
+    lines += ["  data=tiny|small|...|PATH   an embedded set, a folder of classes, or a CSV file", "", "\b", "Fields:"]
+    for dotted, info in config.fields():
+        lines.append(f"  {dotted:26} {info.description}" + ("" if dotted == "lora.targets" else f" [{info.default}]"))
+    return "\n".join(lines)
+
+
+@main.command(epilog=_field_list(), short_help="Train a run and watch it here.")
+@click.argument("words", nargs=-1, metavar="[GROUP=NAME | FIELD=VALUE]...")
+@click.option(
+    "--config",
+    "file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A YAML file of fields, e.g. copied from the Launch page; words on the line win over it.",
+)
+@click.option("--detach", is_flag=True, help="Queue the run and return at once.")
+@click.option("--dry-run", is_flag=True, help="Show what would run, and stop there.")
+@click.pass_obj
+def train(workspace: Workspace, words: tuple[str, ...], file: Path | None, detach: bool, dry_run: bool) -> None:
+    """Train a run: python -m sousa_engine train model=ast-mini data=tiny training.max_epochs=10 seed=3
+
+    The run goes on in the background whatever happens to this terminal; Ctrl-C asks it to save a checkpoint and stop.
+    """
+    draft = _read_yaml(file) if file else {}
+    grammar.merge(draft, grammar.parse(words))
+    prepared = launch.prepare(draft)
+    found = launch.preflight(prepared.config, workspace)
+    for note in prepared.notes:
+        click.echo(f"note: {note}")
+    _echo_preflight(prepared, found)
+    if dry_run:
+        click.echo(launch.to_yaml(prepared.config))
+        if found.errors:
+            raise UserError(" ".join(check.detail for check in found.errors))
+        return
+    run = launch.start(workspace, prepared.config, created_by="cli")
+    click.echo(f"run {run.id} queued: {run.title}")
+    if detach:
+        click.echo(f"follow it with: python -m sousa_engine show {run.id}")
+        return
+    over = _follow(workspace, run)
+    _echo_end(workspace, over)
+    sys.exit(0 if over.status in (RunStatus.FINISHED, RunStatus.STOPPED) else 1)
+
+
+@main.command()
+@click.option("--status", type=click.Choice([s.value for s in RunStatus]), help="Only runs of this status.")
+@click.option("--limit", default=20, show_default=True, help="How many, newest first.")
+@click.pass_obj
+def runs(workspace: Workspace, status: str | None, limit: int) -> None:
+    """List the runs of this workspace."""
+    with Store.open(workspace) as store:
+        found = store.runs(status=RunStatus(status) if status else None, limit=limit)
+        summaries = store.summaries([run.id for run in found])
+    if not found:
+        click.echo("No runs yet. Try: python -m sousa_engine train model=ast-mini data=tiny")
+        return
+    click.echo(f"{'RUN':<20} {'STATUS':<9} {'PROGRESS':<9} {'VALID':<7} {'TEST':<14} TITLE")
+    for run in found:
+        metrics = summaries.get(run.id, {})
+        random = "  [random weights]" if run.is_random else ""
+        click.echo(
+            f"{run.id:<20} {run.status.value:<9} {_progress_text(run):<9} {_best(metrics, 'valid/accuracy'):<7} "
+            f"{_with_n(metrics, 'test/accuracy'):<14} {run.title}{random}"
+        )
+
+
+@main.command()
+@click.argument("run")
+@click.option("--log", "log_lines", default=0, help="Also print the last lines of the trainer's log.")
+@click.pass_obj
+def show(workspace: Workspace, run: str, log_lines: int) -> None:
+    """Show one run: RUN is an id, the unique start or end of one, or `last`."""
+    with Store.open(workspace) as store:
+        found = store.find(run)
+        metrics = store.summaries([found.id]).get(found.id, {})
+        events = store.events(found.id)
+    rows = [
+        ("run", found.id),
+        ("title", found.title),
+        ("status", found.status.value + (f": {found.reason}" if found.reason else "")),
+        ("device", found.device or found.config.device),
+        ("weights", found.weights_label or found.config.model.weights),
+        ("progress", _progress_text(found)),
+    ]
+    rows += [(name, _metric_text(summary)) for name, summary in sorted(metrics.items())]
+    for name, text in rows:
+        click.echo(f"{name:<16} {text}")
+    click.echo(f"{'folder':<16} {workspace.run_dir(found.id)}")
+    click.echo(f"{'again':<16} {launch.to_command(found.config)}")
+    for event in events[-8:]:
+        at = datetime.fromtimestamp(event.at_ms / 1000).strftime("%H:%M:%S")
+        click.echo(f"  {at} {event.kind}: {event.message}")
+    log = workspace.run_dir(found.id) / "train.log"
+    if not log_lines and found.status is RunStatus.FAILED:
+        log_lines = 40
+    if log_lines and log.exists():
+        click.echo("\n".join(log.read_text(errors="replace").splitlines()[-log_lines:]))
+
+
+@main.command()
+@click.argument("run")
+@click.pass_obj
+def stop(workspace: Workspace, run: str) -> None:
+    """Ask a run to save a checkpoint and stop (a queued one is taken off the queue)."""
+    with Store.open(workspace) as store:
+        found = store.find(run)
+        if found.status.is_over:
+            raise UserError(f"Run {found.id} is already over: {found.status.value}.")
+        after = store.request_stop(found.id)
+    launch.supervisor.ensure(workspace)
+    click.echo(f"run {after.id}: {after.status.value}")
+
+
+@main.command()
+@click.argument("variant")
+@click.option("--grep", "pattern", default="", help="Only paths that match this text or regular expression.")
+@click.option("--adaptable", is_flag=True, help="Only modules that can get LoRA.")
+def modules(variant: str, pattern: str, adaptable: bool) -> None:
+    """List the modules of a backbone: path, class, weight shape, parameters, role."""
+    outline = module_tree.load_outline(variant)
+    try:
+        matches: Callable[[str], Any] = re.compile(pattern, re.IGNORECASE).search
+    except re.error as error:
+        raise UserError(f"--grep {pattern!r} is not a regular expression: {error}.") from None
+    shown = [n for n in outline.nodes if matches(n.path) and (n.adaptable or not adaptable)]
+    if not shown:
+        raise UserError(f"No module of {outline.variant} matches {pattern!r}. Without --grep all are listed.")
+    width = max(len(node.path) for node in shown)
+    for node in shown:
+        shape = "x".join(map(str, node.shape))
+        click.echo(
+            f"{node.path or '(root)':<{width}}  {node.class_name:<20} {shape:>12} {node.parameters:>12,}  {node.role}"
+        )
+    click.echo(f"{len(shown)} of {len(outline.nodes)} modules of {outline.variant}")
+
+
+@main.command()
+@click.argument("variant")
+@click.argument("entries", nargs=-1, required=True)
+@click.option("--r", default=config.LoraConfig().r, show_default=True, help="Rank, for the parameter count.")
+@click.option(
+    "--head", type=click.Choice(["train", "lora", "freeze"]), default="train", show_default=True, help="Head's policy."
+)
+@click.option("--classes", default=40, show_default=True, help="Number of classes, for the parameter count.")
+def targets(variant: str, entries: tuple[str, ...], r: int, head: Any, classes: int) -> None:
+    """Show what each entry of a target list matches: python -m sousa_engine targets ast "query,key,value\""""
+    outline = module_tree.load_outline(variant)
+    names = [name for entry in entries for name in grammar.entries(entry)]
+    found = module_tree.resolve(outline, launch.expand_sets(outline, names))
+    for match in found.matches:
+        click.echo(f"{match.entry:<28} {len(match.paths):>3} modules" + (f"  {match.note}" if match.note else ""))
+        for path in match.paths[:3]:
+            click.echo(f"    {path}")
+        if len(match.paths) > 3:
+            click.echo(f"    ... and {len(match.paths) - 3} more")
+    module_tree.resolve_strict(outline, launch.expand_sets(outline, names))
+    paths = [path for path in found.paths if not launch.in_head(outline, path)]
+    counts = module_tree.count(outline, paths, r=r, head=head, num_classes=classes)
+    click.echo(
+        f"{counts.layers} modules, {counts.trainable:,} trainable of {counts.total:,} ({counts.percent:.2f} %) "
+        f"at r={r}, head: {head}, {classes} classes"
+    )
+    click.echo(module_tree.to_yaml(outline, paths))
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(file.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"{file} is not a YAML file: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{file} holds no fields; expected lines like `training: {{max_epochs: 10}}`.")
+    return values
+
+
+def _echo_preflight(prepared: launch.Prepared, found: launch.Preflight) -> None:
+    counts, clips = found.counts, found.clips
+    click.echo(
+        f"{prepared.config.model.variant}: {counts.trainable:,} trainable of {counts.total:,} parameters "
+        f"({counts.percent:.2f} %), {counts.layers} modules with LoRA r={prepared.config.lora.r}"
+    )
+    majority = "" if found.majority is None else f", majority baseline {found.majority:.1%}"
+    click.echo(
+        f"{prepared.config.dataset_name}: {found.classes} classes, train {clips['train']}, valid {clips['valid']}, "
+        f"test {clips['test']} clips{majority}; {found.total_steps} steps"
+    )
+    for check in found.checks:
+        if check.level != "ok":
+            click.echo(f"{check.level}: {check.detail}", err=check.level == "error")
+
+
+def _follow(workspace: Workspace, run: Run) -> Run:
+    """Show a bar with ETA until the run is over. Ctrl-C asks the run to stop, a second one leaves it alone."""
+    asked = False
+    with tqdm(total=1, desc="queued", unit="step", leave=False) as bar, Store.open(workspace) as store:
+        while True:
+            try:
+                found = store.run(run.id)
+                if found is None:
+                    raise UserError(f"Run {run.id} is gone from {workspace.db}.")
+                _draw(bar, found)
+                if found.status.is_over:
+                    return found
+                time.sleep(POLL_S)
+            except KeyboardInterrupt:
+                if asked:
+                    raise click.ClickException(f"Left run {run.id} to itself; it is still stopping.") from None
+                asked = True
+                store.request_stop(run.id)
+                bar.write(f"stopping run {run.id}: checkpoint first (Ctrl-C again leaves it to itself)")
+
+
+def _draw(bar: tqdm, run: Run) -> None:
+    progress = run.progress
+    if progress is None:
+        bar.set_description_str(run.status.value)
+        return
+    epoch = f" epoch {progress.epoch}/{progress.max_epochs}" if progress.epoch else ""
+    bar.set_description_str(f"{run.status.value}: {progress.phase}{epoch}", refresh=False)
+    bar.total = progress.total
+    bar.n = progress.done
+    bar.refresh()
+
+
+def _echo_end(workspace: Workspace, run: Run) -> None:
+    with Store.open(workspace) as store:
+        metrics = store.summaries([run.id]).get(run.id, {})
+    click.echo(f"run {run.id} {run.status.value}" + (f": {run.reason}" if run.reason else ""))
+    if run.is_random:
+        click.echo("random weights: a control, not a pretrained backbone")
+    for name in ("valid/accuracy", "test/accuracy", "test/macro_f1"):
+        if name in metrics:
+            click.echo(f"{name:<16} {_metric_text(metrics[name])}")
+    if run.status is RunStatus.FAILED:
+        click.echo(f"its log: python -m sousa_engine show {run.id}", err=True)
+
+
+def _metric_text(summary: Summary) -> str:
+    if summary.last is None:
+        return f"no finite value at step {summary.last_step}"
+    text = f"{summary.last:.4g}"
+    if summary.metric.endswith("/accuracy") and summary.n and not summary.metric.startswith("train"):
+        low, high = wilson(round(summary.last * summary.n), summary.n)
+        text = f"{summary.last:.1%} (n={summary.n}, 95 % interval {low:.1%} to {high:.1%})"
+    if summary.best is not None and summary.best != summary.last:
+        text += f", best {summary.best:.4g} at step {summary.best_step}"
+    return text
+
+
+def _progress_text(run: Run) -> str:
+    if run.progress is None or run.status.is_over:
+        return "-"
+    return f"{run.progress.done}/{run.progress.total}"
+
+
+def _best(metrics: dict[str, Summary], name: str) -> str:
+    return f"{metrics[name].best:.1%}" if name in metrics and metrics[name].best is not None else "-"
+
+
+def _with_n(metrics: dict[str, Summary], name: str) -> str:
+    if name not in metrics or metrics[name].last is None:
+        return "-"
+    return f"{metrics[name].last:.1%} n={metrics[name].n}"

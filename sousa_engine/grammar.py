@@ -1,0 +1,140 @@
+"""The command line's grammar: `group=name` picks a preset, `a.b=value` sets a field.
+
+The result is a draft: nested plain values in the shape of RunConfig, where `lora.targets` may still hold names
+(`q_proj`, `attention+mlp`) that launch.prepare matches against the backbone's outline.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sousa_engine import config
+from sousa_engine.errors import ConfigError, nearest, unknown
+
+PRESETS = Path(__file__).with_name("presets")
+Draft = dict[str, Any]
+
+# Spellings of earlier config files, and what they are called here.
+_SYNONYMS = {"peft_target_modules": "lora.targets", "target_modules": "lora.targets", "lora.rank": "lora.r"}
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
+
+
+def parse(words: Iterable[str]) -> Draft:
+    """`["model=ast-mini", "training.max_epochs=10"]` -> a draft. Presets first, then fields, each in order given.
+
+    Raises ConfigError for a word without `=`, an unknown field (naming the nearest) or a value that is no YAML;
+    UnknownNameError for an unknown preset.
+    """
+    draft: Draft = {}
+    fields: list[tuple[str, Any]] = []
+    for word in words:
+        key, equals, text = word.partition("=")
+        key = key.strip().lstrip("+")
+        if not equals or not key:
+            raise ConfigError(f"{word!r} is not of the form group=name or field=value, e.g. training.max_epochs=10.")
+        key = _SYNONYMS.get(key, key)
+        if key in ("model", "training", "lora", "augment"):
+            merge(draft, preset(key, text))
+        elif key == "data":
+            fields.append(("data.dataset", text))
+        elif key in _known():
+            fields.append((key, text if _is_text(key) else value(text, key)))
+        else:
+            near = nearest(key, _known())
+            hint = (
+                f" Nearest: {', '.join(near)}." if near else " `python -m sousa_engine train --help` lists all fields."
+            )
+            raise ConfigError(f"No field named {key!r}.{hint}", field=key)
+    for key, what in fields:
+        set_field(draft, key, what)
+    return draft
+
+
+def preset(group: str, name: str) -> Draft:
+    """The values of presets/<group>/<name>.yaml. A model's name that has no preset of its own picks that variant."""
+    path = PRESETS / group / f"{name}.yaml"
+    if name in presets(group):
+        values = yaml.safe_load(path.read_text())
+        values.pop("help", None)
+        return values
+    if group == "model":
+        return {"model": {"variant": name}}
+    raise unknown(f"{group} preset", name, presets(group))
+
+
+def presets(group: str) -> dict[str, str]:
+    """Preset name -> its line of help."""
+    return {
+        path.stem: (yaml.safe_load(path.read_text()) or {}).get("help", "")
+        for path in sorted((PRESETS / group).glob("*.yaml"))
+    }
+
+
+def value(text: str, key: str = "value") -> Any:
+    """A YAML scalar or list; `5e-4` is a number, though YAML 1.1 reads it as text."""
+    if _NUMBER.fullmatch(text.strip()):
+        return float(text)
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"{key} = {text!r} is not a value. Quote lists as '[a, b]'.", field=key) from None
+
+
+def set_field(draft: Draft, dotted: str, what: Any) -> None:
+    *parents, leaf = dotted.split(".")
+    for parent in parents:
+        draft = draft.setdefault(parent, {})
+    draft[leaf] = what
+
+
+def entries(text_or_list: Any) -> list[str]:
+    """Target entries as people paste them: a list, "query,key", YAML, or a whole `peft_target_modules:` block."""
+    if isinstance(text_or_list, str):
+        text = text_or_list.strip()
+        try:
+            loaded = yaml.safe_load(text)
+        except yaml.YAMLError:
+            loaded = text
+        if isinstance(loaded, Mapping):
+            loaded = _only_list(loaded)
+        if loaded is None:
+            return []
+        if isinstance(loaded, str):
+            loaded = [part for part in re.split(r"[,\s]+", loaded) if part]
+        text_or_list = loaded
+    if not isinstance(text_or_list, list | tuple):
+        raise ConfigError(f"{text_or_list!r} is not a list of target names.", field="lora.targets")
+    return [str(entry).strip().strip("\"'") for entry in text_or_list if str(entry).strip()]
+
+
+def _only_list(block: Mapping[str, Any]) -> Any:
+    for key in ("peft_target_modules", "target_modules", "targets"):
+        if key in block:
+            return block[key]
+    inner = [v for v in block.values() if isinstance(v, Mapping)]
+    if inner:
+        return _only_list(inner[0])
+    raise ConfigError("No peft_target_modules: list in what was pasted.", field="lora.targets")
+
+
+def _known() -> list[str]:
+    return [name for name, _ in config.fields()]
+
+
+def _is_text(key: str) -> bool:
+    """Fields whose value is taken as it stands: a name `007` or a path is no number."""
+    return dict(config.fields())[key].annotation is str
+
+
+def merge(draft: Draft, values: Mapping[str, Any]) -> None:
+    """Lay `values` over `draft`, field by field."""
+    for key, what in values.items():
+        if isinstance(what, Mapping):
+            merge(draft.setdefault(key, {}), what)
+        else:
+            draft[key] = what

@@ -1,0 +1,271 @@
+"""From a draft to a queued run: one door for the page and the command line. Never imports torch.
+
+prepare (names -> modules, values checked) -> preflight (could it work, and what will it do) -> start (queue it).
+"""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any, Literal
+
+import yaml
+
+from sousa_engine import backbones, config, grammar, module_tree, supervisor
+from sousa_engine.config import RunConfig
+from sousa_engine.data import manifest as manifests
+from sousa_engine.errors import PreflightError, TargetError, UserError
+from sousa_engine.executors import local
+from sousa_engine.module_tree import Counts, Outline, Resolution
+from sousa_engine.records import Run
+from sousa_engine.store import Store
+from sousa_engine.workspace import Workspace
+
+DEFAULT_SET = "attention+mlp"
+SPLITS = ("train", "valid", "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """config: complete and valid. notes: what was read differently from how it was written, a sentence each."""
+
+    config: RunConfig
+    outline: Outline
+    resolution: Resolution
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One thing looked at before a run. "error" forbids the start; "warning" is for the user to weigh."""
+
+    level: Literal["ok", "warning", "error"]
+    title: str
+    detail: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preflight:
+    """clips: number of clips a split. majority: accuracy of always naming the test split's most frequent class."""
+
+    checks: tuple[Check, ...]
+    counts: Counts
+    classes: int
+    clips: Mapping[str, int]
+    steps_per_epoch: int
+    total_steps: int
+    majority: float | None
+    weights_label: str
+
+    @property
+    def errors(self) -> tuple[Check, ...]:
+        return tuple(check for check in self.checks if check.level == "error")
+
+
+def prepare(draft: Mapping[str, Any]) -> Prepared:
+    """Resolve a draft (grammar.parse, a form, a YAML file) into a RunConfig.
+
+    Raises ConfigError (a field), UnknownNameError (a backbone) or TargetError (a target entry that matches nothing).
+    """
+    draft = {**draft, "model": {**(draft.get("model") or {})}, "lora": {**(draft.get("lora") or {})}}
+    name = backbones.variant(str(draft["model"].get("variant", RunConfig().model.variant))).name
+    draft["model"]["variant"] = name
+    outline = module_tree.load_outline(name)
+    written = draft["lora"].get("targets")
+    written = [DEFAULT_SET] if written is None else written
+    resolution = resolve(outline, _entries(outline, written))
+    notes = [f"{match.entry}: {match.note}" for match in resolution.matches if match.note]
+    paths = [path for path in resolution.paths if not in_head(outline, path)]
+    if len(paths) < len(resolution.paths):
+        policy = draft["lora"].get("head", RunConfig().lora.head)
+        notes.append(f"{outline.head_path}: left to the head's policy (lora.head={policy}), not to the targets.")
+    draft["lora"]["targets"] = [target.model_dump() for target in outline.targets(paths)]
+    return Prepared(config=config.build(draft), outline=outline, resolution=resolution, notes=tuple(notes))
+
+
+def resolve(outline: Outline, entries: list[str]) -> Resolution:
+    """module_tree.resolve_strict, where an entry may also be the name of a recommended set."""
+    return module_tree.resolve_strict(outline, expand_sets(outline, entries))
+
+
+def expand_sets(outline: Outline, entries: list[str]) -> list[str]:
+    """Entries with the names of recommended sets replaced by their paths."""
+    sets = recommended_sets(outline)
+    return [path for entry in entries for path in sets.get(entry, (entry,))]
+
+
+def recommended_sets(outline: Outline) -> dict[str, tuple[str, ...]]:
+    """Name -> full paths, made from the roles of the modules; the head is never among them."""
+    body = [node for node in outline.nodes if node.adaptable and not in_head(outline, node.path)]
+    chosen = {
+        "attention": [node for node in body if node.role.startswith("attention.")],
+        "attention+mlp": [node for node in body if node.role.startswith(("attention.", "mlp."))],
+        "all-linear": [node for node in body if node.kind == "Linear"],
+    }
+    return {name: tuple(node.path for node in nodes) for name, nodes in chosen.items() if nodes}
+
+
+def in_head(outline: Outline, path: str) -> bool:
+    return path == outline.head_path or path.startswith(outline.head_path + ".")
+
+
+def preflight(run_config: RunConfig, workspace: Workspace) -> Preflight:
+    """Everything that can be known before a run without loading the network. Raises DataError for unusable data."""
+    outline = module_tree.load_outline(run_config.model.variant)
+    manifest = manifests.open_dataset(run_config.data)
+    sizes = {split: sum(clip.split == split for clip in manifest.clips) for split in SPLITS}
+    steps_per_epoch = math.ceil(sizes["train"] / run_config.training.batch_size)
+    counts = module_tree.count(
+        outline,
+        [target.path for target in run_config.lora.targets],
+        r=run_config.lora.r,
+        head=run_config.lora.head,
+        num_classes=len(manifest.classes),
+    )
+    weights = _weights_check(run_config, workspace)
+    checks = (
+        weights,
+        _targets_check(run_config, outline, counts),
+        _head_check(run_config, counts),
+        _classes_check(manifest),
+        _device_check(run_config),
+        _wandb_check(run_config),
+        *(Check(level="warning", title="Data", detail=note) for note in manifest.notes),
+    )
+    majority = manifests.majority_baseline(manifest, "test") if sizes["test"] else None
+    return Preflight(
+        checks=checks,
+        counts=counts,
+        classes=len(manifest.classes),
+        clips=sizes,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=steps_per_epoch * run_config.training.max_epochs,
+        majority=majority,
+        weights_label=weights.detail,
+    )
+
+
+def start(workspace: Workspace, run_config: RunConfig, *, created_by: str) -> Run:
+    """Queue a run and see that a supervisor is there to take it. Raises PreflightError naming what is missing."""
+    found = preflight(run_config, workspace)
+    if found.errors:
+        raise PreflightError(" ".join(check.detail for check in found.errors))
+    with Store.open(workspace) as store:
+        run = store.enqueue(run_config, created_by=created_by)
+    supervisor.ensure(workspace)
+    return run
+
+
+def to_yaml(run_config: RunConfig) -> str:
+    """The whole config as YAML; `python -m sousa_engine train --config FILE` reads it back to an equal config."""
+    values = run_config.model_dump(mode="json")
+    values["lora"]["targets"] = [target.path for target in run_config.lora.targets]
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=100)
+
+
+def to_command(run_config: RunConfig) -> str:
+    """The shell command that queues an equal run: only what differs from the defaults, presets counted in."""
+    words = [f"model={run_config.model.variant}", f"data={run_config.data.dataset}"]
+    base = prepare(grammar.parse(words)).config
+    for dotted, (_, value) in config.differences([base, run_config]).items():
+        if dotted == "lora.targets":
+            value = "[" + ",".join(_shortest(run_config)) + "]"
+        elif value is None:
+            value = "null"
+        words.append(f"{dotted}={value}")
+    return "python -m sousa_engine train " + " ".join(shlex.quote(word) for word in words)
+
+
+def _shortest(run_config: RunConfig) -> list[str]:
+    """Recommended set, else the shortest names that mean exactly these modules."""
+    outline = module_tree.load_outline(run_config.model.variant)
+    paths = [target.path for target in run_config.lora.targets]
+    for name, members in recommended_sets(outline).items():
+        if set(members) == set(paths):
+            return [name]
+    return grammar.entries(module_tree.to_yaml(outline, paths)) if paths else []
+
+
+def _entries(outline: Outline, written: Any) -> list[str]:
+    """Targets as written: names, or {path, kind, shape} of an earlier run, which must still be what they were."""
+    if isinstance(written, list | tuple) and any(isinstance(item, Mapping) for item in written):
+        for item in written:
+            today = outline.targets([str(item["path"])])[0]
+            if (today.kind, list(today.shape)) != (item["kind"], list(item["shape"])):
+                raise TargetError(
+                    f"{today.path!r} is now {today.kind} {today.shape}, the config says {item['kind']} "
+                    f"{tuple(item['shape'])}. Tick it again in the tree of {outline.variant}."
+                )
+        return [str(item["path"]) for item in written]
+    return grammar.entries(written)
+
+
+def _weights_check(run_config: RunConfig, workspace: Workspace) -> Check:
+    model = run_config.model
+    if model.weights == "random":
+        detail = "Random weights: a control, not a pretrained backbone. Every page will say so."
+        return Check(level="warning", title="Weights", detail=detail)
+    try:
+        state = backbones.weights_state(model.variant, workspace, weights=model.weights)
+    except UserError as error:
+        return Check(level="error", title="Weights", detail=str(error))
+    if not state.available:
+        return Check(level="error", title="Weights", detail=state.message)
+    return Check(level="ok", title="Weights", detail=state.label)
+
+
+def _targets_check(run_config: RunConfig, outline: Outline, counts: Counts) -> Check:
+    if not run_config.lora.targets:
+        if run_config.lora.head == "freeze":
+            return Check(level="error", title="Targets", detail="Nothing would train: no targets and a frozen head.")
+        return Check(level="warning", title="Targets", detail="No targets: a linear probe, only the head trains.")
+    detail = (
+        f"{counts.layers} modules get LoRA r={run_config.lora.r}; they start as an identity, "
+        f"checked again on the real network."
+    )
+    return Check(level="ok", title="Targets", detail=detail)
+
+
+def _head_check(run_config: RunConfig, counts: Counts) -> Check:
+    policy = run_config.lora.head
+    if policy == "freeze":
+        detail = "The head is new and frozen: its random weights stay. Set lora.head to train unless you mean it."
+        return Check(level="warning", title="Head", detail=detail)
+    how = "trained fully" if policy == "train" else f"trained through LoRA r={run_config.lora.r}"
+    return Check(level="ok", title="Head", detail=f"New, {how}: {counts.head_parameters:,} parameters.")
+
+
+def _classes_check(manifest: manifests.Manifest) -> Check:
+    if len(manifest.classes) < 2:
+        detail = f"{manifest.name} has one class; a classifier needs two. Add another folder of clips."
+        return Check(level="error", title="Classes", detail=detail)
+    for split in SPLITS:
+        present = {clip.label for clip in manifest.clips if clip.split == split}
+        missing = [name for name in manifest.classes if name not in present]
+        if missing:
+            shown = ", ".join(missing[:5]) + (" ..." if len(missing) > 5 else "")
+            detail = f"{len(missing)} classes have no clip in {split}: {shown}. Add clips, or change the split."
+            return Check(level="error", title="Classes", detail=detail)
+    detail = f"All {len(manifest.classes)} classes are in train, valid and test."
+    return Check(level="ok", title="Classes", detail=detail)
+
+
+def _device_check(run_config: RunConfig) -> Check:
+    present = local.slots()
+    if run_config.device == "auto":
+        return Check(level="ok", title="Device", detail=f"auto: {present[0]}")
+    if run_config.device not in present:
+        detail = f"{run_config.device} is not on this machine; here are: {', '.join(present)}."
+        return Check(level="error", title="Device", detail=detail)
+    return Check(level="ok", title="Device", detail=run_config.device)
+
+
+def _wandb_check(run_config: RunConfig) -> Check:
+    mode = run_config.wandb.mode
+    if mode != "disabled" and find_spec("wandb") is None:
+        detail = f"wandb.mode={mode} needs the optional package wandb: `.venv/bin/pip install wandb`."
+        return Check(level="error", title="W&B", detail=detail)
+    return Check(level="ok", title="W&B", detail=mode)

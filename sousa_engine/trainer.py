@@ -1,0 +1,332 @@
+"""`python -m sousa_engine.trainer RUN_DIR`: one run, then exit. The only file that joins floors 1 and 2.
+
+Reads config.json, writes spool.jsonl (metrics, progress, events, facts), predictions.jsonl, adapter/, checkpoints/
+and result.json. Never opens runs.db. Exit codes: 0 finished, 3 stopped after a checkpoint, 2 a user's mistake,
+1 anything else; the reason stands in result.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sousa_engine import __version__
+from sousa_engine.config import RunConfig
+from sousa_engine.errors import PreflightError, SousaError, UserError
+from sousa_engine.records import Progress
+from sousa_engine.spool import SpoolWriter
+from sousa_engine.workspace import Workspace
+
+if TYPE_CHECKING:
+    from sousa_engine.data.manifest import Manifest
+    from sousa_engine.training.loop import Outcome
+
+EXIT_FINISHED, EXIT_CRASHED, EXIT_MISTAKE, EXIT_STOPPED = 0, 1, 2, 3
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m sousa_engine.trainer", description=__doc__)
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("--device", default=None, help="the slot this run was given; default: the config's device")
+    arguments = parser.parse_args(argv)
+    folder: Path = arguments.run_dir.resolve()
+
+    stopping: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _frame: stopping.append(number))
+    try:
+        run_config = RunConfig.model_validate_json((folder / "config.json").read_text())
+        outcome = run(folder, run_config, device=arguments.device, stop=lambda: bool(stopping))
+    except _StopRequested:
+        _result(folder, outcome="stopped", reason="Stopped before the first step.")
+        return EXIT_STOPPED
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        _result(folder, outcome="failed", reason=str(error))
+        return EXIT_MISTAKE
+    except Exception as error:
+        traceback.print_exc()
+        _result(folder, outcome="failed", reason=_sentence(error))
+        return EXIT_CRASHED
+    if outcome.stopped:
+        _result(folder, outcome="stopped", reason=f"Stopped at step {outcome.step}.", best_step=outcome.best_step)
+        return EXIT_STOPPED
+    _result(folder, outcome="finished", reason=None, best_step=outcome.best_step)
+    return EXIT_FINISHED
+
+
+def run(folder: Path, run_config: RunConfig, *, device: str | None, stop: Any) -> Outcome:
+    """Train as the config says, inside the run's folder. Raises SousaError with a sentence for the run's page."""
+    device = device or os.environ.get("SOUSA_DEVICE") or run_config.device
+    if device.startswith("cuda:"):
+        # Accelerate takes the first visible GPU; showing it one alone keeps runs on different GPUs apart.
+        os.environ.setdefault("CUDA_VISIBLE_DEVICES", device.removeprefix("cuda:"))
+    workspace = Workspace(root=folder.parent.parent)
+    reporter = _reporter(folder, run_config)
+    began = time.monotonic()
+    reporter.progress(Progress(phase="preparing", done=0, total=1))
+
+    # Heavy imports come after the first report, so that the page shows at once that something happens.
+    import torch
+    from accelerate import Accelerator
+    from accelerate.utils import set_seed
+
+    from sousa_engine import backbones, lora
+    from sousa_engine.data import features as feature_store
+    from sousa_engine.data import manifest as manifests
+    from sousa_engine.training import loop, precision
+
+    set_seed(run_config.seed)
+    accelerator = Accelerator(
+        cpu=device == "cpu", mixed_precision="bf16" if run_config.training.precision == "bf16" else "no"
+    )
+    if device not in ("auto", "cpu") and accelerator.device.type != device.split(":")[0]:
+        raise PreflightError(f"Device {device} is not usable here; PyTorch offers {accelerator.device}.")
+    print(f"device {accelerator.device}, torch {torch.__version__}, {torch.get_num_threads()} threads", flush=True)
+    print(precision.use_fast_float32(), flush=True)
+
+    def progress(done: int, total: int) -> None:
+        if stop():
+            raise _StopRequested
+        reporter.progress(Progress(phase="preparing", done=done, total=total))
+
+    manifest = manifests.open_dataset(run_config.data)
+    network = backbones.build(
+        run_config.model.variant,
+        num_classes=len(manifest.classes),
+        weights=run_config.model.weights,
+        workspace=workspace,
+        seed=run_config.seed,
+    )
+    print(f"weights: {network.weights_label}", flush=True)
+    cache = feature_store.feature_cache(manifest, network.spec, workspace, progress)
+    data = _training_data(manifest, cache.array, floor=cache.floor)
+
+    module = lora.attach(network, run_config.lora)
+    trainable, total, layers = lora.counts(module)
+    groups = lora.parameter_groups(
+        module,
+        network.head_path,
+        lr=run_config.training.lr,
+        head_lr=run_config.training.head_lr,
+        weight_decay=run_config.training.weight_decay,
+    )
+    module.to(accelerator.device)
+
+    def forward(module: torch.nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        return backbones.logits(module, batch, network.spec)
+
+    _check_attached(module, run_config, layers, trainable, forward, data, accelerator.device)
+    reporter.facts(
+        {
+            "versions": _versions(),
+            "device": str(accelerator.device),
+            "weights_label": network.weights_label,
+            "parameters": {"trainable": trainable, "total": total, "lora_modules": layers},
+            "data": {
+                "name": manifest.name,
+                "classes": len(manifest.classes),
+                "clip_s": manifest.clip_s,
+                "clips": {split: len(rows) for split, rows in data.splits.items()},
+                "majority_test": manifests.majority_baseline(manifest, "test"),
+                "notes": list(manifest.notes),
+            },
+            "prepare_s": round(time.monotonic() - began, 2),
+        }
+    )
+    if stop():
+        raise _StopRequested
+    outcome = loop.train(
+        module,
+        forward,
+        groups,
+        data,
+        run_config.training,
+        run_config.augment,
+        seed=run_config.seed,
+        accelerator=accelerator,
+        folder=folder,
+        reporter=reporter,
+        stop=stop,
+    )
+    lora.save(accelerator.unwrap_model(module), folder / "adapter")
+    _write_predictions(folder, manifest, data, outcome)
+    reporter.facts(
+        {
+            "train_s": round(outcome.train_s, 2),
+            "epochs": outcome.epochs,
+            "best_step": outcome.best_step,
+            "peak_memory_mib": _peak_memory_mib(),
+        }
+    )
+    reporter.close()
+    return outcome
+
+
+class _StopRequested(Exception):
+    """A stop arrived before training began: nothing to checkpoint."""
+
+
+def _training_data(manifest: Manifest, array: Any, *, floor: float) -> Any:
+    import numpy as np
+
+    from sousa_engine.training.loop import TrainingData
+
+    index = {name: i for i, name in enumerate(manifest.classes)}
+    labels = np.array([index[clip.label] for clip in manifest.clips], dtype=np.int64)
+    of_split = np.array([clip.split for clip in manifest.clips])
+    splits = {split: np.flatnonzero(of_split == split) for split in ("train", "valid", "test")}
+    for split, rows in splits.items():
+        missing = set(range(len(manifest.classes))) - set(labels[rows].tolist())
+        if missing:
+            names = ", ".join(manifest.classes[i] for i in sorted(missing)[:5])
+            raise PreflightError(
+                f"{len(missing)} classes have no clip in {split}: {names}. Add clips, or change the split."
+            )
+    return TrainingData(features=array, labels=labels, splits=splits, floor=floor)
+
+
+def _check_attached(module, run_config, layers, trainable, forward, data, device) -> None:
+    """The preflight on the real network: every target adapted, something to train, the adapter an identity."""
+    import torch
+
+    wanted = len(run_config.lora.targets) + (run_config.lora.head == "lora")
+    if layers < wanted:
+        raise PreflightError(f"{wanted} targets were asked for, {layers} were adapted. Tick them again in the tree.")
+    if trainable == 0:
+        raise PreflightError("Nothing would train: no targets and a frozen head. Set lora.head=train.")
+    if not hasattr(module, "disable_adapter"):
+        return
+    rows = data.splits["train"][:4]
+    batch = torch.from_numpy(data.features[rows].astype("float32")).to(device)
+    module.eval()
+    with torch.no_grad():
+        adapted = forward(module, batch)
+        with module.disable_adapter():
+            plain = forward(module, batch)
+    difference = (adapted - plain).abs().max().item()
+    # The head's trainable copy equals the original at the start, so the logits must agree as a whole.
+    if difference > 1e-4:
+        raise PreflightError(f"The adapters change the output before the first step (by {difference:.1e}).")
+
+
+def _reporter(folder: Path, run_config: RunConfig) -> Any:
+    spool = SpoolWriter(folder / "spool.jsonl")
+    if run_config.wandb.mode == "disabled":
+        return spool
+    return _WandbReporter(spool, folder, run_config)
+
+
+class _WandbReporter:
+    """Writes the spool first, and the same metrics to Weights & Biases."""
+
+    def __init__(self, spool: SpoolWriter, folder: Path, run_config: RunConfig):
+        try:
+            import wandb
+        except ImportError:
+            mode = run_config.wandb.mode
+            raise PreflightError(
+                f"wandb.mode={mode} needs the optional package wandb: `.venv/bin/pip install wandb`."
+            ) from None
+        self._spool = spool
+        self._run = wandb.init(
+            project=run_config.wandb.project,
+            mode=run_config.wandb.mode,
+            dir=str(folder),
+            name=run_config.title,
+            id=folder.name,
+            config=run_config.model_dump(mode="json"),
+        )
+
+    def metrics(
+        self, step: int, values: Mapping[str, float], *, epoch: int | None = None, n: int | None = None
+    ) -> None:
+        self._spool.metrics(step, values, epoch=epoch, n=n)
+        self._run.log({**values, "epoch": epoch}, step=step)
+
+    def progress(self, progress: Progress) -> None:
+        self._spool.progress(progress)
+
+    def event(self, kind: str, message: str) -> None:
+        self._spool.event(kind, message)
+
+    def facts(self, facts: Mapping[str, Any]) -> None:
+        self._spool.facts(facts)
+        self._run.summary.update(dict(facts))
+
+    def close(self) -> None:
+        self._run.finish()
+        self._spool.close()
+
+
+def _write_predictions(folder: Path, manifest: Manifest, data: Any, outcome: Outcome) -> None:
+    final = folder / "predictions.jsonl"
+    temporary = final.with_suffix(".tmp")
+    with temporary.open("w") as file:
+        for split, found in (("valid", outcome.valid), ("test", outcome.test)):
+            if found is None:
+                continue
+            for row, guess, probabilities in zip(data.splits[split], found.predicted, found.probabilities, strict=True):
+                clip = manifest.clips[row]
+                record = {
+                    "clip_id": clip.clip_id,
+                    "split": split,
+                    "label": clip.label,
+                    "predicted": manifest.classes[guess],
+                    "probability": round(float(probabilities[guess]), 6),
+                    "label_probability": round(float(probabilities[data.labels[row]]), 6),
+                }
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(final)
+
+
+def _result(folder: Path, **values: Any) -> None:
+    temporary = folder / "result.json.tmp"
+    try:
+        with temporary.open("w") as file:
+            json.dump(values, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(folder / "result.json")
+    except OSError as error:  # a full disk must not hide the exit code, which says the same in short
+        print(f"error: could not write result.json: {error}", file=sys.stderr)
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, SousaError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno == 28:
+        return "The disk is full. Free some space; the metrics up to here are kept."
+    if "out of memory" in str(error).lower():
+        return "The device ran out of memory. Lower training.batch_size, or tick fewer modules."
+    first = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first}"
+
+
+def _versions() -> dict[str, str]:
+    packages = ("torch", "torchaudio", "transformers", "peft", "accelerate", "numpy")
+    return {"python": platform.python_version(), "sousa-engine": __version__} | {
+        name: version(name) for name in packages
+    }
+
+
+def _peak_memory_mib() -> float:
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (1024 * 1024 if sys.platform == "darwin" else 1024), 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
