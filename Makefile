@@ -1,0 +1,34 @@
+# Two commands do all the set-up: `make app` opens the studio, `make test` proves it.
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+READY := $(VENV)/.installed
+
+.PHONY: app test check bench screenshots clean
+
+app: $(READY)
+	$(PY) -m streamlit run app.py
+
+test: $(READY)
+	$(PY) -m pytest $(ARGS)
+
+check: $(READY)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m pyright
+	$(PY) -m pytest tests/test_floors.py
+
+bench: $(READY)
+	$(PY) -m benchmarks.run
+
+screenshots: $(READY)
+	$(PY) -m benchmarks.screenshots
+
+$(READY): requirements.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else "SOUSA engine needs Python 3.11, 3.12 or 3.13; this is %d.%d. Try: make app PYTHON=python3.12" % v)'
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $(READY)
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache

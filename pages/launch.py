@@ -1,0 +1,328 @@
+"""Launch: choose everything a training needs, see what it will do, start it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import streamlit as st
+
+from sousa_engine import backbones, config, grammar, launch, module_tree
+from sousa_engine.config import RunConfig
+from sousa_engine.data import synth
+from sousa_engine.errors import SousaError, UserError
+from sousa_engine.executors import local
+from sousa_engine.store import Store
+from sousa_engine.workspace import default_workspace
+
+OWN_DATA = "my own: a folder or a CSV file"
+HEADS = {"train": "train fully", "lora": "LoRA", "freeze": "freeze"}
+workspace = default_workspace()
+base = RunConfig()
+
+
+def main() -> None:
+    st.title("Launch")
+    st.caption(
+        "Every field has a sound default: with the embedded backbone and data you can press Start at once. "
+        "The run belongs to a worker of its own; closing this page does not touch it."
+    )
+    take_over_draft()
+    left, right = st.columns([3, 2], gap="large")
+    with left:
+        values, problems = form()
+    with right:
+        summary(values, problems)
+
+
+def take_over_draft() -> None:
+    """Fill the form from what another page left: a run's settings ("draft") or ticks of the module tree ("ticks")."""
+    draft = st.session_state.pop("draft", None)
+    if draft is not None:
+        settings = RunConfig.model_validate(draft)
+        for name, _ in config.fields():
+            value: Any = settings
+            for part in name.split("."):
+                value = getattr(value, part)
+            st.session_state[f"launch.{name}"] = as_widget(name, value)
+        known = settings.data.dataset in synth.PRESETS
+        st.session_state["launch.data"] = settings.data.dataset if known else OWN_DATA
+        st.session_state["ticks"] = {
+            "variant": settings.model.variant,
+            "paths": [target.path for target in settings.lora.targets],
+            "name": settings.lora.target_set,
+        }
+        st.session_state["launch.set"] = "ticks"
+        return
+    ticks = st.session_state.get("ticks")
+    if ticks and ticks is not st.session_state.get("launch.seen_ticks"):
+        st.session_state["launch.seen_ticks"] = ticks
+        st.session_state["launch.model.variant"] = ticks["variant"]
+        st.session_state["launch.set"] = "ticks"
+        for field in ("head", "r"):
+            if field in ticks:
+                st.session_state[f"launch.lora.{field}"] = ticks[field]
+
+
+def as_widget(name: str, value: Any) -> Any:
+    """A config value in the form its widget keeps it: rates are text, so that 5e-4 can be typed."""
+    if name in ("training.lr", "training.head_lr"):
+        return f"{value:g}"
+    return value
+
+
+def form() -> tuple[dict[str, Any], dict[str, str]]:
+    """Draw the fields. Returns the draft and, for each field at fault, a sentence (shown below that field too)."""
+    slots: dict[str, Any] = {}
+    values: dict[str, Any] = {}
+    problems: dict[str, str] = {}
+
+    def field(name: str, draw) -> Any:
+        """One widget with its help from the config, and a place for its error."""
+        key = f"launch.{name}"
+        st.session_state.setdefault(key, as_widget(name, default_of(name)))
+        # Streamlit forgets a widget's value on a visit to another page unless it is set again.
+        st.session_state[key] = st.session_state[key]
+        value = draw(key=key, help=config.field_help(name).capitalize() + ".")
+        slots[name] = st.empty()
+        grammar.set_field(values, name, value)
+        return value
+
+    st.subheader("Backbone")
+    names = list(backbones.VARIANTS)
+    a, b = st.columns(2)
+    with a:
+        variant = field(
+            "model.variant",
+            lambda **k: st.selectbox("Backbone", names, format_func=lambda n: backbones.VARIANTS[n].title, **k),
+        )
+    with b:
+        weights_field(field, values)
+    outline = module_tree.load_outline(variant)
+
+    st.subheader("LoRA")
+    values["lora"] = {"targets": [], **values.get("lora", {})}
+    targets_field(outline, values, slots)
+    a, b, c, d = st.columns(4)
+    with a:
+        field("lora.r", lambda **k: st.number_input("Rank r", step=1, **k))
+    with b:
+        field("lora.alpha", lambda **k: st.number_input("Alpha", step=1.0, format="%g", **k))
+    with c:
+        field("lora.dropout", lambda **k: st.number_input("Dropout", step=0.05, format="%g", **k))
+    with d:
+        field("lora.head", lambda **k: st.selectbox("Head", list(HEADS), format_func=HEADS.get, **k))
+
+    st.subheader("Data")
+    data_field(field, values)
+
+    st.subheader("Training")
+    a, b, c, d = st.columns(4)
+    with a:
+        field("training.max_epochs", lambda **k: st.number_input("Epochs", step=1, **k))
+    with b:
+        field("training.batch_size", lambda **k: st.number_input("Batch size", step=1, **k))
+    with c:
+        rate(field, values, problems, "training.lr", "Learning rate")
+    with d:
+        rate(field, values, problems, "training.head_lr", "Head's rate")
+    a, b, c = st.columns([1, 1, 2])
+    with a:
+        field("seed", lambda **k: st.number_input("Seed", step=1, **k))
+    with b:
+        present = ["auto", *local.slots()]
+        if st.session_state.get("launch.device", "auto") not in present:
+            st.session_state["launch.device"] = "auto"
+        field("device", lambda **k: st.selectbox("Device", present, **k))
+    with c:
+        field("name", lambda **k: st.text_input("Name", placeholder="made from backbone, data and seed", **k))
+
+    with st.expander("More: regularisation, augmentation, early stop, W&B"):
+        a, b, c = st.columns(3)
+        more = [
+            ("training.weight_decay", "Weight decay"), ("training.warmup", "Warm-up"),
+            ("training.label_smoothing", "Label smoothing"), ("training.grad_clip", "Gradient clip"),
+            ("augment.time_mask", "Time mask"), ("augment.mel_mask", "Mel mask"),
+            ("augment.shift", "Shift"), ("augment.gain_db", "Gain (dB)"),
+        ]  # fmt: skip
+        for i, (name, label) in enumerate(more):
+            with (a, b, c)[i % 3]:
+                field(name, lambda label=label, **k: st.number_input(label, step=0.01, format="%g", **k))
+        with c:
+            field("training.patience", lambda **k: st.number_input("Patience (epochs)", step=1, **k))
+        with a:
+            field("training.precision", lambda **k: st.selectbox("Precision", ["float32", "bf16"], **k))
+        with b:
+            modes = ["disabled", "offline", "online"]
+            field("wandb.mode", lambda **k: st.selectbox("Weights & Biases", modes, **k))
+        with c:
+            field("wandb.project", lambda **k: st.text_input("W&B project", **k))
+
+    problems |= {name: text for name, text in problems_of(values).items() if name not in problems}
+    for name, text in problems.items():
+        if name in slots:
+            slots[name].error(text)
+    return values, problems
+
+
+def default_of(name: str) -> Any:
+    value: Any = base
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def rate(field, values: dict[str, Any], problems: dict[str, str], name: str, label: str) -> None:
+    text = field(name, lambda **k: st.text_input(label, **k))
+    number = grammar.value(text) if text.strip() else None
+    if isinstance(number, int | float) and not isinstance(number, bool):
+        grammar.set_field(values, name, float(number))
+    else:
+        problems[name] = f"{name} = {text!r} is not a number. Write it like 0.002 or 2e-3."
+
+
+def weights_field(field, values: dict[str, Any]) -> None:
+    kinds = {"pretrained": "pretrained", "random": "random (a control)", "file": "from a file or folder"}
+    stored = st.session_state.setdefault("launch.model.weights", base.model.weights)
+    if "launch.weights_kind" not in st.session_state:
+        st.session_state["launch.weights_kind"] = stored if stored in kinds else "file"
+    st.session_state["launch.weights_kind"] = st.session_state["launch.weights_kind"]
+    kind = st.selectbox(
+        "Weights", list(kinds), format_func=kinds.get, key="launch.weights_kind",
+        help=config.field_help("model.weights").capitalize() + ".",
+    )  # fmt: skip
+    if kind == "file":
+        if st.session_state["launch.model.weights"] in kinds:
+            st.session_state["launch.model.weights"] = ""
+        field("model.weights", lambda **k: st.text_input("Path of the weights", **k))
+    else:
+        st.session_state["launch.model.weights"] = kind
+        grammar.set_field(values, "model.weights", kind)
+
+
+def targets_field(outline: module_tree.Outline, values: dict[str, Any], slots: dict[str, Any]) -> None:
+    """Which modules get LoRA: the ticks of the tree, a recommended set, a saved set, or none."""
+    ticks = st.session_state.get("ticks") or {}
+    choices: dict[str, tuple[str, tuple[str, ...]]] = {}
+    if ticks.get("variant") == outline.variant:
+        label = f"ticked: {ticks['name']}" if ticks.get("name") else "ticked in the module tree"
+        choices["ticks"] = (label, tuple(ticks["paths"]))
+    for name, paths in launch.recommended_sets(outline).items():
+        choices[name] = (name, paths)
+    with Store.open(workspace) as store:
+        for saved in store.target_sets(outline.variant):
+            choices[f"saved:{saved.name}"] = (f"saved: {saved.name}", saved.paths)
+    choices["none"] = ("none: linear probe, the head alone", ())
+    if st.session_state.get("launch.set", launch.DEFAULT_SET) not in choices:
+        st.session_state["launch.set"] = launch.DEFAULT_SET
+    st.session_state.setdefault("launch.set", launch.DEFAULT_SET)
+    st.session_state["launch.set"] = st.session_state["launch.set"]
+    a, b = st.columns([3, 1], vertical_alignment="bottom")
+    with a:
+        chosen = st.selectbox(
+            "Target modules", list(choices), key="launch.set",
+            format_func=lambda key: f"{choices[key][0]} ({len(choices[key][1])})" if choices[key][1] else choices[key][0],
+            help="The modules that get LoRA. Tick your own set in the module tree.",
+        )  # fmt: skip
+    with b:
+        st.page_link("pages/backbones.py", label="Open the tree", query_params={"variant": outline.variant})
+    label, paths = choices[chosen]
+    slots["lora.targets"] = st.empty()
+    values["lora"]["targets"] = [path for path in paths if not launch.in_head(outline, path)]
+    values["lora"]["target_set"] = label.removeprefix("saved: ").removeprefix("ticked: ") if chosen != "none" else ""
+
+
+def data_field(field, values: dict[str, Any]) -> None:
+    names = [*synth.PRESETS, OWN_DATA]
+    st.session_state.setdefault("launch.data", base.data.dataset)
+    st.session_state["launch.data"] = st.session_state["launch.data"]
+    a, b = st.columns(2)
+    with a:
+        chosen = st.selectbox(
+            "Data set", names, key="launch.data", help=config.field_help("data.dataset").capitalize() + ".",
+            format_func=lambda n: n if n == OWN_DATA else f"{n}: 40 rudiments x {synth.PRESETS[n].clips_per_class} clips",
+        )  # fmt: skip
+    with b:
+        if chosen == OWN_DATA:
+            if st.session_state.get("launch.data.dataset") in synth.PRESETS:
+                st.session_state["launch.data.dataset"] = ""
+            field(
+                "data.dataset",
+                lambda **k: st.text_input("Folder or CSV file", placeholder="/path/to/folder or clips.csv", **k),
+            )
+        else:
+            st.session_state["launch.data.dataset"] = chosen
+            grammar.set_field(values, "data.dataset", chosen)
+            st.page_link("pages/data.py", label="Look and listen", query_params={"dataset": chosen})
+
+
+def problems_of(values: dict[str, Any]) -> dict[str, str]:
+    """The config's own checks, field by field, with the ticked modules as the rank's bounds."""
+    if not values["data"]["dataset"]:
+        return {"data.dataset": "Which folder, or which CSV file?"}
+    if not values["model"]["weights"]:
+        return {"model.weights": "Which weights file, or which folder?"}
+    outline = module_tree.load_outline(values["model"]["variant"])
+    targets = [target.model_dump() for target in outline.targets(values["lora"]["targets"])]
+    return config.problems({**values, "lora": {**values["lora"], "targets": targets}})
+
+
+@st.cache_data(ttl=20, max_entries=50, show_spinner="Checking ...")
+def check(settings: str, workspace_root: str) -> launch.Preflight:
+    """The preflight of a config given as JSON; remembered briefly, since each keystroke reruns the page."""
+    return launch.preflight(RunConfig.model_validate_json(settings), workspace)
+
+
+def summary(values: dict[str, Any], problems: dict[str, str]) -> None:
+    """What this run will be; the Start button says what is missing."""
+    missing = list(problems)
+    settings = found = None
+    if not missing:
+        try:
+            settings = launch.prepare(values).config
+            found = check(settings.model_dump_json(), str(workspace.root))
+            missing += [item.title.lower() for item in found.errors]
+        except UserError as error:
+            st.error(str(error), icon=":material/error:")
+            missing.append(getattr(error, "field", None) or "data set")
+
+    label = "Start training" if not missing else "To start, mend: " + ", ".join(missing[:3])
+    if st.button(label, type="primary", disabled=bool(missing), icon=":material/play_arrow:", width="stretch"):
+        assert settings is not None
+        begin(settings)
+    if settings is None or found is None:
+        return
+
+    a, b, c = st.columns(3)
+    a.metric("Trainable", f"{found.counts.trainable:,}", help=f"of {found.counts.total:,} parameters")
+    b.metric("Share", f"{found.counts.percent:.2f} %")
+    c.metric("Steps", f"{found.total_steps:,}", help=f"{found.steps_per_epoch} an epoch")
+    clips = found.clips
+    majority = "" if found.majority is None else f" Always naming the most frequent class: {found.majority:.1%}."
+    st.caption(
+        f"{found.classes} classes; train {clips['train']}, valid {clips['valid']}, test {clips['test']} clips.{majority}"
+    )
+    marks = {
+        "ok": ":green[:material/check:]",
+        "warning": ":orange[:material/warning:]",
+        "error": ":red[:material/close:]",
+    }
+    with st.container(border=True):
+        for item in found.checks:
+            st.markdown(f"{marks[item.level]} **{item.title}**")
+            st.text(item.detail)
+    st.markdown("**The same from a terminal**")
+    st.code(launch.to_command(settings), language="bash", wrap_lines=True)
+    with st.expander("Resolved config (YAML)"):
+        st.code(launch.to_yaml(settings), language="yaml", height=360)
+
+
+def begin(settings: RunConfig) -> None:
+    try:
+        run = launch.start(workspace, settings, created_by="page")
+    except SousaError as error:
+        st.error(str(error), icon=":material/error:")
+        return
+    st.switch_page("pages/run.py", query_params={"id": run.id})
+
+
+main()
