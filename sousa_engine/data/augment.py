@@ -1,0 +1,59 @@
+"""Random changes to a batch of features that leave the rudiment what it is. Batched torch; no loop over clips."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from sousa_engine.config import AugmentConfig
+
+DB_TO_LN = math.log(10) / 10
+"""A gain of 1 dB in power log-mel, which is a natural logarithm."""
+
+
+def augment(features: Tensor, config: AugmentConfig, *, floor: float, generator: torch.Generator) -> Tensor:
+    """Shift, gain, time mask and mel mask, drawn anew for every clip.
+
+    features: (batch, frames, mels) raw log-mel, float32; left as it is. floor: what silence is in it: a shift fills
+    with it, and a gain never goes below it. Masks take the clip's mean. Every call takes the same number of draws
+    from `generator`, whatever the settings. Returns the same shape. Source of the masks: Park et al. 2019
+    (SpecAugment), one of each kind, of a width uniform from 0 to its limit.
+    """
+    batch, frames, mels = features.shape
+    draws = torch.rand(6, batch, generator=generator, device=generator.device).to(features.device)
+    shift_draw, gain_draw, time_width, time_start, mel_width, mel_start = draws
+    out = features
+    if config.gain_db:
+        out = _gain(out, (2 * gain_draw - 1) * config.gain_db * DB_TO_LN, floor)
+    if config.shift:
+        reach = round(config.shift * frames)
+        out = _shift(out, ((2 * reach + 1) * shift_draw).long() - reach, floor)
+    if config.time_mask or config.mel_mask:
+        hidden = _span(time_width, time_start, config.time_mask, frames)[:, :, None]
+        hidden = hidden | _span(mel_width, mel_start, config.mel_mask, mels)[:, None, :]
+        out = torch.where(hidden, out.mean(dim=(1, 2), keepdim=True), out)
+    return out
+
+
+def _gain(features: Tensor, ln_units: Tensor, floor: float) -> Tensor:
+    louder = (features + ln_units[:, None, None]).clamp_min(floor)
+    return torch.where(features <= floor, features, louder)  # silence stays silent
+
+
+def _shift(features: Tensor, by: Tensor, floor: float) -> Tensor:
+    """Move each clip by a number of frames, later where positive; what moves out is lost."""
+    frames = features.shape[1]
+    source = torch.arange(frames, device=features.device)[None, :] - by[:, None]
+    moved = features.gather(1, source.clamp(0, frames - 1)[:, :, None].expand_as(features))
+    return torch.where(((source >= 0) & (source < frames))[:, :, None], moved, floor)
+
+
+def _span(width_draw: Tensor, start_draw: Tensor, limit: float, length: int) -> Tensor:
+    """(batch, length) bool: one run of True in each row, at most limit * length wide."""
+    widest = int(limit * length)
+    width = ((widest + 1) * width_draw).long()
+    start = ((length - width + 1) * start_draw).long()
+    place = torch.arange(length, device=width.device)[None, :]
+    return (place >= start[:, None]) & (place < (start + width)[:, None])

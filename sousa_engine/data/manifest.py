@@ -1,0 +1,278 @@
+"""A data set as a training reads it: clips with labels and splits, opened by name or path. No audio, no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from sousa_engine import rudiments
+from sousa_engine.config import DataConfig
+from sousa_engine.data import layouts, splits, synth
+from sousa_engine.data.layouts import Excluded, Found, Recording
+from sousa_engine.data.splits import SPLITS
+from sousa_engine.errors import DataError, unknown
+
+LONGEST_CLIP_S = 10.0  # a data set's own clip length never exceeds this; data.clip_s may
+_KEY_VERSION = 1  # raised when the same files would give other waveforms
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """One example. duration_s: of the recording, before it is padded or cut to the manifest's clip_s."""
+
+    clip_id: str
+    label: str
+    split: str
+    group: str  # who plays ("" where the data does not say); a group stays whole within one split
+    duration_s: float
+    columns: Mapping[str, str | float]
+    source: synth.ClipPlan | Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """All clips of a data set, sorted by clip_id within their layout; every class is in every split."""
+
+    name: str
+    layout: str  # embedded, folder or csv
+    classes: tuple[str, ...]  # sorted: the index is the class's number in a network's output
+    clips: tuple[Clip, ...]
+    clip_s: float
+    sample_rate_hz: int
+    content_key: str  # 32 hex digits that change whenever a waveform would; labels and splits are not in it
+    notes: tuple[str, ...]
+    excluded: tuple[Excluded, ...] = ()
+
+    @cached_property
+    def by_id(self) -> dict[str, Clip]:
+        return {clip.clip_id: clip for clip in self.clips}
+
+    def indices(self, split: str) -> tuple[int, ...]:
+        """Positions in `clips` (and in a feature cache) of one split's clips."""
+        return tuple(i for i, clip in enumerate(self.clips) if clip.split == split)
+
+    def targets(self) -> tuple[int, ...]:
+        """The number of each clip's class, in the order of `clips`."""
+        number = {label: i for i, label in enumerate(self.classes)}
+        return tuple(number[clip.label] for clip in self.clips)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddedSet:
+    """A data set that the engine synthesises on demand."""
+
+    name: str
+    clips: int
+    classes: int
+    players: int
+    clip_s: float
+
+
+def open_dataset(config: DataConfig) -> Manifest:
+    """The data set that `config.dataset` names: an embedded set, a folder of classes, or a CSV file.
+
+    Reads headers only. Raises UnknownNameError for a name that is neither, DataError for data that cannot be
+    trained on; both say what to do.
+    """
+    if config.dataset in synth.PRESETS:
+        spec = synth.PRESETS[config.dataset]
+        return _embedded(spec if config.clip_s is None else replace(spec, clip_s=config.clip_s))
+    path = Path(config.dataset).expanduser()
+    if path.is_dir():
+        return _from_files(config, "folder", path, layouts.read_folder(path.resolve()))
+    if path.is_file():
+        if path.suffix.lower() not in {".csv", ".tsv"}:
+            raise DataError(
+                f"{config.dataset} is a single file. A data set is a folder of classes, or a CSV file with the "
+                "columns path and label."
+            )
+        return _from_files(config, "csv", path, layouts.read_csv(path.resolve()))
+    if _looks_like_path(config.dataset):
+        raise DataError(f"There is no folder or file {config.dataset} (looked for {path.absolute()}).")
+    raise type(error := unknown("data set", config.dataset, synth.PRESETS))(
+        f"{error} For data of your own, give the path of a folder of classes or of a CSV file."
+    )
+
+
+def dataset_names() -> tuple[EmbeddedSet, ...]:
+    """The embedded data sets, smallest first."""
+    return tuple(
+        EmbeddedSet(
+            name=spec.name,
+            clips=len(rudiments.RUDIMENTS) * spec.clips_per_class,
+            classes=len(rudiments.RUDIMENTS),
+            players=spec.players,
+            clip_s=spec.clip_s,
+        )
+        for spec in sorted(synth.PRESETS.values(), key=lambda spec: spec.clips_per_class)
+    )
+
+
+def absolute(dataset: str) -> str:
+    """The name of an embedded set as it is, a path made absolute: what a stored config should hold."""
+    if dataset in synth.PRESETS:
+        return dataset
+    path = Path(dataset).expanduser()
+    return str(path.resolve()) if path.exists() else dataset
+
+
+def counts(manifest: Manifest) -> dict[str, dict[str, int]]:
+    """Class -> split -> number of clips, in the order of classes and of train, valid, test."""
+    held = Counter((clip.label, clip.split) for clip in manifest.clips)
+    return {label: {split: held[label, split] for split in SPLITS} for label in manifest.classes}
+
+
+def majority_baseline(manifest: Manifest, split: str) -> float:
+    """Accuracy on `split` of always answering with the class that train holds most of (the first one, if tied)."""
+    held = counts(manifest)
+    most = max(manifest.classes, key=lambda label: held[label]["train"])
+    return held[most][split] / sum(held[label][split] for label in manifest.classes)
+
+
+@lru_cache(maxsize=4)
+def _embedded(spec: synth.SynthSpec) -> Manifest:
+    plans = synth.plan(spec)
+    notes = []
+    short = synth.short_clips(plans)
+    if short:
+        names = sorted({p.label for p in short})
+        notes.append(
+            f"{len(short)} of {len(plans)} clips are shorter than one cycle of their rudiment "
+            f"({_some(names)}): {spec.clip_s:g} s cannot hold it at its usual tempi."
+        )
+    clips = tuple(
+        Clip(
+            clip_id=p.clip_id,
+            label=p.label,
+            split=p.split,
+            group=p.player,
+            duration_s=p.duration_s,
+            columns={
+                "player": p.player,
+                "tempo_bpm": p.tempo_bpm,
+                "tier": p.tier,
+                "snr_db": p.snr_db,
+                "room": p.room,
+                "cycles": p.cycles,
+            },
+            source=p,
+        )
+        for p in plans
+    )
+    return Manifest(
+        name=spec.name,
+        layout="embedded",
+        classes=tuple(sorted({p.label for p in plans})),
+        clips=clips,
+        clip_s=spec.clip_s,
+        sample_rate_hz=spec.sample_rate_hz,
+        content_key=synth.content_key(spec),
+        notes=tuple(notes),
+    )
+
+
+def _from_files(config: DataConfig, layout: str, root: Path, found: Found) -> Manifest:
+    recordings = found.recordings
+    classes = tuple(sorted({r.label for r in recordings}))
+    if len(classes) < 2:
+        raise DataError(f"{config.dataset} holds one class only ({classes[0]!r}); a classifier needs at least two.")
+    split, split_notes = _splits(config, recordings)
+    clip_s = config.clip_s or _own_clip_s(recordings)
+    rates = Counter(r.header.sample_rate_hz for r in recordings)
+    clips = tuple(
+        Clip(
+            clip_id=r.clip_id,
+            label=r.label,
+            split=s,
+            group=r.group,
+            duration_s=r.header.duration_s,
+            columns=({"player": r.group} if r.group else {}) | r.columns,
+            source=r.path,
+        )
+        for r, s in zip(recordings, split, strict=True)
+    )
+    return Manifest(
+        name=root.resolve().stem if layout == "csv" else root.resolve().name,
+        layout=layout,
+        classes=classes,
+        clips=clips,
+        clip_s=clip_s,
+        sample_rate_hz=max(rates, key=lambda rate: (rates[rate], rate)),
+        content_key=_content_key(root.resolve(), recordings, clip_s),
+        notes=(*found.notes, *split_notes, *_length_notes(recordings, clip_s), *_rate_notes(rates)),
+        excluded=found.excluded,
+    )
+
+
+def _splits(config: DataConfig, recordings: tuple[Recording, ...]) -> tuple[tuple[str, ...], list[str]]:
+    """The split of each recording: as the data says, and shared out by us where it does not."""
+    items = [splits.Item(r.clip_id, r.label, r.group) for r in recordings]
+    brought = {r.split for r in recordings if r.split}
+    if brought and "train" not in brought:
+        raise DataError(f"{config.dataset} has {' and '.join(sorted(brought))} but no train. Name one split train.")
+    wanted = {"valid": config.valid_fraction, "test": config.test_fraction}
+    missing = {name: share for name, share in wanted.items() if name not in brought}
+    notes = []
+    split = [r.split or "train" for r in recordings]
+    if missing:
+        open_ = [i for i, name in enumerate(split) if name == "train"]
+        for i, name in zip(open_, splits.assign([items[i] for i in open_], missing, config.split_seed), strict=True):
+            split[i] = name
+        how = "players are kept whole" if any(item.group for item in items) else "every class in the same shares"
+        source = "taken from train" if brought else "split here"
+        notes.append(f"{' and '.join(missing).capitalize()}: {source}, seed {config.split_seed}; {how}.")
+    splits.check(items, split)
+    shared = splits.shared_groups(items, split)
+    if shared:
+        notes.append(
+            f"{len(shared)} players are heard in train and again in valid or test ({_some(shared)}): "
+            "the figures then include familiar players."
+        )
+    return tuple(split), notes
+
+
+def _own_clip_s(recordings: tuple[Recording, ...]) -> float:
+    """The length that 95 % of the recordings fit into, rounded up to half a second, at most 10 s."""
+    longest_s = float(np.percentile([r.header.duration_s for r in recordings], 95))
+    return min(max(math.ceil(longest_s * 2 - 1e-6) / 2, 0.5), LONGEST_CLIP_S)
+
+
+def _length_notes(recordings: tuple[Recording, ...], clip_s: float) -> list[str]:
+    cut = sum(r.header.duration_s > clip_s + 0.01 for r in recordings)
+    padded = sum(r.header.duration_s < clip_s - 0.01 for r in recordings)
+    notes = []
+    if cut:
+        notes.append(f"{cut} of {len(recordings)} recordings are longer than {clip_s:g} s: their first part is used.")
+    if padded:
+        notes.append(f"{padded} of {len(recordings)} recordings are shorter than {clip_s:g} s: silence follows them.")
+    return notes
+
+
+def _rate_notes(rates: Counter[int]) -> list[str]:
+    if len(rates) == 1:
+        return []
+    listed = ", ".join(f"{n} at {rate} Hz" for rate, n in rates.most_common(4))
+    return [f"Sample rates differ ({listed}): all are resampled to the backbone's."]
+
+
+def _content_key(root: Path, recordings: tuple[Recording, ...], clip_s: float) -> str:
+    # The root is in it: exports of two data sets can agree in every name, size and time.
+    digest = hashlib.sha256(f"{_KEY_VERSION}\n{root}\n{clip_s!r}\n".encode())
+    for r in recordings:
+        digest.update(f"{r.clip_id}\0{r.header.size}\0{r.header.mtime_ns}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()[:32]
+
+
+def _looks_like_path(text: str) -> bool:
+    return any(c in text for c in "/\\~") or text.startswith(".") or text.lower().endswith((".csv", ".tsv"))
+
+
+def _some(names: tuple[str, ...] | list[str], n: int = 4) -> str:
+    return ", ".join(names[:n]) + (f" and {len(names) - n} more" if len(names) > n else "")

@@ -1,0 +1,161 @@
+"""Train, valid and test where a data set brings no split of its own: players stay whole, classes stay everywhere."""
+
+from __future__ import annotations
+
+import zlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from sousa_engine.errors import DataError
+
+SPLITS = ("train", "valid", "test")
+
+_ALIASES = {
+    "train": "train",
+    "training": "train",
+    "valid": "valid",
+    "validation": "valid",
+    "val": "valid",
+    "dev": "valid",
+    "test": "test",
+    "testing": "test",
+    "eval": "test",
+    "evaluation": "test",
+}
+_TRIES = 20  # random orders of the groups that are tried; the evenest result is kept
+
+
+class Item(NamedTuple):
+    """What a split is decided on. An empty group means that the clip belongs to nobody else's."""
+
+    clip_id: str
+    label: str
+    group: str
+
+
+def split_name(text: str) -> str | None:
+    """train, valid or test for what people write ("Validation", "dev", "TEST"); None for any other word."""
+    return _ALIASES.get(text.strip().casefold())
+
+
+def assign(items: Sequence[Item], fractions: Mapping[str, float], seed: int) -> tuple[str, ...]:
+    """A split for each item: the shares named in `fractions` ({"valid": 0.15, "test": 0.2}), the rest train.
+
+    With groups, a group stays whole and the classes' shares are kept as evenly as the groups allow; without, every
+    class is shared out by itself. The result depends on ids, labels, groups, fractions and seed, not on the order.
+    Raises DataError naming a class that cannot be in every split.
+    """
+    order = sorted(range(len(items)), key=lambda i: items[i].clip_id)
+    ordered = [items[i] for i in order]
+    if any(item.group for item in items):
+        found = _by_group(ordered, fractions, seed)
+    else:
+        found = _by_class(ordered, fractions, seed)
+    splits = [""] * len(items)
+    for i, split in zip(order, found, strict=True):
+        splits[i] = split
+    return tuple(splits)
+
+
+def check(items: Sequence[Item], splits: Sequence[str]) -> None:
+    """Raises DataError naming the first class that is missing in a split, and what to do about it."""
+    clips = Counter(item.label for item in items)
+    held = Counter((item.label, split) for item, split in zip(items, splits, strict=True))
+    gaps = [(label, [s for s in SPLITS if not held[label, s]]) for label in sorted(clips)]
+    gaps = [(label, missing) for label, missing in gaps if missing]
+    if not gaps:
+        return
+    label, missing = gaps[0]
+    groups = {item.group for item in items if item.label == label and item.group}
+    who = f", by {_count(len(groups), 'player')}" if groups else ""
+    rest = f" (and {len(gaps) - 1} more classes have gaps)" if len(gaps) > 1 else ""
+    raise DataError(
+        f"Class {label!r} has no clip in {' and '.join(missing)}{rest}; it has {_count(clips[label], 'clip')}{who}. "
+        "Every class needs clips in train, valid and test"
+        + (", each by other players" if groups else "")
+        + ": add recordings, move some over, or leave the class out."
+    )
+
+
+def shared_groups(items: Sequence[Item], splits: Sequence[str]) -> tuple[str, ...]:
+    """Groups (players) that are heard in train and again in valid or test, sorted."""
+    seen: dict[str, set[str]] = {}
+    for item, split in zip(items, splits, strict=True):
+        if item.group:
+            seen.setdefault(item.group, set()).add(split)
+    return tuple(sorted(g for g, where in seen.items() if "train" in where and len(where) > 1))
+
+
+def _by_class(items: Sequence[Item], fractions: Mapping[str, float], seed: int) -> list[str]:
+    splits = ["train"] * len(items)
+    members: dict[str, list[int]] = {}
+    for i, item in enumerate(items):
+        members.setdefault(item.label, []).append(i)
+    for label, indices in members.items():
+        n, needed = len(indices), len(fractions) + 1
+        if n < needed:
+            raise DataError(
+                f"Class {label!r} has {_count(n, 'clip')}, and {needed} splits need at least {needed}. "
+                "Add recordings, or leave the class out."
+            )
+        # A seed of its own for each class: a new class leaves the split of the others as it was.
+        rng = np.random.default_rng([seed, zlib.crc32(label.encode())])
+        shuffled = [indices[i] for i in rng.permutation(n)]
+        at = 0
+        for split, fraction in fractions.items():
+            spare = n - at - (needed - 1)
+            take = min(max(1, round(fraction * n)), max(1, spare))
+            for i in shuffled[at : at + take]:
+                splits[i] = split
+            at += take
+            needed -= 1
+    return splits
+
+
+def _by_group(items: Sequence[Item], fractions: Mapping[str, float], seed: int) -> list[str]:
+    labels = sorted({item.label for item in items})
+    keys = [item.group or f"\0{item.clip_id}" for item in items]
+    groups = sorted(set(keys))
+    row, column = {g: i for i, g in enumerate(groups)}, {c: i for i, c in enumerate(labels)}
+    held = np.zeros((len(groups), len(labels)))
+    for item, key in zip(items, keys, strict=True):
+        held[row[key], column[item.label]] += 1
+
+    names = ("train", *fractions)
+    shares = np.array([1.0 - sum(fractions.values()), *fractions.values()])
+    wanted = shares[:, None] * held.sum(axis=0)
+    rng = np.random.default_rng(seed)
+    best: tuple[tuple[int, float], np.ndarray] | None = None
+    for _ in range(_TRIES):
+        choice = _share_out(held, wanted, rng)
+        got = np.stack([held[choice == s].sum(axis=0) for s in range(len(names))])
+        score = (int((got == 0).sum()), float((((got - wanted) / wanted.clip(1.0)) ** 2).sum()))
+        if best is None or score < best[0]:
+            best = score, choice
+    assert best is not None
+    splits = [names[best[1][row[key]]] for key in keys]
+    if best[0][0]:
+        check(items, splits)
+    return splits
+
+
+def _share_out(held: np.ndarray, wanted: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A split for each group, large groups first, each where it brings the classes nearest to their wanted counts."""
+    order = rng.permutation(len(held))
+    order = order[np.argsort(-held[order].sum(axis=1), kind="stable")]
+    got = np.zeros_like(wanted)
+    scale = wanted.clip(1.0)
+    choice = np.zeros(len(held), dtype=int)
+    for g in order:
+        before = (((got - wanted) ** 2) / scale).sum(axis=1)
+        after = (((got + held[g] - wanted) ** 2) / scale).sum(axis=1)
+        choice[g] = int(np.argmin(after - before))
+        got[choice[g]] += held[g]
+    return choice
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
