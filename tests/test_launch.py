@@ -1,0 +1,154 @@
+"""From a draft to a queued run: names become modules, what cannot work is refused before it starts."""
+
+from __future__ import annotations
+
+import shlex
+
+import pytest
+import yaml
+
+from sousa_engine import backbones, config, grammar, launch, module_tree
+from sousa_engine.errors import ConfigError, PreflightError, TargetError, UnknownNameError
+from sousa_engine.records import RunStatus
+from sousa_engine.store import Store
+
+
+def prepared(*words: str) -> launch.Prepared:
+    return launch.prepare(grammar.parse(["data=micro", *words]))
+
+
+def errors(workspace, *words: str) -> str:
+    return " ".join(check.detail for check in launch.preflight(prepared(*words).config, workspace).errors)
+
+
+def test_the_default_adapts_every_attention_and_mlp_linear():
+    found = prepared()
+    roles = {found.outline.node(target.path).role.split(".")[0] for target in found.config.lora.targets}
+    assert roles == {"attention", "mlp"}
+    assert len(found.config.lora.targets) == 4 * 6
+
+
+def test_old_names_resolve_and_say_what_they_became():
+    found = prepared("model=ast-base", "peft_target_modules=[query, key, value, output.dense]")
+    assert len(found.config.lora.targets) == 60
+    assert any("q_proj" in note for note in found.notes)
+
+
+def test_a_target_that_matches_nothing_is_refused_with_the_nearest():
+    with pytest.raises(TargetError, match=r"fc3.*fc2"):
+        prepared("lora.targets=[q_proj, fc3]")
+
+
+def test_the_head_is_left_to_its_policy():
+    found = prepared("lora.targets=[all-linear, dense]", "lora.head=lora")
+    assert not any(launch.in_head(found.outline, t.path) for t in found.config.lora.targets)
+    assert any("lora.head=lora" in note for note in found.notes)
+
+
+def test_golden_count_of_the_reference_run(workspace):
+    found = launch.preflight(
+        prepared("model=ast-base", "model.weights=random", "lora=all-linear", "lora.head=lora").config, workspace
+    )
+    assert (found.counts.total, found.counts.trainable, found.counts.layers) == (86_219_560, 1_333_568, 73)
+
+
+def test_an_unknown_backbone_is_answered_with_the_nearest():
+    with pytest.raises(UnknownNameError, match="ast-mini"):
+        prepared("model=ast-mni")
+
+
+def test_rank_above_a_module_s_width_names_the_module():
+    with pytest.raises(ConfigError, match=r"lora\.r = 900 is above the width of .*q_proj"):
+        prepared("lora.r=900", "lora.targets=[q_proj]")
+
+
+@pytest.mark.parametrize(("word", "field"), [("lora.r=0", "lora.r"), ("training.lr=-1", "training.lr")])
+def test_values_out_of_bounds_name_their_field(word, field):
+    with pytest.raises(ConfigError) as caught:
+        prepared(word)
+    assert caught.value.field == field and field in str(caught.value)
+
+
+def test_a_target_of_an_earlier_run_must_still_be_what_it_was():
+    draft = prepared("lora.targets=[q_proj]").config.model_dump(mode="json")
+    assert launch.prepare(draft).config.lora == prepared("lora.targets=[q_proj]").config.lora
+    draft["lora"]["targets"][0]["shape"] = [5, 5]
+    with pytest.raises(TargetError, match="Tick it again"):
+        launch.prepare(draft)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["seed=3", "training.lr=5e-4", "name=it's my run"],
+        ["lora=attention", "lora.r=4"],
+        ["lora=probe", "data.clip_s=2.5"],
+        ["model=ast-base", "model.weights=random", "lora.targets=[fc1]"],
+        ["lora.targets=[layers.0.attention.q_proj, layers.1.mlp.fc2]", "augment=none"],
+    ],
+)
+def test_command_and_yaml_give_the_same_run_again(words):
+    wanted = prepared(*words).config
+    command = shlex.split(launch.to_command(wanted))
+    assert command[:4] == ["python", "-m", "sousa_engine", "train"]
+    assert launch.prepare(grammar.parse(command[4:])).config == wanted
+    assert launch.prepare(yaml.safe_load(launch.to_yaml(wanted))).config == wanted
+
+
+def test_preflight_counts_clips_steps_and_the_majority_baseline(workspace):
+    found = launch.preflight(prepared("training.batch_size=16", "training.max_epochs=3").config, workspace)
+    assert found.classes == 40
+    assert found.steps_per_epoch == -(-found.clips["train"] // 16)
+    assert found.total_steps == 3 * found.steps_per_epoch
+    assert 0 < found.majority <= 0.1
+    assert not found.errors
+
+
+def test_weights_that_are_not_here_are_an_error_with_ways_out(workspace, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    text = errors(workspace, "model=ast-base")
+    assert "ast-mini" in text and "model.weights=random" in text
+
+
+def test_random_weights_are_labelled(workspace):
+    found = launch.preflight(prepared("model.weights=random").config, workspace)
+    assert any("control" in check.detail for check in found.checks if check.level == "warning")
+
+
+def test_nothing_to_train_is_refused(workspace):
+    assert "Nothing would train" in errors(workspace, "lora=probe", "lora.head=freeze")
+
+
+def test_a_device_that_is_not_here_is_refused_naming_those_that_are(workspace):
+    assert "cpu" in errors(workspace, "device=cuda:7")
+
+
+def test_wandb_without_the_package_gets_a_sentence(workspace, monkeypatch):
+    monkeypatch.setattr(launch, "find_spec", lambda name: None)
+    assert "pip install wandb" in errors(workspace, "wandb.mode=offline")
+
+
+def test_start_queues_the_run_and_calls_the_supervisor(workspace, monkeypatch):
+    called = []
+    monkeypatch.setattr(launch.supervisor, "ensure", called.append)
+    run = launch.start(workspace, prepared("seed=5").config, created_by="cli")
+    with Store.open(workspace) as store:
+        stored = store.run(run.id)
+    assert stored.status is RunStatus.QUEUED and stored.config.seed == 5
+    assert called == [workspace]
+
+
+def test_start_refuses_what_preflight_refuses(workspace, monkeypatch):
+    monkeypatch.setattr(launch.supervisor, "ensure", lambda workspace: pytest.fail("must not start"))
+    with pytest.raises(PreflightError, match="cuda:7"):
+        launch.start(workspace, prepared("device=cuda:7").config, created_by="cli")
+
+
+def test_recommended_sets_exist_for_every_variant():
+    for name in backbones.VARIANTS:
+        sets = launch.recommended_sets(module_tree.load_outline(name))
+        assert launch.DEFAULT_SET in sets and all(sets.values())
+
+
+def test_every_field_has_help():
+    assert all(config.field_help(name) for name, _ in config.fields())
