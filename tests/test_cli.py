@@ -1,0 +1,134 @@
+"""The command line: every verb helps, a mistake costs exit code 2 and one line that names the cure."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from sousa_engine import cli, launch
+from sousa_engine.cli import main
+from sousa_engine.records import RunStatus
+from sousa_engine.store import Store
+
+README = Path(__file__).resolve().parent.parent / "README.md"
+
+
+@pytest.fixture
+def sousa(workspace, monkeypatch):
+    """Call the command line on an empty workspace; no supervisor is started."""
+    monkeypatch.setattr(launch.supervisor, "ensure", lambda workspace: None)
+
+    def call(*words: str):
+        return CliRunner().invoke(main, ["--workspace", str(workspace.root), *words])
+
+    return call
+
+
+@pytest.mark.parametrize("command", [None, *main.commands])
+def test_every_command_has_help(sousa, command):
+    result = sousa(*filter(None, [command, "--help"]))
+    assert result.exit_code == 0 and "Usage:" in result.output
+
+
+@pytest.mark.parametrize("command", main.commands)
+def test_readme_shows_every_command(command):
+    assert re.search(rf"python -m sousa_engine {command}\b", README.read_text())
+
+
+def test_train_help_lists_presets_and_fields(sousa):
+    text = sousa("train", "--help").output
+    assert "training=quick" in text and "training.max_epochs" in text and "lora.r" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["train", "model=astt-mini"], "ast-mini"),
+        (["train", "training.max_epoch=3"], "training.max_epochs"),
+        (["train", "data=tinny"], "tiny"),
+        (["train", "data=micro", "lora.r=0"], "lora.r"),
+        (["train", "data=micro", "training.lr=-1"], "training.lr"),
+        (["train", "data=micro", "lora.targets=[querry]"], "query"),
+        (["train", "data=micro", "device=cuda:9"], "cpu"),
+        (["train", "data=/no/such/folder"], "/no/such/folder"),
+        (["train", "data=micro", "model.weights=/no/such/file.pth"], "/no/such/file.pth"),
+        (["targets", "ast", "query,valeu"], "value"),
+        (["modules", "asd"], "ast"),
+        (["modules", "ast", "--grep", "("], "regular expression"),
+        (["modules", "ast", "--grep", "nothinglikeit"], "nothinglikeit"),
+        (["show", "nope"], "nope"),
+        (["stop", "nope"], "nope"),
+    ],
+)
+def test_a_mistake_exits_2_with_one_line_that_names_value_and_cure(sousa, words, named):
+    result = sousa(*words)
+    assert result.exit_code == 2, result.output
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1 and named in lines[0]
+    assert "Traceback" not in result.output
+
+
+def test_dry_run_starts_nothing_and_prints_a_config_that_loads(sousa, workspace, tmp_path):
+    result = sousa("train", "data=micro", "seed=9", "--dry-run")
+    assert result.exit_code == 0 and "seed: 9" in result.output
+    with Store.open(workspace) as store:
+        assert store.runs() == ()
+
+
+def test_detach_queues_and_returns(sousa, workspace):
+    result = sousa("train", "data=micro", "seed=9", "--detach")
+    assert result.exit_code == 0
+    with Store.open(workspace) as store:
+        (run,) = store.runs()
+    assert run.id in result.output and run.status is RunStatus.QUEUED
+    assert run.id in sousa("runs").output
+    shown = sousa("show", "last").output
+    assert run.id in shown and "seed=9" in shown
+    assert "stopped" in sousa("stop", run.id).output
+    assert sousa("stop", run.id).exit_code == 2
+
+
+def test_config_file_and_words_are_laid_over_one_another(sousa, tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("data: {dataset: micro}\nseed: 4\ntraining: {max_epochs: 3}\n")
+    text = sousa("train", "--config", str(file), "training.max_epochs=5", "--dry-run").output
+    assert "seed: 4" in text and "max_epochs: 5" in text
+
+
+def test_a_config_file_that_is_none_is_a_mistake(sousa, tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("just words")
+    result = sousa("train", "--config", str(file))
+    assert result.exit_code == 2 and "run.yaml" in result.stderr
+
+
+def test_modules_lists_the_real_tree(sousa):
+    result = sousa("modules", "ast", "--grep", "attention")
+    assert result.exit_code == 0 and "attention.q_proj" in result.output
+    assert "167 modules of ast-base" in sousa("modules", "ast").output
+
+
+def test_targets_says_what_old_names_match_today(sousa):
+    result = sousa("targets", "ast", "query,key,value")
+    assert result.exit_code == 0
+    assert "q_proj" in result.output and "36 modules" in result.output and "peft_target_modules:" in result.output
+
+
+def test_targets_counts_the_golden_number(sousa):
+    result = sousa("targets", "ast", "all-linear", "--r", "8", "--head", "lora")
+    assert "1,333,568 trainable of 86,219,560" in result.output
+
+
+def test_random_weights_are_labelled_in_the_list(sousa):
+    sousa("train", "data=micro", "model.weights=random", "--detach")
+    assert "random weights" in sousa("runs").output
+
+
+def test_metric_text_says_its_n_and_interval():
+    from sousa_engine.records import Summary
+
+    text = cli._metric_text(Summary(metric="test/accuracy", last=0.5, last_step=9, best=0.5, best_step=9, n=200))
+    assert "n=200" in text and "43.1% to 56.9%" in text
