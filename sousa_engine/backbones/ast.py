@@ -1,0 +1,183 @@
+"""AST, the Audio Spectrogram Transformer: variants, roles of its modules, names old and new. Facts only, no torch.
+
+Gong, Chung, Glass: "AST: Audio Spectrogram Transformer", Interspeech 2021. The network is transformers' own
+ASTForAudioClassification (ast_network.py). Transformers 5.9 renamed its modules; files on the hub keep the old names,
+and the file the authors published has names of its own. `translate` reads all three.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from sousa_engine.backbones.spec import FrontEndSpec, Variant
+
+MINI_CONFIG = Path(__file__).parent / "weights" / "ast-mini" / "config.json"
+
+# Architecture of ast-mini, unless the file beside its weights says otherwise.
+MINI = {
+    "architecture": {
+        "hidden_size": 192,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 3,
+        "intermediate_size": 768,
+        "patch_size": 16,
+        "frequency_stride": 16,
+        "time_stride": 8,
+        "num_mel_bins": 64,
+        "max_length": 400,
+    },
+    "front_end": {"mean": -4.2677393, "std": 4.5689974},
+}
+
+# Path in today's transformers -> path before 5.9; an empty replacement: there was no such module.
+OLD_NAMES = (
+    (r"\.attention\.q_proj$", ".attention.attention.query"),
+    (r"\.attention\.k_proj$", ".attention.attention.key"),
+    (r"\.attention\.v_proj$", ".attention.attention.value"),
+    (r"\.attention\.o_proj$", ".attention.output.dense"),
+    (r"\.mlp\.fc1$", ".intermediate.dense"),
+    (r"\.mlp\.activation_fn$", ".intermediate.intermediate_act_fn"),
+    (r"\.mlp\.fc2$", ".output.dense"),
+    (r"\.layers\.\d+\.(mlp|dropout)$", ""),
+    (r"\.layers(?=\.|$)", ".encoder.layer"),
+)
+
+ROLES = {
+    "q_proj": "attention.query",
+    "k_proj": "attention.key",
+    "v_proj": "attention.value",
+    "o_proj": "attention.out",
+    "fc1": "mlp.in",
+    "fc2": "mlp.out",
+    "projection": "patch",
+    "layernorm": "norm",
+    "layernorm_before": "norm",
+    "layernorm_after": "norm",
+}
+
+
+def role(path: str) -> tuple[str, int | None]:
+    """Role of the module at `path`, and the number of its layer."""
+    layer = re.search(r"\.layers\.(\d+)(?=\.|$)", path)
+    found = "head" if path.split(".")[0] == "classifier" else ROLES.get(path.rpartition(".")[2], "")
+    return found, int(layer[1]) if layer else None
+
+
+def networks() -> ModuleType:
+    """The half of this family that imports torch and transformers."""
+    from sousa_engine.backbones import ast_network
+
+    return ast_network
+
+
+def variants() -> tuple[Variant, ...]:
+    mini = json.loads(MINI_CONFIG.read_text()) if MINI_CONFIG.exists() else MINI
+    base = {
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "intermediate_size": 3072,
+        "patch_size": 16,
+        "frequency_stride": 10,
+        "time_stride": 10,
+        "num_mel_bins": 128,
+        "max_length": 1024,
+    }
+    return (
+        Variant(
+            name="ast-base",
+            family="ast",
+            aliases=("ast",),
+            title="AST base",
+            description="Transformer over 16 x 16 patches of a log-mel spectrogram, trained on ImageNet and AudioSet.",
+            licence="BSD-3-Clause",
+            source="Gong et al. 2021, arXiv:2104.01778; AudioSet weights 10-10-0.4593",
+            hub_id="MIT/ast-finetuned-audioset-10-10-0.4593",
+            embedded=False,
+            needs="346 MB of AudioSet weights: a file you import, or the Hugging Face hub.",
+            head_path="classifier",
+            front_end=_front_end(base, {"mean": -4.2677393, "std": 4.5689974}),
+            architecture=base,
+        ),
+        Variant(
+            name="ast-mini",
+            family="ast",
+            title="AST mini",
+            description="The same network, small: 4 layers x 192, pre-trained by us on synthesised drum strokes.",
+            licence="MIT",
+            source="this project, benchmarks/pretrain_mini.py",
+            hub_id=None,
+            embedded=True,
+            needs="Nothing: its weights come with this package.",
+            head_path="classifier",
+            front_end=_front_end(mini["architecture"], mini["front_end"]),
+            architecture=mini["architecture"],
+        ),
+    )
+
+
+def translate(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A state dict in any of AST's three namings -> today's names. Tensors are split, never copied or converted.
+
+    In the authors' file q, k and v are one matrix of 3 x width rows, in this order; `v.head` and `v.head_dist` are
+    leftovers of ImageNet training that the network never uses.
+    """
+    today: dict[str, Any] = {}
+    for key, value in state.items():
+        path, _, parameter = key.rpartition(".")
+        if key in _OFFICIAL_TOP:
+            today[_OFFICIAL_TOP[key]] = value
+        elif block := re.fullmatch(r"v\.blocks\.(\d+)\.(.+)", path):
+            stem = f"audio_spectrogram_transformer.layers.{block[1]}"
+            if block[2] == "attn.qkv":
+                for name, part in zip("qkv", value.chunk(3, dim=0), strict=True):
+                    today[f"{stem}.attention.{name}_proj.{parameter}"] = part
+            else:
+                today[f"{stem}.{_OFFICIAL_BLOCK.get(block[2], block[2])}.{parameter}"] = value
+        elif path in _OFFICIAL_PATHS:
+            today[f"{_OFFICIAL_PATHS[path]}.{parameter}"] = value
+        elif path not in ("v.head", "v.head_dist"):
+            for pattern, replacement in _FROM_OLD:
+                path = re.sub(pattern, replacement, path)
+            today[f"{path}.{parameter}" if path else key] = value
+    return today
+
+
+_OFFICIAL_TOP = {
+    "v.cls_token": "audio_spectrogram_transformer.embeddings.cls_token",
+    "v.dist_token": "audio_spectrogram_transformer.embeddings.distillation_token",
+    "v.pos_embed": "audio_spectrogram_transformer.embeddings.position_embeddings",
+}
+_OFFICIAL_PATHS = {
+    "v.patch_embed.proj": "audio_spectrogram_transformer.embeddings.patch_embeddings.projection",
+    "v.norm": "audio_spectrogram_transformer.layernorm",
+    "mlp_head.0": "classifier.layernorm",
+    "mlp_head.1": "classifier.dense",
+}
+_OFFICIAL_BLOCK = {"norm1": "layernorm_before", "norm2": "layernorm_after", "attn.proj": "attention.o_proj"}
+_FROM_OLD = (
+    (r"\.encoder\.layer(?=\.)", ".layers"),
+    (r"\.attention\.attention\.query$", ".attention.q_proj"),
+    (r"\.attention\.attention\.key$", ".attention.k_proj"),
+    (r"\.attention\.attention\.value$", ".attention.v_proj"),
+    (r"\.attention\.output\.dense$", ".attention.o_proj"),
+    (r"\.intermediate\.dense$", ".mlp.fc1"),
+    (r"\.(\d+)\.output\.dense$", r".\1.mlp.fc2"),
+)
+
+
+def _front_end(architecture: Mapping[str, Any], normalisation: Mapping[str, Any]) -> FrontEndSpec:
+    return FrontEndSpec(
+        **{
+            "sample_rate_hz": 16000,
+            "mel_bins": architecture["num_mel_bins"],
+            "min_frames": architecture["patch_size"],
+            "max_frames": architecture["max_length"],
+            **normalisation,
+        }
+    )

@@ -1,0 +1,66 @@
+"""AST's network: transformers' ASTForAudioClassification that takes clips of any length. Imports torch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from sousa_engine.backbones.spec import Variant
+from sousa_engine.backbones.torchaudio_guard import import_torchaudio
+
+import_torchaudio()  # must stand before transformers
+
+from transformers import ASTConfig, ASTForAudioClassification  # noqa: E402
+from transformers.models.audio_spectrogram_transformer import modeling_audio_spectrogram_transformer as upstream  # noqa: E402
+
+
+class ASTEmbeddings(upstream.ASTEmbeddings):
+    """Position embeddings cut to the time patches that exist; parameters and names are transformers' own.
+
+    The table has one row for each of F x T patches (frequency first, time second) after the two special tokens. A clip
+    with t < T time patches gets the t columns in the middle, T//2 - t//2 onwards: what the authors' code does for
+    shorter inputs. With t = T nothing is cut and the sum is transformers' own.
+    """
+
+    def forward(self, input_values: Tensor) -> Tensor:
+        """input_values: (batch, frames, mel bins). Returns (batch, 2 + F * t, hidden size)."""
+        patches = self.patch_embeddings(input_values)
+        specials = torch.cat((self.cls_token, self.distillation_token), dim=1).expand(len(patches), -1, -1)
+        positions = self.positions(patches.shape[1])
+        return self.dropout(torch.cat((specials, patches), dim=1) + positions)
+
+    def positions(self, patches: int) -> Tensor:
+        """Rows of the table for so many patches, special tokens first: (1, 2 + patches, hidden size)."""
+        rows, columns = self.get_shape(self.config)
+        wanted = patches // rows
+        if wanted > columns:
+            raise ValueError(f"{wanted} time patches; the position embedding has {columns}.")
+        if wanted == columns:
+            return self.position_embeddings
+        first = columns // 2 - wanted // 2
+        table = self.position_embeddings[:, 2:].unflatten(1, (rows, columns))
+        middle = table[:, :, first : first + wanted].flatten(1, 2)
+        return torch.cat((self.position_embeddings[:, :2], middle), dim=1)
+
+
+def network(variant: Variant, num_classes: int, seed: int) -> nn.Module:
+    """A freshly initialised network, the same for the same seed; the global random state is left as it was."""
+    config = ASTConfig(**variant.architecture, num_labels=num_classes)
+    config._attn_implementation = "sdpa"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = ASTForAudioClassification(config)
+        plain = module.audio_spectrogram_transformer.embeddings
+        # transformers leaves these at zero, which a frozen random backbone would keep: it could not tell when a
+        # stroke falls. The authors' code draws them.
+        for token in (plain.cls_token, plain.distillation_token, plain.position_embeddings):
+            nn.init.trunc_normal_(token, std=0.02)
+    embeddings = ASTEmbeddings(config)
+    embeddings.load_state_dict(plain.state_dict(), assign=True)
+    module.audio_spectrogram_transformer.embeddings = embeddings
+    return module
+
+
+def forward(module: nn.Module, features: Tensor) -> Tensor:
+    """features: normalised (batch, frames, mel bins). Returns logits (batch, classes)."""
+    return module(input_values=features).logits
