@@ -1,0 +1,326 @@
+"""The schema's history, and opening runs.db: made at first use, migrated under a lock, refused if it is not ours.
+
+Names of tables and columns explain themselves, for people with Datasette or a SQL prompt: start at `runs_overview`.
+Never edit a migration that was released: append one. `PRAGMA user_version` counts them.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import quote
+
+from sousa_engine.errors import WorkspaceError
+from sousa_engine.workspace import Workspace
+
+
+@contextmanager
+def _without_pandas() -> Iterator[None]:
+    """sqlite-utils imports pandas wherever it is installed, to know its types: 0.6 s and 60 MiB a process.
+
+    We hand it none, so supervisor and command line do without. Only while no other thread can import pandas too.
+    """
+    skip = threading.active_count() == 1 and "pandas" not in sys.modules
+    if skip:
+        sys.modules["pandas"] = None  # type: ignore[assignment]  # the documented way to make an import fail
+    try:
+        yield
+    finally:
+        if skip:
+            del sys.modules["pandas"]
+
+
+with _without_pandas():
+    from sqlite_utils import Database, Migrations
+
+APPLICATION_ID = 0x534F5553  # "SOUS"
+BUSY_TIMEOUT_S = 30.0
+_LATEST = 1
+
+history = Migrations("sousa_engine")
+
+
+@history(name="0001_runs_metrics_predictions")
+def _first(db: Database) -> None:
+    db.executescript(
+        """
+        CREATE TABLE runs (
+            run_number INTEGER PRIMARY KEY,
+            id TEXT NOT NULL UNIQUE,
+            name TEXT NOT NULL,
+            status TEXT NOT NULL CHECK (status IN ('queued', 'starting', 'running', 'stopping',
+                                                   'finished', 'failed', 'stopped', 'lost')),
+            wanted_device TEXT NOT NULL,          -- auto, cpu, mps, cuda:0
+            slot TEXT,                            -- the device it was given
+            queue_position INTEGER NOT NULL,      -- lowest first
+            launches INTEGER NOT NULL DEFAULT 0,
+            launch_nonce TEXT,                    -- names one launch, in the run's files too
+            created_by TEXT NOT NULL,             -- page or cli
+            created_at_ms INTEGER NOT NULL,
+            claimed_at_ms INTEGER,
+            started_at_ms INTEGER,
+            stop_requested_at_ms INTEGER,
+            ended_at_ms INTEGER,
+            reason TEXT,
+            weights_label TEXT,
+            spool_bytes_ingested INTEGER NOT NULL DEFAULT 0,
+            config_json TEXT NOT NULL CHECK (json_valid(config_json)),
+            progress_json TEXT CHECK (progress_json IS NULL OR json_valid(progress_json)),
+            facts_json TEXT NOT NULL DEFAULT '{}' CHECK (json_valid(facts_json)),
+            CHECK (slot IS NOT NULL OR status IN ('queued', 'stopped', 'failed')),
+            CHECK ((ended_at_ms IS NOT NULL) = (status IN ('finished', 'failed', 'stopped', 'lost')))
+        );
+        CREATE UNIQUE INDEX one_live_run_per_slot ON runs (slot) WHERE status IN ('starting', 'running', 'stopping');
+        CREATE INDEX runs_waiting ON runs (queue_position, run_number) WHERE status = 'queued';
+        CREATE INDEX runs_by_age ON runs (created_at_ms, run_number);
+
+        CREATE TABLE metric_names (
+            metric_number INTEGER PRIMARY KEY,
+            name TEXT NOT NULL UNIQUE,
+            better TEXT NOT NULL CHECK (better IN ('lower', 'higher'))
+        );
+        -- value is NULL where the metric was not finite; not_finite says which: nan, inf or -inf
+        CREATE TABLE metric_points (
+            run_number INTEGER NOT NULL REFERENCES runs (run_number) ON DELETE CASCADE,
+            metric_number INTEGER NOT NULL REFERENCES metric_names (metric_number),
+            step INTEGER NOT NULL,
+            value REAL,
+            not_finite TEXT,
+            epoch INTEGER,
+            clip_count INTEGER,                   -- clips it was computed on, where that is known
+            at_ms INTEGER NOT NULL,
+            PRIMARY KEY (run_number, metric_number, step)
+        ) WITHOUT ROWID;
+        -- metric_points in buckets of `width` steps: bucket b holds the steps from b * width on. For fast curves
+        CREATE TABLE metric_levels (
+            run_number INTEGER NOT NULL REFERENCES runs (run_number) ON DELETE CASCADE,
+            metric_number INTEGER NOT NULL REFERENCES metric_names (metric_number),
+            width INTEGER NOT NULL,
+            bucket INTEGER NOT NULL,
+            first_step INTEGER NOT NULL,
+            point_count INTEGER NOT NULL,
+            finite_count INTEGER NOT NULL,
+            value_sum REAL,
+            value_min REAL,
+            value_max REAL,
+            PRIMARY KEY (run_number, metric_number, width, bucket)
+        ) WITHOUT ROWID;
+        CREATE TABLE metric_summaries (
+            run_number INTEGER NOT NULL REFERENCES runs (run_number) ON DELETE CASCADE,
+            metric_number INTEGER NOT NULL REFERENCES metric_names (metric_number),
+            last_value REAL,
+            last_step INTEGER NOT NULL,
+            last_epoch INTEGER,
+            last_clip_count INTEGER,
+            best_value REAL,
+            best_step INTEGER,
+            first_not_finite_step INTEGER,
+            PRIMARY KEY (run_number, metric_number)
+        ) WITHOUT ROWID;
+        """
+    )
+    db.table("events").create(
+        {"event_number": int, "run_number": int, "at_ms": int, "kind": str, "message": str},
+        pk="event_number",
+        not_null={"run_number", "at_ms", "kind", "message"},
+        foreign_keys=[("run_number", "runs", "run_number")],
+    ).create_index(["run_number"])
+    db.table("predictions").create(
+        {
+            "run_number": int,
+            "split": str,
+            "clip_id": str,
+            "label": str,
+            "predicted": str,
+            "probability": float,
+            "label_probability": float,
+        },
+        pk=("run_number", "split", "clip_id"),
+        not_null={"label", "predicted"},
+        foreign_keys=[("run_number", "runs", "run_number")],
+    )
+    db.table("target_sets").create(
+        {"name": str, "variant": str, "paths_json": str, "head": str, "saved_at_ms": int},
+        pk=("name", "variant"),
+        not_null={"paths_json", "head", "saved_at_ms"},
+    )
+    db.create_view("runs_overview", _OVERVIEW)
+
+
+_OVERVIEW = """
+SELECT
+    r.id,
+    CASE WHEN r.name != '' THEN r.name
+         ELSE json_extract(r.config_json, '$.model.variant') || ' · ' || json_extract(r.config_json, '$.data.dataset')
+              || ' · seed ' || json_extract(r.config_json, '$.seed') END AS title,
+    r.status,
+    coalesce(r.slot, r.wanted_device) AS device,
+    json_extract(r.config_json, '$.model.variant') AS backbone,
+    coalesce(r.weights_label, json_extract(r.config_json, '$.model.weights')) AS weights,
+    json_extract(r.config_json, '$.data.dataset') AS dataset,
+    json_extract(r.config_json, '$.lora.r') AS lora_rank,
+    json_array_length(r.config_json, '$.lora.targets') AS target_modules,
+    json_extract(r.facts_json, '$.parameters.trainable') AS trainable_parameters,
+    json_extract(r.config_json, '$.seed') AS seed,
+    coalesce(valid.last_epoch, 0) AS epochs_done,
+    json_extract(r.config_json, '$.training.max_epochs') AS max_epochs,
+    valid.best_value AS best_valid_accuracy,
+    valid.last_clip_count AS valid_clips,
+    test.last_value AS test_accuracy,
+    test.last_clip_count AS test_clips,
+    strftime('%Y-%m-%d %H:%M:%SZ', r.created_at_ms / 1000, 'unixepoch') AS created_at,
+    strftime('%Y-%m-%d %H:%M:%SZ', r.started_at_ms / 1000, 'unixepoch') AS started_at,
+    strftime('%Y-%m-%d %H:%M:%SZ', r.ended_at_ms / 1000, 'unixepoch') AS ended_at,
+    r.reason
+FROM runs AS r
+LEFT JOIN metric_summaries AS valid ON valid.run_number = r.run_number
+    AND valid.metric_number = (SELECT metric_number FROM metric_names WHERE name = 'valid/accuracy')
+LEFT JOIN metric_summaries AS test ON test.run_number = r.run_number
+    AND test.metric_number = (SELECT metric_number FROM metric_names WHERE name = 'test/accuracy')
+ORDER BY r.created_at_ms DESC, r.run_number DESC
+"""
+
+
+def open_database(workspace: Workspace, *, readonly: bool = False, checkpoints: bool = False) -> Database:
+    """A connection to runs.db at today's schema, for the calling thread alone. Raises WorkspaceError.
+
+    checkpoints: this connection may checkpoint the WAL. The supervisor's does; a page must never pay for it.
+    """
+    if sqlite3.sqlite_version_info < (3, 35):
+        raise WorkspaceError(
+            f"SQLite {sqlite3.sqlite_version} is too old: 3.35 or newer is needed (UPDATE..RETURNING)."
+        )
+    path = workspace.db
+    if not readonly:
+        _make_folders(workspace)
+    elif not path.is_file():
+        raise WorkspaceError(f"There is no runs.db in {workspace.root}: nothing was ever queued here.")
+    db = _connect_readonly(path) if readonly else Database(_connect(str(path)))
+    try:
+        with _sentences(path):
+            if not readonly:
+                db.execute(f"PRAGMA wal_autocheckpoint = {1000 if checkpoints else 0}")
+                db.execute("PRAGMA foreign_keys = ON")
+            if _version(db, path) < _LATEST:
+                if readonly:
+                    raise WorkspaceError(f"{path} has an older schema and cannot be migrated: it is read-only here.")
+                migrate(db, workspace)
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def migrate(db: Database, workspace: Workspace, migrations: Migrations = history, latest: int = _LATEST) -> None:
+    """Bring runs.db to schema `latest`; an older one is copied aside first. Safe from any number of processes."""
+    path = workspace.db
+    # The file lock orders processes and threads: switching to WAL and VACUUM INTO cannot stand inside a transaction.
+    with (workspace.runs / ".migrate.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        version = _version(db, path)
+        if version >= latest:
+            return
+        if version > 0:
+            stamp = time.strftime("%y%m%d-%H%M%S")
+            db.execute("VACUUM INTO ?", [str(path.with_name(f"runs.schema-{version}.{stamp}.db"))])
+        db.enable_wal()
+        # apply() alone is a deferred transaction, which another writer (a SQL prompt, say) could make fail.
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            migrations.apply(db)
+            db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            db.execute(f"PRAGMA user_version = {latest}")
+            db.execute("COMMIT")
+        except BaseException:
+            db.rollback()
+            raise
+
+
+def _version(db: Database, path: Path) -> int:
+    """0 for an empty file. Raises WorkspaceError for another program's database and for a newer schema."""
+    version, program, tables = db.execute(
+        "SELECT (SELECT user_version FROM pragma_user_version), (SELECT application_id FROM pragma_application_id),"
+        " (SELECT count(*) FROM sqlite_master)"
+    ).fetchone()
+    if program != APPLICATION_ID and (program or tables):
+        raise WorkspaceError(f"{path} is another program's SQLite database. Move it away, or set SOUSA_WORKSPACE.")
+    if version > _LATEST:
+        raise WorkspaceError(
+            f"{path} has schema version {version}; this program knows versions up to {_LATEST}. "
+            "Update the program, or set SOUSA_WORKSPACE to another folder."
+        )
+    return version
+
+
+def _make_folders(workspace: Workspace) -> None:
+    try:
+        workspace.runs.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WorkspaceError(f"{workspace.runs} cannot be made: {error.strerror}. Set SOUSA_WORKSPACE.") from None
+    for place in (workspace.root, workspace.runs, workspace.db):
+        if place.exists() and not os.access(place, os.W_OK):
+            raise WorkspaceError(
+                f"{place} is read-only, so no run can be stored. "
+                "Give yourself the right to write there, or set SOUSA_WORKSPACE to another folder."
+            )
+
+
+def _connect(name: str, *, uri: bool = False) -> sqlite3.Connection:
+    # isolation_level None: each statement commits itself, unless we said BEGIN IMMEDIATE.
+    try:
+        return sqlite3.connect(name, timeout=BUSY_TIMEOUT_S, isolation_level=None, uri=uri)
+    except sqlite3.OperationalError as error:
+        raise WorkspaceError(f"{name} cannot be opened: {error}.") from None
+
+
+def _connect_readonly(path: Path) -> Database:
+    """Reading a WAL database needs its -shm file; in a folder we cannot write to it may be missing: then read as is."""
+    location = quote(str(path))
+    database = Database(_connect(f"file:{location}?mode=ro", uri=True))
+    try:
+        database.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        return database
+    except sqlite3.OperationalError:
+        database.close()
+        log = path.with_name(path.name + "-wal")
+        if log.exists() and log.stat().st_size:
+            raise WorkspaceError(f"{path} has unsaved changes in {log.name} and cannot be read read-only.") from None
+        return Database(_connect(f"file:{location}?mode=ro&immutable=1", uri=True))
+    except sqlite3.DatabaseError:
+        database.close()
+        raise _not_sqlite(path) from None
+
+
+@contextmanager
+def _sentences(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        raise explain(error, path) from error
+
+
+def explain(error: sqlite3.Error, path: Path) -> WorkspaceError:
+    """What SQLite could not do, as a sentence with its cure."""
+    text = str(error)
+    if "full" in text:
+        return WorkspaceError(f"The disk of {path.parent} is full: free some space. Nothing stored so far is lost.")
+    if "readonly" in text or "read-only" in text:
+        return WorkspaceError(f"{path} is read-only: give yourself the right to write there, or set SOUSA_WORKSPACE.")
+    if "locked" in text:
+        return WorkspaceError(f"{path} was locked by another program for {BUSY_TIMEOUT_S:.0f} s. Close it, then retry.")
+    if "not a database" in text or "malformed" in text:
+        return _not_sqlite(path)
+    return WorkspaceError(f"{path}: {text}.")
+
+
+def _not_sqlite(path: Path) -> WorkspaceError:
+    return WorkspaceError(
+        f"{path} is not a readable SQLite database. Move it away: a new one is made, and the runs' folders stay."
+    )

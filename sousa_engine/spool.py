@@ -1,0 +1,225 @@
+"""A run's append-only metric file, and reading it back. The trainer writes it, the supervisor ingests it.
+
+One JSON object a line. A line is handed to the kernel in one write, so that it outlives the trainer from then on;
+`sync` makes it outlive the machine. A last line without its newline is torn or still being written: readers leave it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+from sousa_engine.records import Event, Prediction, Progress
+
+_CHUNK_BYTES = 4 << 20
+
+
+class SpoolPoint(NamedTuple):
+    """One metric value as it travels from spool to store: a tuple, because a million of them pass."""
+
+    metric: str
+    step: int
+    value: float
+    epoch: int | None
+    n: int | None
+    at_ms: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpoolBatch:
+    """What lies between the bytes `start` and `end` of a spool. The store takes both or neither: exactly once."""
+
+    start: int
+    end: int
+    points: Sequence[SpoolPoint] = ()
+    progress: Progress | None = None
+    events: Sequence[Event] = ()
+    facts: Mapping[str, Any] | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        return self.start == self.end
+
+
+class SpoolWriter:
+    """Appends to one spool. One writer a file: the keeper's lock sees to that."""
+
+    def __init__(self, path: Path, clock_ms: Callable[[], int] | None = None):
+        self._clock_ms = clock_ms or (lambda: time.time_ns() // 1_000_000)
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        self._size = _end_of_last_line(self._file)
+        os.ftruncate(self._file, self._size)  # a torn line of a killed predecessor: nobody has read it
+
+    def metrics(self, step: int, values: Mapping[str, float], epoch: int | None = None, n: int | None = None) -> None:
+        """Values after optimiser step `step` (from 1). nan and inf are kept as what they are; None is left out."""
+        m = {name: _number(value) for name, value in values.items() if value is not None}
+        self._append({"k": "metrics", "t": self._clock_ms(), "step": step, "epoch": epoch, "n": n, "m": m})
+
+    def progress(self, progress: Progress) -> None:
+        self._append({"k": "progress", "t": self._clock_ms(), **asdict(progress)})
+
+    def event(self, kind: str, message: str) -> None:
+        self._append({"k": "event", "t": self._clock_ms(), "kind": kind, "message": message})
+
+    def facts(self, facts: Mapping[str, Any]) -> None:
+        """Facts of the run (versions, parameters, counts); later ones are merged over earlier ones."""
+        self._append({"k": "facts", "t": self._clock_ms(), "facts": _plain(facts)})
+
+    def sync(self) -> None:
+        os.fsync(self._file)
+
+    def close(self) -> None:
+        if self._file >= 0:
+            os.fsync(self._file)
+            os.close(self._file)
+            self._file = -1
+
+    def __enter__(self) -> SpoolWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def _append(self, entry: dict[str, Any]) -> None:
+        line = json.dumps(entry, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+        written = 0
+        try:
+            while written < len(line):
+                written += os.write(self._file, line[written:])
+        except OSError:
+            os.ftruncate(self._file, self._size)  # disk full in mid-line: the next line must not continue this one
+            raise
+        self._size += written
+
+
+def read_spool(path: Path, offset: int, max_bytes: int = _CHUNK_BYTES) -> tuple[list[dict[str, Any]], int]:
+    """Whole lines from byte `offset` on, and the offset behind them; at most about `max_bytes` a call.
+
+    A missing file has no entries. A torn last line is left for later. A whole line that is no JSON object comes
+    back as {"k": "unreadable", "offset": ..., "length": ...}: it is reported, not dropped.
+    """
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            block = file.read(max_bytes)
+    except FileNotFoundError:
+        return [], offset
+    whole = block.rfind(b"\n") + 1
+    if not whole and len(block) == max_bytes:
+        return [{"k": "unreadable", "offset": offset, "length": len(block)}], offset + len(block)
+    entries: list[dict[str, Any]] = []
+    at = offset
+    for line in block[:whole].split(b"\n")[:-1]:
+        entries.append(_entry(line, at))
+        at += len(line) + 1
+    return entries, offset + whole
+
+
+def read_batch(path: Path, offset: int, max_bytes: int = _CHUNK_BYTES) -> SpoolBatch:
+    """`read_spool`, sorted by kind: every point and event, the newest progress, all facts merged."""
+    entries, end = read_spool(path, offset, max_bytes)
+    points: list[SpoolPoint] = []
+    events: list[Event] = []
+    facts: dict[str, Any] = {}
+    progress: Progress | None = None
+    now = 0
+    for entry in entries:
+        kind = entry["k"]
+        try:
+            now = entry.get("t", now)
+            if kind == "metrics":
+                step, epoch, n = entry["step"], entry.get("epoch"), entry.get("n")
+                points += [SpoolPoint(name, step, float(v), epoch, n, now) for name, v in entry["m"].items()]
+            elif kind == "progress":
+                progress = Progress(**{k: v for k, v in entry.items() if k not in ("k", "t")})
+            elif kind == "event":
+                events.append(Event(at_ms=now, kind=entry["kind"], message=entry["message"]))
+            elif kind == "facts":
+                facts.update(entry["facts"])
+            elif kind == "unreadable":
+                events.append(_unreadable(now, entry["offset"], entry["length"], path))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            events.append(Event(at_ms=now, kind="unreadable", message=f"A {kind} line of {path.name}: {error!r}"))
+    return SpoolBatch(start=offset, end=end, points=points, progress=progress, events=events, facts=facts or None)
+
+
+def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
+    """Predictions of all splits, one JSON object a line; the file appears whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as file:
+        for prediction in predictions:
+            file.write(json.dumps(_plain(asdict(prediction)), ensure_ascii=False, allow_nan=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def read_predictions(path: Path) -> tuple[Prediction, ...]:
+    """All predictions of a run; none if the file is missing. Raises ValueError that names the line at fault."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return ()
+    if not text:
+        return ()
+    found: list[Prediction] = []
+    for number, line in enumerate(text.removesuffix("\n").split("\n"), 1):
+        try:
+            values = json.loads(line)
+            values["probability"] = float(values["probability"])
+            values["label_probability"] = float(values["label_probability"])
+            found.append(Prediction(**values))
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"Line {number} of {path} is no prediction: {error}") from None
+    return tuple(found)
+
+
+def _entry(line: bytes, at: int) -> dict[str, Any]:
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        entry = None
+    if isinstance(entry, dict) and isinstance(entry.get("k"), str):
+        return entry
+    return {"k": "unreadable", "offset": at, "length": len(line)}
+
+
+def _unreadable(at_ms: int, offset: int, length: int, path: Path) -> Event:
+    return Event(at_ms=at_ms, kind="unreadable", message=f"{path.name}: {length} bytes at {offset} are no entry.")
+
+
+def _number(value: float) -> float | str:
+    value = float(value)
+    if math.isfinite(value):
+        return value
+    return "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no nan or inf: they travel as text, as in metrics."""
+    if isinstance(value, float):
+        return _number(value)
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return value
+
+
+def _end_of_last_line(file: int) -> int:
+    """Bytes up to and including the last newline."""
+    end = os.fstat(file).st_size
+    while end:
+        start = max(0, end - 65536)
+        newline = os.pread(file, end - start, start).rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
+        end = start
+    return 0

@@ -1,0 +1,593 @@
+"""What was run and measured, in runs.db. The only file that speaks SQL, through sqlite-utils (with migrations).
+
+A Store is a connection: it belongs to one thread and is closed after use. Opening one costs under a millisecond.
+
+    with Store.open(workspace) as store:
+        run = store.enqueue(config)
+        curve = store.curve(run.id, "train/loss")
+
+Who may change a run's status is said at each verb; every change is one statement that checks the old status.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import secrets
+import sqlite3
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import lru_cache
+from types import TracebackType
+from typing import Any
+
+from sousa_engine import errors, migrations
+from sousa_engine.config import RunConfig
+from sousa_engine.errors import UnknownNameError
+from sousa_engine.records import Curve, Event, Prediction, Progress, Run, RunStatus, Summary, TargetSet
+from sousa_engine.spool import SpoolBatch, SpoolPoint
+from sousa_engine.workspace import Workspace
+
+LEVEL_SHIFTS = (3, 6, 9, 12)  # curves are prepared in buckets of 8, 64, 512 and 4096 steps
+_ID_LETTERS = "23456789abcdefghjkmnpqrstuvwxyz"  # without look-alikes: 0 o, 1 i l
+_SLOT_HELD = "status IN ('starting', 'running', 'stopping')"
+
+
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+class Store:
+    def __init__(self, db: migrations.Database, workspace: Workspace, clock_ms: Callable[[], int]):
+        self._db = db
+        self._clock_ms = clock_ms
+        self.workspace = workspace
+
+    @classmethod
+    def open(
+        cls,
+        workspace: Workspace,
+        *,
+        readonly: bool = False,
+        checkpoints: bool = False,
+        clock_ms: Callable[[], int] = now_ms,
+    ) -> Store:
+        """Raises WorkspaceError: read-only folder (unless `readonly`), newer schema, not our database."""
+        return cls(migrations.open_database(workspace, readonly=readonly, checkpoints=checkpoints), workspace, clock_ms)
+
+    def close(self) -> None:
+        self._db.close()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    # Runs, for pages and the command line
+
+    def enqueue(self, config: RunConfig, *, created_by: str = "page") -> Run:
+        """A new QUEUED run behind all others. The supervisor does the rest: call `supervisor.ensure` next."""
+        now = self._clock_ms()
+        row = {
+            "name": config.name,
+            "wanted_device": config.device,
+            "created_by": created_by,
+            "now": now,
+            "config": config.model_dump_json(),
+        }
+        row["id"] = _new_id(now)
+        while self._query("SELECT 1 FROM runs WHERE id = ?", [row["id"]]):  # alike in one second: one in 900,000
+            row["id"] = _new_id(now)
+        with self._writing() as db:
+            db.execute(_INSERT_RUN, row)
+            self._add_event(row["id"], "queued", f"Queued by the {created_by}.", now)
+        return self._existing(row["id"])
+
+    def run(self, run_id: str) -> Run | None:
+        found = self._query("SELECT * FROM runs WHERE id = ?", [run_id])
+        return _run(found[0]) if found else None
+
+    def find(self, text: str) -> Run:
+        """The run with this id, or the only one whose id starts or ends so; "last" is the newest.
+
+        Raises UnknownNameError, with the ids that come near.
+        """
+        if text == "last":
+            newest = self.runs(limit=1)
+            if not newest:
+                raise UnknownNameError("There is no last run: nothing was ever queued here.")
+            return newest[0]
+        found = self._query("SELECT * FROM runs WHERE id = ?", [text]) or self._query(
+            "SELECT * FROM runs WHERE :text != '' AND (substr(id, 1, length(:text)) = :text"
+            " OR substr(id, -length(:text)) = :text) ORDER BY run_number DESC LIMIT 9",
+            {"text": text},
+        )
+        if len(found) == 1:
+            return _run(found[0])
+        if found:
+            raise UnknownNameError(
+                f"{text!r} could be any of {', '.join(row['id'] for row in found)}. Write more of it."
+            )
+        ids = [row["id"] for row in self._query("SELECT id FROM runs ORDER BY run_number DESC LIMIT 200")]
+        if not ids:
+            raise UnknownNameError(f"No run named {text!r}: nothing was ever queued here.")
+        raise errors.unknown("run", text, ids)
+
+    def runs(
+        self,
+        status: RunStatus | Collection[RunStatus] | None = None,
+        limit: int | None = None,
+        newest_first: bool = True,
+    ) -> tuple[Run, ...]:
+        wanted = [status] if isinstance(status, str) else list(status) if status is not None else list(RunStatus)
+        order = "DESC" if newest_first else "ASC"
+        sql = (
+            f"SELECT * FROM runs WHERE status IN ({', '.join('?' * len(wanted))})"
+            f" ORDER BY created_at_ms {order}, run_number {order} LIMIT ?"
+        )
+        return tuple(_run(row) for row in self._query(sql, [*wanted, -1 if limit is None else limit]))
+
+    def request_stop(self, run_id: str) -> Run:
+        """A queued run is STOPPED at once; one on a slot becomes STOPPING, and the supervisor sees to it.
+
+        A run that is over stays as it is. Raises UnknownNameError.
+        """
+        now = self._clock_ms()
+        with self._writing() as db:
+            # Each UPDATE checks the status it leaves: a supervisor that claims meanwhile wins or loses whole.
+            stopped = db.execute(
+                "UPDATE runs SET status = 'stopped', ended_at_ms = ?, stop_requested_at_ms = ?,"
+                " reason = 'Stopped before it started.' WHERE id = ? AND status = 'queued'",
+                [now, now, run_id],
+            ).rowcount
+            stopping = db.execute(
+                "UPDATE runs SET status = 'stopping', stop_requested_at_ms = ?"
+                " WHERE id = ? AND status IN ('starting', 'running')",
+                [now, run_id],
+            ).rowcount
+            if stopped or stopping:
+                self._add_event(run_id, "stop requested", "Stop and save was asked for.", now)
+        return self._existing(run_id)
+
+    def rename(self, run_id: str, name: str) -> Run:
+        """Give a run another name to be shown by; "" is the one made of model, data and seed."""
+        checked = RunConfig.model_validate({"name": name}).name
+        with self._writing() as db:
+            db.execute("UPDATE runs SET name = ? WHERE id = ?", [checked, run_id])
+        return self._existing(run_id)
+
+    def events(self, run_id: str) -> tuple[Event, ...]:
+        """Oldest first."""
+        sql = "SELECT at_ms, kind, message FROM events WHERE run_number = ? ORDER BY at_ms, event_number"
+        return tuple(Event(**row) for row in self._query(sql, [self._number(run_id)]))
+
+    def predictions(self, run_id: str, split: str) -> tuple[Prediction, ...]:
+        sql = (
+            "SELECT clip_id, split, label, predicted, probability, label_probability FROM predictions"
+            " WHERE run_number = ? AND split = ? ORDER BY clip_id"
+        )
+        return tuple(Prediction(**row) for row in self._query(sql, [self._number(run_id), split]))
+
+    # Metrics, for reading
+
+    def metric_names(self, run_id: str) -> tuple[str, ...]:
+        sql = (
+            "SELECT name FROM metric_summaries JOIN metric_names USING (metric_number)"
+            " WHERE run_number = ? ORDER BY name"
+        )
+        return tuple(row["name"] for row in self._query(sql, [self._number(run_id)]))
+
+    def curve(
+        self, run_id: str, metric: str, *, first: int | None = None, last: int | None = None, max_points: int = 500
+    ) -> Curve:
+        """The metric over the steps first..last, in at most about `max_points` buckets of a power of two of steps.
+
+        A bucket's step is the first one in it with a point; mean, low and high are None where nothing was finite.
+        A metric the run does not have is an empty curve.
+        """
+        key = {"run": self._number(run_id), "metric": self._metric_numbers().get(metric)}
+        span = self._query(_SPAN, {**key, "first": first, "last": last, "width": 1 << LEVEL_SHIFTS[-1]})[0]
+        if not span["point_count"]:
+            return Curve(metric=metric, width=1, steps=(), mean=(), low=(), high=())
+        shift = 0
+        if span["point_count"] > max_points:
+            while (span["last_step"] >> shift) - (span["first_step"] >> shift) >= max_points:
+                shift += 1
+        prepared = max((s for s in LEVEL_SHIFTS if s <= shift), default=0)
+        key |= {"width": 1 << prepared, "group": shift - prepared}
+        key |= {"first": span["first_step"] >> prepared, "last": span["last_step"] >> prepared}
+        columns = list(zip(*self._rows(_CURVE_FROM_LEVELS if prepared else _CURVE_FROM_POINTS, key), strict=True))
+        steps, mean, low, high = columns if columns else ((), (), (), ())
+        return Curve(metric=metric, width=1 << shift, steps=steps, mean=mean, low=low, high=high)
+
+    def summaries(self, run_ids: Iterable[str]) -> dict[str, dict[str, Summary]]:
+        """Last and best value of every metric of every run asked for. nan and inf are None here."""
+        found: dict[str, dict[str, Summary]] = {run_id: {} for run_id in run_ids}
+        for row in self._query(_SUMMARIES, [json.dumps(list(found))]):
+            run_id = row.pop("id")
+            found[run_id][row["metric"]] = Summary(**row)
+        return found
+
+    def first_divergence(self, run_id: str) -> tuple[str, int] | None:
+        """The metric that was the first to be nan or inf, and the step."""
+        found = self._query(
+            "SELECT name, first_not_finite_step AS step FROM metric_summaries JOIN metric_names USING (metric_number)"
+            " WHERE run_number = ? AND first_not_finite_step IS NOT NULL ORDER BY step, name LIMIT 1",
+            [self._number(run_id)],
+        )
+        return (found[0]["name"], found[0]["step"]) if found else None
+
+    # Target sets
+
+    def save_target_set(self, name: str, variant: str, paths: Iterable[str], head: str) -> TargetSet:
+        """A set of the same name for the same variant is replaced."""
+        row = {"name": name, "variant": variant, "paths_json": json.dumps(list(paths)), "head": head}
+        row["saved_at_ms"] = self._clock_ms()
+        with self._writing() as db:
+            db.table("target_sets").insert(row, replace=True)
+        return _target_set(row)
+
+    def target_sets(self, variant: str | None = None) -> tuple[TargetSet, ...]:
+        """Newest first."""
+        sql = "SELECT * FROM target_sets WHERE :variant IS NULL OR variant = :variant ORDER BY saved_at_ms DESC, name"
+        return tuple(_target_set(row) for row in self._query(sql, {"variant": variant}))
+
+    def delete_target_set(self, name: str, variant: str) -> None:
+        with self._writing() as db:
+            db.execute("DELETE FROM target_sets WHERE name = ? AND variant = ?", [name, variant])
+
+    # The supervisor's verbs
+
+    def live(self) -> tuple[Run, ...]:
+        """The runs that hold a slot: starting, running or stopping. At most one a slot."""
+        return tuple(_run(row) for row in self._query(f"SELECT * FROM runs WHERE {_SLOT_HELD} ORDER BY run_number"))
+
+    def waiting_devices(self) -> tuple[str, ...]:
+        """The devices that queued runs ask for, each once; empty when the queue is."""
+        sql = "SELECT DISTINCT wanted_device FROM runs WHERE status = 'queued'"
+        return tuple(row["wanted_device"] for row in self._query(sql))
+
+    def claim(self, slot: str, nonce: str, devices: Collection[str] | None = None) -> Run | None:
+        """The next queued run that may use `slot`, now STARTING on it; None if there is none or the slot is held.
+
+        devices: what such a run may have asked for; the slot itself or "auto" if not said.
+        """
+        wanted = [slot, "auto"] if devices is None else list(devices)
+        with self._writing() as db:
+            # One UPDATE, not atomic(): a deferred BEGIN cannot upgrade once another writer committed.
+            rows = db.execute(
+                "UPDATE runs SET status = 'starting', slot = ?, launch_nonce = ?, claimed_at_ms = ?,"
+                " launches = launches + 1 WHERE run_number = (SELECT run_number FROM runs WHERE status = 'queued'"
+                f" AND wanted_device IN ({', '.join('?' * len(wanted))}) ORDER BY queue_position, run_number LIMIT 1)"
+                f" AND NOT EXISTS (SELECT 1 FROM runs WHERE slot = ? AND {_SLOT_HELD}) RETURNING id",
+                [slot, nonce, self._clock_ms(), *wanted, slot],
+            ).fetchall()
+            if rows:
+                self._add_event(rows[0][0], "claimed", f"Claimed for {slot}.", self._clock_ms())
+        return self.run(rows[0][0]) if rows else None
+
+    def nonce(self, run_id: str) -> str | None:
+        found = self._query("SELECT launch_nonce FROM runs WHERE id = ?", [run_id])
+        return found[0]["launch_nonce"] if found else None
+
+    def spool_offset(self, run_id: str) -> int:
+        found = self._query("SELECT spool_bytes_ingested AS n FROM runs WHERE id = ?", [run_id])
+        return found[0]["n"] if found else 0
+
+    def mark_running(self, run_id: str, nonce: str, *, started_at_ms: int) -> bool:
+        """starting -> running, once the keeper of this launch was seen. A stop asked for meanwhile stays."""
+        return self._change(
+            run_id,
+            "UPDATE runs SET status = iif(status = 'starting', 'running', status), started_at_ms = :started"
+            " WHERE id = :id AND launch_nonce = :nonce AND started_at_ms IS NULL"
+            " AND status IN ('starting', 'stopping')",
+            {"nonce": nonce, "started": started_at_ms},
+            ("started", "The trainer started."),
+        )
+
+    def requeue(self, run_id: str, nonce: str, message: str) -> bool:
+        """starting -> queued: the launch came to nothing."""
+        return self._change(
+            run_id,
+            "UPDATE runs SET status = 'queued', slot = NULL, claimed_at_ms = NULL"
+            " WHERE id = :id AND launch_nonce = :nonce AND status = 'starting'",
+            {"nonce": nonce},
+            ("queued again", message),
+        )
+
+    def finish(
+        self,
+        run_id: str,
+        status: RunStatus,
+        reason: str | None,
+        *,
+        nonce: str | None,
+        ended_at_ms: int | None = None,
+    ) -> bool:
+        """The end of a run: of launch `nonce`, or (nonce None) of a run still queued. False if it was over already."""
+        assert status.is_over
+        return self._change(
+            run_id,
+            "UPDATE runs SET status = :status, reason = :reason, ended_at_ms = :ended WHERE id = :id AND"
+            f" iif(:nonce IS NULL, status = 'queued', launch_nonce = :nonce AND {_SLOT_HELD})",
+            {"status": status, "reason": reason, "nonce": nonce, "ended": ended_at_ms or self._clock_ms()},
+            (status.value, reason or ""),
+        )
+
+    def ingest(self, run_id: str, batch: SpoolBatch) -> bool:
+        """Take a batch whole, and remember its end: points, progress, events and facts in one transaction.
+
+        False, and nothing changes, if the batch does not start where the last one ended: each line counts once.
+        """
+        with self._writing(durable=False) as db:
+            taken = db.execute(
+                "UPDATE runs SET spool_bytes_ingested = :end, progress_json = coalesce(:progress, progress_json),"
+                " facts_json = json_patch(facts_json, :facts),"
+                " weights_label = coalesce(json_extract(:facts, '$.weights_label'), weights_label)"
+                " WHERE id = :id AND spool_bytes_ingested = :start RETURNING run_number",
+                {
+                    "id": run_id,
+                    "start": batch.start,
+                    "end": batch.end,
+                    "progress": json.dumps(vars(batch.progress)) if batch.progress else None,
+                    "facts": json.dumps(dict(batch.facts or {})),
+                },
+            ).fetchall()
+            if not taken:
+                return False
+            number = taken[0][0]
+            db.conn.executemany(
+                "INSERT INTO events (run_number, at_ms, kind, message) VALUES (?, ?, ?, ?)",
+                [(number, e.at_ms, e.kind, e.message) for e in batch.events],
+            )
+            self._add_points(number, batch.points)
+        return True
+
+    def save_predictions(self, run_id: str, predictions: Iterable[Prediction]) -> None:
+        """Replaces those of the same run."""
+        number = self._number(run_id)
+        with self._writing() as db:
+            db.execute("DELETE FROM predictions WHERE run_number = ?", [number])
+            db.table("predictions").insert_all(({"run_number": number, **vars(p)} for p in predictions), replace=True)
+
+    def add_event(self, run_id: str, kind: str, message: str) -> None:
+        with self._writing():
+            self._add_event(run_id, kind, message, self._clock_ms())
+
+    def checkpoint_wal(self) -> None:
+        """Fold the WAL into runs.db as far as readers allow."""
+        self._query("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    # Inside
+
+    def _add_points(self, run_number: int, points: Iterable[SpoolPoint]) -> None:
+        by_metric: dict[str, list[SpoolPoint]] = {}
+        for point in points:
+            by_metric.setdefault(point.metric, []).append(point)
+        if not by_metric:
+            return
+        db = self._db
+        db.conn.executemany(
+            "INSERT OR IGNORE INTO metric_names (name, better) VALUES (?, ?)",
+            [(name, "lower" if _lower_is_better(name) else "higher") for name in by_metric],
+        )
+        numbers = self._metric_numbers()
+        for name, found in sorted(by_metric.items()):
+            found = sorted({point.step: point for point in found}.values(), key=lambda point: point.step)
+            metric = numbers[name]
+            db.conn.executemany(
+                "INSERT OR REPLACE INTO metric_points VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                [(run_number, metric, p.step, *_finite(p.value), p.epoch, p.n, p.at_ms) for p in found],
+            )
+            # Levels are a function of the points, made anew where points came: a repeated step cannot count twice.
+            finer = 0
+            for shift in LEVEL_SHIFTS:
+                key = {"run": run_number, "metric": metric, "width": 1 << shift, "group": shift - finer}
+                key |= {"low": found[0].step >> shift, "high": found[-1].step >> shift, "finer": 1 << finer}
+                db.execute(_LEVEL_FROM_LEVEL if finer else _LEVEL_FROM_POINTS, key)
+                finer = shift
+            self._summarise(run_number, metric, name, found)
+
+    def _summarise(self, run_number: int, metric: int, name: str, found: list[SpoolPoint]) -> None:
+        key = [run_number, metric]
+        old = self._rows(
+            "SELECT last_step, best_value, best_step, first_not_finite_step FROM metric_summaries"
+            " WHERE run_number = ? AND metric_number = ?",
+            key,
+        )
+        last_step, best_value, best_step, gap = old[0] if old else (None, None, None, None)
+        if last_step is not None and found[0].step <= last_step:  # steps were repeated: look at all points again
+            rows = self._rows(
+                "SELECT step, coalesce(value, not_finite), epoch, clip_count, at_ms FROM metric_points"
+                " WHERE run_number = ? AND metric_number = ? ORDER BY step",
+                key,
+            )
+            found = [SpoolPoint(name, step, float(value), *rest) for step, value, *rest in rows]
+            best_value = best_step = gap = None
+        finite = [point for point in found if math.isfinite(point.value)]
+        pick, ahead = (min, float.__lt__) if _lower_is_better(name) else (max, float.__gt__)
+        best = pick(finite, key=lambda point: point.value, default=None)
+        if best is not None and (best_value is None or ahead(best.value, best_value)):
+            best_value, best_step = best.value, best.step
+        if gap is None:
+            gap = next((point.step for point in found if not math.isfinite(point.value)), None)
+        last = found[-1]
+        self._db.execute(
+            "INSERT OR REPLACE INTO metric_summaries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            [*key, _finite(last.value)[0], last.step, last.epoch, last.n, best_value, best_step, gap],
+        )
+
+    def _metric_numbers(self) -> dict[str, int]:
+        return dict(self._rows("SELECT name, metric_number FROM metric_names"))
+
+    def _existing(self, run_id: str) -> Run:
+        run = self.run(run_id)
+        if run is None:
+            raise UnknownNameError(f"No run has the id {run_id!r}.")
+        return run
+
+    def _number(self, run_id: str) -> int:
+        found = self._query("SELECT run_number FROM runs WHERE id = ?", [run_id])
+        if not found:
+            raise UnknownNameError(f"No run has the id {run_id!r}.")
+        return found[0]["run_number"]
+
+    def _change(self, run_id: str, sql: str, values: Mapping[str, Any], event: tuple[str, str]) -> bool:
+        """Compare and set: the statement says which state it leaves; the event is written only if it did."""
+        with self._writing() as db:
+            changed = db.execute(sql, {"id": run_id, **values}).rowcount > 0
+            if changed:
+                self._add_event(run_id, *event, self._clock_ms())
+        return changed
+
+    def _add_event(self, run_id: str, kind: str, message: str, at_ms: int) -> None:
+        self._db.execute(
+            "INSERT INTO events (run_number, at_ms, kind, message)"
+            " SELECT run_number, :at, :kind, :message FROM runs WHERE id = :id",
+            {"id": run_id, "at": at_ms, "kind": kind, "message": message},
+        )
+
+    def _rows(self, sql: str, values: Any = ()) -> list[tuple[Any, ...]]:
+        try:
+            return self._db.execute(sql, values).fetchall()
+        except sqlite3.DatabaseError as error:
+            raise migrations.explain(error, self.workspace.db) from error
+
+    def _query(self, sql: str, values: Any = ()) -> list[dict[str, Any]]:
+        try:
+            return list(self._db.query(sql, values))
+        except sqlite3.DatabaseError as error:
+            raise migrations.explain(error, self.workspace.db) from error
+
+    @contextmanager
+    def _writing(self, *, durable: bool = True) -> Iterator[migrations.Database]:
+        """BEGIN IMMEDIATE: waits for its turn, then cannot fail half-way for another writer's sake.
+
+        durable: on disk before it returns. Metrics need not be: their spool still has them.
+        """
+        db = self._db
+        try:
+            db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+            db.execute("BEGIN IMMEDIATE")
+            yield db
+            db.execute("COMMIT")
+        except sqlite3.IntegrityError:
+            db.rollback()
+            raise
+        except sqlite3.DatabaseError as error:
+            db.rollback()
+            raise migrations.explain(error, self.workspace.db) from error
+        except BaseException:
+            db.rollback()
+            raise
+
+
+_INSERT_RUN = """
+INSERT INTO runs (id, name, status, wanted_device, queue_position, created_by, created_at_ms, config_json)
+VALUES (:id, :name, 'queued', :wanted_device, :now, :created_by, :now, :config)
+"""
+
+# The widest level counts points and bounds their steps in a handful of rows. Its bounds are whole buckets,
+# which is right for choosing a width, and the range asked for is cut afterwards.
+_SPAN = """
+SELECT sum(point_count) AS point_count,
+       max(min(first_step), coalesce(:first, min(first_step))) AS first_step,
+       min((max(bucket) + 1) * :width - 1, coalesce(:last, (max(bucket) + 1) * :width - 1),
+           (SELECT last_step FROM metric_summaries WHERE run_number = :run AND metric_number = :metric)) AS last_step
+FROM metric_levels
+WHERE run_number = :run AND metric_number = :metric AND width = :width
+  AND bucket BETWEEN coalesce(:first / :width, bucket) AND coalesce(:last / :width, bucket)
+"""
+
+_CURVE_FROM_POINTS = """
+SELECT min(step), avg(value), min(value), max(value) FROM metric_points
+WHERE run_number = :run AND metric_number = :metric AND step BETWEEN :first AND :last
+GROUP BY step >> :group ORDER BY step >> :group
+"""
+
+_CURVE_FROM_LEVELS = """
+SELECT min(first_step), sum(value_sum) / sum(finite_count), min(value_min), max(value_max) FROM metric_levels
+WHERE run_number = :run AND metric_number = :metric AND width = :width AND bucket BETWEEN :first AND :last
+GROUP BY bucket >> :group ORDER BY bucket >> :group
+"""
+
+_LEVEL_FROM_POINTS = """
+INSERT OR REPLACE INTO metric_levels
+SELECT run_number, metric_number, :width, step >> :group, min(step), count(*), count(value),
+       sum(value), min(value), max(value)
+FROM metric_points
+WHERE run_number = :run AND metric_number = :metric AND step BETWEEN :low * :width AND (:high + 1) * :width - 1
+GROUP BY step >> :group
+"""
+
+_LEVEL_FROM_LEVEL = """
+INSERT OR REPLACE INTO metric_levels
+SELECT run_number, metric_number, :width, bucket >> :group, min(first_step), sum(point_count), sum(finite_count),
+       sum(value_sum), min(value_min), max(value_max)
+FROM metric_levels
+WHERE run_number = :run AND metric_number = :metric AND width = :finer
+  AND bucket BETWEEN :low << :group AND ((:high + 1) << :group) - 1
+GROUP BY bucket >> :group
+"""
+
+_SUMMARIES = """
+SELECT r.id AS id, m.name AS metric, s.last_value AS last, s.last_step AS last_step, s.best_value AS best,
+       s.best_step AS best_step, s.last_clip_count AS n
+FROM json_each(?) AS wanted
+JOIN runs AS r ON r.id = wanted.value
+JOIN metric_summaries AS s USING (run_number)
+JOIN metric_names AS m USING (metric_number)
+ORDER BY m.name
+"""
+
+
+def _run(row: Mapping[str, Any]) -> Run:
+    progress = json.loads(row["progress_json"]) if row["progress_json"] else None
+    return Run(
+        id=row["id"],
+        config=_config(row["config_json"], row["name"]),
+        status=RunStatus(row["status"]),
+        created_at_ms=row["created_at_ms"],
+        started_at_ms=row["started_at_ms"],
+        ended_at_ms=row["ended_at_ms"],
+        device=row["slot"],
+        reason=row["reason"],
+        weights_label=row["weights_label"],
+        progress=Progress(**progress) if progress else None,
+        facts=json.loads(row["facts_json"]),
+        launches=row["launches"],
+    )
+
+
+@lru_cache(maxsize=4096)
+def _config(text: str, name: str) -> RunConfig:
+    """Frozen, so that rows share it: validating 73 targets each would cost a list of 1,000 runs 0.1 s."""
+    config = RunConfig.model_validate_json(text)
+    return config if config.name == name else config.model_copy(update={"name": name})
+
+
+def _target_set(row: Mapping[str, Any]) -> TargetSet:
+    return TargetSet(
+        name=row["name"],
+        variant=row["variant"],
+        paths=tuple(json.loads(row["paths_json"])),
+        head=row["head"],
+        saved_at_ms=row["saved_at_ms"],
+    )
+
+
+def _new_id(at_ms: int) -> str:
+    """Sortable, readable in local time, and safe in a URL and in a file name: 260131-142305-k7mq."""
+    tail = "".join(secrets.choice(_ID_LETTERS) for _ in range(4))
+    return f"{time.strftime('%y%m%d-%H%M%S', time.localtime(at_ms / 1000))}-{tail}"
+
+
+def _finite(value: float) -> tuple[float | None, str | None]:
+    """(value, None), or (None, which) for nan, inf and -inf: SQLite would make nan NULL and forget which it was."""
+    return (value, None) if math.isfinite(value) else (None, str(value))
+
+
+def _lower_is_better(metric: str) -> bool:
+    return "loss" in metric
