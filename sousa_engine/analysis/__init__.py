@@ -1,0 +1,1 @@
+"""Records turned into small typed tables: curves, comparison, confusion, significance. No torch, SQL or streamlit."""

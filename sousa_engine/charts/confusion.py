@@ -1,0 +1,90 @@
+"""A confusion matrix: each row adds up to its class's clips; petrol is right, brick is wrong."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import plotly.graph_objects as go
+
+from sousa_engine.analysis.confusion import Confusion
+from sousa_engine.charts import template
+
+ROW_PX = 17
+
+
+class ConfusionInfo(NamedTuple):
+    """shares: counts over their row's sum; negative off the diagonal, None where nothing was counted."""
+
+    classes: tuple[str, ...]
+    counts: tuple[tuple[int, ...], ...]
+    shares: tuple[tuple[float | None, ...], ...]
+    n: int
+    right: int
+
+
+def confusion_info(matrix: Confusion) -> ConfusionInfo:
+    shares = tuple(
+        tuple((count / sum(row) if i == j else -count / sum(row)) if count else None for j, count in enumerate(row))
+        for i, row in enumerate(matrix.counts)
+    )
+    return ConfusionInfo(classes=matrix.classes, counts=matrix.counts, shares=shares, n=matrix.n, right=matrix.right)
+
+
+def confusion_figure(info: ConfusionInfo, labels: bool = True) -> go.Figure:
+    """labels=False leaves the class names to the hover text: for several matrices side by side."""
+    hover = [
+        [
+            f"<b>{label}</b><br>taken for <b>{predicted}</b><br>{count} of {sum(row)} clips"
+            for predicted, count in zip(info.classes, row, strict=True)
+        ]
+        for label, row in zip(info.classes, info.counts, strict=True)
+    ]
+    # Positions, not names, on the axes: two classes may share a name once it is shortened.
+    places = list(range(len(info.classes)))
+    ticks = {
+        "tickmode": "array",
+        "tickvals": places,
+        "ticktext": [_short(name) for name in info.classes],
+        "tickfont": {"size": 10},
+        "showgrid": False,
+        "showticklabels": labels,
+        "range": [-0.5, len(places) - 0.5],
+    }
+    size = ROW_PX * len(places) + (150 if labels else 30)
+    return go.Figure(
+        go.Heatmap(
+            x=places,
+            y=places,
+            z=info.shares,
+            zmin=-1,
+            zmax=1,
+            xgap=1,
+            ygap=1,
+            colorscale=[
+                [0, f"rgba({template.WRONG},1)"],
+                [0.4, f"rgba({template.WRONG},0.45)"],
+                [0.5, f"rgba({template.WRONG},0.12)"],
+                [0.5, f"rgba({template.RIGHT},0.12)"],
+                [1, f"rgba({template.RIGHT},1)"],
+            ],
+            showscale=False,
+            hoverongaps=False,
+            text=hover,
+            hovertemplate="%{text}<extra></extra>",
+        ),
+        layout=template.layout(
+            height=max(320, size) if labels else max(300, min(size, 460)),
+            xaxis={**ticks, "tickangle": -90, "title": {"text": "predicted", "standoff": 6}, "constrain": "domain"},
+            yaxis={**ticks, "range": ticks["range"][::-1], "title": {"text": "played", "standoff": 6}},
+            shapes=[
+                {
+                    "type": "rect", "xref": "paper", "yref": "paper", "x0": 0, "x1": 1, "y0": 0, "y1": 1,
+                    "line": {"color": template.GREY.format(0.35), "width": 1},
+                }
+            ],
+        ),
+    )  # fmt: skip
+
+
+def _short(name: str, longest: int = 26) -> str:
+    return name if len(name) <= longest else name[: longest - 1] + "…"

@@ -1,0 +1,229 @@
+import dataclasses
+import math
+
+import pytest
+
+from sousa_engine.analysis import compare, confusion, curves, log, significance
+from sousa_engine.config import LoraConfig, RunConfig, TargetModule
+from sousa_engine.records import Curve, Prediction, Run, RunStatus, Summary
+
+
+def predictions(pairs, split="test"):
+    return [
+        Prediction(clip_id=f"c{i}", split=split, label=a, predicted=b, probability=0.9, label_probability=0.1)
+        for i, (a, b) in enumerate(pairs)
+    ]
+
+
+def run(seed=0, status=RunStatus.FINISHED, run_id=None, **config):
+    return Run(
+        id=run_id or f"r{seed}",
+        config=RunConfig(seed=seed, **config),
+        status=status,
+        created_at_ms=0,
+        started_at_ms=1_000,
+        ended_at_ms=61_000,
+        facts={"parameters": {"trainable": 1000, "total": 2000}},
+    )
+
+
+def summary(metric, value, n=200, best=None, step=380):
+    return Summary(metric=metric, last=value, last_step=step, best=best or value, best_step=step, n=n)
+
+
+def rows(runs, accuracy):
+    summaries = {
+        r.id: {m: summary(m, a) for m in ("valid/accuracy", "test/accuracy", "test/macro_f1")}
+        for r, a in zip(runs, accuracy, strict=True)
+        if a is not None
+    }
+    return compare.results(runs, summaries)
+
+
+# significance
+
+
+@pytest.mark.parametrize(
+    ("right", "n", "low", "high"),
+    # Source: values printed in Newcombe 1998 (Statistics in Medicine 17:857), table I, method 3.
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+)
+def test_wilson_interval_equals_the_published_table(right, n, low, high):
+    found = significance.wilson(right, n)
+    assert (round(found.low, 4), round(found.high, 4)) == (low, high)
+    assert found.value == right / n
+
+
+@pytest.mark.parametrize(("right", "n"), [(0, 0), (3, 2), (-1, 5)])
+def test_impossible_proportion_is_refused(right, n):
+    with pytest.raises(ValueError, match="no proportion"):
+        significance.wilson(right, n)
+
+
+def test_accuracy_without_clips_is_missing_not_zero():
+    assert significance.last_accuracy(None) is None
+    assert significance.last_accuracy(summary("test/accuracy", 0.5, n=None)) is None
+    assert significance.last_accuracy(summary("test/accuracy", math.nan)) is None
+    found = significance.last_accuracy(summary("test/accuracy", 0.715))
+    assert found is not None and (found.right, found.n) == (143, 200)
+
+
+def test_paired_interval_is_symmetric_and_counts_who_alone_was_right():
+    first = predictions([("a", "a")] * 60 + [("a", "b")] * 40)
+    second = predictions([("a", "a")] * 50 + [("a", "b")] * 10 + [("a", "a")] * 30 + [("a", "b")] * 10)
+    there, back = significance.paired(first, second), significance.paired(second, first)
+    assert there is not None and back is not None
+    assert (there.only_first, there.only_second, there.difference) == (10, 30, 0.2)
+    assert there.low == pytest.approx(-back.high) and there.high == pytest.approx(-back.low)
+    assert there.low < there.difference < there.high and there.is_clear
+
+
+def test_runs_on_other_clips_are_never_paired():
+    assert significance.paired(predictions([("a", "a")] * 3), predictions([("a", "a")] * 4)) is None
+    assert significance.paired(predictions([("a", "a")]), predictions([("b", "b")])) is None
+    assert significance.paired([], []) is None
+
+
+# confusion
+
+
+def test_confusion_counts_every_clip_once_in_the_order_of_the_classes():
+    found = confusion.confusion(predictions([("b", "a"), ("a", "a"), ("b", "b"), ("b", "a")]))
+    assert found.classes == ("a", "b")
+    assert found.counts == ((1, 0), (2, 1))
+    assert (found.n, found.right) == (4, 2)
+
+
+def test_class_never_predicted_keeps_its_row_and_column():
+    found = confusion.confusion(predictions([("a", "a"), ("b", "a")]), classes=("a", "b", "c"))
+    assert found.counts == ((1, 0, 0), (1, 0, 0), (0, 0, 0))
+    weakest, strongest = confusion.class_results(found)
+    assert (weakest.label, weakest.recall.value, weakest.taken_for, weakest.taken_for_count) == ("b", 0, "a", 1)
+    assert (strongest.label, strongest.taken_for) == ("a", "")
+
+
+def test_mistakes_are_listed_most_frequent_first():
+    found = confusion.mistakes(confusion.confusion(predictions([("a", "b")] * 3 + [("b", "c")] * 5 + [("c", "c")])))
+    assert [(m.label, m.predicted, m.count, m.n) for m in found] == [("b", "c", 5, 5), ("a", "b", 3, 3)]
+
+
+def test_no_predictions_make_an_empty_matrix():
+    found = confusion.confusion([])
+    assert found.classes == () and found.n == 0
+
+
+# curves
+
+
+def test_smoothing_starts_unbiased_and_keeps_gaps():
+    assert curves.smooth([4.0, None, 4.0], 0.9) == pytest.approx((4.0, None, 4.0))
+    assert curves.smooth([1.0, 3.0], 0.0) == (1.0, 3.0)
+    smoothed = curves.smooth([0.0] * 50 + [1.0], 0.5)
+    assert smoothed[-1] == pytest.approx(0.5, abs=1e-6)
+    with pytest.raises(ValueError, match="smoothing"):
+        curves.smooth([1.0], 1.0)
+
+
+def test_line_takes_the_bucket_means():
+    curve = Curve(metric="train/loss", width=2, steps=(1, 3), mean=(1.0, None), low=(0.5, None), high=(1.5, None))
+    assert curves.line("a", curve) == curves.Line(label="a", x=(1, 3), y=(1.0, None))
+
+
+# compare
+
+
+def targets(*paths):
+    return tuple(TargetModule(path=p, kind="Linear", shape=(192, 192)) for p in paths)
+
+
+def test_only_differing_settings_are_listed_readably():
+    first = run(0, lora=LoraConfig(targets=targets("layers.0.attention.q_proj"), r=8), name="first")
+    second = run(1, lora=LoraConfig(targets=targets("layers.0.attention.q_proj", "layers.1.attention.q_proj"), r=8))
+    found = {d.field: d.values for d in compare.config_differences([first, second])}
+    assert found == {
+        "lora.targets": ("1 module: q_proj in layer 0", "2 modules: q_proj ×2 in layers 0 to 1"),
+        "seed": ("0", "1"),
+    }
+
+
+def test_changes_from_defaults_name_both_values():
+    found = compare.changes_from_defaults(RunConfig.model_validate({"training": {"lr": 5e-4}, "seed": 3}))
+    assert {d.field: d.values for d in found} == {"training.lr": ("0.002", "0.0005"), "seed": ("0", "3")}
+
+
+def test_result_carries_n_interval_and_seconds():
+    (row,) = rows([run(0)], [0.6])
+    assert row.test is not None and (row.test.right, row.test.n) == (120, 200)
+    assert (row.seconds, row.trainable, row.best_step) == (60.0, 1000, 380)
+
+
+def test_running_run_has_no_seconds_and_no_test_result():
+    (row,) = rows([run(0, status=RunStatus.RUNNING)], [None])
+    assert row.seconds is None and row.test is None and row.test_macro_f1 is None
+
+
+def test_one_seed_each_is_no_conclusion_however_large_the_difference():
+    lora4 = {"lora": LoraConfig(r=4)}
+    found = compare.conclude(rows([run(0), run(1, **lora4)], [0.1, 0.99]))
+    assert found.verdict == "One seed each: no conclusion about the settings."
+    two_seeds = [run(0), run(1), run(2, **lora4), run(3, **lora4)]
+    assert "Fewer than 3 seeds" in compare.conclude(rows(two_seeds, [0.1, 0.1, 0.9, 0.9])).verdict
+
+
+def test_three_seeds_of_each_setting_are_stated_as_ranges():
+    runs = [run(s, run_id=f"a{s}") for s in range(3)] + [run(s, run_id=f"b{s}", lora=LoraConfig(r=4)) for s in range(3)]
+    apart = compare.conclude(rows(runs, [0.5, 0.52, 0.54, 0.6, 0.62, 0.64])).verdict
+    assert "60.0 to 64.0 %" in apart and "do not overlap" in apart
+    assert "ranges overlap" in compare.conclude(rows(runs, [0.5, 0.52, 0.61, 0.6, 0.62, 0.64])).verdict
+
+
+def test_same_setting_with_other_seeds_is_the_spread_between_seeds():
+    found = compare.conclude(rows([run(0), run(1), run(2)], [0.5, 0.6, 0.55]))
+    assert "spread between seeds" in found.verdict and "50.0 to 60.0 %" in found.verdict
+
+
+def test_unfinished_runs_and_other_data_allow_no_conclusion():
+    unfinished = compare.conclude(rows([run(0), run(1, name="late")], [0.5, None]))
+    assert unfinished.verdict.startswith("No conclusion: late has no test result")
+    other = rows([run(0), run(1, data={"dataset": "small"})], [0.5, 0.6])
+    assert "not measured on the same clips" in compare.conclude(other).verdict
+
+
+def test_random_weights_beside_pretrained_are_called_a_control():
+    found = compare.conclude(rows([run(0), run(1, model={"weights": "random"})], [0.5, 0.4]))
+    assert any("control" in note for note in found.notes)
+
+
+def test_paired_sentence_speaks_of_networks_not_settings():
+    difference = significance.paired(
+        predictions([("a", "b")] * 30 + [("a", "a")] * 70), predictions([("a", "a")] * 100)
+    )
+    assert difference is not None
+    text = compare.paired_sentence("r=4", "r=8", difference)
+    assert "100 test clips" in text and "+30.0 points for r=8" in text and "networks differ" in text
+
+
+def test_records_of_analysis_are_frozen():
+    (row,) = rows([run(0)], [0.6])
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        row.title = "x"
+
+
+# log
+
+
+def test_log_tail_is_read_from_the_end_without_control_sequences(tmp_path):
+    path = tmp_path / "train.log"
+    path.write_bytes(
+        b"first\n\x1b[31mred\x1b[0m \x1b]8;;http://x\x07link\x1b]8;;\x07\n 1%|  \r50%|# \r100%|##\nbad \xff\x00\n"
+    )
+    assert log.tail(path) == ("first", "red link", "100%|##", "bad \ufffd")
+    assert log.tail(path, lines=2) == ("100%|##", "bad \ufffd")
+
+
+def test_log_tail_of_a_huge_file_starts_with_a_whole_line(tmp_path):
+    path = tmp_path / "train.log"
+    path.write_text("".join(f"line {i}\n" for i in range(100_000)))
+    found = log.tail(path, lines=10_000, max_bytes=1000)
+    assert found[-1] == "line 99999" and found[0].startswith("line 99")
+    assert log.tail(tmp_path / "none.log") == ()
