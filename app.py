@@ -1,4 +1,4 @@
-"""The studio as an ASGI app: `streamlit run app.py`. The pages live in pages/, their router in sousa_engine/web/main.py.
+"""The studio as an ASGI app: `streamlit run app.py`. The pages are in pages/, their router in sousa_engine/web/main.py.
 
 Why streamlit.App: a `pages/` folder beside the script that Streamlit runs would switch on its old file router
 for whoever opens a deep link first; with the router elsewhere, every address works as the first one.
@@ -18,7 +18,7 @@ from sousa_engine.workspace import default_workspace
 
 @asynccontextmanager
 async def lifespan(app):
-    """Start the supervisor, unless one runs already, before the first visitor. Stopping the studio leaves it running."""
+    """Start the supervisor, unless one runs, before the first visitor. It goes on when the studio stops."""
     try:
         from sousa_engine import supervisor
 

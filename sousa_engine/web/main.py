@@ -32,7 +32,7 @@ pages = [
 st.set_page_config(page_icon=str(ASSETS / "favicon.svg"), layout="wide")
 current = st.navigation(pages, position="top")
 st.set_page_config(page_title=f"{current.title} · SOUSA")
-st.logo(str(ASSETS / "logo.svg"), icon_image=str(ASSETS / "favicon.svg"), size="medium")
+st.logo(str(ASSETS / "logo.svg"), size="medium")
 
 try:
     current.run()

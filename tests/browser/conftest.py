@@ -2,7 +2,7 @@
 
 studio   a running server (one per test file); .url, .workspace, .stop(), .kill(), .start()
 browser  one Chromium for the whole session
-page     a fresh tab (1400 x 900) that knows the studio's address: page.goto("/backbones"); fails the test on page errors
+page     a fresh tab (1400 x 900) that knows the address: page.goto("/backbones"); fails the test on page errors
 settled  settled(page): wait until the script of that tab has run
 """
 
