@@ -45,7 +45,7 @@ class ASTEmbeddings(upstream.ASTEmbeddings):
 
 def network(variant: Variant, num_classes: int, seed: int) -> nn.Module:
     """A freshly initialised network, the same for the same seed; the global random state is left as it was."""
-    config = ASTConfig(**variant.architecture, num_labels=num_classes)
+    config = ASTConfig(**{**variant.architecture, "num_labels": num_classes})
     config._attn_implementation = "sdpa"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -59,8 +59,3 @@ def network(variant: Variant, num_classes: int, seed: int) -> nn.Module:
     embeddings.load_state_dict(plain.state_dict(), assign=True)
     module.audio_spectrogram_transformer.embeddings = embeddings
     return module
-
-
-def forward(module: nn.Module, features: Tensor) -> Tensor:
-    """features: normalised (batch, frames, mel bins). Returns logits (batch, classes)."""
-    return module(input_values=features).logits

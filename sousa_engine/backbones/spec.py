@@ -45,26 +45,27 @@ class FrontEndSpec:
 
     def frames(self, samples: int) -> int:
         """Frames of a clip of so many samples; raises DataError if the network cannot take it."""
-        if samples < self.samples(self.min_frames):
-            raise DataError(f"A clip of {self.seconds(samples)} s is too short: {self._reach()}. Set data.clip_s.")
-        frames = 1 + (samples - self.frame_samples) // self.hop_samples
-        if frames > self.max_frames:
-            raise DataError(f"A clip of {self.seconds(samples)} s is too long: {self._reach()}. Set data.clip_s.")
+        frames = max(0, 1 + (samples - self.frame_samples) // self.hop_samples)
+        self.check(frames, samples)
         return frames
+
+    def check(self, frames: int, samples: int | None = None) -> None:
+        """Raises DataError unless the network takes so many frames."""
+        if self.min_frames <= frames <= self.max_frames:
+            return
+        word = "short" if frames < self.min_frames else "long"
+        shortest, longest = self.samples(self.min_frames), self.samples(self.max_frames + 1) - 1
+        raise DataError(
+            f"A clip of {self._seconds(samples or self.samples(frames))} s is too {word}: this backbone takes "
+            f"{self._seconds(shortest)} to {self._seconds(longest)} s. Set data.clip_s."
+        )
 
     def samples(self, frames: int) -> int:
         """The fewest samples that make so many frames."""
         return self.frame_samples + (frames - 1) * self.hop_samples
 
-    def seconds(self, samples: int) -> str:
+    def _seconds(self, samples: int) -> str:
         return f"{samples / self.sample_rate_hz:.4g}"
-
-    def _reach(self) -> str:
-        longest = self.samples(self.max_frames + 1) - 1
-        return (
-            f"this backbone takes {self.seconds(self.samples(self.min_frames))} to {self.seconds(longest)} s "
-            f"({self.min_frames} to {self.max_frames} frames)"
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
