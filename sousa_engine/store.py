@@ -12,7 +12,6 @@ Who may change a run's status is said at each verb; every change is one statemen
 from __future__ import annotations
 
 import json
-import math
 import secrets
 import sqlite3
 import time
@@ -22,14 +21,13 @@ from functools import lru_cache
 from types import TracebackType
 from typing import Any
 
-from sousa_engine import errors, migrations
+from sousa_engine import errors, metric_tables, migrations
 from sousa_engine.config import RunConfig
 from sousa_engine.errors import UnknownNameError
 from sousa_engine.records import Curve, Event, Prediction, Progress, Run, RunStatus, Summary, TargetSet
-from sousa_engine.spool import SpoolBatch, SpoolPoint
+from sousa_engine.spool import SpoolBatch
 from sousa_engine.workspace import Workspace
 
-LEVEL_SHIFTS = (3, 6, 9, 12)  # curves are prepared in buckets of 8, 64, 512 and 4096 steps
 _ID_LETTERS = "23456789abcdefghjkmnpqrstuvwxyz"  # without look-alikes: 0 o, 1 i l
 _SLOT_HELD = "status IN ('starting', 'running', 'stopping')"
 
@@ -187,25 +185,13 @@ class Store:
         A bucket's step is the first one in it with a point; mean, low and high are None where nothing was finite.
         A metric the run does not have is an empty curve.
         """
-        key = {"run": self._number(run_id), "metric": self._metric_numbers().get(metric)}
-        span = self._query(_SPAN, {**key, "first": first, "last": last, "width": 1 << LEVEL_SHIFTS[-1]})[0]
-        if not span["point_count"]:
-            return Curve(metric=metric, width=1, steps=(), mean=(), low=(), high=())
-        shift = 0
-        if span["point_count"] > max_points:
-            while (span["last_step"] >> shift) - (span["first_step"] >> shift) >= max_points:
-                shift += 1
-        prepared = max((s for s in LEVEL_SHIFTS if s <= shift), default=0)
-        key |= {"width": 1 << prepared, "group": shift - prepared}
-        key |= {"first": span["first_step"] >> prepared, "last": span["last_step"] >> prepared}
-        columns = list(zip(*self._rows(_CURVE_FROM_LEVELS if prepared else _CURVE_FROM_POINTS, key), strict=True))
-        steps, mean, low, high = columns if columns else ((), (), (), ())
-        return Curve(metric=metric, width=1 << shift, steps=steps, mean=mean, low=low, high=high)
+        with self._reading() as db:
+            return metric_tables.curve(db, self._number(run_id), metric, first=first, last=last, max_points=max_points)
 
     def summaries(self, run_ids: Iterable[str]) -> dict[str, dict[str, Summary]]:
         """Last and best value of every metric of every run asked for. nan and inf are None here."""
         found: dict[str, dict[str, Summary]] = {run_id: {} for run_id in run_ids}
-        for row in self._query(_SUMMARIES, [json.dumps(list(found))]):
+        for row in self._query(metric_tables.SUMMARIES, [json.dumps(list(found))]):
             run_id = row.pop("id")
             found[run_id][row["metric"]] = Summary(**row)
         return found
@@ -223,8 +209,13 @@ class Store:
 
     def save_target_set(self, name: str, variant: str, paths: Iterable[str], head: str) -> TargetSet:
         """A set of the same name for the same variant is replaced."""
-        row = {"name": name, "variant": variant, "paths_json": json.dumps(list(paths)), "head": head}
-        row["saved_at_ms"] = self._clock_ms()
+        row = {
+            "name": name,
+            "variant": variant,
+            "paths_json": json.dumps(list(paths)),
+            "head": head,
+            "saved_at_ms": self._clock_ms(),
+        }
         with self._writing() as db:
             db.table("target_sets").insert(row, replace=True)
         return _target_set(row)
@@ -342,7 +333,7 @@ class Store:
                 "INSERT INTO events (run_number, at_ms, kind, message) VALUES (?, ?, ?, ?)",
                 [(number, e.at_ms, e.kind, e.message) for e in batch.events],
             )
-            self._add_points(number, batch.points)
+            metric_tables.add_points(db, number, batch.points)
         return True
 
     def save_predictions(self, run_id: str, predictions: Iterable[Prediction]) -> None:
@@ -361,66 +352,6 @@ class Store:
         self._query("PRAGMA wal_checkpoint(TRUNCATE)")
 
     # Inside
-
-    def _add_points(self, run_number: int, points: Iterable[SpoolPoint]) -> None:
-        by_metric: dict[str, list[SpoolPoint]] = {}
-        for point in points:
-            by_metric.setdefault(point.metric, []).append(point)
-        if not by_metric:
-            return
-        db = self._db
-        db.conn.executemany(
-            "INSERT OR IGNORE INTO metric_names (name, better) VALUES (?, ?)",
-            [(name, "lower" if _lower_is_better(name) else "higher") for name in by_metric],
-        )
-        numbers = self._metric_numbers()
-        for name, found in sorted(by_metric.items()):
-            found = sorted({point.step: point for point in found}.values(), key=lambda point: point.step)
-            metric = numbers[name]
-            db.conn.executemany(
-                "INSERT OR REPLACE INTO metric_points VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                [(run_number, metric, p.step, *_finite(p.value), p.epoch, p.n, p.at_ms) for p in found],
-            )
-            # Levels are a function of the points, made anew where points came: a repeated step cannot count twice.
-            finer = 0
-            for shift in LEVEL_SHIFTS:
-                key = {"run": run_number, "metric": metric, "width": 1 << shift, "group": shift - finer}
-                key |= {"low": found[0].step >> shift, "high": found[-1].step >> shift, "finer": 1 << finer}
-                db.execute(_LEVEL_FROM_LEVEL if finer else _LEVEL_FROM_POINTS, key)
-                finer = shift
-            self._summarise(run_number, metric, name, found)
-
-    def _summarise(self, run_number: int, metric: int, name: str, found: list[SpoolPoint]) -> None:
-        key = [run_number, metric]
-        old = self._rows(
-            "SELECT last_step, best_value, best_step, first_not_finite_step FROM metric_summaries"
-            " WHERE run_number = ? AND metric_number = ?",
-            key,
-        )
-        last_step, best_value, best_step, gap = old[0] if old else (None, None, None, None)
-        if last_step is not None and found[0].step <= last_step:  # steps were repeated: look at all points again
-            rows = self._rows(
-                "SELECT step, coalesce(value, not_finite), epoch, clip_count, at_ms FROM metric_points"
-                " WHERE run_number = ? AND metric_number = ? ORDER BY step",
-                key,
-            )
-            found = [SpoolPoint(name, step, float(value), *rest) for step, value, *rest in rows]
-            best_value = best_step = gap = None
-        finite = [point for point in found if math.isfinite(point.value)]
-        pick, ahead = (min, float.__lt__) if _lower_is_better(name) else (max, float.__gt__)
-        best = pick(finite, key=lambda point: point.value, default=None)
-        if best is not None and (best_value is None or ahead(best.value, best_value)):
-            best_value, best_step = best.value, best.step
-        if gap is None:
-            gap = next((point.step for point in found if not math.isfinite(point.value)), None)
-        last = found[-1]
-        self._db.execute(
-            "INSERT OR REPLACE INTO metric_summaries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            [*key, _finite(last.value)[0], last.step, last.epoch, last.n, best_value, best_step, gap],
-        )
-
-    def _metric_numbers(self) -> dict[str, int]:
-        return dict(self._rows("SELECT name, metric_number FROM metric_names"))
 
     def _existing(self, run_id: str) -> Run:
         run = self.run(run_id)
@@ -449,15 +380,14 @@ class Store:
             {"id": run_id, "at": at_ms, "kind": kind, "message": message},
         )
 
-    def _rows(self, sql: str, values: Any = ()) -> list[tuple[Any, ...]]:
-        try:
-            return self._db.execute(sql, values).fetchall()
-        except sqlite3.DatabaseError as error:
-            raise migrations.explain(error, self.workspace.db) from error
-
     def _query(self, sql: str, values: Any = ()) -> list[dict[str, Any]]:
+        with self._reading() as db:
+            return list(db.query(sql, values))
+
+    @contextmanager
+    def _reading(self) -> Iterator[migrations.Database]:
         try:
-            return list(self._db.query(sql, values))
+            yield self._db
         except sqlite3.DatabaseError as error:
             raise migrations.explain(error, self.workspace.db) from error
 
@@ -487,59 +417,6 @@ class Store:
 _INSERT_RUN = """
 INSERT INTO runs (id, name, status, wanted_device, queue_position, created_by, created_at_ms, config_json)
 VALUES (:id, :name, 'queued', :wanted_device, :now, :created_by, :now, :config)
-"""
-
-# The widest level counts points and bounds their steps in a handful of rows. Its bounds are whole buckets,
-# which is right for choosing a width, and the range asked for is cut afterwards.
-_SPAN = """
-SELECT sum(point_count) AS point_count,
-       max(min(first_step), coalesce(:first, min(first_step))) AS first_step,
-       min((max(bucket) + 1) * :width - 1, coalesce(:last, (max(bucket) + 1) * :width - 1),
-           (SELECT last_step FROM metric_summaries WHERE run_number = :run AND metric_number = :metric)) AS last_step
-FROM metric_levels
-WHERE run_number = :run AND metric_number = :metric AND width = :width
-  AND bucket BETWEEN coalesce(:first / :width, bucket) AND coalesce(:last / :width, bucket)
-"""
-
-_CURVE_FROM_POINTS = """
-SELECT min(step), avg(value), min(value), max(value) FROM metric_points
-WHERE run_number = :run AND metric_number = :metric AND step BETWEEN :first AND :last
-GROUP BY step >> :group ORDER BY step >> :group
-"""
-
-_CURVE_FROM_LEVELS = """
-SELECT min(first_step), sum(value_sum) / sum(finite_count), min(value_min), max(value_max) FROM metric_levels
-WHERE run_number = :run AND metric_number = :metric AND width = :width AND bucket BETWEEN :first AND :last
-GROUP BY bucket >> :group ORDER BY bucket >> :group
-"""
-
-_LEVEL_FROM_POINTS = """
-INSERT OR REPLACE INTO metric_levels
-SELECT run_number, metric_number, :width, step >> :group, min(step), count(*), count(value),
-       sum(value), min(value), max(value)
-FROM metric_points
-WHERE run_number = :run AND metric_number = :metric AND step BETWEEN :low * :width AND (:high + 1) * :width - 1
-GROUP BY step >> :group
-"""
-
-_LEVEL_FROM_LEVEL = """
-INSERT OR REPLACE INTO metric_levels
-SELECT run_number, metric_number, :width, bucket >> :group, min(first_step), sum(point_count), sum(finite_count),
-       sum(value_sum), min(value_min), max(value_max)
-FROM metric_levels
-WHERE run_number = :run AND metric_number = :metric AND width = :finer
-  AND bucket BETWEEN :low << :group AND ((:high + 1) << :group) - 1
-GROUP BY bucket >> :group
-"""
-
-_SUMMARIES = """
-SELECT r.id AS id, m.name AS metric, s.last_value AS last, s.last_step AS last_step, s.best_value AS best,
-       s.best_step AS best_step, s.last_clip_count AS n
-FROM json_each(?) AS wanted
-JOIN runs AS r ON r.id = wanted.value
-JOIN metric_summaries AS s USING (run_number)
-JOIN metric_names AS m USING (metric_number)
-ORDER BY m.name
 """
 
 
@@ -582,12 +459,3 @@ def _new_id(at_ms: int) -> str:
     """Sortable, readable in local time, and safe in a URL and in a file name: 260131-142305-k7mq."""
     tail = "".join(secrets.choice(_ID_LETTERS) for _ in range(4))
     return f"{time.strftime('%y%m%d-%H%M%S', time.localtime(at_ms / 1000))}-{tail}"
-
-
-def _finite(value: float) -> tuple[float | None, str | None]:
-    """(value, None), or (None, which) for nan, inf and -inf: SQLite would make nan NULL and forget which it was."""
-    return (value, None) if math.isfinite(value) else (None, str(value))
-
-
-def _lower_is_better(metric: str) -> bool:
-    return "loss" in metric

@@ -1,0 +1,160 @@
+"""The metric tables: points, levels of detail prepared from them, summaries. The half of the store that counts.
+
+Called by store.py alone, inside its transactions; speaks SQL for it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from sousa_engine.migrations import Database
+from sousa_engine.records import Curve
+from sousa_engine.spool import SpoolPoint
+
+LEVEL_SHIFTS = (3, 6, 9, 12)  # curves are prepared in buckets of 8, 64, 512 and 4096 steps
+
+
+def add_points(db: Database, run_number: int, points: Iterable[SpoolPoint]) -> None:
+    by_metric: dict[str, list[SpoolPoint]] = {}
+    for point in points:
+        by_metric.setdefault(point.metric, []).append(point)
+    if not by_metric:
+        return
+    db.conn.executemany(
+        "INSERT OR IGNORE INTO metric_names (name, better) VALUES (?, ?)",
+        [(name, "lower" if _lower_is_better(name) else "higher") for name in by_metric],
+    )
+    numbers = _numbers(db)
+    for name, found in sorted(by_metric.items()):
+        found = sorted({point.step: point for point in found}.values(), key=lambda point: point.step)
+        metric = numbers[name]
+        db.conn.executemany(
+            "INSERT OR REPLACE INTO metric_points VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            [(run_number, metric, p.step, *_finite(p.value), p.epoch, p.n, p.at_ms) for p in found],
+        )
+        # Levels are a function of the points, made anew where points came: a repeated step cannot count twice.
+        finer = 0
+        for shift in LEVEL_SHIFTS:
+            key = {"run": run_number, "metric": metric, "width": 1 << shift, "group": shift - finer}
+            key |= {"low": found[0].step >> shift, "high": found[-1].step >> shift, "finer": 1 << finer}
+            db.execute(_LEVEL_FROM_LEVEL if finer else _LEVEL_FROM_POINTS, key)
+            finer = shift
+        _summarise(db, run_number, metric, name, found)
+
+
+def curve(db: Database, run_number: int, metric: str, *, first: int | None, last: int | None, max_points: int) -> Curve:
+    """See Store.curve."""
+    key = {"run": run_number, "metric": _numbers(db).get(metric)}
+    span = db.execute(_SPAN, {**key, "first": first, "last": last, "width": 1 << LEVEL_SHIFTS[-1]})
+    count, low_step, high_step = span.fetchone()
+    if not count:
+        return Curve(metric=metric, width=1, steps=(), mean=(), low=(), high=())
+    shift = 0
+    if count > max_points:
+        while (high_step >> shift) - (low_step >> shift) >= max_points:
+            shift += 1
+    prepared = max((s for s in LEVEL_SHIFTS if s <= shift), default=0)
+    key |= {"width": 1 << prepared, "group": shift - prepared}
+    low, high = low_step >> shift << shift, ((high_step >> shift) + 1 << shift) - 1  # whole buckets, also at the ends
+    key |= {"first": low >> prepared, "last": high >> prepared}
+    columns = list(zip(*db.execute(_CURVE_FROM_LEVELS if prepared else _CURVE_FROM_POINTS, key), strict=True))
+    steps, mean, low, high = columns if columns else ((), (), (), ())
+    return Curve(metric=metric, width=1 << shift, steps=steps, mean=mean, low=low, high=high)
+
+
+def _summarise(db: Database, run_number: int, metric: int, name: str, found: list[SpoolPoint]) -> None:
+    key = [run_number, metric]
+    old = db.execute(
+        "SELECT last_step, best_value, best_step, first_not_finite_step FROM metric_summaries"
+        " WHERE run_number = ? AND metric_number = ?",
+        key,
+    ).fetchone()
+    last_step, best_value, best_step, gap = old or (None, None, None, None)
+    if last_step is not None and found[0].step <= last_step:  # steps were repeated: look at all points again
+        rows = db.execute(
+            "SELECT step, coalesce(value, not_finite), epoch, clip_count, at_ms FROM metric_points"
+            " WHERE run_number = ? AND metric_number = ? ORDER BY step",
+            key,
+        )
+        found = [SpoolPoint(name, step, float(value), *rest) for step, value, *rest in rows]
+        best_value = best_step = gap = None
+    finite = [point for point in found if math.isfinite(point.value)]
+    pick, ahead = (min, float.__lt__) if _lower_is_better(name) else (max, float.__gt__)
+    best = pick(finite, key=lambda point: point.value, default=None)
+    if best is not None and (best_value is None or ahead(best.value, best_value)):
+        best_value, best_step = best.value, best.step
+    if gap is None:
+        gap = next((point.step for point in found if not math.isfinite(point.value)), None)
+    last = found[-1]
+    db.execute(
+        "INSERT OR REPLACE INTO metric_summaries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        [*key, _finite(last.value)[0], last.step, last.epoch, last.n, best_value, best_step, gap],
+    )
+
+
+def _numbers(db: Database) -> dict[str, int]:
+    return dict(db.execute("SELECT name, metric_number FROM metric_names"))
+
+
+def _finite(value: float) -> tuple[float | None, str | None]:
+    """(value, None), or (None, which) for nan, inf and -inf: SQLite would make nan NULL and forget which it was."""
+    return (value, None) if math.isfinite(value) else (None, str(value))
+
+
+def _lower_is_better(metric: str) -> bool:
+    return "loss" in metric
+
+
+# The widest level counts points and bounds their steps in a handful of rows. Its bounds are whole buckets,
+# which is right for choosing a width, and the range asked for is cut afterwards.
+_SPAN = """
+SELECT sum(point_count) AS point_count,
+       max(min(first_step), coalesce(:first, min(first_step))) AS first_step,
+       min((max(bucket) + 1) * :width - 1, coalesce(:last, (max(bucket) + 1) * :width - 1),
+           (SELECT last_step FROM metric_summaries WHERE run_number = :run AND metric_number = :metric)) AS last_step
+FROM metric_levels
+WHERE run_number = :run AND metric_number = :metric AND width = :width
+  AND bucket BETWEEN coalesce(:first / :width, bucket) AND coalesce(:last / :width, bucket)
+"""
+
+_CURVE_FROM_POINTS = """
+SELECT min(step), avg(value), min(value), max(value) FROM metric_points
+WHERE run_number = :run AND metric_number = :metric AND step BETWEEN :first AND :last
+GROUP BY step >> :group ORDER BY step >> :group
+"""
+
+_CURVE_FROM_LEVELS = """
+SELECT min(first_step), sum(value_sum) / sum(finite_count), min(value_min), max(value_max) FROM metric_levels
+WHERE run_number = :run AND metric_number = :metric AND width = :width AND bucket BETWEEN :first AND :last
+GROUP BY bucket >> :group ORDER BY bucket >> :group
+"""
+
+_LEVEL_FROM_POINTS = """
+INSERT OR REPLACE INTO metric_levels
+SELECT run_number, metric_number, :width, step >> :group, min(step), count(*), count(value),
+       sum(value), min(value), max(value)
+FROM metric_points
+WHERE run_number = :run AND metric_number = :metric AND step BETWEEN :low * :width AND (:high + 1) * :width - 1
+GROUP BY step >> :group
+"""
+
+_LEVEL_FROM_LEVEL = """
+INSERT OR REPLACE INTO metric_levels
+SELECT run_number, metric_number, :width, bucket >> :group, min(first_step), sum(point_count), sum(finite_count),
+       sum(value_sum), min(value_min), max(value_max)
+FROM metric_levels
+WHERE run_number = :run AND metric_number = :metric AND width = :finer
+  AND bucket BETWEEN :low << :group AND ((:high + 1) << :group) - 1
+GROUP BY bucket >> :group
+"""
+
+SUMMARIES = """
+SELECT r.id AS id, m.name AS metric, s.last_value AS last, s.last_step AS last_step, s.best_value AS best,
+       s.best_step AS best_step, s.last_clip_count AS n
+FROM json_each(?) AS wanted
+JOIN runs AS r ON r.id = wanted.value
+JOIN metric_summaries AS s USING (run_number)
+JOIN metric_names AS m USING (metric_number)
+ORDER BY m.name
+"""

@@ -1,0 +1,556 @@
+"""The store: every promise of its docstrings, on a real runs.db."""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import shutil
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+import pytest
+
+from sousa_engine import metric_tables, migrations
+from sousa_engine.config import RunConfig, build
+from sousa_engine.errors import UnknownNameError, WorkspaceError
+from sousa_engine.records import Event, Prediction, Progress, RunStatus
+from sousa_engine.spool import SpoolBatch, SpoolPoint
+from sousa_engine.store import Store
+from sousa_engine.workspace import PROJECT_ROOT, Workspace
+
+
+@pytest.fixture
+def store(workspace):
+    with Store.open(workspace) as opened:
+        yield opened
+
+
+def points(metric, values, *, n=None, first=1):
+    return [SpoolPoint(metric, step, value, None, n, 1000 + step) for step, value in enumerate(values, first)]
+
+
+def batch(start=0, end=100, **parts):
+    return SpoolBatch(start=start, end=end, **parts)
+
+
+# Runs
+
+
+def test_a_queued_run_comes_back_as_it_was_asked_for(store):
+    config = build({"name": "first  try", "model": {"variant": "ast-base"}, "seed": 7, "device": "cpu"})
+    run = store.enqueue(config, created_by="cli")
+    assert store.run(run.id) == run
+    assert (run.config, run.title, run.status, run.launches) == (config, "first try", RunStatus.QUEUED, 0)
+    assert run.device is None and run.ended_at_ms is None and run.progress is None and run.facts == {}
+    assert [event.message for event in store.events(run.id)] == ["Queued by the cli."]
+
+
+def test_ids_sort_by_age_and_fit_a_url_and_a_folder(workspace):
+    clock = iter(range(1_700_000_000_000, 1_700_000_060_000, 1000))
+    with Store.open(workspace, clock_ms=lambda: next(clock)) as store:
+        ids = [store.enqueue(RunConfig()).id for _ in range(20)]
+    assert ids == sorted(ids) and len(set(ids)) == 20
+    assert all(workspace.run_dir(run_id).name == run_id and len(run_id) == 18 for run_id in ids)
+
+
+def test_a_run_is_found_by_any_part_that_names_only_it(store):
+    runs = [store.enqueue(RunConfig()) for _ in range(3)]
+    assert store.find(runs[0].id) == runs[0]
+    assert store.find("last").id == runs[2].id
+    tail = runs[1].id[-4:]
+    assert store.find(tail).id == runs[1].id
+    assert store.find(runs[1].id[:-1]).id == runs[1].id
+    with pytest.raises(UnknownNameError, match="could be any of"):
+        store.find(runs[0].id[:3])
+    for nothing in ("", "%", "' OR 1=1 --", "nope"):
+        with pytest.raises(UnknownNameError):
+            store.find(nothing)
+    mistyped = runs[1].id[:-2] + "!!"
+    with pytest.raises(UnknownNameError, match="Nearest: .*" + tail):
+        store.find(mistyped)
+
+
+def test_an_empty_workspace_has_no_last_run(store):
+    with pytest.raises(UnknownNameError, match="nothing was ever queued"):
+        store.find("last")
+    with pytest.raises(UnknownNameError, match="nothing was ever queued"):
+        store.find("abcd")
+    assert store.runs() == () and store.live() == ()
+
+
+def test_lists_are_filtered_limited_and_ordered(store):
+    runs = [store.enqueue(RunConfig()) for _ in range(4)]
+    store.request_stop(runs[1].id)
+    assert [r.id for r in store.runs()] == [r.id for r in reversed(runs)]
+    assert [r.id for r in store.runs(newest_first=False, limit=2)] == [runs[0].id, runs[1].id]
+    assert [r.id for r in store.runs(RunStatus.STOPPED)] == [runs[1].id]
+    assert len(store.runs({RunStatus.STOPPED, RunStatus.QUEUED})) == 4
+    assert store.runs(()) == ()
+
+
+def test_a_renamed_run_keeps_its_config_otherwise(store):
+    run = store.enqueue(build({"name": "old", "seed": 4}))
+    assert store.rename(run.id, " new   name ").title == "new name"
+    assert store.run(run.id).config.seed == 4
+    assert store.rename(run.id, "").title == "ast-mini · tiny · seed 4"
+    with pytest.raises(UnknownNameError):
+        store.rename("nope", "x")
+
+
+def test_stop_before_the_start_is_immediate_and_the_run_is_never_claimed(store):
+    run = store.request_stop(store.enqueue(RunConfig()).id)
+    assert run.status is RunStatus.STOPPED and run.reason == "Stopped before it started." and run.ended_at_ms
+    assert store.claim("cpu", "n1") is None
+
+
+def test_stop_of_a_live_run_is_an_intent_and_of_an_ended_one_nothing(store):
+    run = store.enqueue(RunConfig())
+    store.claim("cpu", "n1")
+    assert store.request_stop(run.id).status is RunStatus.STOPPING
+    assert store.request_stop(run.id).status is RunStatus.STOPPING
+    assert [e.kind for e in store.events(run.id)].count("stop requested") == 1
+    assert store.finish(run.id, RunStatus.FINISHED, None, nonce="n1")
+    assert store.request_stop(run.id).status is RunStatus.FINISHED
+    with pytest.raises(UnknownNameError):
+        store.request_stop("nope")
+
+
+# The supervisor's verbs
+
+
+def test_claims_go_oldest_first_one_a_slot_to_those_that_asked_for_it(store):
+    gpu = store.enqueue(build({"device": "cuda:0"}))
+    first, second = store.enqueue(RunConfig()), store.enqueue(build({"device": "cpu"}))
+    assert set(store.waiting_devices()) == {"auto", "cpu", "cuda:0"}
+    claimed = store.claim("cpu", "n1")
+    assert (claimed.id, claimed.status, claimed.device, claimed.launches) == (first.id, RunStatus.STARTING, "cpu", 1)
+    assert store.claim("cpu", "n2") is None  # the slot is held
+    assert store.claim("cuda:0", "n3", devices=["cuda:0"]).id == gpu.id
+    assert [run.id for run in store.live()] == [gpu.id, first.id]
+    store.finish(first.id, RunStatus.FAILED, "x", nonce="n1")
+    assert store.claim("cpu", "n4", devices=["auto"]) is None
+    assert store.claim("cpu", "n5").id == second.id
+
+
+def test_two_supervisors_never_claim_the_same_run(workspace):
+    with Store.open(workspace) as store:
+        ids = [store.enqueue(RunConfig()).id for _ in range(40)]
+    claimed: list[str] = []
+
+    def claim_all(slot):
+        with Store.open(workspace) as mine:
+            while run := mine.claim(slot, slot):
+                claimed.append(run.id)
+                assert mine.finish(run.id, RunStatus.FINISHED, None, nonce=slot)
+
+    threads = [threading.Thread(target=claim_all, args=(f"cuda:{i % 2}",)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    with Store.open(workspace) as store:
+        while run := store.claim("cpu", "rest"):  # two threads on one slot may both have given way
+            claimed.append(run.id)
+            store.finish(run.id, RunStatus.FINISHED, None, nonce="rest")
+    assert sorted(claimed) == sorted(ids)
+
+
+def test_only_the_launch_that_holds_the_run_may_change_it(store):
+    run = store.enqueue(RunConfig())
+    store.claim("cpu", "n1")
+    assert not store.mark_running(run.id, "other", started_at_ms=5)
+    assert not store.finish(run.id, RunStatus.LOST, "?", nonce="other")
+    assert not store.finish(run.id, RunStatus.FAILED, "?", nonce=None)  # None is for queued runs alone
+    assert store.mark_running(run.id, "n1", started_at_ms=5)
+    assert not store.mark_running(run.id, "n1", started_at_ms=6)
+    assert not store.requeue(run.id, "n1", "?")
+    assert store.finish(run.id, RunStatus.FINISHED, None, nonce="n1", ended_at_ms=9)
+    assert not store.finish(run.id, RunStatus.FAILED, "again", nonce="n1")
+    ended = store.run(run.id)
+    assert (ended.status, ended.started_at_ms, ended.ended_at_ms, ended.device) == (RunStatus.FINISHED, 5, 9, "cpu")
+
+
+def test_a_stop_asked_for_during_the_start_is_not_forgotten(store):
+    run = store.enqueue(RunConfig())
+    store.claim("cpu", "n1")
+    store.request_stop(run.id)
+    assert store.mark_running(run.id, "n1", started_at_ms=5)
+    assert store.run(run.id).status is RunStatus.STOPPING
+
+
+def test_a_launch_that_came_to_nothing_is_queued_again_and_counted(store):
+    run = store.enqueue(RunConfig())
+    store.claim("cpu", "n1")
+    assert store.requeue(run.id, "n1", "The keeper died.")
+    assert (store.run(run.id).status, store.run(run.id).device) == (RunStatus.QUEUED, None)
+    assert store.claim("cpu", "n2").launches == 2
+    assert store.nonce(run.id) == "n2"
+
+
+def test_a_queued_run_that_can_never_start_is_failed(store):
+    run = store.enqueue(build({"device": "cuda:7"}))
+    assert store.finish(run.id, RunStatus.FAILED, "cuda:7 is not here.", nonce=None)
+    assert store.run(run.id).status is RunStatus.FAILED
+
+
+# Metrics
+
+
+def test_a_batch_is_taken_whole_and_once(store):
+    run = store.enqueue(RunConfig())
+    taken = batch(
+        points=points("train/loss", [3.0, 2.0, 1.0]),
+        progress=Progress(phase="training", done=3, total=9, epoch=1),
+        events=[Event(at_ms=5, kind="checkpoint", message="Saved.")],
+        facts={"weights_label": "random weights", "parameters": {"trainable": 5}},
+    )
+    assert store.ingest(run.id, taken)
+    assert not store.ingest(run.id, taken)  # a second supervisor, or the same one after a crash
+    assert not store.ingest(run.id, batch(start=99, end=120, points=points("train/loss", [7.0], first=9)))
+    assert store.spool_offset(run.id) == 100
+    assert store.curve(run.id, "train/loss").mean == (3.0, 2.0, 1.0)
+    assert [e.kind for e in store.events(run.id)].count("checkpoint") == 1
+    known = store.run(run.id)
+    assert known.progress == Progress(phase="training", done=3, total=9, epoch=1)
+    assert known.weights_label == "random weights" and known.facts["parameters"]["trainable"] == 5
+    assert store.ingest(run.id, batch(start=100, end=130, facts={"parameters": {"total": 50}}))
+    assert store.run(run.id).facts["parameters"] == {"trainable": 5, "total": 50}
+    assert store.run(run.id).progress == known.progress and store.run(run.id).weights_label == "random weights"
+
+
+def test_a_batch_that_cannot_be_stored_leaves_nothing_behind(store):
+    run = store.enqueue(RunConfig())
+    bad = [*points("train/loss", [3.0]), SpoolPoint("train/loss", None, 1.0, None, None, 1)]  # no step
+    with pytest.raises((sqlite3.IntegrityError, TypeError)):
+        store.ingest(run.id, batch(points=bad, facts={"a": 1}))
+    assert store.spool_offset(run.id) == 0 and store.metric_names(run.id) == () and store.run(run.id).facts == {}
+    assert store.ingest(run.id, batch(points=points("train/loss", [3.0])))
+
+
+def test_not_a_number_is_a_gap_in_the_curve_and_the_run_says_where_it_diverged(store):
+    run = store.enqueue(RunConfig())
+    assert store.first_divergence(run.id) is None
+    values = [1.0, math.nan, math.inf, -math.inf, 0.5]
+    store.ingest(run.id, batch(points=points("train/loss", values) + points("valid/loss", [math.nan], first=4)))
+    curve = store.curve(run.id, "train/loss")
+    assert curve.mean == (1.0, None, None, None, 0.5) and curve.low == curve.high == curve.mean
+    assert store.first_divergence(run.id) == ("train/loss", 2)
+    found = store.summaries([run.id])[run.id]
+    assert (found["train/loss"].best, found["train/loss"].last) == (0.5, 0.5)
+    assert (found["valid/loss"].best, found["valid/loss"].last, found["valid/loss"].last_step) == (None, None, 4)
+    with sqlite3.connect(store.workspace.db) as plain:  # kept as what they were, for anyone with SQL
+        kept = plain.execute("SELECT not_finite FROM metric_points WHERE value IS NULL ORDER BY step").fetchall()
+    assert [kind for (kind,) in kept] == ["nan", "inf", "-inf", "nan"]
+    plain.close()
+
+
+def test_best_is_lowest_for_a_loss_and_highest_otherwise_and_n_is_kept(store):
+    run, other = store.enqueue(RunConfig()), store.enqueue(RunConfig())
+    store.ingest(run.id, batch(points=points("valid/loss", [3, 1, 2], n=9) + points("valid/accuracy", [0.1, 0.9, 0.9])))
+    store.ingest(run.id, batch(start=100, end=110, points=points("valid/loss", [0.5, 4], n=9, first=8)))
+    found = store.summaries([run.id, other.id])
+    loss, accuracy = found[run.id]["valid/loss"], found[run.id]["valid/accuracy"]
+    assert (loss.best, loss.best_step, loss.last, loss.last_step, loss.n) == (0.5, 8, 4.0, 9, 9)
+    assert (accuracy.best, accuracy.best_step, accuracy.n) == (0.9, 2, None)  # the first of equals
+    assert found[other.id] == {}
+    assert store.metric_names(run.id) == ("valid/accuracy", "valid/loss")
+
+
+def expected_curve(values, width, first, last):
+    """steps, mean, low, high by the definition, from {step: value}."""
+    rows = []
+    for bucket in sorted({step // width for step in values if first // width <= step // width <= last // width}):
+        inside = {step: value for step, value in values.items() if step // width == bucket}
+        finite = [value for value in inside.values() if math.isfinite(value)]
+        mean = sum(finite) / len(finite) if finite else None
+        rows.append((min(inside), mean, min(finite, default=None), max(finite, default=None)))
+    return rows
+
+
+@pytest.mark.parametrize("gap", [1, 3, 400])
+def test_a_curve_is_the_points_in_buckets_of_a_power_of_two(store, gap):
+    rng = random.Random(gap)
+    run = store.enqueue(RunConfig())
+    steps = sorted(rng.sample(range(1, 3000 * gap), 2900))
+    values = {step: rng.choice([rng.random(), rng.random(), math.nan]) for step in steps}
+    cuts = sorted(rng.sample(range(1, len(steps)), 40))  # arrives in batches of uneven length
+    for start, (begin, end) in enumerate(zip([0, *cuts], [*cuts, None], strict=True)):
+        part = [SpoolPoint("x", step, values[step], None, None, 0) for step in steps[begin:end]]
+        store.ingest(run.id, batch(start=start, end=start + 1, points=part))
+    high = max(values)
+    for first, last in ((None, None), (high // 3, high // 2), (1, 700), (high - 50, high + 50)):
+        for most in (2, 60, 500, 10_000):
+            curve = store.curve(run.id, "x", first=first, last=last, max_points=most)
+            low_step, high_step = max(first or 1, min(values)), min(last or high, high)
+            rows = expected_curve(values, curve.width, low_step, high_step)
+            assert curve.width & (curve.width - 1) == 0 and len(curve.steps) <= most + 1
+            assert curve.steps == tuple(row[0] for row in rows)
+            assert curve.mean == pytest.approx([row[1] for row in rows], nan_ok=True)
+            assert (curve.low, curve.high) == (tuple(row[2] for row in rows), tuple(row[3] for row in rows))
+            assert curve.width == 1 or len(values) > most
+
+
+def test_a_metric_the_run_does_not_have_is_an_empty_curve(store):
+    run = store.enqueue(RunConfig())
+    assert store.curve(run.id, "no/such").steps == ()
+    store.ingest(run.id, batch(points=points("x", [1.0])))
+    assert store.curve(run.id, "x", first=5000).steps == ()
+    with pytest.raises(UnknownNameError):
+        store.curve("nope", "x")
+
+
+def test_steps_that_are_repeated_replace_and_never_count_twice(store):
+    run, fresh = store.enqueue(RunConfig()), store.enqueue(RunConfig())
+    old, new = [0.1] + [5.0] * 99, [2.0] * 60
+    store.ingest(run.id, batch(points=points("loss", old)))
+    store.ingest(run.id, batch(start=100, end=200, points=points("loss", new) + points("loss", [7.0])))
+    store.ingest(fresh.id, batch(points=points("loss", [7.0, *new[1:], *old[60:]])))
+    for most in (1, 7, 20, 500):
+        assert store.curve(run.id, "loss", max_points=most) == store.curve(fresh.id, "loss", max_points=most)
+    assert store.summaries([run.id])[run.id] == store.summaries([fresh.id])[fresh.id]
+    assert store.summaries([run.id])[run.id]["loss"].best == 2.0
+
+
+def test_predictions_are_kept_by_split_and_replaced(store):
+    run = store.enqueue(RunConfig())
+    rows = [
+        Prediction(clip_id=f"c{i}", split=split, label="a", predicted="b", probability=0.5, label_probability=0.25)
+        for i in range(3)
+        for split in ("valid", "test")
+    ]
+    for _ in range(2):
+        store.save_predictions(run.id, rows)
+    assert store.predictions(run.id, "test") == tuple(row for row in rows if row.split == "test")
+    store.save_predictions(run.id, rows[:1])
+    assert store.predictions(run.id, "test") == ()
+
+
+def test_target_sets_are_saved_replaced_listed_and_deleted(workspace):
+    clock = iter(range(1000))
+    with Store.open(workspace, clock_ms=lambda: next(clock)) as store:
+        store.save_target_set("attention", "ast-mini", ["a.q", "a.k"], "train")
+        store.save_target_set("attention", "ast-base", ["b"], "train")
+        saved = store.save_target_set("attention", "ast-mini", ["a.v"], "lora")
+        assert store.target_sets("ast-mini") == (saved,) and saved.paths == ("a.v",)
+        assert [found.variant for found in store.target_sets()] == ["ast-mini", "ast-base"]
+        store.delete_target_set("attention", "ast-mini")
+        assert [found.variant for found in store.target_sets()] == ["ast-base"]
+
+
+# The file
+
+
+def test_people_with_a_sql_prompt_read_the_overview(store):
+    run = store.enqueue(RunConfig())
+    store.claim("cpu", "n")
+    found = [SpoolPoint("valid/accuracy", 40, 0.5, 2, 120, 0), SpoolPoint("test/accuracy", 60, 0.75, 3, 200, 0)]
+    store.ingest(run.id, batch(points=found, facts={"parameters": {"trainable": 12}}))
+    plain = sqlite3.connect(store.workspace.db)
+    plain.row_factory = sqlite3.Row
+    row = dict(plain.execute("SELECT * FROM runs_overview").fetchone())
+    plain.close()
+    expected = {"id": run.id, "title": "ast-mini · tiny · seed 0", "status": "starting", "device": "cpu"}
+    expected |= {"epochs_done": 2, "max_epochs": 10, "best_valid_accuracy": 0.5, "valid_clips": 120}
+    expected |= {"test_accuracy": 0.75, "test_clips": 200, "trainable_parameters": 12, "lora_rank": 8}
+    assert expected.items() <= row.items()
+    assert row["created_at"].startswith("20") and row["ended_at"] is None
+
+
+_OPEN_AT_ONCE = """
+import sys, threading
+from pathlib import Path
+from sousa_engine.config import RunConfig
+from sousa_engine.store import Store
+from sousa_engine.workspace import Workspace
+barrier = threading.Barrier(4)
+errors = []
+def go():
+    barrier.wait()
+    try:
+        with Store.open(Workspace(root=Path(sys.argv[1]))) as store:
+            store.enqueue(RunConfig())
+    except Exception as error:
+        errors.append(repr(error))
+threads = [threading.Thread(target=go) for _ in range(4)]
+print("ready", flush=True)
+sys.stdin.readline()
+[t.start() for t in threads]; [t.join() for t in threads]
+sys.exit("; ".join(errors) or 0)
+"""
+
+
+def test_first_use_from_many_threads_and_processes_at_once_makes_one_database(workspace):
+    command = [sys.executable, "-c", _OPEN_AT_ONCE, str(workspace.root)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen(command, cwd=PROJECT_ROOT, **pipes) for _ in range(2)]
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    for process in processes:
+        _, stderr = process.communicate(timeout=60)
+        assert process.returncode == 0, stderr
+    with Store.open(workspace) as store:
+        assert len(store.runs()) == 8
+        assert store._db.journal_mode == "wal"
+    assert not list(workspace.root.glob("runs.schema-*"))
+
+
+def test_a_database_of_a_newer_program_is_refused_and_left_alone(workspace):
+    Store.open(workspace).close()
+    with sqlite3.connect(workspace.db) as plain:
+        plain.execute("PRAGMA user_version = 99")
+    plain.close()
+    for readonly in (False, True):
+        with pytest.raises(WorkspaceError, match=r"schema version 99; this program knows versions up to 1\. Update"):
+            Store.open(workspace, readonly=readonly)
+
+
+def test_an_older_database_is_copied_before_it_is_migrated(workspace):
+    with Store.open(workspace) as store:
+        run = store.enqueue(RunConfig())
+        newer = migrations.Migrations("sousa_engine")
+        newer(name="0001_runs_metrics_predictions")(lambda db: pytest.fail("applied twice"))
+        newer(name="0002_note")(lambda db: db.execute("ALTER TABLE runs ADD COLUMN note TEXT"))
+        migrations.migrate(store._db, workspace, newer, latest=2)
+    (copy,) = workspace.root.glob("runs.schema-1.*.db")
+    for path, columns, version in ((copy, 0, 1), (workspace.db, 1, 2)):
+        plain = sqlite3.connect(path)
+        assert plain.execute("SELECT count(*) FROM pragma_table_info('runs') WHERE name = 'note'").fetchone() == (
+            columns,
+        )
+        assert plain.execute("SELECT id FROM runs").fetchone() == (run.id,)
+        assert plain.execute("PRAGMA user_version").fetchone() == (version,)
+        plain.close()
+
+
+def test_a_migration_that_fails_changes_nothing(workspace):
+    def fails(db):
+        db.execute("ALTER TABLE runs ADD COLUMN note TEXT")
+        raise RuntimeError("half-way")
+
+    with Store.open(workspace) as store:
+        newer = migrations.Migrations("sousa_engine")
+        newer(name="0001_runs_metrics_predictions")(lambda db: None)
+        newer(name="0002_note")(fails)
+        with pytest.raises(RuntimeError, match="half-way"):
+            migrations.migrate(store._db, workspace, newer, latest=2)
+    with Store.open(workspace) as store:
+        assert "note" not in store._db.table("runs").columns_dict
+
+
+@pytest.mark.parametrize("readonly", [False, True])
+def test_garbage_and_other_programs_databases_are_refused_in_a_sentence(workspace, readonly):
+    workspace.db.write_bytes(b"this is no database " * 400)
+    with pytest.raises(WorkspaceError, match=r"not a readable SQLite database\. Move it away"):
+        Store.open(workspace, readonly=readonly)
+    workspace.db.unlink()
+    with sqlite3.connect(workspace.db) as plain:
+        plain.execute("CREATE TABLE recipes (id INTEGER)")
+    plain.close()
+    with pytest.raises(WorkspaceError, match="another program's"):
+        Store.open(workspace, readonly=readonly)
+
+
+def test_an_empty_file_is_as_good_as_none(workspace):
+    workspace.db.touch()
+    with Store.open(workspace) as store:
+        assert store.runs() == ()
+
+
+def as_another_user(work):
+    """Run `work()` in a fork that may not write where root may; returns (start, answer). It waits for `start()`."""
+    (wait, go), (answer, say) = os.pipe(), os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.read(wait, 1)
+            if os.geteuid() == 0:
+                os.setgroups([])
+                os.setgid(65534)
+                os.setuid(65534)
+            text = work()
+        except BaseException as error:
+            text = f"{error!r}"
+        os.write(say, text.encode())
+        os._exit(0)
+    os.close(say)
+
+    def start() -> str:
+        os.write(go, b"x")
+        with os.fdopen(answer) as pipe:
+            text = pipe.read()
+        os.waitpid(child, 0)
+        os.close(wait)
+        os.close(go)
+        return text
+
+    return start
+
+
+@pytest.mark.parametrize("while_open", [False, True])
+def test_a_read_only_workspace_is_said_to_be_so_and_can_still_be_read(while_open):
+    root = Path(tempfile.mkdtemp(prefix="sousa-"))  # not tmp_path: another user must be able to come in
+    workspace = Workspace(root=root)
+
+    def read() -> str:
+        with pytest.raises(WorkspaceError) as refused:
+            Store.open(workspace)
+        with Store.open(workspace, readonly=True) as store:
+            run = store.find("last")
+            with pytest.raises(WorkspaceError) as unwritten:
+                store.enqueue(RunConfig())
+            return f"{refused.value}\n{run.id} {store.curve(run.id, 'x').mean}\n{unwritten.value}"
+
+    start = as_another_user(read)
+    try:
+        store = Store.open(workspace)
+        run = store.enqueue(RunConfig())
+        store.ingest(run.id, batch(points=points("x", [1.0, 2.0])))
+        if not while_open:
+            store.close()
+        for path in (root, root / "runs"):
+            path.chmod(0o555)
+        lines = start().splitlines()
+        store.close()
+    finally:
+        for path in (root, root / "runs"):
+            path.chmod(0o755)
+        shutil.rmtree(root)
+    assert len(lines) == 3, lines
+    assert "is read-only, so no run can be stored" in lines[0] and "SOUSA_WORKSPACE" in lines[0]
+    assert lines[1] == f"{run.id} (1.0, 2.0)"
+    assert "is read-only" in lines[2]
+
+
+def test_reading_where_nothing_was_ever_stored_is_an_error_with_a_sentence(workspace):
+    with pytest.raises(WorkspaceError, match=r"no runs\.db in"):
+        Store.open(workspace, readonly=True)
+    assert not workspace.db.exists()
+
+
+def test_a_full_disk_is_a_sentence_and_the_store_goes_on_when_there_is_space_again(store):
+    run = store.enqueue(RunConfig())
+    pages = store._db.execute("PRAGMA page_count").fetchone()[0]
+    store._db.execute(f"PRAGMA max_page_count = {pages}")  # SQLite's own way to a full disk
+    many = batch(points=points("x", [float(i) for i in range(5000)]))
+    with pytest.raises(WorkspaceError, match=r"disk of .* is full"):
+        store.ingest(run.id, many)
+    assert store.spool_offset(run.id) == 0
+    store._db.execute("PRAGMA max_page_count = 1000000")
+    assert store.ingest(run.id, many)
+    assert store.summaries([run.id])[run.id]["x"].last_step == 5000
+
+
+def test_levels_are_prepared_for_the_widths_that_curves_use(store):
+    run = store.enqueue(RunConfig())
+    store.ingest(run.id, batch(points=points("x", [1.0] * 100)))
+    rows = store._query("SELECT width, count(*) AS buckets, sum(point_count) AS n FROM metric_levels GROUP BY width")
+    assert [row["width"] for row in rows] == [1 << shift for shift in metric_tables.LEVEL_SHIFTS]
+    assert all(row["n"] == 100 for row in rows)
