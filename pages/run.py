@@ -1,0 +1,304 @@
+"""One run: where it stands, its curves, results, settings and log. The address /run?id=... survives a reload."""
+
+from __future__ import annotations
+
+import pandas as pd
+import streamlit as st
+
+from sousa_engine import launch, run_files
+from sousa_engine.analysis import log
+from sousa_engine.analysis.compare import Result, changes_from_defaults, describe_targets, results
+from sousa_engine.analysis.confusion import class_results, confusion, mistakes
+from sousa_engine.charts.class_accuracy import class_accuracy_figure, class_accuracy_info
+from sousa_engine.charts.confusion import confusion_figure, confusion_info
+from sousa_engine.errors import SousaError
+from sousa_engine.records import Prediction, Run, RunStatus
+from sousa_engine.store import Store
+from sousa_engine.web import parts
+from sousa_engine.web.components.live_chart import live_chart
+
+REFRESH_S = 3
+CAUSE_LINES, LOG_LINES = 40, 200
+
+
+def main() -> None:
+    with parts.open_store() as store:
+        run_id = st.query_params.get("id", "")
+        run = store.run(run_id)
+        if run is None:
+            choose(store, run_id)
+            return
+        divergence = store.first_divergence(run.id)
+        predictions = {split: store.predictions(run.id, split) for split in ("test", "valid")}
+    header(run)
+    cause(run, store, divergence)
+    live_chart([run], key=f"chart-{run.id}")
+    st.space("small")
+    st.fragment(numbers, run_every=None if run.status.is_over else REFRESH_S)(run)
+    st.space("small")
+    details(run, predictions)
+
+
+def choose(store: Store, run_id: str) -> None:
+    st.title("Run")
+    if run_id:
+        st.error(f"No run has the id {run_id!r}. Choose one below.", icon=":material/error:")
+    runs = store.runs()
+    if not runs:
+        st.info("Nothing trained yet.", icon=":material/info:")
+        st.page_link(parts.page_path("launch"), label="Launch a training", icon=":material/rocket_launch:")
+        return
+    picked = parts.pick_run(runs, key="run_choice")
+    if picked:
+        st.query_params["id"] = picked.id
+        st.rerun()
+
+
+# What it is, and what can be done
+
+
+def header(run: Run) -> None:
+    st.page_link(parts.page_path("runs"), label="All runs", icon=":material/arrow_back:")
+    with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
+        st.title(run.title, anchor=False, width="content")
+        with st.container(horizontal=True, width="content", vertical_alignment="center"):
+            actions(run)
+    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+        parts.weights_badge(run)
+        st.badge(run.config.model.variant, icon=":material/account_tree:", color="gray", help="Backbone")
+        st.badge(run.config.dataset_name, icon=":material/library_music:", color="gray", help="Data set")
+        st.badge(run.device or run.config.device, icon=":material/memory:", color="gray", help="Device")
+        st.badge(f"seed {run.config.seed}", icon=":material/casino:", color="gray", help="Seed")
+        st.caption(f"{run.id} · created {parts.when(run.created_at_ms)}")
+
+
+def actions(run: Run) -> None:
+    if run.status is RunStatus.QUEUED:
+        st.button("Take out of the queue", icon=":material/cancel:", on_click=stop, args=(run.id,), key="stop")
+    elif not run.status.is_over:
+        st.button(
+            "Stopping" if run.status is RunStatus.STOPPING else "Stop and save",
+            icon=":material/stop_circle:",
+            on_click=stop,
+            args=(run.id,),
+            disabled=run.status is RunStatus.STOPPING,
+            help="Saves a checkpoint first, then ends. All metrics are kept.",
+            key="stop",
+        )
+    if st.button("Launch again", icon=":material/replay:", help="Open Launch with these settings.", key="again"):
+        st.session_state["draft"] = run.config.model_dump(mode="json")
+        st.switch_page(parts.page_path("launch"))
+    with st.popover("Rename", icon=":material/edit:"):
+        name = st.text_input("Title", run.config.name, key=f"name-{run.id}", placeholder=run.title, max_chars=120)
+        st.button("Save", on_click=rename, args=(run.id, name), key="rename")
+
+
+def stop(run_id: str) -> None:
+    try:
+        with parts.open_store() as store:
+            run = store.request_stop(run_id)
+    except SousaError as error:
+        st.toast(str(error), icon=":material/error:")
+        return
+    said = {
+        RunStatus.STOPPING: "Stopping: a checkpoint is saved first.",
+        RunStatus.STOPPED: "Taken out of the queue.",
+    }
+    st.toast(said.get(run.status, f"The run is over already: {run.status.value}."), icon=":material/stop_circle:")
+
+
+def rename(run_id: str, name: str) -> None:
+    try:
+        with parts.open_store() as store:
+            store.rename(run_id, name)
+    except SousaError as error:
+        st.toast(str(error), icon=":material/error:")
+
+
+def cause(run: Run, store: Store, divergence: tuple[str, int] | None) -> None:
+    """Why it ended badly: the reason, the first value that was no number, the last lines of the log."""
+    bad = run.status in (RunStatus.FAILED, RunStatus.LOST)
+    if bad:
+        st.error(run.reason or f"The run is {run.status.value}; no reason was recorded.", icon=":material/error:")
+    elif run.status is RunStatus.STOPPED:
+        st.info(run.reason or "Stopped.", icon=":material/stop_circle:")
+    if divergence:
+        metric, step = divergence
+        st.warning(f"{metric} became no finite number at step {step:,}.", icon=":material/trending_up:")
+    if bad:
+        lines = log.tail(store.workspace.run_dir(run.id) / run_files.LOG, CAUSE_LINES)
+        st.markdown(f"**Last {len(lines)} lines of the log**" if lines else "The run wrote no log.")
+        if lines:
+            with st.container(height=260, autoscroll=True):
+                st.code("\n".join(lines), language=None, wrap_lines=True)
+
+
+# Numbers with their n
+
+
+def numbers(drawn: Run) -> None:
+    """Refreshes by itself while the run is alive; when its status changes, the whole page is drawn anew."""
+    with parts.open_store() as store:
+        run = store.run(drawn.id) or drawn
+        (result,) = results([run], store.summaries([run.id]))
+    if run.status is not drawn.status:
+        st.rerun()
+    data = run.facts.get("data", {})
+    cards = st.columns(4)
+    with cards[0].container(border=True, height="stretch"):
+        st.metric("Best valid accuracy", parts.percent(result.best_valid and result.best_valid.value))
+        step = f" · step {result.best_step:,}" if result.best_step else ""
+        st.caption(parts.interval(result.best_valid) + step if result.best_valid else "After the first epoch.")
+    with cards[1].container(border=True, height="stretch"):
+        st.metric("Test accuracy", parts.percent(result.test and result.test.value))
+        st.caption(test_caption(run, result, data.get("majority_test")))
+    with cards[2].container(border=True, height="stretch"):
+        st.metric("Test macro-F1", parts.percent(result.test_macro_f1))
+        classes = data.get("classes")
+        st.caption(f"Mean over {classes} classes, each counting the same." if classes else "Mean over the classes.")
+    with cards[3].container(border=True, height="stretch"):
+        st.metric("Trainable parameters", "–" if result.trainable is None else f"{result.trainable:,}")
+        share = (
+            f"{100 * result.trainable / result.total:.2f} % of {result.total:,}. "
+            if result.trainable and result.total
+            else ""
+        )
+        targets = run.config.lora.targets
+        st.caption(f"{share}{len(targets)} modules, r = {run.config.lora.r}." if targets else f"{share}The head alone.")
+
+
+def test_caption(run: Run, result: Result, majority: float | None) -> str:
+    if result.test is None:
+        return "Not measured." if run.status.is_over else "Measured once, at the end, on the best checkpoint."
+    baseline = f" · most frequent class: {parts.percent(majority)}" if majority is not None else ""
+    return parts.interval(result.test) + baseline
+
+
+# The rest, behind tabs
+
+
+def details(run: Run, predictions: dict[str, tuple[Prediction, ...]]) -> None:
+    names = ["Results", "Settings", "Log", "Events"]
+    first = "Results" if any(predictions.values()) else "Log"
+    tabs = st.tabs(names, default=first, key=f"tabs-{run.id}-{first}", on_change="rerun")
+    drawers = [
+        lambda: draw_results(run, predictions),
+        lambda: settings(run),
+        lambda: draw_log(run),
+        lambda: events(run),
+    ]
+    for tab, draw in zip(tabs, drawers, strict=True):
+        if tab.open:
+            with tab:
+                draw()
+
+
+def draw_results(run: Run, predictions: dict[str, tuple[Prediction, ...]]) -> None:
+    splits = [split for split, found in predictions.items() if found]
+    if not splits:
+        st.caption(
+            "No predictions were kept." if run.status.is_over else "The confusion matrix comes when the run is over."
+        )
+        return
+    split = st.segmented_control(
+        "Split", splits, default=splits[0], required=True, key=f"split-{run.id}", label_visibility="collapsed"
+    )
+    matrix = confusion(predictions[split])
+    st.caption(f"{matrix.right:,} of {matrix.n:,} {split} clips were recognised, by the best checkpoint.")
+    left, right = st.columns([3, 2], gap="medium")
+    with left:
+        st.markdown("**Confusion matrix**")
+        st.plotly_chart(confusion_figure(confusion_info(matrix)), key=f"confusion-{split}", alt="Confusion matrix")
+    with right:
+        st.markdown("**Accuracy of each class**")
+        figure = class_accuracy_figure(class_accuracy_info(class_results(matrix)))
+        st.plotly_chart(figure, key=f"classes-{split}", alt="Accuracy of each class with its 95 % interval")
+    pairs = mistakes(matrix)
+    if pairs:
+        st.markdown("**Most frequent mistakes**")
+        table = pd.DataFrame(
+            {
+                "Played": [pair.label for pair in pairs],
+                "Taken for": [pair.predicted for pair in pairs],
+                "Clips": [f"{pair.count} of {pair.n}" for pair in pairs],
+            }
+        )
+        st.dataframe(table, hide_index=True, width="content", alt="Most frequent mistakes")
+
+
+def settings(run: Run) -> None:
+    left, right = st.columns(2, gap="medium")
+    with left:
+        st.markdown("**Different from the defaults**")
+        changed = changes_from_defaults(run.config)
+        if changed:
+            table = pd.DataFrame([(c.field, *c.values) for c in changed], columns=["Field", "Default", "This run"])
+            st.dataframe(table, hide_index=True, alt="Settings that differ from the defaults")
+        else:
+            st.caption("Nothing: every field has its default.")
+        st.markdown("**Where and with what**")
+        st.table(environment(run), border="horizontal", width="content")
+    with right:
+        st.markdown("**The same from a terminal**")
+        try:
+            st.code(launch.to_command(run.config), language="bash", wrap_lines=True)
+        except SousaError as error:
+            st.caption(str(error))
+        st.markdown("**Config**")
+        st.code(launch.to_yaml(run.config), language="yaml", height=420)
+
+
+def environment(run: Run) -> dict[str, str]:
+    facts, folder = run.facts, parts.default_workspace().run_dir(run.id)
+    data = facts.get("data", {})
+    clips = ", ".join(f"{split} {n:,}" for split, n in data.get("clips", {}).items())
+    adapter = folder / "adapter"
+    rows = {
+        "Weights": run.weights_label or parts.weights_text(run),
+        "Targets": describe_targets([target.path for target in run.config.lora.targets]),
+        "Clips": clips,
+        "Device": str(facts.get("device", run.device or "")),
+        "Seed": str(run.config.seed),
+        "Started": parts.when(run.started_at_ms) if run.started_at_ms else "",
+        "Ended": parts.when(run.ended_at_ms) if run.ended_at_ms else "",
+        "Training took": parts.duration(facts["train_s"]) if "train_s" in facts else "",
+        "Peak memory": f"{facts['peak_memory_mib']:,.0f} MiB" if "peak_memory_mib" in facts else "",
+        "Versions": ", ".join(f"{name} {version}" for name, version in facts.get("versions", {}).items()),
+        "Adapter": f"`{adapter}`" if adapter.is_dir() else "",
+        "Folder": f"`{folder}`",
+    }
+    return {name: value for name, value in rows.items() if value}
+
+
+def draw_log(run: Run) -> None:
+    st.fragment(log_tail, run_every=None if run.status.is_over else REFRESH_S)(run.id)
+
+
+def log_tail(run_id: str) -> None:
+    lines = log.tail(parts.default_workspace().run_dir(run_id) / run_files.LOG, LOG_LINES)
+    if not lines:
+        st.caption("Nothing was written yet.")
+        return
+    with st.container(height=420, autoscroll=True):
+        st.code("\n".join(lines), language=None, wrap_lines=True)
+    st.caption(f"The last {len(lines)} lines." if len(lines) == LOG_LINES else f"{len(lines)} lines.")
+
+
+def events(run: Run) -> None:
+    st.fragment(event_table, run_every=None if run.status.is_over else REFRESH_S)(run.id)
+
+
+def event_table(run_id: str) -> None:
+    with parts.open_store() as store:
+        found = store.events(run_id)
+    table = pd.DataFrame(
+        {
+            "When": [parts.when(event.at_ms) for event in reversed(found)],
+            "What": [event.kind for event in reversed(found)],
+            "Said": [event.message for event in reversed(found)],
+        }
+    )
+    st.dataframe(table, hide_index=True, alt="Events of this run, newest first")
+
+
+main()

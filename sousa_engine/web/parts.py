@@ -1,0 +1,141 @@
+"""What several pages draw alike: a page's store, statuses, weights, numbers with their n, a run picker."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+import streamlit as st
+
+from sousa_engine.analysis.significance import Proportion
+from sousa_engine.errors import WorkspaceError
+from sousa_engine.records import Run, RunStatus
+from sousa_engine.store import Store
+from sousa_engine.workspace import PROJECT_ROOT, default_workspace
+
+STATUS_COLORS = {
+    RunStatus.QUEUED: "gray",
+    RunStatus.STARTING: "blue",
+    RunStatus.RUNNING: "blue",
+    RunStatus.STOPPING: "orange",
+    RunStatus.FINISHED: "green",
+    RunStatus.FAILED: "red",
+    RunStatus.STOPPED: "gray",
+    RunStatus.LOST: "red",
+}
+STATUS_ICONS = {
+    RunStatus.QUEUED: ":material/hourglass_empty:",
+    RunStatus.STARTING: ":material/play_arrow:",
+    RunStatus.RUNNING: ":material/play_arrow:",
+    RunStatus.STOPPING: ":material/pause:",
+    RunStatus.FINISHED: ":material/check:",
+    RunStatus.FAILED: ":material/error:",
+    RunStatus.STOPPED: ":material/stop:",
+    RunStatus.LOST: ":material/help:",
+}
+
+
+def page_path(name: str) -> str:
+    """`page_path("run")` for st.switch_page and st.page_link: absolute, because the router lies in another folder."""
+    return str(PROJECT_ROOT / "pages" / f"{name}.py")
+
+
+@contextmanager
+def open_store() -> Iterator[Store]:
+    """The workspace's store for this rerun. A workspace that can only be read is read, and the page says so."""
+    workspace = default_workspace()
+    try:
+        store = Store.open(workspace)
+    except WorkspaceError as error:
+        try:
+            store = Store.open(workspace, readonly=True)
+        except WorkspaceError:
+            raise error from None
+        st.warning(f"{error} What is stored is shown; nothing can be changed.", icon=":material/lock:")
+    with store:
+        yield store
+
+
+def status_badge(status: RunStatus) -> None:
+    st.badge(status.value, icon=STATUS_ICONS[status], color=STATUS_COLORS[status])  # pyright: ignore[reportArgumentType]
+
+
+def weights_badge(run: Run) -> None:
+    """Which weights the backbone started from; random ones are never shown without saying so."""
+    if run.is_random:
+        st.badge("random weights", icon=":material/casino:", color="orange", help="A control: nothing was pre-trained.")
+    else:
+        st.badge(weights_text(run), icon=":material/download_done:", color="green")
+
+
+def weights_text(run: Run) -> str:
+    """Short: "random weights", "pretrained", or the name of an imported file."""
+    if run.is_random:
+        return "random weights"
+    weights = run.config.model.weights
+    return "pretrained" if weights == "pretrained" else Path(weights).name
+
+
+def percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def interval(proportion: Proportion | None) -> str:
+    """`n = 200 · 95 % interval 51.6 to 65.1 %`."""
+    if proportion is None:
+        return ""
+    return f"n = {proportion.n:,} · 95 % interval {100 * proportion.low:.1f} to {100 * proportion.high:.1f} %"
+
+
+def duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "–"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def when(at_ms: int | None) -> str:
+    """A moment in the visitor's time zone, down to the second."""
+    if at_ms is None:
+        return "–"
+    return datetime.fromtimestamp(at_ms / 1000, time_zone()).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def time_zone() -> ZoneInfo | None:
+    """The browser's; None, this machine's, where the browser does not say."""
+    try:
+        return ZoneInfo(st.context.timezone) if st.context.timezone else None
+    except (ZoneInfoNotFoundError, ValueError):
+        return None
+
+
+def progress_share(run: Run) -> float | None:
+    """How much of the training steps is done, 0 to 1; None before the first one."""
+    if run.status is RunStatus.FINISHED:
+        return 1.0
+    progress = run.progress
+    if progress is None or progress.phase == "preparing" or not progress.total:
+        return None
+    return 1.0 if progress.phase == "testing" else min(1.0, progress.done / progress.total)
+
+
+def run_label(run: Run) -> str:
+    """For pickers: title, what sets it apart, its id's end."""
+    mark = " · random weights" if run.is_random else ""
+    return f"{run.title}{mark} · {run.status.value} · {run.id[-4:]}"
+
+
+def pick_run(runs: Sequence[Run], *, key: str, label: str = "Run") -> Run | None:
+    """A picker over runs, empty at first; None while nothing is picked."""
+    labels = {run.id: run_label(run) for run in runs}
+    picked = st.selectbox(
+        label, list(labels), index=None, format_func=labels.__getitem__, key=key, placeholder="Choose a run"
+    )
+    return next((run for run in runs if run.id == picked), None)

@@ -1,0 +1,305 @@
+"""Fill a workspace with realistic runs through Store and the spool alone: for tests of pages and for screenshots.
+
+seeded = seed(workspace)              # finished, random weights, failed, stopped, lost, running, queued
+training = Training.begin(workspace)  # one run that a test moves forward by hand
+training.steps(20); training.finish()
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from sousa_engine import module_tree, run_files, spool
+from sousa_engine.config import RunConfig
+from sousa_engine.records import Prediction, Progress, Run, RunStatus
+from sousa_engine.rudiments import RUDIMENTS
+from sousa_engine.store import Store
+from sousa_engine.workspace import Workspace
+
+CLASSES = tuple(rudiment.slug for rudiment in RUDIMENTS)
+CLIPS = {"train": 600, "valid": 200, "test": 200}
+ATTENTION, MLP = ("attention.",), ("attention.", "mlp.")
+VERSIONS = {
+    "python": "3.11.9", "sousa-engine": "0.1.0", "torch": "2.13.0", "torchaudio": "2.11.0",
+    "transformers": "5.23.0", "peft": "0.21.2", "accelerate": "1.15.0", "numpy": "2.4.6",
+}  # fmt: skip
+
+
+def config(
+    *,
+    seed: int = 0,
+    roles: tuple[str, ...] = MLP,
+    r: int = 8,
+    name: str = "",
+    weights: str = "pretrained",
+    **training: Any,
+) -> RunConfig:
+    outline = module_tree.load_outline("ast-mini")
+    paths = [node.path for node in outline.nodes if node.role.startswith(roles)]
+    return RunConfig.model_validate(
+        {
+            "name": name,
+            "model": {"variant": "ast-mini", "weights": weights},
+            "lora": {
+                "targets": [target.model_dump() for target in outline.targets(paths)],
+                "r": r,
+                "alpha": 2 * r,
+                "target_set": "attention" if roles == ATTENTION else "attention+mlp",
+            },
+            "data": {"dataset": "tiny"},
+            "training": training,
+            "seed": seed,
+        }
+    )
+
+
+class Training:
+    """A trainer's and a supervisor's part, played step by step: what is written is what they would write."""
+
+    def __init__(self, workspace: Workspace, run: Run, *, reach: float, clock: list[int], slot: str):
+        self.workspace, self.run, self.reach, self.clock, self.slot = workspace, run, reach, clock, slot
+        self.folder = workspace.run_dir(run.id)
+        self.nonce = f"nonce-{run.id}"
+        self.step = 0
+        self.random = np.random.default_rng(run.config.seed + 1000 * run.config.lora.r + round(1000 * reach))
+
+    @classmethod
+    def begin(
+        cls,
+        workspace: Workspace,
+        run_config: RunConfig | None = None,
+        *,
+        reach: float = 0.6,
+        at_ms: int | None = None,
+        slot: str = "cpu",
+        prepared: bool = True,
+    ) -> Training:
+        """Queue a run, claim it for `slot` and let its trainer start. The queue must be empty before."""
+        clock = [at_ms or time.time_ns() // 1_000_000]
+        with Store.open(workspace, clock_ms=lambda: clock[0]) as store:
+            run = store.enqueue(run_config or config())
+            training = cls(workspace, run, reach=reach, clock=clock, slot=slot)
+            clock[0] += 400
+            claimed = store.claim(slot, training.nonce)
+            assert claimed is not None and claimed.id == run.id, "the queue was not empty, or the slot was held"
+            training.folder.mkdir(parents=True)
+            run_files.write_json(training.folder / run_files.CONFIG, run.config.model_dump(mode="json"))
+            clock[0] += 300
+            assert store.mark_running(run.id, training.nonce, started_at_ms=clock[0])
+        training.log("device cpu, torch 2.13.0, 2 threads")
+        training.report(progress=Progress(phase="preparing", done=0, total=1))
+        if prepared:
+            training.prepare()
+        return training
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(CLIPS["train"] / self.run.config.training.batch_size)
+
+    @property
+    def total_steps(self) -> int:
+        return self.steps_per_epoch * self.run.config.training.max_epochs
+
+    def prepare(self) -> None:
+        label = "random weights" if self.run.is_random else "pretrained: ast-mini, 20,000 synthesised patterns"
+        self.log(f"weights: {label}")
+        outline = module_tree.load_outline("ast-mini")
+        lora = self.run.config.lora
+        counts = module_tree.count(
+            outline, [t.path for t in lora.targets], r=lora.r, head=lora.head, num_classes=len(CLASSES)
+        )
+        self.clock[0] += 6_000
+        self.report(
+            progress=Progress(phase="preparing", done=1000, total=1000),
+            facts={
+                "versions": VERSIONS,
+                "device": self.slot,
+                "weights_label": label,
+                "parameters": {"trainable": counts.trainable, "total": counts.total, "lora_modules": counts.layers},
+                "data": {
+                    "name": "tiny", "classes": 40, "clip_s": 2.0, "clips": CLIPS, "majority_test": 0.025, "notes": [],
+                },
+                "prepare_s": 6.1,
+            },
+        )  # fmt: skip
+
+    def steps(self, count: int, *, diverge_at: int | None = None) -> None:
+        """`count` optimiser steps, with validation where an epoch ends."""
+        with spool.SpoolWriter(self.folder / run_files.SPOOL, clock_ms=lambda: self.clock[0]) as writer:
+            for _ in range(count):
+                self.step += 1
+                self.clock[0] += 480
+                epoch = 1 + (self.step - 1) // self.steps_per_epoch
+                loss, accuracy = self._at(self.step, noise=0.09)
+                if diverge_at and self.step >= diverge_at:
+                    loss = math.nan
+                rate = self.run.config.training.lr * min(1, 10 * self.step / self.total_steps)
+                batch = self.run.config.training.batch_size
+                accuracy = round(accuracy * batch) / batch
+                values = {"train/loss": loss, "train/accuracy": accuracy, "train/lr": rate}
+                writer.metrics(self.step, values, epoch=epoch, n=batch)
+                if self.step % self.steps_per_epoch == 0:
+                    self._validate(writer, epoch)
+            writer.progress(
+                Progress(
+                    phase="training", done=self.step, total=self.total_steps, epoch=epoch,
+                    max_epochs=self.run.config.training.max_epochs, eta_s=0.48 * (self.total_steps - self.step),
+                )
+            )  # fmt: skip
+        self._ingest()
+
+    def finish(self) -> Run:
+        """The rest of the steps, the test split, the predictions."""
+        if self.step < self.total_steps:
+            self.steps(self.total_steps - self.step)
+        predictions = [*self._predictions("valid"), *self._predictions("test")]
+        spool.write_predictions(self.folder / run_files.PREDICTIONS, predictions)
+        test = [p for p in predictions if p.split == "test"]
+        accuracy, f1 = _scores(test)
+        loss = self._at(self.step, noise=0)[0] + 0.25
+        self.clock[0] += 900
+        with spool.SpoolWriter(self.folder / run_files.SPOOL, clock_ms=lambda: self.clock[0]) as writer:
+            writer.metrics(
+                self.step, {"test/accuracy": accuracy, "test/macro_f1": f1, "test/loss": loss},
+                epoch=self.run.config.training.max_epochs, n=len(test),
+            )  # fmt: skip
+            writer.progress(Progress(phase="testing", done=1, total=1))
+            writer.facts({"train_s": 0.48 * self.step, "best_step": self.step, "peak_memory_mib": 812.4})
+        (self.folder / "adapter").mkdir()
+        self.log(f"test accuracy {accuracy:.3f} (n={len(test)}), on the checkpoint of epoch 10")
+        self._ingest()
+        with Store.open(self.workspace) as store:
+            store.save_predictions(self.run.id, predictions)
+        return self.end(RunStatus.FINISHED, None)
+
+    def end(self, status: RunStatus, reason: str | None) -> Run:
+        outcome = status.value if status is not RunStatus.LOST else "failed"
+        run_files.write_json(self.folder / run_files.RESULT, {"outcome": outcome, "reason": reason})
+        with Store.open(self.workspace, clock_ms=lambda: self.clock[0]) as store:
+            assert store.finish(self.run.id, status, reason, nonce=self.nonce, ended_at_ms=self.clock[0])
+            run = store.run(self.run.id)
+        assert run is not None
+        return run
+
+    def report(self, *, progress: Progress | None = None, facts: Mapping[str, Any] | None = None) -> None:
+        with spool.SpoolWriter(self.folder / run_files.SPOOL, clock_ms=lambda: self.clock[0]) as writer:
+            if progress:
+                writer.progress(progress)
+            if facts:
+                writer.facts(facts)
+        self._ingest()
+
+    def event(self, kind: str, message: str) -> None:
+        with spool.SpoolWriter(self.folder / run_files.SPOOL, clock_ms=lambda: self.clock[0]) as writer:
+            writer.event(kind, message)
+        self._ingest()
+
+    def log(self, *lines: str) -> None:
+        with (self.folder / run_files.LOG).open("a", encoding="utf-8") as file:
+            file.writelines(f"{line}\n" for line in lines)
+
+    def _at(self, step: int, *, noise: float) -> tuple[float, float]:
+        """(loss, accuracy) a run of this reach has after `step` steps."""
+        learnt = 1 - math.exp(-3.2 * step / max(self.total_steps, 1))
+        top = math.log(len(CLASSES))
+        loss = top - (top - 1.05) * learnt * (0.55 + 0.75 * self.reach)
+        accuracy = 0.025 + (self.reach + 0.06) * learnt
+        if noise:
+            loss = max(0.2, loss * (1 + noise * self.random.standard_normal()))
+            accuracy = float(np.clip(accuracy + 0.09 * self.random.standard_normal(), 0, 1))
+        return loss, accuracy
+
+    def _validate(self, writer: spool.SpoolWriter, epoch: int) -> None:
+        loss, accuracy = self._at(self.step, noise=0)
+        right = int(np.clip(round((accuracy - 0.05) * 200 + self.random.integers(-4, 5)), 1, 200))
+        values = {"valid/loss": loss + 0.22, "valid/accuracy": right / 200, "valid/macro_f1": 0.97 * right / 200}
+        writer.metrics(self.step, values, epoch=epoch, n=CLIPS["valid"])
+        writer.event("checkpoint", f"Saved at step {self.step}.")
+        self.log(
+            f"epoch {epoch}/{self.run.config.training.max_epochs}  step {self.step}  train loss {loss:.3f}  "
+            f"valid loss {loss + 0.22:.3f}  valid accuracy {right / 200:.3f} (n=200)"
+        )
+
+    def _predictions(self, split: str) -> list[Prediction]:
+        found = []
+        for i in range(CLIPS[split]):
+            label = i % len(CLASSES)
+            # Harder classes lie far from the start of the list; a mistake is a neighbour on the PAS sheet.
+            right = self.random.random() < np.clip(self.reach + 0.35 * math.cos(label / 6), 0.02, 0.98)
+            shift = 0 if right else int(self.random.choice([-2, -1, 1, 1, 2, 5]))
+            predicted = (label + shift) % len(CLASSES)
+            probability = float(self.random.uniform(0.3, 0.98))
+            found.append(
+                Prediction(
+                    clip_id=f"{split}-{i:04d}", split=split, label=CLASSES[label], predicted=CLASSES[predicted],
+                    probability=probability, label_probability=probability if right else (1 - probability) / 3,
+                )
+            )  # fmt: skip
+        return found
+
+    def _ingest(self) -> None:
+        with Store.open(self.workspace) as store:
+            offset = store.spool_offset(self.run.id)
+            assert store.ingest(self.run.id, spool.read_batch(self.folder / run_files.SPOOL, offset))
+
+
+def seed(workspace: Workspace, *, live: bool = True) -> dict[str, Run]:
+    """A week of work. live=False leaves out the running and the queued run. Returns the runs by what they show."""
+    now = time.time_ns() // 1_000_000
+    hour = 3_600_000
+    runs: dict[str, Run] = {}
+    finished = [
+        ("finished", config(seed=1), 0.60, 50),
+        ("seed 2", config(seed=2), 0.57, 49),
+        ("seed 3", config(seed=3), 0.62, 48),
+        ("attention", config(seed=1, roles=ATTENTION, name="attention only"), 0.49, 30),
+        ("random", config(seed=1, weights="random", name="control"), 0.36, 29),
+        ("rank 16", config(seed=1, r=16, name="rank 16"), 0.63, 6),
+    ]
+    for label, run_config, reach, hours in finished:
+        runs[label] = Training.begin(workspace, run_config, reach=reach, at_ms=now - hours * hour).finish()
+
+    failed = Training.begin(workspace, config(seed=4, name="too fast", lr=0.5), reach=0.1, at_ms=now - 28 * hour)
+    failed.steps(120, diverge_at=120)
+    reason = "The loss became nan at step 120. Lower training.lr (now 0.5) or training.head_lr (now 0.002)."
+    failed.log(
+        "Traceback (most recent call last):",
+        '  File "sousa_engine/trainer.py", line 46, in main',
+        "    outcome = run(folder, run_config, device=arguments.device, stop=lambda: bool(stopping))",
+        f"\x1b[31msousa_engine.errors.RunError\x1b[0m: {reason}",
+    )
+    runs["failed"] = failed.end(RunStatus.FAILED, reason)
+
+    stopped = Training.begin(workspace, config(seed=5), reach=0.5, at_ms=now - 27 * hour)
+    stopped.steps(160)
+    stopped.event("checkpoint", "Saved at step 160 before stopping.")
+    runs["stopped"] = stopped.end(RunStatus.STOPPED, "Stopped at step 160.")
+
+    lost = Training.begin(workspace, config(seed=6), reach=0.5, at_ms=now - 26 * hour)
+    lost.steps(60)
+    runs["lost"] = lost.end(RunStatus.LOST, "The trainer vanished without a trace: its lock is free.")
+
+    if live:
+        # Started so long ago that its last step falls on now.
+        running = Training.begin(workspace, config(seed=7, name="rank 8, again"), reach=0.6, at_ms=now - 100_000)
+        running.steps(190)
+        with Store.open(workspace) as store:
+            runs["running"] = store.run(running.run.id) or running.run
+            runs["queued"] = store.enqueue(config(seed=8), created_by="cli")
+    return runs
+
+
+def _scores(predictions: list[Prediction]) -> tuple[float, float]:
+    """(accuracy, macro-F1 over the labels present)."""
+    right = sum(p.label == p.predicted for p in predictions)
+    scores = []
+    for label in {p.label for p in predictions}:
+        hit = sum(p.label == p.predicted == label for p in predictions)
+        seen = sum((p.label == label) + (p.predicted == label) for p in predictions)
+        scores.append(2 * hit / seen)
+    return right / len(predictions), sum(scores) / len(scores)
