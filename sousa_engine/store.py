@@ -19,7 +19,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 from sousa_engine import errors, metric_tables, migrations
 from sousa_engine.config import RunConfig
@@ -30,6 +30,13 @@ from sousa_engine.workspace import Workspace
 
 _ID_LETTERS = "23456789abcdefghjkmnpqrstuvwxyz"  # without look-alikes: 0 o, 1 i l
 _SLOT_HELD = "status IN ('starting', 'running', 'stopping')"
+
+
+class Launch(NamedTuple):
+    """nonce names a run's latest launch in its files; spool_offset: bytes of its spool that were taken."""
+
+    nonce: str | None
+    spool_offset: int
 
 
 def now_ms() -> int:
@@ -259,13 +266,13 @@ class Store:
                 self._add_event(rows[0][0], "claimed", f"Claimed for {slot}.", self._clock_ms())
         return self.run(rows[0][0]) if rows else None
 
-    def nonce(self, run_id: str) -> str | None:
-        found = self._query("SELECT launch_nonce FROM runs WHERE id = ?", [run_id])
-        return found[0]["launch_nonce"] if found else None
-
-    def spool_offset(self, run_id: str) -> int:
-        found = self._query("SELECT spool_bytes_ingested AS n FROM runs WHERE id = ?", [run_id])
-        return found[0]["n"] if found else 0
+    def launch(self, run_id: str) -> Launch:
+        """Raises UnknownNameError."""
+        sql = "SELECT launch_nonce AS nonce, spool_bytes_ingested AS spool_offset FROM runs WHERE id = ?"
+        found = self._query(sql, [run_id])
+        if not found:
+            raise UnknownNameError(f"No run has the id {run_id!r}.")
+        return Launch(**found[0])
 
     def mark_running(self, run_id: str, nonce: str, *, started_at_ms: int) -> bool:
         """starting -> running, once the keeper of this launch was seen. A stop asked for meanwhile stays."""
@@ -275,7 +282,7 @@ class Store:
             " WHERE id = :id AND launch_nonce = :nonce AND started_at_ms IS NULL"
             " AND status IN ('starting', 'stopping')",
             {"nonce": nonce, "started": started_at_ms},
-            ("started", "The trainer started."),
+            Event(at_ms=started_at_ms, kind="started", message="The keeper of its trainer was seen."),
         )
 
     def requeue(self, run_id: str, nonce: str, message: str) -> bool:
@@ -285,7 +292,7 @@ class Store:
             "UPDATE runs SET status = 'queued', slot = NULL, claimed_at_ms = NULL"
             " WHERE id = :id AND launch_nonce = :nonce AND status = 'starting'",
             {"nonce": nonce},
-            ("queued again", message),
+            Event(at_ms=self._clock_ms(), kind="queued again", message=message),
         )
 
     def finish(
@@ -296,6 +303,7 @@ class Store:
         *,
         nonce: str | None,
         ended_at_ms: int | None = None,
+        events: Collection[Event] = (),
     ) -> bool:
         """The end of a run: of launch `nonce`, or (nonce None) of a run still queued. False if it was over already."""
         assert status.is_over
@@ -304,7 +312,8 @@ class Store:
             "UPDATE runs SET status = :status, reason = :reason, ended_at_ms = :ended WHERE id = :id AND"
             f" iif(:nonce IS NULL, status = 'queued', launch_nonce = :nonce AND {_SLOT_HELD})",
             {"status": status, "reason": reason, "nonce": nonce, "ended": ended_at_ms or self._clock_ms()},
-            (status.value, reason or ""),
+            *events,
+            Event(at_ms=self._clock_ms(), kind=status.value, message=reason or "The trainer finished."),
         )
 
     def ingest(self, run_id: str, batch: SpoolBatch) -> bool:
@@ -365,12 +374,12 @@ class Store:
             raise UnknownNameError(f"No run has the id {run_id!r}.")
         return found[0]["run_number"]
 
-    def _change(self, run_id: str, sql: str, values: Mapping[str, Any], event: tuple[str, str]) -> bool:
-        """Compare and set: the statement says which state it leaves; the event is written only if it did."""
+    def _change(self, run_id: str, sql: str, values: Mapping[str, Any], *events: Event) -> bool:
+        """Compare and set: the statement says which state it leaves; the events are written only if it did."""
         with self._writing() as db:
             changed = db.execute(sql, {"id": run_id, **values}).rowcount > 0
-            if changed:
-                self._add_event(run_id, *event, self._clock_ms())
+            for event in events if changed else ():
+                self._add_event(run_id, event.kind, event.message, event.at_ms)
         return changed
 
     def _add_event(self, run_id: str, kind: str, message: str, at_ms: int) -> None:

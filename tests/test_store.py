@@ -189,7 +189,7 @@ def test_a_launch_that_came_to_nothing_is_queued_again_and_counted(store):
     assert store.requeue(run.id, "n1", "The keeper died.")
     assert (store.run(run.id).status, store.run(run.id).device) == (RunStatus.QUEUED, None)
     assert store.claim("cpu", "n2").launches == 2
-    assert store.nonce(run.id) == "n2"
+    assert store.launch(run.id).nonce == "n2"
 
 
 def test_a_queued_run_that_can_never_start_is_failed(store):
@@ -212,7 +212,7 @@ def test_a_batch_is_taken_whole_and_once(store):
     assert store.ingest(run.id, taken)
     assert not store.ingest(run.id, taken)  # a second supervisor, or the same one after a crash
     assert not store.ingest(run.id, batch(start=99, end=120, points=points("train/loss", [7.0], first=9)))
-    assert store.spool_offset(run.id) == 100
+    assert store.launch(run.id).spool_offset == 100
     assert store.curve(run.id, "train/loss").mean == (3.0, 2.0, 1.0)
     assert [e.kind for e in store.events(run.id)].count("checkpoint") == 1
     known = store.run(run.id)
@@ -228,7 +228,7 @@ def test_a_batch_that_cannot_be_stored_leaves_nothing_behind(store):
     bad = [*points("train/loss", [3.0]), SpoolPoint("train/loss", None, 1.0, None, None, 1)]  # no step
     with pytest.raises((sqlite3.IntegrityError, TypeError)):
         store.ingest(run.id, batch(points=bad, facts={"a": 1}))
-    assert store.spool_offset(run.id) == 0 and store.metric_names(run.id) == () and store.run(run.id).facts == {}
+    assert store.launch(run.id).spool_offset == 0 and store.metric_names(run.id) == () and store.run(run.id).facts == {}
     assert store.ingest(run.id, batch(points=points("train/loss", [3.0])))
 
 
@@ -542,7 +542,7 @@ def test_a_full_disk_is_a_sentence_and_the_store_goes_on_when_there_is_space_aga
     many = batch(points=points("x", [float(i) for i in range(5000)]))
     with pytest.raises(WorkspaceError, match=r"disk of .* is full"):
         store.ingest(run.id, many)
-    assert store.spool_offset(run.id) == 0
+    assert store.launch(run.id).spool_offset == 0
     store._db.execute("PRAGMA max_page_count = 1000000")
     assert store.ingest(run.id, many)
     assert store.summaries([run.id])[run.id]["x"].last_step == 5000

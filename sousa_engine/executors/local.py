@@ -1,0 +1,203 @@
+"""Runs on this machine: one keeper and one trainer a run, found again by lock and nonce after any restart."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import platform
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import psutil
+
+from sousa_engine import run_files
+from sousa_engine.errors import RunError
+from sousa_engine.executors import Sighting
+from sousa_engine.records import Run
+from sousa_engine.workspace import PROJECT_ROOT, Workspace
+
+TRAINER_MODULE = "sousa_engine.trainer"
+GRACE_S = 60.0  # from the request to stop to the end of patience
+_SLOTS_KEPT_S = 60.0
+_seen_slots: tuple[float, tuple[str, ...]] | None = None
+
+
+class LocalExecutor:
+    """trainer_module: what `python -m` runs with the run's folder as its argument. Tests put a double there."""
+
+    def __init__(self, workspace: Workspace, *, trainer_module: str = TRAINER_MODULE, grace_s: float = GRACE_S):
+        self._workspace = workspace
+        self._trainer_module = trainer_module
+        self._grace_s = grace_s
+        self._keepers: dict[str, subprocess.Popen[bytes]] = {}
+
+    def slots(self, *, fresh: bool = False) -> tuple[str, ...]:
+        return slots(fresh=fresh)
+
+    def submit(self, run: Run, nonce: str) -> None:
+        folder = self._workspace.run_dir(run.id)
+        folder.mkdir(parents=True, exist_ok=True)
+        with _taken(folder / run_files.KEEPER_LOCK) as lock:
+            for stale in (run_files.KEEPER, run_files.EXIT, run_files.RESULT):
+                (folder / stale).unlink(missing_ok=True)
+            config = run.config.model_copy(update={"device": run.device})
+            run_files.write_json(folder / run_files.CONFIG, config.model_dump(mode="json"))
+            trainer = [sys.executable, "-m", self._trainer_module, str(folder)]
+            keeper = [sys.executable, "-m", "sousa_engine.keeper", str(lock), str(self._grace_s), str(folder), nonce]
+            with (folder / run_files.LOG).open("ab") as log:
+                self._keepers[nonce] = subprocess.Popen(
+                    [*keeper, *trainer],
+                    cwd=PROJECT_ROOT,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                    pass_fds=[lock],
+                    env={**os.environ, "SOUSA_WORKSPACE": str(self._workspace.root)},
+                )
+
+    def poll(self, run: Run, nonce: str) -> Sighting:
+        if (keeper := self._keepers.get(nonce)) and keeper.poll() is not None:
+            del self._keepers[nonce]  # reaped
+        folder = self._workspace.run_dir(run.id)
+        held = _is_held(folder / run_files.KEEPER_LOCK)  # before the notes: see Sighting
+        note = _of_launch(run_files.read_json(folder / run_files.KEEPER), nonce)
+        exit_note = _of_launch(run_files.read_json(folder / run_files.EXIT), nonce)
+        # An exit is an end even while something that escaped the trainer's group still holds the lock.
+        is_alive = held and not exit_note
+        started = exit_note or (note if note and note["trainer_pid"] else None)
+        return Sighting(
+            is_alive=is_alive,
+            is_orphan=is_alive and note is not None and not _is_process(note["pid"], nonce),
+            started_at_ms=started["started_ms"] if started else None,
+            trainer_started=started is not None,
+            exit=exit_note,
+            result=run_files.read_json(folder / run_files.RESULT),
+        )
+
+    def stop(self, run: Run, nonce: str, *, now: bool = False) -> bool:
+        folder = self._workspace.run_dir(run.id)
+        note = _of_launch(run_files.read_json(folder / run_files.KEEPER), nonce)
+        if note and not now and _is_process(note["pid"], nonce):
+            return _signal(os.kill, note["pid"], signal.SIGTERM)
+        leaders = _group_leaders(self._trainer_module, str(folder))
+        sent = [
+            _signal(os.killpg, leader, signal.SIGKILL) if now else _signal(os.kill, leader, signal.SIGTERM)
+            for leader in leaders
+        ]
+        return any(sent)
+
+
+def slots(*, fresh: bool = False) -> tuple[str, ...]:
+    """Devices that PyTorch can use on this machine, best first: cuda:0, ..., mps, cpu. Never imports torch."""
+    global _seen_slots
+    now = time.monotonic()
+    if fresh or _seen_slots is None or now - _seen_slots[0] > _SLOTS_KEPT_S:
+        found = [f"cuda:{index}" for index in range(_gpus())] if _torch_has_cuda() else []
+        if sys.platform == "darwin" and platform.machine() == "arm64":
+            found.append("mps")
+        _seen_slots = now, (*found, "cpu")
+    return _seen_slots[1]
+
+
+def absence(device: str) -> str:
+    """Why `device` cannot be used here, as a sentence with its cure."""
+    here = f"Here are: {', '.join(slots())}."
+    if device.startswith("cuda") and _gpus() and not _torch_has_cuda():
+        return f"{device} cannot be used: there is a GPU, but this PyTorch is a CPU build. Install one for CUDA. {here}"
+    return f"{device} is not on this machine. {here} Set device=auto, or start the run where it is."
+
+
+def _gpus() -> int:
+    """NVIDIA GPUs that the driver shows, cut to CUDA_VISIBLE_DEVICES."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([word for word in visible.split(",") if word.strip() not in ("", "-1")])
+    listed = Path("/proc/driver/nvidia/gpus")
+    if listed.is_dir():
+        return len(list(listed.iterdir()))
+    try:
+        found = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return 0
+    return len([line for line in found.stdout.splitlines() if line.startswith("GPU ")])
+
+
+def _torch_has_cuda() -> bool:
+    """What PyTorch was built for, read from its version file: importing it would cost seconds and 300 MiB."""
+    spec = find_spec("torch")
+    if spec is None or not spec.origin:
+        return False
+    text = (Path(spec.origin).parent / "version.py").read_text()
+    return re.search(r"^cuda\b.*=\s*['\"]", text, re.MULTILINE) is not None
+
+
+@contextlib.contextmanager
+def _taken(path: Path) -> Iterator[int]:
+    """The lock file's descriptor, locked. Whoever inherits it keeps the lock when ours is closed."""
+    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield lock
+    except BlockingIOError:
+        raise RunError(f"An earlier launch still lives: {path} is locked. It must end first.") from None
+    finally:
+        os.close(lock)  # no LOCK_UN: that would take it from the keeper too
+
+
+def _is_held(path: Path) -> bool:
+    try:
+        lock = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(lock)
+    return False
+
+
+def _of_launch(note: dict | None, nonce: str) -> dict | None:
+    return note if note and note.get("nonce") == nonce else None
+
+
+def _is_process(pid: int, word: str) -> bool:
+    """Does `pid` still run the command line with `word` in it? A pid alone may have been given to another program."""
+    try:
+        return word in psutil.Process(pid).cmdline()  # a zombie's is empty
+    except psutil.Error:
+        return False
+
+
+def _group_leaders(trainer_module: str, folder: str) -> list[int]:
+    """Trainers of this folder, each the leader of its process group. The keeper leads one too: it is left out."""
+    found = []
+    for process in psutil.process_iter(["pid", "cmdline"]):
+        words = process.info["cmdline"] or []
+        if words[-3:] == ["-m", trainer_module, folder] and "sousa_engine.keeper" not in words:
+            found.append(process.info["pid"])
+    return [pid for pid in found if _leads_group(pid)]
+
+
+def _leads_group(pid: int) -> bool:
+    try:
+        return os.getpgid(pid) == pid
+    except ProcessLookupError:
+        return False
+
+
+def _signal(send: Callable[[int, int], None], pid: int, number: int) -> bool:
+    try:
+        send(pid, number)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return True

@@ -1,0 +1,175 @@
+"""Keeps one run: starts its trainer, passes on a stop, and writes down how it ended. Standard library only.
+
+    python -m sousa_engine.keeper LOCK_FD GRACE_S RUN_DIR NONCE TRAINER_ARGV...
+
+A supervisor may die and another take over; the run must not notice, and its end must be known. So each trainer has a
+parent of its own that does nothing else. Liveness is a lock, not a pid: the supervisor takes keeper.lock, hands its
+descriptor LOCK_FD to the keeper, the keeper hands it to the trainer, and the kernel drops it when the last of them
+is gone. There is no moment between launch and end at which the lock is free.
+
+If the keeper itself is killed, the kernel sends the trainer SIGTERM (Linux: PR_SET_PDEATHSIG): it saves a checkpoint,
+writes result.json and ends. Not SIGKILL, which would throw away work because a bystander died. Should it hang, or
+where there is no such signal (macOS), it still holds the lock, so the supervisor sees it and ends it.
+
+What happened is written to exit.json: {nonce, exit_code | null, signal | null, started_ms, ended_ms, steps}.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from sousa_engine import run_files
+
+COULD_NOT_START = 127
+_PR_SET_PDEATHSIG = 1
+_RESERVED_BYTES = 4096
+
+
+class Keeper:
+    def __init__(self, lock_fd: int, grace_s: float, run_dir: Path, nonce: str, argv: list[str]):
+        self._lock_fd = lock_fd
+        self._grace_s = grace_s  # from SIGTERM to SIGKILL
+        self._run_dir = run_dir
+        self._nonce = nonce
+        self._argv = argv
+        self._trainer: subprocess.Popen[bytes] | None = None
+        self._started_ms = _now_ms()
+        self._steps: list[dict[str, Any]] = []
+        self._stop_asked = False
+        self._stop_passed_on = False
+
+    def run(self) -> None:
+        # Handlers first: a stop that comes before the trainer is there must neither be lost nor kill us.
+        signal.signal(signal.SIGTERM, self._on_stop)
+        signal.signal(signal.SIGALRM, self._on_grace_over)
+        for ignored in (signal.SIGINT, signal.SIGHUP):
+            signal.signal(ignored, signal.SIG_IGN)
+        self._reserve_exit()
+        self._write_note()
+        code = None if self._stop_asked else self._start()
+        if self._trainer:
+            self._write_note()
+            code = self._wait()
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        self._write_exit(code)
+
+    def _start(self) -> int | None:
+        try:
+            self._trainer = subprocess.Popen(
+                self._argv,
+                stdin=subprocess.DEVNULL,  # stdout and stderr are ours: train.log. A pipe would die with its reader
+                process_group=0,
+                pass_fds=[self._lock_fd],
+                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+                preexec_fn=_follow(os.getpid()),
+            )
+        except OSError as error:
+            print(f"{self._argv[0]} could not be started: {error}", file=sys.stderr)
+            self._step("could not start")
+            return COULD_NOT_START
+        self._step("started")
+        self._pass_on_stop()  # one that came while the trainer was being born
+        return None
+
+    def _wait(self) -> int:
+        """The trainer's return code, negative for a signal; nothing of its group is left when this returns."""
+        assert self._trainer is not None
+        pid = self._trainer.pid
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # not reaped yet, so that its pid cannot be anyone else's
+        self._signal_group(signal.SIGKILL)  # data loader workers that it left behind
+        return self._trainer.wait()
+
+    def _on_stop(self, number: int, frame: FrameType | None) -> None:
+        self._stop_asked = True
+        self._pass_on_stop()
+
+    def _pass_on_stop(self) -> None:
+        if not self._trainer or not self._stop_asked or self._stop_passed_on:
+            return
+        self._stop_passed_on = True
+        self._step("SIGTERM")
+        self._trainer.send_signal(signal.SIGTERM)  # to it alone: its workers are needed until the checkpoint stands
+        signal.setitimer(signal.ITIMER_REAL, self._grace_s)
+
+    def _on_grace_over(self, number: int, frame: FrameType | None) -> None:
+        self._step("SIGKILL")
+        self._signal_group(signal.SIGKILL)
+
+    def _signal_group(self, number: int) -> None:
+        assert self._trainer is not None
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # PermissionError: macOS, for a lone zombie
+            os.killpg(self._trainer.pid, number)
+
+    def _step(self, what: str) -> None:
+        self._steps.append({"at_ms": _now_ms(), "step": what})
+
+    def _write_note(self) -> None:
+        trainer_pid = self._trainer.pid if self._trainer else None
+        note = {"nonce": self._nonce, "pid": os.getpid(), "trainer_pid": trainer_pid, "started_ms": self._started_ms}
+        try:
+            run_files.write_json(self._run_dir / run_files.KEEPER, {**note, "argv": self._argv})
+        except OSError as error:
+            if self._trainer is None:
+                raise  # nobody could know of this launch: better none
+            print(f"{run_files.KEEPER} could not be written: {error}", file=sys.stderr)
+
+    def _reserve_exit(self) -> None:
+        """Take the room for exit.json now: a disk that is full later must not hide how the run ended."""
+        with self._reserved.open("wb") as file:
+            file.write(b" " * _RESERVED_BYTES)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _write_exit(self, code: int | None) -> None:
+        killed = code is not None and code < 0
+        note = {"nonce": self._nonce, "exit_code": None if killed else code, "signal": -code if killed else None}
+        note |= {"started_ms": self._started_ms, "ended_ms": _now_ms(), "steps": self._steps}
+        with self._reserved.open("r+b") as file:
+            file.write(json.dumps(note).encode())
+            file.truncate()
+            file.flush()
+            os.fsync(file.fileno())
+        self._reserved.replace(self._run_dir / run_files.EXIT)
+        run_files.sync_folder(self._run_dir)
+
+    @property
+    def _reserved(self) -> Path:
+        return self._run_dir / f".{run_files.EXIT}.reserved"
+
+
+def _follow(parent: int) -> Callable[[], None] | None:
+    """What the child runs before it becomes the trainer: have it sent SIGTERM when this keeper dies."""
+    if not sys.platform.startswith("linux"):
+        return None
+    prctl = ctypes.CDLL(None, use_errno=True).prctl  # looked up before the fork
+
+    def follow() -> None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        if os.getppid() != parent:  # it died before the line above
+            os._exit(COULD_NOT_START)
+
+    return follow
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def main() -> None:
+    lock_fd, grace_s, run_dir, nonce, *argv = sys.argv[1:]
+    Keeper(int(lock_fd), float(grace_s), Path(run_dir), nonce, argv).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,364 @@
+"""One a workspace: claims queued runs, has them started, ingests their spools, and says how each one ended.
+
+    python -m sousa_engine.supervisor ROOT [--idle-exit-s N]
+
+It may be killed at any moment: what it knows stands in runs.db and in the runs' folders, and the next one goes on from
+there. Trainings never notice. Which one supervises is settled by a kernel lock on runs/supervisor.lock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from sousa_engine import run_files
+from sousa_engine.errors import RunError, WorkspaceError
+from sousa_engine.executors import Executor, Sighting
+from sousa_engine.executors.local import GRACE_S, TRAINER_MODULE, LocalExecutor, absence
+from sousa_engine.records import Event, Run, RunStatus
+from sousa_engine.spool import read_batch, read_predictions
+from sousa_engine.store import Launch, Store, now_ms
+from sousa_engine.workspace import PROJECT_ROOT, Workspace
+
+IDLE_EXIT_S = 60.0
+MAX_LAUNCHES = 3
+_BUSY_S, _IDLE_S = 0.2, 0.5  # between two rounds
+_STRANGE_LAUNCH_S = 10.0  # a launch that another supervisor was about to make gets this long to show itself
+_LOG_BYTES = 1 << 20
+
+
+def ensure(workspace: Workspace, options: Sequence[str] = ()) -> bool:
+    """See that a supervisor runs; True if one had to be started. Costs microseconds if not, and never waits.
+
+    Call it after every enqueue or stop. The lock is taken here and handed to the new process, so of any number of
+    callers at once exactly one starts a supervisor. Raises WorkspaceError if the folder is read-only.
+    """
+    try:
+        workspace.runs.mkdir(parents=True, exist_ok=True)
+        lock = _lock(workspace.supervisor_lock)
+        if lock is None:
+            return False
+    except OSError as error:
+        raise WorkspaceError(f"No supervisor can start in {workspace.runs}: {error.strerror}.") from None
+    command = [sys.executable, "-m", "sousa_engine.supervisor", str(workspace.root), "--lock-fd", str(lock), *options]
+    try:
+        with _open_log(workspace.supervisor_log) as log:
+            process = subprocess.Popen(
+                command,
+                cwd=PROJECT_ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # outlives Ctrl-C and the closed terminal of who called
+                pass_fds=[lock],
+            )
+    finally:
+        os.close(lock)  # the child has it
+    threading.Thread(target=process.wait, daemon=True).start()  # so that no zombie stays when it leaves
+    return True
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m sousa_engine.supervisor", description="Supervise one workspace.")
+    parser.add_argument("root", type=Path)
+    parser.add_argument("--idle-exit-s", type=float, default=IDLE_EXIT_S, help="leave after so long without a run")
+    parser.add_argument("--grace-s", type=float, default=GRACE_S, help="from a stop's SIGTERM to SIGKILL")
+    parser.add_argument("--trainer-module", default=TRAINER_MODULE, help="run by python -m; tests put a double here")
+    parser.add_argument("--lock-fd", type=int, help="runs/supervisor.lock, locked already by who started us")
+    options = parser.parse_args(argv)
+    workspace = Workspace(root=options.root.resolve())
+    workspace.runs.mkdir(parents=True, exist_ok=True)
+    lock = options.lock_fd if options.lock_fd is not None else _lock(workspace.supervisor_lock)
+    if lock is None:
+        sys.exit(f"A supervisor of {workspace.root} is running already.")
+    executor = LocalExecutor(workspace, trainer_module=options.trainer_module, grace_s=options.grace_s)
+    leaving = threading.Event()
+    signal.signal(signal.SIGTERM, lambda number, frame: leaving.set())
+    try:
+        while lock is not None and not leaving.is_set():
+            _sign(lock)
+            with Store.open(workspace, checkpoints=True) as store:
+                Supervisor(store, executor, grace_s=options.grace_s).serve(options.idle_exit_s, leaving)
+                store.checkpoint_wal()
+                # Drop the lock first, look at the queue second: who enqueued before we let go found the lock held and
+                # started nobody, so its run is ours to see; who enqueues after starts a supervisor of its own.
+                os.close(lock)
+                lock = _lock(workspace.supervisor_lock) if store.waiting_devices() else None
+    except WorkspaceError as error:
+        sys.exit(str(error))
+
+
+class Supervisor:
+    """The loop without its process: tests give it an executor of their own and call `round`."""
+
+    def __init__(
+        self,
+        store: Store,
+        executor: Executor,
+        *,
+        grace_s: float = GRACE_S,
+        monotonic: Callable[[], float] = time.monotonic,
+    ):
+        self._store = store
+        self._executor = executor
+        self._grace_s = grace_s
+        self._monotonic = monotonic
+        self._launched: set[str] = set()  # nonces whose submit is behind us
+        self._launch_errors: dict[str, str] = {}
+        self._first_seen: dict[str, float] = {}
+        self._told_to_stop: set[str] = set()
+        self._orphans: dict[str, float] = {}
+        self._resting: dict[str, float] = {}  # run id -> when to try again after an unforeseen error
+
+    def serve(self, idle_exit_s: float, leaving: threading.Event) -> None:
+        """Rounds until nothing was to do for `idle_exit_s`. No error of the disk or of one run ends it."""
+        last_busy = self._monotonic()
+        trouble_since: float | None = None
+        pause = _BUSY_S
+        while not leaving.wait(pause):
+            try:
+                busy = self.round()
+            except WorkspaceError as error:
+                if trouble_since is None:
+                    trouble_since = self._monotonic()
+                    _say(str(error))
+                pause = min(30.0, pause * 2)
+                continue
+            if trouble_since is not None:
+                self._tell_recovery(self._monotonic() - trouble_since)
+                trouble_since = None
+            now = self._monotonic()
+            if busy:
+                last_busy = now
+            elif now - last_busy >= idle_exit_s:
+                return
+            pause = _BUSY_S if busy else min(_IDLE_S, max(idle_exit_s, 0.01))
+
+    def round(self) -> bool:
+        """See to every live run, then fill free slots. True while any run lives or waits.
+
+        Raises WorkspaceError if runs.db cannot be written now: nothing is lost, the next round does it.
+        """
+        live = self._store.live()
+        for run in live:
+            if self._resting.get(run.id, 0) <= self._monotonic():
+                self._guarded(run, self._see_to)
+        waiting = self._store.waiting_devices()
+        if waiting:
+            self._fill_slots(waiting, {run.device for run in live})
+        return bool(live or waiting)
+
+    def _see_to(self, run: Run) -> None:
+        launch = self._store.launch(run.id)
+        nonce = launch.nonce
+        assert nonce is not None  # a run on a slot was claimed, with a nonce
+        sighting = self._executor.poll(run, nonce)
+        if sighting.started_at_ms and run.started_at_ms is None:
+            self._store.mark_running(run.id, nonce, started_at_ms=sighting.started_at_ms)
+        self._ingest(run, launch)
+        if sighting.is_alive:
+            self._steer(run, nonce, sighting)
+        elif sighting.trainer_started or sighting.exit or sighting.result or run.status is RunStatus.RUNNING:
+            self._end(run, nonce, sighting)
+        elif nonce in self._launched or self._seen_for(nonce) > _STRANGE_LAUNCH_S:
+            self._launch_failed(run, nonce)
+
+    def _steer(self, run: Run, nonce: str, sighting: Sighting) -> None:
+        if sighting.is_orphan:
+            since = self._orphans.setdefault(nonce, self._monotonic())
+            if nonce not in self._told_to_stop:
+                self._store.add_event(run.id, "keeper lost", "Its keeper was killed: the trainer is to save and stop.")
+            elif self._monotonic() - since > self._grace_s:
+                self._executor.stop(run, nonce, now=True)
+        asked = sighting.is_orphan or run.status is RunStatus.STOPPING
+        if asked and nonce not in self._told_to_stop and self._executor.stop(run, nonce):
+            self._told_to_stop.add(nonce)
+
+    def _end(self, run: Run, nonce: str, sighting: Sighting) -> None:
+        """Take everything the dead launch left, then write its end: in that order, so that a crash repeats it."""
+        folder = self._store.workspace.run_dir(run.id)
+        offset = self._ingest(run, self._store.launch(run.id))
+        events = [
+            Event(at_ms=step["at_ms"], kind="keeper", message=f"Trainer: {step['step']}.")
+            for step in (sighting.exit or {}).get("steps", ())
+        ]
+        ended_at_ms = sighting.exit["ended_ms"] if sighting.exit else now_ms()
+        torn = _size(folder / run_files.SPOOL) - offset
+        if torn > 0:
+            message = f"The last {torn} bytes of {run_files.SPOOL} are a line that was never finished: left out."
+            events.append(Event(at_ms=ended_at_ms, kind="unreadable", message=message))
+        try:
+            predictions = read_predictions(folder / run_files.PREDICTIONS)
+        except ValueError as error:
+            events.append(Event(at_ms=ended_at_ms, kind="unreadable", message=str(error)))
+        else:
+            self._store.save_predictions(run.id, predictions)
+        status, reason = verdict(run, sighting, last_log_line=(run_files.tail(folder / run_files.LOG, 1) or [""])[-1])
+        if status is RunStatus.LOST:
+            reason = f"{reason} {self._last_seen(run)}"
+        self._store.finish(run.id, status, reason, nonce=nonce, ended_at_ms=ended_at_ms, events=events)
+
+    def _launch_failed(self, run: Run, nonce: str) -> None:
+        why = self._launch_errors.pop(run.id, f"its keeper died before the trainer started (see {run_files.LOG})")
+        if run.status is RunStatus.STOPPING:
+            self._store.finish(run.id, RunStatus.STOPPED, "Stopped before it started.", nonce=nonce)
+        elif run.launches >= MAX_LAUNCHES:
+            self._store.finish(run.id, RunStatus.FAILED, f"Not started in {run.launches} tries: {why}.", nonce=nonce)
+        else:
+            self._store.requeue(run.id, nonce, f"Launch {run.launches} of {MAX_LAUNCHES} failed: {why}.")
+
+    def _fill_slots(self, waiting: Sequence[str], held: set[str | None]) -> None:
+        slots = self._executor.slots()
+        if any(device not in slots and device != "auto" for device in waiting):
+            slots = self._executor.slots(fresh=True)
+            for run in self._store.runs(RunStatus.QUEUED):
+                if run.config.device not in slots and run.config.device != "auto":
+                    self._store.finish(run.id, RunStatus.FAILED, absence(run.config.device), nonce=None)
+        best = slots[0].partition(":")[0]
+        for slot in slots:
+            if slot in held:
+                continue
+            nonce = secrets.token_hex(8)
+            devices = [slot, "auto"] if slot.partition(":")[0] == best else [slot]
+            run = self._store.claim(slot, nonce, devices)
+            if run is not None:
+                self._guarded(run, lambda run, nonce=nonce: self._launch(run, nonce))
+
+    def _launch(self, run: Run, nonce: str) -> None:
+        try:
+            self._executor.submit(run, nonce)
+        except (RunError, OSError) as error:
+            self._launch_errors[run.id] = str(error).rstrip(".")
+        self._launched.add(nonce)  # from here on, a launch that is not alive never will be
+
+    def _ingest(self, run: Run, launch: Launch) -> int:
+        """All that the spool has by now; returns the offset reached."""
+        spool = self._store.workspace.run_dir(run.id) / run_files.SPOOL
+        offset = launch.spool_offset
+        while not (batch := read_batch(spool, offset)).is_empty:
+            if not self._store.ingest(run.id, batch):
+                return self._store.launch(run.id).spool_offset  # taken by someone else meanwhile
+            offset = batch.end
+        return offset
+
+    def _guarded(self, run: Run, action: Callable[[Run], None]) -> None:
+        """One run's unforeseen trouble is written down and tried again; the others go on."""
+        try:
+            action(run)
+        except WorkspaceError:
+            raise
+        except Exception as error:
+            _say(f"run {run.id}:\n{traceback.format_exc()}")
+            if run.id not in self._resting:
+                self._store.add_event(run.id, "supervisor", f"Trouble, will be tried again: {error!r}")
+            self._resting[run.id] = self._monotonic() + 5.0
+
+    def _tell_recovery(self, seconds: float) -> None:
+        message = f"runs.db could not be written for {seconds:.0f} s. It can again, and nothing is missing."
+        _say(message)
+        for run in self._store.live():
+            self._store.add_event(run.id, "storage", message)
+
+    def _last_seen(self, run: Run) -> str:
+        summaries = self._store.summaries([run.id])[run.id].values()
+        newest = max(summaries, key=lambda summary: summary.last_step, default=None)
+        if newest is None:
+            return "It had measured nothing yet."
+        at = "" if newest.last is None else f", {newest.metric} {newest.last:.4g}"
+        return f"Last seen at step {newest.last_step}{at}."
+
+    def _seen_for(self, nonce: str) -> float:
+        now = self._monotonic()
+        return now - self._first_seen.setdefault(nonce, now)
+
+
+def verdict(run: Run, sighting: Sighting, *, last_log_line: str = "") -> tuple[RunStatus, str | None]:
+    """How a launch ended that is not alive any more, from what it left: exit.json first, then result.json."""
+    outcome = (sighting.result or {}).get("outcome")
+    said = (sighting.result or {}).get("reason")
+    stop_asked = run.status is RunStatus.STOPPING
+    if sighting.exit is None:
+        gone = "Its keeper was killed"
+        if outcome == "finished":
+            return RunStatus.FINISHED, said
+        if outcome == "stopped":
+            return RunStatus.STOPPED, f"{gone}, so the trainer saved and stopped. {said or ''}".strip()
+        if outcome == "failed":
+            return RunStatus.FAILED, said or f"{gone}; the trainer failed and gave no reason."
+        return RunStatus.LOST, (
+            "Neither its keeper nor its trainer lives, and neither wrote how it ended: "
+            "a power cut, a reboot, or both were killed."
+        )
+    code, number = sighting.exit["exit_code"], sighting.exit["signal"]
+    steps = [step["step"] for step in sighting.exit["steps"]]
+    if code is None and number is None:
+        return RunStatus.STOPPED, "Stopped before it started."
+    if outcome == "finished":
+        return RunStatus.FINISHED, said
+    if outcome == "stopped" or code == run_files.EXIT_STOPPED:
+        return RunStatus.STOPPED, said or "Stopped."
+    if number is not None:
+        name = signal.Signals(number).name
+        if "SIGKILL" in steps:
+            return RunStatus.STOPPED, "It did not stop in time and was killed: work since its last checkpoint is lost."
+        if stop_asked and number == signal.SIGTERM:
+            return RunStatus.STOPPED, "Stopped before training began."
+        hint = " Most often the system does that when memory runs out." if number == signal.SIGKILL else ""
+        return RunStatus.FAILED, f"The trainer died: signal {number} ({name}), sent from outside.{hint}"
+    if code == run_files.EXIT_FINISHED:
+        return RunStatus.FAILED, "The trainer ended without an error and without a result: result.json is missing."
+    if said:
+        return RunStatus.FAILED, said
+    last = f" Its last word: {last_log_line[:300]}" if last_log_line else ""
+    return RunStatus.FAILED, f"The trainer died: exit code {code}.{last}"
+
+
+def _lock(path: Path) -> int | None:
+    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        return None
+    return lock
+
+
+def _sign(lock: int) -> None:
+    """Our pid in the lock file, for people. Nothing reads it: pids are given again."""
+    text = f"{os.getpid()}\n".encode()
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, text, 0)
+
+
+def _open_log(path: Path):
+    if _size(path) > _LOG_BYTES:
+        path.replace(path.with_suffix(".old.log"))
+    return path.open("ab")
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _say(text: str) -> None:
+    try:
+        print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}", file=sys.stderr, flush=True)
+    except OSError:
+        pass  # the log is on the same full disk
+
+
+if __name__ == "__main__":
+    main()
