@@ -12,6 +12,7 @@ from sousa_engine.data import synth
 from sousa_engine.errors import SousaError, UserError
 from sousa_engine.executors import local
 from sousa_engine.store import Store
+from sousa_engine.web import parts
 from sousa_engine.workspace import default_workspace
 
 OWN_DATA = "my own: a folder or a CSV file"
@@ -224,7 +225,7 @@ def targets_field(outline: module_tree.Outline, values: dict[str, Any], slots: d
             help="The modules that get LoRA. Tick your own set in the module tree.",
         )  # fmt: skip
     with b:
-        st.page_link("pages/backbones.py", label="Open the tree", query_params={"variant": outline.variant})
+        st.page_link(parts.page_path("backbones"), label="Open the tree", query_params={"variant": outline.variant})
     label, paths = choices[chosen]
     slots["lora.targets"] = st.empty()
     values["lora"]["targets"] = [path for path in paths if not launch.in_head(outline, path)]
@@ -252,7 +253,7 @@ def data_field(field, values: dict[str, Any]) -> None:
         else:
             st.session_state["launch.data.dataset"] = chosen
             grammar.set_field(values, "data.dataset", chosen)
-            st.page_link("pages/data.py", label="Look and listen", query_params={"dataset": chosen})
+            st.page_link(parts.page_path("data"), label="Look and listen", query_params={"dataset": chosen})
 
 
 def problems_of(values: dict[str, Any]) -> dict[str, str]:
@@ -322,7 +323,7 @@ def begin(settings: RunConfig) -> None:
     except SousaError as error:
         st.error(str(error), icon=":material/error:")
         return
-    st.switch_page("pages/run.py", query_params={"id": run.id})
+    st.switch_page(parts.page_path("run"), query_params={"id": run.id})
 
 
 main()
