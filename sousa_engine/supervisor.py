@@ -155,7 +155,7 @@ class Supervisor:
                 self._guarded(run, self._see_to)
         waiting = self._store.waiting_devices()
         if waiting:
-            self._fill_slots(waiting, {run.device for run in live})
+            self._fill_slots(waiting)
         return bool(live or waiting)
 
     def _see_to(self, run: Run) -> None:
@@ -204,7 +204,9 @@ class Supervisor:
         else:
             self._store.save_predictions(run.id, predictions)
         status, reason = verdict(run, sighting, last_log_line=(run_files.tail(folder / run_files.LOG, 1) or [""])[-1])
-        if status is RunStatus.LOST:
+        if status is RunStatus.LOST and nonce in self._orphans:
+            status, reason = RunStatus.FAILED, "Its keeper was killed, and the trainer ended without a result."
+        elif status is RunStatus.LOST:
             reason = f"{reason} {self._last_seen(run)}"
         self._store.finish(run.id, status, reason, nonce=nonce, ended_at_ms=ended_at_ms, events=events)
 
@@ -217,8 +219,9 @@ class Supervisor:
         else:
             self._store.requeue(run.id, nonce, f"Launch {run.launches} of {MAX_LAUNCHES} failed: {why}.")
 
-    def _fill_slots(self, waiting: Sequence[str], held: set[str | None]) -> None:
+    def _fill_slots(self, waiting: Sequence[str]) -> None:
         slots = self._executor.slots()
+        held = {run.device for run in self._store.live()}
         if any(device not in slots and device != "auto" for device in waiting):
             slots = self._executor.slots(fresh=True)
             for run in self._store.runs(RunStatus.QUEUED):

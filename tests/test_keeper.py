@@ -1,0 +1,204 @@
+"""The keeper, with real processes: whatever becomes of the trainer is written down."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from sousa_engine.workspace import PROJECT_ROOT
+
+pytestmark = pytest.mark.process
+ENDLESS = "import time\nprint('up', flush=True)\nwhile True: time.sleep(0.05)"
+OBEDIENT = (
+    "import signal, sys, time\nsignal.signal(15, lambda *_: sys.exit(3))\nprint('up', flush=True)\n"
+    "while True: time.sleep(0.05)"
+)
+FILLING = "try:\n    open({path!r}, 'wb').write(b'x' * 10**6)\nexcept OSError:\n    raise SystemExit(9)"
+DEAF = "import signal\nsignal.signal(15, signal.SIG_IGN)\n" + ENDLESS
+
+
+class Kept:
+    """One keeper started as the supervisor starts it, with a piece of Python as its trainer."""
+
+    def __init__(self, folder, code, *, grace_s=60.0, argv=None, keeper=("-m", "sousa_engine.keeper")):
+        self.folder = folder
+        lock = os.open(folder / "keeper.lock", os.O_RDWR | os.O_CREAT)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        command = [sys.executable, *keeper, str(lock), str(grace_s), str(folder), "nonce-1"]
+        with (folder / "train.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [*command, *(argv or [sys.executable, "-c", code])],
+                cwd=PROJECT_ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                pass_fds=[lock],
+            )
+        os.close(lock)
+
+    def read(self, name):
+        path = self.folder / name
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def log(self):
+        return (self.folder / "train.log").read_text()
+
+    def lock_is_held(self):
+        with (self.folder / "keeper.lock").open() as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+            return False
+
+    def trainer_pid(self):
+        note = wait_for(lambda: (note := self.read("keeper.json")) and note["trainer_pid"] and note)
+        return note["trainer_pid"]
+
+    def exit(self):
+        assert self.process.wait(timeout=30) is not None
+        return self.read("exit.json")
+
+
+def wait_for(condition, timeout_s=30):
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        time.sleep(0.01)
+    raise AssertionError(f"not within {timeout_s} s")
+
+
+def alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.fixture
+def keep(tmp_path):
+    kept = []
+
+    def start(code="", **options):
+        kept.append(Kept(tmp_path, code, **options))
+        return kept[-1]
+
+    yield start
+    for one in kept:
+        note = one.read("keeper.json") or {}
+        for pid in (one.process.pid, note.get("trainer_pid")):
+            if pid and alive(pid):
+                os.kill(pid, signal.SIGKILL)
+        one.process.wait()
+
+
+def test_the_exit_code_and_the_times_are_recorded(keep):
+    kept = keep("import sys; print('said'); sys.exit(7)")
+    note = kept.exit()
+    assert (note["nonce"], note["exit_code"], note["signal"]) == ("nonce-1", 7, None)
+    assert note["started_ms"] <= note["steps"][0]["at_ms"] <= note["ended_ms"]
+    assert [step["step"] for step in note["steps"]] == ["started"]
+    assert kept.log() == "said\n"
+    assert not kept.lock_is_held()
+
+
+def test_a_killed_trainer_is_recorded_by_its_signal(keep):
+    kept = keep(ENDLESS)
+    os.kill(kept.trainer_pid(), signal.SIGKILL)
+    note = kept.exit()
+    assert (note["exit_code"], note["signal"]) == (None, signal.SIGKILL)
+
+
+def test_the_trainer_writes_to_the_log_at_once_and_has_no_input(keep):
+    kept = keep("import sys, time\nprint('read', repr(sys.stdin.read()))\ntime.sleep(600)")
+    wait_for(lambda: kept.log() == "read ''\n")
+    assert os.getpgid(kept.trainer_pid()) == kept.trainer_pid()
+
+
+def test_a_stop_is_passed_on_and_the_trainers_own_end_is_what_counts(keep):
+    kept = keep(OBEDIENT)
+    wait_for(lambda: "up" in kept.log())
+    kept.process.send_signal(signal.SIGTERM)
+    kept.process.send_signal(signal.SIGTERM)  # once is enough, twice does no harm
+    note = kept.exit()
+    assert note["exit_code"] == 3
+    assert [step["step"] for step in note["steps"]] == ["started", "SIGTERM"]
+
+
+def test_a_trainer_that_does_not_stop_in_time_is_killed_and_each_step_recorded(keep):
+    kept = keep(DEAF, grace_s=0.2)
+    wait_for(lambda: "up" in kept.log())
+    kept.process.send_signal(signal.SIGTERM)
+    note = kept.exit()
+    assert note["signal"] == signal.SIGKILL
+    assert [step["step"] for step in note["steps"]] == ["started", "SIGTERM", "SIGKILL"]
+
+
+def test_what_the_trainer_leaves_behind_is_ended_with_it(keep):
+    kept = keep(
+        "import subprocess, sys\n"
+        "print(subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']).pid, flush=True)"
+    )
+    assert kept.exit()["exit_code"] == 0
+    wait_for(lambda: not alive(int(kept.log())))
+
+
+def test_a_stop_before_the_trainer_starts_starts_none(keep):
+    early = (
+        "import os, signal\nfrom sousa_engine import keeper\nwrite = keeper.Keeper._write_note\n"
+        "def write_then_stop(self):\n    write(self)\n    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "keeper.Keeper._write_note = write_then_stop\nkeeper.main()"
+    )
+    kept = keep(ENDLESS, keeper=("-c", early))
+    note = kept.exit()
+    assert (note["exit_code"], note["signal"], note["steps"]) == (None, None, [])
+    assert kept.read("keeper.json")["trainer_pid"] is None
+
+
+def test_a_trainer_that_cannot_be_started_is_an_end_too(keep):
+    kept = keep(argv=["/no/such/python"])
+    assert kept.exit()["exit_code"] == 127
+    assert "could not be started" in kept.log()
+
+
+def test_the_trainer_of_a_killed_keeper_still_holds_the_lock_and_is_asked_to_stop(keep):
+    kept = keep(DEAF)
+    pid = kept.trainer_pid()
+    wait_for(lambda: "up" in kept.log())
+    kept.process.kill()
+    kept.process.wait()
+    assert alive(pid) and kept.lock_is_held() and kept.read("exit.json") is None
+    os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: not kept.lock_is_held())
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="PR_SET_PDEATHSIG is Linux's")
+def test_a_killed_keeper_has_the_kernel_stop_its_trainer(keep, tmp_path):
+    kept = keep(OBEDIENT)
+    wait_for(lambda: "up" in kept.log())
+    kept.process.kill()
+    wait_for(lambda: not kept.lock_is_held())
+
+
+def test_a_full_disk_does_not_hide_how_the_run_ended(keep, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("mounting a small disk needs root")
+    try:
+        kept = Kept(disk, FILLING.format(path=str(disk / "filler")))
+        assert kept.exit()["exit_code"] == 9
+        with pytest.raises(OSError):
+            (disk / "more").write_bytes(b"x" * 8192)  # it really was full
+    finally:
+        subprocess.run(["umount", disk], check=True)

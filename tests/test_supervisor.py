@@ -1,0 +1,455 @@
+"""The supervisor's decisions, in one process and without waiting: an executor that says what it is told to say."""
+
+from __future__ import annotations
+
+import json
+import threading
+
+import pytest
+
+from sousa_engine import run_files, supervisor
+from sousa_engine.config import RunConfig, build
+from sousa_engine.errors import RunError, WorkspaceError
+from sousa_engine.executors import Sighting, local
+from sousa_engine.records import Prediction, RunStatus
+from sousa_engine.spool import SpoolWriter, write_predictions
+from sousa_engine.store import Store
+from sousa_engine.supervisor import Supervisor, verdict
+
+ABSENT = Sighting(is_alive=False)
+ALIVE = Sighting(is_alive=True, trainer_started=True, started_at_ms=5)
+ORPHAN = Sighting(is_alive=True, is_orphan=True, trainer_started=True, started_at_ms=5)
+
+
+def ended(code=None, number=None, *, steps=(), result=None):
+    steps = [{"at_ms": 6, "step": step} for step in ("started", *steps)]
+    note = {"exit_code": code, "signal": number, "started_ms": 5, "ended_ms": 9, "steps": steps}
+    return Sighting(is_alive=False, trainer_started=True, started_at_ms=5, exit=note, result=result)
+
+
+FINISHED = ended(0, result={"outcome": "finished", "reason": None})
+
+
+class ScriptedExecutor:
+    def __init__(self, *slots):
+        self._slots = slots or ("cpu",)
+        self.submitted, self.stops, self.sightings, self.refusal = [], [], {}, None
+        self.reachable = True
+
+    def slots(self, *, fresh=False):
+        return self._slots
+
+    def submit(self, run, nonce):
+        self.submitted.append(run.id)
+        if self.refusal:
+            raise self.refusal
+
+    def poll(self, run, nonce):
+        return self.sightings.get(run.id, ABSENT)
+
+    def stop(self, run, nonce, *, now=False):
+        self.stops.append((run.id, now))
+        return self.reachable
+
+
+class Studio:
+    """A store, a scripted executor, a clock that only we move, and a supervisor over them."""
+
+    def __init__(self, store, *slots):
+        self.store, self.executor, self.now = store, ScriptedExecutor(*slots), 100.0
+        self.restart()
+
+    def restart(self):
+        self.supervisor = Supervisor(self.store, self.executor, grace_s=60, monotonic=lambda: self.now)
+
+    def queue(self, **values):
+        return self.store.enqueue(build(values)).id
+
+    def launched(self, **values):
+        """A run that was started and is alive."""
+        run_id = self.queue(**values)
+        self.executor.sightings[run_id] = ALIVE
+        self.round()
+        self.round()
+        assert self.status(run_id) is RunStatus.RUNNING
+        return run_id
+
+    def round(self):
+        return self.supervisor.round()
+
+    def see(self, run_id, sighting):
+        self.executor.sightings[run_id] = sighting
+        return self.supervisor.round()
+
+    def status(self, run_id):
+        return self.store.run(run_id).status
+
+    def reason(self, run_id):
+        return self.store.run(run_id).reason
+
+    def folder(self, run_id):
+        path = self.store.workspace.run_dir(run_id)
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+
+@pytest.fixture
+def store(workspace):
+    with Store.open(workspace) as opened:
+        yield opened
+
+
+@pytest.fixture
+def studio(store):
+    return Studio(store)
+
+
+# Claiming and launching
+
+
+def test_a_queued_run_is_started_seen_and_ended(studio):
+    run_id = studio.queue()
+    assert studio.round()
+    assert (studio.status(run_id), studio.executor.submitted) == (RunStatus.STARTING, [run_id])
+    studio.see(run_id, Sighting(is_alive=True))
+    assert studio.status(run_id) is RunStatus.STARTING  # the keeper is up, the trainer not yet
+    studio.see(run_id, ALIVE)
+    assert (studio.status(run_id), studio.store.run(run_id).started_at_ms) == (RunStatus.RUNNING, 5)
+    studio.see(run_id, FINISHED)
+    assert (studio.status(run_id), studio.store.run(run_id).ended_at_ms) == (RunStatus.FINISHED, 9)
+    assert not studio.round()
+    kinds = [event.kind for event in studio.store.events(run_id)]
+    assert set(kinds) == {"queued", "claimed", "started", "keeper", "finished"} and len(kinds) == 5
+
+
+def test_one_run_a_slot_and_the_next_when_it_is_free(studio):
+    first, second = studio.queue(), studio.queue()
+    studio.executor.sightings[first] = ALIVE
+    studio.round()
+    studio.round()
+    assert studio.executor.submitted == [first] and studio.status(second) is RunStatus.QUEUED
+    studio.see(first, FINISHED)
+    assert studio.executor.submitted == [first, second]
+
+
+def test_auto_means_the_best_device_and_waits_for_it(store):
+    studio = Studio(store, "cuda:0", "cuda:1", "cpu")
+    runs = [studio.queue() for _ in range(3)] + [studio.queue(device="cpu")]
+    studio.round()
+    assert [store.run(run_id).device for run_id in runs] == ["cuda:0", "cuda:1", None, "cpu"]
+
+
+def test_a_device_that_is_not_here_fails_the_run_with_a_sentence(studio):
+    run_id = studio.queue(device="cuda:3")
+    other = studio.queue()
+    studio.round()
+    assert studio.status(run_id) is RunStatus.FAILED
+    assert "cuda:3 is not on this machine. Here are: " in studio.reason(run_id)
+    assert studio.status(other) is RunStatus.STARTING
+
+
+def test_a_launch_that_comes_to_nothing_is_tried_three_times_and_then_failed_with_the_cause(studio):
+    studio.executor.refusal = OSError(28, "No space left on device")
+    run_id = studio.queue()
+    for _ in range(8):
+        studio.round()
+    assert studio.executor.submitted == [run_id] * 3 and not studio.round()
+    assert studio.status(run_id) is RunStatus.FAILED
+    assert studio.reason(run_id) == "Not started in 3 tries: [Errno 28] No space left on device."
+
+
+def test_a_run_is_not_started_beside_an_earlier_launch_that_still_lives(studio):
+    studio.executor.refusal = RunError("An earlier launch still lives.")
+    run_id = studio.queue()
+    studio.round()
+    studio.executor.refusal = None
+    studio.round()
+    assert studio.store.run(run_id).launches == 2
+    assert any("An earlier launch still lives" in event.message for event in studio.store.events(run_id))
+
+
+def test_a_claim_of_a_supervisor_that_died_is_taken_up_after_ten_seconds(studio):
+    run_id = studio.queue()
+    studio.store.claim("cpu", "nonce of the dead")
+    studio.round()
+    studio.now += 9
+    studio.round()
+    assert studio.status(run_id) is RunStatus.STARTING and not studio.executor.submitted
+    studio.now += 2
+    studio.round()
+    assert studio.executor.submitted == [run_id] and studio.store.run(run_id).launches == 2
+
+
+def test_a_restarted_supervisor_adopts_what_lives(studio):
+    run_id = studio.launched()
+    studio.restart()
+    studio.now += 1000
+    studio.round()
+    assert studio.status(run_id) is RunStatus.RUNNING and studio.executor.submitted == [run_id]
+    studio.see(run_id, FINISHED)
+    assert studio.status(run_id) is RunStatus.FINISHED
+
+
+def test_a_restarted_supervisor_gives_what_died_meanwhile_its_true_end(studio):
+    run_id = studio.launched()
+    studio.restart()
+    studio.see(run_id, ended(number=9))
+    assert studio.status(run_id) is RunStatus.FAILED and "signal 9 (SIGKILL)" in studio.reason(run_id)
+
+
+def test_a_run_that_ended_before_anyone_saw_it_start_has_its_end_all_the_same(studio):
+    run_id = studio.queue()
+    studio.executor.sightings[run_id] = FINISHED
+    studio.round()
+    studio.restart()
+    studio.round()
+    run = studio.store.run(run_id)
+    assert (run.status, run.started_at_ms, run.ended_at_ms) == (RunStatus.FINISHED, 5, 9)
+
+
+# Stopping
+
+
+def test_a_stop_is_passed_on_once_when_there_is_someone_to_tell(studio):
+    run_id = studio.launched()
+    studio.store.request_stop(run_id)
+    studio.executor.reachable = False
+    studio.round()
+    studio.executor.reachable = True
+    for _ in range(3):
+        studio.round()
+    assert studio.executor.stops == [(run_id, False)] * 2
+    studio.see(run_id, ended(3, steps=["SIGTERM"], result={"outcome": "stopped", "reason": "Stopped at step 12."}))
+    assert (studio.status(run_id), studio.reason(run_id)) == (RunStatus.STOPPED, "Stopped at step 12.")
+
+
+def test_a_stop_during_a_failed_launch_is_the_end_and_no_second_try(studio):
+    run_id = studio.queue()
+    studio.round()
+    studio.store.request_stop(run_id)
+    studio.round()
+    assert (studio.status(run_id), studio.executor.submitted) == (RunStatus.STOPPED, [run_id])
+
+
+def test_a_trainer_without_its_keeper_is_stopped_and_in_the_end_killed(studio):
+    run_id = studio.launched()
+    for _ in range(3):
+        studio.see(run_id, ORPHAN)
+    assert studio.executor.stops == [(run_id, False)]
+    studio.now += 61
+    studio.round()
+    assert studio.executor.stops[-1] == (run_id, True)
+    studio.see(run_id, Sighting(is_alive=False, trainer_started=True))
+    assert studio.status(run_id) is RunStatus.FAILED and "keeper was killed" in studio.reason(run_id)
+
+
+# Taking what was measured
+
+
+def test_everything_a_dead_run_left_is_taken_before_its_end_is_written(studio):
+    run_id = studio.launched()
+    folder = studio.folder(run_id)
+    with SpoolWriter(folder / run_files.SPOOL) as spool:
+        for step in range(1, 2001):
+            spool.metrics(step, {"train/loss": 1 / step})
+        spool.facts({"weights_label": "random weights"})
+    with (folder / run_files.SPOOL).open("ab") as file:
+        file.write(b'{"k":"metrics","st')
+    clip = Prediction(clip_id="a", split="test", label="x", predicted="y", probability=0.5, label_probability=0.25)
+    write_predictions(folder / run_files.PREDICTIONS, [clip])
+    studio.see(run_id, FINISHED)
+    assert studio.store.summaries([run_id])[run_id]["train/loss"].last_step == 2000
+    assert studio.store.run(run_id).weights_label == "random weights"
+    assert studio.store.predictions(run_id, "test") == (clip,)
+    (torn,) = [event for event in studio.store.events(run_id) if event.kind == "unreadable"]
+    assert torn.message.startswith("The last 18 bytes of spool.jsonl")
+
+
+def test_predictions_that_cannot_be_read_do_not_keep_a_run_from_ending(studio):
+    run_id = studio.launched()
+    (studio.folder(run_id) / run_files.PREDICTIONS).write_text("no json\n")
+    studio.see(run_id, FINISHED)
+    assert studio.status(run_id) is RunStatus.FINISHED
+    assert any("Line 1 of" in event.message for event in studio.store.events(run_id))
+
+
+def test_a_lost_run_says_what_was_last_seen(studio):
+    run_id = studio.launched()
+    with SpoolWriter(studio.folder(run_id) / run_files.SPOOL) as spool:
+        spool.metrics(7, {"train/loss": 1.25})
+    studio.restart()
+    studio.see(run_id, ABSENT)
+    assert studio.status(run_id) is RunStatus.LOST
+    assert studio.reason(run_id).endswith("Last seen at step 7, train/loss 1.25.")
+
+
+def test_one_runs_trouble_does_not_hold_up_the_others(store, capfd):
+    studio = Studio(store, "cuda:0", "cuda:1")
+    sick, well = studio.launched(), studio.launched()
+    poll = studio.executor.poll
+
+    def poll_or_fail(run, nonce):
+        if run.id == sick:
+            raise ZeroDivisionError("unforeseen")
+        return poll(run, nonce)
+
+    studio.executor.poll = poll_or_fail
+    studio.see(well, FINISHED)
+    assert studio.status(well) is RunStatus.FINISHED and studio.status(sick) is RunStatus.RUNNING
+    assert "unforeseen" in capfd.readouterr().err
+    studio.executor.poll = poll
+    studio.now += 10
+    studio.see(sick, FINISHED)
+    assert studio.status(sick) is RunStatus.FINISHED
+
+
+def test_a_full_disk_is_waited_out_and_nothing_is_missing(studio, capfd):
+    run_id = studio.launched()
+    with SpoolWriter(studio.folder(run_id) / run_files.SPOOL) as spool:
+        for step in range(1, 6001):
+            spool.metrics(step, {"train/loss": 1.0})
+    db = studio.store._db
+    db.execute(f"PRAGMA max_page_count = {db.execute('PRAGMA page_count').fetchone()[0]}")  # full
+    leaving, rounds = threading.Event(), []
+    play = studio.supervisor.round
+
+    def play_and_count():
+        rounds.append(1)
+        if len(rounds) == 3:
+            db.execute("PRAGMA max_page_count = 1000000")  # space again
+        if len(rounds) == 5:
+            leaving.set()
+        return play()
+
+    studio.supervisor.round = play_and_count
+    studio.supervisor.serve(idle_exit_s=60, leaving=leaving)
+    assert len(rounds) == 5
+    assert studio.store.summaries([run_id])[run_id]["train/loss"].last_step == 6000
+    assert [event.kind for event in studio.store.events(run_id)].count("storage") == 1
+    told = capfd.readouterr().err
+    assert told.count("is full: free some space") == 1 and "nothing is missing" in told
+
+
+# The end of a launch, from what it left
+
+
+@pytest.mark.parametrize(
+    ("sighting", "status", "words"),
+    [
+        (ended(0, result={"outcome": "finished", "reason": "No better valid accuracy."}), "finished", "No better"),
+        (ended(0), "failed", "result.json is missing"),
+        (ended(2, result={"outcome": "failed", "reason": "r=0 will not do."}), "failed", "r=0 will not do."),
+        (ended(1), "failed", "exit code 1. Its last word: KeyError: 3"),
+        (ended(1, result={"outcome": "failed", "reason": "The disk is full."}), "failed", "The disk is full."),
+        (ended(127), "failed", "exit code 127"),
+        (ended(3), "stopped", "Stopped."),
+        (ended(number=9), "failed", "signal 9 (SIGKILL), sent from outside. Most often"),
+        (ended(number=11), "failed", "signal 11 (SIGSEGV)"),
+        (ended(number=15), "failed", "signal 15 (SIGTERM)"),
+        (ended(number=9, steps=["SIGTERM", "SIGKILL"]), "stopped", "did not stop in time"),
+        (ended(number=9, result={"outcome": "finished", "reason": None}), "finished", None),
+        (Sighting(is_alive=False, result={"outcome": "finished", "reason": None}), "finished", None),
+        (Sighting(is_alive=False, result={"outcome": "stopped", "reason": "Stopped at 4."}), "stopped", "keeper was"),
+        (Sighting(is_alive=False, result={"outcome": "failed", "reason": "No."}), "failed", "No."),
+        (Sighting(is_alive=False), "lost", "neither wrote how it ended"),
+    ],
+)
+def test_the_end_of_a_run_is_told_from_what_it_left(store, sighting, status, words):
+    run = store.enqueue(RunConfig())
+    found, reason = verdict(run, sighting, last_log_line="KeyError: 3")
+    assert found == status
+    assert words in reason if words else reason is None
+
+
+def test_a_stop_that_came_before_the_trainer_could_listen_is_a_stop(store):
+    run = store.enqueue(RunConfig())
+    store.claim("cpu", "n")
+    stopping = store.request_stop(run.id)
+    assert verdict(stopping, ended(number=15))[0] is RunStatus.STOPPED
+    assert verdict(stopping, ended())[0] is RunStatus.STOPPED
+
+
+# Leaving, and being the only one
+
+
+def test_a_run_queued_at_the_moment_of_leaving_is_not_forgotten(workspace, monkeypatch):
+    """The race itself: enqueue and ensure come between the last look at the queue and the lock's release."""
+    served, late = [], []
+
+    def serve(self, idle_exit_s, leaving):
+        served.append(1)
+        if len(served) == 1:  # decided to leave; the lock is still held
+            late.append(self._store.enqueue(RunConfig()))
+            assert supervisor.ensure(workspace) is False  # who queued it found us still here
+        else:
+            self._store.request_stop(late[0].id)
+
+    monkeypatch.setattr(Supervisor, "serve", serve)
+    supervisor.main([str(workspace.root)])
+    assert len(served) == 2
+
+
+def test_who_leaves_with_runs_waiting_gives_way_to_one_that_took_over(workspace, monkeypatch):
+    lock, served = [], []
+    real = supervisor._lock
+
+    def lock_or_lose(path):
+        if served:
+            return None
+        lock.append(real(path))
+        return lock[-1]
+
+    def serve(self, idle_exit_s, leaving):
+        served.append(1)
+        self._store.enqueue(RunConfig())
+
+    monkeypatch.setattr(supervisor, "_lock", lock_or_lose)
+    monkeypatch.setattr(Supervisor, "serve", serve)
+    supervisor.main([str(workspace.root)])
+    assert len(served) == 1
+
+
+def test_a_second_supervisor_is_refused_in_a_sentence(workspace):
+    workspace.runs.mkdir(parents=True)
+    lock = supervisor._lock(workspace.supervisor_lock)
+    assert lock is not None and supervisor._lock(workspace.supervisor_lock) is None
+    with pytest.raises(SystemExit, match="is running already"):
+        supervisor.main([str(workspace.root)])
+
+
+def test_a_supervisor_of_a_database_it_cannot_use_leaves_with_a_sentence(workspace):
+    workspace.db.write_bytes(b"garbage " * 1000)
+    with pytest.raises(SystemExit, match="not a readable SQLite database"):
+        supervisor.main([str(workspace.root), "--idle-exit-s", "0"])
+
+
+def test_ensure_where_nothing_can_be_written_is_an_error_with_a_sentence(tmp_path):
+    from sousa_engine.workspace import Workspace
+
+    (tmp_path / "runs").write_text("a file in the way")
+    with pytest.raises(WorkspaceError, match="No supervisor can start in"):
+        supervisor.ensure(Workspace(root=tmp_path))
+
+
+# This machine
+
+
+def test_slots_are_the_devices_that_pytorch_can_use(monkeypatch):
+    monkeypatch.setattr(local, "_torch_has_cuda", lambda: False)
+    monkeypatch.setattr(local, "_gpus", lambda: 2)
+    assert not [slot for slot in local.slots(fresh=True) if slot.startswith("cuda")]
+    assert "this PyTorch is a CPU build" in local.absence("cuda:0")
+    monkeypatch.setattr(local, "_torch_has_cuda", lambda: True)
+    assert local.slots(fresh=True)[:2] == ("cuda:0", "cuda:1") and local.slots()[-1] == "cpu"
+    monkeypatch.setattr(local, "_seen_slots", None)
+
+
+def test_the_config_of_a_launch_names_the_device_it_was_given(workspace, store, monkeypatch):
+    monkeypatch.setattr(local.subprocess, "Popen", lambda *args, **options: None)
+    store.enqueue(build({"seed": 4}))
+    run = store.claim("cpu", "n1")
+    executor = local.LocalExecutor(workspace)
+    executor.submit(run, "n1")
+    written = json.loads((workspace.run_dir(run.id) / run_files.CONFIG).read_text())
+    assert RunConfig.model_validate(written) == run.config.model_copy(update={"device": "cpu"})
+    assert executor.poll(run, "n1") == ABSENT  # nobody took the lock over
