@@ -1,0 +1,351 @@
+"""Data: what a data set holds, class by class and clip by clip; listen and look."""
+
+from __future__ import annotations
+
+import pandas as pd
+import streamlit as st
+
+from sousa_engine import rudiments
+from sousa_engine.config import DataConfig
+from sousa_engine.data import synth
+from sousa_engine.data.manifest import Clip, Manifest, counts, dataset_names, majority_baseline, open_dataset
+from sousa_engine.data.splits import SPLITS
+from sousa_engine.errors import UserError
+from sousa_engine.web.clip_view import SPLIT_COLORS, plain, rudiment_card, rudiment_of, show_clip
+
+OWN = "my own data"
+FOLDER_EXAMPLE = """\
+drums/
+├── single-stroke-roll/
+│   ├── anna-01.wav
+│   └── ben-01.flac
+└── flam/
+    ├── anna-02.wav
+    └── ben-02.wav"""
+CSV_EXAMPLE = """\
+path,label,player,split
+audio/001.wav,single-stroke-roll,anna,train
+audio/002.wav,flam,ben,valid
+audio/003.wav,flam,carl,test"""
+
+
+def main() -> None:
+    st.title("Data")
+    st.caption("What a data set holds: classes, splits, players, and every clip to listen to and look at.")
+    dataset = pick_dataset()
+    if not dataset:
+        bring_your_own()
+        return
+    try:
+        manifest = opened(dataset)
+    except UserError as error:
+        st.error(plain(str(error)), icon=":material/error:")
+        bring_your_own()
+        return
+    headline(manifest)
+    warnings(manifest)
+    left, right = st.columns([5, 7], gap="large")
+    with left:
+        shown = filtered(manifest)
+        clip = pick_clip(manifest, shown)
+    with right:
+        show_clip(manifest, clip)
+    known = rudiment_of(clip.label)
+    left, right = st.columns(2, gap="large") if known else (None, st.container())
+    if known and left:
+        with left:
+            st.subheader("The rudiment", anchor=False)
+            rudiment_card(known)
+    with right:
+        st.subheader("Who is heard where", anchor=False)
+        split_card(manifest)
+    st.subheader("Classes and splits", anchor=False)
+    class_table(manifest)
+    with st.expander("Bring your own data", icon=":material/folder_open:", expanded=False):
+        bring_your_own()
+
+
+# Which data set: the address is the truth, so that every view can be shared and reloaded
+
+
+def pick_dataset() -> str:
+    """The name or path in the address; "" while a path of one's own is still to be given."""
+    current = st.query_params.get("dataset", st.session_state.get("data.last", "tiny"))
+    embedded = {s.name: s for s in dataset_names()}
+    st.session_state["data.choice"] = current if current in embedded else OWN
+    st.session_state["data.last"] = current
+    st.segmented_control(
+        "Data set",
+        [*embedded, OWN],
+        key="data.choice",
+        required=True,
+        wrap=True,
+        format_func=lambda name: f"{name} · {embedded[name].clips:,}" if name in embedded else name,
+        help="The number is how many clips it has. The embedded sets are synthesised on this machine when needed.",
+        on_change=lambda: go_to(dataset=None if (c := st.session_state["data.choice"]) == OWN else c),
+    )
+    if current in embedded:
+        return current
+    st.session_state["data.path"] = current
+    path = st.text_input(
+        "Folder or CSV file",
+        key="data.path",
+        placeholder="/path/to/drums or /path/to/clips.csv",
+        help="A path on the machine that runs the studio. Nothing is copied; headers alone are read until you listen.",
+        icon=":material/folder_open:",
+        on_change=lambda: go_to(dataset=st.session_state["data.path"].strip()),
+    )
+    return path.strip()
+
+
+def go_to(**parameters: str | None) -> None:
+    """Change the address: a new data set forgets the clip and the filters; None stands for an empty path."""
+    for name, value in parameters.items():
+        st.query_params[name] = value or ""
+    if "dataset" in parameters:
+        st.query_params.pop("clip", None)
+        for key in ("class", "split", "tier", "player"):
+            st.session_state.pop(key, None)
+
+
+@st.cache_resource(max_entries=6, ttl=600, show_spinner="Reading the headers ...")
+def opened(dataset: str) -> Manifest:
+    return open_dataset(DataConfig(dataset=dataset))
+
+
+# The data set as a whole
+
+
+def headline(manifest: Manifest) -> None:
+    held = {split: len(manifest.indices(split)) for split in SPLITS}
+    players = len({clip.group for clip in manifest.clips if clip.group})
+    sizes = [sum(row.values()) for row in counts(manifest).values()]
+    each = f"{min(sizes)}" if min(sizes) == max(sizes) else f"{min(sizes)} to {max(sizes)}"
+    facts = [
+        ("Clips", f"{len(manifest.clips):,}", " · ".join(f"{split} {n:,}" for split, n in held.items())),
+        ("Classes", f"{len(manifest.classes):,}", f"{each} clips each"),
+        ("Players", f"{players:,}" if players else "–", "each in one split" if players else "none named"),
+        ("Clip length", f"{manifest.clip_s:g} s", f"at {manifest.sample_rate_hz / 1000:g} kHz"),
+        ("By guessing", f"{majority_baseline(manifest, 'test'):.1%}", f"test accuracy, n = {held['test']:,}"),
+    ]
+    # A grid of our own: five in a row on a desk, two in a row on a phone.
+    cells = "".join(
+        f"<div style='border:1px solid color-mix(in srgb,currentColor 16%,transparent);border-radius:.55rem;"
+        f"padding:.7rem .9rem'><dt style='font-size:.86rem'>{label}</dt>"
+        f"<dd style='margin:0;font-size:1.65rem;font-weight:600;line-height:1.35'>{value}</dd>"
+        f"<dd style='margin:0;font-size:.86rem;opacity:.68'>{detail}</dd></div>"
+        for label, value, detail in facts
+    )
+    st.html(
+        "<dl style='display:grid;gap:.8rem;margin:.2rem 0 .4rem;padding:0;"
+        f"grid-template-columns:repeat(auto-fit,minmax(9.6rem,1fr))'>{cells}</dl>"
+    )
+
+
+def warnings(manifest: Manifest) -> None:
+    """What was left out or changed, above everything that is computed from the rest."""
+    for note in manifest.notes:
+        st.info(plain(note), icon=":material/info:")
+    if manifest.layout != "embedded" and st.button(
+        "Read again", icon=":material/refresh:", help="After files changed."
+    ):
+        opened.clear()
+        st.rerun()
+    if manifest.excluded:
+        with st.expander(f"{len(manifest.excluded)} files or rows are left out", icon=":material/warning:"):
+            table = pd.DataFrame(
+                {"file": [e.name for e in manifest.excluded], "why": [e.reason for e in manifest.excluded]}
+            )
+            st.dataframe(table, hide_index=True, height="auto" if len(table) < 10 else 320)
+
+
+def class_table(manifest: Manifest) -> None:
+    held = counts(manifest)
+    known = {r.slug: r for r in rudiments.RUDIMENTS}
+    rows = []
+    for label, row in held.items():
+        facts = {"class": label}
+        if all(name in known for name in manifest.classes):
+            facts["family"] = known[label].family
+            facts["tempo"] = "{:.0f} to {:.0f}".format(*known[label].tempo_bpm)
+        rows.append(facts | row | {"all": sum(row.values())})
+    table = pd.DataFrame(rows)
+    st.dataframe(
+        table,
+        hide_index=True,
+        height="auto" if len(table) < 14 else 480,
+        column_config={
+            "class": st.column_config.TextColumn("Class", width="medium"),
+            "family": st.column_config.TextColumn("Family", width="small"),
+            "tempo": st.column_config.TextColumn("Usual BPM", width="small"),
+            "all": st.column_config.ProgressColumn(
+                "All", format="%d", min_value=0, max_value=int(table["all"].max()), color="primary", width="small"
+            ),
+        },
+        alt="Clips of each class in train, valid and test",
+    )
+
+
+def split_card(manifest: Manifest) -> None:
+    players = {split: sorted({manifest.clips[i].group for i in manifest.indices(split)} - {""}) for split in SPLITS}
+    with st.container(border=True):
+        if not any(players.values()):
+            st.markdown(
+                ":orange[:material/person_off:] The data names no players, so takes by one player may be in train and "
+                "in test. If you know who plays, a CSV file with a `player` column keeps them apart."
+            )
+            return
+        for split, names in players.items():
+            with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+                st.badge(split, color=SPLIT_COLORS[split])
+                st.markdown(f"{len(names)} player" + ("s" if len(names) != 1 else ""))
+            st.caption(plain(", ".join(names[:12]) + (" …" if len(names) > 12 else "")))
+        shared = sorted(set(players["train"]) & (set(players["valid"]) | set(players["test"])))
+        if shared:
+            st.markdown(f":orange[:material/warning:] Heard in train and again later: {plain(', '.join(shared[:8]))}")
+        else:
+            st.markdown(":green[:material/check:] Nobody is in two splits: test measures players never heard before.")
+
+
+# Clips
+
+
+def filtered(manifest: Manifest) -> list[Clip]:
+    """The clips that pass the filters, which live in the address."""
+    st.subheader("Clips", anchor=False)
+    tiers = [t for t in synth.TIERS if any(clip.columns.get("tier") == t for clip in manifest.clips)]
+    players = sorted({clip.group for clip in manifest.clips} - {""})
+    classes = st.multiselect(
+        "Class",
+        manifest.classes,
+        key="class",
+        bind="query-params",
+        placeholder="All classes",
+        label_visibility="collapsed",
+    )
+    with st.container(horizontal=True):
+        splits = st.pills(
+            "Split", SPLITS, key="split", bind="query-params", selection_mode="multi", label_visibility="collapsed"
+        )
+        chosen_tiers = (
+            st.pills(
+                "Tier", tiers, key="tier", bind="query-params", selection_mode="multi", label_visibility="collapsed"
+            )
+            if tiers
+            else []
+        )
+    chosen_players = (
+        st.multiselect(
+            "Player",
+            players,
+            key="player",
+            bind="query-params",
+            placeholder="All players",
+            label_visibility="collapsed",
+        )
+        if players
+        else []
+    )
+    wanted = (
+        (set(classes or ()), lambda clip: clip.label),
+        (set(splits or ()), lambda clip: clip.split),
+        (set(chosen_tiers or ()), lambda clip: clip.columns.get("tier")),
+        (set(chosen_players or ()), lambda clip: clip.group),
+    )
+    return [clip for clip in manifest.clips if all(not chosen or of(clip) in chosen for chosen, of in wanted)]
+
+
+def pick_clip(manifest: Manifest, shown: list[Clip]) -> Clip:
+    """The table of clips; the chosen one is the one in the address, or the first."""
+    chosen = manifest.by_id.get(st.query_params.get("clip", "")) or (shown or manifest.clips)[0]
+    if not shown:
+        st.info("No clip passes the filters. Clear one of them.", icon=":material/filter_alt_off:")
+        return chosen
+    at = next((i for i, clip in enumerate(shown) if clip.clip_id == chosen.clip_id), None)
+    # A selection is a row's position: with other rows, or after a step by button, it must not speak any more.
+    state = f"clips.{hash(tuple(clip.clip_id for clip in shown))}.{st.session_state.get('data.step', 0)}"
+
+    def select() -> None:
+        rows = st.session_state[state]["selection"]["rows"]
+        if rows and rows[0] < len(shown):
+            go_to(clip=shown[rows[0]].clip_id)
+
+    st.dataframe(
+        clip_frame(shown),
+        key=state,
+        hide_index=True,
+        on_select=select,
+        selection_mode="single-row",
+        selection_default={"selection": {"rows": [] if at is None else [at], "columns": [], "cells": []}},
+        height="auto" if len(shown) < 12 else 470,
+        column_config={
+            "clip": st.column_config.TextColumn("Clip", width=192),
+            "split": st.column_config.TextColumn("Split", width=58),
+            "label": st.column_config.TextColumn("Class", width=110),
+            "tempo_bpm": st.column_config.NumberColumn("BPM", format="%.0f", width=54),
+            "tier": st.column_config.TextColumn("Tier", width=98),
+            "snr_db": st.column_config.NumberColumn("SNR", format="%.0f dB", width=60),
+            "length": st.column_config.NumberColumn("Length", format="%.2f s", width=70),
+        },
+        alt="Clips; choose a row to listen to it",
+    )
+    with st.container(horizontal=True, vertical_alignment="center"):
+        step_button("Previous", shown, -1 if at is None else at - 1, ":material/skip_previous:")
+        step_button("Next", shown, 0 if at is None else at + 1, ":material/skip_next:")
+        place = f"{len(shown):,} clips" if at is None else f"clip {at + 1:,} of {len(shown):,}"
+        st.caption(f"{place}; choose a row to listen.")
+    return chosen
+
+
+def step_button(label: str, shown: list[Clip], to: int, icon: str) -> None:
+    def step() -> None:
+        st.session_state["data.step"] = st.session_state.get("data.step", 0) + 1
+        go_to(clip=shown[to].clip_id)
+
+    st.button(label, icon=icon, disabled=not 0 <= to < len(shown), on_click=step)
+
+
+def clip_frame(clips: list[Clip]) -> pd.DataFrame:
+    columns: dict[str, list] = {
+        "clip": [clip.clip_id.split("/", 1)[-1] for clip in clips],
+        "split": [clip.split for clip in clips],
+    }
+    if isinstance(clips[0].source, synth.ClipPlan):
+        names = ("tempo_bpm", "tier", "snr_db")
+    else:
+        columns["label"] = [clip.label for clip in clips]
+        columns["length"] = [clip.duration_s for clip in clips]
+        names = tuple(clips[0].columns)
+    return pd.DataFrame(columns | {name: [clip.columns.get(name) for clip in clips] for name in names})
+
+
+# Data of one's own
+
+
+def bring_your_own() -> None:
+    st.markdown(
+        "Any labelled audio will do: wav, flac, ogg, mp3 and more, any sample rate, mono or not. "
+        "Files stay where they are. Two layouts are understood:"
+    )
+    left, right = st.columns(2, gap="large")
+    with left:
+        st.markdown("**A folder of classes**")
+        st.code(FOLDER_EXAMPLE, language=None)
+        st.caption(
+            "The folder's name is the label. `train/`, `valid/` and `test/` above the classes are understood too."
+        )
+    with right:
+        st.markdown("**A CSV file**")
+        st.code(CSV_EXAMPLE, language="csv")
+        st.caption(
+            "Paths are relative to the CSV file. `player` and `split` are optional: without a split, players are kept "
+            "whole and every class is shared out. Further columns are kept and shown."
+        )
+    st.markdown(
+        "Every class needs at least three clips. Clips get one length: the one that 95 % of the recordings fit into, "
+        "10 s at most, or `data.clip_s`; longer ones are cut at the end, shorter ones padded with silence."
+    )
+    st.code("python -m sousa_engine train data=/path/to/drums", language="bash")
+
+
+main()

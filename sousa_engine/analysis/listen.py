@@ -1,0 +1,113 @@
+"""What one can hear and see in a clip, by librosa: spectrogram, onsets, tempo. For looking at, not for training.
+
+librosa takes seconds to import, and half a minute the first time on a machine (it compiles; the result is kept), so
+it is imported inside the functions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+
+MELS = 96
+RANGE_DB = 80.0
+_SHARES = tuple(
+    Fraction(p, q) for p, q in ((1, 4), (1, 3), (1, 2), (2, 3), (3, 4), (1, 1), (4, 3), (3, 2), (2, 1), (3, 1), (4, 1))
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Envelope:
+    """The waveform's outline: lowest and highest sample of equal slices of time. Each (points,) float32."""
+
+    times_s: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spectrogram:
+    """db: (mels, frames) float32, 0 at the loudest cell and never below -80. times_s: (frames,). mels_hz: (mels,)."""
+
+    times_s: np.ndarray
+    mels_hz: np.ndarray
+    db: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listening:
+    """tempo_bpm: librosa's guess of the beat, None where it hears no onset."""
+
+    spectrogram: Spectrogram
+    onsets_s: tuple[float, ...]
+    tempo_bpm: float | None
+
+
+def envelope(waveform: np.ndarray, sample_rate_hz: int, points: int = 600) -> Envelope:
+    """Outline of float32 (samples,) in at most `points` slices. Needs no librosa."""
+    width = max(1, -(-waveform.size // points))
+    padded = np.pad(waveform, (0, -waveform.size % width))
+    slices = padded.reshape(-1, width)
+    times_s = (np.arange(len(slices)) + 0.5) * width / sample_rate_hz
+    return Envelope(times_s=times_s, low=slices.min(axis=1), high=slices.max(axis=1))
+
+
+def listen(waveform: np.ndarray, sample_rate_hz: int) -> Listening:
+    """Spectrogram, onset times and tempo of float32 (samples,)."""
+    onsets_s = onset_times(waveform, sample_rate_hz)
+    return Listening(
+        spectrogram=mel_spectrogram(waveform, sample_rate_hz),
+        onsets_s=onsets_s,
+        tempo_bpm=tempo_bpm(waveform, sample_rate_hz) if onsets_s else None,
+    )
+
+
+def mel_spectrogram(waveform: np.ndarray, sample_rate_hz: int) -> Spectrogram:
+    """64 ms windows every 10 ms: fine enough in time to see a flam's two strokes, and in pitch to see the drum."""
+    import librosa
+
+    hop = sample_rate_hz // 100
+    window = 1 << (int(sample_rate_hz * 0.032).bit_length())
+    power = librosa.feature.melspectrogram(
+        y=waveform, sr=sample_rate_hz, n_fft=window, win_length=window // 2, hop_length=hop, n_mels=MELS, fmin=30.0
+    )
+    db = librosa.power_to_db(power, ref=max(float(power.max()), 1e-10), top_db=RANGE_DB)
+    return Spectrogram(
+        times_s=np.arange(db.shape[1]) * hop / sample_rate_hz,
+        mels_hz=librosa.mel_frequencies(n_mels=MELS, fmin=30.0, fmax=sample_rate_hz / 2),
+        db=db.astype(np.float32),
+    )
+
+
+def onset_times(waveform: np.ndarray, sample_rate_hz: int) -> tuple[float, ...]:
+    """Moments in s at which librosa hears a new stroke; a flam is one, and so may be two strokes 30 ms apart."""
+    import librosa
+
+    found = librosa.onset.onset_detect(y=waveform, sr=sample_rate_hz, hop_length=sample_rate_hz // 125, units="time")
+    return tuple(round(float(t), 4) for t in found)
+
+
+def tempo_bpm(waveform: np.ndarray, sample_rate_hz: int) -> float | None:
+    """librosa's beat, in beats a minute; None where nothing repeats. Often a simple share of the written tempo."""
+    import librosa
+
+    found = float(librosa.feature.tempo(y=waveform, sr=sample_rate_hz, hop_length=sample_rate_hz // 125)[0])
+    return found if np.isfinite(found) and found > 0 else None
+
+
+def tempo_share(heard_bpm: float, written_bpm: float, tolerance: float = 0.05) -> Fraction | None:
+    """The simple fraction (1/4 to 4) that `heard` is of `written`, or None. Beat trackers count halves or thirds."""
+    ratio = heard_bpm / written_bpm
+    near = min(_SHARES, key=lambda share: abs(ratio / float(share) - 1))
+    return near if abs(ratio / float(near) - 1) <= tolerance else None
+
+
+def warm_up() -> None:
+    """Have librosa compile what `listen` needs: half a minute once on a machine, so that no page has to wait for it."""
+    listen(np.random.default_rng(0).normal(0, 0.1, 16_000).astype(np.float32), 16_000)
+
+
+if __name__ == "__main__":
+    warm_up()

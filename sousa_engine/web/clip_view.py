@@ -1,0 +1,157 @@
+"""One clip: what it is, its sound, its picture, and the rudiment it should be."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import plotly.graph_objects as go
+import streamlit as st
+
+from sousa_engine import rudiments
+from sousa_engine.analysis import listen
+from sousa_engine.charts.spectrogram import StrokeMark, height_px, spectrogram_figure, spectrogram_info
+from sousa_engine.data import audio, synth
+from sousa_engine.data.manifest import Clip, Manifest
+from sousa_engine.errors import UserError
+
+SPLIT_COLORS = {"train": "green", "valid": "orange", "test": "blue"}
+
+
+@st.cache_data(max_entries=32, show_spinner=False)
+def sound(content_key: str, clip_id: str, _manifest: Manifest) -> np.ndarray:
+    return audio.waveform(_manifest, _manifest.by_id[clip_id])
+
+
+@st.cache_data(max_entries=32, show_spinner="Looking and listening with librosa (half a minute the first time) ...")
+def heard(content_key: str, clip_id: str, _manifest: Manifest) -> listen.Listening:
+    return listen.listen(sound(content_key, clip_id, _manifest), _manifest.sample_rate_hz)
+
+
+def show_clip(manifest: Manifest, clip: Clip) -> None:
+    """Head, player, picture, tempo; the picture last, because librosa is slow to wake up."""
+    known = rudiment_of(clip.label)
+    st.subheader(plain(known.name if known else clip.label), anchor=False)
+    with st.container(horizontal=True, gap="small"):
+        st.badge(clip.split, color=SPLIT_COLORS[clip.split])
+        for text in badges(clip):
+            st.badge(plain(text), color="gray")
+    try:
+        waveform = sound(manifest.content_key, clip.clip_id, manifest)
+    except UserError as error:
+        st.error(plain(str(error)), icon=":material/error:")
+        return
+    if not np.abs(waveform).max() > 0:
+        st.info("This clip is silent from beginning to end.", icon=":material/volume_off:")
+        return
+    st.audio(waveform, sample_rate=manifest.sample_rate_hz)
+    marks = strokes(clip)
+    # Its height is reserved, so that nothing moves when the picture arrives.
+    picture = st.container(height=height_px(bool(marks)) + 8, border=False, gap=None)
+    words = st.empty()
+    with picture:
+        listening = heard(manifest.content_key, clip.clip_id, manifest)
+        figure = clip_figure(manifest, waveform, listening, marks)
+        st.plotly_chart(figure, key="clip", config={"displayModeBar": False}, alt="Waveform and mel spectrogram")
+    words.caption(in_words(clip, listening, marks))
+
+
+def badges(clip: Clip) -> list[str]:
+    if isinstance(clip.source, synth.ClipPlan):
+        p = clip.source
+        return [
+            p.player,
+            p.tier,
+            f"{p.tempo_bpm:.0f} BPM",
+            p.room,
+            f"SNR {p.snr_db:.0f} dB",
+            f"{p.cycles:.1f} cycles",
+        ]
+    facts = [f"{clip.duration_s:.2f} s", *([clip.group] if clip.group else [])]
+    return facts + [f"{k}: {v}" for k, v in clip.columns.items() if k != "player" and v][:6]
+
+
+def clip_figure(
+    manifest: Manifest, waveform: np.ndarray, listening: listen.Listening, marks: list[StrokeMark]
+) -> go.Figure:
+    return spectrogram_figure(
+        spectrogram_info(
+            listen.envelope(waveform, manifest.sample_rate_hz),
+            listening.spectrogram,
+            listening.onsets_s,
+            duration_s=manifest.clip_s,
+            strokes=marks,
+        )
+    )
+
+
+def strokes(clip: Clip) -> list[StrokeMark]:
+    """The truth behind a synthesised clip; nothing for a recording."""
+    if not isinstance(clip.source, synth.ClipPlan):
+        return []
+    marks = []
+    for e in synth.events(clip.source):
+        kind = "flam" if e.flam else "drag" if e.drag else "buzz" if e.buzz else "tap"
+        text = f"{'right' if e.hand == 'R' else 'left'} hand, {kind}{', accent' if e.accent else ''}"
+        marks.append(StrokeMark(onset_s=e.onset_s, hand=e.hand, accent=e.accent, text=text))
+    return marks
+
+
+def in_words(clip: Clip, listening: listen.Listening, marks: list[StrokeMark]) -> str:
+    """librosa's count and tempo beside what was played and written."""
+    onsets = f"**{len(listening.onsets_s)} onsets**" + (f" of {len(marks)} strokes played" if marks else "")
+    written, found = written_bpm(clip), listening.tempo_bpm
+    if found is None:
+        tempo = "no tempo"
+    elif written is None:
+        tempo = f"a tempo of **{found:.0f} BPM**"
+    else:
+        share = listen.tempo_share(found, written)
+        relation = "the label says" if share is None else "as labelled:" if share == 1 else f"{share} of the labelled"
+        tempo = f"a tempo of **{found:.0f} BPM**, {relation} {written:.0f}"
+    legend = " Filled dots are accents; the ticks on the spectrogram are librosa's onsets." if marks else ""
+    return f"librosa hears {onsets} and {tempo}.{legend}"
+
+
+def written_bpm(clip: Clip) -> float | None:
+    for name in ("tempo_bpm", "tempo", "bpm"):
+        try:
+            value = float(clip.columns[name])
+        except (KeyError, ValueError):
+            continue
+        if value > 0:
+            return value
+    return None
+
+
+def rudiment_of(label: str) -> rudiments.Rudiment | None:
+    """The rudiment a label means, in the spellings that data sets use ("single_paradiddle", "Single Paradiddle")."""
+    slug = re.sub(r"[\s_]+", "-", label.strip().lower())
+    return next((r for r in rudiments.RUDIMENTS if slug in (r.slug, r.sousa_slug.replace("_", "-"))), None)
+
+
+def rudiment_card(r: rudiments.Rudiment) -> None:
+    names = {other.slug: other.name for other in rudiments.RUDIMENTS}
+    with st.container(border=True, gap="small"):
+        st.markdown(f"**{r.name}** · number {r.number} of 40 · {r.family} family")
+        st.code(r.sticking, language=None, wrap_lines=True)
+        st.caption("R right, L left, > accent, ~ buzz; small letters are grace strokes just before.")
+        beats = f"{r.cycle_beats:g} beat" + ("s" if r.cycle_beats != 1 else "")
+        low, high = r.tempo_bpm
+        st.markdown(
+            f":gray[Played in] {r.subdivision} &ensp; :gray[Usual tempo] {low:.0f} to {high:.0f} BPM &ensp; "
+            f":gray[One cycle] {beats}"
+        )
+        if r.sounds_like:
+            twins = " and ".join(names[slug] for slug in r.sounds_like)
+            st.markdown(
+                f":orange[:material/hearing:] Sounds like the {twins}: strokes and accents fall at the same moments, "
+                "and only the hands' timbre tells them apart."
+            )
+        if r.note:
+            st.caption(f"Sources: {plain(r.note)}.")
+
+
+def plain(text: str) -> str:
+    """Text of others as text: nothing in it is markdown."""
+    return re.sub(r"([\\`*_{}\[\]()#+|<>~:$-])", r"\\\1", text)
