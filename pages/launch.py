@@ -11,7 +11,6 @@ from sousa_engine.config import RunConfig
 from sousa_engine.data import synth
 from sousa_engine.errors import SousaError, UserError
 from sousa_engine.executors import local
-from sousa_engine.store import Store
 from sousa_engine.web import parts
 from sousa_engine.workspace import default_workspace
 
@@ -209,7 +208,7 @@ def targets_field(outline: module_tree.Outline, values: dict[str, Any], slots: d
         choices["ticks"] = (label, tuple(ticks["paths"]))
     for name, paths in launch.recommended_sets(outline).items():
         choices[name] = (name, paths)
-    with Store.open(workspace) as store:
+    with parts.open_store() as store:
         for saved in store.target_sets(outline.variant):
             choices[f"saved:{saved.name}"] = (f"saved: {saved.name}", saved.paths)
     choices["none"] = ("none: linear probe, the head alone", ())
@@ -221,7 +220,7 @@ def targets_field(outline: module_tree.Outline, values: dict[str, Any], slots: d
     with a:
         chosen = st.selectbox(
             "Target modules", list(choices), key="launch.set",
-            format_func=lambda key: f"{choices[key][0]} ({len(choices[key][1])})" if choices[key][1] else choices[key][0],
+            format_func=lambda key: choices[key][0] + (f" ({len(choices[key][1])})" if choices[key][1] else ""),
             help="The modules that get LoRA. Tick your own set in the module tree.",
         )  # fmt: skip
     with b:
@@ -229,7 +228,8 @@ def targets_field(outline: module_tree.Outline, values: dict[str, Any], slots: d
     label, paths = choices[chosen]
     slots["lora.targets"] = st.empty()
     values["lora"]["targets"] = [path for path in paths if not launch.in_head(outline, path)]
-    values["lora"]["target_set"] = label.removeprefix("saved: ").removeprefix("ticked: ") if chosen != "none" else ""
+    named = chosen.startswith("saved:") or (chosen == "ticks" and ticks.get("name"))
+    values["lora"]["target_set"] = label.removeprefix("saved: ").removeprefix("ticked: ") if named else ""
 
 
 def data_field(field, values: dict[str, Any]) -> None:
@@ -240,7 +240,7 @@ def data_field(field, values: dict[str, Any]) -> None:
     with a:
         chosen = st.selectbox(
             "Data set", names, key="launch.data", help=config.field_help("data.dataset").capitalize() + ".",
-            format_func=lambda n: n if n == OWN_DATA else f"{n}: 40 rudiments x {synth.PRESETS[n].clips_per_class} clips",
+            format_func=lambda n: n if n == OWN_DATA else f"{n}: 40 x {synth.PRESETS[n].clips_per_class} clips",
         )  # fmt: skip
     with b:
         if chosen == OWN_DATA:
@@ -299,22 +299,27 @@ def summary(values: dict[str, Any], problems: dict[str, str]) -> None:
     c.metric("Steps", f"{found.total_steps:,}", help=f"{found.steps_per_epoch} an epoch")
     clips = found.clips
     majority = "" if found.majority is None else f" Always naming the most frequent class: {found.majority:.1%}."
-    st.caption(
-        f"{found.classes} classes; train {clips['train']}, valid {clips['valid']}, test {clips['test']} clips.{majority}"
-    )
+    sizes = ", ".join(f"{split} {clips[split]:,}" for split in launch.SPLITS)
+    st.caption(f"{found.classes} classes; clips: {sizes}.{majority}")
+    with st.container(border=True, gap="small"):
+        for item in found.checks:
+            report(item)
+    st.markdown("**The same from a terminal**")
+    st.code(launch.to_command(settings), language="bash", wrap_lines=True)
+    with st.expander("Resolved config (YAML)"):
+        st.code(launch.to_yaml(settings), language="yaml", height=360)
+
+
+def report(item: launch.Check) -> None:
+    """One line of the preflight: a mark, what was looked at, what was found (as plain text: it may hold paths)."""
     marks = {
         "ok": ":green[:material/check:]",
         "warning": ":orange[:material/warning:]",
         "error": ":red[:material/close:]",
     }
-    with st.container(border=True):
-        for item in found.checks:
-            st.markdown(f"{marks[item.level]} **{item.title}**")
-            st.text(item.detail)
-    st.markdown("**The same from a terminal**")
-    st.code(launch.to_command(settings), language="bash", wrap_lines=True)
-    with st.expander("Resolved config (YAML)"):
-        st.code(launch.to_yaml(settings), language="yaml", height=360)
+    left, right = st.columns([1, 3], gap="small")
+    left.markdown(f"{marks[item.level]} **{item.title}**")
+    right.text(item.detail)
 
 
 def begin(settings: RunConfig) -> None:

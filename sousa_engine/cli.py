@@ -242,8 +242,8 @@ def _echo_preflight(prepared: launch.Prepared, found: launch.Preflight) -> None:
         f"test {clips['test']} clips{majority}; {found.total_steps} steps"
     )
     for check in found.checks:
-        if check.level != "ok":
-            click.echo(f"{check.level}: {check.detail}", err=check.level == "error")
+        if check.level == "warning":
+            click.echo(f"warning: {check.detail}")
 
 
 def _follow(workspace: Workspace, run: Run) -> Run:
@@ -297,8 +297,8 @@ def _metric_text(summary: Summary) -> str:
         return f"no finite value at step {summary.last_step}"
     text = f"{summary.last:.4g}"
     if summary.metric.endswith("/accuracy") and summary.n and not summary.metric.startswith("train"):
-        low, high = wilson(round(summary.last * summary.n), summary.n)
-        text = f"{summary.last:.1%} (n={summary.n}, 95 % interval {low:.1%} to {high:.1%})"
+        found = wilson(round(summary.last * summary.n), summary.n)
+        text = f"{summary.last:.1%} (n={summary.n}, 95 % interval {found.low:.1%} to {found.high:.1%})"
     if summary.best is not None and summary.best != summary.last:
         text += f", best {summary.best:.4g} at step {summary.best_step}"
     return text

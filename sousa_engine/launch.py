@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Literal
@@ -83,6 +83,8 @@ def prepare(draft: Mapping[str, Any]) -> Prepared:
         policy = draft["lora"].get("head", RunConfig().lora.head)
         notes.append(f"{outline.head_path}: left to the head's policy (lora.head={policy}), not to the targets.")
     draft["lora"]["targets"] = [target.model_dump() for target in outline.targets(paths)]
+    if not draft["lora"].get("target_set"):
+        draft["lora"]["target_set"] = _set_name(outline, paths)
     return Prepared(config=config.build(draft), outline=outline, resolution=resolution, notes=tuple(notes))
 
 
@@ -132,7 +134,7 @@ def preflight(run_config: RunConfig, workspace: Workspace) -> Preflight:
         _head_check(run_config, counts),
         _classes_check(manifest),
         _device_check(run_config),
-        _wandb_check(run_config),
+        *([] if run_config.wandb.mode == "disabled" else [_wandb_check(run_config)]),
         *(Check(level="warning", title="Data", detail=note) for note in manifest.notes),
     )
     majority = manifests.majority_baseline(manifest, "test") if sizes["test"] else None
@@ -170,7 +172,10 @@ def to_command(run_config: RunConfig) -> str:
     """The shell command that queues an equal run: only what differs from the defaults, presets counted in."""
     words = [f"model={run_config.model.variant}", f"data={run_config.data.dataset}"]
     base = prepare(grammar.parse(words)).config
+    outline = module_tree.load_outline(run_config.model.variant)
     for dotted, (_, value) in config.differences([base, run_config]).items():
+        if dotted == "lora.target_set" and value in (*recommended_sets(outline), ""):
+            continue  # follows from the targets
         if dotted == "lora.targets":
             value = "[" + ",".join(_shortest(run_config)) + "]"
         elif value is None:
@@ -183,10 +188,16 @@ def _shortest(run_config: RunConfig) -> list[str]:
     """Recommended set, else the shortest names that mean exactly these modules."""
     outline = module_tree.load_outline(run_config.model.variant)
     paths = [target.path for target in run_config.lora.targets]
-    for name, members in recommended_sets(outline).items():
-        if set(members) == set(paths):
-            return [name]
+    name = _set_name(outline, paths)
+    if name:
+        return [name]
     return grammar.entries(module_tree.to_yaml(outline, paths)) if paths else []
+
+
+def _set_name(outline: Outline, paths: Sequence[str]) -> str:
+    """The first recommended set that holds exactly these modules, or nothing."""
+    named = (name for name, members in recommended_sets(outline).items() if set(members) == set(paths))
+    return next(named, "")
 
 
 def _entries(outline: Outline, written: Any) -> list[str]:
@@ -265,7 +276,7 @@ def _device_check(run_config: RunConfig) -> Check:
 
 def _wandb_check(run_config: RunConfig) -> Check:
     mode = run_config.wandb.mode
-    if mode != "disabled" and find_spec("wandb") is None:
+    if find_spec("wandb") is None:
         detail = f"wandb.mode={mode} needs the optional package wandb: `.venv/bin/pip install wandb`."
         return Check(level="error", title="W&B", detail=detail)
     return Check(level="ok", title="W&B", detail=mode)

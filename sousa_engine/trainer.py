@@ -1,7 +1,7 @@
 """`python -m sousa_engine.trainer RUN_DIR`: one run, then exit. The only file that joins floors 1 and 2.
 
-Reads config.json, writes spool.jsonl (metrics, progress, events, facts), predictions.jsonl, adapter/, checkpoints/
-and result.json. Never opens runs.db. Exit codes: 0 finished, 3 stopped after a checkpoint, 2 a user's mistake,
+Reads config.json, writes spool.jsonl (metrics, progress, events, facts), predictions.jsonl, adapter/, checkpoints/,
+best/ and result.json. Never opens runs.db. Exit codes: 0 finished, 3 stopped after a checkpoint, 2 a user's mistake,
 1 anything else; the reason stands in result.json.
 """
 
@@ -15,12 +15,12 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sousa_engine import __version__
+from sousa_engine import __version__, run_files
 from sousa_engine.config import RunConfig
 from sousa_engine.errors import PreflightError, SousaError, UserError
 from sousa_engine.records import Progress
@@ -31,42 +31,40 @@ if TYPE_CHECKING:
     from sousa_engine.data.manifest import Manifest
     from sousa_engine.training.loop import Outcome
 
-EXIT_FINISHED, EXIT_CRASHED, EXIT_MISTAKE, EXIT_STOPPED = 0, 1, 2, 3
+EXIT_CRASHED = 1
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m sousa_engine.trainer", description=__doc__)
     parser.add_argument("run_dir", type=Path)
-    parser.add_argument("--device", default=None, help="the slot this run was given; default: the config's device")
-    arguments = parser.parse_args(argv)
-    folder: Path = arguments.run_dir.resolve()
+    folder: Path = parser.parse_args(argv).run_dir.resolve()
 
     stopping: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _frame: stopping.append(number))
     try:
-        run_config = RunConfig.model_validate_json((folder / "config.json").read_text())
-        outcome = run(folder, run_config, device=arguments.device, stop=lambda: bool(stopping))
+        run_config = RunConfig.model_validate_json((folder / run_files.CONFIG).read_text())
+        outcome = run(folder, run_config, stop=lambda: bool(stopping))
     except _StopRequested:
         _result(folder, outcome="stopped", reason="Stopped before the first step.")
-        return EXIT_STOPPED
+        return run_files.EXIT_STOPPED
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         _result(folder, outcome="failed", reason=str(error))
-        return EXIT_MISTAKE
+        return run_files.EXIT_USER_ERROR
     except Exception as error:
         traceback.print_exc()
         _result(folder, outcome="failed", reason=_sentence(error))
         return EXIT_CRASHED
     if outcome.stopped:
         _result(folder, outcome="stopped", reason=f"Stopped at step {outcome.step}.", best_step=outcome.best_step)
-        return EXIT_STOPPED
+        return run_files.EXIT_STOPPED
     _result(folder, outcome="finished", reason=None, best_step=outcome.best_step)
-    return EXIT_FINISHED
+    return run_files.EXIT_FINISHED
 
 
-def run(folder: Path, run_config: RunConfig, *, device: str | None, stop: Any) -> Outcome:
+def run(folder: Path, run_config: RunConfig, *, stop: Callable[[], bool]) -> Outcome:
     """Train as the config says, inside the run's folder. Raises SousaError with a sentence for the run's page."""
-    device = device or os.environ.get("SOUSA_DEVICE") or run_config.device
+    device = run_config.device
     if device.startswith("cuda:"):
         # Accelerate takes the first visible GPU; showing it one alone keeps runs on different GPUs apart.
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", device.removeprefix("cuda:"))
@@ -220,7 +218,7 @@ def _check_attached(module, run_config, layers, trainable, forward, data, device
 
 
 def _reporter(folder: Path, run_config: RunConfig) -> Any:
-    spool = SpoolWriter(folder / "spool.jsonl")
+    spool = SpoolWriter(folder / run_files.SPOOL)
     if run_config.wandb.mode == "disabled":
         return spool
     return _WandbReporter(spool, folder, run_config)
@@ -269,7 +267,7 @@ class _WandbReporter:
 
 
 def _write_predictions(folder: Path, manifest: Manifest, data: Any, outcome: Outcome) -> None:
-    final = folder / "predictions.jsonl"
+    final = folder / run_files.PREDICTIONS
     temporary = final.with_suffix(".tmp")
     with temporary.open("w") as file:
         for split, found in (("valid", outcome.valid), ("test", outcome.test)):
@@ -292,15 +290,10 @@ def _write_predictions(folder: Path, manifest: Manifest, data: Any, outcome: Out
 
 
 def _result(folder: Path, **values: Any) -> None:
-    temporary = folder / "result.json.tmp"
     try:
-        with temporary.open("w") as file:
-            json.dump(values, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(folder / "result.json")
+        run_files.write_json(folder / run_files.RESULT, values)
     except OSError as error:  # a full disk must not hide the exit code, which says the same in short
-        print(f"error: could not write result.json: {error}", file=sys.stderr)
+        print(f"error: could not write {run_files.RESULT}: {error}", file=sys.stderr)
 
 
 def _sentence(error: Exception) -> str:
