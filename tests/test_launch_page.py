@@ -1,0 +1,104 @@
+"""The Launch page: sound defaults, every fault under its own field, a Start button that says what is missing."""
+
+from __future__ import annotations
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from sousa_engine import launch, module_tree
+from sousa_engine.store import Store
+from sousa_engine.workspace import PROJECT_ROOT
+
+
+@pytest.fixture
+def page(workspace, monkeypatch):
+    monkeypatch.setenv("SOUSA_WORKSPACE", str(workspace.root))
+    monkeypatch.setattr(launch.supervisor, "ensure", lambda workspace: None)
+    at = AppTest.from_file(str(PROJECT_ROOT / "sousa_engine" / "web" / "main.py"), default_timeout=60)
+    at.run()
+    at.switch_page(str(PROJECT_ROOT / "pages" / "launch.py"))
+    return at
+
+
+def start_button(at):
+    return next(b for b in at.button if "tart" in b.label)
+
+
+def test_the_defaults_can_be_started_at_once(page, workspace):
+    page.run()
+    assert not page.exception
+    assert start_button(page).label == "Start training" and not start_button(page).disabled
+    assert any("python -m sousa_engine train model=ast-mini data=tiny" in c.value for c in page.code)
+    start_button(page).click().run()
+    with Store.open(workspace) as store:
+        (run,) = store.runs()
+    assert run.config == launch.prepare({}).config
+    assert page.query_params["id"] == [run.id]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "field"),
+    [
+        ("launch.lora.r", 0, "lora.r"),
+        ("launch.lora.r", 4000, "lora.r"),
+        ("launch.training.lr", "-1", "training.lr"),
+        ("launch.training.lr", "fast", "training.lr"),
+        ("launch.training.max_epochs", 0, "training.max_epochs"),
+        ("launch.seed", -1, "seed"),
+    ],
+)
+def test_a_value_out_of_bounds_is_said_below_its_field_and_blocks_the_start(page, key, value, field):
+    page.session_state[key] = value
+    page.run()
+    assert not page.exception
+    assert any(field in error.value for error in page.error)
+    assert start_button(page).disabled and field in start_button(page).label
+
+
+def test_own_data_without_a_path_is_asked_for(page):
+    page.run()
+    page.selectbox(key="launch.data").select_index(-1).run()
+    page.selectbox(key="launch.data").set_value("my own: a folder or a CSV file").run()
+    assert start_button(page).disabled and "data.dataset" in start_button(page).label
+    page.text_input(key="launch.data.dataset").set_value("/no/such/folder").run()
+    assert not page.exception
+    assert any("/no/such/folder" in error.value for error in page.error)
+
+
+def test_ticks_of_the_module_tree_arrive(page):
+    paths = tuple(n.path for n in module_tree.load_outline("ast-base").nodes if n.role == "attention.query")
+    page.session_state["ticks"] = {"variant": "ast-base", "paths": list(paths), "head": "freeze", "r": 4, "name": ""}
+    page.run()
+    assert not page.exception
+    assert page.selectbox(key="launch.model.variant").value == "ast-base"
+    assert page.number_input(key="launch.lora.r").value == 4
+    assert any("q_proj" in c.value or "query" in c.value for c in page.code)
+
+
+def test_random_weights_are_marked_as_a_control(page):
+    page.run()
+    page.selectbox(key="launch.weights_kind").set_value("random").run()
+    assert any("Random weights" in text.value for text in page.text)
+    assert not start_button(page).disabled
+
+
+def test_settings_of_a_run_fill_the_form(page):
+    wanted = launch.prepare(
+        {"seed": 7, "training": {"lr": 5e-4}, "data": {"dataset": "small"}, "lora": {"r": 3}}
+    ).config
+    page.session_state["draft"] = wanted.model_dump(mode="json")
+    page.run()
+    assert not page.exception
+    assert page.number_input(key="launch.seed").value == 7
+    assert page.text_input(key="launch.training.lr").value == "0.0005"
+    assert any("seed=7" in c.value and "data=small" in c.value for c in page.code)
+
+
+def test_a_saved_target_set_can_be_chosen(page, workspace):
+    path = launch.recommended_sets(module_tree.load_outline("ast-mini"))["attention"][0]
+    with Store.open(workspace) as store:
+        store.save_target_set("my one", "ast-mini", [path], "train")
+    page.run()
+    page.selectbox(key="launch.set").set_value("saved:my one").run()
+    assert not page.exception
+    assert any("lora.target_set=my one" in c.value or "'lora.target_set=my one'" in c.value for c in page.code)
