@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from sousa_engine.backbones import ast, pretrained
 from sousa_engine.backbones.spec import FrontEndSpec, Network, Variant, WeightsState
-from sousa_engine.errors import unknown
+from sousa_engine.errors import WeightsError, unknown
 from sousa_engine.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -65,10 +65,13 @@ def build(name: str, *, num_classes: int, weights: str = "pretrained", workspace
     fallback from one kind of weights to another.
     """
     chosen = variant(name)
+    state = pretrained.weights_state(chosen, workspace, weights)
+    if not state.available:
+        raise WeightsError(state.message)
     module = family(chosen).networks().network(chosen, num_classes, seed)
-    label = "random weights"
+    label = state.label
     if weights != "random":
-        label = pretrained.load_pretrained(module, chosen, family(chosen), workspace, weights)
+        label = pretrained.load_pretrained(module, chosen, family(chosen), state)
     return Network(
         module=module,
         variant=chosen,

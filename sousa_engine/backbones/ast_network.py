@@ -50,12 +50,11 @@ def network(variant: Variant, num_classes: int, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         module = ASTForAudioClassification(config)
-        plain = module.audio_spectrogram_transformer.embeddings
+        embeddings = ASTEmbeddings(config)
+        embeddings.load_state_dict(module.audio_spectrogram_transformer.embeddings.state_dict(), assign=True)
         # transformers leaves these at zero, which a frozen random backbone would keep: it could not tell when a
         # stroke falls. The authors' code draws them.
-        for token in (plain.cls_token, plain.distillation_token, plain.position_embeddings):
+        for token in (embeddings.cls_token, embeddings.distillation_token, embeddings.position_embeddings):
             nn.init.trunc_normal_(token, std=0.02)
-    embeddings = ASTEmbeddings(config)
-    embeddings.load_state_dict(plain.state_dict(), assign=True)
     module.audio_spectrogram_transformer.embeddings = embeddings
     return module

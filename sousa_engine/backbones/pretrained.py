@@ -58,17 +58,17 @@ def weights_state(variant: Variant, workspace: Workspace, weights: str = "pretra
     return WeightsState(available=False, label="", path=None, message=_ways_out(variant, workspace))
 
 
-def load_pretrained(
-    module: nn.Module, variant: Variant, family: ModuleType, workspace: Workspace, weights: str = "pretrained"
-) -> str:
-    """Load `weights` into all of `module` but its head; returns the label to record. Raises WeightsError."""
-    state = weights_state(variant, workspace, weights)
+def load_pretrained(module: nn.Module, variant: Variant, family: ModuleType, state: WeightsState) -> str:
+    """Load what `weights_state` found into all of `module` but its head; returns the label to record.
+
+    Raises WeightsError if there is nothing to load, or if it is not this backbone's; then the module is unchanged.
+    """
     if not state.available:
         raise WeightsError(state.message)
-    path = state.path or _download(variant, workspace)
+    path = state.path or _download(variant)
     try:
         load_official(module, read(path), family, head_path=variant.head_path)
-    except WeightsError as error:
+    except _KeysDiffer as error:
         raise WeightsError(f"{path} does not fit {variant.name}: {error}") from None
     label = f"pretrained: {variant.hub_id}" if state.path is None else state.label
     return f"{label}, sha256 {sha256(path)[:12]}"
@@ -82,16 +82,20 @@ def load_official(
     head_path: a head that stays as it is, whatever the file has for it; None loads the head as well. Raises
     WeightsError if tensors are missing, of another shape, or unknown; the module is then unchanged.
     """
-    state = family.translate(unwrap(state))
-    wanted = module.state_dict()
+    module.load_state_dict(_matched(module, state, family, head_path), strict=False)
+
+
+def _matched(module: nn.Module, state: Mapping[str, Any], family: ModuleType, head_path: str | None) -> dict[str, Any]:
+    """The state dict in today's names, seen to have exactly the module's keys and shapes (but for the head)."""
+    found, wanted = family.translate(unwrap(state)), module.state_dict()
     if head_path is not None:
-        state = {key: value for key, value in state.items() if not key.startswith(f"{head_path}.")}
+        found = {key: value for key, value in found.items() if not key.startswith(f"{head_path}.")}
         wanted = {key: value for key, value in wanted.items() if not key.startswith(f"{head_path}.")}
     _check(
-        {key: tuple(value.shape) for key, value in state.items()},
+        {key: tuple(value.shape) for key, value in found.items()},
         {key: tuple(value.shape) for key, value in wanted.items()},
     )
-    module.load_state_dict(dict(state), strict=False)
+    return found
 
 
 def unwrap(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -110,7 +114,6 @@ def read(path: Path) -> dict[str, Tensor]:
     import pickle
 
     import torch
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
@@ -122,7 +125,7 @@ def read(path: Path) -> dict[str, Tensor]:
             f"{path} holds more than tensors, or is no PyTorch file; it is refused, because reading it could run code. "
             f"Convert it to safetensors."
         ) from None
-    except (SafetensorError, RuntimeError, EOFError, ValueError, OSError) as error:
+    except Exception as error:  # on bytes that are no weights, torch's reader stumbles over anything
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise WeightsError(f"{path} is truncated or no weights file ({first}). Download it again.") from None
     if not isinstance(found, Mapping):
@@ -141,8 +144,8 @@ def import_weights(variant: Variant, family: ModuleType, file: Path, workspace: 
     with torch.device("meta"):
         module = family.networks().network(variant, 2, 0)
     try:
-        load_official(module, read(state.path), family, head_path=variant.head_path)
-    except WeightsError as error:
+        _matched(module, read(state.path), family, variant.head_path)
+    except _KeysDiffer as error:
         raise WeightsError(f"{state.path} does not fit {variant.name}: {error}") from None
     folder = workspace.weights / variant.name
     final = folder / (HUB_FILE if state.path.suffix == ".safetensors" else "model.pth")
@@ -199,7 +202,7 @@ def _cached(variant: Variant) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
-def _download(variant: Variant, workspace: Workspace) -> Path:
+def _download(variant: Variant) -> Path:
     """Fetch the weights from the hub into its cache on this machine (resumed if broken off), showing a progress bar."""
     assert variant.hub_id is not None
     from huggingface_hub import hf_hub_download
@@ -209,7 +212,8 @@ def _download(variant: Variant, workspace: Workspace) -> Path:
     except Exception as error:  # the hub's client raises the errors of three libraries
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise WeightsError(
-            f"{variant.hub_id} could not be downloaded ({first}). {_ways_out(variant, workspace)}"
+            f"{variant.hub_id} could not be downloaded ({first}). Try again, set model.weights to a file, or take "
+            f"model=ast-mini, whose weights are embedded."
         ) from error
 
 
@@ -261,6 +265,10 @@ def _broken(file: Path) -> str:
     return "" if size == wanted else f"{file} has {size:,} bytes of {wanted:,}: it is truncated. Download it again."
 
 
+class _KeysDiffer(WeightsError):
+    """The file is whole, but another network's."""
+
+
 def _check(found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> None:
     """Raise WeightsError unless both have the same keys and shapes; counts what differs and names the first."""
     missing = [key for key in wanted if key not in found]
@@ -277,7 +285,7 @@ def _check(found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int,
         key = other[0]
         reasons.append(f"{len(other)} have another shape (first: {key} {found[key]}, not {wanted[key]})")
     if reasons:
-        raise WeightsError("; ".join(reasons) + ".")
+        raise _KeysDiffer("; ".join(reasons) + ".")
 
 
 def _copy(source: Path, final: Path) -> None:

@@ -1,0 +1,398 @@
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+from parity.oracle import Oracle
+from safetensors.torch import save_file
+
+from sousa_engine import backbones, frontends
+from sousa_engine.backbones import ast, outline_maker, pretrained
+from sousa_engine.errors import DataError, UnknownNameError, WeightsError
+from sousa_engine.module_tree import OUTLINES
+
+BODY = "audio_spectrogram_transformer"
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="module")
+def oracle():
+    return Oracle("ast_base_audioset")
+
+
+@pytest.fixture(scope="module")
+def published(oracle, tmp_path_factory):
+    """A file like the authors': the keys of audioset_10_10_0.4593.pth with its prefix, the parity weights."""
+    path = tmp_path_factory.mktemp("published") / "audioset_10_10_0.4593.pth"
+    torch.save({f"module.{key}": torch.from_numpy(value) for key, value in oracle.state().items()}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def base(published):
+    """AST base with 527 classes and everything from that file, its head too."""
+    network = ast.networks().network(backbones.variant("ast-base"), 527, 0)
+    pretrained.load_official(network, pretrained.read(published), ast)
+    return network.eval()
+
+
+@pytest.fixture
+def mini(workspace):
+    return backbones.build("ast-mini", num_classes=7, weights="random", workspace=workspace).module.eval()
+
+
+@pytest.fixture
+def mini_file(mini, tmp_path):
+    """Weights of ast-mini in today's names, with a head of 7 classes."""
+    path = tmp_path / "mine.safetensors"
+    save_file(mini.state_dict(), path)
+    return path
+
+
+def padded(oracle, clip):
+    """A clip's raw filter bank, filled up to 1024 frames with zeros as the authors do."""
+    features = frontends.log_mel(torch.from_numpy(oracle.clip(clip))[None], backbones.variant("ast-base").front_end)
+    return torch.nn.functional.pad(features, (0, 0, 0, 1024 - features.shape[1]))
+
+
+def forward(network, features, variant="ast-base"):
+    with torch.no_grad():
+        return backbones.logits(network, features, backbones.variant(variant).front_end)
+
+
+@pytest.mark.parametrize("clip", ["A", "B"])
+def test_every_stage_of_ast_base_equals_the_authors_network(base, oracle, clip):
+    seen = {}
+    body = base.audio_spectrogram_transformer
+    places = {"patch": body.embeddings.patch_embeddings, "tokens_in": body.embeddings}
+    places |= {f"block{i}": body.layers[i] for i in (0, 5, 11)}
+    hooks = [m.register_forward_hook(lambda *a, name=n: seen.update({name: a[2]})) for n, m in places.items()]
+    hooks.append(base.classifier.register_forward_pre_hook(lambda _, inputs: seen.update(pooled=inputs[0])))
+    seen["logits"] = forward(base, padded(oracle, clip))
+    for hook in hooks:
+        hook.remove()
+    assert set(seen) == {"patch", "tokens_in", "block0", "block5", "block11", "pooled", "logits"}
+    for stage, found in seen.items():
+        name = f"{clip}/{stage}"
+        assert oracle.difference(name, found) <= oracle.tolerance(name), name
+
+
+def test_one_wrong_tensor_would_be_noticed(base, oracle):
+    """Shown on the tensor that changes the logits least of all."""
+    key = min(oracle.info["min_single_tensor_sensitivity"].items(), key=lambda item: item[1])[0]
+    right = {key: torch.from_numpy(oracle.tensor(key))}
+    wrong = {key: torch.from_numpy(oracle.tensor(key, salt="#"))}
+    try:
+        base.load_state_dict(ast.translate(wrong), strict=False)
+        assert oracle.difference("B/logits", forward(base, padded(oracle, "B"))) > 500 * oracle.tolerance("B/logits")
+    finally:
+        base.load_state_dict(ast.translate(right), strict=False)
+
+
+def test_the_file_of_the_hub_in_its_old_names_loads_the_same_weights(base, oracle, tmp_path, workspace):
+    today = base.state_dict()
+    old_names = {}
+    for key in oracle.hub_shapes:
+        translated = ast.translate({key: None})
+        (old_names[key],) = translated
+    assert set(old_names.values()) == set(today)
+    path = tmp_path / "model.safetensors"
+    save_file({old: today[new].contiguous() for old, new in old_names.items()}, path)
+    assert {k: tuple(v.shape) for k, v in pretrained.read(path).items()} == oracle.hub_shapes
+    network = backbones.build("ast-base", num_classes=40, weights=str(tmp_path), workspace=workspace)
+    assert re.fullmatch(r"pretrained: model\.safetensors, sha256 [0-9a-f]{12}", network.weights_label)
+    for key, value in network.module.state_dict().items():
+        assert key.startswith("classifier.") or torch.equal(value, today[key]), key
+    assert network.module.classifier.dense.weight.shape == (40, 768)
+
+
+def test_the_authors_file_builds_a_network_with_a_new_head(base, published, workspace):
+    network = backbones.build("ast", num_classes=40, weights=str(published), workspace=workspace, seed=1)
+    assert "audioset_10_10_0.4593.pth" in network.weights_label
+    trained = base.state_dict()
+    fresh = backbones.build("ast", num_classes=40, weights="random", workspace=workspace, seed=1).module.state_dict()
+    for key, value in network.module.state_dict().items():
+        assert torch.equal(value, fresh[key] if key.startswith("classifier.") else trained[key]), key
+
+
+@pytest.mark.parametrize("name", list(backbones.VARIANTS))
+def test_the_committed_outline_is_the_real_network(name):
+    """After an intended change: python -m sousa_engine.backbones.outline_maker"""
+    text = outline_maker.text(outline_maker.outline(backbones.variant(name)))
+    assert (OUTLINES / f"{name}.json").read_text() == text
+
+
+@pytest.mark.parametrize("name", list(backbones.VARIANTS))
+def test_the_network_has_the_modules_and_parameters_of_the_plain_transformers_model(name):
+    from transformers import ASTConfig, ASTForAudioClassification
+
+    variant = backbones.variant(name)
+    with torch.device("meta"):
+        ours = ast.networks().network(variant, 40, 0)
+        plain = ASTForAudioClassification(ASTConfig(**variant.architecture, num_labels=40))
+    assert [path for path, _ in ours.named_modules()] == [path for path, _ in plain.named_modules()]
+    assert {k: v.shape for k, v in ours.state_dict().items()} == {k: v.shape for k, v in plain.state_dict().items()}
+    assert isinstance(ours, ASTForAudioClassification) and ours.config._attn_implementation == "sdpa"
+    assert variant.parameters == sum(p.numel() for p in plain.parameters())
+
+
+def test_every_variant_says_where_it_comes_from():
+    for name, variant in backbones.VARIANTS.items():
+        assert variant.name == name and backbones.variant(name) is variant
+        assert all((variant.title, variant.description, variant.licence, variant.source, variant.needs))
+    assert backbones.variant("ast").name == "ast-base"
+    with pytest.raises(UnknownNameError, match="ast-mini"):
+        backbones.variant("ast-mni")
+
+
+@pytest.mark.parametrize("frames", [16, 100, 198, 397])
+def test_a_short_clip_gets_the_middle_of_the_position_embedding(mini, frames):
+    """Equal to a plain network built for that length, its positions cut as the authors' code cuts them."""
+    from transformers import ASTConfig, ASTForAudioClassification
+
+    variant = backbones.variant("ast-mini")
+    rows, columns = mini.audio_spectrogram_transformer.embeddings.get_shape(mini.config)
+    kept = (frames - variant.architecture["patch_size"]) // variant.architecture["time_stride"] + 1
+    first = math.floor(columns / 2) - math.floor(kept / 2)
+    state = mini.state_dict()
+    key = f"{BODY}.embeddings.position_embeddings"
+    table = state[key][:, 2:].reshape(1, rows, columns, -1)[:, :, first : first + kept]
+    state[key] = torch.cat((state[key][:, :2], table.reshape(1, rows * kept, -1)), dim=1)
+    short = ASTForAudioClassification(ASTConfig(**{**variant.architecture, "max_length": frames}, num_labels=7))
+    short.load_state_dict(state)
+    features = torch.randn(2, frames, variant.front_end.mel_bins)
+    torch.testing.assert_close(
+        forward(mini, features, "ast-mini"), forward(short.eval(), features, "ast-mini"), atol=1e-5, rtol=1e-5
+    )
+
+
+def test_clip_length_never_changes_the_parameters(mini):
+    before = {key: value.clone() for key, value in mini.state_dict().items()}
+    for frames in (16, 400):
+        forward(mini, torch.randn(1, frames, mini.config.num_mel_bins), "ast-mini")
+    assert all(torch.equal(value, before[key]) for key, value in mini.state_dict().items())
+
+
+@pytest.mark.parametrize("frames", [15, 401])
+def test_more_or_fewer_frames_than_the_network_takes_are_refused(mini, frames):
+    with pytest.raises(DataError, match="this backbone takes"):
+        forward(mini, torch.randn(1, frames, mini.config.num_mel_bins), "ast-mini")
+
+
+def test_the_same_seed_gives_the_same_network_and_leaves_other_randomness_alone(workspace):
+    def built(seed):
+        return backbones.build("ast-mini", num_classes=5, weights="random", workspace=workspace, seed=seed).module
+
+    torch.manual_seed(3)
+    untouched = torch.rand(1)
+    torch.manual_seed(3)
+    one, same, other = built(1), built(1), built(2)
+    assert torch.equal(torch.rand(1), untouched)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), same.parameters(), strict=True))
+    assert not torch.equal(one.classifier.dense.weight, other.classifier.dense.weight)
+    assert one.audio_spectrogram_transformer.embeddings.position_embeddings.std() > 0.01  # it can tell time
+
+
+def test_random_weights_say_so(workspace):
+    network = backbones.build("ast-mini", num_classes=5, weights="random", workspace=workspace)
+    assert network.weights_label == "random weights"
+    assert backbones.weights_state("ast-base", workspace, "random").label == "random weights"
+
+
+def test_missing_weights_are_an_error_with_three_ways_out_and_never_a_fallback(workspace):
+    state = backbones.weights_state("ast-base", workspace)
+    assert not state.available and state.label == ""
+    with pytest.raises(WeightsError) as error:
+        backbones.build("ast-base", num_classes=40, workspace=workspace)
+    for way in ("model.weights=FILE", "model=ast-mini", "model.weights=random", str(workspace.weights / "ast-base")):
+        assert way in str(error.value)
+
+
+def test_an_imported_file_becomes_the_pretrained_weights(mini, mini_file, workspace, monkeypatch, tmp_path):
+    monkeypatch.setattr(pretrained, "EMBEDDED", tmp_path / "nothing embedded")
+    with pytest.raises(WeightsError, match="restore the file"):
+        backbones.build("ast-mini", num_classes=40, workspace=workspace)
+    state = backbones.import_weights("ast-mini", mini_file, workspace)
+    assert state.available and state.path == workspace.weights / "ast-mini" / "model.safetensors"
+    network = backbones.build("ast-mini", num_classes=40, workspace=workspace)
+    assert network.weights_label.startswith("pretrained: model.safetensors, sha256 ")
+    assert torch.equal(
+        network.module.audio_spectrogram_transformer.layernorm.weight, mini.state_dict()[f"{BODY}.layernorm.weight"]
+    )
+    assert sorted(p.name for p in state.path.parent.iterdir()) == ["model.safetensors"]
+
+
+def test_a_foreign_file_is_not_imported_and_the_reason_names_tensors(mini_file, workspace):
+    with pytest.raises(WeightsError, match=r"of 199 tensors are missing.*another shape") as error:
+        backbones.import_weights("ast-base", mini_file, workspace)
+    assert "does not fit ast-base" in str(error.value)
+    assert not (workspace.weights / "ast-base").exists()
+
+
+def test_a_missing_and_an_unknown_tensor_are_counted_and_named(mini):
+    state = dict(mini.state_dict())
+    state[f"{BODY}.layernorm.wieght"] = state.pop(f"{BODY}.layernorm.weight")
+    before = {key: value.clone() for key, value in mini.state_dict().items()}
+    with pytest.raises(WeightsError) as error:
+        pretrained.load_official(mini, state, ast)
+    text = str(error.value)
+    assert "1 of 75 tensors are missing" in text and f"the file has {BODY}.layernorm.wieght" in text
+    assert "1 are not of this network" in text
+    assert all(torch.equal(value, before[key]) for key, value in mini.state_dict().items())
+
+
+@pytest.mark.parametrize("envelope", [lambda s: {"model": s, "epoch": 3}, lambda s: {"state_dict": s}, lambda s: s])
+def test_an_envelope_and_a_prefix_are_taken_off(mini, envelope):
+    state = {f"module.{key}": value + 1 for key, value in mini.state_dict().items()}
+    pretrained.load_official(mini, envelope(state), ast)
+    assert torch.equal(mini.classifier.dense.bias, state["module.classifier.dense.bias"])
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.pth"])
+def test_a_truncated_file_is_refused_before_and_at_loading(mini, tmp_path, workspace, name):
+    path = tmp_path / name
+    (save_file if name.endswith("safetensors") else torch.save)(mini.state_dict(), path)
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(WeightsError, match="truncated"):
+        backbones.build("ast-mini", num_classes=7, weights=str(path), workspace=workspace)
+    if name.endswith("safetensors"):
+        assert "truncated" in backbones.weights_state("ast-mini", workspace, str(path)).message
+    with pytest.raises(WeightsError, match="truncated"):
+        pretrained.read(path)
+
+
+class Trap:
+    """Unpickling it would run code."""
+
+    def __reduce__(self):
+        return (os.mkdir, ("sprung",))
+
+
+def test_a_file_with_code_in_it_is_refused_unrun(tmp_path, workspace, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"weights": Trap()}, "trap.pth")
+    with pytest.raises(WeightsError, match="could run code"):
+        backbones.build("ast-mini", num_classes=7, weights="trap.pth", workspace=workspace)
+    assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", json.dumps({"a": 1}).encode()])
+@pytest.mark.parametrize("name", ["x.safetensors", "x.pth"])
+def test_a_file_that_is_no_weights_file_is_refused(tmp_path, workspace, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(WeightsError):
+        backbones.build("ast-mini", num_classes=7, weights=str(tmp_path / name), workspace=workspace)
+
+
+def test_a_path_that_is_not_there_and_an_empty_folder_are_refused(tmp_path, workspace):
+    with pytest.raises(WeightsError, match="There is no file"):
+        backbones.build("ast-mini", num_classes=7, weights=str(tmp_path / "no.safetensors"), workspace=workspace)
+    with pytest.raises(WeightsError, match=r"holds no weights file.*model\.safetensors"):
+        backbones.build("ast-mini", num_classes=7, weights=str(tmp_path), workspace=workspace)
+
+
+def test_a_hub_that_hangs_counts_as_offline_and_is_asked_once(workspace, monkeypatch):
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    asked, release = [], threading.Event()
+
+    def hang(url):
+        asked.append(url)
+        return release.wait(60)
+
+    monkeypatch.setattr(pretrained, "_asks", hang)
+    monkeypatch.setattr(pretrained, "PATIENCE_S", 0.05)
+    monkeypatch.setattr(pretrained, "_answers", {})
+    try:
+        assert not backbones.weights_state("ast-base", workspace).available
+        assert not backbones.weights_state("ast-base", workspace).available
+        assert len(asked) == 1 and not release.is_set()
+    finally:
+        release.set()
+
+
+def test_offline_mode_of_the_hub_is_respected(workspace, monkeypatch):
+    monkeypatch.setattr(pretrained, "_asks", lambda url: pytest.fail("asked the network"))
+    monkeypatch.setattr(pretrained, "_answers", {})
+    assert not backbones.weights_state("ast-base", workspace).available
+
+
+def test_weights_come_from_the_hub_when_it_answers(mini_file, tmp_path, workspace):
+    """Against a hub of our own on the loopback address, in a process of its own: the client reads settings once."""
+    code = """
+import dataclasses, hashlib, http.server, json, os, sys, threading
+from pathlib import Path
+body = Path(sys.argv[1]).read_bytes()
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    def do_HEAD(self, send=False):
+        if self.path.startswith("/api/"):
+            self.send_error(404)
+            return
+        content = body if self.path.endswith("model.safetensors") else b"{}"
+        part = content
+        given = self.headers.get("Range")
+        self.send_response(206 if given else 200)
+        if given:
+            first = int(given.removeprefix("bytes=").split("-")[0])
+            part = content[first:]
+            self.send_header("Content-Range", f"bytes {first}-{len(content) - 1}/{len(content)}")
+        self.send_header("X-Repo-Commit", "1" * 40)
+        self.send_header("ETag", '"' + hashlib.sha256(content).hexdigest() + '"')
+        self.send_header("Content-Length", str(len(part)))
+        self.end_headers()
+        if send:
+            self.wfile.write(part)
+    def do_GET(self):
+        self.do_HEAD(send=True)
+    def log_message(self, *ignored):
+        pass
+
+server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+os.environ["HF_ENDPOINT"] = f"http://127.0.0.1:{server.server_port}"
+from sousa_engine import backbones
+from sousa_engine.backbones import ast, pretrained
+from sousa_engine.workspace import Workspace
+workspace = Workspace(root=Path(sys.argv[2]))
+pretrained.EMBEDDED = Path(sys.argv[2]) / "nothing"
+variant = dataclasses.replace(backbones.variant("ast-mini"), hub_id="someone/ast-mini")
+state = pretrained.weights_state(variant, workspace)
+module = ast.networks().network(variant, 3, 0)
+labels = [state.label, pretrained.load_pretrained(module, variant, ast, state)]
+server.shutdown()
+labels.append(pretrained.weights_state(variant, workspace).label)
+print(json.dumps(labels))
+"""
+    environment = {k: v for k, v in os.environ.items() if k != "HF_HUB_OFFLINE" and "proxy" not in k.lower()}
+    environment["HF_HOME"] = str(tmp_path / "hub cache")
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(mini_file), str(workspace.root)],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr
+    before, loaded, after = json.loads(done.stdout.splitlines()[-1])
+    assert before == "pretrained: someone/ast-mini, downloaded when the run starts"
+    assert loaded == f"pretrained: someone/ast-mini, sha256 {pretrained.sha256(mini_file)[:12]}"
+    assert after == "pretrained: someone/ast-mini (downloaded before)"
+
+
+def test_asking_about_weights_never_imports_torch(workspace):
+    code = (
+        "import sys; from pathlib import Path; from sousa_engine import backbones;"
+        "from sousa_engine.workspace import Workspace;"
+        "backbones.weights_state('ast-base', Workspace(root=Path(sys.argv[1])));"
+        "print([m for m in ('torch', 'transformers', 'peft', 'torchaudio') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(workspace.root)], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
