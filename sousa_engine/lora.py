@@ -7,6 +7,7 @@ original beside the copy that trains), "lora" adapts its last layer, "freeze" le
 from __future__ import annotations
 
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,9 @@ def attach(network: Network, lora: LoraConfig) -> nn.Module:
         target_modules=paths,
         modules_to_save=[network.head_path] if lora.head == "train" else None,
     )
-    module = get_peft_model(network.module, config)  # pyright: ignore[reportArgumentType]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers by a name that goes away in its v6
+        module = get_peft_model(network.module, config)  # pyright: ignore[reportArgumentType]
     adapted = counts(module)[2]
     assert adapted == len(paths), f"{len(paths)} targets, but {adapted} modules were adapted."
     return module
@@ -112,7 +115,9 @@ def load(network: Network, folder: Path) -> nn.Module:
         raise WeightsError(f"{folder} holds no adapter: adapter_config.json or adapter_model.safetensors is missing.")
     stored = _shapes(load_file(folder / "adapter_model.safetensors"))
     try:
-        module = PeftModel.from_pretrained(network.module, str(folder))  # pyright: ignore[reportArgumentType]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what does not fit is an error below
+            module = PeftModel.from_pretrained(network.module, str(folder))  # pyright: ignore[reportArgumentType]
     except (RuntimeError, ValueError) as error:
         first = str(error).strip().splitlines()[-1].strip()
         raise WeightsError(f"The adapter in {folder} does not fit {network.variant.name}: {first}") from None
