@@ -43,7 +43,7 @@ def main() -> None:
         bring_your_own()
         return
     headline(manifest)
-    warnings(manifest)
+    how_it_was_read(manifest)
     left, right = st.columns([5, 7], gap="large")
     with left:
         shown = filtered(manifest)
@@ -142,21 +142,22 @@ def headline(manifest: Manifest) -> None:
     )
 
 
-def warnings(manifest: Manifest) -> None:
-    """What was left out or changed, above everything that is computed from the rest."""
-    for note in manifest.notes:
-        st.info(plain(note), icon=":material/info:")
-    if manifest.layout != "embedded" and st.button(
-        "Read again", icon=":material/refresh:", help="After files changed."
-    ):
+def how_it_was_read(manifest: Manifest) -> None:
+    """What was changed or left out, above everything that is computed from the rest."""
+    if manifest.notes:
+        with st.container(border=True, gap="small"):
+            st.markdown("\n".join(f"- {plain(note)}" for note in manifest.notes))
+    if manifest.layout == "embedded":
+        return
+    excluded = manifest.excluded
+    if excluded:
+        count = f"{len(excluded):,} files or rows are" if len(excluded) > 1 else "One file or row is"
+        with st.expander(f"{count} left out", icon=":material/warning:"):
+            table = pd.DataFrame({"file": [e.name for e in excluded], "why": [e.reason for e in excluded]})
+            st.dataframe(table, hide_index=True, height="auto" if len(table) < 10 else 320)
+    if st.button("Read again", icon=":material/refresh:", type="tertiary", help="After files or the table changed."):
         opened.clear()
         st.rerun()
-    if manifest.excluded:
-        with st.expander(f"{len(manifest.excluded)} files or rows are left out", icon=":material/warning:"):
-            table = pd.DataFrame(
-                {"file": [e.name for e in manifest.excluded], "why": [e.reason for e in manifest.excluded]}
-            )
-            st.dataframe(table, hide_index=True, height="auto" if len(table) < 10 else 320)
 
 
 def class_table(manifest: Manifest) -> None:
@@ -306,11 +307,9 @@ def step_button(label: str, shown: list[Clip], to: int, icon: str) -> None:
 
 
 def clip_frame(clips: list[Clip]) -> pd.DataFrame:
-    columns: dict[str, list] = {
-        "clip": [clip.clip_id.split("/", 1)[-1] for clip in clips],
-        "split": [clip.split for clip in clips],
-    }
+    columns: dict[str, list] = {"clip": [clip.clip_id for clip in clips], "split": [clip.split for clip in clips]}
     if isinstance(clips[0].source, synth.ClipPlan):
+        columns["clip"] = [clip.clip_id.split("/", 1)[1] for clip in clips]  # without the data set's name
         names = ("tempo_bpm", "tier", "snr_db")
     else:
         columns["label"] = [clip.label for clip in clips]

@@ -47,11 +47,12 @@ class Listening:
 
 def envelope(waveform: np.ndarray, sample_rate_hz: int, points: int = 600) -> Envelope:
     """Outline of float32 (samples,) in at most `points` slices. Needs no librosa."""
-    width = max(1, -(-waveform.size // points))
-    padded = np.pad(waveform, (0, -waveform.size % width))
-    slices = padded.reshape(-1, width)
-    times_s = (np.arange(len(slices)) + 0.5) * width / sample_rate_hz
-    return Envelope(times_s=times_s, low=slices.min(axis=1), high=slices.max(axis=1))
+    edges = np.linspace(0, waveform.size, min(points, waveform.size) + 1).astype(int)
+    return Envelope(
+        times_s=(edges[:-1] + edges[1:]) / 2 / sample_rate_hz,
+        low=np.minimum.reduceat(waveform, edges[:-1]),
+        high=np.maximum.reduceat(waveform, edges[:-1]),
+    )
 
 
 def listen(waveform: np.ndarray, sample_rate_hz: int) -> Listening:

@@ -50,7 +50,7 @@ def spectrogram_info(
     strokes: Sequence[StrokeMark] = (),
 ) -> SpectrogramInfo:
     """strokes: the truth behind a synthesised clip; a recording has none."""
-    top_hz = float(spectrogram.mels_hz[-1])
+    top_hz = float(spectrogram.mels_hz[-1]) * 1.001  # it is half the sample rate, but for rounding
     rows = np.arange(len(spectrogram.mels_hz))
     ticks = tuple(
         (float(np.interp(hz, spectrogram.mels_hz, rows)), f"{hz // 1000} kHz" if hz >= 1000 else f"{hz} Hz")

@@ -95,7 +95,8 @@ def open_dataset(config: DataConfig) -> Manifest:
             )
         return _from_files(config, "csv", path, layouts.read_csv(path.resolve()))
     if _looks_like_path(config.dataset):
-        raise DataError(f"There is no folder or file {config.dataset} (looked for {path.absolute()}).")
+        full = "" if str(path.absolute()) == config.dataset else f" (looked for {path.absolute()})"
+        raise DataError(f"There is no folder or file {config.dataset}{full}.")
     raise type(error := unknown("data set", config.dataset, synth.PRESETS))(
         f"{error} For data of your own, give the path of a folder of classes or of a CSV file."
     )

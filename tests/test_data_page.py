@@ -1,0 +1,189 @@
+"""The Data page: from an address to a clip one can hear, without torch, for embedded and for own data."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+from streamlit.testing.v1 import AppTest
+
+from sousa_engine.analysis import listen
+from sousa_engine.charts.spectrogram import StrokeMark, spectrogram_figure, spectrogram_info
+from sousa_engine.config import DataConfig
+from sousa_engine.data import audio, synth
+from sousa_engine.data.manifest import open_dataset
+from sousa_engine.workspace import PROJECT_ROOT
+
+PAGE = str(PROJECT_ROOT / "pages" / "data.py")
+
+
+def visit(**parameters) -> AppTest:
+    at = AppTest.from_file(PAGE, default_timeout=180)
+    for name, value in parameters.items():
+        at.query_params[name] = value
+    at.run()
+    assert not at.exception
+    return at
+
+
+def said(at: AppTest) -> str:
+    return "\n".join(str(e.value) for kind in ("caption", "markdown", "info", "subheader") for e in at.get(kind))
+
+
+def clip_table(at: AppTest):
+    return next(frame.value for frame in at.dataframe if "clip" in frame.value.columns)
+
+
+@pytest.fixture
+def drums(tmp_path):
+    rng = np.random.default_rng(0)
+    for label in ("flam", "single_drag_tap"):
+        (tmp_path / "my *drums*" / label).mkdir(parents=True)
+        for i in range(6):
+            soundfile.write(tmp_path / f"my *drums*/{label}/{i}.wav", rng.normal(0, 0.1, 4000).clip(-1, 1), 8_000)
+    return tmp_path / "my *drums*"
+
+
+def test_the_page_opens_on_tiny_with_its_counts_and_a_first_clip():
+    at = visit()
+    facts = at.get("html")[0].proto.body
+    assert "1,000" in facts and "train 640" in facts and "2.5%" in facts
+    assert len(clip_table(at)) == 1000
+    assert "Single Stroke Roll" in said(at) and "librosa hears" in said(at)
+    assert "Nobody is in two splits" in said(at)
+
+
+def test_an_address_names_the_clip():
+    at = visit(dataset="micro", clip="micro/flam-accent/0002")
+    assert "Flam Accent" in said(at) and "Swiss Army Triplet" in said(at)
+
+
+def test_a_clip_that_does_not_exist_falls_back_on_the_first():
+    assert "Single Stroke Roll" in said(visit(dataset="micro", clip="nonsense"))
+
+
+def test_filters_narrow_the_table():
+    at = visit(dataset="micro")
+    at.multiselect(key="class").set_value(["flam", "drag"]).run()
+    assert len(clip_table(at)) == 8
+    at.get_by_key("split").set_value(["test"]).run()
+    assert set(clip_table(at)["split"]) == {"test"} and len(clip_table(at)) == 2
+
+
+def test_next_steps_through_the_clips_that_are_shown():
+    at = visit(dataset="micro")
+    at.multiselect(key="class").set_value(["flam"]).run()
+    next(b for b in at.button if b.label == "Next").click().run()
+    assert at.query_params["clip"] == "micro/flam/0001"  # the first was shown from the start
+    next(b for b in at.button if b.label == "Next").click().run()
+    assert at.query_params["clip"] == "micro/flam/0002" and "clip 3 of 4" in said(at)
+
+
+def test_a_folder_of_ones_own_is_shown_with_what_was_left_out(drums):
+    (drums / "flam/broken.wav").write_text("no audio")
+    at = visit(dataset=str(drums), clip="single_drag_tap/3.wav")
+    assert not at.error and len(clip_table(at)) == 12
+    assert "Single Drag Tap" in said(at)  # SOUSA's spelling of the label is understood
+    assert "names no players" in said(at)
+    left_out = next(frame.value for frame in at.dataframe if "why" in frame.value.columns)
+    assert left_out["file"].tolist() == ["flam/broken.wav"]
+
+
+def test_a_path_that_is_wrong_is_told_beside_the_two_layouts(tmp_path):
+    at = visit(dataset=str(tmp_path / "nothing"))
+    assert "no folder or file" in at.error[0].value.replace("\\", "")
+    assert any("path,label,player,split" in code.value for code in at.code)
+
+
+def test_choosing_own_data_shows_the_two_layouts_first():
+    at = visit(dataset="micro")
+    at.get_by_key("data.choice").set_value("my own data").run()
+    assert not at.exception and not at.error and not at.dataframe
+    assert any("path,label,player,split" in code.value for code in at.code)
+
+
+def test_a_silent_clip_says_so(drums):
+    soundfile.write(drums / "flam/0.wav", np.zeros(4000), 8_000)
+    assert "silent from beginning to end" in said(visit(dataset=str(drums), clip="flam/0.wav"))
+
+
+def test_a_file_that_cannot_be_decoded_says_so_and_the_page_stays(drums):
+    path = drums / "flam/1.flac"
+    soundfile.write(path, np.random.default_rng(0).normal(0, 0.1, 8000).clip(-1, 1), 8_000)
+    path.write_bytes(path.read_bytes()[:4000])
+    at = visit(dataset=str(drums), clip="flam/1.flac")
+    assert "1.flac" in at.error[0].value.replace("\\", "") and "Who is heard where" in said(at)
+
+
+def test_names_of_files_are_never_markdown(tmp_path):
+    nasty = "**bold** [link](x) <b>"
+    for i in range(6):
+        for label in (nasty, "tap"):
+            (tmp_path / "d" / label).mkdir(parents=True, exist_ok=True)
+            soundfile.write(tmp_path / "d" / label / f"{i}.wav", np.full(4000, 0.1), 8_000)
+    shown = [e.value for e in visit(dataset=str(tmp_path / "d")).subheader if "bold" in e.value]
+    assert shown and all("**" not in text and "\\*\\*bold" in text and "\\<b" in text for text in shown)
+
+
+def test_opening_the_page_loads_no_torch():
+    code = (
+        "import sys, json\n"
+        "from streamlit.testing.v1 import AppTest\n"
+        f"at = AppTest.from_file({PAGE!r}, default_timeout=180).run()\n"
+        "print(json.dumps([len(at.exception), 'torch' in sys.modules, 'librosa' in sys.modules]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=240)
+    assert json.loads(done.stdout.splitlines()[-1]) == [0, False, True]
+
+
+# What is seen and heard
+
+
+def clicks(times_s, rate_hz=16_000, seconds=4.0):
+    waveform = np.zeros(round(seconds * rate_hz), dtype=np.float32)
+    decay = np.exp(-np.arange(800) / 80.0) * np.random.default_rng(0).normal(0, 0.5, 800)
+    for t in times_s:
+        at = round(t * rate_hz)
+        waveform[at : at + 800] += decay[: waveform.size - at]
+    return waveform
+
+
+def test_onsets_are_heard_where_strokes_fall():
+    times_s = np.arange(0.25, 3.8, 0.25)
+    heard = np.array(listen.onset_times(clicks(times_s), 16_000))
+    assert len(heard) == len(times_s) and np.abs(heard - times_s).max() < 0.03
+
+
+def test_tempo_is_the_beat_or_a_simple_share_of_it():
+    heard = listen.tempo_bpm(clicks(np.arange(0.1, 3.9, 0.5)), 16_000)
+    assert heard is not None and listen.tempo_share(heard, 120.0) is not None
+    assert listen.tempo_share(60.5, 120.0) == 0.5
+    assert listen.tempo_share(107.0, 120.0) is None
+
+
+def test_envelope_spans_the_clip_and_touches_every_peak():
+    waveform = clicks([0.5, 2.0])
+    outline = listen.envelope(waveform, 16_000, points=600)
+    assert len(outline.times_s) <= 600 and outline.times_s[0] > 0 and outline.times_s[-1] < 4.0
+    assert outline.high.max() == waveform.max() and outline.low.min() == waveform.min()
+
+
+def test_the_picture_has_strokes_wave_spectrogram_and_onsets_on_one_axis():
+    micro = open_dataset(DataConfig(dataset="micro"))
+    clip = micro.by_id["micro/flam-accent/0001"]
+    waveform = audio.waveform(micro, clip)
+    listening = listen.listen(waveform, 16_000)
+    marks = [StrokeMark(onset_s=e.onset_s, hand=e.hand, accent=e.accent, text="") for e in synth.events(clip.source)]
+    info = spectrogram_info(
+        listen.envelope(waveform, 16_000), listening.spectrogram, listening.onsets_s, duration_s=4.0, strokes=marks
+    )
+    assert info.cells.max() == 80 and info.cells.shape == (listen.MELS, len(info.times_s))
+    assert [text for _, text in info.ticks][-1] == "8 kHz" and info.onsets_s == listening.onsets_s
+    names = [trace.name for trace in spectrogram_figure(info).data]
+    assert names == ["right hand", "left hand", "waveform", "mel spectrogram", "onset heard by librosa"]
+    without = spectrogram_figure(info._replace(strokes=(), onsets_s=()))
+    assert [trace.name for trace in without.data] == ["waveform", "mel spectrogram"]
