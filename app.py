@@ -12,7 +12,10 @@ import streamlit as st
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+from sousa_engine import supervisor
 from sousa_engine.errors import SousaError
+from sousa_engine.web import tell
+from sousa_engine.web.routes import routes
 from sousa_engine.workspace import default_workspace
 
 
@@ -20,28 +23,17 @@ from sousa_engine.workspace import default_workspace
 async def lifespan(app):
     """Start the supervisor, unless one runs, before the first visitor. It goes on when the studio stops."""
     try:
-        from sousa_engine import supervisor
-
         supervisor.ensure(default_workspace())
-    except ImportError:
-        pass
-    except SousaError as error:  # the pages tell it too: a studio that cannot write can still be read
+    except SousaError as error:  # the pages say it too: a workspace that cannot be written can still be read
         print(f"sousa-engine: {error}", file=sys.stderr)
     yield
-
-
-try:
-    from sousa_engine.web.routes import routes
-except ImportError:
-
-    def routes():
-        return []
 
 
 app = st.App(
     Path(__file__).resolve().parent / "sousa_engine" / "web" / "main.py",
     lifespan=lifespan,
     routes=routes(),
+    on_script_error=tell,  # in callbacks and fragments too, which do not pass through the router
     # Streamlit checks Host on its websocket alone; the JSON routes need the same guard against DNS rebinding.
     middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=st.get_option("server.allowedHosts") or ["*"])],
 )

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import streamlit as st
 
 from sousa_engine import backbones, config, grammar, launch, module_tree
-from sousa_engine.config import RunConfig
-from sousa_engine.errors import ConfigError, TargetError
-from sousa_engine.module_tree import Outline, Resolution
+from sousa_engine.config import HeadPolicy, RunConfig
+from sousa_engine.errors import SousaError, UnknownNameError, UserError
+from sousa_engine.module_tree import EntryMatch, Outline
+from sousa_engine.records import TargetSet
 from sousa_engine.store import Store
+from sousa_engine.web import parts
 from sousa_engine.web.components.module_tree import choose
 from sousa_engine.web.components.module_tree import module_tree as draw_tree
-from sousa_engine.workspace import PROJECT_ROOT, default_workspace
+from sousa_engine.workspace import default_workspace
 
 HEADS = {"train": "Train fully", "lora": "LoRA", "freeze": "Freeze"}
 READY = {  # recommended set -> its button, and the head's policy it comes with (None: as it is)
@@ -24,6 +28,7 @@ READY = {  # recommended set -> its button, and the head's policy it comes with 
 EXAMPLE = "peft_target_modules:\n- query\n- value"
 workspace = default_workspace()
 base = RunConfig()
+DEFAULT = base.model.variant
 
 
 def main() -> None:
@@ -34,18 +39,25 @@ def main() -> None:
 
 
 def pick_variant() -> backbones.Variant:
-    asked = st.query_params.get("variant")
-    names = list(backbones.VARIANTS)
+    """The backbone in the address, else the one looked at last; the address then names it, so it can be passed on."""
+    try:
+        variant = backbones.variant(st.query_params.get("variant") or st.session_state.get("bench.variant", DEFAULT))
+    except UnknownNameError as error:
+        variant = backbones.variant(DEFAULT)
+        st.warning(f"{error} This is {variant.name}.")
+    st.session_state["variant"] = st.session_state["bench.variant"] = variant.name
+    if st.query_params.get("variant") != variant.name:
+        st.query_params["variant"] = variant.name
     left, right = st.columns([1, 2], vertical_alignment="bottom")
     with left:
-        name = st.selectbox(
-            "Backbone", names, index=names.index(base.model.variant), key="variant", bind="query-params"
-        )  # fmt: skip
+        st.selectbox("Backbone", list(backbones.VARIANTS), key="variant", on_change=name_in_address)
     with right:
         st.caption("Tick the modules that get LoRA. What you tick is a real module of the real network, by full path.")
-    if asked and asked not in names:
-        st.warning(f"No backbone named {asked!r}; this is {name}. Known: {', '.join(names)}.")
-    return backbones.variant(name)
+    return variant
+
+
+def name_in_address() -> None:
+    st.query_params["variant"] = st.session_state["variant"]
 
 
 def about(variant: backbones.Variant) -> None:
@@ -55,7 +67,7 @@ def about(variant: backbones.Variant) -> None:
         with st.container(horizontal=True, vertical_alignment="center", gap="small"):
             st.subheader(variant.title, anchor=False, width="content")
             if state.available:
-                st.badge(f"weights: {state.label}", icon=":material/check:", color="green")
+                st.badge(state.label, icon=":material/check:", color="green")
             else:
                 st.badge("no pretrained weights here", icon=":material/warning:", color="orange")
         st.markdown(variant.description)
@@ -83,10 +95,13 @@ def bench(name: str) -> None:
     with left:
         ticked = draw_tree(outline, start=first_ticks(outline), r=r, head=head, num_classes=classes, height=720)
     with right:
-        launch_button(outline, ticked, r=r, head=head, classes=classes)
+        with parts.open_store() as store:
+            saved = {one.name: one for one in store.target_sets(outline.variant)}
+        launch_button(outline, ticked, saved, r=r, head=head, classes=classes)
         sets, paste, yaml = st.tabs(["Saved sets", "Paste a list", "Copy as YAML"])
         with sets:
-            saved_sets(outline, ticked, head)
+            save_form(outline, ticked, saved, head)
+            saved_sets(outline, saved)
         with paste:
             pasted_list(outline)
         with yaml:
@@ -101,7 +116,7 @@ def first_ticks(outline: Outline) -> tuple[str, ...]:
     return launch.recommended_sets(outline)[launch.DEFAULT_SET]
 
 
-def adapter_fields(outline: Outline) -> tuple[int, str, int]:
+def adapter_fields(outline: Outline) -> tuple[int, HeadPolicy, int]:
     """Rank, head's policy and number of classes, with the ready sets below."""
     a, b = st.columns(2)
     with a:
@@ -127,13 +142,16 @@ def adapter_fields(outline: Outline) -> tuple[int, str, int]:
     return int(r), head or base.lora.head, int(classes)
 
 
-def take(outline: Outline, paths: tuple[str, ...], head: str | None) -> None:
+def take(outline: Outline, paths: tuple[str, ...], head: HeadPolicy | None) -> None:
     choose(outline, paths)
     if head:
         st.session_state["bench.head"] = head
 
 
-def launch_button(outline: Outline, ticked: tuple[str, ...], *, r: int, head: str, classes: int) -> None:
+def launch_button(
+    outline: Outline, ticked: tuple[str, ...], saved: Mapping[str, TargetSet], *, r: int, head: HeadPolicy, classes: int
+) -> None:
+    """What the ticks come to, in Python's own count, and the way to Launch if that can be trained."""
     counts = module_tree.count(outline, ticked, r=r, head=head, num_classes=classes)
     lora = {"targets": [target.model_dump() for target in outline.targets(ticked)], "r": r, "head": head}
     problems = list(config.problems({"lora": lora}).values())
@@ -145,72 +163,78 @@ def launch_button(outline: Outline, ticked: tuple[str, ...], *, r: int, head: st
         "Launch with these targets", type="primary", icon=":material/rocket_launch:", width="stretch",
         disabled=bool(problems),
     ):  # fmt: skip
+        name = name_of(outline, ticked, saved, head)
         st.session_state["ticks"] = {
-            "variant": outline.variant,
-            "paths": list(ticked),
-            "head": head,
-            "r": r,
-            "name": name_of(outline, ticked, head),
-        }
-        st.switch_page(PROJECT_ROOT / "pages" / "launch.py")
+            "variant": outline.variant, "paths": list(ticked), "head": head, "r": r, "name": name
+        }  # fmt: skip
+        st.switch_page(parts.page_path("launch"))
     st.caption(
         f"{counts.layers} modules with LoRA, {counts.trainable:,} trainable of {counts.total:,} parameters "
         f"({counts.percent:.3g} %)."
     )
 
 
-def name_of(outline: Outline, ticked: tuple[str, ...], head: str) -> str:
+def name_of(outline: Outline, ticked: tuple[str, ...], saved: Mapping[str, TargetSet], head: HeadPolicy) -> str:
     """The name of the saved or recommended set that is exactly this, or ""."""
-    with Store.open(workspace) as store:
-        saved = store.target_sets(outline.variant)
-    for one in saved:
+    for name, one in saved.items():
         if set(one.paths) == set(ticked) and one.head == head:
-            return one.name
+            return name
     ready = launch.recommended_sets(outline)
     return next((name for name, paths in ready.items() if set(paths) == set(ticked)), "")
 
 
-def saved_sets(outline: Outline, ticked: tuple[str, ...], head: str) -> None:
-    with Store.open(workspace) as store:
-        saved = {one.name: one for one in store.target_sets(outline.variant)}
-    with st.form("save set", border=False, clear_on_submit=True, enter_to_submit=True):
+def save_form(outline: Outline, ticked: tuple[str, ...], saved: Mapping[str, TargetSet], head: HeadPolicy) -> None:
+    with st.form("save set", border=False, clear_on_submit=True):
         a, b = st.columns([3, 1], vertical_alignment="bottom")
         with a:
-            name = st.text_input(
-                "Name for what is ticked now", max_chars=80, placeholder="e.g. attention, top 4 layers"
-            )
+            name = st.text_input("Name for what is ticked now", max_chars=80, placeholder="attention of the top 4")
         with b:
             pressed = st.form_submit_button("Save", width="stretch")
-    if pressed:
-        name = " ".join(name.split())
-        if not name:
-            st.error("A set needs a name to be found again.")
-        else:
-            with Store.open(workspace) as store:
-                store.save_target_set(name, outline.variant, ticked, head)
-            st.toast(f"{'Replaced' if name in saved else 'Saved'} {name!r}: {len(ticked)} modules.")
-            st.rerun(scope="fragment")
+    name = " ".join(name.split())
+    if pressed and not name:
+        st.error("A set needs a name to be found again.")
+    elif pressed and changed(lambda store: store.save_target_set(name, outline.variant, ticked, head)):
+        st.toast(f"{'Replaced' if name in saved else 'Saved'} {name!r}: {len(ticked)} modules.")
+        st.session_state[f"saved set of {outline.variant}"] = name
+        st.rerun()
+
+
+def saved_sets(outline: Outline, saved: Mapping[str, TargetSet]) -> None:
     if not saved:
         st.caption(f"No set saved for {outline.variant} yet.")
         return
+    key = f"saved set of {outline.variant}"
+    if st.session_state.get(key) not in saved:
+        st.session_state[key] = next(iter(saved))
+    st.session_state[key] = st.session_state[key]  # kept while another page is shown
     chosen = st.selectbox(
-        "Saved sets", list(saved), key=f"saved set of {outline.variant}",
-        format_func=lambda n: f"{n}  ({len(saved[n].paths)} modules, head: {HEADS[saved[n].head].lower()})",
+        "Saved sets", list(saved), key=key,
+        format_func=lambda n: f"{n} ({len(saved[n].paths)} modules, head: {HEADS[saved[n].head].lower()})",
     )  # fmt: skip
+    one = saved[chosen]
     with st.container(horizontal=True):
-        one = saved[chosen]
         st.button("Load", icon=":material/download:", on_click=take, args=(outline, one.paths, one.head))
         with st.popover("Delete", icon=":material/delete:"):
             st.write(f"Delete {chosen!r}? Runs that used it keep their own copy.")
-            st.button("Delete it", type="primary", on_click=forget, args=(chosen, outline.variant))
-    gone = [path for path in one.paths if path not in {node.path for node in outline.nodes}]
+            if st.button("Delete it", type="primary") and changed(
+                lambda store: store.delete_target_set(chosen, outline.variant)
+            ):
+                st.rerun()
+    known = {node.path for node in outline.nodes}
+    gone = [path for path in one.paths if path not in known]
     if gone:
         st.warning(f"{len(gone)} of its modules are not in this network any more, e.g. {gone[0]!r}.")
 
 
-def forget(name: str, variant: str) -> None:
-    with Store.open(workspace) as store:
-        store.delete_target_set(name, variant)
+def changed(change: Callable[[Store], Any]) -> bool:
+    """Write to the store; False, with the reason shown, if it cannot be written."""
+    try:
+        with Store.open(workspace) as store:
+            change(store)
+    except SousaError as error:
+        st.error(str(error))
+        return False
+    return True
 
 
 def pasted_list(outline: Outline) -> None:
@@ -222,48 +246,56 @@ def pasted_list(outline: Outline) -> None:
     if not text.strip():
         st.caption("For example `query, key, value`, `attention.o_proj`, `/layers\\.(10|11)/` or `all-linear`.")
         return
+    ready = launch.recommended_sets(outline)
     try:
-        resolution = module_tree.resolve(outline, launch.expand_sets(outline, grammar.entries(text)))
-    except (ConfigError, TargetError) as error:
+        entries = grammar.entries(text)
+        resolution = module_tree.resolve(outline, launch.expand_sets(outline, entries))
+    except UserError as error:
         st.error(str(error))
         return
-    for match in resolution.matches:
-        st.markdown(match_line(outline, match))
+    lines = [f":green[:material/check:] `{e}`: {len(ready[e])} modules, a ready set." for e in entries if e in ready]
+    matches = [match for match in resolution.matches if match.entry in entries]
+    with st.container(height=260 if len(lines + matches) > 8 else "content", border=False):
+        st.markdown("\n\n".join([*lines, *map(match_line, matches)]))
     in_head = [path for path in resolution.paths if outline.in_head(path)]
     if in_head:
         st.caption(f"It names the head (`{in_head[0]}`): ticking sets the head's policy to LoRA.")
-    old = any(match.via == "old name" for match in resolution.matches)
+    if resolution.unmatched:
+        st.error(f"{len(resolution.unmatched)} of {len(entries)} entries match nothing, so none is ticked.")
     with st.container(horizontal=True):
         st.button(
             f"Tick these {len(resolution.paths)} modules", type="primary",
             disabled=bool(resolution.unmatched) or not resolution.paths,
             on_click=take, args=(outline, resolution.paths, "lora" if in_head else None),
         )  # fmt: skip
-        if old:
-            st.button("Use today's names", on_click=rename, args=(resolution,))
-    if resolution.unmatched:
-        st.error(f"{len(resolution.unmatched)} of {len(resolution.matches)} entries match nothing: nothing is ticked.")
+        if any(match.today for match in matches):
+            st.button("Use today's names", on_click=use_todays_names, args=(entries, matches))
 
 
-def match_line(outline: Outline, match: module_tree.EntryMatch) -> str:
+def match_line(match: EntryMatch) -> str:
+    """One entry and what it matches, for a list of them."""
+    entry = match.entry.replace("`", "'")
     if match.via == "none":
-        near = ", ".join(f"`{name}`" for name in match.nearest)
-        return f":red[:material/close:] `{match.entry}` matches nothing. {match.note} " + (
-            f"Nearest: {near}." if near else ""
-        )
+        near = f"Nearest: {', '.join(f'`{name}`' for name in match.nearest)}." if match.nearest else ""
+        return f":red[:material/close:] `{entry}` matches nothing. {match.note} {near}"
     color, icon = ("orange", "history") if match.via == "old name" else ("green", "check")
     what = f"{len(match.paths)} modules" if len(match.paths) > 1 else f"`{match.paths[0]}`"
-    return f":{color}[:material/{icon}:] `{match.entry}`: {what}, by {match.via}. {match.note}"
+    return f":{color}[:material/{icon}:] `{entry}`: {what}, by {match.via}. {match.note}"
 
 
-def rename(resolution: Resolution) -> None:
+def use_todays_names(entries: list[str], matches: list[EntryMatch]) -> None:
+    found = {match.entry: match for match in matches}
     names: list[str] = []
-    for match in resolution.matches:
-        names += match.today if match.via == "old name" else (match.entry,)
+    for entry in entries:
+        match = found.get(entry)
+        if match is None or match.via != "old name":
+            names.append(entry)
+        if match is not None:
+            names += match.today
     st.session_state["pasted"] = "peft_target_modules:\n" + "".join(f"- {name}\n" for name in dict.fromkeys(names))
 
 
-def copy_yaml(outline: Outline, ticked: tuple[str, ...], head: str) -> None:
+def copy_yaml(outline: Outline, ticked: tuple[str, ...], head: HeadPolicy) -> None:
     paths = [*ticked, *([outline.head_layer.path] if head == "lora" else [])]
     if not paths:
         st.caption("Nothing is ticked.")

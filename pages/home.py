@@ -1,6 +1,73 @@
 """Studio: what this is, three steps, the newest runs."""
 
+from __future__ import annotations
+
 import streamlit as st
 
-st.title("SOUSA engine")
-st.write("Fine-tune audio backbones with LoRA, on this machine: tick the modules, launch, watch, compare.")
+from sousa_engine.analysis.compare import Result, results
+from sousa_engine.records import Run
+from sousa_engine.web import parts
+
+STEPS = (  # page, icon, title, text, link
+    (
+        "backbones",
+        "account_tree",
+        "Tick modules",
+        "Look into a backbone's module tree and tick the modules that get LoRA. The count of trainable parameters "
+        "follows each tick.",
+        "Open the module tree",
+    ),
+    (
+        "launch",
+        "rocket_launch",
+        "Launch a training",
+        "Every field has a sound default, is checked as you type, and the page tells what a run will do before it "
+        "starts.",
+        "Open the form",
+    ),
+    (
+        "runs",
+        "monitoring",
+        "Watch and compare",
+        "Curves move while a run trains. Results stand side by side, each with its number of clips and an interval.",
+        "See the runs",
+    ),
+)
+NEWEST = 5
+
+
+def main() -> None:
+    st.title("SOUSA engine", anchor=False)
+    st.markdown(
+        "Fine-tune audio backbones with LoRA, on this machine. The embedded backbone and the 40 synthesised drum "
+        "rudiments need no data, no GPU and no internet.",
+        width=720,
+    )
+    for column, (page, icon, title, text, label) in zip(st.columns(3), STEPS, strict=True):
+        with column.container(border=True, height="stretch"):
+            st.subheader(title, anchor=False, icon=f":material/{icon}:")
+            st.markdown(text)
+            st.space("stretch")
+            st.page_link(parts.page_path(page), label=f":primary[{label}]", icon=":material/arrow_forward:")
+    with parts.open_store() as store:
+        runs = store.runs(limit=NEWEST)
+        found = results(runs, store.summaries([run.id for run in runs]))
+    st.subheader("Newest runs", anchor=False)
+    if not runs:
+        st.caption("Nothing trained yet. A first run on the embedded data takes a few minutes.")
+    for run, result in zip(runs, found, strict=True):
+        run_line(run, result)
+
+
+def run_line(run: Run, result: Result) -> None:
+    with st.container(horizontal=True, vertical_alignment="center", gap="small", border=True):
+        st.page_link(parts.page_path("run"), label=run.title, query_params={"id": run.id}, width="content")
+        parts.status_badge(run.status)
+        if run.is_random:
+            parts.weights_badge(run)
+        if result.test:
+            st.caption(f"test accuracy {parts.percent(result.test.value)}, n = {result.test.n:,}", width="content")
+        st.caption(parts.when(run.created_at_ms), width="content")
+
+
+main()

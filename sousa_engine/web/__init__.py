@@ -1,1 +1,13 @@
 """The part of the engine that knows Streamlit: router, JSON routes, components. Pages stand in the top-level pages/."""
+
+import streamlit as st
+
+from sousa_engine.errors import SousaError
+
+
+def tell(error: Exception) -> bool:
+    """Show a mistake the engine has a sentence for; False for anything else: that is a bug and keeps its traceback."""
+    if not isinstance(error, SousaError):
+        return False
+    st.error(str(error), icon=":material/error:")
+    return True

@@ -6,6 +6,7 @@ page     a fresh tab (1400 x 900) that knows the address: page.goto("/backbones"
 settled  settled(page): wait until the script of that tab has run
 """
 
+import contextlib
 import os
 import shutil
 import signal
@@ -16,6 +17,7 @@ import time
 import urllib.request
 from pathlib import Path
 
+import psutil
 import pytest
 
 from sousa_engine.workspace import PROJECT_ROOT, Workspace
@@ -83,6 +85,16 @@ class Studio:
             return False
 
 
+def end_workers(workspace: Workspace) -> None:
+    """The supervisor, keepers and trainers of this workspace: they outlive the studio on purpose, but not the test."""
+    mine = [p for p in psutil.process_iter(["cmdline"]) if str(workspace.root) in " ".join(p.info["cmdline"] or [])]
+    for process in mine:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.terminate()
+    for process in psutil.wait_procs(mine, timeout=20)[1]:
+        process.kill()
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -100,6 +112,7 @@ def studio(tmp_path_factory):
     studio.start()
     yield studio
     studio.stop()
+    end_workers(studio.workspace)
 
 
 @pytest.fixture(scope="session")

@@ -274,6 +274,7 @@ class View {
     const does = keys[event.key] ?? (event.key.length === 1 && (() => this.typeAhead(event.key.toLowerCase(), at)));
     if (!does) return;
     event.preventDefault();
+    if (event.key.length > 1) this.typed.text = "";
     does();
   }
 

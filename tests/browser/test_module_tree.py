@@ -1,0 +1,310 @@
+"""The module tree as hands meet it: ticks, counts, search, keys, and what survives a reload or a restart."""
+
+import re
+
+import pytest
+
+from sousa_engine import module_tree
+
+pytestmark = pytest.mark.browser
+
+BODY = "audio_spectrogram_transformer"
+LAYER = f"{BODY}.layers.0"
+
+
+class Tree:
+    """What a user can see and do in the tree of one tab."""
+
+    def __init__(self, page, settled):
+        self.page, self.settled = page, settled
+        self.tree = page.get_by_role("tree", name="Modules")
+        self.search = page.get_by_role("textbox", name="Search modules")
+
+    def open(self, address="/backbones?variant=ast-base"):
+        self.page.goto(address)
+        self.row(BODY).wait_for()
+        self.settled(self.page)
+        return self
+
+    def row(self, path):
+        return self.page.locator(f'[role=treeitem][aria-label^="{path},"]')
+
+    def tick(self, path):
+        self.row(path).locator(".box").click()
+
+    def checked(self, path):
+        return self.row(path).get_attribute("aria-checked")
+
+    def press(self, *keys):
+        for key in keys:
+            self.page.keyboard.press(key)
+
+    def active(self):
+        label = self.page.locator(".row.active").get_attribute("aria-label")
+        return label.split(",")[0]
+
+    def click(self, name):
+        self.page.get_by_role("button", name=name, exact=True).click()
+
+    def head(self, name):
+        self.page.get_by_role("radio", name=name, exact=True).click()
+
+    def counts(self):
+        """The browser's own counts, as numbers."""
+        texts = self.page.locator("[data-count]").evaluate_all("all => all.map(e => [e.dataset.count, e.textContent])")
+        return {name: float(re.sub(r"[^\d.]", "", text)) for name, text in texts}
+
+    def until(self, **expected):
+        """Wait until the browser's counts are these."""
+        for name, value in expected.items():
+            self.page.wait_for_function(
+                "([name, text]) => [...document.querySelectorAll('*')].some(e =>"
+                " e.shadowRoot?.querySelector(`[data-count=${name}]`)?.textContent === text)",
+                arg=[name, f"{value:,}"],
+            )
+
+    def python_says(self, layers, trainable, total):
+        """Wait until Python's own count, under the Launch button, is this."""
+        self.page.get_by_text(f"{layers} modules with LoRA, {trainable:,} trainable of {total:,}").wait_for()
+
+
+@pytest.fixture
+def tree(page, settled):
+    return Tree(page, settled)
+
+
+@pytest.fixture
+def outline():
+    return module_tree.load_outline("ast-base")
+
+
+def test_deep_link_opened_first_shows_the_real_tree(tree, outline):
+    tree.open()
+    tree.click("Expand all")
+    assert tree.row("whole network").get_attribute("aria-expanded") == "true"
+    seen = set()
+    for _ in range(40):
+        seen |= set(tree.page.locator("[role=treeitem]").evaluate_all("all => all.map(e => e.dataset.i)"))
+        if len(seen) == len(outline.nodes):
+            break
+        tree.tree.hover()
+        tree.page.mouse.wheel(0, 400)
+        tree.page.wait_for_timeout(20)
+    assert len(seen) == len(outline.nodes) == 167
+    assert tree.page.get_by_text("86,219,560").first.is_visible()
+
+
+def test_all_linear_with_the_head_by_lora_trains_exactly_1333568(tree):
+    tree.open()
+    tree.click("Untick all")
+    tree.until(layers=0, trainable=32_296)
+    tree.search.fill("linear")
+    tree.click("Tick the 72 matches")
+    tree.until(layers=72, adapters=1_327_104)
+    tree.head("LoRA")
+    tree.until(layers=73, head=6_464, trainable=1_333_568, total=86_219_560)
+    assert tree.counts()["percent"] == 1.55
+    tree.python_says(73, 1_333_568, 86_219_560)
+
+
+def test_browser_and_python_count_alike(tree, outline):
+    tree.open()
+    tree.click("Untick all")
+    ticked = []
+    ways = [(f"{LAYER}.attention.q_proj", 8, "Train fully", "train", 40), (f"{LAYER}.mlp", 16, "LoRA", "lora", 12)]
+    ways += [(f"{BODY}.embeddings", 3, "Freeze", "freeze", 1000)]
+    for path, r, label, head, classes in ways:
+        tree.tick(path)
+        ticked += [n.path for n in outline.nodes if n.adaptable and (n.path == path or n.path.startswith(path + "."))]
+        tree.page.get_by_role("spinbutton", name="Rank r").fill(str(r))
+        tree.page.get_by_role("spinbutton", name="Classes").fill(str(classes))
+        tree.press("Enter")
+        tree.head(label)
+        says = module_tree.count(outline, ticked, r=r, head=head, num_classes=classes)
+        tree.until(
+            layers=says.layers, adapters=says.adapter_parameters, head=says.head_parameters,
+            trainable=says.trainable, total=says.total,
+        )  # fmt: skip
+        assert tree.counts()["percent"] == pytest.approx(says.percent, rel=0.01)
+        tree.python_says(says.layers, says.trainable, says.total)
+
+
+def test_counts_follow_a_tick_while_the_server_is_away_and_the_tick_arrives_later(tree, studio):
+    tree.open()
+    tree.click("Untick all")
+    tree.python_says(0, 32_296, 86_219_560)
+    studio.kill()
+    tree.tick(f"{LAYER}.attention.q_proj")
+    tree.until(layers=1, adapters=12_288, trainable=44_584)
+    studio.start()
+    tree.python_says(1, 44_584, 86_219_560)
+    tree.until(layers=1, adapters=12_288, trainable=44_584)
+
+
+def test_folders_show_what_is_ticked_below_them(tree):
+    tree.open()
+    tree.click("Untick all")
+    assert tree.checked(LAYER) == "false"
+    tree.tick(f"{LAYER}.attention.k_proj")
+    assert [tree.checked(p) for p in (f"{LAYER}.attention", LAYER, f"{LAYER}.mlp")] == ["mixed", "mixed", "false"]
+    tree.tick(f"{LAYER}.attention")
+    assert tree.checked(f"{LAYER}.attention") == "true"
+    tree.until(layers=4)
+    tree.tick(LAYER)
+    tree.until(layers=6)
+    tree.tick(LAYER)
+    tree.until(layers=0)
+
+
+def test_tick_all_like_this_ticks_the_same_module_in_every_layer(tree, outline):
+    tree.open()
+    tree.click("Untick all")
+    path = f"{LAYER}.mlp.fc2"
+    assert len(outline.alike(path)) == 12
+    tree.row(path).hover()
+    tree.page.get_by_role("button", name=f"Tick all 12 like {path}").click()
+    tree.until(layers=12, adapters=12 * 8 * (768 + 3072))
+    tree.row(f"{LAYER}.attention").click(button="right")
+    tree.page.get_by_role("menuitem", name="Tick all 12 like this", exact=True).click()
+    tree.until(layers=60)
+    names = [path, *(f"{LAYER}.attention.{x}_proj" for x in "qkvo")]
+    says = module_tree.count(outline, [p for n in names for p in outline.alike(n)], r=8, head="train", num_classes=40)
+    tree.until(trainable=says.trainable)
+
+
+def test_search_finds_by_words_by_regex_and_by_old_names(tree):
+    tree.open()
+    tree.click("Untick all")
+    tree.search.fill("layers.3 attention.query")
+    tree.page.get_by_text("1 found").wait_for()
+    tree.search.fill(r"/layers\.(10|11)\..*(q|v)_proj$/")
+    tree.page.get_by_text("4 found").wait_for()
+    tree.press("Enter")
+    tree.until(layers=4)
+    tree.search.fill("intermediate.dense")  # today's mlp.fc1
+    tree.page.get_by_text("12 found").wait_for()
+    tree.search.fill("/(/")
+    tree.page.get_by_text("not a regular expression").wait_for()
+    tree.search.fill("no such module")
+    tree.page.get_by_text("Nothing matches this search.").wait_for()
+    tree.press("Escape")
+    tree.row(BODY).wait_for()
+    tree.until(layers=4)
+
+
+def test_keys_move_fold_and_tick(tree):
+    tree.open()
+    tree.click("Untick all")
+    tree.tree.focus()
+    tree.press("Home")
+    assert tree.active() == "whole network"
+    tree.press("ArrowDown", "ArrowLeft")
+    assert tree.row(BODY).get_attribute("aria-expanded") == "false"
+    tree.press("ArrowRight", "ArrowRight")
+    assert tree.active() == f"{BODY}.embeddings"
+    tree.press("l")  # type-ahead: layers
+    assert tree.active() == f"{BODY}.layers"
+    tree.press("ArrowDown", "q")
+    assert tree.active() == f"{LAYER}.attention.q_proj"
+    tree.press("Space")
+    tree.until(layers=1)
+    tree.press("Space")
+    tree.until(layers=0)
+    tree.press("Shift+Space")
+    tree.until(layers=12)
+    tree.press("ArrowLeft", "ArrowLeft", "ArrowLeft")
+    assert tree.active() == LAYER
+    tree.press("*")
+    assert tree.row(f"{BODY}.layers.1").get_attribute("aria-expanded") == "true"
+    tree.press("End")
+    assert tree.active() == "classifier.dense"
+    tree.press("Space")
+    tree.until(layers=12)
+    label = tree.row("classifier.dense").get_attribute("aria-label")
+    assert "its policy decides" in label
+    tree.press("/")
+    assert tree.search.evaluate("e => e.getRootNode().activeElement === e")
+
+
+def test_what_lora_cannot_adapt_is_disabled_and_says_why(tree):
+    tree.open()
+    norm = tree.row(f"{LAYER}.layernorm_before")
+    assert norm.get_attribute("aria-disabled") == "true"
+    assert "is a vector" in norm.get_attribute("title")
+    before = tree.counts()
+    norm.locator(".box").click()
+    assert tree.counts() == before
+
+
+def test_ticks_survive_another_page_and_a_reload(tree):
+    tree.open()
+    tree.click("Untick all")
+    tree.tick(f"{LAYER}.attention.v_proj")
+    tree.python_says(1, 44_584, 86_219_560)
+    tree.page.get_by_role("link", name="Studio").click()
+    tree.page.get_by_role("heading", name="SOUSA engine").wait_for()
+    tree.page.go_back()
+    tree.row(BODY).wait_for()
+    tree.until(layers=1)
+    tree.page.reload()
+    tree.row(BODY).wait_for()
+    tree.until(layers=1, trainable=44_584)
+    tree.python_says(1, 44_584, 86_219_560)
+
+
+def test_each_backbone_keeps_its_own_ticks(tree):
+    tree.open()
+    tree.click("Untick all")
+    tree.python_says(0, 32_296, 86_219_560)
+    for name, layers in (("ast-mini", 24), ("ast-base", 0)):
+        tree.page.get_by_role("combobox", name="Backbone").click()
+        tree.page.get_by_role("option", name=name).click()
+        tree.until(layers=layers)
+
+
+def test_a_tick_travels_alone_and_not_with_the_whole_tree(tree):
+    received = []
+    tree.page.on("websocket", lambda socket: socket.on("framereceived", lambda data: received.append(len(data))))
+    tree.open()
+    first = sum(received)
+    received.clear()
+    tree.click("Untick all")
+    tree.python_says(0, 32_296, 86_219_560)
+    assert 0 < sum(received) < first / 5
+    assert sum(received) < 20_000
+
+
+def test_a_pasted_list_of_old_names_is_shown_today_s_and_ticked(tree):
+    tree.open()
+    tree.page.get_by_role("tab", name="Paste a list").click()
+    box = tree.page.get_by_label("Target names")
+    box.fill("peft_target_modules:\n- query\n- value\n- qurey_proj\n")
+    tree.press("Control+Enter")
+    tree.page.get_by_text("1 of 3 entries match nothing").wait_for()
+    assert tree.page.get_by_role("button", name="Tick these 24 modules").is_disabled()
+    box.fill("query, value")
+    tree.press("Control+Enter")
+    tree.page.get_by_role("button", name="Use today's names").click()
+    tree.page.wait_for_function("() => document.querySelector('textarea').value.includes('- q_proj')")
+    tree.click("Tick these 24 modules")
+    tree.until(layers=24)
+    tree.python_says(24, 294_912 + 32_296, 86_219_560)
+
+
+def test_ticks_are_handed_over_to_launch(tree):
+    tree.open()
+    tree.click("Attention")
+    tree.until(layers=48)
+    tree.click("Launch with these targets")
+    tree.page.get_by_role("heading", name="Launch", exact=True).wait_for()
+    tree.page.locator("input[value='ticked: attention (48)']").wait_for()
+
+
+@pytest.mark.parametrize("address", ["/", "/backbones?variant=ast-base"])
+def test_a_phone_needs_no_sideways_scrolling(page, settled, address):
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.goto(address)
+    settled(page)
+    page.get_by_role("heading").first.wait_for()
+    width = page.evaluate("() => document.querySelector('[data-testid=stMain]').scrollWidth")
+    assert width <= 390

@@ -1,0 +1,215 @@
+"""The Backbones page without a browser: what Python makes of ticks, pasted lists and saved sets."""
+
+import json
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from sousa_engine import backbones, launch, module_tree
+from sousa_engine.errors import WorkspaceError
+from sousa_engine.store import Store
+from sousa_engine.web.components.module_tree import outline_name
+from sousa_engine.workspace import PROJECT_ROOT
+
+MAIN = PROJECT_ROOT / "sousa_engine" / "web" / "main.py"
+LAYERS = "audio_spectrogram_transformer.layers"
+
+
+@pytest.fixture
+def outline():
+    return module_tree.load_outline("ast-base")
+
+
+@pytest.fixture
+def page(workspace, monkeypatch):
+    """The page as opened under /backbones?variant=ast-base."""
+    monkeypatch.setenv("SOUSA_WORKSPACE", str(workspace.root))
+    app = AppTest.from_file(str(MAIN), default_timeout=60).run()
+    app.query_params["variant"] = "ast-base"
+    app.switch_page(str(PROJECT_ROOT / "pages" / "backbones.py")).run()
+    assert not app.exception
+    return app
+
+
+def sent(page):
+    """What Python sent to the tree."""
+    return json.loads(page.get("bidi_component")[0].proto.json)
+
+
+def tick(page, outline, paths, rev=None):
+    """What the browser sends after ticks."""
+    rev = sent(page)["seed_rev"] if rev is None else rev
+    page.session_state["tree"] = {"ticks": {"outline": outline_name(outline), "rev": rev, "paths": list(paths)}}
+    return page.run()
+
+
+def button(page, label):
+    return next(b for b in page.button if b.label == label)
+
+
+def counted(page):
+    return next(c.value for c in page.caption if "modules with LoRA" in c.value)
+
+
+def test_the_card_says_plainly_which_weights_there_are(page, workspace):
+    state = backbones.weights_state("ast-base", workspace)
+    texts = [*(m.value for m in page.markdown), *(c.value for c in page.caption)]
+    assert any((state.label or "no pretrained weights here") in text for text in texts)
+    assert any(state.message in text for text in texts)
+
+
+def test_the_page_opens_with_the_recommended_set_ticked(page, outline):
+    assert sent(page)["seed"] == list(launch.recommended_sets(outline)["attention+mlp"])
+    assert counted(page).startswith("72 modules with LoRA, 1,359,400 trainable of 86,219,560")
+
+
+def test_all_linear_with_the_head_by_lora_is_1333568(page):
+    button(page, "All linear, head too").click().run()
+    assert page.session_state["bench.head"] == "lora"
+    assert counted(page).startswith("73 modules with LoRA, 1,333,568 trainable of 86,219,560 parameters (1.55 %)")
+
+
+def test_python_believes_only_what_can_be_ticked(page, outline):
+    claims = [f"{LAYERS}.0.attention.q_proj", f"{LAYERS}.0.layernorm_before", f"{LAYERS}.0", "classifier.dense", "../x"]
+    tick(page, outline, claims)
+    assert not page.exception
+    assert counted(page).startswith("1 modules with LoRA, 44,584 ")
+
+
+def test_data_for_the_browser_stays_the_same_from_tick_to_tick(page, outline):
+    before = page.get("bidi_component")[0].proto.json
+    tick(page, outline, [f"{LAYERS}.0.mlp.fc1"])
+    tick(page, outline, [f"{LAYERS}.0.mlp.fc1", f"{LAYERS}.1.mlp.fc1"])
+    assert page.get("bidi_component")[0].proto.json == before
+
+
+def test_ticks_from_before_a_ready_set_was_chosen_do_not_undo_it(page, outline):
+    old = sent(page)["seed_rev"]
+    button(page, "Attention").click().run()
+    assert sent(page)["seed_rev"] > old
+    tick(page, outline, [], rev=old)
+    assert counted(page).startswith("48 modules")
+    tick(page, outline, [])
+    assert counted(page).startswith("0 modules")
+
+
+def test_ticks_of_another_network_are_not_taken_for_this_one(page):
+    tick(page, module_tree.load_outline("ast-mini"), [])
+    assert counted(page).startswith("72 modules")
+
+
+def test_an_unknown_backbone_in_the_address_is_named_with_the_nearest(page):
+    page.query_params["variant"] = "ast-bsae"
+    page.run()
+    assert not page.exception
+    assert "'ast-bsae'" in page.warning[0].value
+    assert "ast-base" in page.warning[0].value
+
+
+def test_rank_above_a_modules_width_and_nothing_to_train_forbid_the_launch(page, outline):
+    page.number_input(key="bench.r").set_value(1000).run()
+    assert "above the width" in page.error[0].value
+    assert button(page, "Launch with these targets").disabled
+    page.number_input(key="bench.r").set_value(8).run()
+    page.session_state["bench.head"] = "freeze"
+    tick(page, outline, [])
+    assert "Nothing would train" in page.error[0].value
+    assert button(page, "Launch with these targets").disabled
+
+
+def test_ticks_are_handed_over_to_launch_with_head_rank_and_name(page, outline):
+    page.number_input(key="bench.r").set_value(16).run()
+    button(page, "Attention").click().run()
+    button(page, "Launch with these targets").click().run()
+    assert not page.exception
+    assert page.title[0].value == "Launch"
+    ticks = page.session_state["ticks"]
+    assert ticks == {
+        "variant": "ast-base",
+        "paths": list(launch.recommended_sets(outline)["attention"]),
+        "head": "train",
+        "r": 16,
+        "name": "attention",
+    }
+
+
+def test_a_set_is_saved_loaded_and_deleted_by_name(page, outline, workspace):
+    path = f"{LAYERS}.11.mlp.fc2"
+    page.session_state["bench.head"] = "freeze"
+    tick(page, outline, [path])
+    next(t for t in page.text_input if t.label.startswith("Name for")).set_value("  top   fc2 ")
+    button(page, "Save").click().run()
+    assert not page.exception
+    with Store.open(workspace) as store:
+        saved = store.target_sets("ast-base")
+    assert [(s.name, s.paths, s.head) for s in saved] == [("top fc2", (path,), "freeze")]
+    button(page, "Attention").click().run()
+    page.session_state["bench.head"] = "train"
+    page.run()
+    button(page, "Load").click().run()
+    assert counted(page).startswith("1 modules with LoRA, 30,720 ")
+    assert page.session_state["bench.head"] == "freeze"
+    button(page, "Delete it").click().run()
+    with Store.open(workspace) as store:
+        assert store.target_sets("ast-base") == ()
+
+
+def test_a_set_without_a_name_or_a_place_to_write_is_refused_in_a_sentence(page, monkeypatch):
+    button(page, "Save").click().run()
+    assert "needs a name" in page.error[0].value
+
+    def refuse(*_):
+        raise WorkspaceError("runs.db is read-only here.")
+
+    monkeypatch.setattr(Store, "save_target_set", refuse)
+    next(t for t in page.text_input if t.label.startswith("Name for")).set_value("x")
+    button(page, "Save").click().run()
+    assert not page.exception
+    assert page.error[0].value == "runs.db is read-only here."
+
+
+def paste(page, text):
+    page.text_area(key="pasted").set_value(text).run()
+    assert not page.exception
+    return page
+
+
+def test_an_entry_that_matches_nothing_is_refused_with_the_nearest_names(page):
+    paste(page, "q_proj, qurey")
+    assert any("`qurey` matches nothing" in m.value and "`q_proj`" in m.value for m in page.markdown)
+    assert "1 of 2 entries match nothing" in page.error[0].value
+    assert button(page, "Tick these 12 modules").disabled
+
+
+def test_old_names_are_recognised_and_offered_in_todays(page):
+    paste(page, "peft_target_modules:\n  - query\n  - key\n  - value\n  - output.dense\n")
+    assert any("`query`: 12 modules, by old name" in m.value for m in page.markdown)
+    button(page, "Use today's names").click().run()
+    assert page.text_area(key="pasted").value.split("\n- ")[1:] == ["q_proj", "k_proj", "v_proj", "o_proj", "fc2\n"]
+    button(page, "Tick these 60 modules").click().run()
+    assert counted(page).startswith("60 modules")
+
+
+def test_a_list_that_names_the_head_puts_lora_on_it_and_repeats_the_known_count(page):
+    paste(page, "[query, key, value, dense]")
+    assert any("names the head (`classifier.dense`)" in c.value for c in page.caption)
+    button(page, "Tick these 73 modules").click().run()
+    assert counted(page).startswith("73 modules with LoRA, 1,333,568 trainable of 86,219,560")
+
+
+def test_names_of_ready_sets_and_text_that_is_no_list(page):
+    paste(page, "attention+mlp")
+    assert any("`attention+mlp`: 72 modules, a ready set" in m.value for m in page.markdown)
+    paste(page, "a: {b: c}")
+    assert page.error
+
+
+def test_yaml_to_copy_means_exactly_the_ticked_modules(page, outline):
+    ticked = [f"{LAYERS}.{i}.attention.{name}_proj" for i in range(12) for name in "qv"]
+    tick(page, outline, ticked)
+    assert page.code[0].value == "peft_target_modules:\n- q_proj\n- v_proj"
+    page.session_state["bench.head"] = "lora"
+    page.run()
+    text = page.code[0].value
+    assert "dense" in text
+    assert module_tree.resolve(outline, text.split("\n- ")[1:]).paths == (*ticked, "classifier.dense")

@@ -1,0 +1,109 @@
+"""The studio's shell: every page opens, a mistake is a sentence, torch stays out, strangers' addresses are refused."""
+
+import json
+import subprocess
+import sys
+import tomllib
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from sousa_engine.workspace import PROJECT_ROOT
+
+MAIN = PROJECT_ROOT / "sousa_engine" / "web" / "main.py"
+PAGES = sorted(path.stem for path in (PROJECT_ROOT / "pages").glob("*.py"))
+
+
+@pytest.fixture
+def studio(workspace, monkeypatch):
+    monkeypatch.setenv("SOUSA_WORKSPACE", str(workspace.root))
+    return AppTest.from_file(str(MAIN), default_timeout=60)
+
+
+def test_the_router_knows_every_page_file():
+    assert PAGES == ["backbones", "compare", "data", "home", "launch", "run", "runs"]
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_page_opens_in_an_empty_workspace(studio, name):
+    studio.run()
+    studio.switch_page(str(PROJECT_ROOT / "pages" / f"{name}.py")).run()
+    assert not studio.exception
+    assert studio.title or studio.error or studio.info or studio.markdown
+
+
+def test_a_garbage_database_is_a_sentence_and_no_traceback(studio, workspace):
+    workspace.db.write_bytes(b"this is no database" * 100)
+    studio.run()
+    assert not studio.exception
+    assert "runs.db" in studio.error[0].value
+
+
+def test_visiting_all_pages_never_imports_torch(workspace):
+    script = f"""
+import json, os, sys
+os.environ["SOUSA_WORKSPACE"] = {str(workspace.root)!r}
+from streamlit.testing.v1 import AppTest
+import app
+studio = AppTest.from_file({str(MAIN)!r}, default_timeout=60).run()
+problems = []
+for name in {PAGES!r}:
+    studio.switch_page(os.path.join({str(PROJECT_ROOT)!r}, "pages", name + ".py")).run()
+    problems += [f"{{name}}: {{e.message}}" for e in studio.exception]
+print(json.dumps([problems, [m for m in ("torch", "transformers", "peft", "torchaudio") if m in sys.modules]]))
+"""
+    answer = subprocess.run(
+        [sys.executable, "-c", script], cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert answer.returncode == 0, answer.stderr
+    problems, heavy = json.loads(answer.stdout.splitlines()[-1])
+    assert problems == []
+    assert heavy == []
+
+
+def test_a_request_under_a_foreign_host_name_is_refused(workspace, monkeypatch):
+    script = """
+from starlette.testclient import TestClient
+import app
+for host in ("evil.example", "localhost", "127.0.0.1:8501"):
+    print(TestClient(app.app, base_url=f"http://{host}").get("/_stcore/health").status_code)
+"""
+    monkeypatch.setenv("SOUSA_WORKSPACE", str(workspace.root))
+    answer = subprocess.run(
+        [sys.executable, "-c", script], cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert answer.stdout.split() == ["400", "200", "200"], answer.stderr
+
+
+def test_the_studio_listens_on_this_machine_alone_and_sends_no_statistics():
+    settings = tomllib.loads((PROJECT_ROOT / ".streamlit" / "config.toml").read_text())
+    assert settings["server"]["address"] == "127.0.0.1"
+    assert settings["server"]["allowedHosts"] == ["127.0.0.1", "localhost"]
+    assert settings["server"]["enableXsrfProtection"]
+    assert settings["browser"]["gatherUsageStats"] is False
+
+
+@pytest.mark.parametrize("mode", ["light", "dark"])
+def test_both_themes_bring_full_palettes_and_readable_text(mode):
+    theme = tomllib.loads((PROJECT_ROOT / ".streamlit" / "config.toml").read_text())["theme"]
+    ours = theme[mode]
+    assert set(theme["light"]) == set(theme["dark"])
+    assert len(ours["chartSequentialColors"]) == len(ours["chartDivergingColors"]) == 10
+    assert len(set(ours["chartCategoricalColors"])) >= 8
+    for behind in ("backgroundColor", "secondaryBackgroundColor"):
+        assert contrast(ours["textColor"], ours[behind]) >= 7
+        assert contrast(ours["linkColor"], ours[behind]) >= 4.5
+        for color in ours["chartCategoricalColors"]:
+            assert contrast(color, ours[behind]) >= 2.7
+
+
+def contrast(one: str, other: str) -> float:
+    """WCAG 2.1 contrast ratio of two #rrggbb colours."""
+
+    def luminance(color: str) -> float:
+        channels = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
