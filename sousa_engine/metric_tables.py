@@ -22,7 +22,7 @@ def add_points(db: Database, run_number: int, points: Iterable[SpoolPoint]) -> N
     if not by_metric:
         return
     db.conn.executemany(
-        "INSERT OR IGNORE INTO metric_names (name, better) VALUES (?, ?)",
+        "INSERT OR IGNORE INTO metric_names (metric, better) VALUES (?, ?)",
         [(name, "lower" if _lower_is_better(name) else "higher") for name in by_metric],
     )
     numbers = _numbers(db)
@@ -94,7 +94,7 @@ def _summarise(db: Database, run_number: int, metric: int, name: str, found: lis
 
 
 def _numbers(db: Database) -> dict[str, int]:
-    return dict(db.execute("SELECT name, metric_number FROM metric_names"))
+    return dict(db.execute("SELECT metric, metric_number FROM metric_names"))
 
 
 def _finite(value: float) -> tuple[float | None, str | None]:
@@ -150,11 +150,11 @@ GROUP BY bucket >> :group
 """
 
 SUMMARIES = """
-SELECT r.id AS id, m.name AS metric, s.last_value AS last, s.last_step AS last_step, s.best_value AS best,
+SELECT r.id AS id, m.metric, s.last_value AS last, s.last_step AS last_step, s.best_value AS best,
        s.best_step AS best_step, s.last_clip_count AS n
 FROM json_each(?) AS wanted
 JOIN runs AS r ON r.id = wanted.value
 JOIN metric_summaries AS s USING (run_number)
 JOIN metric_names AS m USING (metric_number)
-ORDER BY m.name
+ORDER BY m.metric
 """

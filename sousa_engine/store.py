@@ -179,10 +179,10 @@ class Store:
 
     def metric_names(self, run_id: str) -> tuple[str, ...]:
         sql = (
-            "SELECT name FROM metric_summaries JOIN metric_names USING (metric_number)"
-            " WHERE run_number = ? ORDER BY name"
+            "SELECT metric FROM metric_summaries JOIN metric_names USING (metric_number)"
+            " WHERE run_number = ? ORDER BY metric"
         )
-        return tuple(row["name"] for row in self._query(sql, [self._number(run_id)]))
+        return tuple(row["metric"] for row in self._query(sql, [self._number(run_id)]))
 
     def curve(
         self, run_id: str, metric: str, *, first: int | None = None, last: int | None = None, max_points: int = 500
@@ -206,11 +206,11 @@ class Store:
     def first_divergence(self, run_id: str) -> tuple[str, int] | None:
         """The metric that was the first to be nan or inf, and the step."""
         found = self._query(
-            "SELECT name, first_not_finite_step AS step FROM metric_summaries JOIN metric_names USING (metric_number)"
-            " WHERE run_number = ? AND first_not_finite_step IS NOT NULL ORDER BY step, name LIMIT 1",
+            "SELECT metric, first_not_finite_step AS step FROM metric_summaries JOIN metric_names USING (metric_number)"
+            " WHERE run_number = ? AND first_not_finite_step IS NOT NULL ORDER BY step, metric LIMIT 1",
             [self._number(run_id)],
         )
-        return (found[0]["name"], found[0]["step"]) if found else None
+        return (found[0]["metric"], found[0]["step"]) if found else None
 
     # Target sets
 
