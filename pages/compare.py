@@ -98,24 +98,25 @@ def measures(runs: Sequence[Run], found: Sequence[Result]) -> None:
                 "Status": row.status,
                 "Weights": parts.weights_text(run),
                 "Seed": row.seed,
-                "Test accuracy": row.test.value if row.test else None,
+                "Test accuracy": hundred(row.test and row.test.value),
                 "95 % of test": span(row.test),
                 "n test": row.test.n if row.test else None,
-                "Test macro-F1": row.test_macro_f1,
-                "Best valid": row.best_valid.value if row.best_valid else None,
+                "Test macro-F1": hundred(row.test_macro_f1),
+                "Best valid": hundred(row.best_valid and row.best_valid.value),
                 "95 % of valid": span(row.best_valid),
                 "n valid": row.best_valid.n if row.best_valid else None,
                 "Best step": row.best_step,
-                "Last valid": row.last_valid.value if row.last_valid else None,
+                "Last valid": hundred(row.last_valid and row.last_valid.value),
                 "Trainable": row.trainable,
                 "Seconds": row.seconds,
             }
         )
     whole = ["n test", "n valid", "Best step", "Trainable"]
-    share = st.column_config.NumberColumn(format="percent")
+    share = st.column_config.NumberColumn(format="%.1f %%")
     st.dataframe(
         pd.DataFrame(rows).astype(dict.fromkeys(whole, "Int64")),
         hide_index=True,
+        placeholder="–",
         column_config={
             "Run": st.column_config.TextColumn(pinned=True),
             "Test accuracy": share,
@@ -129,8 +130,12 @@ def measures(runs: Sequence[Run], found: Sequence[Result]) -> None:
     )
 
 
+def hundred(share: float | None) -> float | None:
+    return None if share is None else 100 * share
+
+
 def span(proportion) -> str:
-    return f"{100 * proportion.low:.1f} to {100 * proportion.high:.1f} %" if proportion else ""
+    return f"{100 * proportion.low:.1f} to {100 * proportion.high:.1f} %" if proportion else "–"
 
 
 def curves(store: Store, runs: Sequence[Run]) -> None:
@@ -148,7 +153,16 @@ def curves(store: Store, runs: Sequence[Run]) -> None:
             live = True
         else:
             live = False
-            smoothing = st.slider("Smoothing", 0.0, 0.99, 0.0, 0.01, key="compare_smoothing", width=240)
+            smoothing = st.slider(
+                "Smoothing",
+                0.0,
+                0.99,
+                0.0,
+                0.01,
+                key="compare_smoothing",
+                width=240,
+                disabled=not metric.startswith("train/"),
+            )
             log = st.toggle("Log scale", key="compare_log", disabled=metric.endswith(("accuracy", "macro_f1")))
     if live:
         panel = Panel(title=metric, metrics=(metric,), percent=metric.endswith(("accuracy", "macro_f1")))
@@ -187,11 +201,13 @@ def matrices(runs: Sequence[Run], predictions: dict[str, tuple[Prediction, ...]]
     for i, (run, name) in enumerate(measured):
         matrix = confusion(predictions[run.id], classes)
         with columns[i % len(columns)]:
-            st.markdown(f"**{name}**")
-            st.caption(f"{matrix.right:,} of {matrix.n:,} clips right")
+            st.markdown(f"**{name}** · {matrix.right:,} of {matrix.n:,} clips right")
             figure = confusion_figure(confusion_info(matrix), labels=False)
             st.plotly_chart(figure, key=f"confusion-{run.id}", alt=f"Confusion matrix of {name}")
-    st.caption("Rows: what was played; columns: what it was taken for. Point at a cell for its names and clips.")
+    st.caption(
+        "Rows: what was played; columns: what it was taken for. Petrol is recognised, brick is mistaken; "
+        "point at a cell for its names and clips."
+    )
 
 
 main()

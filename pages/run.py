@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from sousa_engine import launch, run_files
+from sousa_engine import launch, run_files, supervisor
 from sousa_engine.analysis import log
 from sousa_engine.analysis.compare import Result, changes_from_defaults, describe_targets, results
 from sousa_engine.analysis.confusion import class_results, confusion, mistakes
@@ -64,12 +64,17 @@ def header(run: Run) -> None:
         with st.container(horizontal=True, width="content", vertical_alignment="center"):
             actions(run)
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+        if run.status.is_over:  # until then the chart's own line tells it, every second
+            parts.status_badge(run.status)
         parts.weights_badge(run)
         st.badge(run.config.model.variant, icon=":material/account_tree:", color="gray", help="Backbone")
         st.badge(run.config.dataset_name, icon=":material/library_music:", color="gray", help="Data set")
         st.badge(run.device or run.config.device, icon=":material/memory:", color="gray", help="Device")
-        st.badge(f"seed {run.config.seed}", icon=":material/casino:", color="gray", help="Seed")
-        st.caption(f"{run.id} · created {parts.when(run.created_at_ms)}")
+        st.badge(f"seed {run.config.seed}", icon=":material/tag:", color="gray", help="Seed")
+        took = ""
+        if run.status.is_over and run.started_at_ms and run.ended_at_ms:
+            took = f" · took {parts.duration((run.ended_at_ms - run.started_at_ms) / 1000)}"
+        st.caption(f"{run.id} · {parts.when(run.created_at_ms)}{took}")
 
 
 def actions(run: Run) -> None:
@@ -97,6 +102,7 @@ def stop(run_id: str) -> None:
     try:
         with parts.open_store() as store:
             run = store.request_stop(run_id)
+            supervisor.ensure(store.workspace)  # it may have left, or died: the stop needs somebody to see to it
     except SousaError as error:
         st.toast(str(error), icon=":material/error:")
         return
@@ -122,15 +128,13 @@ def cause(run: Run, store: Store, divergence: tuple[str, int] | None) -> None:
         st.error(run.reason or f"The run is {run.status.value}; no reason was recorded.", icon=":material/error:")
     elif run.status is RunStatus.STOPPED:
         st.info(run.reason or "Stopped.", icon=":material/stop_circle:")
-    if divergence:
+    if divergence and f"step {divergence[1]}" not in (run.reason or ""):
         metric, step = divergence
         st.warning(f"{metric} became no finite number at step {step:,}.", icon=":material/trending_up:")
     if bad:
         lines = log.tail(store.workspace.run_dir(run.id) / run_files.LOG, CAUSE_LINES)
         st.markdown(f"**Last {len(lines)} lines of the log**" if lines else "The run wrote no log.")
-        if lines:
-            with st.container(height=260, autoscroll=True):
-                st.code("\n".join(lines), language=None, wrap_lines=True)
+        show_lines(lines)
 
 
 # Numbers with their n
@@ -179,7 +183,8 @@ def test_caption(run: Run, result: Result, majority: float | None) -> str:
 
 def details(run: Run, predictions: dict[str, tuple[Prediction, ...]]) -> None:
     names = ["Results", "Settings", "Log", "Events"]
-    first = "Results" if any(predictions.values()) else "Log"
+    alive = not run.status.is_over and run.status is not RunStatus.QUEUED
+    first = "Results" if any(predictions.values()) else "Log" if alive else "Settings"
     tabs = st.tabs(names, default=first, key=f"tabs-{run.id}-{first}", on_change="rerun")
     drawers = [
         lambda: draw_results(run, predictions),
@@ -204,7 +209,9 @@ def draw_results(run: Run, predictions: dict[str, tuple[Prediction, ...]]) -> No
         "Split", splits, default=splits[0], required=True, key=f"split-{run.id}", label_visibility="collapsed"
     )
     matrix = confusion(predictions[split])
-    st.caption(f"{matrix.right:,} of {matrix.n:,} {split} clips were recognised, by the best checkpoint.")
+    st.caption(
+        f"{matrix.right:,} of {matrix.n:,} {split} clips were recognised by the best checkpoint; brick is mistaken."
+    )
     left, right = st.columns([3, 2], gap="medium")
     with left:
         st.markdown("**Confusion matrix**")
@@ -279,9 +286,16 @@ def log_tail(run_id: str) -> None:
     if not lines:
         st.caption("Nothing was written yet.")
         return
-    with st.container(height=420, autoscroll=True):
-        st.code("\n".join(lines), language=None, wrap_lines=True)
+    show_lines(lines)
     st.caption(f"The last {len(lines)} lines." if len(lines) == LOG_LINES else f"{len(lines)} lines.")
+
+
+def show_lines(lines: tuple[str, ...]) -> None:
+    """A log, scrolled to its end where it is long."""
+    if not lines:
+        return
+    with st.container(height=420 if len(lines) > 18 else "content", border=False, autoscroll=len(lines) > 18):
+        st.code("\n".join(lines), language=None, wrap_lines=True)
 
 
 def events(run: Run) -> None:

@@ -13,19 +13,36 @@ from sousa_engine.web import parts
 
 REFRESH_S = 2
 MOST_COMPARED = 8
+ORDER = (
+    "title", "open", "status", "progress", "valid", "valid_n", "test", "test_n", "weights", "created", "took",
+    "trainable", "targets", "backbone", "data", "device", "id",
+)  # fmt: skip
 OPTIONS = [status.value for status in RunStatus]
 
 
 def main() -> None:
-    st.title("Runs")
+    with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
+        st.title("Runs", anchor=False, width="content")
+        if st.button("Launch a training", icon=":material/rocket_launch:", type="primary", key="launch"):
+            st.switch_page(parts.page_path("launch"))
     with parts.open_store() as store:
         runs = store.runs()
     if not runs:
         invite()
         return
-    with st.container(horizontal=True, vertical_alignment="bottom"):
-        st.text_input("Search", key="q", bind="query-params", placeholder="title, backbone, data, id", width=280)
-        st.pills("Status", OPTIONS, key="status", bind="query-params", selection_mode="multi")
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.text_input(
+            "Search",
+            key="q",
+            bind="query-params",
+            placeholder="Search title, backbone, data, id",
+            width=280,
+            icon=":material/search:",
+            label_visibility="collapsed",
+        )
+        st.pills(
+            "Status", OPTIONS, key="status", bind="query-params", selection_mode="multi", label_visibility="collapsed"
+        )
     # The timer runs only while there is something to see; a rerun of the page decides again.
     active = any(not run.status.is_over for run in runs)
     st.fragment(table, run_every=REFRESH_S if active else None)(active)
@@ -56,9 +73,11 @@ def table(was_active: bool) -> None:
         frame([known[i] for i in shown], found),
         key=table_key(shown),
         hide_index=True,
+        column_order=ORDER,
         on_select="rerun",
         selection_mode="multi-row",
-        height="auto" if len(shown) < 14 else 560,
+        height="content" if len(shown) <= 15 else 560,
+        placeholder="–",
         column_config=columns(shown),
         alt="All runs, newest first",
     )
@@ -119,13 +138,13 @@ def frame(runs: list[Run], found: tuple[Result, ...]) -> pd.DataFrame:
         valid, test = result.best_valid, result.test
         rows.append(
             {
-                "open": "Open",
                 "title": run.title,
+                "open": "Open",
                 "status": [run.status.value],
-                "progress": parts.progress_share(run),
-                "valid": valid.value if valid else None,
+                "progress": hundred(parts.progress_share(run)),
+                "valid": hundred(valid and valid.value),
                 "valid_n": valid.n if valid else None,
-                "test": test.value if test else None,
+                "test": hundred(test and test.value),
                 "test_n": test.n if test else None,
                 "weights": [parts.weights_text(run)],
                 "backbone": run.config.model.variant,
@@ -141,6 +160,10 @@ def frame(runs: list[Run], found: tuple[Result, ...]) -> pd.DataFrame:
     return pd.DataFrame(rows).astype({"valid_n": "Int64", "test_n": "Int64", "trainable": "Int64"})
 
 
+def hundred(share: float | None) -> float | None:
+    return None if share is None else round(100 * share, 1)
+
+
 def targets_text(run: Run) -> str:
     lora = run.config.lora
     count = f"{len(lora.targets)} modules" if lora.targets else "head alone"
@@ -151,15 +174,15 @@ def columns(shown: list[str]) -> dict:
     column = st.column_config
     weights = sorted({"random weights", "pretrained"})
     return {
+        "title": column.TextColumn("Title", width=210),
         "open": column.ButtonColumn("", key="runs_open", on_click=open_row, args=(shown,), type="tertiary", width=60),
-        "title": column.TextColumn("Title", pinned=True, width=210),
         "status": column.MultiselectColumn(
             "Status", options=OPTIONS, color=[parts.STATUS_COLORS[RunStatus(o)] for o in OPTIONS], width=95
         ),
-        "progress": column.ProgressColumn("Progress", min_value=0, max_value=1, format="percent", width=120),
-        "valid": column.NumberColumn("Best valid", format="percent", help="Best valid accuracy of all epochs"),
+        "progress": column.ProgressColumn("Progress", min_value=0, max_value=100, format="%d %%", width=120),
+        "valid": column.NumberColumn("Best valid", format="%.1f %%", help="Best valid accuracy of all epochs"),
         "valid_n": column.NumberColumn("n", help="Clips in valid"),
-        "test": column.NumberColumn("Test", format="percent", help="Measured once, on the best checkpoint"),
+        "test": column.NumberColumn("Test", format="%.1f %%", help="Measured once, on the best checkpoint"),
         "test_n": column.NumberColumn("n ", help="Clips in test"),
         "weights": column.MultiselectColumn("Weights", options=weights, color=["green", "orange"]),
         "backbone": column.TextColumn("Backbone"),

@@ -6,6 +6,7 @@ import pytest
 from seeding import Training, config, seed
 from streamlit.testing.v1 import AppTest
 
+from sousa_engine import supervisor
 from sousa_engine.records import RunStatus
 from sousa_engine.store import Store
 from sousa_engine.workspace import PROJECT_ROOT
@@ -14,9 +15,16 @@ PAGES = PROJECT_ROOT / "pages"
 
 
 @pytest.fixture
-def visit(workspace, monkeypatch):
+def ensured():
+    """The workspaces a page started a supervisor for; none really starts."""
+    return []
+
+
+@pytest.fixture
+def visit(workspace, monkeypatch, ensured):
     """visit("runs"), visit("run", id=...): the page after its first run, without an exception."""
     monkeypatch.setenv("SOUSA_WORKSPACE", str(workspace.root))
+    monkeypatch.setattr(supervisor, "ensure", ensured.append)
 
     def open_page(name, **query):
         app = AppTest.from_file(str(PROJECT_ROOT / "sousa_engine" / "web" / "main.py"), default_timeout=60)
@@ -74,9 +82,9 @@ def test_every_run_is_listed_newest_first_with_its_n(visit_week, week):
     assert len(table) == len(week[1]) == 11
     assert table["status"].explode().tolist()[:3] == ["queued", "running", "finished"]
     finished = table[table["id"] == week[1]["finished"].id].iloc[0]
-    assert finished["test_n"] == 200 and 0.5 < finished["test"] < 0.7 and finished["progress"] == 1
+    assert finished["test_n"] == 200 and 50 < finished["test"] < 70 and finished["progress"] == 100
     running = table[table["id"] == week[1]["running"].id].iloc[0]
-    assert running["progress"] == 0.5 and running["valid_n"] == 200
+    assert running["progress"] == 50 and running["valid_n"] == 200
 
 
 def test_random_weights_are_labelled_in_the_list(visit_week, week):
@@ -192,9 +200,17 @@ def test_failed_run_shows_the_cause_the_step_and_the_last_lines(visit_week, week
     app = visit_week("run", id=week[1]["failed"].id)
     said = words(app)
     assert "The loss became nan at step 120" in app.error[0].value
-    assert "train/loss became no finite number at step 120" in app.warning[0].value
+    assert not app.warning
     assert "sousa_engine.errors.RunError" in said and "\x1b" not in said
     assert app.get("button") and not [b for b in app.button if b.key == "stop"]
+
+
+def test_divergence_that_the_reason_does_not_name_is_told_with_its_step(visit, workspace):
+    training = Training.begin(workspace)
+    training.steps(20, diverge_at=12)
+    training.end(RunStatus.STOPPED, "Stopped at step 20.")
+    app = visit("run", id=training.run.id)
+    assert app.warning[0].value == "train/loss became no finite number at step 12."
 
 
 def test_random_weights_are_labelled_on_the_page_of_the_run(visit_week, week):
@@ -204,7 +220,7 @@ def test_random_weights_are_labelled_on_the_page_of_the_run(visit_week, week):
     assert "random weights" in badges("random") and "random weights" not in badges("finished")
 
 
-def test_stop_button_asks_for_a_stop_and_says_what_happens(visit, workspace):
+def test_stop_button_asks_for_a_stop_and_says_what_happens(visit, workspace, ensured):
     training = Training.begin(workspace)
     training.steps(5)
     app = visit("run", id=training.run.id)
@@ -213,6 +229,7 @@ def test_stop_button_asks_for_a_stop_and_says_what_happens(visit, workspace):
         run = store.run(training.run.id)
     assert run is not None and run.status is RunStatus.STOPPING
     assert "checkpoint is saved first" in app.toast[0].value
+    assert ensured == [workspace]
     assert app.button(key="stop").disabled and app.button(key="stop").label == "Stopping"
 
 

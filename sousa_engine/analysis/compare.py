@@ -131,10 +131,10 @@ def paired_sentence(first: str, second: str, difference: PairedDifference) -> st
         if d.is_clear
         else "these clips cannot tell the two trained networks apart"
     )
+    points = [f"{100 * value:+.1f}".replace("-", "−") for value in (d.difference, d.low, d.high)]
     return (
         f"On the same {d.n} test clips, {second} alone is right on {d.only_second} and {first} alone on "
-        f"{d.only_first}: {100 * d.difference:+.1f} points for {second} "
-        f"(95 % interval {100 * d.low:+.1f} to {100 * d.high:+.1f}); {what}."
+        f"{d.only_first}: {points[0]} points for {second} (95 % interval {points[1]} to {points[2]}); {what}."
     )
 
 

@@ -10,6 +10,7 @@ from sousa_engine.analysis.confusion import Confusion
 from sousa_engine.charts import template
 
 ROW_PX = 17
+MOST_NAMED = 12
 
 
 class ConfusionInfo(NamedTuple):
@@ -39,18 +40,14 @@ def confusion_figure(info: ConfusionInfo, labels: bool = True) -> go.Figure:
         ]
         for label, row in zip(info.classes, info.counts, strict=True)
     ]
-    # Positions, not names, on the axes: two classes may share a name once it is shortened.
-    places = list(range(len(info.classes)))
-    ticks = {
-        "tickmode": "array",
-        "tickvals": places,
-        "ticktext": [_short(name) for name in info.classes],
-        "tickfont": {"size": 10},
-        "showgrid": False,
-        "showticklabels": labels,
-        "range": [-0.5, len(places) - 0.5],
-    }
-    size = ROW_PX * len(places) + (150 if labels else 30)
+    count = len(info.classes)
+    places = list(range(1, count + 1))  # not names: two classes may share a name once it is shortened
+    numbered = count > MOST_NAMED  # so many names do not fit under the columns: they get numbers
+    names = [f"{_short(name)}  {i}" if numbered else _short(name) for i, name in zip(places, info.classes, strict=True)]
+    named = {"tickmode": "array", "tickvals": places, "ticktext": names, "tickangle": 0}
+    bare = {"showgrid": False, "showticklabels": labels, "ticks": "", "showline": False, "tickfont": {"size": 10}}
+    frame = {"x0": 0.5, "x1": count + 0.5, "y0": 0.5, "y1": count + 0.5}
+    square = {} if labels else {"scaleanchor": "x", "constrain": "domain"}
     return go.Figure(
         go.Heatmap(
             x=places,
@@ -63,8 +60,8 @@ def confusion_figure(info: ConfusionInfo, labels: bool = True) -> go.Figure:
             colorscale=[
                 [0, f"rgba({template.WRONG},1)"],
                 [0.4, f"rgba({template.WRONG},0.45)"],
-                [0.5, f"rgba({template.WRONG},0.12)"],
-                [0.5, f"rgba({template.RIGHT},0.12)"],
+                [0.5, f"rgba({template.WRONG},0.25)"],
+                [0.5, f"rgba({template.RIGHT},0.25)"],
                 [1, f"rgba({template.RIGHT},1)"],
             ],
             showscale=False,
@@ -73,15 +70,22 @@ def confusion_figure(info: ConfusionInfo, labels: bool = True) -> go.Figure:
             hovertemplate="%{text}<extra></extra>",
         ),
         layout=template.layout(
-            height=max(320, size) if labels else max(300, min(size, 460)),
-            xaxis={**ticks, "tickangle": -90, "title": {"text": "predicted", "standoff": 6}, "constrain": "domain"},
-            yaxis={**ticks, "range": ticks["range"][::-1], "title": {"text": "played", "standoff": 6}},
-            shapes=[
-                {
-                    "type": "rect", "xref": "paper", "yref": "paper", "x0": 0, "x1": 1, "y0": 0, "y1": 1,
-                    "line": {"color": template.GREY.format(0.35), "width": 1},
-                }
-            ],
+            height=max(320, ROW_PX * count + 90) if labels else 460,
+            xaxis={
+                **bare,
+                **({} if numbered else named),
+                "range": [0.5, count + 0.5],
+                "constrain": "domain",
+                "title": {"text": "taken for", "standoff": 6},
+            },
+            yaxis={
+                **bare,
+                **named,
+                "range": [count + 0.5, 0.5],
+                **square,
+                "title": {"text": "played", "standoff": 6},
+            },
+            shapes=[{"type": "rect", **frame, "line": {"color": template.GREY.format(0.35), "width": 1}}],
         ),
     )  # fmt: skip
 

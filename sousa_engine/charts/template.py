@@ -1,6 +1,6 @@
 """The look all figures share: transparent, thin grey lines that read on paper and on ink, compact margins.
 
-Pages draw with st.plotly_chart's own theme on top, which brings the text and series colours of light or dark.
+Text and series colours are left open: st.plotly_chart's theme brings those of light or dark.
 """
 
 import plotly.graph_objects as go
@@ -20,10 +20,8 @@ def layout(**changes) -> go.Layout:
         "title": {"standoff": 8},
     }
     base = {
-        "template": "none",
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
-        "font": {"color": GREY.format(1)},
         "margin": {"l": 8, "r": 8, "t": 8, "b": 8},
         "hoverlabel": {"align": "left"},
         "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "title": {"text": ""}},

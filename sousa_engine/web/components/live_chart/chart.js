@@ -225,6 +225,7 @@ class View {
       box.replaceChildren()
       this.panels = this.data.panels.map(panel => ({ ...panel, ...skeleton(panel, box) }))
     }
+    this.find(".smooth").hidden = this.data.panels.every(panel => panel.metrics.every(isDotted))
     this.find(".log").hidden = this.data.panels.every(panel => panel.percent)
     this.panels.forEach((panel, index) => {
       panel.parts = parts(this.data.runs, panel, this.theme)
@@ -247,6 +248,7 @@ class View {
       panel.element.dataset.last = steps ? data[0].at(-1) : ""
       const over = this.data.runs.every(run => this.answers.get(run.id)?.over)
       panel.empty.hidden = steps > 0
+      panel.plot.classList.toggle("blank", steps === 0)
       panel.empty.textContent = over ? "No step was recorded." : "Curves appear with the first step."
       readLegend(this, panel)
     }
@@ -271,16 +273,13 @@ class View {
   }
 
   showStatus() {
-    const several = this.data.runs.length > 1
+    for (const panel of this.panels)
+      for (const part of panel.parts) part.state.textContent = stateText(this.answers.get(part.run))
+    const [run] = this.data.runs
+    const answer = this.answers.get(run.id) ?? { status: run.status }
     const status = this.find(".status")
-    const runs = this.find(".runs")
-    if (several) {
-      runs.replaceChildren(...this.data.runs.map((run, i) => runChip(run, this.answers.get(run.id), this.theme, i)))
-      return
-    }
-    const answer = this.answers.get(this.data.runs[0].id)
-    status.hidden = false
-    fillStatus(status, answer ?? { status: this.data.runs[0].status, series: {} })
+    status.hidden = this.data.runs.length > 1 || (answer.over && !answer.missing)
+    fillStatus(status, answer)
   }
 }
 
@@ -308,10 +307,12 @@ function parts(runs, panel, theme) {
       const [split] = metric.split("/")
       const color = theme.series[(several ? r : m) % theme.series.length]
       const label = several ? (panel.metrics.length > 1 ? `${run.label}, ${split}` : run.label) : split
-      return { key: `${run.id}|${metric}`, label, color, dots: split !== "train", band: !several && split === "train" }
+      return { key: `${run.id}|${metric}`, run: several ? run.id : null, label, color, dots: isDotted(metric), band: !several && split === "train" }
     })
   )
 }
+
+const isDotted = metric => !metric.startsWith("train/") // measured once an epoch: few points, each worth a dot
 
 function columns(view, panel, part) {
   const curve = view.curve(part.key) ?? { width: 1, steps: [], mean: [], low: [], high: [] }
@@ -331,7 +332,7 @@ function makeChart(view, panel) {
   const series = [{ label: "step" }]
   const bands = []
   for (const part of panel.parts) {
-    const line = { stroke: part.color, width: 2, points: { show: false }, spanGaps: false }
+    const line = { stroke: part.color, width: part.dots ? 2 : 1.5, points: { show: false }, spanGaps: false }
     if (part.band) {
       const none = { ...line, width: 0, stroke: "transparent" }
       series.push(none, { ...none })
@@ -452,7 +453,8 @@ function makeLegend(view, panel) {
       const mark = make("i", { className: part.dots ? "mark dots" : "mark" })
       mark.style.setProperty("--mark", part.color)
       part.value = make("b", { textContent: "–" })
-      const button = make("button", { type: "button", title: "Show or hide" }, mark, part.label, part.value)
+      part.state = make("span", { className: "quiet" })
+      const button = make("button", { type: "button", title: "Show or hide" }, mark, part.label, part.value, part.state)
       button.setAttribute("aria-pressed", String(!view.hidden.has(part.key)))
       button.onclick = () => {
         const show = view.hidden.delete(part.key)
@@ -469,7 +471,8 @@ function readLegend(view, panel) {
   const { chart } = panel
   if (!chart) return
   const hovering = chart.cursor.idx != null && chart.cursor.left >= 0
-  panel.at.textContent = hovering ? `step ${chart.data[0][chart.cursor.idx].toLocaleString("en")}` : ""
+  const step = chart.data[0][hovering ? chart.cursor.idx : chart.data[0].length - 1]
+  panel.at.textContent = step === undefined ? "" : `step ${step.toLocaleString("en")}`
   const read = []
   for (const part of panel.parts) {
     const values = chart.data[part.index] ?? []
@@ -542,15 +545,11 @@ function duration(ms) {
   return `${Math.floor(s / 3600)} h ${String(Math.floor((s % 3600) / 60)).padStart(2, "0")} min`
 }
 
-function runChip(run, answer, theme, index) {
-  const mark = make("i", { className: "mark" })
-  mark.style.setProperty("--mark", theme.series[index % theme.series.length])
-  const share = answer?.progress?.total ? ` · ${Math.round((100 * answer.progress.done) / answer.progress.total)} %` : ""
-  const state = answer?.status ?? run.status
-  const text = `${state}${answer && !answer.over ? share : ""}`
-  const chip = make("span", {}, mark, run.label, make("span", { className: "quiet", textContent: text }))
-  chip.setAttribute("role", "listitem")
-  return chip
+// Beside a run's name where several are drawn: only what is still moving needs saying.
+function stateText(answer) {
+  if (!answer || (answer.over && answer.status === "finished")) return ""
+  const { progress, status, over } = answer
+  return !over && progress?.total ? `${status} ${Math.round((100 * progress.done) / progress.total)} %` : status ?? "gone"
 }
 
 function readTheme(root) {
@@ -566,7 +565,7 @@ function readTheme(root) {
 
 // A canvas resolves any CSS colour to rgb; asking it keeps this free of colour parsing.
 function fade(color, alpha) {
-  const pen = (fade.pen ??= document.createElement("canvas").getContext("2d"))
+  const pen = (fade.pen ??= document.createElement("canvas").getContext("2d", { willReadFrequently: true }))
   pen.globalAlpha = 1
   pen.clearRect(0, 0, 1, 1)
   pen.fillStyle = color
