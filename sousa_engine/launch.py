@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import yaml
 
-from sousa_engine import backbones, config, grammar, module_tree, supervisor
+from sousa_engine import backbones, config, grammar, module_tree, reporters, supervisor
 from sousa_engine.config import RunConfig
 from sousa_engine.data import manifest as manifests
 from sousa_engine.errors import PreflightError, TargetError, UserError
@@ -277,6 +277,5 @@ def _device_check(run_config: RunConfig) -> Check:
 def _wandb_check(run_config: RunConfig) -> Check:
     mode = run_config.wandb.mode
     if find_spec("wandb") is None:
-        detail = f"wandb.mode={mode} needs the optional package wandb: `.venv/bin/pip install wandb`."
-        return Check(level="error", title="W&B", detail=detail)
+        return Check(level="error", title="W&B", detail=reporters.wandb_missing(mode))
     return Check(level="ok", title="W&B", detail=mode)

@@ -15,16 +15,16 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sousa_engine import __version__, run_files
+from sousa_engine import __version__, reporters, run_files
 from sousa_engine.config import RunConfig
 from sousa_engine.errors import PreflightError, SousaError, UserError
 from sousa_engine.records import Progress
-from sousa_engine.spool import SpoolWriter
 from sousa_engine.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -68,12 +68,18 @@ def run(folder: Path, run_config: RunConfig, *, stop: Callable[[], bool]) -> Out
     if device.startswith("cuda:"):
         # Accelerate takes the first visible GPU; showing it one alone keeps runs on different GPUs apart.
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", device.removeprefix("cuda:"))
-    workspace = Workspace(root=folder.parent.parent)
-    reporter = _reporter(folder, run_config)
-    began = time.monotonic()
-    reporter.progress(Progress(phase="preparing", done=0, total=1))
+    with closing(reporters.open_reporter(folder, run_config)) as reporter:
+        # The first report comes before the heavy imports, so that the page shows at once that something happens.
+        reporter.progress(Progress(phase="preparing", done=0, total=1))
+        return _train(folder, run_config, device, reporter, stop)
 
-    # Heavy imports come after the first report, so that the page shows at once that something happens.
+
+def _train(
+    folder: Path, run_config: RunConfig, device: str, reporter: reporters.RunReporter, stop: Callable[[], bool]
+) -> Outcome:
+    workspace = Workspace(root=folder.parent.parent)
+    began = time.monotonic()
+
     import torch
     from accelerate import Accelerator
     from accelerate.utils import set_seed
@@ -156,7 +162,7 @@ def run(folder: Path, run_config: RunConfig, *, stop: Callable[[], bool]) -> Out
         reporter=reporter,
         stop=stop,
     )
-    lora.save(accelerator.unwrap_model(module), folder / "adapter")
+    _save_adapter(accelerator.unwrap_model(module), folder / "adapter", manifest, run_config, network.weights_label)
     _write_predictions(folder, manifest, data, outcome)
     reporter.facts(
         {
@@ -166,7 +172,6 @@ def run(folder: Path, run_config: RunConfig, *, stop: Callable[[], bool]) -> Out
             "peak_memory_mib": _peak_memory_mib(),
         }
     )
-    reporter.close()
     return outcome
 
 
@@ -217,53 +222,19 @@ def _check_attached(module, run_config, layers, trainable, forward, data, device
         raise PreflightError(f"The adapters change the output before the first step (by {difference:.1e}).")
 
 
-def _reporter(folder: Path, run_config: RunConfig) -> Any:
-    spool = SpoolWriter(folder / run_files.SPOOL)
-    if run_config.wandb.mode == "disabled":
-        return spool
-    return _WandbReporter(spool, folder, run_config)
+def _save_adapter(module, folder: Path, manifest: Manifest, run_config: RunConfig, weights_label: str) -> None:
+    """The best adapter, and beside it what its outputs mean: nothing in PEFT's files says which class is which."""
+    from sousa_engine import lora
 
-
-class _WandbReporter:
-    """Writes the spool first, and the same metrics to Weights & Biases."""
-
-    def __init__(self, spool: SpoolWriter, folder: Path, run_config: RunConfig):
-        try:
-            import wandb
-        except ImportError:
-            mode = run_config.wandb.mode
-            raise PreflightError(
-                f"wandb.mode={mode} needs the optional package wandb: `.venv/bin/pip install wandb`."
-            ) from None
-        self._spool = spool
-        self._run = wandb.init(
-            project=run_config.wandb.project,
-            mode=run_config.wandb.mode,
-            dir=str(folder),
-            name=run_config.title,
-            id=folder.name,
-            config=run_config.model_dump(mode="json"),
-        )
-
-    def metrics(
-        self, step: int, values: Mapping[str, float], *, epoch: int | None = None, n: int | None = None
-    ) -> None:
-        self._spool.metrics(step, values, epoch=epoch, n=n)
-        self._run.log({**values, "epoch": epoch}, step=step)
-
-    def progress(self, progress: Progress) -> None:
-        self._spool.progress(progress)
-
-    def event(self, kind: str, message: str) -> None:
-        self._spool.event(kind, message)
-
-    def facts(self, facts: Mapping[str, Any]) -> None:
-        self._spool.facts(facts)
-        self._run.summary.update(dict(facts))
-
-    def close(self) -> None:
-        self._run.finish()
-        self._spool.close()
+    lora.save(module, folder)
+    labels = {
+        "classes": list(manifest.classes),
+        "backbone": run_config.model.variant,
+        "weights": weights_label,
+        "data": manifest.name,
+        "clip_s": manifest.clip_s,
+    }
+    run_files.write_json(folder / "labels.json", labels)
 
 
 def _write_predictions(folder: Path, manifest: Manifest, data: Any, outcome: Outcome) -> None:
