@@ -108,7 +108,7 @@ def go_to(**parameters: str | None) -> None:
             st.session_state.pop(key, None)
 
 
-@st.cache_resource(max_entries=6, ttl=600, show_spinner="Reading the headers ...")
+@st.cache_resource(max_entries=6, ttl=600, show_spinner="Opening the data set ...")
 def opened(dataset: str) -> Manifest:
     return open_dataset(DataConfig(dataset=dataset))
 

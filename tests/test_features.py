@@ -12,6 +12,7 @@ from collections import namedtuple
 from dataclasses import replace
 
 import numpy as np
+import psutil
 import pytest
 import soundfile
 import torch
@@ -22,6 +23,7 @@ from sousa_engine.data import audio, features
 from sousa_engine.data.manifest import open_dataset
 from sousa_engine.errors import DataError, WorkspaceError
 from sousa_engine.frontends import log_mel
+from sousa_engine.workspace import PROJECT_ROOT
 
 SPEC = FrontEndSpec(sample_rate_hz=16_000, mel_bins=32, mean=-5.0, std=4.0, min_frames=16, max_frames=400)
 
@@ -202,3 +204,44 @@ def test_worker_processes_make_the_same_features_as_threads(workspace, monkeypat
     monkeypatch.setattr(features, "_POOL_FROM", 1)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
     assert np.array_equal(features.feature_cache(micro, SPEC, workspace).array, expected)
+
+
+HELD = """
+import os, sys
+from pathlib import Path
+from sousa_engine.backbones.spec import FrontEndSpec
+from sousa_engine.config import DataConfig
+from sousa_engine.data import features
+from sousa_engine.data.manifest import open_dataset
+from sousa_engine.workspace import Workspace
+
+def hold(done, total):
+    if done:
+        print(done, flush=True)
+        sys.stdin.readline()
+
+if __name__ == "__main__":
+    features._POOL_FROM = 1
+    os.sched_getaffinity = lambda pid: {0, 1}
+    spec = FrontEndSpec(sample_rate_hz=16_000, mel_bins=32, mean=-5.0, std=4.0, min_frames=16, max_frames=400)
+    features.feature_cache(open_dataset(DataConfig(dataset="micro")), spec, Workspace(root=Path(sys.argv[1])), hold)
+"""
+
+
+@pytest.mark.process
+def test_workers_end_when_their_process_is_killed(workspace):
+    script = workspace.root / "held.py"
+    script.write_text(HELD)
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT_ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(workspace.root)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
+    )  # fmt: skip
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "32\n"
+        workers = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+    assert len(workers) >= 2
+    _, alive = psutil.wait_procs(workers, timeout=30)
+    assert not alive
