@@ -1,0 +1,112 @@
+"""Does the embedded pre-training help? Trains the rows of README's table through the product itself, three seeds each.
+
+    python -m benchmarks.controls [--workspace DIR] [--seeds 0 1 2] [--rows lora random ...]
+
+Queues what is missing, waits, writes benchmarks/results/controls.json and prints the table as Markdown. Runs live in a
+workspace of their own, so it can be stopped and started again: what is finished is not trained twice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+
+from tqdm import tqdm
+
+from sousa_engine import grammar, launch
+from sousa_engine.analysis.significance import wilson
+from sousa_engine.records import Run, RunStatus
+from sousa_engine.store import Store
+from sousa_engine.workspace import Workspace
+
+RESULTS = Path(__file__).with_name("results") / "controls.json"
+ROWS = {
+    "lora": ("LoRA r=8 on attention and MLP", []),
+    "random": ("the same on random weights (control)", ["model.weights=random"]),
+    "probe": ("linear probe (head alone)", ["lora=probe"]),
+    "attention": ("LoRA r=8 on attention", ["lora=attention"]),
+    "random-probe": ("linear probe on random weights (control)", ["lora=probe", "model.weights=random"]),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workspace", type=Path, default=Path("runs") / "controls")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=["lora", "random", "probe"])
+    options = parser.parse_args()
+    workspace = Workspace(root=options.workspace.resolve())
+    wanted = {
+        (row, seed): launch.prepare(
+            grammar.parse(["model=ast-mini", "data=tiny", f"seed={seed}", f"name={row}", *ROWS[row][1]])
+        ).config
+        for row in options.rows
+        for seed in options.seeds
+    }
+    found = train_all(workspace, wanted)
+    table = [row_of(row, [found[row, seed] for seed in options.seeds], workspace) for row in options.rows]
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(table, indent=1) + "\n")
+    print(
+        "| what trains | trainable | test accuracy, mean of seeds | each seed | 95 % interval of the mean over the same n clips | train s |"
+    )
+    print("|---|---|---|---|---|---|")
+    for line in table:
+        each = ", ".join(f"{100 * value:.1f}" for value in line["accuracies"])
+        print(
+            f"| {line['title']} | {line['trainable']:,} | **{100 * line['mean']:.1f} %** | {each} | "
+            f"{100 * line['low']:.1f} to {100 * line['high']:.1f} %, n = {line['n']} | {line['train_s']:.0f} |"
+        )
+
+
+def train_all(workspace: Workspace, wanted: dict) -> dict[tuple[str, int], Run]:
+    """Queue what is not there yet, and wait for all of it. A run that did not finish ends the benchmark."""
+    with Store.open(workspace) as store:
+        runs = {run.config.model_copy(update={"device": "auto"}): run for run in store.runs()}
+        mine = {
+            key: runs[config] if config in runs else launch.start(workspace, config, created_by="benchmark")
+            for key, config in wanted.items()
+        }
+        with tqdm(total=len(mine), desc="runs", unit="run") as bar:
+            while True:
+                mine = {key: store.run(run.id) for key, run in mine.items()}
+                over = [run for run in mine.values() if run.status.is_over]
+                bar.n = len(over)
+                bar.refresh()
+                for run in over:
+                    if run.status is not RunStatus.FINISHED:
+                        raise SystemExit(f"run {run.id} ({run.title}) {run.status.value}: {run.reason}")
+                if len(over) == len(mine):
+                    return mine
+                time.sleep(1)
+
+
+def row_of(row: str, runs: list[Run], workspace: Workspace) -> dict:
+    """Seeds share the test clips, so the pooled interval speaks of clips, not of seeds; each seed is shown."""
+    with Store.open(workspace) as store:
+        summaries = [store.summaries([run.id])[run.id]["test/accuracy"] for run in runs]
+    accuracies = [summary.last for summary in summaries]
+    n = summaries[0].n
+    mean = sum(accuracies) / len(accuracies)
+    interval = wilson(round(mean * n), n)
+    return {
+        "row": row,
+        "title": ROWS[row][0],
+        "runs": [run.id for run in runs],
+        "weights": runs[0].weights_label,
+        "versions": runs[0].facts["versions"],
+        "trainable": runs[0].facts["parameters"]["trainable"],
+        "accuracies": accuracies,
+        "mean": mean,
+        "low": interval.low,
+        "high": interval.high,
+        "n": n,
+        "train_s": math.fsum(run.facts["train_s"] for run in runs) / len(runs),
+    }
+
+
+if __name__ == "__main__":
+    main()

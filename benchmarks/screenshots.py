@@ -1,0 +1,135 @@
+"""Make README's pictures: a picture of each page, from trainings that this script runs itself.
+
+    python -m benchmarks.screenshots [--workspace DIR] [--keep-running]
+
+Three short trainings on `tiny` (two of another target set, one on random weights) and one that is still running when
+its page is taken. Needs Chromium (SOUSA_CHROMIUM names another one) and some minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+from playwright.sync_api import Page, sync_playwright
+
+from benchmarks.controls import train_all
+from sousa_engine import grammar, launch
+from sousa_engine.store import Store
+from sousa_engine.workspace import PROJECT_ROOT, Workspace
+
+FOLDER = Path(__file__).with_name("screenshots")
+WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+IDLE = "[data-testid=stApp][data-test-script-state=notRunning]"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workspace", type=Path, default=Path("runs") / "screenshots")
+    parser.add_argument("--epochs", type=int, default=4)
+    options = parser.parse_args()
+    workspace = Workspace(root=options.workspace.resolve())
+    workspace.root.mkdir(parents=True, exist_ok=True)
+    FOLDER.mkdir(exist_ok=True)
+    rows = {
+        "attention+mlp": ["lora=default"],
+        "attention": ["lora=attention"],
+        "random": ["lora=default", "model.weights=random"],
+    }
+    words = ["data=tiny", f"training.max_epochs={options.epochs}"]
+    wanted = {name: launch.prepare(grammar.parse([*words, *more])).config for name, more in rows.items()}
+    done = train_all(workspace, wanted)
+    live = launch.start(
+        workspace,
+        launch.prepare(grammar.parse([*words[:1], "training.max_epochs=60", "seed=1"])).config,
+        created_by="cli",
+    )
+    try:
+        wait_for_steps(workspace, live.id, 40)
+        pages = {
+            "studio": "/",
+            "backbones": "/backbones?variant=ast-base",
+            "data": "/data?dataset=tiny",
+            "launch": "/launch",
+            "runs": "/runs",
+            "run": f"/run?id={live.id}",
+            "finished": f"/run?id={done['attention+mlp'].id}",
+            "compare": f"/compare?run={done['attention+mlp'].id}&run={done['attention'].id}",
+        }
+        take(workspace, pages)
+    finally:
+        with Store.open(workspace) as store:
+            store.request_stop(live.id)
+
+
+def wait_for_steps(workspace: Workspace, run_id: str, steps: int) -> None:
+    while True:
+        with Store.open(workspace) as store:
+            run = store.run(run_id)
+        if run is None or run.status.is_over:
+            raise SystemExit(f"run {run_id} ended before its picture: {run and run.reason}")
+        if run.progress and run.progress.phase == "training" and run.progress.done >= steps:
+            return
+        time.sleep(0.5)
+
+
+def take(workspace: Workspace, pages: dict[str, str]) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "streamlit", "run", str(PROJECT_ROOT / "app.py")]
+    command += ["--server.port", str(port), "--server.headless", "true"]
+    server = subprocess.Popen(
+        command, env={**os.environ, "SOUSA_WORKSPACE": str(workspace.root)}, start_new_session=True
+    )
+    try:
+        url = f"http://127.0.0.1:{port}"
+        while not healthy(url):
+            if server.poll() is not None:
+                raise SystemExit("the studio did not start")
+            time.sleep(0.2)
+        with sync_playwright() as playwright:
+            found = os.environ.get("SOUSA_CHROMIUM") or shutil.which("chromium")
+            browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox", "--disable-gpu"])
+            for name, path in pages.items():
+                shoot(browser, url + path, FOLDER / f"{name}.png", "light", WIDE)
+                shoot(browser, url + path, FOLDER / f"{name}-dark.png", "dark", WIDE)
+                shoot(browser, url + path, FOLDER / f"{name}-phone.png", "light", NARROW)
+            browser.close()
+    finally:
+        server.send_signal(signal.SIGINT)
+        server.wait()
+
+
+def healthy(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/_stcore/health", timeout=2) as answer:
+            return answer.status == 200
+    except OSError:
+        return False
+
+
+def shoot(browser, url: str, file: Path, scheme: str, viewport: dict[str, int]) -> None:
+    context = browser.new_context(viewport=viewport, color_scheme=scheme)
+    page: Page = context.new_page()
+    page.set_default_timeout(120_000)
+    page.goto(url)
+    page.wait_for_selector(IDLE)
+    page.wait_for_function("!document.querySelector('[data-testid=stSkeleton]')")
+    page.wait_for_load_state("networkidle") if "/run?" not in url else page.wait_for_timeout(2500)
+    page.wait_for_timeout(1000)  # fonts and the chart's first paint: a picture, not a test
+    page.screenshot(path=file)
+    print(file)
+    context.close()
+
+
+if __name__ == "__main__":
+    main()
