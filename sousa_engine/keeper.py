@@ -132,8 +132,8 @@ class Keeper:
             os.fsync(file.fileno())
 
     def _write_exit(self, code: int | None) -> None:
-        killed = code is not None and code < 0
-        note = {"nonce": self._nonce, "exit_code": None if killed else code, "signal": -code if killed else None}
+        signal_number = -code if code is not None and code < 0 else None
+        note = {"nonce": self._nonce, "exit_code": None if signal_number else code, "signal": signal_number}
         note |= {"started_ms": self._started_ms, "ended_ms": _now_ms(), "steps": self._steps}
         with self._reserved.open("r+b") as file:
             file.write(json.dumps(note).encode())

@@ -78,7 +78,7 @@ def _first(db: Database) -> None:
             CHECK ((ended_at_ms IS NOT NULL) = (status IN ('finished', 'failed', 'stopped', 'lost')))
         );
         CREATE UNIQUE INDEX one_live_run_per_slot ON runs (slot) WHERE status IN ('starting', 'running', 'stopping');
-        CREATE INDEX runs_waiting ON runs (queue_position, run_number) WHERE status = 'queued';
+        CREATE INDEX runs_waiting ON runs (wanted_device, queue_position, run_number) WHERE status = 'queued';
         CREATE INDEX runs_by_age ON runs (created_at_ms, run_number);
 
         CREATE TABLE metric_names (

@@ -63,7 +63,8 @@ class SpoolWriter:
         self._append({"k": "metrics", "t": self._clock_ms(), "step": step, "epoch": epoch, "n": n, "m": m})
 
     def progress(self, progress: Progress) -> None:
-        self._append({"k": "progress", "t": self._clock_ms(), **asdict(progress)})
+        values = {k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in asdict(progress).items()}
+        self._append({"k": "progress", "t": self._clock_ms(), **values})
 
     def event(self, kind: str, message: str) -> None:
         self._append({"k": "event", "t": self._clock_ms(), "kind": kind, "message": message})
@@ -88,7 +89,8 @@ class SpoolWriter:
         self.close()
 
     def _append(self, entry: dict[str, Any]) -> None:
-        line = json.dumps(entry, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+        text = json.dumps(entry, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        line = text.encode("utf-8", "replace") + b"\n"  # replace: file names may hold what is no text
         written = 0
         try:
             while written < len(line):
@@ -133,20 +135,27 @@ def read_batch(path: Path, offset: int, max_bytes: int = _CHUNK_BYTES) -> SpoolB
     for entry in entries:
         kind = entry["k"]
         try:
-            now = entry.get("t", now)
+            now = _whole(entry.get("t", now))
             if kind == "metrics":
-                step, epoch, n = entry["step"], entry.get("epoch"), entry.get("n")
-                points += [SpoolPoint(name, step, float(v), epoch, n, now) for name, v in entry["m"].items()]
+                step, epoch, n = (
+                    _whole(entry["step"]),
+                    _whole_or_none(entry.get("epoch")),
+                    _whole_or_none(entry.get("n")),
+                )
+                points += [SpoolPoint(_text(m), step, float(v), epoch, n, now) for m, v in entry["m"].items()]
             elif kind == "progress":
                 progress = Progress(**{k: v for k, v in entry.items() if k not in ("k", "t")})
             elif kind == "event":
-                events.append(Event(at_ms=now, kind=entry["kind"], message=entry["message"]))
+                events.append(Event(at_ms=now, kind=_text(entry["kind"]), message=_text(entry["message"])))
             elif kind == "facts":
                 facts.update(entry["facts"])
             elif kind == "unreadable":
                 events.append(_unreadable(now, entry["offset"], entry["length"], path))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            events.append(Event(at_ms=now, kind="unreadable", message=f"A {kind} line of {path.name}: {error!r}"))
+            # What the store could not take must not reach it: one bad line would hold up the whole run for ever.
+            events.append(
+                Event(at_ms=now, kind="unreadable", message=f"A {_text(kind)} line of {path.name}: {error!r}")
+            )
     return SpoolBatch(start=offset, end=end, points=points, progress=progress, events=events, facts=facts or None)
 
 
@@ -172,23 +181,43 @@ def read_predictions(path: Path) -> tuple[Prediction, ...]:
     found: list[Prediction] = []
     for number, line in enumerate(text.removesuffix("\n").split("\n"), 1):
         try:
-            values = json.loads(line)
-            values["probability"] = float(values["probability"])
-            values["label_probability"] = float(values["label_probability"])
+            values: dict[str, Any] = json.loads(line)
+            values |= {key: _text(values[key]) for key in ("clip_id", "split", "label", "predicted")}
+            values |= {key: float(values[key]) for key in ("probability", "label_probability")}
             found.append(Prediction(**values))
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"Line {number} of {path} is no prediction: {error}") from None
     return tuple(found)
 
 
 def _entry(line: bytes, at: int) -> dict[str, Any]:
     try:
-        entry = json.loads(line)
-    except ValueError:
+        entry = json.loads(line, parse_constant=_no_json)
+    except (ValueError, RecursionError):
         entry = None
     if isinstance(entry, dict) and isinstance(entry.get("k"), str):
         return entry
     return {"k": "unreadable", "offset": at, "length": len(line)}
+
+
+def _no_json(word: str) -> None:
+    raise ValueError(f"{word} is no JSON")
+
+
+def _whole(value: Any) -> int:
+    if not isinstance(value, int) or abs(value) >= 2**62:
+        raise TypeError(f"{value!r} is no whole number")
+    return value
+
+
+def _whole_or_none(value: Any) -> int | None:
+    return None if value is None else _whole(value)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    return value.encode("utf-8", "replace").decode()  # JSON can spell half a character; a database cannot hold it
 
 
 def _unreadable(at_ms: int, offset: int, length: int, path: Path) -> Event:

@@ -12,6 +12,7 @@ Who may change a run's status is said at each verb; every change is one statemen
 from __future__ import annotations
 
 import json
+import math
 import secrets
 import sqlite3
 import time
@@ -173,7 +174,7 @@ class Store:
             "SELECT clip_id, split, label, predicted, probability, label_probability FROM predictions"
             " WHERE run_number = ? AND split = ? ORDER BY clip_id"
         )
-        return tuple(Prediction(**row) for row in self._query(sql, [self._number(run_id), split]))
+        return tuple(_prediction(row) for row in self._query(sql, [self._number(run_id), split]))
 
     # Metrics, for reading
 
@@ -240,7 +241,7 @@ class Store:
 
     def live(self) -> tuple[Run, ...]:
         """The runs that hold a slot: starting, running or stopping. At most one a slot."""
-        return tuple(_run(row) for row in self._query(f"SELECT * FROM runs WHERE {_SLOT_HELD} ORDER BY run_number"))
+        return tuple(_run(row) for row in self._query(f"SELECT * FROM runs WHERE {_SLOT_HELD} ORDER BY slot"))
 
     def waiting_devices(self) -> tuple[str, ...]:
         """The devices that queued runs ask for, each once; empty when the queue is."""
@@ -412,16 +413,15 @@ class Store:
             db.execute("BEGIN IMMEDIATE")
             yield db
             db.execute("COMMIT")
-        except sqlite3.IntegrityError:
+        except BaseException as error:
             db.rollback()
-            raise
-        except sqlite3.DatabaseError as error:
-            db.rollback()
-            raise migrations.explain(error, self.workspace.db) from error
-        except BaseException:
-            db.rollback()
+            if isinstance(error, _OF_THE_FILE) and not isinstance(error, _OF_THE_VALUES):
+                raise migrations.explain(error, self.workspace.db) from error
             raise
 
+
+_OF_THE_FILE = sqlite3.DatabaseError
+_OF_THE_VALUES = (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.DataError)
 
 _INSERT_RUN = """
 INSERT INTO runs (id, name, status, wanted_device, queue_position, created_by, created_at_ms, config_json)
@@ -452,6 +452,11 @@ def _config(text: str, name: str) -> RunConfig:
     """Frozen, so that rows share it: validating 73 targets each would cost a list of 1,000 runs 0.1 s."""
     config = RunConfig.model_validate_json(text)
     return config if config.name == name else config.model_copy(update={"name": name})
+
+
+def _prediction(row: Mapping[str, Any]) -> Prediction:
+    values: dict[str, Any] = {key: math.nan if value is None else value for key, value in row.items()}
+    return Prediction(**values)
 
 
 def _target_set(row: Mapping[str, Any]) -> TargetSet:

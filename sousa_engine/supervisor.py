@@ -34,6 +34,7 @@ IDLE_EXIT_S = 60.0
 MAX_LAUNCHES = 3
 _BUSY_S, _IDLE_S = 0.2, 0.5  # between two rounds
 _STRANGE_LAUNCH_S = 10.0  # a launch that another supervisor was about to make gets this long to show itself
+_REST_S, _MAX_TROUBLES = 5.0, 5  # after an unforeseen error with one run
 _LOG_BYTES = 1 << 20
 
 
@@ -119,6 +120,7 @@ class Supervisor:
         self._told_to_stop: set[str] = set()
         self._orphans: dict[str, float] = {}
         self._resting: dict[str, float] = {}  # run id -> when to try again after an unforeseen error
+        self._troubles: dict[str, int] = {}
 
     def serve(self, idle_exit_s: float, leaving: threading.Event) -> None:
         """Rounds until nothing was to do for `idle_exit_s`. No error of the disk or of one run ends it."""
@@ -165,9 +167,9 @@ class Supervisor:
         sighting = self._executor.poll(run, nonce)
         if sighting.started_at_ms and run.started_at_ms is None:
             self._store.mark_running(run.id, nonce, started_at_ms=sighting.started_at_ms)
-        self._ingest(run, launch)
         if sighting.is_alive:
             self._steer(run, nonce, sighting)
+            self._ingest(run, launch)
         elif sighting.trainer_started or sighting.exit or sighting.result or run.status is RunStatus.RUNNING:
             self._end(run, nonce, sighting)
         elif nonce in self._launched or self._seen_for(nonce) > _STRANGE_LAUNCH_S:
@@ -264,7 +266,17 @@ class Supervisor:
             _say(f"run {run.id}:\n{traceback.format_exc()}")
             if run.id not in self._resting:
                 self._store.add_event(run.id, "supervisor", f"Trouble, will be tried again: {error!r}")
-            self._resting[run.id] = self._monotonic() + 5.0
+            self._resting[run.id] = self._monotonic() + _REST_S
+            self._troubles[run.id] = self._troubles.get(run.id, 0) + 1
+            if self._troubles[run.id] >= _MAX_TROUBLES:
+                self._give_up(run, error)
+
+    def _give_up(self, run: Run, error: Exception) -> None:
+        """A dead run whose leavings cannot be taken ends all the same, and frees its slot."""
+        nonce = self._store.launch(run.id).nonce
+        if nonce is not None and not self._executor.poll(run, nonce).is_alive:
+            reason = f"It is over, but what it left could not be taken in: {error!r}. See its folder."
+            self._store.finish(run.id, RunStatus.FAILED, reason, nonce=nonce)
 
     def _tell_recovery(self, seconds: float) -> None:
         message = f"runs.db could not be written for {seconds:.0f} s. It can again, and nothing is missing."

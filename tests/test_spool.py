@@ -8,8 +8,10 @@ import resource
 
 import pytest
 
+from sousa_engine.config import RunConfig
 from sousa_engine.records import Prediction, Progress
 from sousa_engine.spool import SpoolWriter, read_batch, read_predictions, read_spool, write_predictions
+from sousa_engine.store import Store
 
 
 def test_what_the_trainer_writes_comes_back(tmp_path):
@@ -84,6 +86,46 @@ def test_an_unreadable_line_is_reported_and_the_rest_is_read(tmp_path):
     assert batch.end == path.stat().st_size
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"k":"metrics","t":5,"step":"1","m":{"x":1}}',
+        b'{"k":"metrics","t":5,"step":99999999999999999999,"m":{"x":1}}',
+        b'{"k":"metrics","t":5,"step":1,"epoch":[],"m":{"x":1}}',
+        b'{"k":"metrics","t":5,"step":1,"m":{"x":null}}',
+        b'{"k":"metrics","t":5,"step":1,"m":{"x":NaN}}',
+        b'{"k":"metrics","t":{},"step":1,"m":{"x":1}}',
+        b'{"k":"progress","t":5,"phase":"training","done":1,"total":2,"eta_s":Infinity}',
+        b'{"k":"progress","t":5,"colour":"red"}',
+        b'{"k":"event","t":5,"kind":"x","message":{"not":"text"}}',
+        b'{"k":"facts","t":5,"facts":7}',
+        b"[" * 100_000,
+    ],
+)
+def test_no_line_however_odd_reaches_the_store_or_holds_up_the_run(workspace, line):
+    with Store.open(workspace) as store:
+        run = store.enqueue(RunConfig())
+        path = workspace.root / "spool.jsonl"
+        path.write_bytes(line + b'\n{"k":"metrics","t":6,"step":2,"m":{"x":1}}\n')
+        assert store.ingest(run.id, read_batch(path, 0))
+        assert store.curve(run.id, "x").steps == (2,)
+        assert [event.kind for event in store.events(run.id)].count("unreadable") == 1
+
+
+def test_what_is_no_text_or_no_number_does_not_stop_the_trainer(workspace):
+    path = workspace.root / "spool.jsonl"
+    with SpoolWriter(path) as spool, Store.open(workspace) as store:
+        spool.event("data", "cannot read \udcff.wav")  # a file name that is no UTF-8
+        spool.progress(Progress(phase="training", done=0, total=9, eta_s=math.inf))
+        run = store.enqueue(RunConfig())
+        assert store.ingest(run.id, read_batch(path, 0))
+        assert "cannot read ?.wav" in [event.message for event in store.events(run.id)]
+        assert store.run(run.id).progress.eta_s is None
+        with path.open("ab") as file:
+            file.write(b'{"k":"event","t":1,"kind":"x","message":"\\ud800"}\n')
+        assert store.ingest(run.id, read_batch(path, store.launch(run.id).spool_offset))
+
+
 @pytest.mark.parametrize("max_bytes", [64, 100, 4096])
 def test_reading_in_small_pieces_gives_the_same_points(tmp_path, max_bytes):
     path = tmp_path / "spool.jsonl"
@@ -130,9 +172,13 @@ def test_predictions_come_back_and_a_bad_line_is_named(tmp_path):
     ]
     write_predictions(path, rows)
     assert list(read_predictions(path)) == rows
+    good = path.read_text().partition("\n")[0] + "\n"
     write_predictions(path, [])
     assert read_predictions(path) == ()
     assert read_predictions(tmp_path / "none") == ()
     path.write_text('{"clip_id": "c0"}\n')
     with pytest.raises(ValueError, match="Line 1 of"):
+        read_predictions(path)
+    path.write_text(good + good.replace('"c0"', "17"))
+    with pytest.raises(ValueError, match="Line 2 of"):
         read_predictions(path)

@@ -131,7 +131,7 @@ def test_claims_go_oldest_first_one_a_slot_to_those_that_asked_for_it(store):
     assert (claimed.id, claimed.status, claimed.device, claimed.launches) == (first.id, RunStatus.STARTING, "cpu", 1)
     assert store.claim("cpu", "n2") is None  # the slot is held
     assert store.claim("cuda:0", "n3", devices=["cuda:0"]).id == gpu.id
-    assert [run.id for run in store.live()] == [gpu.id, first.id]
+    assert {run.id for run in store.live()} == {gpu.id, first.id}
     store.finish(first.id, RunStatus.FAILED, "x", nonce="n1")
     assert store.claim("cpu", "n4", devices=["auto"]) is None
     assert store.claim("cpu", "n5").id == second.id

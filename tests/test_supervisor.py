@@ -303,6 +303,20 @@ def test_one_runs_trouble_does_not_hold_up_the_others(store, capfd):
     assert studio.status(sick) is RunStatus.FINISHED
 
 
+def test_a_dead_run_whose_leavings_cannot_be_taken_ends_all_the_same(studio, monkeypatch, capfd):
+    run_id = studio.launched()
+
+    def fails(*args):
+        raise ZeroDivisionError("unforeseen")
+
+    monkeypatch.setattr(studio.store, "save_predictions", fails)
+    for _ in range(5):
+        studio.see(run_id, FINISHED)
+        studio.now += 10
+    assert studio.status(run_id) is RunStatus.FAILED and "ZeroDivisionError" in studio.reason(run_id)
+    assert studio.store.claim("cpu", "next") is None and not studio.store.live()  # the slot is free
+
+
 def test_a_full_disk_is_waited_out_and_nothing_is_missing(studio, capfd):
     run_id = studio.launched()
     with SpoolWriter(studio.folder(run_id) / run_files.SPOOL) as spool:
