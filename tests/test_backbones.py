@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 import os
@@ -213,6 +214,17 @@ def test_random_weights_say_so(workspace):
     assert backbones.weights_state("ast-base", workspace, "random").label == "random weights"
 
 
+@pytest.mark.parametrize("name", [name for name, variant in backbones.VARIANTS.items() if variant.embedded])
+def test_embedded_weights_load_with_nothing_but_the_package_and_are_small(name, workspace):
+    network = backbones.build(name, num_classes=9, workspace=workspace)
+    assert re.fullmatch(rf"pretrained: {name} \(embedded\), sha256 [0-9a-f]{{12}}", network.weights_label)
+    state = backbones.weights_state(name, workspace)
+    assert state.path is not None and state.path.stat().st_size <= 8_000_000
+    fresh = backbones.build(name, num_classes=9, weights="random", workspace=workspace).module.state_dict()
+    for key, value in network.module.state_dict().items():
+        assert torch.equal(value, fresh[key]) == key.startswith("classifier."), key
+
+
 def test_missing_weights_are_an_error_with_three_ways_out_and_never_a_fallback(workspace):
     state = backbones.weights_state("ast-base", workspace)
     assert not state.available and state.label == ""
@@ -365,17 +377,16 @@ server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
 threading.Thread(target=server.serve_forever, daemon=True).start()
 os.environ["HF_ENDPOINT"] = f"http://127.0.0.1:{server.server_port}"
 from sousa_engine import backbones
-from sousa_engine.backbones import ast, pretrained
+from sousa_engine.backbones import pretrained
 from sousa_engine.workspace import Workspace
 workspace = Workspace(root=Path(sys.argv[2]))
 pretrained.EMBEDDED = Path(sys.argv[2]) / "nothing"
 variant = dataclasses.replace(backbones.variant("ast-mini"), hub_id="someone/ast-mini")
 state = pretrained.weights_state(variant, workspace)
-module = ast.networks().network(variant, 3, 0)
-labels = [state.label, pretrained.load_pretrained(module, variant, ast, state)]
+file = pretrained._download(variant)
 server.shutdown()
-labels.append(pretrained.weights_state(variant, workspace).label)
-print(json.dumps(labels))
+after = pretrained.weights_state(variant, workspace)
+print(json.dumps([state.label, file.read_bytes() == body, after.label, after.path == file, "torch" in sys.modules]))
 """
     environment = {k: v for k, v in os.environ.items() if k != "HF_HUB_OFFLINE" and "proxy" not in k.lower()}
     environment["HF_HOME"] = str(tmp_path / "hub cache")
@@ -386,10 +397,18 @@ print(json.dumps(labels))
         env=environment,
     )
     assert done.returncode == 0, done.stderr
-    before, loaded, after = json.loads(done.stdout.splitlines()[-1])
+    before, whole, after, same_file, torch_imported = json.loads(done.stdout.splitlines()[-1])
     assert before == "pretrained: someone/ast-mini, downloaded when the run starts"
-    assert loaded == f"pretrained: someone/ast-mini, sha256 {pretrained.sha256(mini_file)[:12]}"
+    assert whole and same_file and not torch_imported
     assert after == "pretrained: someone/ast-mini (downloaded before)"
+
+
+def test_downloaded_weights_are_recorded_with_their_origin_and_checksum(mini, mini_file, monkeypatch):
+    monkeypatch.setattr(pretrained, "_download", lambda variant: mini_file)
+    state = backbones.WeightsState(available=True, label="pretrained: ..., downloaded", path=None, message="")
+    variant = dataclasses.replace(backbones.variant("ast-mini"), hub_id="someone/ast-mini")
+    label = pretrained.load_pretrained(mini, variant, ast, state)
+    assert label == f"pretrained: someone/ast-mini, sha256 {pretrained.sha256(mini_file)[:12]}"
 
 
 def test_asking_about_weights_never_imports_torch(workspace):
