@@ -51,7 +51,7 @@ def main() -> None:
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(table, indent=1) + "\n")
     print(
-        "| what trains | trainable | test accuracy, mean of seeds | each seed | 95 % interval of the mean over the same n clips | train s |"
+        "| what trains | trainable | test accuracy, mean of seeds | each seed | 95 % interval of the mean | train s |"
     )
     print("|---|---|---|---|---|---|")
     for line in table:
