@@ -55,7 +55,7 @@ def choose(every: Sequence[Run]) -> list[Run]:
         st.session_state[CHOICE] = [run_id for run_id in asked if run_id in known][:MOST]
         strangers = [run_id for run_id in asked if run_id not in known]
         if strangers:
-            st.warning(f"No run has the id {', '.join(strangers)}.", icon=":material/help:")
+            st.warning(parts.plain(f"No run has the id {', '.join(strangers)}."), icon=":material/help:")
     picked = st.multiselect(
         "Runs", list(known), format_func=lambda run_id: parts.run_label(known[run_id]), key=CHOICE,
         max_selections=MOST, placeholder=f"2 to {MOST} runs",
@@ -78,14 +78,14 @@ def names_of(runs: Sequence[Run]) -> list[str]:
 def conclusion(runs: Sequence[Run], found: Sequence[Result], predictions: dict[str, tuple[Prediction, ...]]) -> None:
     said = conclude(found)
     with st.container(border=True):
-        st.markdown(f":material/balance: **{said.verdict}**")
+        st.markdown(f":material/balance: **{parts.plain(said.verdict)}**")
         for note in said.notes:
             st.markdown(note)
         if len(runs) == 2:
             first, second = runs
             difference = paired(predictions[first.id], predictions[second.id])
             if difference:
-                st.markdown(paired_sentence(*names_of(runs), difference))
+                st.markdown(parts.plain(paired_sentence(*names_of(runs), difference)))
 
 
 def measures(runs: Sequence[Run], found: Sequence[Result]) -> None:
@@ -201,7 +201,7 @@ def matrices(runs: Sequence[Run], predictions: dict[str, tuple[Prediction, ...]]
     for i, (run, name) in enumerate(measured):
         matrix = confusion(predictions[run.id], classes)
         with columns[i % len(columns)]:
-            st.markdown(f"**{name}** · {matrix.right:,} of {matrix.n:,} clips right")
+            st.markdown(f"**{parts.plain(name)}** · {matrix.right:,} of {matrix.n:,} clips right")
             figure = confusion_figure(confusion_info(matrix), labels=False)
             st.plotly_chart(figure, key=f"confusion-{run.id}", alt=f"Confusion matrix of {name}")
     st.caption(

@@ -42,7 +42,7 @@ def main() -> None:
 def choose(store: Store, run_id: str) -> None:
     st.title("Run")
     if run_id:
-        st.error(f"No run has the id {run_id!r}. Choose one below.", icon=":material/error:")
+        st.error(parts.plain(f"No run has the id {run_id!r}. Choose one below."), icon=":material/error:")
     runs = store.runs()
     if not runs:
         st.info("Nothing trained yet.", icon=":material/info:")
@@ -60,7 +60,7 @@ def choose(store: Store, run_id: str) -> None:
 def header(run: Run) -> None:
     st.page_link(parts.page_path("runs"), label="All runs", icon=":material/arrow_back:")
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
-        st.title(run.title, anchor=False, width="content")
+        st.title(parts.plain(run.title), anchor=False, width="content")
         with st.container(horizontal=True, width="content", vertical_alignment="center"):
             actions(run)
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
@@ -68,7 +68,7 @@ def header(run: Run) -> None:
             parts.status_badge(run.status)
         parts.weights_badge(run)
         st.badge(run.config.model.variant, icon=":material/account_tree:", color="gray", help="Backbone")
-        st.badge(run.config.dataset_name, icon=":material/library_music:", color="gray", help="Data set")
+        st.badge(parts.plain(run.config.dataset_name), icon=":material/library_music:", color="gray", help="Data set")
         st.badge(run.device or run.config.device, icon=":material/memory:", color="gray", help="Device")
         st.badge(f"seed {run.config.seed}", icon=":material/tag:", color="gray", help="Seed")
         took = ""
@@ -104,7 +104,7 @@ def stop(run_id: str) -> None:
             run = store.request_stop(run_id)
             supervisor.ensure(store.workspace)  # it may have left, or died: the stop needs somebody to see to it
     except SousaError as error:
-        st.toast(str(error), icon=":material/error:")
+        st.toast(parts.plain(str(error)), icon=":material/error:")
         return
     said = {
         RunStatus.STOPPING: "Stopping: a checkpoint is saved first.",
@@ -118,16 +118,19 @@ def rename(run_id: str, name: str) -> None:
         with parts.open_store() as store:
             store.rename(run_id, name)
     except SousaError as error:
-        st.toast(str(error), icon=":material/error:")
+        st.toast(parts.plain(str(error)), icon=":material/error:")
 
 
 def cause(run: Run, store: Store, divergence: tuple[str, int] | None) -> None:
     """Why it ended badly: the reason, the first value that was no number, the last lines of the log."""
     bad = run.status in (RunStatus.FAILED, RunStatus.LOST)
     if bad:
-        st.error(run.reason or f"The run is {run.status.value}; no reason was recorded.", icon=":material/error:")
+        st.error(
+            parts.plain(run.reason or f"The run is {run.status.value}; no reason was recorded."),
+            icon=":material/error:",
+        )
     elif run.status is RunStatus.STOPPED:
-        st.info(run.reason or "Stopped.", icon=":material/stop_circle:")
+        st.info(parts.plain(run.reason or "Stopped."), icon=":material/stop_circle:")
     if divergence and f"step {divergence[1]}" not in (run.reason or ""):
         metric, step = divergence
         st.warning(f"{metric} became no finite number at step {step:,}.", icon=":material/trending_up:")
@@ -250,7 +253,7 @@ def settings(run: Run) -> None:
         try:
             st.code(launch.to_command(run.config), language="bash", wrap_lines=True)
         except SousaError as error:
-            st.caption(str(error))
+            st.caption(parts.plain(str(error)))
         st.markdown("**Config**")
         st.code(launch.to_yaml(run.config), language="yaml", height=420)
 

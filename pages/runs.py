@@ -11,7 +11,7 @@ from sousa_engine.analysis.compare import Result, results
 from sousa_engine.records import Run, RunStatus
 from sousa_engine.web import parts
 
-REFRESH_S = 2
+REFRESH_S, IDLE_S = 2, 15
 MOST_COMPARED = 8
 ORDER = (
     "title", "open", "status", "progress", "valid", "valid_n", "test", "test_n", "weights", "created", "took",
@@ -43,9 +43,9 @@ def main() -> None:
         st.pills(
             "Status", OPTIONS, key="status", bind="query-params", selection_mode="multi", label_visibility="collapsed"
         )
-    # The timer runs only while there is something to see; a rerun of the page decides again.
-    active = any(not run.status.is_over for run in runs)
-    st.fragment(table, run_every=REFRESH_S if active else None)(active)
+    # Quick only while something moves; slow otherwise, to notice a run that a terminal queued.
+    active = is_active(runs)
+    st.fragment(table, run_every=REFRESH_S if active else IDLE_S)(active)
 
 
 def invite() -> None:
@@ -61,8 +61,8 @@ def table(was_active: bool) -> None:
     with parts.open_store() as store:
         runs = store.runs()
         known = {run.id: run for run in runs}
-        if was_active and all(run.status.is_over for run in runs):
-            st.rerun()  # ends the timer
+        if is_active(runs) is not was_active:
+            st.rerun()  # the page gives the timer its other pace
         shown, picked = rows_to_show(runs)
         found = results([known[i] for i in shown], store.summaries(shown))
     toolbar(picked, hidden=len(matching(runs)) - len(shown) if picked else 0)
@@ -82,6 +82,10 @@ def table(was_active: bool) -> None:
         alt="All runs, newest first",
     )
     st.caption(f"{len(shown)} of {len(runs)} runs. Tick rows to compare them; every accuracy has its n beside it.")
+
+
+def is_active(runs: tuple[Run, ...]) -> bool:
+    return any(not run.status.is_over for run in runs)
 
 
 def rows_to_show(runs: tuple[Run, ...]) -> tuple[list[str], list[str]]:

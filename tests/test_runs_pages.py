@@ -122,6 +122,14 @@ def table_key(app):
     return "runs-" + hashlib.sha1(" ".join(app.session_state["runs_rows"]).encode()).hexdigest()[:12]
 
 
+def test_run_queued_elsewhere_is_noticed(visit, workspace):
+    Training.begin(workspace, config(seed=1, max_epochs=1)).finish()
+    app = visit("runs")
+    with Store.open(workspace) as store:
+        store.enqueue(config(seed=2))
+    assert checked(app.run()).dataframe[0].value["status"].explode().tolist() == ["queued", "finished"]
+
+
 def test_ticked_runs_open_compare_with_exactly_these_runs(visit_week, week):
     chosen = [week[1]["finished"].id, week[1]["rank 16"].id]
     app = visit_week("runs")
@@ -261,6 +269,14 @@ def test_run_is_renamed_on_its_page(visit, workspace):
     app = checked(app.run())
     app = checked(app.button(key="rename").click().run())
     assert app.title[0].value == "a better name"
+
+
+def test_title_is_shown_as_it_was_written_never_as_markup(visit, workspace):
+    from sousa_engine.web.parts import plain
+
+    training = Training.begin(workspace, config(name="lr_5e-4 *best* :red[x] $a$ <b>"))
+    app = visit("run", id=training.run.id)
+    assert app.title[0].value == r"lr\_5e-4 \*best\* \:red\[x\] \$a\$ \<b\>" == plain(training.run.title)
 
 
 # Compare

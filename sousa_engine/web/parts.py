@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -77,6 +78,11 @@ def weights_text(run: Run) -> str:
         return "random weights"
     weights = run.config.model.weights
     return "pretrained" if weights == "pretrained" else Path(weights).name
+
+
+def plain(text: str) -> str:
+    """Text from a user or a program, for places where Streamlit reads Markdown: shown as it is."""
+    return re.sub(r"([\\`*_\[\]#$~<>|]|:(?=\w))", r"\\\1", text)
 
 
 def percent(value: float | None) -> str:
