@@ -11,6 +11,7 @@ from sousa_engine.data import synth
 from sousa_engine.data.manifest import Clip, Manifest, counts, dataset_names, majority_baseline, open_dataset
 from sousa_engine.data.splits import SPLITS
 from sousa_engine.errors import UserError
+from sousa_engine.web import parts
 from sousa_engine.web.clip_view import SPLIT_COLORS, plain, rudiment_card, rudiment_of, show_clip
 
 OWN = "my own data"
@@ -43,6 +44,12 @@ def main() -> None:
         bring_your_own()
         return
     headline(manifest)
+    st.page_link(
+        parts.page_path("launch"),
+        label="Train on this data set",
+        icon=":material/rocket_launch:",
+        query_params={"dataset": dataset},
+    )
     how_it_was_read(manifest)
     left, right = st.columns([5, 7], gap="large")
     with left:

@@ -35,7 +35,12 @@ def main() -> None:
 
 
 def take_over_draft() -> None:
-    """Fill the form from what another page left: a run's settings ("draft") or ticks of the module tree ("ticks")."""
+    """Fill the form from what another page left: a run's settings ("draft"), ticks of the module tree ("ticks"), or a
+    data set in the address."""
+    dataset = st.query_params.pop("dataset", None)
+    if dataset:
+        st.session_state["launch.data"] = dataset if dataset in synth.PRESETS else OWN_DATA
+        st.session_state["launch.data.dataset"] = dataset
     draft = st.session_state.pop("draft", None)
     if draft is not None:
         settings = RunConfig.model_validate(draft)

@@ -10,6 +10,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Literal
 
 import yaml
@@ -73,6 +74,7 @@ def prepare(draft: Mapping[str, Any]) -> Prepared:
     draft = {**draft, "model": {**(draft.get("model") or {})}, "lora": {**(draft.get("lora") or {})}}
     name = backbones.variant(str(draft["model"].get("variant", RunConfig().model.variant))).name
     draft["model"]["variant"] = name
+    _make_paths_absolute(draft)
     outline = module_tree.load_outline(name)
     written = draft["lora"].get("targets")
     written = [DEFAULT_SET] if written is None else written
@@ -182,6 +184,16 @@ def to_command(run_config: RunConfig) -> str:
             value = "null"
         words.append(f"{dotted}={value}")
     return "python -m sousa_engine train " + " ".join(shlex.quote(word) for word in words)
+
+
+def _make_paths_absolute(draft: dict[str, Any]) -> None:
+    """What is stored holds wherever the trainer is started from: the data set's and the weights' own place."""
+    data = {**(draft.get("data") or {})}
+    if "dataset" in data:
+        draft["data"] = {**data, "dataset": manifests.absolute(str(data["dataset"]))}
+    weights = str(draft["model"].get("weights", "pretrained"))
+    if weights not in ("pretrained", "random") and Path(weights).expanduser().exists():
+        draft["model"]["weights"] = str(Path(weights).expanduser().resolve())
 
 
 def _shortest(run_config: RunConfig) -> list[str]:

@@ -18,11 +18,13 @@ from sousa_engine.data import audio, synth
 from sousa_engine.data.manifest import open_dataset
 from sousa_engine.workspace import PROJECT_ROOT
 
+ROUTER = str(PROJECT_ROOT / "sousa_engine" / "web" / "main.py")
 PAGE = str(PROJECT_ROOT / "pages" / "data.py")
 
 
 def visit(**parameters) -> AppTest:
-    at = AppTest.from_file(PAGE, default_timeout=180)
+    at = AppTest.from_file(ROUTER, default_timeout=180)
+    at.switch_page(PAGE)
     for name, value in parameters.items():
         at.query_params[name] = value
     at.run()
@@ -133,7 +135,8 @@ def test_opening_the_page_loads_no_torch():
     code = (
         "import sys, json\n"
         "from streamlit.testing.v1 import AppTest\n"
-        f"at = AppTest.from_file({PAGE!r}, default_timeout=180).run()\n"
+        f"at = AppTest.from_file({ROUTER!r}, default_timeout=180)\n"
+        f"at.switch_page({PAGE!r}).run()\n"
         "print(json.dumps([len(at.exception), 'torch' in sys.modules, 'librosa' in sys.modules]))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=240)

@@ -152,3 +152,11 @@ def test_recommended_sets_exist_for_every_variant():
 
 def test_every_field_has_help():
     assert all(config.field_help(name) for name, _ in config.fields())
+
+
+def test_relative_paths_are_stored_as_the_place_they_mean(tmp_path, monkeypatch):
+    (tmp_path / "drums").mkdir()
+    (tmp_path / "w.pth").write_bytes(b"x")
+    monkeypatch.chdir(tmp_path)
+    found = launch.prepare(grammar.parse(["data=drums", "model.weights=w.pth"])).config
+    assert found.data.dataset == str(tmp_path / "drums") and found.model.weights == str(tmp_path / "w.pth")

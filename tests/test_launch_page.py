@@ -102,3 +102,10 @@ def test_a_saved_target_set_can_be_chosen(page, workspace):
     page.selectbox(key="launch.set").set_value("saved:my one").run()
     assert not page.exception
     assert any("lora.target_set=my one" in c.value or "'lora.target_set=my one'" in c.value for c in page.code)
+
+
+def test_a_data_set_in_the_address_is_chosen(page):
+    page.query_params["dataset"] = "small"
+    page.run()
+    assert not page.exception
+    assert page.selectbox(key="launch.data").value == "small"
