@@ -1,0 +1,142 @@
+"""The ratios in README, each pair measured side by side in one run. Machines are noisy; ratios travel, seconds do not.
+
+    python -m benchmarks.run            # `make bench`
+
+CPU time of this process, the best of several tries a side, tries interleaved. Writes benchmarks/results/speed.json.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+RESULTS = Path(__file__).with_name("results") / "speed.json"
+TRIES = 5
+
+
+def main() -> None:
+    rows = [cached_features(), matched_input(), outline(), live_poll()]
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
+    print("| instead of | the engine does | factor |")
+    print("|---|---|---|")
+    for row in rows:
+        print(f"| {row['instead_of']} | {row['does']} | {row['factor']:.3g} |")
+
+
+def factor(slow: Callable[[], object], fast: Callable[[], object], tries: int = TRIES) -> float:
+    """How many times the CPU time of `fast` does `slow` take; each side's best try counts."""
+    times: dict[Callable, list[float]] = {slow: [], fast: []}
+    for _ in range(tries):
+        for side in (slow, fast):
+            began = time.process_time()
+            side()
+            times[side].append(time.process_time() - began)
+    return min(times[slow]) / max(min(times[fast]), 1e-6)
+
+
+def cached_features() -> dict:
+    import torch
+
+    from sousa_engine import backbones, frontends
+    from sousa_engine.config import DataConfig
+    from sousa_engine.data import audio
+    from sousa_engine.data.features import feature_cache
+    from sousa_engine.data.manifest import open_dataset
+    from sousa_engine.workspace import Workspace
+
+    spec = backbones.variant("ast-mini").front_end
+    manifest = open_dataset(DataConfig(dataset="micro"))
+    with tempfile.TemporaryDirectory() as folder:
+        array = feature_cache(manifest, spec, Workspace(root=Path(folder))).array
+        rows = np.random.default_rng(0).permutation(len(manifest.clips))[:16]
+        waves = [audio.waveform(manifest, manifest.clips[row]) for row in rows]
+
+        def compute():
+            return frontends.log_mel(torch.from_numpy(np.stack(waves)), spec)
+
+        def read():
+            return torch.from_numpy(array[rows].astype(np.float32))
+
+        return {
+            "instead_of": "computing log-mel of a batch of 16 clips at each step",
+            "does": "reads them from the memory map",
+            "factor": factor(compute, read, 20),
+        }
+
+
+def matched_input() -> dict:
+    import torch
+
+    from sousa_engine import backbones, lora
+    from sousa_engine.config import LoraConfig
+    from sousa_engine.module_tree import load_outline
+    from sousa_engine.workspace import default_workspace
+
+    outline = load_outline("ast-base")
+    targets = outline.targets([node.path for node in outline.nodes if node.role.startswith(("attention.", "mlp."))])
+    network = backbones.build("ast-base", num_classes=40, weights="random", workspace=default_workspace())
+    module = lora.attach(network, LoraConfig(targets=targets))
+
+    def step(frames: int):
+        features = torch.zeros(2, frames, network.spec.mel_bins)
+        backbones.logits(module, features, network.spec).logsumexp(-1).sum().backward()
+
+    return {
+        "instead_of": "AST-base with LoRA, a step on 2 s clips padded to 1024 frames",
+        "does": "the same step on the 198 frames there are",
+        "factor": factor(lambda: step(1024), lambda: step(198), 2),
+    }
+
+
+def outline() -> dict:
+    def child(code: str) -> Callable[[], float]:
+        return lambda: subprocess.run([sys.executable, "-c", code], check=True)
+
+    def seconds(code: str) -> float:
+        began = time.perf_counter()
+        child(code)()
+        return time.perf_counter() - began
+
+    live = (
+        "from sousa_engine import backbones; from sousa_engine.workspace import default_workspace; "
+        "backbones.build('ast-base', num_classes=40, weights='random', workspace=default_workspace())"
+    )
+    stored = "from sousa_engine.module_tree import load_outline; load_outline('ast-base')"
+    pairs = [(seconds(live), seconds(stored)) for _ in range(3)]
+    return {
+        "instead_of": "building AST-base in a fresh process to show its tree",
+        "does": "reads the stored outline in a fresh process (wall time)",
+        "factor": min(a for a, _ in pairs) / min(b for _, b in pairs),
+    }
+
+
+def live_poll() -> dict:
+    from sousa_engine.config import RunConfig
+    from sousa_engine.spool import SpoolBatch, SpoolPoint
+    from sousa_engine.store import Store
+    from sousa_engine.workspace import Workspace
+
+    with tempfile.TemporaryDirectory() as folder, Store.open(Workspace(root=Path(folder))) as store:
+        run = store.enqueue(RunConfig())
+        points = [SpoolPoint("train/loss", step, 1 / step, 1, 16, step) for step in range(1, 20_001)]
+        store.ingest(run.id, SpoolBatch(start=0, end=1, points=points))
+        return {
+            "instead_of": "reading all 20,000 points of a curve for a chart",
+            "does": "reads some 500 buckets prepared at ingest",
+            "factor": factor(
+                lambda: store.curve(run.id, "train/loss", max_points=1_000_000),
+                lambda: store.curve(run.id, "train/loss", max_points=500),
+            ),
+        }
+
+
+if __name__ == "__main__":
+    main()
