@@ -89,11 +89,14 @@ def linked(source: str) -> str:
 def bench(name: str) -> None:
     """The tree and everything that follows its ticks: one fragment, so that a tick redraws nothing else."""
     outline = module_tree.load_outline(name)
+    take_over_ticks(outline)
     left, right = st.columns([7, 3], gap="medium")
     with right:
         r, head, classes = adapter_fields(outline)
     with left:
-        ticked = draw_tree(outline, start=first_ticks(outline), r=r, head=head, num_classes=classes, height=720)
+        ticked = draw_tree(
+            outline, start=launch.recommended_sets(outline)[launch.DEFAULT_SET], r=r, head=head, num_classes=classes
+        )
     with right:
         with parts.open_store() as store:
             saved = {one.name: one for one in store.target_sets(outline.variant)}
@@ -108,12 +111,16 @@ def bench(name: str) -> None:
             copy_yaml(outline, ticked, head)
 
 
-def first_ticks(outline: Outline) -> tuple[str, ...]:
-    """What a visitor finds ticked: what Launch holds for this backbone, else the recommended set."""
-    held = st.session_state.get("ticks") or {}
-    if held.get("variant") == outline.variant:
-        return tuple(held["paths"])
-    return launch.recommended_sets(outline)[launch.DEFAULT_SET]
+def take_over_ticks(outline: Outline) -> None:
+    """Tick what Launch holds for this backbone (from an earlier run, say), once, whenever that is new."""
+    held = st.session_state.get("ticks")
+    if not held or held["variant"] != outline.variant or held is st.session_state.get("bench.seen_ticks"):
+        return
+    st.session_state["bench.seen_ticks"] = held
+    choose(outline, held["paths"])
+    for field in ("head", "r"):
+        if field in held:
+            st.session_state[f"bench.{field}"] = held[field]
 
 
 def adapter_fields(outline: Outline) -> tuple[int, HeadPolicy, int]:
@@ -164,13 +171,13 @@ def launch_button(
         disabled=bool(problems),
     ):  # fmt: skip
         name = name_of(outline, ticked, saved, head)
-        st.session_state["ticks"] = {
+        st.session_state["ticks"] = st.session_state["bench.seen_ticks"] = {
             "variant": outline.variant, "paths": list(ticked), "head": head, "r": r, "name": name
         }  # fmt: skip
         st.switch_page(parts.page_path("launch"))
+    modules = "1 module" if counts.layers == 1 else f"{counts.layers} modules"
     st.caption(
-        f"{counts.layers} modules with LoRA, {counts.trainable:,} trainable of {counts.total:,} parameters "
-        f"({counts.percent:.3g} %)."
+        f"{modules} with LoRA, {counts.trainable:,} trainable of {counts.total:,} parameters ({counts.percent:.3g} %)."
     )
 
 
@@ -240,7 +247,7 @@ def changed(change: Callable[[Store], Any]) -> bool:
 def pasted_list(outline: Outline) -> None:
     """A list from a config file or a paper, matched entry by entry before anything is ticked."""
     text = st.text_area(
-        "Target names: YAML, commas, or a whole `peft_target_modules:` block", key="pasted", height=150,
+        "Target names, as YAML or with commas", key="pasted", height=150,
         placeholder=EXAMPLE, persist_state="session",
     )  # fmt: skip
     if not text.strip():
@@ -280,7 +287,8 @@ def match_line(match: EntryMatch) -> str:
         return f":red[:material/close:] `{entry}` matches nothing. {match.note} {near}"
     color, icon = ("orange", "history") if match.via == "old name" else ("green", "check")
     what = f"{len(match.paths)} modules" if len(match.paths) > 1 else f"`{match.paths[0]}`"
-    return f":{color}[:material/{icon}:] `{entry}`: {what}, by {match.via}. {match.note}"
+    how = "" if match.via == "old name" else f", by {match.via}"
+    return f":{color}[:material/{icon}:] `{entry}`: {what}{how}. {match.note}"
 
 
 def use_todays_names(entries: list[str], matches: list[EntryMatch]) -> None:

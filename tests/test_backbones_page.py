@@ -48,7 +48,7 @@ def button(page, label):
 
 
 def counted(page):
-    return next(c.value for c in page.caption if "modules with LoRA" in c.value)
+    return next(c.value for c in page.caption if " with LoRA, " in c.value)
 
 
 def test_the_card_says_plainly_which_weights_there_are(page, workspace):
@@ -73,7 +73,13 @@ def test_python_believes_only_what_can_be_ticked(page, outline):
     claims = [f"{LAYERS}.0.attention.q_proj", f"{LAYERS}.0.layernorm_before", f"{LAYERS}.0", "classifier.dense", "../x"]
     tick(page, outline, claims)
     assert not page.exception
-    assert counted(page).startswith("1 modules with LoRA, 44,584 ")
+    assert counted(page).startswith("1 module with LoRA, 44,584 ")
+    for nonsense in ({"ticks": "all"}, {"ticks": {"paths": [[]]}}, {"ticks": {"outline": 1, "rev": "x", "paths": {}}}):
+        page.session_state["tree"] = nonsense
+        page.run()
+        assert not page.exception
+    tick(page, outline, [["x"], 7, None])
+    assert counted(page).startswith("0 modules")
 
 
 def test_data_for_the_browser_stays_the_same_from_tick_to_tick(page, outline):
@@ -133,6 +139,15 @@ def test_ticks_are_handed_over_to_launch_with_head_rank_and_name(page, outline):
     }
 
 
+def test_ticks_of_an_earlier_run_come_back_from_launch_once(page, outline):
+    held = {"variant": "ast-base", "paths": [f"{LAYERS}.3.mlp.fc1"], "head": "freeze", "r": 4, "name": ""}
+    page.session_state["ticks"] = held
+    page.run()
+    assert counted(page).startswith("1 module with LoRA, 15,360 ")
+    tick(page, outline, [])
+    assert "Nothing would train" in page.error[0].value
+
+
 def test_a_set_is_saved_loaded_and_deleted_by_name(page, outline, workspace):
     path = f"{LAYERS}.11.mlp.fc2"
     page.session_state["bench.head"] = "freeze"
@@ -147,7 +162,7 @@ def test_a_set_is_saved_loaded_and_deleted_by_name(page, outline, workspace):
     page.session_state["bench.head"] = "train"
     page.run()
     button(page, "Load").click().run()
-    assert counted(page).startswith("1 modules with LoRA, 30,720 ")
+    assert counted(page).startswith("1 module with LoRA, 30,720 ")
     assert page.session_state["bench.head"] == "freeze"
     button(page, "Delete it").click().run()
     with Store.open(workspace) as store:
@@ -183,7 +198,7 @@ def test_an_entry_that_matches_nothing_is_refused_with_the_nearest_names(page):
 
 def test_old_names_are_recognised_and_offered_in_todays(page):
     paste(page, "peft_target_modules:\n  - query\n  - key\n  - value\n  - output.dense\n")
-    assert any("`query`: 12 modules, by old name" in m.value for m in page.markdown)
+    assert any("`query`: 12 modules. An old name" in m.value for m in page.markdown)
     button(page, "Use today's names").click().run()
     assert page.text_area(key="pasted").value.split("\n- ")[1:] == ["q_proj", "k_proj", "v_proj", "o_proj", "fc2\n"]
     button(page, "Tick these 60 modules").click().run()

@@ -30,6 +30,7 @@ CHROMIUM_FLAGS = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    "--disable-renderer-backgrounding",  # else Chromium lowers the priority of a tab it takes for hidden
 ]
 IDLE = "[data-testid=stApp][data-test-script-state=notRunning]"
 

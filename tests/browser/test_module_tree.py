@@ -65,7 +65,8 @@ class Tree:
 
     def python_says(self, layers, trainable, total):
         """Wait until Python's own count, under the Launch button, is this."""
-        self.page.get_by_text(f"{layers} modules with LoRA, {trainable:,} trainable of {total:,}").wait_for()
+        modules = "1 module" if layers == 1 else f"{layers} modules"
+        self.page.get_by_text(f"{modules} with LoRA, {trainable:,} trainable of {total:,}").wait_for()
 
 
 @pytest.fixture
@@ -308,3 +309,15 @@ def test_a_phone_needs_no_sideways_scrolling(page, settled, address):
     page.get_by_role("heading").first.wait_for()
     width = page.evaluate("() => document.querySelector('[data-testid=stMain]').scrollWidth")
     assert width <= 390
+
+
+def test_no_page_asks_anything_of_another_server(page, settled):
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    for address in ("/", "/backbones", "/data", "/launch", "/runs", "/compare", "/run"):
+        page.goto(address)
+        settled(page)
+        page.get_by_role("heading").first.wait_for()
+    home = page.url.split("/run")[0]
+    assert len(asked) > 7
+    assert [url for url in asked if not url.startswith((home, "data:", "blob:"))] == []

@@ -47,7 +47,6 @@ def module_tree(
     head: HeadPolicy,
     num_classes: int,
     key: str = "tree",
-    height: int = 640,
 ) -> tuple[str, ...]:
     """Draw the tree; returns the ticked paths in tree order. start: ticked when this session sees the outline first.
 
@@ -74,12 +73,11 @@ def module_tree(
         },
         default={"ticks": None},
         on_ticks_change=lambda: None,
-        height=height,
     )
-    said = result.ticks
-    if said and said["outline"] == name and said["rev"] >= ticks.seed_rev:
-        ticks = replace(ticks, paths=_eligible(outline, said["paths"]))
-        st.session_state[slot] = ticks
+    match result.ticks:  # anything may come from a browser; ticks from before our newest seed are out of date
+        case {"outline": str(of), "rev": int(rev), "paths": list(paths)} if of == name and rev >= ticks.seed_rev:
+            ticks = replace(ticks, paths=_eligible(outline, paths))
+            st.session_state[slot] = ticks
     return ticks.paths
 
 
@@ -102,7 +100,7 @@ def _newer(ticks: _Ticks, paths: tuple[str, ...]) -> _Ticks:
 
 def _eligible(outline: Outline, paths: Iterable[str]) -> tuple[str, ...]:
     """Those that can be ticked, in tree order; what a browser sends is a claim."""
-    wanted = set(paths)
+    wanted = {path for path in paths if isinstance(path, str)}
     return tuple(n.path for n in outline.nodes if n.path in wanted and n.adaptable and not outline.in_head(n.path))
 
 

@@ -20,6 +20,15 @@ export default function ({ data, parentElement, setStateValue }) {
   return () => tree.close();
 }
 
+// A browser may forbid storage; then a reload starts from the page's own ticks.
+function remember(name, value) {
+  try { sessionStorage.setItem(name, JSON.stringify(value)); } catch { /* forbidden */ }
+}
+
+function recall(name) {
+  try { return JSON.parse(sessionStorage.getItem(name)); } catch { return null; }
+}
+
 class View {
   constructor(root) {
     this.root = root;
@@ -63,8 +72,8 @@ class View {
     if (fresh || data.seed_rev > this.rev) {
       this.rev = data.seed_rev;
       // After a reload Python starts from nothing (seed_rev 0), while this tab remembers.
-      const kept = data.seed_rev === 0 && sessionStorage.getItem(this.memory);
-      this.model.seed(kept ? JSON.parse(kept) : data.seed);
+      const kept = data.seed_rev === 0 && recall(this.memory);
+      this.model.seed(kept || data.seed);
       if (kept) this.changed();
     }
     this.refresh();
@@ -82,7 +91,7 @@ class View {
     this.pending = false;
     clearTimeout(this.timer);
     const { paths } = this.model;
-    sessionStorage.setItem(this.memory, JSON.stringify(paths));
+    remember(this.memory, paths);
     this.emit({ outline: this.model.name, rev: this.rev, paths });
   }
 
@@ -122,7 +131,7 @@ class View {
   }
 
   measure() {
-    this.rowHeight = parseFloat(getComputedStyle(this.scroll).getPropertyValue("--row"));
+    this.rowHeight = parseFloat(getComputedStyle(this.scroll).getPropertyValue("--row")) || 30;
     this.root.style.setProperty("--gutter", `${this.scroll.offsetWidth - this.scroll.clientWidth}px`);
     this.draw();
   }
@@ -138,8 +147,9 @@ class View {
     this.scroll.setAttribute("aria-activedescendant", `n${this.active}`);
     const n = this.model.nodes[this.active];
     const cost = n.can ? `LoRA r=${this.data.r}: ${number(this.data.r * width(n.shape))} parameters` : this.why(n);
-    const facts = [n.klass, n.shape.length && `weight ${times(n.shape)}`, `${number(n.size)} parameters`, cost, n.old && `once ${n.old}`];
-    this.$(".about").innerHTML = `<b>${escape(n.path || "whole network")}</b> · ${escape(facts.filter(Boolean).join(" · "))}`;
+    const facts = [n.klass, n.shape.length && `weight ${times(n.shape)}`, `${number(n.size)} parameters`, cost];
+    this.$(".about").innerHTML = `<b>${escape(n.path || "whole network")}</b> · ${escape(facts.filter(Boolean).join(" · "))}${
+      n.old ? `<span class="once"> · once ${escape(n.old)}</span>` : ""}`;
   }
 
   row(i, line) {
