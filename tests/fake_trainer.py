@@ -3,6 +3,7 @@
 It writes a real spool and obeys the real rules, without torch. What it does stands in the run's name, as words:
 
     steps=20 pause_s=0.01      how many steps, and how long each takes
+    hold=10                    after step 10: wait until there is a file `go` in the run's folder
     at=10 do=kill              at step 10: kill (SIGKILL to itself), crash (exit code 1), quit (0, without a result),
                                user (exit code 2 with a reason), nan, torn (half a spool line, then SIGKILL),
                                deaf (ignores SIGTERM from there on), child (leaves a process of its group behind)
@@ -49,6 +50,8 @@ def main() -> int:
                 run_files.write_json(folder / run_files.RESULT, {"outcome": "stopped", "reason": f"Stopped at {step}."})
                 return run_files.EXIT_STOPPED
             time.sleep(float(words.get("pause_s", 0.01)))
+            while step == int(words.get("hold", 0)) and not stops and not (folder / "go").exists():
+                time.sleep(0.01)
         spool.metrics(steps, {"test/accuracy": 0.5}, epoch=1, n=2)
     clip = {"split": "test", "label": "flam", "probability": 0.75}
     write_predictions(

@@ -64,11 +64,11 @@ class Kept:
         return note["trainer_pid"]
 
     def exit(self):
-        assert self.process.wait(timeout=30) is not None
+        assert self.process.wait(timeout=120) is not None
         return self.read("exit.json")
 
 
-def wait_for(condition, timeout_s=30):
+def wait_for(condition, timeout_s=120):
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         if found := condition():

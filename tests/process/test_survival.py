@@ -73,6 +73,10 @@ class Studio:
         wait_for(lambda: self.run(run_id).progress and self.run(run_id).progress.done >= step)
         assert self.run(run_id).status is RunStatus.RUNNING
 
+    def let_go(self, run_id):
+        """A run queued with hold=N goes on."""
+        (self.workspace.run_dir(run_id) / "go").touch()
+
     def over(self, run_id):
         wait_for(lambda: self.run(run_id).status.is_over)
         return self.run(run_id)
@@ -107,7 +111,7 @@ class Studio:
         return [event.kind for event in self.store.events(run_id)]
 
 
-def wait_for(condition, timeout_s=60):
+def wait_for(condition, timeout_s=120):
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         if found := condition():
@@ -133,7 +137,9 @@ def studio(workspace):
 
 def assert_nothing_lost_or_doubled(studio, run_id):
     steps = studio.steps(run_id)
-    assert steps == list(range(1, studio.acknowledged(run_id) + 1))
+    assert steps == list(range(1, len(steps) + 1))
+    # One more if the kill came between the spool's write and the count.
+    assert len(steps) - studio.acknowledged(run_id) in (0, 1)
     assert studio.counted(run_id) == len(steps)
 
 
@@ -204,12 +210,14 @@ def test_each_end_of_a_trainer_is_told_and_its_metrics_kept(studio, do, status, 
 
 def test_a_killed_supervisor_is_replaced_and_the_training_never_notices(studio):
     rng = random.Random(1)
-    run_id = studio.queue("steps=400")
+    run_id = studio.queue("steps=400 hold=300")
+    at = 0
     for _ in range(3):
         wait_for(studio.supervise)  # the kernel takes its time to close what a killed process held
-        at = (studio.run(run_id).progress.done if studio.run(run_id).progress else 0) + rng.randint(5, 40)
+        at += rng.randint(5, 90)
         studio.running_at(run_id, at)
         studio.kill_supervisor()
+    studio.let_go(run_id)
     trainer = studio.pids(run_id)[1]
     wait_for(studio.supervise)
     run = studio.over(run_id)
@@ -218,10 +226,11 @@ def test_a_killed_supervisor_is_replaced_and_the_training_never_notices(studio):
 
 
 def test_a_run_that_ends_while_nobody_supervises_gets_its_true_end(studio):
-    run_id = studio.queue("steps=60 at=50 do=kill")
+    run_id = studio.queue("steps=60 hold=10 at=50 do=kill")
     studio.supervise()
     studio.running_at(run_id, 5)
     studio.kill_supervisor()
+    studio.let_go(run_id)
     wait_for(lambda: (studio.workspace.run_dir(run_id) / run_files.EXIT).exists())
     assert studio.run(run_id).status is RunStatus.RUNNING
     wait_for(studio.supervise)
@@ -275,12 +284,12 @@ def test_everything_killed_at_once_is_a_lost_run_that_says_what_was_last_seen(st
     wait_for(studio.supervise)
     run = studio.over(run_id)
     assert run.status is RunStatus.LOST
-    assert f"Last seen at step {studio.acknowledged(run_id)}, train/loss" in run.reason
+    assert f"Last seen at step {studio.steps(run_id)[-1]}, train/loss" in run.reason
     assert_nothing_lost_or_doubled(studio, run_id)
 
 
 def test_a_supervisor_told_to_leave_leaves_the_training_alone(studio):
-    run_id = studio.queue("steps=300")
+    run_id = studio.queue("steps=30 hold=10")
     studio.supervise()
     studio.running_at(run_id, 5)
     pid = studio.supervisor_pid()
@@ -288,6 +297,7 @@ def test_a_supervisor_told_to_leave_leaves_the_training_alone(studio):
     os.kill(pid, signal.SIGTERM)
     wait_for(lambda: not studio.processes("sousa_engine.supervisor"))
     assert studio.is_alive(studio.pids(run_id)[1])
+    studio.let_go(run_id)
     wait_for(studio.supervise)
     assert studio.over(run_id).status is RunStatus.FINISHED
     assert_nothing_lost_or_doubled(studio, run_id)
