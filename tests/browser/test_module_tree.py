@@ -193,6 +193,19 @@ def test_search_finds_by_words_by_regex_and_by_old_names(tree):
     tree.until(layers=4)
 
 
+def test_a_folder_ticked_under_a_search_ticks_what_is_seen_of_it(tree):
+    tree.open()
+    tree.click("Untick all")
+    tree.search.fill("v_proj")
+    tree.page.get_by_text("12 found").wait_for()
+    tree.tick(LAYER)
+    tree.until(layers=1)
+    tree.tick(f"{BODY}.layers")
+    tree.until(layers=12)
+    tree.click("Untick")
+    tree.until(layers=0)
+
+
 def test_keys_move_fold_and_tick(tree):
     tree.open()
     tree.click("Untick all")
