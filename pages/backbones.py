@@ -44,7 +44,7 @@ def pick_variant() -> backbones.Variant:
         variant = backbones.variant(st.query_params.get("variant") or st.session_state.get("bench.variant", DEFAULT))
     except UnknownNameError as error:
         variant = backbones.variant(DEFAULT)
-        st.warning(f"{error} This is {variant.name}.")
+        st.warning(parts.plain(f"{error} This is {variant.name}."))
     st.session_state["variant"] = st.session_state["bench.variant"] = variant.name
     if st.query_params.get("variant") != variant.name:
         st.query_params["variant"] = variant.name
@@ -67,12 +67,12 @@ def about(variant: backbones.Variant) -> None:
         with st.container(horizontal=True, vertical_alignment="center", gap="small"):
             st.subheader(variant.title, anchor=False, width="content")
             if state.available:
-                st.badge(state.label, icon=":material/check:", color="green")
+                st.badge(parts.plain(state.label), icon=":material/check:", color="green")
             else:
                 st.badge("no pretrained weights here", icon=":material/warning:", color="orange")
         st.markdown(variant.description)
         if not state.available:
-            st.caption(state.message)
+            st.caption(parts.plain(state.message))
         longest_s = variant.max_frames * front.hop_ms / 1000
         st.caption(
             f"{variant.parameters:,} parameters with 40 classes  ·  {front.sample_rate_hz / 1000:g} kHz, "
@@ -165,7 +165,7 @@ def launch_button(
     if not counts.trainable:
         problems.append("Nothing would train: no module is ticked and the head is frozen.")
     for problem in problems:
-        st.error(problem)
+        st.error(parts.plain(problem))
     if st.button(
         "Launch with these targets", type="primary", icon=":material/rocket_launch:", width="stretch",
         disabled=bool(problems),
@@ -201,7 +201,7 @@ def save_form(outline: Outline, ticked: tuple[str, ...], saved: Mapping[str, Tar
     if pressed and not name:
         st.error("A set needs a name to be found again.")
     elif pressed and changed(lambda store: store.save_target_set(name, outline.variant, ticked, head)):
-        st.toast(f"{'Replaced' if name in saved else 'Saved'} {name!r}: {len(ticked)} modules.")
+        st.toast(f"{'Replaced' if name in saved else 'Saved'} {parts.plain(repr(name))}: {len(ticked)} modules.")
         st.session_state[f"saved set of {outline.variant}"] = name
         st.rerun()
 
@@ -222,7 +222,7 @@ def saved_sets(outline: Outline, saved: Mapping[str, TargetSet]) -> None:
     with st.container(horizontal=True):
         st.button("Load", icon=":material/download:", on_click=take, args=(outline, one.paths, one.head))
         with st.popover("Delete", icon=":material/delete:"):
-            st.write(f"Delete {chosen!r}? Runs that used it keep their own copy.")
+            st.write(f"Delete {parts.plain(repr(chosen))}? Runs that used it keep their own copy.")
             if st.button("Delete it", type="primary") and changed(
                 lambda store: store.delete_target_set(chosen, outline.variant)
             ):
@@ -230,7 +230,7 @@ def saved_sets(outline: Outline, saved: Mapping[str, TargetSet]) -> None:
     known = {node.path for node in outline.nodes}
     gone = [path for path in one.paths if path not in known]
     if gone:
-        st.warning(f"{len(gone)} of its modules are not in this network any more, e.g. {gone[0]!r}.")
+        st.warning(f"{len(gone)} of its modules are not in this network any more, e.g. `{gone[0]}`.")
 
 
 def changed(change: Callable[[Store], Any]) -> bool:
@@ -239,7 +239,7 @@ def changed(change: Callable[[Store], Any]) -> bool:
         with Store.open(workspace) as store:
             change(store)
     except SousaError as error:
-        st.error(str(error))
+        st.error(parts.plain(str(error)))
         return False
     return True
 
@@ -258,7 +258,7 @@ def pasted_list(outline: Outline) -> None:
         entries = grammar.entries(text)
         resolution = module_tree.resolve(outline, launch.expand_sets(outline, entries))
     except UserError as error:
-        st.error(str(error))
+        st.error(parts.plain(str(error)))
         return
     lines = [f":green[:material/check:] `{e}`: {len(ready[e])} modules, a ready set." for e in entries if e in ready]
     matches = [match for match in resolution.matches if match.entry in entries]
@@ -284,11 +284,11 @@ def match_line(match: EntryMatch) -> str:
     entry = match.entry.replace("`", "'")
     if match.via == "none":
         near = f"Nearest: {', '.join(f'`{name}`' for name in match.nearest)}." if match.nearest else ""
-        return f":red[:material/close:] `{entry}` matches nothing. {match.note} {near}"
+        return f":red[:material/close:] `{entry}` matches nothing. {parts.plain(match.note)} {near}"
     color, icon = ("orange", "history") if match.via == "old name" else ("green", "check")
     what = f"{len(match.paths)} modules" if len(match.paths) > 1 else f"`{match.paths[0]}`"
     how = "" if match.via == "old name" else f", by {match.via}"
-    return f":{color}[:material/{icon}:] `{entry}`: {what}{how}. {match.note}"
+    return f":{color}[:material/{icon}:] `{entry}`: {what}{how}. {parts.plain(match.note)}"
 
 
 def use_todays_names(entries: list[str], matches: list[EntryMatch]) -> None:

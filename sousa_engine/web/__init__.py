@@ -9,5 +9,7 @@ def tell(error: Exception) -> bool:
     """Show a mistake the engine has a sentence for; False for anything else: that is a bug and keeps its traceback."""
     if not isinstance(error, SousaError):
         return False
-    st.error(str(error), icon=":material/error:")
+    from sousa_engine.web import parts  # here: the JSON routes have no use for what parts imports
+
+    st.error(parts.plain(str(error)), icon=":material/error:")
     return True
