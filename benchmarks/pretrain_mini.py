@@ -1,0 +1,534 @@
+"""Pre-train ast-mini, the small AST that comes with the engine. Knows no store and no run.
+
+    python benchmarks/pretrain_mini.py --work /tmp/ast-mini           # corpus, training, export; resumes where it was
+
+The network hears synthesised strokes in random patterns (stroke_patterns.py), none of them one of the 40 rudiments,
+played by people who are in no data set of the engine. It learns, from targets that are not the 40 classes,
+- for every frame a token sees: is there an onset; at onsets, which hand, accent, flam, drag, buzz, and how long the gap
+  to the next stroke is against the pattern's shortest (binary cross-entropy and cross-entropy on the patch tokens);
+- from the pooled token: the same facts for the first strokes in order, the cycle's length in strokes, and that two
+  renderings of one pattern (other player, tempo, room) lie closer than patterns that differ in one thing (supervised
+  contrastive loss).
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import multiprocessing
+import os
+import sys
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+
+import stroke_patterns  # noqa: E402
+
+from sousa_engine.data import strokes as sound  # noqa: E402
+from sousa_engine.data import synth  # noqa: E402
+
+WEIGHTS = Path(__file__).parents[1] / "sousa_engine" / "backbones" / "weights" / "ast-mini"
+CLIP_S = 4.0
+FRAMES = 398
+MELS = 64
+MAX_EVENTS = 72
+SEQUENCE = 20  # strokes spelled out by the pooled token
+RATIOS = (1.0, 4 / 3, 1.5, 2.0, 8 / 3, 3.0, 4.0, 6.0, 8.0)  # gap against the shortest gap; the nearest one is the class
+PERIODS = 40
+FLAGS = ("right", "accent", "flam", "drag", "buzz")
+EVENT_FIELDS = ("onset_s", "ratio", *FLAGS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that decides the weights, beside this file and the synthesiser."""
+
+    families: int = 2500  # of four patterns each
+    renderings: int = 4
+    players: int = 300
+    seed: int = 20_261_123
+    hidden: int = 192
+    layers: int = 4
+    patch: int = 64
+    frequency_stride: int = 64
+    time_stride: int = 8
+    steps: int = 3000
+    batch: int = 64  # two renderings of batch / 2 patterns, whole families
+    lr: float = 1e-3
+    weight_decay: float = 0.05
+    muon_lr_factor: float = 2.0  # of the layers' matrices against everything else
+    warmup: int = 150
+    w_tags: float = 1.0
+    w_sequence: float = 1.0
+    w_period: float = 0.3
+    w_contrast: float = 0.5
+    temperature: float = 0.1
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="folder for corpus and checkpoints")
+    parser.add_argument("--corpus", type=Path, help="folder of an existing corpus (default: inside --work)")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--to", type=Path, default=WEIGHTS, help="folder for the weights, their card and the log")
+    parser.add_argument("--minutes", type=float, default=0.0, help="stop (resumably) after that long")
+    for name, value in asdict(Recipe()).items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
+    args = vars(parser.parse_args())
+    recipe = Recipe(**{k: args[k] for k in asdict(Recipe())})
+    args["work"].mkdir(parents=True, exist_ok=True)
+    corpus = args["corpus"] or args["work"]
+    make_corpus(recipe, corpus, args["processes"])
+    train(recipe, corpus, args["work"], args["minutes"])
+    if finished(recipe, args["work"]):
+        export(recipe, corpus, args["work"], args["to"])
+
+
+# Corpus ------------------------------------------------------------------------------------------------------------
+
+
+def make_corpus(recipe: Recipe, folder: Path, processes: int) -> None:
+    """features.f16 (clips, FRAMES, MELS) and events.f32 (clips, MAX_EVENTS, fields), in order of pattern."""
+    if (folder / "corpus.json").exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    patterns = stroke_patterns.draw_patterns(recipe.families, recipe.seed)
+    clips = len(patterns) * recipe.renderings
+    for name, dtype, shape in _arrays(clips):
+        np.memmap(folder / name, dtype=dtype, mode="w+", shape=shape).flush()
+    rng = np.random.default_rng([recipe.seed, 1])
+    player = rng.integers(recipe.players, size=clips)
+    order = np.argsort(player, kind="stable")  # clips of one player together: a stroke bank is made once
+    started = time.time()
+    shares = [
+        order[i::processes] if processes == 1 else part for i, part in enumerate(np.array_split(order, processes))
+    ]
+    workers = [
+        multiprocessing.Process(target=_fill, args=(recipe, folder, patterns, player, share)) for share in shares
+    ]
+    for w in workers:
+        w.start()
+    for w in workers:
+        w.join()
+        if w.exitcode:
+            sys.exit(f"a corpus process ended with {w.exitcode}")
+    features = np.memmap(folder / "features.f16", dtype=np.float16, mode="r", shape=(clips, FRAMES, MELS))
+    some = features[:: max(1, clips // 2000)].astype(np.float64)
+    facts = {
+        "clips": clips,
+        "patterns": len(patterns),
+        "mean": float(some.mean()),
+        "std": float(some.std()),
+        "family": [p.family for p in patterns],
+        "period": [_periods(p) for p in patterns],
+        "seconds": time.time() - started,
+    }
+    (folder / "corpus.json").write_text(json.dumps(facts))
+    print(f"corpus: {clips} clips in {facts['seconds']:.0f} s, mean {facts['mean']:.4f}, std {facts['std']:.4f}")
+
+
+def _arrays(clips: int):
+    return (
+        ("features.f16", np.float16, (clips, FRAMES, MELS)),
+        ("events.f32", np.float32, (clips, MAX_EVENTS, len(EVENT_FIELDS))),
+    )
+
+
+def _fill(recipe: Recipe, folder: Path, patterns, player: np.ndarray, share: np.ndarray) -> None:
+    import torch
+
+    from sousa_engine.frontends import log_mel
+
+    torch.set_num_threads(1)
+    clips = len(player)
+    features, table = (np.memmap(folder / n, dtype=d, mode="r+", shape=s) for n, d, s in _arrays(clips))
+    spec = variant(recipe).front_end
+    for start in range(0, len(share), 64):
+        batch = share[start : start + 64]
+        waveforms = np.empty((len(batch), round(CLIP_S * sound.SAMPLE_RATE_HZ)), dtype=np.float32)
+        for row, clip in enumerate(batch):
+            waveforms[row], table[clip] = _render(
+                recipe, patterns[clip // recipe.renderings], int(player[clip]), int(clip)
+            )
+        features[batch] = log_mel(torch.from_numpy(waveforms), spec).numpy().astype(np.float16)
+    features.flush()
+    table.flush()
+
+
+def _render(recipe: Recipe, pattern, player: int, clip: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng([recipe.seed, 2, clip])
+    shortest = min(pattern.gaps)
+    high = min(190.0, 16.0 * 60.0 * shortest / stroke_patterns.TICKS_PER_BEAT)
+    low = max(50.0, pattern.cycle_ticks / stroke_patterns.TICKS_PER_BEAT * 60.0 / 3.8)
+    tempo_bpm = float(np.exp(rng.uniform(np.log(min(low, high)), np.log(high))))
+    waveform, played = synth.render_pattern(
+        pattern.strokes,
+        cycle_ticks=pattern.cycle_ticks,
+        ticks_per_beat=stroke_patterns.TICKS_PER_BEAT,
+        tempo_bpm=tempo_bpm,
+        player_seed=recipe.seed * 1000 + player,
+        tier=synth.TIERS[str(rng.choice(tuple(synth.TIERS)))],
+        room=str(rng.choice(sound.ROOMS)),
+        snr_db=float(rng.choice(synth.SNRS_DB)),
+        seed=int(rng.integers(1 << 31)),
+        clip_s=CLIP_S,
+    )
+    table = np.full((MAX_EVENTS, len(EVENT_FIELDS)), -1.0, dtype=np.float32)
+    for row, e in enumerate(played[:MAX_EVENTS]):
+        ratio = pattern.gaps[e.index] / shortest
+        table[row] = (e.onset_s, ratio, e.hand == "R", e.accent, e.flam, e.drag, e.buzz)
+    return waveform, table
+
+
+def _periods(pattern) -> tuple[int, int]:
+    """Strokes after which the pattern repeats: as it is heard without the hands, and with them."""
+    heard = [(g, s.accent, len(s.grace), s.kind) for g, s in zip(pattern.gaps, pattern.strokes, strict=True)]
+    played = [(h, s.hand) for h, s in zip(heard, pattern.strokes, strict=True)]
+    n = len(heard)
+    return tuple(
+        next(p for p in range(1, n + 1) if n % p == 0 and marks == marks[:p] * (n // p)) for marks in (heard, played)
+    )
+
+
+# Training ----------------------------------------------------------------------------------------------------------
+
+
+def variant(recipe: Recipe):
+    """ast-mini in the recipe's size."""
+    from sousa_engine import backbones
+
+    mini = backbones.variant("ast-mini")
+    architecture = {
+        "hidden_size": recipe.hidden,
+        "num_hidden_layers": recipe.layers,
+        "num_attention_heads": recipe.hidden // 64,
+        "intermediate_size": 4 * recipe.hidden,
+        "patch_size": recipe.patch,
+        "frequency_stride": recipe.frequency_stride,
+        "time_stride": recipe.time_stride,
+        "max_length": FRAMES,
+        "num_mel_bins": MELS,
+    }
+    front_end = replace(mini.front_end, mel_bins=MELS, min_frames=recipe.patch, max_frames=FRAMES)
+    return replace(mini, architecture=architecture, front_end=front_end)
+
+
+def build(recipe: Recipe):
+    """The network with its pre-training heads (dropped at export)."""
+    import torch
+    from torch import nn
+
+    from sousa_engine.backbones import ast_network
+
+    class Pretraining(nn.Module):
+        def __init__(self):
+            super().__init__()
+            network = ast_network.network(variant(recipe), 1, recipe.seed)
+            self.backbone = network.audio_spectrogram_transformer
+            self.bands = (MELS - recipe.patch) // recipe.frequency_stride + 1
+            self.steps = (FRAMES - recipe.patch) // recipe.time_stride + 1
+            h = recipe.hidden
+            self.tags = nn.Linear(h, recipe.patch * (1 + len(FLAGS) + len(RATIOS)))
+            self.sequence = nn.Linear(h, SEQUENCE * (len(FLAGS) + len(RATIOS)))
+            self.period = nn.Linear(h, 2 * PERIODS)
+            self.project = nn.Sequential(nn.Linear(h, 256), nn.GELU(), nn.Linear(256, 128))
+
+        def forward(self, x):
+            out = self.backbone(x)
+            tokens = out.last_hidden_state[:, 2:].unflatten(1, (self.bands, self.steps)).mean(1)
+            pooled = out.pooler_output
+            return (
+                self.tags(tokens).unflatten(-1, (recipe.patch, -1)),
+                self.sequence(pooled).unflatten(-1, (SEQUENCE, -1)),
+                self.period(pooled).unflatten(-1, (2, PERIODS)),
+                torch.nn.functional.normalize(self.project(pooled), dim=-1),
+            )
+
+    torch.manual_seed(recipe.seed)
+    return Pretraining()
+
+
+def losses(recipe: Recipe, outputs, batch) -> dict:
+    """The named losses of a batch, and a few accuracies to read in the log."""
+    import torch
+    import torch.nn.functional as F
+
+    tags, sequence, period, embedding = outputs
+    events, periods, pattern = batch["events"], batch["periods"], batch["pattern"]
+    n, _, width = tags.shape[:3]
+    nf = len(FLAGS)
+    there = events[..., 0] >= 0
+    clip, row = there.nonzero(as_tuple=True)
+    found = events[clip, row]
+    frame = ((found[:, 0] - 0.0125) / 0.01).round().long().clamp(0, FRAMES - 1)
+    ratio = (found[:, 1:2] - torch.tensor(RATIOS)).abs().argmin(-1)
+    truth = torch.zeros(n, FRAMES, 2 + nf)
+    truth[clip, frame, 0] = 1.0
+    truth[clip, frame, 1 : 1 + nf] = found[:, 2:]
+    truth[clip, frame, 1 + nf] = ratio.float()
+    truth = truth.unfold(1, width, recipe.time_stride).transpose(2, 3)  # (n, steps, width, fields)
+    onset = F.binary_cross_entropy_with_logits(tags[..., 0], truth[..., 0], pos_weight=torch.tensor(4.0))
+    at = truth[..., 0] > 0
+    flags = F.binary_cross_entropy_with_logits(tags[..., 1 : 1 + nf][at], truth[..., 1 : 1 + nf][at])
+    rhythm = F.cross_entropy(tags[..., 1 + nf :][at], truth[..., 1 + nf][at].long())
+
+    first = there[:, :SEQUENCE]
+    spelled, heard = sequence[first], events[:, :SEQUENCE][first]
+    order_flags = F.binary_cross_entropy_with_logits(spelled[:, :nf], heard[:, 2:])
+    heard_ratio = (heard[:, 1:2] - torch.tensor(RATIOS)).abs().argmin(-1)
+    order_rhythm = F.cross_entropy(spelled[:, nf:], heard_ratio)
+    cycle = F.cross_entropy(period.flatten(0, 1), periods.clamp(max=PERIODS).flatten() - 1)
+
+    alike = embedding @ embedding.T / recipe.temperature
+    alike = alike - 1e9 * torch.eye(n)
+    same = (pattern[:, None] == pattern[None]) & ~torch.eye(n, dtype=torch.bool)
+    contrast = -(alike.log_softmax(-1) * same).sum(-1) / same.sum(-1)
+    with torch.no_grad():
+        right = ((tags[..., 1 : 1 + nf] > 0) == (truth[..., 1 : 1 + nf] > 0.5))[at].float().mean(0)
+        order = ((spelled[:, :nf] > 0) == (heard[:, 2:] > 0.5)).float().mean(0)
+        seen = {
+            "acc/ratio": (tags[..., 1 + nf :][at].argmax(-1) == truth[..., 1 + nf][at]).float().mean().item(),
+            "acc/seq_ratio": (spelled[:, nf:].argmax(-1) == heard_ratio).float().mean().item(),
+            "acc/period": (period.argmax(-1) == periods - 1).float().mean().item(),
+            "acc/contrast": same.gather(1, alike.argmax(-1, keepdim=True)).float().mean().item(),
+            **{f"acc/{k}": v.item() for k, v in zip(FLAGS, right, strict=True)},
+            **{f"acc/seq_{k}": v.item() for k, v in zip(FLAGS, order, strict=True)},
+        }
+    return {
+        "loss": recipe.w_tags * (onset + flags + rhythm)
+        + recipe.w_sequence * (order_flags + order_rhythm)
+        + recipe.w_period * cycle
+        + recipe.w_contrast * contrast.mean(),
+        "loss/onset": onset,
+        "loss/flags": flags,
+        "loss/ratio": rhythm,
+        "loss/seq_flags": order_flags,
+        "loss/seq_ratio": order_rhythm,
+        "loss/period": cycle,
+        "loss/contrast": contrast.mean(),
+        **seen,
+    }
+
+
+class Batches:
+    """Batches of whole families, two renderings of each pattern: a function of the step number alone."""
+
+    def __init__(self, recipe: Recipe, folder: Path):
+        import torch
+
+        self.recipe, self.torch = recipe, torch
+        self.facts = json.loads((folder / "corpus.json").read_text())
+        self.features, self.events = (
+            np.memmap(folder / n, dtype=d, mode="r", shape=s) for n, d, s in _arrays(self.facts["clips"])
+        )
+        self.periods = np.array(self.facts["period"])
+
+    def at(self, step: int, held_out: bool = False) -> dict:
+        torch, recipe = self.torch, self.recipe
+        rng = np.random.default_rng([recipe.seed, 3, step, int(held_out)])
+        families, kept = self.facts["patterns"] // 4, 32
+        pick = rng.choice(kept, recipe.batch // 8, replace=False)
+        if not held_out:
+            pick = kept + rng.choice(families - kept, recipe.batch // 8, replace=False)
+        pattern = np.repeat((pick[:, None] * 4 + np.arange(4)).ravel(), 2)
+        take = np.stack([rng.permutation(recipe.renderings)[:2] for _ in range(len(pattern) // 2)]).ravel()
+        clips = pattern * recipe.renderings + take
+        x = torch.from_numpy(self.features[clips].astype(np.float32))
+        x = (x - self.facts["mean"]) / (2.0 * self.facts["std"])
+        if not held_out:
+            x = x + torch.from_numpy(rng.uniform(-0.15, 0.15, (len(clips), 1, 1)).astype(np.float32))
+            for i in range(len(clips)):  # a band of mels missing, as SpecAugment does
+                if rng.random() < 0.3:
+                    low = int(rng.integers(MELS - 10))
+                    x[i, :, low : low + int(rng.integers(1, 10))] = 0.0
+        return {
+            "x": x,
+            "events": torch.from_numpy(self.events[clips]),
+            "periods": torch.from_numpy(self.periods[pattern]),
+            "pattern": torch.from_numpy(pattern),
+        }
+
+
+def make_optimizer(recipe: Recipe, network):
+    """Muon for the matrices of the transformer's layers, AdamW for everything else, in one optimizer.
+
+    Muon (Jordan et al. 2024): the momentum of a matrix, made orthogonal by five Newton-Schulz steps, scaled so that
+    its elements are as large as AdamW's.
+    """
+    import torch
+
+    class Muon(torch.optim.Optimizer):
+        @torch.no_grad()
+        def step(self):
+            for group in self.param_groups:
+                (self._adamw if group["kind"] == "adamw" else self._muon)(group)
+
+        def _adamw(self, group):
+            for p in group["params"]:
+                state = self.state[p]
+                if not state:
+                    state |= {"m": torch.zeros_like(p), "v": torch.zeros_like(p), "t": torch.tensor(0.0)}
+                state["t"] += 1
+                state["m"].lerp_(p.grad, 0.1)
+                state["v"].lerp_(p.grad.square(), 0.02)
+                m, v = state["m"] / (1 - 0.9 ** state["t"]), state["v"] / (1 - 0.98 ** state["t"])
+                p.mul_(1 - group["lr"] * (recipe.weight_decay if p.ndim > 1 else 0.0))
+                p.sub_(group["lr"] * m / (v.sqrt() + 1e-8))
+
+        def _muon(self, group):
+            shapes = {}
+            for p in group["params"]:
+                shapes.setdefault(tuple(p.shape), []).append(p)
+            for shape, params in shapes.items():
+                grads = torch.stack([p.grad for p in params])
+                momentum = torch.stack([self.state[p].setdefault("momentum", torch.zeros_like(p)) for p in params])
+                momentum = momentum.lerp(grads, 0.05)
+                update = orthogonal(grads.lerp(momentum, 0.95)) * 0.2 * max(shape) ** 0.5
+                for p, u, m in zip(params, update, momentum, strict=True):
+                    self.state[p]["momentum"].copy_(m)
+                    p.mul_(1 - group["lr"] * recipe.weight_decay).sub_(group["lr"] * u)
+
+    def orthogonal(x):
+        tall = x.shape[-2] > x.shape[-1]
+        x = x.mT if tall else x
+        x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+        for _ in range(5):
+            a = x @ x.mT
+            x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+        return x.mT if tall else x
+
+    matrices = [p for name, p in network.named_parameters() if ".layers." in name and p.ndim == 2]
+    theirs = {id(p) for p in matrices}
+    others = [p for p in network.parameters() if id(p) not in theirs]
+    return Muon(
+        [
+            {"params": matrices, "kind": "muon", "lr": recipe.lr * recipe.muon_lr_factor},
+            {"params": others, "kind": "adamw", "lr": recipe.lr},
+        ],
+        {},
+    )
+
+
+def train(recipe: Recipe, corpus: Path, work: Path, minutes: float) -> None:
+    import torch
+
+    torch.set_float32_matmul_precision("medium")
+    network = build(recipe)
+    batches = Batches(recipe, corpus)
+    optimizer = make_optimizer(recipe, network)
+    scale = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: _rate(s, recipe))
+    checkpoint, step = work / "checkpoint.pt", 0
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        network.load_state_dict(state["network"])
+        optimizer.load_state_dict(state["optimizer"])
+        scale.load_state_dict(state["scale"])
+        step = state["step"]
+    print(f"{sum(p.numel() for p in network.backbone.parameters()):,} parameters; from step {step}", flush=True)
+    started, since, mean = time.time(), time.time(), {}
+    network.train()
+    while step < recipe.steps and (not minutes or time.time() - started < 60 * minutes):
+        batch = batches.at(step)
+        named = losses(recipe, network(batch["x"]), batch)
+        optimizer.zero_grad(set_to_none=True)
+        named["loss"].backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        scale.step()
+        step += 1
+        for k, v in named.items():
+            mean[k] = mean.get(k, 0.0) + (v if isinstance(v, float) else v.item())
+        if step % 50 == 0:
+            row = {"step": step, "seconds": round(time.time() - since, 1)}
+            row |= {k: round(v / 50, 4) for k, v in mean.items()}
+            mean, since = {}, time.time()
+            if step % 200 == 0 or step == recipe.steps:
+                row |= {f"held_out/{k}": v for k, v in _held_out(recipe, network, batches).items()}
+            with (work / "log.jsonl").open("a") as log:
+                log.write(json.dumps(row) + "\n")
+            print(json.dumps(row), flush=True)
+        if step % 100 == 0 or step == recipe.steps:
+            _save(checkpoint, network, optimizer, scale, step)
+    _save(checkpoint, network, optimizer, scale, step)
+
+
+def _held_out(recipe, network, batches) -> dict:
+    import torch
+
+    network.eval()
+    with torch.no_grad():
+        rows = []
+        for i in range(4):
+            batch = batches.at(i, held_out=True)
+            rows.append({k: float(v) for k, v in losses(recipe, network(batch["x"]), batch).items()})
+    network.train()
+    return {k: round(float(np.mean([r[k] for r in rows])), 4) for k in rows[0]}
+
+
+def _rate(step: int, recipe: Recipe) -> float:
+    """Warm-up, constant, then down to nothing over the last quarter: a longer training only adds to the middle."""
+    down = (recipe.steps - step) / (0.25 * recipe.steps)
+    return max(0.0, min((step + 1) / recipe.warmup, 1.0, down))
+
+
+def _save(path: Path, network, optimizer, scale, step: int) -> None:
+    import torch
+
+    state = {
+        "network": network.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "scale": scale.state_dict(),
+        "step": step,
+    }
+    part = path.with_suffix(".part")
+    torch.save(state, part)
+    part.replace(path)
+
+
+# Export ------------------------------------------------------------------------------------------------------------
+
+
+def finished(recipe: Recipe, work: Path) -> bool:
+    import torch
+
+    return torch.load(work / "checkpoint.pt", weights_only=True)["step"] >= recipe.steps
+
+
+def export(recipe: Recipe, corpus: Path, work: Path, folder: Path) -> None:
+    """The backbone alone under transformers' names, in float16; its card (config.json); the log of its training."""
+    import torch
+    from safetensors.torch import save_file
+
+    state = torch.load(work / "checkpoint.pt", weights_only=True)["network"]
+    tensors = {
+        f"audio_spectrogram_transformer.{key.removeprefix('backbone.')}": value.to(torch.float16).contiguous()
+        for key, value in state.items()
+        if key.startswith("backbone.")
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "model.safetensors")
+    facts = json.loads((corpus / "corpus.json").read_text())
+    card = {
+        "architecture": dict(variant(recipe).architecture),
+        "front_end": {"mean": facts["mean"], "std": facts["std"]},
+        "parameters": sum(value.numel() for value in tensors.values()),
+        "dtype": "float16",
+        "sha256": hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest(),
+        "licence": "MIT",
+        "made_by": "benchmarks/pretrain_mini.py",
+        "data": f"{facts['clips']:,} synthesised clips of {facts['patterns']:,} random stroke patterns; "
+        "none of the 40 rudiments, and no player of the embedded data sets",
+        "recipe": asdict(recipe),
+    }
+    (folder / "config.json").write_text(json.dumps(card, indent=1) + "\n")
+    (folder / "log.jsonl").write_text((work / "log.jsonl").read_text())
+    print(f"{folder}: {(folder / 'model.safetensors').stat().st_size:,} bytes")
+
+
+if __name__ == "__main__":
+    main()
