@@ -249,7 +249,8 @@ def _echo_preflight(prepared: launch.Prepared, found: launch.Preflight) -> None:
 def _follow(workspace: Workspace, run: Run) -> Run:
     """Show a bar with ETA until the run is over. Ctrl-C asks the run to stop, a second one leaves it alone."""
     asked = False
-    with tqdm(total=1, desc="queued", unit="step", leave=False) as bar, Store.open(workspace) as store:
+    form = "{desc} {percentage:3.0f} %|{bar}| {n_fmt}/{total_fmt}{postfix}"
+    with tqdm(total=1, desc="queued", leave=False, bar_format=form) as bar, Store.open(workspace) as store:
         while True:
             try:
                 found = store.run(run.id)
@@ -276,6 +277,8 @@ def _draw(bar: tqdm, run: Run) -> None:
     bar.set_description_str(f"{run.status.value}: {progress.phase}{epoch}", refresh=False)
     bar.total = progress.total
     bar.n = progress.done
+    # The trainer's own estimate: tqdm's would count the time in the queue as training.
+    bar.set_postfix_str("" if progress.eta_s is None else f"{round(progress.eta_s)} s left", refresh=False)
     bar.refresh()
 
 
