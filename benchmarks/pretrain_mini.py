@@ -1,6 +1,6 @@
 """Pre-train ast-mini, the small AST that comes with the engine. Knows no store and no run.
 
-    python benchmarks/pretrain_mini.py --work /tmp/ast-mini           # corpus, training, export; resumes where it was
+    python -m benchmarks.pretrain_mini --work /tmp/ast-mini           # corpus, training, export; resumes where it was
 
 The network hears synthesised strokes in random patterns (stroke_patterns.py), none of them one of the 40 rudiments,
 played by people who are in no data set of the engine. It learns, from targets that are not the 40 classes,
@@ -16,32 +16,19 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import multiprocessing
 import os
-import sys
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
-
-import stroke_patterns  # noqa: E402
-
-from sousa_engine.data import strokes as sound  # noqa: E402
-from sousa_engine.data import synth  # noqa: E402
+from benchmarks.stroke_corpus import FLAGS, FRAMES, MELS, Batches, make_corpus
 
 WEIGHTS = Path(__file__).parents[1] / "sousa_engine" / "backbones" / "weights" / "ast-mini"
-CLIP_S = 4.0
-FRAMES = 398
-MELS = 64
-MAX_EVENTS = 72
 SEQUENCE = 20  # strokes spelled out by the pooled token
 RATIOS = (1.0, 4 / 3, 1.5, 2.0, 8 / 3, 3.0, 4.0, 6.0, 8.0)  # gap against the shortest gap; the nearest one is the class
 PERIODS = 40
-FLAGS = ("right", "accent", "flam", "drag", "buzz")
-EVENT_FIELDS = ("onset_s", "ratio", *FLAGS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,112 +74,6 @@ def main() -> None:
     train(recipe, corpus, args["work"], args["minutes"])
     if finished(recipe, args["work"]):
         export(recipe, corpus, args["work"], args["to"])
-
-
-# Corpus ------------------------------------------------------------------------------------------------------------
-
-
-def make_corpus(recipe: Recipe, folder: Path, processes: int) -> None:
-    """features.f16 (clips, FRAMES, MELS) and events.f32 (clips, MAX_EVENTS, fields), in order of pattern."""
-    if (folder / "corpus.json").exists():
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    patterns = stroke_patterns.draw_patterns(recipe.families, recipe.seed)
-    clips = len(patterns) * recipe.renderings
-    for name, dtype, shape in _arrays(clips):
-        np.memmap(folder / name, dtype=dtype, mode="w+", shape=shape).flush()
-    rng = np.random.default_rng([recipe.seed, 1])
-    player = rng.integers(recipe.players, size=clips)
-    order = np.argsort(player, kind="stable")  # clips of one player together: a stroke bank is made once
-    started = time.time()
-    shares = [
-        order[i::processes] if processes == 1 else part for i, part in enumerate(np.array_split(order, processes))
-    ]
-    workers = [
-        multiprocessing.Process(target=_fill, args=(recipe, folder, patterns, player, share)) for share in shares
-    ]
-    for w in workers:
-        w.start()
-    for w in workers:
-        w.join()
-        if w.exitcode:
-            sys.exit(f"a corpus process ended with {w.exitcode}")
-    features = np.memmap(folder / "features.f16", dtype=np.float16, mode="r", shape=(clips, FRAMES, MELS))
-    some = features[:: max(1, clips // 2000)].astype(np.float64)
-    facts = {
-        "clips": clips,
-        "patterns": len(patterns),
-        "mean": float(some.mean()),
-        "std": float(some.std()),
-        "family": [p.family for p in patterns],
-        "period": [_periods(p) for p in patterns],
-        "seconds": time.time() - started,
-    }
-    (folder / "corpus.json").write_text(json.dumps(facts))
-    print(f"corpus: {clips} clips in {facts['seconds']:.0f} s, mean {facts['mean']:.4f}, std {facts['std']:.4f}")
-
-
-def _arrays(clips: int):
-    return (
-        ("features.f16", np.float16, (clips, FRAMES, MELS)),
-        ("events.f32", np.float32, (clips, MAX_EVENTS, len(EVENT_FIELDS))),
-    )
-
-
-def _fill(recipe: Recipe, folder: Path, patterns, player: np.ndarray, share: np.ndarray) -> None:
-    import torch
-
-    from sousa_engine.frontends import log_mel
-
-    torch.set_num_threads(1)
-    clips = len(player)
-    features, table = (np.memmap(folder / n, dtype=d, mode="r+", shape=s) for n, d, s in _arrays(clips))
-    spec = variant(recipe).front_end
-    for start in range(0, len(share), 64):
-        batch = share[start : start + 64]
-        waveforms = np.empty((len(batch), round(CLIP_S * sound.SAMPLE_RATE_HZ)), dtype=np.float32)
-        for row, clip in enumerate(batch):
-            waveforms[row], table[clip] = _render(
-                recipe, patterns[clip // recipe.renderings], int(player[clip]), int(clip)
-            )
-        features[batch] = log_mel(torch.from_numpy(waveforms), spec).numpy().astype(np.float16)
-    features.flush()
-    table.flush()
-
-
-def _render(recipe: Recipe, pattern, player: int, clip: int) -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng([recipe.seed, 2, clip])
-    shortest = min(pattern.gaps)
-    high = min(190.0, 16.0 * 60.0 * shortest / stroke_patterns.TICKS_PER_BEAT)
-    low = max(50.0, pattern.cycle_ticks / stroke_patterns.TICKS_PER_BEAT * 60.0 / 3.8)
-    tempo_bpm = float(np.exp(rng.uniform(np.log(min(low, high)), np.log(high))))
-    waveform, played = synth.render_pattern(
-        pattern.strokes,
-        cycle_ticks=pattern.cycle_ticks,
-        ticks_per_beat=stroke_patterns.TICKS_PER_BEAT,
-        tempo_bpm=tempo_bpm,
-        player_seed=recipe.seed * 1000 + player,
-        tier=synth.TIERS[str(rng.choice(tuple(synth.TIERS)))],
-        room=str(rng.choice(sound.ROOMS)),
-        snr_db=float(rng.choice(synth.SNRS_DB)),
-        seed=int(rng.integers(1 << 31)),
-        clip_s=CLIP_S,
-    )
-    table = np.full((MAX_EVENTS, len(EVENT_FIELDS)), -1.0, dtype=np.float32)
-    for row, e in enumerate(played[:MAX_EVENTS]):
-        ratio = pattern.gaps[e.index] / shortest
-        table[row] = (e.onset_s, ratio, e.hand == "R", e.accent, e.flam, e.drag, e.buzz)
-    return waveform, table
-
-
-def _periods(pattern) -> tuple[int, int]:
-    """Strokes after which the pattern repeats: as it is heard without the hands, and with them."""
-    heard = [(g, s.accent, len(s.grace), s.kind) for g, s in zip(pattern.gaps, pattern.strokes, strict=True)]
-    played = [(h, s.hand) for h, s in zip(heard, pattern.strokes, strict=True)]
-    n = len(heard)
-    return tuple(
-        next(p for p in range(1, n + 1) if n % p == 0 and marks == marks[:p] * (n // p)) for marks in (heard, played)
-    )
 
 
 # Training ----------------------------------------------------------------------------------------------------------
@@ -315,45 +196,6 @@ def losses(recipe: Recipe, outputs, batch) -> dict:
     }
 
 
-class Batches:
-    """Batches of whole families, two renderings of each pattern: a function of the step number alone."""
-
-    def __init__(self, recipe: Recipe, folder: Path):
-        import torch
-
-        self.recipe, self.torch = recipe, torch
-        self.facts = json.loads((folder / "corpus.json").read_text())
-        self.features, self.events = (
-            np.memmap(folder / n, dtype=d, mode="r", shape=s) for n, d, s in _arrays(self.facts["clips"])
-        )
-        self.periods = np.array(self.facts["period"])
-
-    def at(self, step: int, held_out: bool = False) -> dict:
-        torch, recipe = self.torch, self.recipe
-        rng = np.random.default_rng([recipe.seed, 3, step, int(held_out)])
-        families, kept = self.facts["patterns"] // 4, 32
-        pick = rng.choice(kept, recipe.batch // 8, replace=False)
-        if not held_out:
-            pick = kept + rng.choice(families - kept, recipe.batch // 8, replace=False)
-        pattern = np.repeat((pick[:, None] * 4 + np.arange(4)).ravel(), 2)
-        take = np.stack([rng.permutation(recipe.renderings)[:2] for _ in range(len(pattern) // 2)]).ravel()
-        clips = pattern * recipe.renderings + take
-        x = torch.from_numpy(self.features[clips].astype(np.float32))
-        x = (x - self.facts["mean"]) / (2.0 * self.facts["std"])
-        if not held_out:
-            x = x + torch.from_numpy(rng.uniform(-0.15, 0.15, (len(clips), 1, 1)).astype(np.float32))
-            for i in range(len(clips)):  # a band of mels missing, as SpecAugment does
-                if rng.random() < 0.3:
-                    low = int(rng.integers(MELS - 10))
-                    x[i, :, low : low + int(rng.integers(1, 10))] = 0.0
-        return {
-            "x": x,
-            "events": torch.from_numpy(self.events[clips]),
-            "periods": torch.from_numpy(self.periods[pattern]),
-            "pattern": torch.from_numpy(pattern),
-        }
-
-
 def make_optimizer(recipe: Recipe, network):
     """Muon for the matrices of the transformer's layers, AdamW for everything else, in one optimizer.
 
@@ -423,14 +265,17 @@ def train(recipe: Recipe, corpus: Path, work: Path, minutes: float) -> None:
     optimizer = make_optimizer(recipe, network)
     scale = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: _rate(s, recipe))
     checkpoint, step = work / "checkpoint.pt", 0
+    (work / "log.jsonl").touch()
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
         network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
         scale.load_state_dict(state["scale"])
         step = state["step"]
+        rows = [json.loads(line) for line in (work / "log.jsonl").read_text().splitlines()]
+        (work / "log.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows if r["step"] <= step))
     print(f"{sum(p.numel() for p in network.backbone.parameters()):,} parameters; from step {step}", flush=True)
-    started, since, mean = time.time(), time.time(), {}
+    started, since, mean, count = time.time(), time.time(), {}, 0
     network.train()
     while step < recipe.steps and (not minutes or time.time() - started < 60 * minutes):
         batch = batches.at(step)
@@ -440,13 +285,13 @@ def train(recipe: Recipe, corpus: Path, work: Path, minutes: float) -> None:
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         scale.step()
-        step += 1
+        step, count = step + 1, count + 1
         for k, v in named.items():
             mean[k] = mean.get(k, 0.0) + (v if isinstance(v, float) else v.item())
-        if step % 50 == 0:
+        if step % 50 == 0 or step == recipe.steps:
             row = {"step": step, "seconds": round(time.time() - since, 1)}
-            row |= {k: round(v / 50, 4) for k, v in mean.items()}
-            mean, since = {}, time.time()
+            row |= {k: round(v / count, 4) for k, v in mean.items()}
+            mean, count, since = {}, 0, time.time()
             if step % 200 == 0 or step == recipe.steps:
                 row |= {f"held_out/{k}": v for k, v in _held_out(recipe, network, batches).items()}
             with (work / "log.jsonl").open("a") as log:
@@ -521,6 +366,7 @@ def export(recipe: Recipe, corpus: Path, work: Path, folder: Path) -> None:
         "sha256": hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest(),
         "licence": "MIT",
         "made_by": "benchmarks/pretrain_mini.py",
+        "date": time.strftime("%Y-%m-%d"),
         "data": f"{facts['clips']:,} synthesised clips of {facts['patterns']:,} random stroke patterns; "
         "none of the 40 rudiments, and no player of the embedded data sets",
         "recipe": asdict(recipe),
