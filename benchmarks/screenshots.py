@@ -1,6 +1,6 @@
 """Make README's pictures: a picture of each page, from trainings that this script runs itself.
 
-    python -m benchmarks.screenshots [--workspace DIR] [--keep-running]
+    python -m benchmarks.screenshots [--workspace DIR] [--epochs N]
 
 Three short trainings on `tiny` (two of another target set, one on random weights) and one that is still running when
 its page is taken. Needs Chromium (SOUSA_CHROMIUM names another one) and some minutes.
@@ -82,6 +82,8 @@ def wait_for_steps(workspace: Workspace, run_id: str, steps: int) -> None:
 
 
 def take(workspace: Workspace, pages: dict[str, str]) -> None:
+    looks = workspace.root / "looks"  # for the eyes of who changes a page; README shows the light ones
+    looks.mkdir(exist_ok=True)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -101,8 +103,8 @@ def take(workspace: Workspace, pages: dict[str, str]) -> None:
             browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox", "--disable-gpu"])
             for name, path in pages.items():
                 shoot(browser, url + path, FOLDER / f"{name}.png", "light", WIDE)
-                shoot(browser, url + path, FOLDER / f"{name}-dark.png", "dark", WIDE)
-                shoot(browser, url + path, FOLDER / f"{name}-phone.png", "light", NARROW)
+                shoot(browser, url + path, looks / f"{name}-dark.png", "dark", WIDE)
+                shoot(browser, url + path, looks / f"{name}-phone.png", "dark", NARROW)
             browser.close()
     finally:
         server.send_signal(signal.SIGINT)

@@ -155,7 +155,7 @@ def test_every_variant_says_where_it_comes_from():
         backbones.variant("ast-mni")
 
 
-@pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 0.99])
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 0.95])
 def test_a_short_clip_gets_the_middle_of_the_position_embedding(mini, share):
     """Equal to a plain network built for that length, its positions cut as the authors' code cuts them."""
     from transformers import ASTConfig, ASTForAudioClassification

@@ -33,7 +33,7 @@ def test_the_defaults_can_be_started_at_once(page, workspace):
     with Store.open(workspace) as store:
         (run,) = store.runs()
     assert run.config == launch.prepare({}).config
-    assert page.query_params["id"] == [run.id]
+    assert page.query_params["id"] == run.id
 
 
 @pytest.mark.parametrize(
