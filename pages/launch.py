@@ -241,7 +241,7 @@ def data_field(field, values: dict[str, Any]) -> None:
     names = [*synth.PRESETS, OWN_DATA]
     st.session_state.setdefault("launch.data", base.data.dataset)
     st.session_state["launch.data"] = st.session_state["launch.data"]
-    a, b = st.columns(2)
+    a, b = st.columns(2, vertical_alignment="bottom")
     with a:
         chosen = st.selectbox(
             "Data set", names, key="launch.data", help=config.field_help("data.dataset").capitalize() + ".",
