@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections import namedtuple
 from dataclasses import replace
+from types import ModuleType
 
 import numpy as np
 import psutil
@@ -203,6 +204,8 @@ def test_worker_processes_make_the_same_features_as_threads(workspace, monkeypat
     threads.path.unlink()
     monkeypatch.setattr(features, "_POOL_FROM", 1)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
+    # Streamlit's AppTest leaves the last page as __main__, and a spawned worker would run that first.
+    monkeypatch.setitem(sys.modules, "__main__", ModuleType("__main__"))
     assert np.array_equal(features.feature_cache(micro, SPEC, workspace).array, expected)
 
 

@@ -123,7 +123,8 @@ def browser():
     found = os.environ.get("SOUSA_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
     with sync_api.sync_playwright() as playwright:
         if found is None and not Path(playwright.chromium.executable_path).exists():
-            pytest.skip("no Chromium here; install one, or name it in SOUSA_CHROMIUM")
+            say_no = pytest.fail if os.environ.get("CI") else pytest.skip
+            say_no("no Chromium here; install one, or name it in SOUSA_CHROMIUM")
         browser = playwright.chromium.launch(executable_path=found, args=CHROMIUM_FLAGS)
         yield browser
         browser.close()
