@@ -12,7 +12,7 @@ from sousa_engine.data.manifest import Clip, Manifest, counts, dataset_names, ma
 from sousa_engine.data.splits import SPLITS
 from sousa_engine.errors import UserError
 from sousa_engine.web import parts
-from sousa_engine.web.clip_view import SPLIT_COLORS, plain, rudiment_card, rudiment_of, show_clip
+from sousa_engine.web.clip_view import SPLIT_COLORS, rudiment_card, rudiment_of, show_clip
 
 OWN = "my own data"
 FOLDER_EXAMPLE = """\
@@ -40,7 +40,7 @@ def main() -> None:
     try:
         manifest = opened(dataset)
     except UserError as error:
-        st.error(plain(str(error)), icon=":material/error:")
+        st.error(parts.plain(str(error)), icon=":material/error:")
         bring_your_own()
         return
     headline(manifest)
@@ -153,7 +153,7 @@ def how_it_was_read(manifest: Manifest) -> None:
     """What was changed or left out, above everything that is computed from the rest."""
     if manifest.notes:
         with st.container(border=True, gap="small"):
-            st.markdown("\n".join(f"- {plain(note)}" for note in manifest.notes))
+            st.markdown("\n".join(f"- {parts.plain(note)}" for note in manifest.notes))
     if manifest.layout == "embedded":
         return
     excluded = manifest.excluded
@@ -207,10 +207,12 @@ def split_card(manifest: Manifest) -> None:
             with st.container(horizontal=True, vertical_alignment="center", gap="small"):
                 st.badge(split, color=SPLIT_COLORS[split])
                 st.markdown(f"{len(names)} player" + ("s" if len(names) != 1 else ""))
-            st.caption(plain(", ".join(names[:12]) + (" …" if len(names) > 12 else "")))
+            st.caption(parts.plain(", ".join(names[:12]) + (" …" if len(names) > 12 else "")))
         shared = sorted(set(players["train"]) & (set(players["valid"]) | set(players["test"])))
         if shared:
-            st.markdown(f":orange[:material/warning:] Heard in train and again later: {plain(', '.join(shared[:8]))}")
+            st.markdown(
+                f":orange[:material/warning:] Heard in train and again later: {parts.plain(', '.join(shared[:8]))}"
+            )
         else:
             st.markdown(":green[:material/check:] Nobody is in two splits: test measures players never heard before.")
 

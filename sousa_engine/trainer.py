@@ -8,7 +8,6 @@ best/ and result.json. Never opens runs.db. Exit codes: 0 finished, 3 stopped af
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import signal
@@ -21,10 +20,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sousa_engine import __version__, reporters, run_files
+from sousa_engine import __version__, reporters, run_files, spool
 from sousa_engine.config import RunConfig
 from sousa_engine.errors import PreflightError, SousaError, UserError
-from sousa_engine.records import Progress
+from sousa_engine.records import Prediction, Progress
 from sousa_engine.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -238,26 +237,24 @@ def _save_adapter(module, folder: Path, manifest: Manifest, run_config: RunConfi
 
 
 def _write_predictions(folder: Path, manifest: Manifest, data: Any, outcome: Outcome) -> None:
-    final = folder / run_files.PREDICTIONS
-    temporary = final.with_suffix(".tmp")
-    with temporary.open("w") as file:
-        for split, found in (("valid", outcome.valid), ("test", outcome.test)):
-            if found is None:
-                continue
-            for row, guess, probabilities in zip(data.splits[split], found.predicted, found.probabilities, strict=True):
-                clip = manifest.clips[row]
-                record = {
-                    "clip_id": clip.clip_id,
-                    "split": split,
-                    "label": clip.label,
-                    "predicted": manifest.classes[guess],
-                    "probability": round(float(probabilities[guess]), 6),
-                    "label_probability": round(float(probabilities[data.labels[row]]), 6),
-                }
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(final)
+    """Valid and test, as the best checkpoint answers."""
+    found = []
+    for split, answers in (("valid", outcome.valid), ("test", outcome.test)):
+        if answers is None:
+            continue
+        for row, guess, probabilities in zip(data.splits[split], answers.predicted, answers.probabilities, strict=True):
+            clip = manifest.clips[row]
+            found.append(
+                Prediction(
+                    clip_id=clip.clip_id,
+                    split=split,
+                    label=clip.label,
+                    predicted=manifest.classes[guess],
+                    probability=round(float(probabilities[guess]), 6),
+                    label_probability=round(float(probabilities[data.labels[row]]), 6),
+                )
+            )
+    spool.write_predictions(folder / run_files.PREDICTIONS, found)
 
 
 def _result(folder: Path, **values: Any) -> None:

@@ -18,22 +18,6 @@ from sousa_engine.backbones.spec import FrontEndSpec, Variant
 
 MINI_CONFIG = Path(__file__).parent / "weights" / "ast-mini" / "config.json"
 
-# Architecture of ast-mini, unless the file beside its weights says otherwise.
-MINI = {
-    "architecture": {
-        "hidden_size": 192,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 3,
-        "intermediate_size": 768,
-        "patch_size": 16,
-        "frequency_stride": 16,
-        "time_stride": 8,
-        "num_mel_bins": 64,
-        "max_length": 400,
-    },
-    "front_end": {"mean": -4.2677393, "std": 4.5689974},
-}
-
 # Path in today's transformers -> path before 5.9; an empty replacement: there was no such module.
 OLD_NAMES = (
     (r"\.attention\.q_proj$", ".attention.attention.query"),
@@ -76,7 +60,7 @@ def networks() -> ModuleType:
 
 
 def variants() -> tuple[Variant, ...]:
-    mini = json.loads(MINI_CONFIG.read_text()) if MINI_CONFIG.exists() else MINI
+    mini = json.loads(MINI_CONFIG.read_text())
     base = {
         "hidden_size": 768,
         "num_hidden_layers": 12,

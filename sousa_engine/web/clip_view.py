@@ -14,6 +14,7 @@ from sousa_engine.charts.spectrogram import StrokeMark, height_px, spectrogram_f
 from sousa_engine.data import audio, synth
 from sousa_engine.data.manifest import Clip, Manifest
 from sousa_engine.errors import UserError
+from sousa_engine.web import parts
 
 SPLIT_COLORS = {"train": "green", "valid": "orange", "test": "blue"}
 
@@ -31,15 +32,15 @@ def heard(content_key: str, clip_id: str, _manifest: Manifest) -> listen.Listeni
 def show_clip(manifest: Manifest, clip: Clip) -> None:
     """Head, player, picture, tempo; the picture last, because librosa is slow to wake up."""
     known = rudiment_of(clip.label)
-    st.subheader(plain(known.name if known else clip.label), anchor=False)
+    st.subheader(parts.plain(known.name if known else clip.label), anchor=False)
     with st.container(horizontal=True, gap="small"):
         st.badge(clip.split, color=SPLIT_COLORS[clip.split])
         for text in badges(clip):
-            st.badge(plain(text), color="gray")
+            st.badge(parts.plain(text), color="gray")
     try:
         waveform = sound(manifest.content_key, clip.clip_id, manifest)
     except UserError as error:
-        st.error(plain(str(error)), icon=":material/error:")
+        st.error(parts.plain(str(error)), icon=":material/error:")
         return
     if not np.abs(waveform).max() > 0:
         st.info("This clip is silent from beginning to end.", icon=":material/volume_off:")
@@ -149,9 +150,4 @@ def rudiment_card(r: rudiments.Rudiment) -> None:
                 "and only the hands' timbre tells them apart."
             )
         if r.note:
-            st.caption(f"Sources: {plain(r.note)}.")
-
-
-def plain(text: str) -> str:
-    """Text of others as text: nothing in it is markdown."""
-    return re.sub(r"([\\`*_{}\[\]()#+|<>~:$-])", r"\\\1", text)
+            st.caption(f"Sources: {parts.plain(r.note)}.")
