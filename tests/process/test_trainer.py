@@ -1,0 +1,81 @@
+"""The trainer as the keeper starts it: `python -m sousa_engine.trainer RUN_DIR`, with the real network."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sousa_engine import launch, run_files
+from sousa_engine.config import RunConfig
+from sousa_engine.spool import read_batch, read_predictions
+from sousa_engine.workspace import PROJECT_ROOT, Workspace
+
+pytestmark = pytest.mark.process
+WEIGHTS = PROJECT_ROOT / "sousa_engine" / "backbones" / "weights" / "ast-mini" / "model.safetensors"
+
+
+def train(workspace: Workspace, settings: RunConfig) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    folder = workspace.run_dir("20260101-aaaa")
+    folder.mkdir(parents=True)
+    run_files.write_json(folder / run_files.CONFIG, settings.model_dump(mode="json"))
+    command = [sys.executable, "-m", "sousa_engine.trainer", str(folder)]
+    return folder, subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=300)
+
+
+def draft(**more) -> RunConfig:
+    values = {"data": {"dataset": "micro"}, "training": {"max_epochs": 1}, "device": "cpu", **more}
+    return launch.prepare(values).config
+
+
+def test_a_finished_run_leaves_what_the_preflight_promised(workspace):
+    settings = draft(seed=5)
+    promised = launch.preflight(settings, workspace)
+    folder, done = train(workspace, settings)
+    assert done.returncode == run_files.EXIT_FINISHED, done.stderr
+    assert run_files.read_json(folder / run_files.RESULT)["outcome"] == "finished"
+
+    batch = read_batch(folder / run_files.SPOOL, 0)
+    facts = batch.facts
+    assert facts["parameters"]["trainable"] == promised.counts.trainable
+    assert facts["parameters"]["total"] == promised.counts.total
+    assert facts["data"]["clips"] == dict(promised.clips)
+    assert facts["weights_label"].startswith("pretrained: ast-mini (embedded), sha256 ")
+    assert facts["device"] == "cpu" and {"torch", "transformers", "peft"} <= set(facts["versions"])
+    steps = [point.step for point in batch.points if point.metric == "train/loss"]
+    assert steps == list(range(1, promised.total_steps + 1))
+    tests = {point.metric: point for point in batch.points if point.metric.startswith("test/")}
+    assert tests["test/accuracy"].n == promised.clips["test"]
+
+    predictions = read_predictions(folder / run_files.PREDICTIONS)
+    of_test = [p for p in predictions if p.split == "test"]
+    assert len(of_test) == promised.clips["test"]
+    assert sum(p.label == p.predicted for p in of_test) / len(of_test) == pytest.approx(tests["test/accuracy"].value)
+    labels = json.loads((folder / "adapter" / "labels.json").read_text())
+    assert len(labels["classes"]) == promised.classes and labels["backbone"] == "ast-mini"
+
+
+def test_weights_that_were_cut_off_since_the_launch_are_a_sentence(workspace, tmp_path):
+    copy = tmp_path / "cut.safetensors"
+    copy.write_bytes(WEIGHTS.read_bytes())
+    settings = draft(model={"weights": str(copy)})
+    copy.write_bytes(WEIGHTS.read_bytes()[:100_000])
+    folder, done = train(workspace, settings)
+    assert done.returncode == run_files.EXIT_USER_ERROR
+    result = run_files.read_json(folder / run_files.RESULT)
+    assert result["outcome"] == "failed" and str(copy) in result["reason"] and "truncated" in result["reason"]
+    assert "Traceback" not in done.stderr and result["reason"] in done.stderr
+
+
+def test_a_workspace_that_cannot_be_used_is_one_line_as_reason(workspace):
+    settings = draft()
+    folder = workspace.run_dir("20260101-aaaa")
+    (folder.parent / ".cache").mkdir(parents=True)
+    (folder.parent / ".cache" / "features").write_text("a file where a folder is needed")
+    folder, done = train(workspace, settings)
+    result = run_files.read_json(folder / run_files.RESULT)
+    assert result["outcome"] == "failed" and "features" in result["reason"] and "\n" not in result["reason"]
+    assert done.returncode != 0
