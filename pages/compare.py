@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import pandas as pd
@@ -67,12 +68,12 @@ def choose(every: Sequence[Run]) -> list[Run]:
 
 
 def names_of(runs: Sequence[Run]) -> list[str]:
-    """Titles, with the id's end where two are alike."""
-    titles = [run.title for run in runs]
-    return [
-        f"{title} · {run.id[-4:]}" if titles.count(title) > 1 else title
-        for run, title in zip(runs, titles, strict=True)
-    ]
+    """Titles; where two are alike the seed is added, and where that is not enough the id's end."""
+    names = [run.title for run in runs]
+    for mark in (lambda run: f"seed {run.config.seed}", lambda run: run.id[-4:]):
+        alike = {name for name, count in Counter(names).items() if count > 1}
+        names = [f"{name} · {mark(run)}" if name in alike else name for run, name in zip(runs, names, strict=True)]
+    return names
 
 
 def conclusion(runs: Sequence[Run], found: Sequence[Result], predictions: dict[str, tuple[Prediction, ...]]) -> None:

@@ -133,7 +133,7 @@ def headline(manifest: Manifest) -> None:
         ("Classes", f"{len(manifest.classes):,}", f"{each} clips each"),
         ("Players", f"{players:,}" if players else "–", "each in one split" if players else "none named"),
         ("Clip length", f"{manifest.clip_s:g} s", f"at {manifest.sample_rate_hz / 1000:g} kHz"),
-        ("By guessing", f"{majority_baseline(manifest, 'test'):.1%}", f"test accuracy, n = {held['test']:,}"),
+        ("By guessing", parts.percent(majority_baseline(manifest, "test")), f"test accuracy, n = {held['test']:,}"),
     ]
     # A grid of our own: five in a row on a desk, two in a row on a phone.
     cells = "".join(

@@ -9,6 +9,7 @@ import streamlit as st
 from sousa_engine import backbones, config, grammar, launch, module_tree
 from sousa_engine.config import RunConfig
 from sousa_engine.data import synth
+from sousa_engine.data.splits import SPLITS
 from sousa_engine.errors import SousaError, UserError
 from sousa_engine.executors import local
 from sousa_engine.web import parts
@@ -232,7 +233,7 @@ def targets_field(outline: module_tree.Outline, values: dict[str, Any], slots: d
         st.page_link(parts.page_path("backbones"), label="Open the tree", query_params={"variant": outline.variant})
     label, paths = choices[chosen]
     slots["lora.targets"] = st.empty()
-    values["lora"]["targets"] = [path for path in paths if not launch.in_head(outline, path)]
+    values["lora"]["targets"] = [path for path in paths if not outline.in_head(path)]
     named = chosen.startswith("saved:") or (chosen == "ticks" and ticks.get("name"))
     values["lora"]["target_set"] = label.removeprefix("saved: ").removeprefix("ticked: ") if named else ""
 
@@ -303,8 +304,10 @@ def summary(values: dict[str, Any], problems: dict[str, str]) -> None:
     b.metric("Share", f"{found.counts.percent:.2f} %")
     c.metric("Steps", f"{found.total_steps:,}", help=f"{found.steps_per_epoch} an epoch")
     clips = found.clips
-    majority = "" if found.majority is None else f" Always naming the most frequent class: {found.majority:.1%}."
-    sizes = ", ".join(f"{split} {clips[split]:,}" for split in launch.SPLITS)
+    majority = (
+        "" if found.majority is None else f" Always naming the most frequent class: {parts.percent(found.majority)}."
+    )
+    sizes = ", ".join(f"{split} {clips[split]:,}" for split in SPLITS)
     st.caption(f"{found.classes} classes; clips: {sizes}.{majority}")
     with st.container(border=True, gap="small"):
         for item in found.checks:

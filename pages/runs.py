@@ -14,7 +14,7 @@ from sousa_engine.web import parts
 REFRESH_S, IDLE_S = 2, 15
 MOST_COMPARED = 8
 ORDER = (
-    "title", "open", "status", "progress", "valid", "valid_n", "test", "test_n", "weights", "created", "took",
+    "title", "open", "status", "progress", "valid", "valid_n", "test", "test_n", "weights", "seed", "created", "took",
     "trainable", "targets", "backbone", "data", "device", "id",
 )  # fmt: skip
 OPTIONS = [status.value for status in RunStatus]
@@ -151,6 +151,7 @@ def frame(runs: list[Run], found: tuple[Result, ...]) -> pd.DataFrame:
                 "test": hundred(test and test.value),
                 "test_n": test.n if test else None,
                 "weights": [parts.weights_text(run)],
+                "seed": run.config.seed,
                 "backbone": run.config.model.variant,
                 "data": run.config.dataset_name,
                 "targets": targets_text(run),
@@ -189,12 +190,13 @@ def columns(shown: list[str]) -> dict:
         "test": column.NumberColumn("Test", format="%.1f %%", help="Measured once, on the best checkpoint"),
         "test_n": column.NumberColumn("n ", help="Clips in test"),
         "weights": column.MultiselectColumn("Weights", options=weights, color=["green", "orange"]),
+        "seed": column.NumberColumn("Seed", format="%d"),
         "backbone": column.TextColumn("Backbone"),
         "data": column.TextColumn("Data"),
         "targets": column.TextColumn("Targets"),
         "trainable": column.NumberColumn("Trainable", format="localized", help="Trainable parameters"),
         "device": column.TextColumn("Device"),
-        "took": column.NumberColumn("Took", format="duration"),
+        "took": column.NumberColumn("Took", format="%d s"),
         "created": column.DatetimeColumn("Created", format="YYYY-MM-DD HH:mm"),
         "id": column.TextColumn("Id"),
     }

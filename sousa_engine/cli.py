@@ -211,7 +211,7 @@ def targets(variant: str, entries: tuple[str, ...], r: int, head: Any, classes: 
         if len(match.paths) > 3:
             click.echo(f"    ... and {len(match.paths) - 3} more")
     module_tree.resolve_strict(outline, launch.expand_sets(outline, names))
-    paths = [path for path in found.paths if not launch.in_head(outline, path)]
+    paths = [path for path in found.paths if not outline.in_head(path)]
     counts = module_tree.count(outline, paths, r=r, head=head, num_classes=classes)
     click.echo(
         f"{counts.layers} modules, {counts.trainable:,} trainable of {counts.total:,} ({counts.percent:.2f} %) "

@@ -18,6 +18,7 @@ import yaml
 from sousa_engine import backbones, config, grammar, module_tree, reporters, supervisor
 from sousa_engine.config import RunConfig
 from sousa_engine.data import manifest as manifests
+from sousa_engine.data.splits import SPLITS
 from sousa_engine.errors import PreflightError, TargetError, UserError
 from sousa_engine.executors import local
 from sousa_engine.module_tree import Counts, Outline, Resolution
@@ -26,7 +27,6 @@ from sousa_engine.store import Store
 from sousa_engine.workspace import Workspace
 
 DEFAULT_SET = "attention+mlp"
-SPLITS = ("train", "valid", "test")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,7 @@ def prepare(draft: Mapping[str, Any]) -> Prepared:
     written = [DEFAULT_SET] if written is None else written
     resolution = resolve(outline, _entries(outline, written))
     notes = [f"{match.entry}: {match.note}" for match in resolution.matches if match.note]
-    paths = [path for path in resolution.paths if not in_head(outline, path)]
+    paths = [path for path in resolution.paths if not outline.in_head(path)]
     if len(paths) < len(resolution.paths):
         policy = draft["lora"].get("head", RunConfig().lora.head)
         notes.append(f"{outline.head_path}: left to the head's policy (lora.head={policy}), not to the targets.")
@@ -103,17 +103,13 @@ def expand_sets(outline: Outline, entries: list[str]) -> list[str]:
 
 def recommended_sets(outline: Outline) -> dict[str, tuple[str, ...]]:
     """Name -> full paths, made from the roles of the modules; the head is never among them."""
-    body = [node for node in outline.nodes if node.adaptable and not in_head(outline, node.path)]
+    body = [node for node in outline.nodes if node.adaptable and not outline.in_head(node.path)]
     chosen = {
         "attention": [node for node in body if node.role.startswith("attention.")],
         "attention+mlp": [node for node in body if node.role.startswith(("attention.", "mlp."))],
         "all-linear": [node for node in body if node.kind == "Linear"],
     }
     return {name: tuple(node.path for node in nodes) for name, nodes in chosen.items() if nodes}
-
-
-def in_head(outline: Outline, path: str) -> bool:
-    return path == outline.head_path or path.startswith(outline.head_path + ".")
 
 
 def preflight(run_config: RunConfig, workspace: Workspace) -> Preflight:

@@ -53,7 +53,7 @@ def drums(tmp_path):
 def test_the_page_opens_on_tiny_with_its_counts_and_a_first_clip():
     at = visit()
     facts = at.get("html")[0].proto.body
-    assert "1,000" in facts and "train 640" in facts and "2.5%" in facts
+    assert "1,000" in facts and "train 640" in facts and "2.5 %" in facts
     assert len(clip_table(at)) == 1000
     assert "Single Stroke Roll" in said(at) and "librosa hears" in said(at)
     assert "Nobody is in two splits" in said(at)

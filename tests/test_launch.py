@@ -41,7 +41,7 @@ def test_a_target_that_matches_nothing_is_refused_with_the_nearest():
 
 def test_the_head_is_left_to_its_policy():
     found = prepared("lora.targets=[all-linear, dense]", "lora.head=lora")
-    assert not any(launch.in_head(found.outline, t.path) for t in found.config.lora.targets)
+    assert not any(found.outline.in_head(t.path) for t in found.config.lora.targets)
     assert any("lora.head=lora" in note for note in found.notes)
 
 

@@ -24,7 +24,6 @@ from sousa_engine.rudiments import Stroke
 SYNTH_VERSION = 1
 """Raised whenever any clip would sound different: caches made from older clips are then computed again."""
 
-SPLITS = ("train", "valid", "test")
 SNRS_DB = (40.0, 30.0, 20.0, 12.0)
 _LEAD_S = (0.02, 0.12)  # silence before the first stroke, shortest and longest
 _FLAM_AHEAD_S = 0.05  # room for grace strokes before a clip's first primary stroke
