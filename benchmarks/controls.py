@@ -50,15 +50,13 @@ def main() -> None:
     table = [row_of(row, [found[row, seed] for seed in options.seeds], workspace) for row in options.rows]
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(table, indent=1) + "\n")
-    print(
-        "| what trains | trainable | test accuracy, mean of seeds | each seed | 95 % interval of the mean | train s |"
-    )
-    print("|---|---|---|---|---|---|")
+    print("| what trains | trainable | test accuracy, mean of seeds | each seed | 95 % interval of the mean |")
+    print("|---|---|---|---|---|")
     for line in table:
         each = ", ".join(f"{100 * value:.1f}" for value in line["accuracies"])
         print(
             f"| {line['title']} | {line['trainable']:,} | **{100 * line['mean']:.1f} %** | {each} | "
-            f"{100 * line['low']:.1f} to {100 * line['high']:.1f} %, n = {line['n']} | {line['train_s']:.0f} |"
+            f"{100 * line['low']:.1f} to {100 * line['high']:.1f} %, n = {line['n']} |"
         )
 
 

@@ -48,6 +48,8 @@ class _Commands(click.Group):
 def main(ctx: click.Context, root: Path | None) -> None:
     """Fine-tune audio backbones with LoRA, from a terminal. The pages of the studio have the same verbs."""
     ctx.obj = Workspace(root=root.resolve()) if root else default_workspace()
+    if trouble := ctx.obj.full_disk():
+        click.echo(f"warning: {trouble}", err=True)
 
 
 def _field_list() -> str:
@@ -249,6 +251,7 @@ def _echo_preflight(prepared: launch.Prepared, found: launch.Preflight) -> None:
 def _follow(workspace: Workspace, run: Run) -> Run:
     """Show a bar with ETA until the run is over. Ctrl-C asks the run to stop, a second one leaves it alone."""
     asked = False
+    warned = ""
     form = "{desc} {percentage:3.0f} %|{bar}| {n_fmt}/{total_fmt}{postfix}"
     with tqdm(total=1, desc="queued", leave=False, bar_format=form) as bar, Store.open(workspace) as store:
         while True:
@@ -259,6 +262,9 @@ def _follow(workspace: Workspace, run: Run) -> Run:
                 _draw(bar, found)
                 if found.status.is_over:
                     return found
+                if (trouble := workspace.full_disk()) != warned:
+                    bar.write(f"warning: {trouble}" if trouble else "There is room on the disk again.")
+                    warned = trouble
                 time.sleep(POLL_S)
             except KeyboardInterrupt:
                 if asked:

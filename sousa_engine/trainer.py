@@ -8,6 +8,7 @@ best/ and result.json. Never opens runs.db. Exit codes: 0 finished, 3 stopped af
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import platform
 import signal
@@ -51,8 +52,12 @@ def main(argv: list[str] | None = None) -> int:
         _result(folder, outcome="failed", reason=str(error))
         return run_files.EXIT_USER_ERROR
     except Exception as error:
-        traceback.print_exc()
-        _result(folder, outcome="failed", reason=_sentence(error))
+        reason = _known_cause(error)
+        if reason:
+            print(f"error: {reason}", file=sys.stderr)
+        else:
+            traceback.print_exc()
+        _result(folder, outcome="failed", reason=reason or _first_line(error))
         return EXIT_CRASHED
     if outcome.stopped:
         _result(folder, outcome="stopped", reason=f"Stopped at step {outcome.step}.", best_step=outcome.best_step)
@@ -264,15 +269,22 @@ def _result(folder: Path, **values: Any) -> None:
         print(f"error: could not write {run_files.RESULT}: {error}", file=sys.stderr)
 
 
-def _sentence(error: Exception) -> str:
+def _known_cause(error: Exception) -> str:
+    """A sentence for what is no bug of ours; "" where only the traceback can tell."""
     if isinstance(error, SousaError):
         return str(error)
-    if isinstance(error, OSError) and error.errno == 28:
-        return "The disk is full. Free some space; the metrics up to here are kept."
+    cause: BaseException | None = error
+    while cause is not None:  # torch.save hides the disk's error behind one of its own
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+            return "The disk is full. Free some space; metrics and checkpoints up to here are kept."
+        cause = cause.__cause__ or cause.__context__
     if "out of memory" in str(error).lower():
         return "The device ran out of memory. Lower training.batch_size, or tick fewer modules."
-    first = (str(error).strip().splitlines() or [""])[0]
-    return f"{type(error).__name__}: {first}"
+    return ""
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
 
 
 def _versions() -> dict[str, str]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+LEAST_FREE_BYTES = 256 * 1024  # below it, SQLite's log and a run's spool cannot grow
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -39,6 +41,16 @@ class Workspace:
     @property
     def supervisor_log(self) -> Path:
         return self.runs / "supervisor.log"
+
+    def full_disk(self) -> str:
+        """A sentence when the disk is full, else "". Runs then wait, and runs.db stands still until there is room."""
+        try:
+            free = shutil.disk_usage(self.root).free
+        except OSError:
+            return ""
+        if free >= LEAST_FREE_BYTES:
+            return ""
+        return f"The disk of {self.root} is full: nothing new can be recorded. Free some space; runs go on from there."
 
     def run_dir(self, run_id: str) -> Path:
         """The folder of one run. Ids are checked, so a crafted id never leaves runs/."""

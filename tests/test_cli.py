@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+from collections import namedtuple
 from pathlib import Path
 
 import pytest
@@ -69,6 +71,12 @@ def test_a_mistake_exits_2_with_one_line_that_names_value_and_cure(sousa, words,
     lines = [line for line in result.stderr.splitlines() if line.startswith("error:")]
     assert len(lines) == 1 and named in lines[0]
     assert "Traceback" not in result.output
+
+
+def test_a_full_disk_is_told(sousa, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: namedtuple("Usage", "total used free")(10**9, 10**9, 0))
+    result = sousa("runs")
+    assert result.exit_code == 0 and "is full" in result.stderr
 
 
 def test_dry_run_starts_nothing_and_prints_a_config_that_loads(sousa, workspace, tmp_path):

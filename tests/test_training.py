@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import math
@@ -139,6 +140,19 @@ def test_a_damaged_checkpoint_is_refused(tmp_path):
     (path / "state.pt").write_bytes(raw)
     with pytest.raises(RunError, match="damaged"):
         checkpoint.load(path)
+
+
+def test_a_checkpoint_that_did_not_fit_leaves_nothing_behind(tmp_path, monkeypatch):
+    checkpoint.save(tmp_path, 7, {"trainable": {}}, {})
+
+    def full(state, file):
+        file.write(b"the first half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="No space"):
+        checkpoint.save(tmp_path, 8, {"trainable": {}}, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000007"]
 
 
 def test_checkpoint_facts_are_plain_json(tmp_path):

@@ -24,15 +24,19 @@ def save(folder: Path, step: int, state: dict[str, Any], facts: dict[str, Any], 
     temporary = folder / f".{final.name}.tmp"
     _clear(temporary)
     temporary.mkdir()
-    with (temporary / "state.pt").open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    facts = {**facts, "step": step, "sha256": _sha256(temporary / "state.pt")}
-    with (temporary / "facts.json").open("w") as file:
-        json.dump(facts, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with (temporary / "state.pt").open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        facts = {**facts, "step": step, "sha256": _sha256(temporary / "state.pt")}
+        with (temporary / "facts.json").open("w") as file:
+            json.dump(facts, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        _clear(temporary)  # on a full disk, half a checkpoint takes the room that telling of it needs
+        raise
     _clear(final)
     temporary.rename(final)
     _sync_folder(folder)

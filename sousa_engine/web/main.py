@@ -6,7 +6,7 @@ import streamlit as st
 
 from sousa_engine.errors import SousaError
 from sousa_engine.web import tell
-from sousa_engine.workspace import PROJECT_ROOT
+from sousa_engine.workspace import PROJECT_ROOT, default_workspace
 
 ASSETS = Path(__file__).resolve().parent / "assets"
 
@@ -32,6 +32,8 @@ current = st.navigation(PAGES, position="top")
 st.set_page_config(page_title=f"{current.title} · SOUSA")
 st.logo(str(ASSETS / "logo.svg"), size="medium")
 
+if trouble := default_workspace().full_disk():
+    st.error(trouble, icon=":material/hard_drive:")
 try:
     current.run()
 except SousaError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sousa_engine import launch, run_files
+from sousa_engine import launch, run_files, trainer
 from sousa_engine.config import RunConfig
 from sousa_engine.spool import read_batch, read_predictions
 from sousa_engine.workspace import PROJECT_ROOT, Workspace
@@ -68,6 +69,16 @@ def test_weights_that_were_cut_off_since_the_launch_are_a_sentence(workspace, tm
     result = run_files.read_json(folder / run_files.RESULT)
     assert result["outcome"] == "failed" and str(copy) in result["reason"] and "truncated" in result["reason"]
     assert "Traceback" not in done.stderr and result["reason"] in done.stderr
+
+
+def test_a_full_disk_is_named_however_torch_wraps_it():
+    try:
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        finally:
+            raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 1411200 vs 1411092")
+    except RuntimeError as error:
+        assert trainer._known_cause(error).startswith("The disk is full.")
 
 
 def test_a_workspace_that_cannot_be_used_is_one_line_as_reason(workspace):
