@@ -20,9 +20,9 @@ from sousa_engine.web.components.module_tree import module_tree as draw_tree
 from sousa_engine.workspace import default_workspace
 
 HEADS = {"train": "Train fully", "lora": "LoRA", "freeze": "Freeze"}
-READY = {  # recommended set -> its button, and the head's policy it comes with (None: as it is)
-    "attention": ("Attention", None),
-    "attention+mlp": ("Attention + MLP", None),
+READY: dict[str, tuple[str, HeadPolicy]] = {  # recommended set -> its button, and the head's policy it comes with
+    "attention": ("Attention", "train"),
+    "attention+mlp": ("Attention + MLP", "train"),
     "all-linear": ("All linear, head too", "lora"),
 }
 EXAMPLE = "peft_target_modules:\n- query\n- value"
@@ -144,7 +144,7 @@ def adapter_fields(outline: Outline) -> tuple[int, HeadPolicy, int]:
     st.caption("Ready sets")
     with st.container(horizontal=True, gap="small"):
         for name, paths in launch.recommended_sets(outline).items():
-            label, policy = READY.get(name, (name, None))
+            label, policy = READY.get(name, (name, "train"))
             st.button(label, key=f"ready {name}", on_click=take, args=(outline, paths, policy))
     return int(r), head or base.lora.head, int(classes)
 
@@ -271,7 +271,8 @@ def pasted_list(outline: Outline) -> None:
         st.error(f"{len(resolution.unmatched)} of {len(entries)} entries match nothing, so none is ticked.")
     with st.container(horizontal=True):
         st.button(
-            f"Tick these {len(resolution.paths)} modules", type="primary",
+            f"Tick these {len(resolution.paths)} modules" if not resolution.unmatched else "Tick these modules",
+            type="primary",
             disabled=bool(resolution.unmatched) or not resolution.paths,
             on_click=take, args=(outline, resolution.paths, "lora" if in_head else None),
         )  # fmt: skip

@@ -82,11 +82,12 @@ def conclusion(runs: Sequence[Run], found: Sequence[Result], predictions: dict[s
         st.markdown(f":material/balance: **{parts.plain(said.verdict)}**")
         for note in said.notes:
             st.markdown(note)
-        if len(runs) == 2:
-            first, second = runs
+        measured = [run for run in runs if predictions[run.id]]
+        if len(measured) == 2:
+            first, second = measured
             difference = paired(predictions[first.id], predictions[second.id])
             if difference:
-                st.markdown(parts.plain(paired_sentence(*names_of(runs), difference)))
+                st.markdown(parts.plain(paired_sentence(*names_of(measured), difference)))
 
 
 def measures(runs: Sequence[Run], found: Sequence[Result]) -> None:

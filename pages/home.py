@@ -61,7 +61,12 @@ def main() -> None:
 
 def run_line(run: Run, result: Result) -> None:
     with st.container(horizontal=True, vertical_alignment="center", gap="small", border=True):
-        st.page_link(parts.page_path("run"), label=parts.plain(run.title), query_params={"id": run.id}, width="content")
+        st.page_link(
+            parts.page_path("run"),
+            label=f":primary[{parts.plain(run.title)}]",
+            query_params={"id": run.id},
+            width="content",
+        )
         parts.status_badge(run.status)
         if run.is_random:
             parts.weights_badge(run)

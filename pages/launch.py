@@ -16,6 +16,16 @@ from sousa_engine.web import parts
 from sousa_engine.workspace import default_workspace
 
 OWN_DATA = "my own: a folder or a CSV file"
+LABELS = {  # of the fields that problems are told of
+    "model.variant": "Backbone", "model.weights": "Weights", "lora.targets": "Target modules", "lora.r": "Rank r",
+    "lora.alpha": "Alpha", "lora.dropout": "Dropout", "lora.head": "Head", "data.dataset": "Data set",
+    "training.max_epochs": "Epochs", "training.batch_size": "Batch size", "training.lr": "Learning rate",
+    "training.head_lr": "Head's rate", "training.weight_decay": "Weight decay", "training.warmup": "Warm-up",
+    "training.label_smoothing": "Label smoothing", "training.grad_clip": "Gradient clip",
+    "training.patience": "Patience", "augment.time_mask": "Time mask", "augment.mel_mask": "Mel mask",
+    "augment.shift": "Shift", "augment.gain_db": "Gain", "wandb.project": "W&B project", "seed": "Seed",
+    "device": "Device", "name": "Name",
+}  # fmt: skip
 HEADS = {"train": "train fully", "lora": "LoRA", "freeze": "freeze"}
 workspace = default_workspace()
 base = RunConfig()
@@ -50,6 +60,7 @@ def take_over_draft() -> None:
             for part in name.split("."):
                 value = getattr(value, part)
             st.session_state[f"launch.{name}"] = as_widget(name, value)
+        st.session_state["launch.defaults_of"] = settings.model.variant
         known = settings.data.dataset in synth.PRESETS
         st.session_state["launch.data"] = settings.data.dataset if known else OWN_DATA
         st.session_state["ticks"] = {
@@ -103,6 +114,7 @@ def form() -> tuple[dict[str, Any], dict[str, str]]:
         )
     with b:
         weights_field(field, values)
+    take_defaults_of(variant)
     outline = module_tree.load_outline(variant)
 
     st.subheader("LoRA")
@@ -166,8 +178,23 @@ def form() -> tuple[dict[str, Any], dict[str, str]]:
     problems |= {name: text for name, text in problems_of(values).items() if name not in problems}
     for name, text in problems.items():
         if name in slots:
-            slots[name].error(text)
+            slots[name].error(parts.plain(text.replace(f"{name} = ", f"{LABELS.get(name, name)} = ")))
     return values, problems
+
+
+def take_defaults_of(variant: str) -> None:
+    """On a change of the backbone, the fields that still hold its default take the next one's: what
+    `model=...` does on the command line."""
+    before = st.session_state.get("launch.defaults_of", base.model.variant)
+    st.session_state["launch.defaults_of"] = variant
+    if before == variant:
+        return
+    old, new = (launch.defaults(name) for name in (before, variant))
+    for name in old.keys() | new.keys():
+        key = f"launch.{name}"
+        held = as_widget(name, old.get(name, default_of(name)))
+        if st.session_state.get(key, held) == held:
+            st.session_state[key] = as_widget(name, new.get(name, default_of(name)))
 
 
 def default_of(name: str) -> Any:
@@ -230,7 +257,9 @@ def targets_field(outline: module_tree.Outline, values: dict[str, Any], slots: d
             help="The modules that get LoRA. Tick your own set in the module tree.",
         )  # fmt: skip
     with b:
-        st.page_link(parts.page_path("backbones"), label="Open the tree", query_params={"variant": outline.variant})
+        st.page_link(
+            parts.page_path("backbones"), label=":primary[Open the tree]", query_params={"variant": outline.variant}
+        )
     label, paths = choices[chosen]
     slots["lora.targets"] = st.empty()
     values["lora"]["targets"] = [path for path in paths if not outline.in_head(path)]
@@ -259,7 +288,7 @@ def data_field(field, values: dict[str, Any]) -> None:
         else:
             st.session_state["launch.data.dataset"] = chosen
             grammar.set_field(values, "data.dataset", chosen)
-            st.page_link(parts.page_path("data"), label="Look and listen", query_params={"dataset": chosen})
+            st.page_link(parts.page_path("data"), label=":primary[Look and listen]", query_params={"dataset": chosen})
 
 
 def problems_of(values: dict[str, Any]) -> dict[str, str]:
@@ -292,7 +321,11 @@ def summary(values: dict[str, Any], problems: dict[str, str]) -> None:
             st.error(str(error), icon=":material/error:")
             missing.append(getattr(error, "field", None) or "data set")
 
-    label = "Start training" if not missing else "To start, mend: " + ", ".join(missing[:3])
+    label = (
+        "Start training"
+        if not missing
+        else "To start, mend: " + ", ".join(LABELS.get(name, name) for name in missing[:3])
+    )
     if st.button(label, type="primary", disabled=bool(missing), icon=":material/play_arrow:", width="stretch"):
         assert settings is not None
         begin(settings)

@@ -17,7 +17,7 @@ from sousa_engine.store import Store
 from sousa_engine.web import parts
 from sousa_engine.web.components.live_chart import live_chart
 
-REFRESH_S = 3
+REFRESH_S = 2
 CAUSE_LINES, LOG_LINES = 40, 200
 
 
@@ -43,6 +43,8 @@ def choose(store: Store, run_id: str) -> None:
     st.title("Run")
     if run_id:
         st.error(parts.plain(f"No run has the id {run_id!r}. Choose one below."), icon=":material/error:")
+    else:
+        st.caption("Choose a run to see its curves, results, settings and log.")
     runs = store.runs()
     if not runs:
         st.info("Nothing trained yet.", icon=":material/info:")
@@ -58,7 +60,7 @@ def choose(store: Store, run_id: str) -> None:
 
 
 def header(run: Run) -> None:
-    st.page_link(parts.page_path("runs"), label="All runs", icon=":material/arrow_back:")
+    st.page_link(parts.page_path("runs"), label=":primary[All runs]", icon=":material/arrow_back:")
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
         st.title(parts.plain(run.title), anchor=False, width="content")
         with st.container(horizontal=True, width="content", vertical_alignment="center"):
@@ -176,7 +178,11 @@ def numbers(drawn: Run) -> None:
 
 def test_caption(run: Run, result: Result, majority: float | None) -> str:
     if result.test is None:
-        return "Not measured." if run.status.is_over else "Measured once, at the end, on the best checkpoint."
+        return (
+            "Not measured: the run did not reach its end."
+            if run.status.is_over
+            else "Measured once, at the end, on the best checkpoint."
+        )
     baseline = f" · most frequent class: {parts.percent(majority)}" if majority is not None else ""
     return parts.interval(result.test) + baseline
 

@@ -1,4 +1,7 @@
-"""The command line: train, runs, show, stop, modules, targets. Exit code 0 for success, 2 for a user's mistake."""
+"""The command line: train, runs, show, stop, modules, targets.
+
+Exit code 0 for success, 2 for a user's mistake, 1 for a run that failed, 3 for one that was stopped.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +19,14 @@ from tqdm import tqdm
 
 from sousa_engine import __version__, config, grammar, launch, module_tree
 from sousa_engine.analysis.significance import wilson
-from sousa_engine.errors import ConfigError, SousaError, UserError
+from sousa_engine.data import synth
+from sousa_engine.errors import ConfigError, SousaError, UserError, unknown
 from sousa_engine.records import Run, RunStatus, Summary
 from sousa_engine.store import Store
 from sousa_engine.workspace import Workspace, default_workspace
 
 POLL_S = 0.3
+EXIT_STOPPED = 3
 
 
 class _Commands(click.Group):
@@ -30,9 +35,18 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except click.UsageError as error:
+            command = error.ctx.command_path if error.ctx else ctx.command_path
+            click.echo(f"error: {error.format_message()} See: {command} --help", err=True)
+            ctx.exit(2)
         except SousaError as error:
             click.echo(f"error: {error}", err=True)
             ctx.exit(2 if isinstance(error, UserError) else 1)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        if args[0] not in self.commands:
+            raise unknown("command", args[0], self.commands)
+        return super().resolve_command(ctx, args)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -48,6 +62,8 @@ class _Commands(click.Group):
 def main(ctx: click.Context, root: Path | None) -> None:
     """Fine-tune audio backbones with LoRA, from a terminal. The pages of the studio have the same verbs."""
     ctx.obj = Workspace(root=root.resolve()) if root else default_workspace()
+    if ctx.invoked_subcommand in ("runs", "show", "stop") and not ctx.obj.root.is_dir():
+        raise UserError(f"There is no folder {ctx.obj.root}, so there are no runs in it. Check --workspace.")
     if trouble := ctx.obj.full_disk():
         click.echo(f"warning: {trouble}", err=True)
 
@@ -57,7 +73,13 @@ def _field_list() -> str:
     lines = ["\b", "Presets (group=name):"]
     for group in ("model", "lora", "training", "augment"):
         lines += [f"  {group + '=' + name:26} {text}" for name, text in grammar.presets(group).items()]
-    lines += ["  data=tiny|small|...|PATH   an embedded set, a folder of classes, or a CSV file", "", "\b", "Fields:"]
+    lines += [
+        f"  data={'|'.join(synth.PRESETS)}|PATH",
+        " " * 29 + "an embedded set, a folder of classes, or a CSV file",
+        "",
+        "\b",
+        "Fields:",
+    ]
     for dotted, info in config.fields():
         lines.append(f"  {dotted:26} {info.description}" + ("" if dotted == "lora.targets" else f" [{info.default}]"))
     return "\n".join(lines)
@@ -87,9 +109,9 @@ def train(workspace: Workspace, words: tuple[str, ...], file: Path | None, detac
         click.echo(f"note: {note}")
     _echo_preflight(prepared, found)
     if dry_run:
-        click.echo(launch.to_yaml(prepared.config))
         if found.errors:
             raise UserError(" ".join(check.detail for check in found.errors))
+        click.echo(launch.to_yaml(prepared.config))
         return
     run = launch.start(workspace, prepared.config, created_by="cli")
     click.echo(f"run {run.id} queued: {run.title}")
@@ -98,7 +120,7 @@ def train(workspace: Workspace, words: tuple[str, ...], file: Path | None, detac
         return
     over = _follow(workspace, run)
     _echo_end(workspace, over)
-    sys.exit(0 if over.status in (RunStatus.FINISHED, RunStatus.STOPPED) else 1)
+    sys.exit({RunStatus.FINISHED: 0, RunStatus.STOPPED: EXIT_STOPPED}.get(over.status, 1))
 
 
 @main.command()
@@ -171,7 +193,7 @@ def stop(workspace: Workspace, run: str) -> None:
 
 
 @main.command()
-@click.argument("variant")
+@click.argument("variant", metavar="BACKBONE")
 @click.option("--grep", "pattern", default="", help="Only paths that match this text or regular expression.")
 @click.option("--adaptable", is_flag=True, help="Only modules that can get LoRA.")
 def modules(variant: str, pattern: str, adaptable: bool) -> None:
@@ -194,7 +216,7 @@ def modules(variant: str, pattern: str, adaptable: bool) -> None:
 
 
 @main.command()
-@click.argument("variant")
+@click.argument("variant", metavar="BACKBONE")
 @click.argument("entries", nargs=-1, required=True)
 @click.option("--r", default=config.LoraConfig().r, show_default=True, help="Rank, for the parameter count.")
 @click.option(
@@ -205,6 +227,8 @@ def targets(variant: str, entries: tuple[str, ...], r: int, head: Any, classes: 
     """Show what each entry of a target list matches: python -m sousa_engine targets ast "query,key,value\""""
     outline = module_tree.load_outline(variant)
     names = [name for entry in entries for name in grammar.entries(entry)]
+    if not names:
+        raise UserError('No target was named. Try: targets ast "query,key,value", or attention+mlp.')
     found = module_tree.resolve(outline, launch.expand_sets(outline, names))
     for match in found.matches:
         click.echo(f"{match.entry:<28} {len(match.paths):>3} modules" + (f"  {match.note}" if match.note else ""))
@@ -253,12 +277,20 @@ def _follow(workspace: Workspace, run: Run) -> Run:
     asked = False
     warned = ""
     form = "{desc} {percentage:3.0f} %|{bar}| {n_fmt}/{total_fmt}{postfix}"
-    with tqdm(total=1, desc="queued", leave=False, bar_format=form) as bar, Store.open(workspace) as store:
+    lines = not sys.stderr.isatty()  # in a file or a pipe: a line an epoch, no bar
+    said = None
+    with (
+        tqdm(total=1, desc="queued", leave=False, bar_format=form, disable=lines) as bar,
+        Store.open(workspace) as store,
+    ):
         while True:
             try:
                 found = store.run(run.id)
                 if found is None:
                     raise UserError(f"Run {run.id} is gone from {workspace.db}.")
+                if lines and (now := _stage(found)) != said:
+                    click.echo(now, err=True)
+                    said = now
                 _draw(bar, found)
                 if found.status.is_over:
                     return found
@@ -274,6 +306,14 @@ def _follow(workspace: Workspace, run: Run) -> Run:
                 bar.write(f"stopping run {run.id}: checkpoint first (Ctrl-C again leaves it to itself)")
 
 
+def _stage(run: Run) -> str:
+    progress = run.progress
+    if progress is None or run.status.is_over:
+        return run.status.value
+    epoch = f", epoch {progress.epoch} of {progress.max_epochs}" if progress.epoch else ""
+    return f"{run.status.value}: {progress.phase}{epoch}"
+
+
 def _draw(bar: tqdm, run: Run) -> None:
     progress = run.progress
     if progress is None:
@@ -284,7 +324,8 @@ def _draw(bar: tqdm, run: Run) -> None:
     bar.total = progress.total
     bar.n = progress.done
     # The trainer's own estimate: tqdm's would count the time in the queue as training.
-    bar.set_postfix_str("" if progress.eta_s is None else f"{round(progress.eta_s)} s left", refresh=False)
+    soon = progress.eta_s is None or progress.done < 5  # a guess from the first steps is far off
+    bar.set_postfix_str("" if soon else f"{tqdm.format_interval(progress.eta_s)} left", refresh=False)
     bar.refresh()
 
 
@@ -304,12 +345,13 @@ def _echo_end(workspace: Workspace, run: Run) -> None:
 def _metric_text(summary: Summary) -> str:
     if summary.last is None:
         return f"no finite value at step {summary.last_step}"
-    text = f"{summary.last:.4g}"
+    text = f"{summary.last:.1%}" if summary.metric.endswith("/accuracy") else f"{summary.last:.4g}"
     if summary.metric.endswith("/accuracy") and summary.n and not summary.metric.startswith("train"):
         found = wilson(round(summary.last * summary.n), summary.n)
         text = f"{summary.last:.1%} (n={summary.n}, 95 % interval {found.low:.1%} to {found.high:.1%})"
-    if summary.best is not None and summary.best != summary.last:
-        text += f", best {summary.best:.4g} at step {summary.best_step}"
+    if summary.best is not None and summary.best != summary.last and not summary.metric.endswith("/lr"):
+        best = f"{summary.best:.1%}" if summary.metric.endswith("/accuracy") else f"{summary.best:.4g}"
+        text += f", best {best} at step {summary.best_step}"
     return text
 
 

@@ -199,7 +199,24 @@ def _problems(error: ValidationError) -> dict[str, str]:
         elif item["type"] == "value_error":
             message = str(item["ctx"]["error"]) if "ctx" in item else item["msg"]
         else:
-            what = item["msg"].replace("Input should", "It should")
-            message = f"{field} = {item['input']!r} will not do. {what}."
+            message = f"{field} = {item['input']!r} {_wanted(item['type'], item.get('ctx', {}), item['msg'])}."
         found.setdefault(field, message)
     return found
+
+
+def _wanted(kind: str, bounds: Mapping[str, Any], message: str) -> str:
+    """What pydantic found wrong, as the end of a sentence that begins with field and value."""
+    if kind.startswith("int_"):
+        return "must be a whole number"
+    if kind.startswith("float_") or kind == "finite_number":
+        return "must be a number"
+    words = {
+        "greater_than_equal": "must be at least {ge:g}",
+        "greater_than": "must be above {gt:g}",
+        "less_than_equal": "must be at most {le:g}",
+        "less_than": "must be below {lt:g}",
+        "literal_error": "must be {expected}",
+        "string_too_short": "must not be empty",
+        "string_too_long": "must have at most {max_length} characters",
+    }
+    return words[kind].format(**bounds) if kind in words else message.replace("Input should", "should")

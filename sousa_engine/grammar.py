@@ -16,6 +16,7 @@ import yaml
 from sousa_engine import config
 from sousa_engine.errors import ConfigError, nearest, unknown
 
+GROUPS = ("model", "data", "training", "lora", "augment")
 PRESETS = Path(__file__).with_name("presets")
 Draft = dict[str, Any]
 
@@ -38,6 +39,8 @@ def parse(words: Iterable[str]) -> Draft:
         if not equals or not key:
             raise ConfigError(f"{word!r} is not of the form group=name or field=value, e.g. training.max_epochs=10.")
         key = _SYNONYMS.get(key, key)
+        if key in GROUPS and not text.strip():
+            raise ConfigError(f"{key}= has no value. Write {key}=NAME.", field=key)
         if key in ("model", "training", "lora", "augment"):
             merge(draft, preset(key, text))
         elif key == "data":
@@ -45,7 +48,7 @@ def parse(words: Iterable[str]) -> Draft:
         elif key in _known():
             fields.append((key, text if _is_text(key) else value(text, key)))
         else:
-            near = nearest(key, _known())
+            near = nearest(key, [*GROUPS, *_known()])
             hint = (
                 f" Nearest: {', '.join(near)}." if near else " `python -m sousa_engine train --help` lists all fields."
             )

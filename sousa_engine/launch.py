@@ -101,6 +101,17 @@ def expand_sets(outline: Outline, entries: list[str]) -> list[str]:
     return [path for entry in entries for path in sets.get(entry, (entry,))]
 
 
+def defaults(variant: str) -> dict[str, Any]:
+    """Dotted field -> value, for the fields whose default is this backbone's own (its preset)."""
+    values = grammar.preset("model", variant)
+    return {
+        f"{group}.{name}": value
+        for group, fields in values.items()
+        for name, value in fields.items()
+        if group != "model"
+    }
+
+
 def recommended_sets(outline: Outline) -> dict[str, tuple[str, ...]]:
     """Name -> full paths, made from the roles of the modules; the head is never among them."""
     body = [node for node in outline.nodes if node.adaptable and not outline.in_head(node.path)]
@@ -133,6 +144,7 @@ def preflight(run_config: RunConfig, workspace: Workspace) -> Preflight:
         _classes_check(manifest),
         _device_check(run_config),
         *([] if run_config.wandb.mode == "disabled" else [_wandb_check(run_config)]),
+        *_left_out(manifest),
         *(Check(level="warning", title="Data", detail=note) for note in manifest.notes),
     )
     majority = manifests.majority_baseline(manifest, "test") if sizes["test"] else None
@@ -255,6 +267,17 @@ def _head_check(run_config: RunConfig, counts: Counts) -> Check:
         return Check(level="warning", title="Head", detail=detail)
     how = "trained fully" if policy == "train" else f"trained through LoRA r={run_config.lora.r}"
     return Check(level="ok", title="Head", detail=f"New, {how}: {counts.head_parameters:,} parameters.")
+
+
+def _left_out(manifest: manifests.Manifest) -> list[Check]:
+    """Files and rows that cannot be used, so that nobody finds out only from the counts."""
+    if not manifest.excluded:
+        return []
+    shown = "; ".join(f"{found.name}: {found.reason}" for found in manifest.excluded[:3])
+    more = f"; and {len(manifest.excluded) - 3} more (page Data lists them)" if len(manifest.excluded) > 3 else ""
+    count = len(manifest.excluded)
+    detail = f"{count} {'file or row is' if count == 1 else 'files or rows are'} left out: {shown}{more}"
+    return [Check(level="warning", title="Data", detail=detail)]
 
 
 def _classes_check(manifest: manifests.Manifest) -> Check:

@@ -60,7 +60,8 @@ def main(argv: list[str] | None = None) -> int:
         _result(folder, outcome="failed", reason=reason or _first_line(error))
         return EXIT_CRASHED
     if outcome.stopped:
-        _result(folder, outcome="stopped", reason=f"Stopped at step {outcome.step}.", best_step=outcome.best_step)
+        reason = f"Stopped at step {outcome.step}. A checkpoint was saved; test is measured only at a run's own end."
+        _result(folder, outcome="stopped", reason=reason, best_step=outcome.best_step)
         return run_files.EXIT_STOPPED
     _result(folder, outcome="finished", reason=None, best_step=outcome.best_step)
     return run_files.EXIT_FINISHED

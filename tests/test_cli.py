@@ -7,7 +7,9 @@ import shutil
 from collections import namedtuple
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 from click.testing import CliRunner
 
 from sousa_engine import cli, launch
@@ -61,6 +63,12 @@ def test_train_help_lists_presets_and_fields(sousa):
         (["modules", "asd"], "ast"),
         (["modules", "ast", "--grep", "("], "regular expression"),
         (["modules", "ast", "--grep", "nothinglikeit"], "nothinglikeit"),
+        (["train", "data="], "data="),
+        (["train", "mdoel=ast-mini"], "model"),
+        (["targets", "ast", ""], "query,key,value"),
+        (["modules"], "BACKBONE"),
+        (["modles", "ast"], "modules"),
+        (["train", "data=micro", "training.max_epochs=abc"], "whole number"),
         (["show", "nope"], "nope"),
         (["stop", "nope"], "nope"),
     ],
@@ -77,6 +85,22 @@ def test_a_full_disk_is_told(sousa, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: namedtuple("Usage", "total used free")(10**9, 10**9, 0))
     result = sousa("runs")
     assert result.exit_code == 0 and "is full" in result.stderr
+
+
+def test_a_mistyped_workspace_is_not_made(tmp_path):
+    result = CliRunner().invoke(main, ["--workspace", str(tmp_path / "nope"), "runs"])
+    assert result.exit_code == 2 and str(tmp_path / "nope") in result.stderr
+    assert not (tmp_path / "nope").exists()
+
+
+def test_files_that_cannot_be_used_are_told(sousa, tmp_path):
+    for label in ("one", "two"):
+        (tmp_path / "own" / label).mkdir(parents=True)
+        for i in range(4):
+            soundfile.write(tmp_path / "own" / label / f"{i}.wav", np.zeros(8000), 16_000)
+    (tmp_path / "own" / "one" / "broken.wav").write_text("no audio")
+    result = sousa("train", f"data={tmp_path / 'own'}", "--dry-run")
+    assert result.exit_code == 0 and "1 file or row is left out: one/broken.wav" in result.output
 
 
 def test_dry_run_starts_nothing_and_prints_a_config_that_loads(sousa, workspace, tmp_path):

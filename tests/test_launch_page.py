@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from sousa_engine import launch, module_tree
+from sousa_engine import grammar, launch, module_tree
 from sousa_engine.store import Store
 from sousa_engine.workspace import PROJECT_ROOT
 
@@ -37,29 +37,42 @@ def test_the_defaults_can_be_started_at_once(page, workspace):
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "field"),
+    ("key", "value", "label", "said"),
     [
-        ("launch.lora.r", 0, "lora.r"),
-        ("launch.lora.r", 4000, "lora.r"),
-        ("launch.training.lr", "-1", "training.lr"),
-        ("launch.training.lr", "fast", "training.lr"),
-        ("launch.training.max_epochs", 0, "training.max_epochs"),
-        ("launch.seed", -1, "seed"),
+        ("launch.lora.r", 0, "Rank r", "Rank r = 0 must be at least 1."),
+        ("launch.lora.r", 4000, "Rank r", "Rank r = 4000 must be at most 1024."),
+        ("launch.lora.r", 500, "Rank r", "Rank r = 500 is above the width"),
+        ("launch.training.lr", "-1", "Learning rate", "Learning rate = -1.0 must be above 0."),
+        ("launch.training.lr", "fast", "Learning rate", "Learning rate = 'fast' is not a number."),
+        ("launch.training.max_epochs", 0, "Epochs", "Epochs = 0 must be at least 1."),
+        ("launch.seed", -1, "Seed", "Seed = -1 must be at least 0."),
     ],
 )
-def test_a_value_out_of_bounds_is_said_below_its_field_and_blocks_the_start(page, key, value, field):
+def test_a_value_out_of_bounds_is_said_below_its_field_and_blocks_the_start(page, key, value, label, said):
     page.session_state[key] = value
     page.run()
     assert not page.exception
-    assert any(field in error.value for error in page.error)
-    assert start_button(page).disabled and field in start_button(page).label
+    assert any(error.value.startswith(said) for error in page.error)
+    assert start_button(page).disabled and label in start_button(page).label
+
+
+def test_another_backbone_brings_its_own_defaults_and_leaves_what_was_set_by_hand(page):
+    page.run()
+    page.text_input(key="launch.training.lr").set_value("0.007").run()
+    page.selectbox(key="launch.model.variant").set_value("ast-base").run()
+    wanted = launch.prepare(grammar.parse(["model=ast-base"])).config.training
+    assert page.number_input(key="launch.training.batch_size").value == wanted.batch_size == 8
+    assert page.text_input(key="launch.training.head_lr").value == f"{wanted.head_lr:g}" == "0.001"
+    assert page.text_input(key="launch.training.lr").value == "0.007"
+    page.selectbox(key="launch.model.variant").set_value("ast-mini").run()
+    assert page.number_input(key="launch.training.batch_size").value == 16
 
 
 def test_own_data_without_a_path_is_asked_for(page):
     page.run()
     page.selectbox(key="launch.data").select_index(-1).run()
     page.selectbox(key="launch.data").set_value("my own: a folder or a CSV file").run()
-    assert start_button(page).disabled and "data.dataset" in start_button(page).label
+    assert start_button(page).disabled and "Data set" in start_button(page).label
     page.text_input(key="launch.data.dataset").set_value("/no/such/folder").run()
     assert not page.exception
     assert any("/no/such/folder" in error.value for error in page.error)

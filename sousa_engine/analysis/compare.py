@@ -92,11 +92,15 @@ def conclude(rows: Sequence[Result]) -> Conclusion:
         )
     unmeasured = [row.title for row in rows if row.test is None]
     if unmeasured:
-        return Conclusion(
-            verdict=f"No conclusion: {_enumerate(unmeasured)} "
-            f"{'has' if len(unmeasured) == 1 else 'have'} no test result, which is measured once, at the end.",
-            notes=tuple(notes),
+        missing = (
+            f"{_enumerate(unmeasured)} {'has' if len(unmeasured) == 1 else 'have'} no test result, "
+            "which is measured once, at the end."
         )
+        measured = [row for row in rows if row.test is not None]
+        if len(measured) < 2:
+            return Conclusion(verdict=f"No conclusion: {missing}", notes=tuple(notes))
+        found = conclude(measured)
+        return Conclusion(verdict=found.verdict, notes=(f"Left out of this: {missing}", *found.notes))
     groups: dict[str, list[Result]] = {}
     for row in rows:
         groups.setdefault(row.setting, []).append(row)

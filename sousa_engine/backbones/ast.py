@@ -92,7 +92,7 @@ def variants() -> tuple[Variant, ...]:
             name="ast-mini",
             family="ast",
             title="AST mini",
-            description="The same network, small: 4 layers x 192, pre-trained by us on synthesised drum strokes.",
+            description="A small Audio Spectrogram Transformer: 4 layers x 192, pre-trained by us on drum strokes.",
             licence="MIT",
             source="this project, benchmarks/pretrain_mini.py",
             hub_id=None,

@@ -225,10 +225,10 @@ def _ways_out(variant: Variant, workspace: Workspace) -> str:
             f"or set model.weights to a file, or to random."
         )
     return (
-        f"No weights for {variant.name}: none were imported, and the hub does not answer. Ways out: "
-        f"model.weights=FILE ({HUB_FILE} of huggingface.co/{variant.hub_id}, or the authors' .pth), "
-        f"which may also lie in {folder}; model=ast-mini, whose weights are embedded; "
-        f"or model.weights=random, a control."
+        f"No weights for {variant.name}: none were imported, and the hub does not answer. Ways out: a weights file "
+        f"(model.weights=FILE: {HUB_FILE} of huggingface.co/{variant.hub_id}, or the authors' .pth), which may also "
+        f"lie in {folder}; another backbone (model=ast-mini: its weights are embedded); "
+        f"or random weights, a control (model.weights=random)."
     )
 
 
