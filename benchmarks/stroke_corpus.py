@@ -41,11 +41,9 @@ def make_corpus(recipe: Recipe, folder: Path, processes: int) -> None:
     player = rng.integers(recipe.players, size=clips)
     order = np.argsort(player, kind="stable")  # clips of one player together: a stroke bank is made once
     started = time.time()
-    shares = [
-        order[i::processes] if processes == 1 else part for i, part in enumerate(np.array_split(order, processes))
-    ]
     workers = [
-        multiprocessing.Process(target=_fill, args=(recipe, folder, patterns, player, share)) for share in shares
+        multiprocessing.Process(target=_fill, args=(recipe, folder, patterns, player, share))
+        for share in np.array_split(order, processes)
     ]
     for w in workers:
         w.start()
@@ -126,10 +124,7 @@ def _periods(pattern) -> tuple[int, int]:
     """Strokes after which the pattern repeats: as it is heard without the hands, and with them."""
     heard = [(g, s.accent, len(s.grace), s.kind) for g, s in zip(pattern.gaps, pattern.strokes, strict=True)]
     played = [(h, s.hand) for h, s in zip(heard, pattern.strokes, strict=True)]
-    n = len(heard)
-    return tuple(
-        next(p for p in range(1, n + 1) if n % p == 0 and marks == marks[:p] * (n // p)) for marks in (heard, played)
-    )
+    return stroke_patterns.period(heard), stroke_patterns.period(played)
 
 
 class Batches:

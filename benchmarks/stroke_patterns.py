@@ -68,11 +68,15 @@ def shape(strokes: tuple[Stroke, ...], cycle_ticks: int) -> tuple:
         for s, gap in zip(strokes, gaps, strict=True):
             right = (s.hand == "R") != mirrored
             marks.append((int(gap // unit), right, s.accent, len(s.grace), s.kind))
-        period = next(p for p in range(1, len(marks) + 1) if marks == (marks[:p] * len(marks))[: len(marks)])
-        if len(marks) % period:
-            period = len(marks)
-        forms += [tuple(marks[i:period] + marks[:i]) for i in range(period)]
+        once = marks[: period(marks)]
+        forms += [tuple(once[i:] + once[:i]) for i in range(len(once))]
     return min(forms)
+
+
+def period(marks: list) -> int:
+    """The length of the shortest piece that `marks` is a whole number of repetitions of."""
+    n = len(marks)
+    return next(p for p in range(1, n + 1) if n % p == 0 and marks == marks[:p] * (n // p))
 
 
 def _draw(rng: np.random.Generator, family: int) -> Pattern:

@@ -82,12 +82,13 @@ def conclusion(runs: Sequence[Run], found: Sequence[Result], predictions: dict[s
         st.markdown(f":material/balance: **{parts.plain(said.verdict)}**")
         for note in said.notes:
             st.markdown(note)
-        measured = [run for run in runs if predictions[run.id]]
+        measured = [(name, predictions[run.id]) for run, name in zip(runs, names_of(runs), strict=True)]
+        measured = [(name, found) for name, found in measured if found]
         if len(measured) == 2:
-            first, second = measured
-            difference = paired(predictions[first.id], predictions[second.id])
+            (first, of_first), (second, of_second) = measured
+            difference = paired(of_first, of_second)
             if difference:
-                st.markdown(parts.plain(paired_sentence(*names_of(measured), difference)))
+                st.markdown(parts.plain(paired_sentence(first, second, difference)))
 
 
 def measures(runs: Sequence[Run], found: Sequence[Result]) -> None:

@@ -16,15 +16,16 @@ from sousa_engine.web import parts
 from sousa_engine.workspace import default_workspace
 
 OWN_DATA = "my own: a folder or a CSV file"
-LABELS = {  # of the fields that problems are told of
+LABELS = {  # of the fields: on their widgets, and where something is wrong with them
     "model.variant": "Backbone", "model.weights": "Weights", "lora.targets": "Target modules", "lora.r": "Rank r",
     "lora.alpha": "Alpha", "lora.dropout": "Dropout", "lora.head": "Head", "data.dataset": "Data set",
     "training.max_epochs": "Epochs", "training.batch_size": "Batch size", "training.lr": "Learning rate",
     "training.head_lr": "Head's rate", "training.weight_decay": "Weight decay", "training.warmup": "Warm-up",
     "training.label_smoothing": "Label smoothing", "training.grad_clip": "Gradient clip",
-    "training.patience": "Patience", "augment.time_mask": "Time mask", "augment.mel_mask": "Mel mask",
-    "augment.shift": "Shift", "augment.gain_db": "Gain", "wandb.project": "W&B project", "seed": "Seed",
-    "device": "Device", "name": "Name",
+    "training.patience": "Patience (epochs)", "training.precision": "Precision", "augment.time_mask": "Time mask",
+    "augment.mel_mask": "Mel mask", "augment.shift": "Shift", "augment.gain_db": "Gain (dB)",
+    "wandb.mode": "Weights & Biases", "wandb.project": "W&B project", "seed": "Seed", "device": "Device",
+    "name": "Name",
 }  # fmt: skip
 HEADS = {"train": "train fully", "lora": "LoRA", "freeze": "freeze"}
 workspace = default_workspace()
@@ -56,10 +57,7 @@ def take_over_draft() -> None:
     if draft is not None:
         settings = RunConfig.model_validate(draft)
         for name, _ in config.fields():
-            value: Any = settings
-            for part in name.split("."):
-                value = getattr(value, part)
-            st.session_state[f"launch.{name}"] = as_widget(name, value)
+            st.session_state[f"launch.{name}"] = as_widget(name, config.value_of(settings, name))
         st.session_state["launch.defaults_of"] = settings.model.variant
         known = settings.data.dataset in synth.PRESETS
         st.session_state["launch.data"] = settings.data.dataset if known else OWN_DATA
@@ -93,13 +91,13 @@ def form() -> tuple[dict[str, Any], dict[str, str]]:
     values: dict[str, Any] = {}
     problems: dict[str, str] = {}
 
-    def field(name: str, draw) -> Any:
-        """One widget with its help from the config, and a place for its error."""
+    def field(name: str, draw, label: str = "") -> Any:
+        """One widget with its label, its help from the config, and a place for its error."""
         key = f"launch.{name}"
-        st.session_state.setdefault(key, as_widget(name, default_of(name)))
+        st.session_state.setdefault(key, as_widget(name, config.value_of(base, name)))
         # Streamlit forgets a widget's value on a visit to another page unless it is set again.
         st.session_state[key] = st.session_state[key]
-        value = draw(key=key, help=config.field_help(name).capitalize() + ".")
+        value = draw(label=label or LABELS[name], key=key, help=config.field_help(name).capitalize() + ".")
         slots[name] = st.empty()
         grammar.set_field(values, name, value)
         return value
@@ -110,7 +108,7 @@ def form() -> tuple[dict[str, Any], dict[str, str]]:
     with a:
         variant = field(
             "model.variant",
-            lambda **k: st.selectbox("Backbone", names, format_func=lambda n: backbones.VARIANTS[n].title, **k),
+            lambda **k: st.selectbox(options=names, format_func=lambda n: backbones.VARIANTS[n].title, **k),
         )
     with b:
         weights_field(field, values)
@@ -122,13 +120,13 @@ def form() -> tuple[dict[str, Any], dict[str, str]]:
     targets_field(outline, values, slots)
     a, b, c, d = st.columns(4)
     with a:
-        field("lora.r", lambda **k: st.number_input("Rank r", step=1, **k))
+        field("lora.r", lambda **k: st.number_input(step=1, **k))
     with b:
-        field("lora.alpha", lambda **k: st.number_input("Alpha", step=1.0, format="%g", **k))
+        field("lora.alpha", lambda **k: st.number_input(step=1.0, format="%g", **k))
     with c:
-        field("lora.dropout", lambda **k: st.number_input("Dropout", step=0.05, format="%g", **k))
+        field("lora.dropout", lambda **k: st.number_input(step=0.05, format="%g", **k))
     with d:
-        field("lora.head", lambda **k: st.selectbox("Head", list(HEADS), format_func=HEADS.get, **k))
+        field("lora.head", lambda **k: st.selectbox(options=list(HEADS), format_func=HEADS.get, **k))
 
     st.subheader("Data")
     data_field(field, values)
@@ -136,49 +134,47 @@ def form() -> tuple[dict[str, Any], dict[str, str]]:
     st.subheader("Training")
     a, b, c, d = st.columns(4)
     with a:
-        field("training.max_epochs", lambda **k: st.number_input("Epochs", step=1, **k))
+        field("training.max_epochs", lambda **k: st.number_input(step=1, **k))
     with b:
-        field("training.batch_size", lambda **k: st.number_input("Batch size", step=1, **k))
+        field("training.batch_size", lambda **k: st.number_input(step=1, **k))
     with c:
-        rate(field, values, problems, "training.lr", "Learning rate")
+        rate(field, values, problems, "training.lr")
     with d:
-        rate(field, values, problems, "training.head_lr", "Head's rate")
+        rate(field, values, problems, "training.head_lr")
     a, b, c = st.columns([1, 1, 2])
     with a:
-        field("seed", lambda **k: st.number_input("Seed", step=1, **k))
+        field("seed", lambda **k: st.number_input(step=1, **k))
     with b:
         present = ["auto", *local.slots()]
         if st.session_state.get("launch.device", "auto") not in present:
             st.session_state["launch.device"] = "auto"
-        field("device", lambda **k: st.selectbox("Device", present, **k))
+        field("device", lambda **k: st.selectbox(options=present, **k))
     with c:
-        field("name", lambda **k: st.text_input("Name", placeholder="made from backbone, data and seed", **k))
+        field("name", lambda **k: st.text_input(placeholder="made from backbone, data and seed", **k))
 
     with st.expander("More: regularisation, augmentation, early stop, W&B"):
         a, b, c = st.columns(3)
-        more = [
-            ("training.weight_decay", "Weight decay"), ("training.warmup", "Warm-up"),
-            ("training.label_smoothing", "Label smoothing"), ("training.grad_clip", "Gradient clip"),
-            ("augment.time_mask", "Time mask"), ("augment.mel_mask", "Mel mask"),
-            ("augment.shift", "Shift"), ("augment.gain_db", "Gain (dB)"),
-        ]  # fmt: skip
-        for i, (name, label) in enumerate(more):
+        more = (
+            "training.weight_decay", "training.warmup", "training.label_smoothing", "training.grad_clip",
+            "augment.time_mask", "augment.mel_mask", "augment.shift", "augment.gain_db",
+        )  # fmt: skip
+        for i, name in enumerate(more):
             with (a, b, c)[i % 3]:
-                field(name, lambda label=label, **k: st.number_input(label, step=0.01, format="%g", **k))
+                field(name, lambda **k: st.number_input(step=0.01, format="%g", **k))
         with c:
-            field("training.patience", lambda **k: st.number_input("Patience (epochs)", step=1, **k))
+            field("training.patience", lambda **k: st.number_input(step=1, **k))
         with a:
-            field("training.precision", lambda **k: st.selectbox("Precision", ["float32", "bf16"], **k))
+            field("training.precision", lambda **k: st.selectbox(options=["float32", "bf16"], **k))
         with b:
             modes = ["disabled", "offline", "online"]
-            field("wandb.mode", lambda **k: st.selectbox("Weights & Biases", modes, **k))
+            field("wandb.mode", lambda **k: st.selectbox(options=modes, **k))
         with c:
-            field("wandb.project", lambda **k: st.text_input("W&B project", **k))
+            field("wandb.project", st.text_input)
 
     problems |= {name: text for name, text in problems_of(values).items() if name not in problems}
     for name, text in problems.items():
         if name in slots:
-            slots[name].error(parts.plain(text.replace(f"{name} = ", f"{LABELS.get(name, name)} = ")))
+            slots[name].error(parts.plain(text.replace(f"{name} = ", f"{LABELS[name]} = ")))
     return values, problems
 
 
@@ -189,23 +185,16 @@ def take_defaults_of(variant: str) -> None:
     st.session_state["launch.defaults_of"] = variant
     if before == variant:
         return
-    old, new = (launch.defaults(name) for name in (before, variant))
-    for name in old.keys() | new.keys():
+    old, new = (config.build(grammar.preset("model", name)) for name in (before, variant))
+    for name, (was, now) in config.differences([old, new]).items():
         key = f"launch.{name}"
-        held = as_widget(name, old.get(name, default_of(name)))
-        if st.session_state.get(key, held) == held:
-            st.session_state[key] = as_widget(name, new.get(name, default_of(name)))
+        held = as_widget(name, was)
+        if name != "model.variant" and st.session_state.get(key, held) == held:
+            st.session_state[key] = as_widget(name, now)
 
 
-def default_of(name: str) -> Any:
-    value: Any = base
-    for part in name.split("."):
-        value = getattr(value, part)
-    return value
-
-
-def rate(field, values: dict[str, Any], problems: dict[str, str], name: str, label: str) -> None:
-    text = field(name, lambda **k: st.text_input(label, **k))
+def rate(field, values: dict[str, Any], problems: dict[str, str], name: str) -> None:
+    text = field(name, st.text_input)
     number = grammar.value(text) if text.strip() else None
     if isinstance(number, int | float) and not isinstance(number, bool):
         grammar.set_field(values, name, float(number))
@@ -220,13 +209,13 @@ def weights_field(field, values: dict[str, Any]) -> None:
         st.session_state["launch.weights_kind"] = stored if stored in kinds else "file"
     st.session_state["launch.weights_kind"] = st.session_state["launch.weights_kind"]
     kind = st.selectbox(
-        "Weights", list(kinds), format_func=kinds.get, key="launch.weights_kind",
+        LABELS["model.weights"], list(kinds), format_func=kinds.get, key="launch.weights_kind",
         help=config.field_help("model.weights").capitalize() + ".",
     )  # fmt: skip
     if kind == "file":
         if st.session_state["launch.model.weights"] in kinds:
             st.session_state["launch.model.weights"] = ""
-        field("model.weights", lambda **k: st.text_input("Path of the weights", **k))
+        field("model.weights", st.text_input, "Path of the weights")
     else:
         st.session_state["launch.model.weights"] = kind
         grammar.set_field(values, "model.weights", kind)
@@ -252,7 +241,7 @@ def targets_field(outline: module_tree.Outline, values: dict[str, Any], slots: d
     a, b = st.columns([3, 1], vertical_alignment="bottom")
     with a:
         chosen = st.selectbox(
-            "Target modules", list(choices), key="launch.set",
+            LABELS["lora.targets"], list(choices), key="launch.set",
             format_func=lambda key: choices[key][0] + (f" ({len(choices[key][1])})" if choices[key][1] else ""),
             help="The modules that get LoRA. Tick your own set in the module tree.",
         )  # fmt: skip
@@ -274,7 +263,7 @@ def data_field(field, values: dict[str, Any]) -> None:
     a, b = st.columns(2, vertical_alignment="bottom")
     with a:
         chosen = st.selectbox(
-            "Data set", names, key="launch.data", help=config.field_help("data.dataset").capitalize() + ".",
+            LABELS["data.dataset"], names, key="launch.data", help=config.field_help("data.dataset").capitalize() + ".",
             format_func=lambda n: n if n == OWN_DATA else f"{n}: 40 x {synth.PRESETS[n].clips_per_class} clips",
         )  # fmt: skip
     with b:
@@ -283,7 +272,8 @@ def data_field(field, values: dict[str, Any]) -> None:
                 st.session_state["launch.data.dataset"] = ""
             field(
                 "data.dataset",
-                lambda **k: st.text_input("Folder or CSV file", placeholder="/path/to/folder or clips.csv", **k),
+                lambda **k: st.text_input(placeholder="/path/to/folder or clips.csv", **k),
+                "Folder or CSV file",
             )
         else:
             st.session_state["launch.data.dataset"] = chosen
@@ -321,11 +311,9 @@ def summary(values: dict[str, Any], problems: dict[str, str]) -> None:
             st.error(str(error), icon=":material/error:")
             missing.append(getattr(error, "field", None) or "data set")
 
-    label = (
-        "Start training"
-        if not missing
-        else "To start, mend: " + ", ".join(LABELS.get(name, name) for name in missing[:3])
-    )
+    label = "Start training"
+    if missing:
+        label = "To start, mend: " + ", ".join(LABELS.get(name, name) for name in missing[:3])
     if st.button(label, type="primary", disabled=bool(missing), icon=":material/play_arrow:", width="stretch"):
         assert settings is not None
         begin(settings)

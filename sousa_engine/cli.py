@@ -17,7 +17,7 @@ import click
 import yaml
 from tqdm import tqdm
 
-from sousa_engine import __version__, config, grammar, launch, module_tree
+from sousa_engine import __version__, config, grammar, launch, module_tree, run_files
 from sousa_engine.analysis.significance import wilson
 from sousa_engine.data import synth
 from sousa_engine.errors import ConfigError, SousaError, UserError, unknown
@@ -26,7 +26,6 @@ from sousa_engine.store import Store
 from sousa_engine.workspace import Workspace, default_workspace
 
 POLL_S = 0.3
-EXIT_STOPPED = 3
 
 
 class _Commands(click.Group):
@@ -71,7 +70,7 @@ def main(ctx: click.Context, root: Path | None) -> None:
 def _field_list() -> str:
     """The epilog of `train --help`: presets and fields, straight from their single source."""
     lines = ["\b", "Presets (group=name):"]
-    for group in ("model", "lora", "training", "augment"):
+    for group in grammar.PRESET_GROUPS:
         lines += [f"  {group + '=' + name:26} {text}" for name, text in grammar.presets(group).items()]
     lines += [
         f"  data={'|'.join(synth.PRESETS)}|PATH",
@@ -120,7 +119,7 @@ def train(workspace: Workspace, words: tuple[str, ...], file: Path | None, detac
         return
     over = _follow(workspace, run)
     _echo_end(workspace, over)
-    sys.exit({RunStatus.FINISHED: 0, RunStatus.STOPPED: EXIT_STOPPED}.get(over.status, 1))
+    sys.exit({RunStatus.FINISHED: 0, RunStatus.STOPPED: run_files.EXIT_STOPPED}.get(over.status, 1))
 
 
 @main.command()
@@ -310,17 +309,15 @@ def _stage(run: Run) -> str:
     progress = run.progress
     if progress is None or run.status.is_over:
         return run.status.value
-    epoch = f", epoch {progress.epoch} of {progress.max_epochs}" if progress.epoch else ""
+    epoch = f" epoch {progress.epoch}/{progress.max_epochs}" if progress.epoch else ""
     return f"{run.status.value}: {progress.phase}{epoch}"
 
 
 def _draw(bar: tqdm, run: Run) -> None:
     progress = run.progress
+    bar.set_description_str(_stage(run), refresh=progress is None)
     if progress is None:
-        bar.set_description_str(run.status.value)
         return
-    epoch = f" epoch {progress.epoch}/{progress.max_epochs}" if progress.epoch else ""
-    bar.set_description_str(f"{run.status.value}: {progress.phase}{epoch}", refresh=False)
     bar.total = progress.total
     bar.n = progress.done
     # The trainer's own estimate: tqdm's would count the time in the queue as training.

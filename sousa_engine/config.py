@@ -178,14 +178,17 @@ def differences(configs: list[RunConfig]) -> dict[str, list[Any]]:
     return {name: [flat[name] for flat in flats] for name, _ in fields() if len({repr(f[name]) for f in flats}) > 1}
 
 
+def value_of(config: RunConfig, dotted: str) -> Any:
+    """`value_of(config, "training.lr")` is `config.training.lr`."""
+    value: Any = config
+    for part in dotted.split("."):
+        value = getattr(value, part)
+    return value
+
+
 def _flat(config: RunConfig) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, _ in fields():
-        value: Any = config
-        for part in name.split("."):
-            value = getattr(value, part)
-        flat[name] = [t.path for t in value] if name == "lora.targets" else value
-    return flat
+    flat = {name: value_of(config, name) for name, _ in fields()}
+    return flat | {"lora.targets": [target.path for target in config.lora.targets]}
 
 
 def _problems(error: ValidationError) -> dict[str, str]:

@@ -16,7 +16,8 @@ import yaml
 from sousa_engine import config
 from sousa_engine.errors import ConfigError, nearest, unknown
 
-GROUPS = ("model", "data", "training", "lora", "augment")
+PRESET_GROUPS = ("model", "lora", "training", "augment")
+GROUPS = (*PRESET_GROUPS, "data")
 PRESETS = Path(__file__).with_name("presets")
 Draft = dict[str, Any]
 
@@ -41,7 +42,7 @@ def parse(words: Iterable[str]) -> Draft:
         key = _SYNONYMS.get(key, key)
         if key in GROUPS and not text.strip():
             raise ConfigError(f"{key}= has no value. Write {key}=NAME.", field=key)
-        if key in ("model", "training", "lora", "augment"):
+        if key in PRESET_GROUPS:
             merge(draft, preset(key, text))
         elif key == "data":
             fields.append(("data.dataset", text))

@@ -101,17 +101,6 @@ def expand_sets(outline: Outline, entries: list[str]) -> list[str]:
     return [path for entry in entries for path in sets.get(entry, (entry,))]
 
 
-def defaults(variant: str) -> dict[str, Any]:
-    """Dotted field -> value, for the fields whose default is this backbone's own (its preset)."""
-    values = grammar.preset("model", variant)
-    return {
-        f"{group}.{name}": value
-        for group, fields in values.items()
-        for name, value in fields.items()
-        if group != "model"
-    }
-
-
 def recommended_sets(outline: Outline) -> dict[str, tuple[str, ...]]:
     """Name -> full paths, made from the roles of the modules; the head is never among them."""
     body = [node for node in outline.nodes if node.adaptable and not outline.in_head(node.path)]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
-from collections import namedtuple
 from pathlib import Path
 
 import numpy as np
@@ -81,8 +79,7 @@ def test_a_mistake_exits_2_with_one_line_that_names_value_and_cure(sousa, words,
     assert "Traceback" not in result.output
 
 
-def test_a_full_disk_is_told(sousa, monkeypatch):
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: namedtuple("Usage", "total used free")(10**9, 10**9, 0))
+def test_a_full_disk_is_told(sousa, full_disk):
     result = sousa("runs")
     assert result.exit_code == 0 and "is full" in result.stderr
 

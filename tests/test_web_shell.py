@@ -1,11 +1,9 @@
 """The studio's shell: every page opens, a mistake is a sentence, torch stays out, strangers' addresses are refused."""
 
 import json
-import shutil
 import subprocess
 import sys
 import tomllib
-from collections import namedtuple
 
 import pytest
 from streamlit.testing.v1 import AppTest
@@ -41,8 +39,7 @@ def test_a_garbage_database_is_a_sentence_and_no_traceback(studio, workspace):
     assert "runs.db" in studio.error[0].value
 
 
-def test_a_full_disk_is_told_on_every_page(studio, monkeypatch):
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: namedtuple("Usage", "total used free")(10**9, 10**9, 0))
+def test_a_full_disk_is_told_on_every_page(studio, full_disk):
     assert any("is full" in error.value for error in studio.run().error)
 
 
