@@ -342,13 +342,14 @@ def _echo_end(workspace: Workspace, run: Run) -> None:
 def _metric_text(summary: Summary) -> str:
     if summary.last is None:
         return f"no finite value at step {summary.last_step}"
-    text = f"{summary.last:.1%}" if summary.metric.endswith("/accuracy") else f"{summary.last:.4g}"
-    if summary.metric.endswith("/accuracy") and summary.n and not summary.metric.startswith("train"):
+    is_accuracy = summary.metric.endswith("/accuracy")
+    form = ".1%" if is_accuracy else ".4g"
+    text = format(summary.last, form)
+    if is_accuracy and summary.n and not summary.metric.startswith("train"):
         found = wilson(round(summary.last * summary.n), summary.n)
-        text = f"{summary.last:.1%} (n={summary.n}, 95 % interval {found.low:.1%} to {found.high:.1%})"
+        text += f" (n={summary.n}, 95 % interval {found.low:.1%} to {found.high:.1%})"
     if summary.best is not None and summary.best != summary.last and not summary.metric.endswith("/lr"):
-        best = f"{summary.best:.1%}" if summary.metric.endswith("/accuracy") else f"{summary.best:.4g}"
-        text += f", best {best} at step {summary.best_step}"
+        text += f", best {summary.best:{form}} at step {summary.best_step}"
     return text
 
 

@@ -1,0 +1,197 @@
+"""The file runs.db: made at first use by any number at once, migrated behind a copy, refused where it is not ours."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from sousa_engine import migrations
+from sousa_engine.config import RunConfig
+from sousa_engine.errors import WorkspaceError
+from sousa_engine.spool import SpoolBatch, SpoolPoint
+from sousa_engine.store import Store
+from sousa_engine.workspace import PROJECT_ROOT, Workspace
+
+_OPEN_AT_ONCE = """
+import sys, threading
+from pathlib import Path
+from sousa_engine.config import RunConfig
+from sousa_engine.store import Store
+from sousa_engine.workspace import Workspace
+barrier = threading.Barrier(4)
+errors = []
+def go():
+    barrier.wait()
+    try:
+        with Store.open(Workspace(root=Path(sys.argv[1]))) as store:
+            store.enqueue(RunConfig())
+    except Exception as error:
+        errors.append(repr(error))
+threads = [threading.Thread(target=go) for _ in range(4)]
+print("ready", flush=True)
+sys.stdin.readline()
+[t.start() for t in threads]; [t.join() for t in threads]
+sys.exit("; ".join(errors) or 0)
+"""
+
+
+def test_first_use_from_many_threads_and_processes_at_once_makes_one_database(workspace):
+    command = [sys.executable, "-c", _OPEN_AT_ONCE, str(workspace.root)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen(command, cwd=PROJECT_ROOT, **pipes) for _ in range(2)]
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    for process in processes:
+        _, stderr = process.communicate(timeout=60)
+        assert process.returncode == 0, stderr
+    with Store.open(workspace) as store:
+        assert len(store.runs()) == 8
+        assert store._db.journal_mode == "wal"
+    assert not list(workspace.root.glob("runs.schema-*"))
+
+
+def test_a_database_of_a_newer_program_is_refused_and_left_alone(workspace):
+    Store.open(workspace).close()
+    with sqlite3.connect(workspace.db) as plain:
+        plain.execute("PRAGMA user_version = 99")
+    plain.close()
+    for readonly in (False, True):
+        with pytest.raises(WorkspaceError, match=r"schema version 99; this program knows versions up to 1\. Update"):
+            Store.open(workspace, readonly=readonly)
+
+
+def test_an_older_database_is_copied_before_it_is_migrated(workspace):
+    with Store.open(workspace) as store:
+        run = store.enqueue(RunConfig())
+        newer = migrations.Migrations("sousa_engine")
+        newer(name="0001_runs_metrics_predictions")(lambda db: pytest.fail("applied twice"))
+        newer(name="0002_note")(lambda db: db.execute("ALTER TABLE runs ADD COLUMN note TEXT"))
+        migrations.migrate(store._db, workspace, newer, latest=2)
+    (copy,) = workspace.root.glob("runs.schema-1.*.db")
+    for path, columns, version in ((copy, 0, 1), (workspace.db, 1, 2)):
+        plain = sqlite3.connect(path)
+        assert plain.execute("SELECT count(*) FROM pragma_table_info('runs') WHERE name = 'note'").fetchone() == (
+            columns,
+        )
+        assert plain.execute("SELECT id FROM runs").fetchone() == (run.id,)
+        assert plain.execute("PRAGMA user_version").fetchone() == (version,)
+        plain.close()
+
+
+def test_a_migration_that_fails_changes_nothing(workspace):
+    def fails(db):
+        db.execute("ALTER TABLE runs ADD COLUMN note TEXT")
+        raise RuntimeError("half-way")
+
+    with Store.open(workspace) as store:
+        newer = migrations.Migrations("sousa_engine")
+        newer(name="0001_runs_metrics_predictions")(lambda db: None)
+        newer(name="0002_note")(fails)
+        with pytest.raises(RuntimeError, match="half-way"):
+            migrations.migrate(store._db, workspace, newer, latest=2)
+    with Store.open(workspace) as store:
+        assert "note" not in store._db.table("runs").columns_dict
+
+
+@pytest.mark.parametrize("readonly", [False, True])
+def test_garbage_and_other_programs_databases_are_refused_in_a_sentence(workspace, readonly):
+    workspace.db.write_bytes(b"this is no database " * 400)
+    with pytest.raises(WorkspaceError, match=r"not a readable SQLite database\. Move it away"):
+        Store.open(workspace, readonly=readonly)
+    workspace.db.unlink()
+    with sqlite3.connect(workspace.db) as plain:
+        plain.execute("CREATE TABLE recipes (id INTEGER)")
+    plain.close()
+    with pytest.raises(WorkspaceError, match="another program's"):
+        Store.open(workspace, readonly=readonly)
+
+
+def test_an_empty_file_is_as_good_as_none(workspace):
+    workspace.db.touch()
+    with Store.open(workspace) as store:
+        assert store.runs() == ()
+
+
+def as_another_user(work):
+    """Run `work()` in a fork that may not write where root may; returns (start, answer). It waits for `start()`."""
+    (wait, go), (answer, say) = os.pipe(), os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.close(go)  # so that a parent that never says go ends the wait all the same
+            if not os.read(wait, 1):
+                os._exit(1)
+            if os.geteuid() == 0:
+                os.setgroups([])
+                os.setgid(65534)
+                os.setuid(65534)
+            text = work()
+        except BaseException as error:
+            text = f"{error!r}"
+        os.write(say, text.encode())
+        os._exit(0)
+    os.close(say)
+
+    def start() -> str:
+        os.write(go, b"x")
+        with os.fdopen(answer) as pipe:
+            text = pipe.read()
+        os.waitpid(child, 0)
+        os.close(wait)
+        os.close(go)
+        return text
+
+    return start
+
+
+@pytest.mark.parametrize("while_open", [False, True])
+def test_a_read_only_workspace_is_said_to_be_so_and_can_still_be_read(while_open):
+    root = Path(tempfile.mkdtemp(prefix="sousa-"))  # not tmp_path: another user must be able to come in
+    workspace = Workspace(root=root)
+
+    def read() -> str:
+        with pytest.raises(WorkspaceError) as refused:
+            Store.open(workspace)
+        with Store.open(workspace, readonly=True) as store:
+            run = store.find("last")
+            with pytest.raises(WorkspaceError) as unwritten:
+                store.enqueue(RunConfig())
+            return f"{refused.value}\n{run.id} {store.curve(run.id, 'x').mean}\n{unwritten.value}"
+
+    start = as_another_user(read)
+    try:
+        store = Store.open(workspace)
+        run = store.enqueue(RunConfig())
+        store.ingest(
+            run.id, SpoolBatch(start=0, end=100, points=[SpoolPoint("x", s, float(s), None, None, s) for s in (1, 2)])
+        )
+        if not while_open:
+            store.close()
+        for path in (root, root / "runs"):
+            path.chmod(0o555)
+        lines = start().splitlines()
+        store.close()
+    finally:
+        for path in (root, root / "runs"):
+            path.chmod(0o755)
+        shutil.rmtree(root)
+    assert len(lines) == 3, lines
+    assert "is read-only, so no run can be stored" in lines[0] and "SOUSA_WORKSPACE" in lines[0]
+    assert lines[1] == f"{run.id} (1.0, 2.0)"
+    assert "is read-only" in lines[2]
+
+
+def test_reading_where_nothing_was_ever_stored_is_an_error_with_a_sentence(workspace):
+    with pytest.raises(WorkspaceError, match=r"no runs\.db in"):
+        Store.open(workspace, readonly=True)
+    assert not workspace.db.exists()
