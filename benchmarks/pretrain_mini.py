@@ -1,12 +1,12 @@
-"""Pre-train ast-mini, the small AST that comes with the engine. Knows no store and no run.
+"""Pre-train one of the small backbones that come with the engine. Knows no store and no run.
 
-    python -m benchmarks.pretrain_mini --work /tmp/ast-mini           # corpus, training, export; resumes where it was
+    python -m benchmarks.pretrain_mini htsat-mini --work /tmp/htsat-mini   # corpus, training, export; resumes
 
 The network hears synthesised strokes in random patterns (stroke_patterns.py), none of them one of the 40 rudiments,
 played by people who are in no data set of the engine. It learns, from targets that are not the 40 classes,
-- for every frame a token sees: is there an onset; at onsets, which hand, accent, flam, drag, buzz, and how long the gap
-  to the next stroke is against the pattern's shortest (binary cross-entropy and cross-entropy on the patch tokens);
-- from the pooled token: the same facts for the first strokes in order, the cycle's length in strokes, and that two
+- for every frame a step in time sees: is there an onset; at onsets, which hand, accent, flam, drag, buzz, and how long
+  the gap to the next stroke is against the pattern's shortest (binary cross-entropy and cross-entropy on the steps);
+- from the clip as a whole: the same facts for the first strokes in order, the cycle's length in strokes, and that two
   renderings of one pattern (other player, tempo, room) lie closer than patterns that differ in one thing (supervised
   contrastive loss).
 """
@@ -18,85 +18,46 @@ import hashlib
 import json
 import os
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.stroke_corpus import FLAGS, FRAMES, MELS, Batches, make_corpus
+from benchmarks.minis import RECIPES, Recipe, frames, variant
+from benchmarks.stroke_corpus import FLAGS, Batches, make_corpus, normalisation
+from sousa_engine import backbones
 
-WEIGHTS = Path(__file__).parents[1] / "sousa_engine" / "backbones" / "weights" / "ast-mini"
-SEQUENCE = 20  # strokes spelled out by the pooled token
+WEIGHTS = Path(__file__).parents[1] / "sousa_engine" / "backbones" / "weights"
+SEQUENCE = 20  # strokes spelled out by the pooled vector
 RATIOS = (1.0, 4 / 3, 1.5, 2.0, 8 / 3, 3.0, 4.0, 6.0, 8.0)  # gap against the shortest gap; the nearest one is the class
 PERIODS = 40
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """Everything that decides the weights, beside this file and the synthesiser."""
-
-    families: int = 2500  # of four patterns each
-    renderings: int = 4
-    players: int = 300
-    seed: int = 20_261_123
-    hidden: int = 192
-    layers: int = 4
-    patch: int = 64
-    frequency_stride: int = 64
-    time_stride: int = 8
-    steps: int = 3000
-    batch: int = 64  # two renderings of batch / 2 patterns, whole families
-    lr: float = 1e-3
-    weight_decay: float = 0.05
-    muon_lr_factor: float = 2.0  # of the layers' matrices against everything else
-    warmup: int = 150
-    w_tags: float = 1.0
-    w_sequence: float = 1.0
-    w_period: float = 0.3
-    w_contrast: float = 0.5
-    temperature: float = 0.1
+MUON = ("attention.", "mlp.", "merge", "se", "pointwise")  # roles whose matrices Muon trains
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("variant", choices=RECIPES)
     parser.add_argument("--work", type=Path, required=True, help="folder for corpus and checkpoints")
     parser.add_argument("--corpus", type=Path, help="folder of an existing corpus (default: inside --work)")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--to", type=Path, default=WEIGHTS, help="folder for the weights, their card and the log")
     parser.add_argument("--minutes", type=float, default=0.0, help="stop (resumably) after that long")
-    for name, value in asdict(Recipe()).items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
+    for each in fields(Recipe):
+        if each.type in ("int", "float"):
+            parser.add_argument(f"--{each.name.replace('_', '-')}", type={"int": int, "float": float}[str(each.type)])
     args = vars(parser.parse_args())
-    recipe = Recipe(**{k: args[k] for k in asdict(Recipe())})
+    base = RECIPES[args["variant"]]
+    given = {each.name: args[each.name] for each in fields(Recipe) if args.get(each.name) is not None}
+    recipe = Recipe(**{each.name: getattr(base, each.name) for each in fields(Recipe)} | given)
     args["work"].mkdir(parents=True, exist_ok=True)
     corpus = args["corpus"] or args["work"]
     make_corpus(recipe, corpus, args["processes"])
     train(recipe, corpus, args["work"], args["minutes"])
     if finished(recipe, args["work"]):
-        export(recipe, corpus, args["work"], args["to"])
+        export(recipe, corpus, args["work"], args["to"] / recipe.variant)
 
 
 # Training ----------------------------------------------------------------------------------------------------------
-
-
-def variant(recipe: Recipe):
-    """ast-mini in the recipe's size."""
-    from sousa_engine import backbones
-
-    mini = backbones.variant("ast-mini")
-    architecture = {
-        "hidden_size": recipe.hidden,
-        "num_hidden_layers": recipe.layers,
-        "num_attention_heads": recipe.hidden // 64,
-        "intermediate_size": 4 * recipe.hidden,
-        "patch_size": recipe.patch,
-        "frequency_stride": recipe.frequency_stride,
-        "time_stride": recipe.time_stride,
-        "max_length": FRAMES,
-        "num_mel_bins": MELS,
-    }
-    front_end = replace(mini.front_end, mel_bins=MELS, min_frames=recipe.patch, max_frames=FRAMES)
-    return replace(mini, architecture=architecture, front_end=front_end)
 
 
 def build(recipe: Recipe):
@@ -104,27 +65,25 @@ def build(recipe: Recipe):
     import torch
     from torch import nn
 
-    from sousa_engine.backbones import ast_network
+    chosen = variant(recipe)
 
     class Pretraining(nn.Module):
         def __init__(self):
             super().__init__()
-            network = ast_network.network(variant(recipe), 1, recipe.seed)
-            self.backbone = network.audio_spectrogram_transformer
-            self.bands = (MELS - recipe.patch) // recipe.frequency_stride + 1
-            self.steps = (FRAMES - recipe.patch) // recipe.time_stride + 1
-            h = recipe.hidden
-            self.tags = nn.Linear(h, recipe.patch * (1 + len(FLAGS) + len(RATIOS)))
-            self.sequence = nn.Linear(h, SEQUENCE * (len(FLAGS) + len(RATIOS)))
-            self.period = nn.Linear(h, 2 * PERIODS)
-            self.project = nn.Sequential(nn.Linear(h, 256), nn.GELU(), nn.Linear(256, 128))
+            self.backbone = backbones.family(chosen).networks().network(chosen, 1, recipe.seed)
+            spec = chosen.front_end
+            with torch.no_grad():
+                steps, pooled = self.backbone.eval().embed(torch.zeros(1, frames(recipe), spec.mel_bins))
+            self.steps, width = steps.shape[1], pooled.shape[1]
+            self.tags = nn.Linear(steps.shape[2], recipe.window * (1 + len(FLAGS) + len(RATIOS)))
+            self.sequence = nn.Linear(width, SEQUENCE * (len(FLAGS) + len(RATIOS)))
+            self.period = nn.Linear(width, 2 * PERIODS)
+            self.project = nn.Sequential(nn.Linear(width, 256), nn.GELU(), nn.Linear(256, 128))
 
         def forward(self, x):
-            out = self.backbone(x)
-            tokens = out.last_hidden_state[:, 2:].unflatten(1, (self.bands, self.steps)).mean(1)
-            pooled = out.pooler_output
+            steps, pooled = self.backbone.embed(x)
             return (
-                self.tags(tokens).unflatten(-1, (recipe.patch, -1)),
+                self.tags(steps).unflatten(-1, (recipe.window, -1)),
                 self.sequence(pooled).unflatten(-1, (SEQUENCE, -1)),
                 self.period(pooled).unflatten(-1, (2, PERIODS)),
                 torch.nn.functional.normalize(self.project(pooled), dim=-1),
@@ -141,18 +100,21 @@ def losses(recipe: Recipe, outputs, batch) -> dict:
 
     tags, sequence, period, embedding = outputs
     events, periods, pattern = batch["events"], batch["periods"], batch["pattern"]
-    n, _, width = tags.shape[:3]
+    n, steps, width = tags.shape[:3]
+    spec = variant(recipe).front_end
+    long = max(frames(recipe), (steps - 1) * recipe.stride + width)
     nf = len(FLAGS)
     there = events[..., 0] >= 0
     clip, row = there.nonzero(as_tuple=True)
     found = events[clip, row]
-    frame = ((found[:, 0] - 0.0125) / 0.01).round().long().clamp(0, FRAMES - 1)
+    first_ms = spec.frame_ms / 2 if spec.kind == "kaldi-fbank" else 0.0  # the middle of the first frame
+    frame = ((1000 * found[:, 0] - first_ms) / spec.hop_ms).round().long().clamp(0, frames(recipe) - 1)
     ratio = (found[:, 1:2] - torch.tensor(RATIOS)).abs().argmin(-1)
-    truth = torch.zeros(n, FRAMES, 2 + nf)
+    truth = torch.zeros(n, long, 2 + nf)
     truth[clip, frame, 0] = 1.0
     truth[clip, frame, 1 : 1 + nf] = found[:, 2:]
     truth[clip, frame, 1 + nf] = ratio.float()
-    truth = truth.unfold(1, width, recipe.time_stride).transpose(2, 3)  # (n, steps, width, fields)
+    truth = truth.unfold(1, width, recipe.stride).transpose(2, 3)[:, :steps]  # (n, steps, width, fields)
     onset = F.binary_cross_entropy_with_logits(tags[..., 0], truth[..., 0], pos_weight=torch.tensor(4.0))
     at = truth[..., 0] > 0
     flags = F.binary_cross_entropy_with_logits(tags[..., 1 : 1 + nf][at], truth[..., 1 : 1 + nf][at])
@@ -197,7 +159,7 @@ def losses(recipe: Recipe, outputs, batch) -> dict:
 
 
 def make_optimizer(recipe: Recipe, network):
-    """Muon for the matrices of the transformer's layers, AdamW for everything else, in one optimizer.
+    """Muon for the matrices of the backbone's blocks (1x1 convolutions too), AdamW for everything else, in one.
 
     Muon (Jordan et al. 2024): the momentum of a matrix, made orthogonal by five Newton-Schulz steps, scaled so that
     its elements are as large as AdamW's.
@@ -225,15 +187,17 @@ def make_optimizer(recipe: Recipe, network):
         def _muon(self, group):
             shapes = {}
             for p in group["params"]:
-                shapes.setdefault(tuple(p.shape), []).append(p)
+                shapes.setdefault(tuple(p.flatten(1).shape), []).append(p)
             for shape, params in shapes.items():
-                grads = torch.stack([p.grad for p in params])
-                momentum = torch.stack([self.state[p].setdefault("momentum", torch.zeros_like(p)) for p in params])
+                grads = torch.stack([p.grad.flatten(1) for p in params])
+                momentum = torch.stack(
+                    [self.state[p].setdefault("momentum", torch.zeros_like(p.flatten(1))) for p in params]
+                )
                 momentum = momentum.lerp(grads, 0.05)
                 update = orthogonal(grads.lerp(momentum, 0.95)) * 0.2 * max(shape) ** 0.5
                 for p, u, m in zip(params, update, momentum, strict=True):
                     self.state[p]["momentum"].copy_(m)
-                    p.mul_(1 - group["lr"] * recipe.weight_decay).sub_(group["lr"] * u)
+                    p.mul_(1 - group["lr"] * recipe.weight_decay).sub_(group["lr"] * u.view_as(p))
 
     def orthogonal(x):
         tall = x.shape[-2] > x.shape[-1]
@@ -244,7 +208,12 @@ def make_optimizer(recipe: Recipe, network):
             x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
         return x.mT if tall else x
 
-    matrices = [p for name, p in network.named_parameters() if ".layers." in name and p.ndim == 2]
+    role = backbones.family(variant(recipe)).role
+    matrices = [
+        p
+        for name, p in network.backbone.named_parameters()
+        if p.ndim > 1 and role(name.rpartition(".")[0])[0].startswith(MUON)
+    ]
     theirs = {id(p) for p in matrices}
     others = [p for p in network.parameters() if id(p) not in theirs]
     return Muon(
@@ -345,24 +314,26 @@ def finished(recipe: Recipe, work: Path) -> bool:
 
 
 def export(recipe: Recipe, corpus: Path, work: Path, folder: Path) -> None:
-    """The backbone alone under transformers' names, in float16; its card (config.json); the log of its training."""
+    """The backbone without a head, its matrices in float16; its card (config.json); the log of its training."""
     import torch
     from safetensors.torch import save_file
 
     state = torch.load(work / "checkpoint.pt", weights_only=True)["network"]
+    head = f"backbone.{variant(recipe).head_path}."
     tensors = {
-        f"audio_spectrogram_transformer.{key.removeprefix('backbone.')}": value.to(torch.float16).contiguous()
+        key.removeprefix("backbone."): (value.half() if value.ndim > 1 else value).contiguous()
         for key, value in state.items()
-        if key.startswith("backbone.")
+        if key.startswith("backbone.") and not key.startswith(head)
     }
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "model.safetensors")
     facts = json.loads((corpus / "corpus.json").read_text())
+    mean, std = normalisation(recipe, facts)
     card = {
-        "architecture": dict(variant(recipe).architecture),
-        "front_end": {"mean": facts["mean"], "std": facts["std"]},
+        "architecture": dict(recipe.architecture),
+        "front_end": {**recipe.front_end, "mean": mean, "std": std},
         "parameters": sum(value.numel() for value in tensors.values()),
-        "dtype": "float16",
+        "dtype": "float16 (matrices)",
         "sha256": hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest(),
         "licence": "MIT",
         "made_by": "benchmarks/pretrain_mini.py",

@@ -82,12 +82,12 @@ def matched_input() -> dict:
 
     outline = load_outline("ast-base")
     targets = outline.targets([node.path for node in outline.nodes if node.role.startswith(("attention.", "mlp."))])
-    network = backbones.build("ast-base", num_classes=40, weights="random", workspace=default_workspace())
+    network = backbones.open_network("ast-base", num_classes=40, weights="random", workspace=default_workspace())
     module = lora.attach(network, LoraConfig(targets=targets))
 
     def step(frames: int):
         features = torch.zeros(2, frames, network.spec.mel_bins)
-        backbones.logits(module, features, network.spec).logsumexp(-1).sum().backward()
+        module(features=features).logsumexp(-1).sum().backward()
 
     return {
         "instead_of": "AST-base with LoRA, a step on 2 s clips padded to 1024 frames",
@@ -105,10 +105,7 @@ def outline() -> dict:
         child(code)()
         return time.perf_counter() - began
 
-    live = (
-        "from sousa_engine import backbones; from sousa_engine.workspace import default_workspace; "
-        "backbones.build('ast-base', num_classes=40, weights='random', workspace=default_workspace())"
-    )
+    live = "from sousa_engine import backbones; backbones.build('ast-base', num_classes=40)"
     stored = "from sousa_engine.module_tree import load_outline; load_outline('ast-base')"
     pairs = [(seconds(live), seconds(stored)) for _ in range(3)]
     return {

@@ -1,4 +1,4 @@
-"""The clips ast-mini is pre-trained on: random stroke patterns played, heard through its front end, and their truth."""
+"""The clips the minis are pre-trained on: random stroke patterns played, heard through a front end, and their truth."""
 
 from __future__ import annotations
 
@@ -6,36 +6,28 @@ import json
 import multiprocessing
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from benchmarks import stroke_patterns
-from sousa_engine import backbones
+from benchmarks.minis import CLIP_S, Recipe, frames, variant
+from sousa_engine.data import audio, synth
 from sousa_engine.data import strokes as sound
-from sousa_engine.data import synth
 
-if TYPE_CHECKING:
-    from benchmarks.pretrain_mini import Recipe
-
-CLIP_S = 4.0
-FRAMES = 398
-MELS = 64
 MAX_EVENTS = 72
 FLAGS = ("right", "accent", "flam", "drag", "buzz")
 EVENT_FIELDS = ("onset_s", "ratio", *FLAGS)  # ratio: the gap to the next stroke against the pattern's shortest
 
 
 def make_corpus(recipe: Recipe, folder: Path, processes: int) -> None:
-    """features.f16 (clips, FRAMES, MELS) and events.f32 (clips, MAX_EVENTS, fields), in order of pattern."""
+    """features.f16 (clips, frames, mels) and events.f32 (clips, MAX_EVENTS, fields), in order of pattern."""
     if (folder / "corpus.json").exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
     patterns = stroke_patterns.draw_patterns(recipe.families, recipe.seed)
     clips = len(patterns) * recipe.renderings
-    for name, dtype, shape in _arrays(clips):
+    for name, dtype, shape in _arrays(recipe, clips):
         np.memmap(folder / name, dtype=dtype, mode="w+", shape=shape).flush()
     rng = np.random.default_rng([recipe.seed, 1])
     player = rng.integers(recipe.players, size=clips)
@@ -51,9 +43,11 @@ def make_corpus(recipe: Recipe, folder: Path, processes: int) -> None:
         w.join()
         if w.exitcode:
             sys.exit(f"a corpus process ended with {w.exitcode}")
-    features = np.memmap(folder / "features.f16", dtype=np.float16, mode="r", shape=(clips, FRAMES, MELS))
+    name, dtype, shape = _arrays(recipe, clips)[0]
+    features = np.memmap(folder / name, dtype=dtype, mode="r", shape=shape)
     some = features[:: max(1, clips // 2000)].astype(np.float64)
     facts = {
+        "variant": recipe.variant,
         "clips": clips,
         "patterns": len(patterns),
         "mean": float(some.mean()),
@@ -66,9 +60,9 @@ def make_corpus(recipe: Recipe, folder: Path, processes: int) -> None:
     print(f"corpus: {clips} clips in {facts['seconds']:.0f} s, mean {facts['mean']:.4f}, std {facts['std']:.4f}")
 
 
-def _arrays(clips: int):
+def _arrays(recipe: Recipe, clips: int):
     return (
-        ("features.f16", np.float16, (clips, FRAMES, MELS)),
+        ("features.f16", np.float16, (clips, frames(recipe), variant(recipe).front_end.mel_bins)),
         ("events.f32", np.float32, (clips, MAX_EVENTS, len(EVENT_FIELDS))),
     )
 
@@ -80,16 +74,14 @@ def _fill(recipe: Recipe, folder: Path, patterns, player: np.ndarray, share: np.
 
     torch.set_num_threads(1)
     clips = len(player)
-    features, table = (np.memmap(folder / n, dtype=d, mode="r+", shape=s) for n, d, s in _arrays(clips))
-    mini = backbones.variant("ast-mini").front_end
-    spec = replace(mini, mel_bins=MELS, min_frames=1, max_frames=FRAMES)
+    features, table = (np.memmap(folder / n, dtype=d, mode="r+", shape=s) for n, d, s in _arrays(recipe, clips))
+    spec = variant(recipe).front_end
     for start in range(0, len(share), 64):
         batch = share[start : start + 64]
-        waveforms = np.empty((len(batch), round(CLIP_S * sound.SAMPLE_RATE_HZ)), dtype=np.float32)
+        waveforms = np.empty((len(batch), round(CLIP_S * spec.sample_rate_hz)), dtype=np.float32)
         for row, clip in enumerate(batch):
-            waveforms[row], table[clip] = _render(
-                recipe, patterns[clip // recipe.renderings], int(player[clip]), int(clip)
-            )
+            heard, table[clip] = _render(recipe, patterns[clip // recipe.renderings], int(player[clip]), int(clip))
+            waveforms[row] = audio.resample(heard, sound.SAMPLE_RATE_HZ, spec.sample_rate_hz)
         features[batch] = log_mel(torch.from_numpy(waveforms), spec).numpy().astype(np.float16)
     features.flush()
     table.flush()
@@ -136,9 +128,10 @@ class Batches:
         self.recipe, self.torch = recipe, torch
         self.facts = json.loads((folder / "corpus.json").read_text())
         self.features, self.events = (
-            np.memmap(folder / n, dtype=d, mode="r", shape=s) for n, d, s in _arrays(self.facts["clips"])
+            np.memmap(folder / n, dtype=d, mode="r", shape=s) for n, d, s in _arrays(recipe, self.facts["clips"])
         )
         self.periods = np.array(self.facts["period"])
+        self.centre = normalisation(recipe, self.facts)
 
     def at(self, step: int, held_out: bool = False) -> dict:
         torch, recipe = self.torch, self.recipe
@@ -151,16 +144,22 @@ class Batches:
         take = np.stack([rng.permutation(recipe.renderings)[:2] for _ in range(len(pattern) // 2)]).ravel()
         clips = pattern * recipe.renderings + take
         x = torch.from_numpy(self.features[clips].astype(np.float32))
-        x = (x - self.facts["mean"]) / (2.0 * self.facts["std"])
+        mean, std = self.facts["mean"], self.facts["std"]
         if not held_out:
-            x = x + torch.from_numpy(rng.uniform(-0.15, 0.15, (len(clips), 1, 1)).astype(np.float32))
+            x = x + torch.from_numpy(rng.uniform(-0.3 * std, 0.3 * std, (len(clips), 1, 1)).astype(np.float32))
             for i in range(len(clips)):  # a band of mels missing, as SpecAugment does
                 if rng.random() < 0.3:
-                    low = int(rng.integers(MELS - 10))
-                    x[i, :, low : low + int(rng.integers(1, 10))] = 0.0
+                    low = int(rng.integers(x.shape[2] - 10))
+                    x[i, :, low : low + int(rng.integers(1, 10))] = mean
         return {
-            "x": x,
+            "x": (x - self.centre[0]) / (2.0 * self.centre[1]),
             "events": torch.from_numpy(self.events[clips]),
             "periods": torch.from_numpy(self.periods[pattern]),
             "pattern": torch.from_numpy(pattern),
         }
+
+
+def normalisation(recipe: Recipe, facts: dict) -> tuple[float, float]:
+    """Mean and standard deviation of the mini's front end: the corpus's, but where the network does it itself."""
+    spec = variant(recipe).front_end
+    return (spec.mean, spec.std) if spec.kind == "htsat" else (facts["mean"], facts["std"])

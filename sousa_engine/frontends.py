@@ -20,26 +20,30 @@ PRE_EMPHASIS = 0.97
 
 
 def log_mel(waveforms: Tensor, spec: FrontEndSpec) -> Tensor:
-    """Log-mel frames as AST saw them in pre-training, not yet normalised.
+    """Log-mel frames as a backbone saw them in pre-training, not yet normalised.
 
     waveforms: (batch, samples), float, in [-1, 1] at spec.sample_rate_hz. Returns (batch, frames, mel bins) float32 on
-    the same device; frames as spec.frames says (no padding at the edges). Each clip's mean is taken off first.
-    Raises DataError if the clips are shorter or longer than the backbone can take.
-    Source: Gong et al. 2021, section 2.1: Kaldi's filter bank with a symmetric Hann window, 25 ms every 10 ms, without
-    dither; equal to torchaudio.compliance.kaldi.fbank, which takes one clip at a time (tests/test_frontends.py).
+    the same device; frames as spec.frames says. Differentiable. Raises DataError if the clips are shorter or longer
+    than the backbone can take.
+    Sources, by spec.kind: "kaldi-fbank": Gong et al. 2021, section 2.1, and Chen et al. 2022 (BEATs): Kaldi's filter
+    bank without dither, equal to torchaudio.compliance.kaldi.fbank, which takes one clip at a time; "efficientat":
+    Schmid et al. 2023, Kaldi's triangles on a centred power spectrum; "htsat": Chen et al. 2022 (HTS-AT), librosa's
+    log-mel in decibels. Equal to what the authors' code gives (tests/test_frontends.py, tests/parity).
     """
     spec.frames(waveforms.shape[-1])
     waveforms = waveforms.float()
-    waveforms = waveforms - waveforms.mean(dim=-1, keepdim=True)
-    frames = waveforms.unfold(-1, spec.frame_samples, spec.hop_samples)
-    frames = frames - frames.mean(dim=-1, keepdim=True)
-    before = torch.cat((frames[..., :1], frames[..., :-1]), dim=-1)  # the first sample follows itself
+    if spec.remove_mean:
+        waveforms = waveforms - waveforms.mean(dim=-1, keepdim=True)
+    if spec.scale != 1.0:
+        waveforms = waveforms * spec.scale
     banks, window = _tables(spec, str(waveforms.device))
-    spectrum = torch.fft.rfft((frames - PRE_EMPHASIS * before) * window, n=2 * banks.shape[0])
-    power = spectrum.real.square() + spectrum.imag.square()
+    power = _KINDS[spec.kind](waveforms, window, spec)
     with _full_precision():
-        energies = power[..., :-1] @ banks
-    return energies.clamp_(min=spec.floor).log_()
+        energies = power[..., : len(banks)] @ banks
+    if spec.kind == "efficientat":
+        return (energies + spec.floor).log()
+    energies = energies.clamp(min=spec.floor)
+    return 10 * energies.log10() if spec.kind == "htsat" else energies.log()
 
 
 def normalise(features: Tensor, spec: FrontEndSpec) -> Tensor:
@@ -47,14 +51,48 @@ def normalise(features: Tensor, spec: FrontEndSpec) -> Tensor:
     return (features - spec.mean) / (2 * spec.std)
 
 
+def _kaldi_power(waveforms: Tensor, window: Tensor, spec: FrontEndSpec) -> Tensor:
+    frames = waveforms.unfold(-1, spec.frame_samples, spec.hop_samples)
+    frames = frames - frames.mean(dim=-1, keepdim=True)
+    before = torch.cat((frames[..., :1], frames[..., :-1]), dim=-1)  # the first sample follows itself
+    spectrum = torch.fft.rfft((frames - PRE_EMPHASIS * before) * window, n=spec.fft_samples)
+    return spectrum.real.square() + spectrum.imag.square()
+
+
+def _efficientat_power(waveforms: Tensor, window: Tensor, spec: FrontEndSpec) -> Tensor:
+    return _centred_power(waveforms[..., 1:] - PRE_EMPHASIS * waveforms[..., :-1], window, spec)
+
+
+def _centred_power(waveforms: Tensor, window: Tensor, spec: FrontEndSpec) -> Tensor:
+    """Power (batch, frames, frequencies) of frames around every hop, the clip mirrored at its ends."""
+    half = spec.fft_samples // 2
+    if waveforms.shape[-1] <= half:  # a mirror needs more samples than it shows
+        waveforms = torch.nn.functional.pad(waveforms, (0, half + 1 - waveforms.shape[-1]))
+    spectrum = torch.stft(
+        waveforms, spec.fft_samples, hop_length=spec.hop_samples, win_length=spec.frame_samples, window=window,
+        center=True, pad_mode="reflect", return_complex=True,
+    )  # fmt: skip
+    return (spectrum.real.square() + spectrum.imag.square()).mT
+
+
+_KINDS = {"kaldi-fbank": _kaldi_power, "efficientat": _efficientat_power, "htsat": _centred_power}
+
+
 @functools.lru_cache(maxsize=8)
 def _tables(spec: FrontEndSpec, device: str) -> tuple[Tensor, Tensor]:
-    """Mel triangles (frequencies below half the sample rate, mel bins) and the window (frame samples)."""
-    fft = 1 << (spec.frame_samples - 1).bit_length()
-    banks, _ = kaldi.get_mel_banks(
-        spec.mel_bins, fft, float(spec.sample_rate_hz), spec.low_hz, spec.high_hz, 100.0, -500.0, 1.0
-    )
-    window = torch.hann_window(spec.frame_samples, periodic=False)
+    """Mel triangles (frequencies, mel bins) and the window (frame samples)."""
+    if spec.kind == "htsat":
+        import librosa
+
+        sizes = {"sr": spec.sample_rate_hz, "n_fft": spec.fft_samples, "n_mels": spec.mel_bins}
+        banks = torch.from_numpy(librosa.filters.mel(**sizes, fmin=spec.low_hz, fmax=spec.high_hz))
+    else:
+        banks, _ = kaldi.get_mel_banks(
+            spec.mel_bins, spec.fft_samples, float(spec.sample_rate_hz), spec.low_hz, spec.high_hz, 100.0, -500.0, 1.0
+        )
+    window = torch.hann_window(spec.frame_samples, periodic=spec.kind == "htsat")
+    if spec.window == "povey":
+        window = window.pow(0.85)
     return banks.T.contiguous().to(device), window.to(device)
 
 

@@ -109,7 +109,7 @@ def _train(
         reporter.progress(Progress(phase="preparing", done=done, total=total))
 
     manifest = manifests.open_dataset(run_config.data)
-    network = backbones.build(
+    network = backbones.open_network(
         run_config.model.variant,
         num_classes=len(manifest.classes),
         weights=run_config.model.weights,
@@ -118,7 +118,7 @@ def _train(
     )
     print(f"weights: {network.weights_label}", flush=True)
     cache = feature_store.feature_cache(manifest, network.spec, workspace, progress)
-    data = _training_data(manifest, cache.array, floor=cache.floor)
+    data = _training_data(manifest, cache.array, floor=cache.floor, ln_units=network.spec.ln_units)
 
     module = lora.attach(network, run_config.lora)
     trainable, total, layers = lora.counts(module)
@@ -132,7 +132,7 @@ def _train(
     module.to(accelerator.device)
 
     def forward(module: torch.nn.Module, batch: torch.Tensor) -> torch.Tensor:
-        return backbones.logits(module, batch, network.spec)
+        return module(features=batch)
 
     _check_attached(module, run_config, layers, trainable, forward, data, accelerator.device)
     reporter.facts(
@@ -184,7 +184,7 @@ class _StopRequested(Exception):
     """A stop arrived before training began: nothing to checkpoint."""
 
 
-def _training_data(manifest: Manifest, array: Any, *, floor: float) -> Any:
+def _training_data(manifest: Manifest, array: Any, *, floor: float, ln_units: float) -> Any:
     import numpy as np
 
     from sousa_engine.training.loop import TrainingData
@@ -200,7 +200,7 @@ def _training_data(manifest: Manifest, array: Any, *, floor: float) -> Any:
             raise PreflightError(
                 f"{len(missing)} classes have no clip in {split}: {names}. Add clips, or change the split."
             )
-    return TrainingData(features=array, labels=labels, splits=splits, floor=floor)
+    return TrainingData(features=array, labels=labels, splits=splits, floor=floor, ln_units=ln_units)
 
 
 def _check_attached(module, run_config, layers, trainable, forward, data, device) -> None:

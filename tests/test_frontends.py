@@ -44,7 +44,7 @@ def test_another_window_would_be_noticed(oracle, monkeypatch):
     assert oracle.difference("B/fbank_raw", features[0]) > 10 * oracle.tolerance("B/fbank_raw")
 
 
-@pytest.mark.parametrize("name", list(backbones.VARIANTS))
+@pytest.mark.parametrize("name", ["ast-base", "ast-mini"])
 def test_a_batch_equals_torchaudios_kaldi_clip_by_clip(name, noise):
     spec = backbones.variant(name).front_end
     features = frontends.log_mel(noise, spec)
@@ -72,15 +72,15 @@ def test_spec_foretells_the_number_of_frames(noise):
         assert frontends.log_mel(noise[:, :samples], SPEC).shape == (3, SPEC.frames(samples), SPEC.mel_bins)
 
 
-@pytest.mark.parametrize(("samples", "word"), [(0, "short"), (399, "short"), (2799, "short"), (164240, "long")])
+@pytest.mark.parametrize(("samples", "word"), [(0, "short"), (399, "short"), (2799, "short"), (960_400, "long")])
 def test_a_clip_the_backbone_cannot_take_is_refused_with_its_length(samples, word):
-    with pytest.raises(DataError, match=f"too {word}.*0.175 to 10.26 s"):
+    with pytest.raises(DataError, match=f"too {word}.*0.175 to 60.02 s"):
         frontends.log_mel(torch.zeros(1, samples), SPEC)
 
 
 def test_the_shortest_and_the_longest_clip_pass():
     assert frontends.log_mel(torch.zeros(1, 2800), SPEC).shape[1] == SPEC.min_frames
-    assert frontends.log_mel(torch.zeros(1, 164239), SPEC).shape[1] == SPEC.max_frames
+    assert frontends.log_mel(torch.zeros(1, 960_399), SPEC).shape[1] == SPEC.max_frames
 
 
 def test_features_do_not_depend_on_the_matmul_precision_of_training(noise):

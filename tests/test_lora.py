@@ -8,6 +8,7 @@ from sousa_engine import backbones, lora, module_tree
 from sousa_engine.backbones import Network, ast
 from sousa_engine.config import LoraConfig, TargetModule
 from sousa_engine.errors import TargetError, WeightsError
+from sousa_engine.frontends import normalise
 
 CLASSES = 6
 VARIANTS = [name for name, variant in backbones.VARIANTS.items() if variant.embedded]
@@ -16,7 +17,7 @@ SQUARE = module_tree.load_outline("ast-mini").node(QUERY).shape
 
 
 def built(workspace, name="ast-mini", seed=0):
-    return backbones.build(name, num_classes=CLASSES, weights="random", workspace=workspace, seed=seed)
+    return backbones.open_network(name, num_classes=CLASSES, weights="random", workspace=workspace, seed=seed)
 
 
 def asked(entries, name="ast-mini", **settings):
@@ -38,7 +39,7 @@ def batch(name="ast-mini", clips=3):
 
 
 def run(module, name="ast-mini", clips=3):
-    return backbones.logits(module, batch(name, clips), backbones.variant(name).front_end)
+    return module(features=batch(name, clips))
 
 
 def trained(module, steps=3):
@@ -201,13 +202,11 @@ def test_a_saved_adapter_opens_with_plain_peft_on_the_plain_model(workspace, tmp
     module = trained(lora.attach(network, everything(head=head)))
     lora.save(module, tmp_path / "adapter")
     opened = PeftModel.from_pretrained(plain, str(tmp_path / "adapter")).eval()
-    features = torch.randn(
-        2, variant.max_frames, variant.front_end.mel_bins
-    )  # plain transformers takes this length only
+    # Plain transformers takes this length only, and normalised features.
+    features = torch.randn(2, variant.architecture["max_length"], variant.front_end.mel_bins)
     with torch.no_grad():
-        torch.testing.assert_close(
-            opened(input_values=features).logits, module(input_values=features).logits, atol=1e-6, rtol=0
-        )
+        found = opened(input_values=normalise(features, variant.front_end)).logits
+        torch.testing.assert_close(found, module(features=features), atol=1e-6, rtol=0)
 
 
 def test_saving_again_replaces_the_folder_whole(workspace, tmp_path):
@@ -221,7 +220,7 @@ def test_saving_again_replaces_the_folder_whole(workspace, tmp_path):
 @pytest.mark.parametrize("config", [asked(["q_proj"]), LoraConfig()])
 def test_an_adapter_of_another_network_is_refused(workspace, tmp_path, config):
     lora.save(lora.attach(built(workspace), config), tmp_path / "adapter")
-    other = backbones.build("ast-mini", num_classes=CLASSES + 1, weights="random", workspace=workspace)
+    other = backbones.open_network("ast-mini", num_classes=CLASSES + 1, weights="random", workspace=workspace)
     with pytest.raises(WeightsError, match="does not fit"):
         lora.load(other, tmp_path / "adapter")
 

@@ -1,30 +1,38 @@
-"""The backbones one can choose, and the door to build them. Importing this never imports torch."""
+"""The backbones one can choose, and the door to build them. Importing this never imports torch.
+
+network = backbones.build("mn10_as", num_classes=40)              # fresh random weights
+network = backbones.build("ast-mini", num_classes=40, weights="pretrained")
+network = backbones.load_official("mn10_as", "mn10_as_mAP_471.pt")  # the file's own head
+logits = network(waveforms)                                       # (batch, samples) -> (batch, classes)
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sousa_engine.backbones import ast, pretrained
-from sousa_engine.backbones.spec import FrontEndSpec, Network, Variant, WeightsState
+from sousa_engine.backbones.spec import Download, FrontEndSpec, Network, Variant, WeightsState
 from sousa_engine.errors import WeightsError, unknown
-from sousa_engine.workspace import Workspace
+from sousa_engine.workspace import Workspace, default_workspace
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from sousa_engine.backbones.waveforms import TakesWaveforms
 
 __all__ = [
     "FAMILIES",
     "VARIANTS",
+    "Download",
     "FrontEndSpec",
     "Network",
     "Variant",
     "WeightsState",
     "build",
     "family",
-    "import_weights",
-    "logits",
+    "load_official",
+    "open_network",
     "variant",
     "weights_state",
 ]
@@ -46,19 +54,46 @@ def family(variant: Variant) -> ModuleType:
     return FAMILIES[variant.family]
 
 
+def build(
+    name: str, *, num_classes: int, weights: str | Path | None = None, workspace: Workspace | None = None, seed: int = 0
+) -> TakesWaveforms:
+    """A backbone with a new head for num_classes classes, in float32 on the CPU, in training mode. Imports torch.
+
+    Called with waveforms (batch, samples) in [-1, 1] at its front_end.sample_rate_hz, it returns logits (batch,
+    classes). weights: None for fresh random ones, "pretrained" (embedded, imported or downloaded), or a path to a file
+    or folder. The head is always new, drawn from `seed`. Raises UnknownNameError, WeightsError.
+    """
+    return open_network(
+        name,
+        num_classes=num_classes,
+        weights="random" if weights is None else str(weights),
+        workspace=workspace or default_workspace(),
+        seed=seed,
+    ).module
+
+
+def load_official(
+    name: str, file: str | Path | Mapping[str, Any], *, num_classes: int | None = None, seed: int = 0
+) -> TakesWaveforms:
+    """A backbone with everything a published file holds, its head too, in eval mode. Imports torch.
+
+    file: the path of a published file, or the object that torch.load makes of it, in its own envelope and names. With
+    num_classes, the head is a new one instead (a file without a head needs that). Raises WeightsError if tensors are
+    missing, of another shape, or unknown.
+    """
+    chosen = variant(name)
+    return pretrained.official_network(chosen, family(chosen), file, num_classes=num_classes, seed=seed)
+
+
 def weights_state(name: str, workspace: Workspace, weights: str = "pretrained") -> WeightsState:
-    """What `build` would load, or a sentence that names the ways out. Asks the network for at most 3 s."""
+    """What `open_network` would load, or a sentence that names the ways out. Asks the network for at most 3 s."""
     return pretrained.weights_state(variant(name), workspace, weights)
 
 
-def import_weights(name: str, file: Path, workspace: Workspace) -> WeightsState:
-    """Take a weights file into the workspace, once its key tree is seen to fit. Raises WeightsError."""
-    chosen = variant(name)
-    return pretrained.import_weights(chosen, family(chosen), file, workspace)
-
-
-def build(name: str, *, num_classes: int, weights: str = "pretrained", workspace: Workspace, seed: int = 0) -> Network:
-    """A backbone with a new head for num_classes classes, in float32 on the CPU. Imports torch.
+def open_network(
+    name: str, *, num_classes: int, weights: str = "pretrained", workspace: Workspace, seed: int = 0
+) -> Network:
+    """A backbone with a new head, and what it was built from: the trainer's door. Imports torch.
 
     weights: "pretrained", "random" (a control), or a path to a weights file or folder. The head is always new, drawn
     from `seed`: AudioSet's 527 classes, or whatever a file brings, are left away. Raises WeightsError; there is no
@@ -71,7 +106,7 @@ def build(name: str, *, num_classes: int, weights: str = "pretrained", workspace
     module = family(chosen).networks().network(chosen, num_classes, seed)
     label = state.label
     if weights != "random":
-        label = pretrained.load_pretrained(module, chosen, family(chosen), state)
+        label = pretrained.load_pretrained(module, chosen, family(chosen), state, workspace)
     return Network(
         module=module,
         variant=chosen,
@@ -80,16 +115,3 @@ def build(name: str, *, num_classes: int, weights: str = "pretrained", workspace
         head_path=chosen.head_path,
         num_classes=num_classes,
     )
-
-
-def logits(module: nn.Module, features: Tensor, spec: FrontEndSpec) -> Tensor:
-    """features: (batch, frames, mel bins), log-mel as log_mel gives it. Returns logits (batch, classes).
-
-    Takes any number of frames from spec.min_frames to spec.max_frames; raises DataError outside. Shorter clips are
-    not padded: the network sees the frames there are.
-    """
-    from sousa_engine import frontends
-
-    spec.check(features.shape[1])
-    output = module(frontends.normalise(features.float(), spec))
-    return getattr(output, "logits", output)

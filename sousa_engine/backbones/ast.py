@@ -14,9 +14,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from sousa_engine.backbones.spec import FrontEndSpec, Variant
+from sousa_engine.backbones.spec import Download, FrontEndSpec, Variant
 
 MINI_CONFIG = Path(__file__).parent / "weights" / "ast-mini" / "config.json"
+
+LONGEST = 6000
+"""Frames. Beyond the table's length (1024 frames in AST base) the position embeddings are stretched."""
 
 # Path in today's transformers -> path before 5.9; an empty replacement: there was no such module.
 OLD_NAMES = (
@@ -81,7 +84,14 @@ def variants() -> tuple[Variant, ...]:
             description="Transformer over 16 x 16 patches of a log-mel spectrogram, trained on ImageNet and AudioSet.",
             licence="BSD-3-Clause",
             source="Gong et al. 2021, arXiv:2104.01778; AudioSet weights 10-10-0.4593",
-            hub_id="MIT/ast-finetuned-audioset-10-10-0.4593",
+            download=Download(
+                page="https://huggingface.co/MIT/ast-finetuned-audioset-10-10-0.4593",
+                file="model.safetensors",
+                url="https://huggingface.co/MIT/ast-finetuned-audioset-10-10-0.4593/resolve/main/model.safetensors",
+                size_bytes=346_404_948,
+                sha256="ae0c1e2ad4e1381d851fa9bf298ba13ebc9c5a914cdee2dbe427a6583869924d",
+                note="The authors' own audioset_10_10_0.4593.pth works too, as a file.",
+            ),
             embedded=False,
             needs="346 MB of AudioSet weights: a file you import, or the Hugging Face hub.",
             head_path="classifier",
@@ -95,7 +105,7 @@ def variants() -> tuple[Variant, ...]:
             description="A small Audio Spectrogram Transformer: 4 layers x 192, pre-trained by us on drum strokes.",
             licence="MIT",
             source="this project, benchmarks/pretrain_mini.py",
-            hub_id=None,
+            download=None,
             embedded=True,
             needs="Nothing: its weights come with this package.",
             head_path="classifier",
@@ -161,7 +171,7 @@ def _front_end(architecture: Mapping[str, Any], normalisation: Mapping[str, Any]
             "sample_rate_hz": 16000,
             "mel_bins": architecture["num_mel_bins"],
             "min_frames": architecture["patch_size"],
-            "max_frames": architecture["max_length"],
+            "max_frames": LONGEST,
             **normalisation,
         }
     )

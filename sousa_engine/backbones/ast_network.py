@@ -1,4 +1,4 @@
-"""AST's network: transformers' ASTForAudioClassification that takes clips of any length. Imports torch."""
+"""AST's network: transformers' ASTForAudioClassification that takes waveforms of any length. Imports torch."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from sousa_engine.backbones.spec import Variant
 from sousa_engine.backbones.torchaudio_guard import import_torchaudio
+from sousa_engine.backbones.waveforms import TakesWaveforms
 
 import_torchaudio()  # must stand before transformers
 
@@ -15,11 +16,11 @@ from transformers.models.audio_spectrogram_transformer import modeling_audio_spe
 
 
 class ASTEmbeddings(upstream.ASTEmbeddings):
-    """Position embeddings cut to the time patches that exist; parameters and names are transformers' own.
+    """Position embeddings fitted to the time patches that exist; parameters and names are transformers' own.
 
     The table has one row for each of F x T patches (frequency first, time second) after the two special tokens. A clip
-    with t < T time patches gets the t columns in the middle, T//2 - t//2 onwards: what the authors' code does for
-    shorter inputs. With t = T nothing is cut and the sum is transformers' own.
+    with t < T time patches gets the t columns in the middle, T//2 - t//2 onwards; for t > T the table is stretched
+    linearly in time. Both are what the authors' code does for other lengths. With t = T the sum is transformers' own.
     """
 
     def forward(self, input_values: Tensor) -> Tensor:
@@ -33,14 +34,30 @@ class ASTEmbeddings(upstream.ASTEmbeddings):
         """Rows of the table for so many patches, special tokens first: (1, 2 + patches, hidden size)."""
         rows, columns = self.get_shape(self.config)
         wanted = patches // rows
-        if wanted > columns:
-            raise ValueError(f"{wanted} time patches; the position embedding has {columns}.")
         if wanted == columns:
             return self.position_embeddings
-        first = columns // 2 - wanted // 2
         table = self.position_embeddings[:, 2:].unflatten(1, (rows, columns))
-        middle = table[:, :, first : first + wanted].flatten(1, 2)
-        return torch.cat((self.position_embeddings[:, :2], middle), dim=1)
+        if wanted < columns:
+            first = columns // 2 - wanted // 2
+            fitted = table[:, :, first : first + wanted]
+        else:
+            stretched = nn.functional.interpolate(table.permute(0, 3, 1, 2), size=(rows, wanted), mode="bilinear")
+            fitted = stretched.permute(0, 2, 3, 1)
+        return torch.cat((self.position_embeddings[:, :2], fitted.flatten(1, 2)), dim=1)
+
+
+class AST(TakesWaveforms, ASTForAudioClassification):
+    """transformers' network with its front end. Gong et al. 2021."""
+
+    def classify(self, x: Tensor) -> Tensor:
+        return self.classifier(self.audio_spectrogram_transformer(x).pooler_output)
+
+    def embed(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Patches averaged over frequency (batch, time patches, hidden size); the mean of the two special tokens."""
+        body = self.audio_spectrogram_transformer
+        out = body(x)
+        rows, _ = body.embeddings.get_shape(self.config)
+        return out.last_hidden_state[:, 2:].unflatten(1, (rows, -1)).mean(1), out.pooler_output
 
 
 def network(variant: Variant, num_classes: int, seed: int) -> nn.Module:
@@ -49,7 +66,8 @@ def network(variant: Variant, num_classes: int, seed: int) -> nn.Module:
     config._attn_implementation = "sdpa"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        module = ASTForAudioClassification(config)
+        module = AST(config)
+        module.front_end = variant.front_end
         embeddings = ASTEmbeddings(config)
         embeddings.load_state_dict(module.audio_spectrogram_transformer.embeddings.state_dict(), assign=True)
         # transformers leaves these at zero, which a frozen random backbone would keep: it could not tell when a

@@ -6,76 +6,193 @@ accepted by its key tree: every tensor of the backbone, of the right shape, and 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
+import re
 import shutil
 import struct
 import tempfile
-import threading
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from sousa_engine.backbones import downloads
+from sousa_engine.backbones.downloads import sha256
 from sousa_engine.backbones.spec import Variant, WeightsState
 from sousa_engine.errors import WeightsError, nearest
 from sousa_engine.workspace import Workspace
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
+
+    from sousa_engine.backbones.waveforms import TakesWaveforms
 
 EMBEDDED = Path(__file__).parent / "weights"
-HUB_FILE = "model.safetensors"
-FILE_NAMES = (HUB_FILE, "model.pth", "pytorch_model.bin")  # looked for in a folder, in this order
-PATIENCE_S = 3.0  # how long the hub may take to answer before we call ourselves offline
-_ANSWER_HOLDS_S = 60.0
-_answers: dict[str, tuple[float, bool]] = {}
+FILE_NAMES = ("model.safetensors", "model.pth", "pytorch_model.bin")  # looked for in a folder, in this order
+ORIGIN = "origin.json"  # beside an imported file: its own name, where it came from, its sha256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """A weights file on this machine. origin: "embedded", "imported from ...", "downloaded from ...", "hub cache".
+
+    recorded: its sha256 when it was taken in, None where nobody wrote it down.
+    """
+
+    path: Path
+    origin: str
+    size_bytes: int
+    recorded: str | None
 
 
 def weights_state(variant: Variant, workspace: Workspace, weights: str = "pretrained") -> WeightsState:
     """What `build` would load for `weights` (pretrained, random, or a path), or a sentence that names the ways out.
 
-    Looks, in this order: in the package, in the workspace, in the hub's cache on this machine, on the hub.
+    Looks, in this order: in the package, in the workspace, in the Hugging Face cache of this machine, on the network.
     """
     if weights == "random":
         return WeightsState(available=True, label="random weights", path=None, message="")
     if weights != "pretrained":
         return _file_state(Path(weights).expanduser())
-    for folder in (EMBEDDED / variant.name, workspace.weights / variant.name):
-        file = _file_in(folder)
-        if file is not None:
-            return _file_state(file, name=f"{variant.name} (embedded)" if folder.parent == EMBEDDED else file.name)
+    here = stored(variant, workspace)
+    if here is not None:
+        named = here.origin in ("embedded", "hub cache")
+        return _file_state(here.path, name=f"{variant.name} ({here.origin})" if named else _own_name(here.path))
+    if variant.download and variant.download.url and downloads.answers(variant.download.url):
+        label = f"pretrained: {variant.download.file}, downloaded when the run starts"
+        return WeightsState(available=True, label=label, path=None, message="")
+    return WeightsState(available=False, label="", path=None, message=ways_out(variant, workspace))
+
+
+def stored(variant: Variant, workspace: Workspace) -> Stored | None:
+    """The file that "pretrained" means on this machine, if there is one; never asks the network."""
+    embedded = _file_in(EMBEDDED / variant.name)
+    if embedded is not None:
+        card = json.loads((embedded.parent / "config.json").read_text())
+        return Stored(path=embedded, origin="embedded", size_bytes=embedded.stat().st_size, recorded=card["sha256"])
+    own = _file_in(workspace.weights / variant.name)
+    if own is not None:
+        facts = _origin(own)
+        return Stored(
+            path=own,
+            origin=facts.get("from", "put there by hand"),
+            size_bytes=own.stat().st_size,
+            recorded=facts.get("sha256"),
+        )
     cached = _cached(variant)
     if cached is not None:
-        return _file_state(cached, name=f"{variant.hub_id} (downloaded before)")
-    if variant.hub_id and hub_answers(variant.hub_id):
-        label = f"pretrained: {variant.hub_id}, downloaded when the run starts"
-        return WeightsState(available=True, label=label, path=None, message="")
-    return WeightsState(available=False, label="", path=None, message=_ways_out(variant, workspace))
+        assert variant.download is not None
+        return Stored(
+            path=cached, origin="hub cache", size_bytes=cached.stat().st_size, recorded=variant.download.sha256
+        )
+    return None
 
 
-def load_pretrained(module: nn.Module, variant: Variant, family: ModuleType, state: WeightsState) -> str:
+def fetch(
+    variant: Variant, family: ModuleType, workspace: Workspace, progress: downloads.Progress | None = None
+) -> WeightsState:
+    """Download a variant's published weights into the workspace, once they are seen to fit. Raises WeightsError."""
+    if variant.download is None:
+        raise WeightsError(f"{variant.name} needs no download: its weights are part of this package.")
+    waiting = workspace.weights / variant.name / ".download"
+    try:
+        file = downloads.fetch(variant.download, waiting, progress)
+        state = _take(variant, family, file, workspace, came=f"downloaded from {variant.download.url}", move=True)
+    except OSError as error:
+        raise WeightsError(f"{waiting} cannot be written to ({error.strerror}).") from None
+    shutil.rmtree(waiting, ignore_errors=True)
+    return state
+
+
+def import_weights(variant: Variant, family: ModuleType, file: Path, workspace: Workspace) -> WeightsState:
+    """Copy a file (or a folder's file) into the workspace, once its key tree is seen to be this backbone's."""
+    state = _file_state(file.expanduser())
+    if not state.available:
+        raise WeightsError(state.message)
+    assert state.path is not None
+    return _take(variant, family, state.path, workspace, came=f"imported from {state.path.resolve()}", move=False)
+
+
+def recognise(file: Path, choices: Sequence[tuple[Variant, ModuleType]]) -> list[Variant]:
+    """The variants whose key tree a file has; raises WeightsError, naming the nearest, if it is none of theirs."""
+    state = _file_state(file.expanduser())
+    if not state.available:
+        raise WeightsError(state.message)
+    assert state.path is not None
+    tensors = read(state.path)
+    fits, closest = [], (float("inf"), "")
+    for variant, family in choices:
+        try:
+            _matched(_blank(variant, family), tensors, family, variant.head_path)
+            fits.append(variant)
+        except _KeysDiffer as error:
+            closest = min(closest, (error.differing, f"{variant.name}: {error}"))
+    if not fits:
+        raise WeightsError(f"{state.path} is of no backbone known here. Nearest is {closest[1]}")
+    known = [v for v in fits if v.download and v.download.sha256]
+    if len(fits) > 1 and known:  # one key tree, several trainings
+        digest = sha256(state.path)
+        fits = [v for v in known if v.download and v.download.sha256 == digest] or fits
+    return fits
+
+
+def verify(variant: Variant, family: ModuleType, here: Stored) -> str:
+    """ "" if a stored file is what was taken in and fits its backbone; else a sentence."""
+    if here.recorded and (found := sha256(here.path)) != here.recorded:
+        return f"{here.path} has changed: sha256 {found[:12]}, taken in as {here.recorded[:12]}."
+    try:
+        _matched(_blank(variant, family), read(here.path), family, variant.head_path)
+    except WeightsError as error:
+        return f"{here.path} does not fit {variant.name}: {error}"
+    return ""
+
+
+def load_pretrained(
+    module: TakesWaveforms, variant: Variant, family: ModuleType, state: WeightsState, workspace: Workspace
+) -> str:
     """Load what `weights_state` found into all of `module` but its head; returns the label to record.
 
     Raises WeightsError if there is nothing to load, or if it is not this backbone's; then the module is unchanged.
     """
     if not state.available:
         raise WeightsError(state.message)
-    path = state.path or _download(variant)
+    if state.path is None:
+        state = fetch(variant, family, workspace)
+    assert state.path is not None
     try:
-        load_official(module, read(path), family, head_path=variant.head_path)
+        module.load_state_dict(_matched(module, read(state.path), family, variant.head_path), strict=False)
     except _KeysDiffer as error:
-        raise WeightsError(f"{path} does not fit {variant.name}: {error}") from None
-    label = f"pretrained: {variant.hub_id}" if state.path is None else state.label
-    return f"{label}, sha256 {sha256(path)[:12]}"
+        raise WeightsError(f"{state.path} does not fit {variant.name}: {error}") from None
+    return f"{state.label}, sha256 {sha256(state.path)[:12]}"
+
+
+def official_network(
+    variant: Variant,
+    family: ModuleType,
+    file: str | Path | Mapping[str, Any],
+    *,
+    num_classes: int | None,
+    seed: int,
+) -> TakesWaveforms:
+    """`backbones.load_official`: a network with all that a published file holds, its head too, in eval mode."""
+    state: Mapping[str, Any] = file if isinstance(file, Mapping) else read(Path(file).expanduser())
+    head_path = None if num_classes is None else variant.head_path
+    if num_classes is None:
+        num_classes = _classes_in(variant, family, state)
+    module = family.networks().network(variant, num_classes, seed)
+    try:
+        load_official(module, state, family, head_path=head_path)
+    except _KeysDiffer as error:
+        named = "This state dict" if isinstance(file, Mapping) else file
+        raise WeightsError(f"{named} does not fit {variant.name}: {error}") from None
+    return module.eval()
 
 
 def load_official(
-    module: nn.Module, state: Mapping[str, Any], family: ModuleType, *, head_path: str | None = None
+    module: TakesWaveforms, state: Mapping[str, Any], family: ModuleType, *, head_path: str | None = None
 ) -> None:
     """Load a state dict in any naming that `family` can read, from the file's envelope if it has one.
 
@@ -85,7 +202,9 @@ def load_official(
     module.load_state_dict(_matched(module, state, family, head_path), strict=False)
 
 
-def _matched(module: nn.Module, state: Mapping[str, Any], family: ModuleType, head_path: str | None) -> dict[str, Any]:
+def _matched(
+    module: TakesWaveforms, state: Mapping[str, Any], family: ModuleType, head_path: str | None
+) -> dict[str, Any]:
     """The state dict in today's names, seen to have exactly the module's keys and shapes (but for the head)."""
     found, wanted = family.translate(unwrap(state)), module.state_dict()
     if head_path is not None:
@@ -133,103 +252,92 @@ def read(path: Path) -> dict[str, Tensor]:
     return dict(found)
 
 
-def import_weights(variant: Variant, family: ModuleType, file: Path, workspace: Workspace) -> WeightsState:
-    """Copy a file (or a folder's file) into the workspace, once its key tree is seen to be this backbone's."""
-    import torch
+def _classes_in(variant: Variant, family: ModuleType, state: Mapping[str, Any]) -> int:
+    """How many classes the head in a file tells apart: the size that differs between heads for 2 and for 3."""
+    found = family.translate(unwrap(state))
+    two, three = _blank(variant, family, 2).state_dict(), _blank(variant, family, 3).state_dict()
+    for key, value in two.items():
+        for axis, (size, more) in enumerate(zip(value.shape, three[key].shape, strict=True)):
+            if size != more and key in found and len(found[key].shape) == value.ndim:
+                return int(found[key].shape[axis])
+    raise WeightsError(
+        f"There is no head for {variant.name} in this file ({variant.head_path}.*). Give num_classes to get a new one."
+    )
 
-    state = _file_state(file.expanduser())
-    if not state.available:
-        raise WeightsError(state.message)
-    assert state.path is not None
-    with torch.device("meta"):
-        module = family.networks().network(variant, 2, 0)
+
+def _take(
+    variant: Variant, family: ModuleType, file: Path, workspace: Workspace, *, came: str, move: bool
+) -> WeightsState:
+    """Put a file in its place in the workspace, once it is seen to fit."""
     try:
-        _matched(module, read(state.path), family, variant.head_path)
+        _matched(_blank(variant, family), read(file), family, variant.head_path)
     except _KeysDiffer as error:
-        raise WeightsError(f"{state.path} does not fit {variant.name}: {error}") from None
+        raise WeightsError(f"{file} does not fit {variant.name}: {error}") from None
     folder = workspace.weights / variant.name
-    final = folder / (HUB_FILE if state.path.suffix == ".safetensors" else "model.pth")
+    final = folder / ("model.safetensors" if file.suffix == ".safetensors" else "model.pth")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _copy(state.path, final)
+        facts = {"file": file.name, "from": came, "sha256": sha256(file), "at": time.strftime("%Y-%m-%d %H:%M:%S")}
+        if move:
+            file.replace(final)
+        else:
+            _copy(file, final)
+        (folder / ORIGIN).write_text(json.dumps(facts, indent=1) + "\n")
     except OSError as error:
-        raise WeightsError(f"{state.path} could not be copied to {folder}: {error.strerror}.") from None
+        raise WeightsError(f"{file} could not be copied to {folder}: {error.strerror}.") from None
     for name in FILE_NAMES:
         if name != final.name:
             (folder / name).unlink(missing_ok=True)
     return weights_state(variant, workspace)
 
 
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _blank(variant: Variant, family: ModuleType, num_classes: int = 2) -> TakesWaveforms:
+    """The network without memory for its weights."""
+    import torch
 
-
-def hub_answers(hub_id: str) -> bool:
-    """Whether the hub can be reached for this model now: one small request, at most PATIENCE_S, remembered a minute.
-
-    The request runs in a thread of its own, because looking up a name can hang longer than any timeout.
-    """
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
-        return False
-    url = f"{os.environ.get('HF_ENDPOINT', 'https://huggingface.co').rstrip('/')}/{hub_id}/resolve/main/config.json"
-    asked_s, answer = _answers.get(url, (-_ANSWER_HOLDS_S, False))
-    if time.monotonic() - asked_s < _ANSWER_HOLDS_S:
-        return answer
-    found: list[bool] = []
-    asking = threading.Thread(target=lambda: found.append(_asks(url)), daemon=True)
-    asking.start()
-    asking.join(PATIENCE_S)
-    _answers[url] = (time.monotonic(), bool(found and found[0]))
-    return _answers[url][1]
-
-
-def _asks(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=PATIENCE_S):
-            return True
-    except (OSError, ValueError):
-        return False
+    with torch.device("meta"):
+        return family.networks().network(variant, num_classes, 0)
 
 
 def _cached(variant: Variant) -> Path | None:
     """The file in the Hugging Face cache of this machine, if it was downloaded before; never asks the network."""
-    if not variant.hub_id:
+    url = variant.download.url if variant.download else None
+    on_hub = re.fullmatch(r"https://huggingface\.co/([^/]+/[^/]+)/resolve/main/(.+)", url or "")
+    if not on_hub:
         return None
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(variant.hub_id, HUB_FILE)
+    found = try_to_load_from_cache(on_hub[1], on_hub[2])
     return Path(found) if isinstance(found, str) else None
 
 
-def _download(variant: Variant) -> Path:
-    """Fetch the weights from the hub into its cache on this machine (resumed if broken off), showing a progress bar."""
-    assert variant.hub_id is not None
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return Path(hf_hub_download(variant.hub_id, HUB_FILE, etag_timeout=PATIENCE_S))
-    except Exception as error:  # the hub's client raises the errors of three libraries
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise WeightsError(
-            f"{variant.hub_id} could not be downloaded ({first}). Try again, set model.weights to a file, or take "
-            f"model=ast-mini, whose weights are embedded."
-        ) from error
-
-
-def _ways_out(variant: Variant, workspace: Workspace) -> str:
+def ways_out(variant: Variant, workspace: Workspace) -> str:
+    """Why there are no weights, and everything one can do about it."""
     folder = workspace.weights / variant.name
-    if variant.hub_id is None:
+    if variant.download is None:
         return (
             f"The embedded weights of {variant.name} are missing from {EMBEDDED / variant.name}: restore the file, "
             f"or set model.weights to a file, or to random."
         )
+    found = variant.download
+    why = f"{downloads.host(found.url)} does not answer" if found.url else "they have no direct link"
     return (
-        f"No weights for {variant.name}: none were imported, and the hub does not answer. Ways out: a weights file "
-        f"(model.weights=FILE: {HUB_FILE} of huggingface.co/{variant.hub_id}, or the authors' .pth), which may also "
-        f"lie in {folder}; another backbone (model=ast-mini: its weights are embedded); "
+        f"No weights for {variant.name}: none were imported, and {why}. Ways out: a weights file "
+        f"(model.weights=FILE: {found.file} of {found.page}), which may also lie in {folder}; "
+        f"another backbone (model={variant.family}-mini: its weights are embedded); "
         f"or random weights, a control (model.weights=random)."
     )
+
+
+def _origin(file: Path) -> dict[str, str]:
+    try:
+        return json.loads((file.parent / ORIGIN).read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def _own_name(file: Path) -> str:
+    return _origin(file).get("file", file.name)
 
 
 def _file_state(path: Path, name: str = "") -> WeightsState:
@@ -266,7 +374,9 @@ def _broken(file: Path) -> str:
 
 
 class _KeysDiffer(WeightsError):
-    """The file is whole, but another network's."""
+    """The file is whole, but another network's. differing: how many tensors are."""
+
+    differing = 0
 
 
 def _check(found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> None:
@@ -285,7 +395,9 @@ def _check(found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int,
         key = other[0]
         reasons.append(f"{len(other)} have another shape (first: {key} {found[key]}, not {wanted[key]})")
     if reasons:
-        raise _KeysDiffer("; ".join(reasons) + ".")
+        differ = _KeysDiffer("; ".join(reasons) + ".")
+        differ.differing = len(missing) + len(unknown) + len(other)
+        raise differ
 
 
 def _copy(source: Path, final: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,15 +11,18 @@ from typing import TYPE_CHECKING, Any
 from sousa_engine.errors import DataError
 
 if TYPE_CHECKING:
-    from torch import nn
+    from sousa_engine.backbones.waveforms import TakesWaveforms
 
 
 @dataclass(frozen=True, kw_only=True)
 class FrontEndSpec:
     """How a waveform becomes the log-mel frames a backbone was trained on.
 
-    kind "kaldi-fbank": frames of frame_ms every hop_ms, no padding at the edges; mel_bins triangles from low_hz to
-    high_hz; natural logarithm with `floor` as the smallest power. normalised = (log-mel - mean) / (2 * std).
+    kind: "kaldi-fbank" (AST, BEATs): frames of frame_ms every hop_ms, none beyond the edges, each without its mean and
+    pre-emphasised; natural logarithm of at least `floor`. "efficientat": the clip pre-emphasised, frames centred on
+    every hop; logarithm of power + floor. "htsat": centred frames, Slaney's mel scale; decibels, at least `floor`.
+    mel_bins triangles from low_hz to high_hz. window: "hann" or "povey" (Hann to the power of 0.85). scale: waveforms
+    are multiplied by it first. remove_mean: each clip's mean is taken off. normalised = (log-mel - mean) / (2 * std).
     min_frames, max_frames: the shortest and longest input of the network.
     """
 
@@ -30,6 +34,9 @@ class FrontEndSpec:
     low_hz: float = 20.0
     high_hz: float = 8000.0
     floor: float = 2.0**-23  # the float32 epsilon, as Kaldi's reference front end in torchaudio has it
+    window: str = "hann"
+    scale: float = 1.0
+    remove_mean: bool = True
     mean: float
     std: float
     min_frames: int
@@ -37,15 +44,33 @@ class FrontEndSpec:
 
     @property
     def frame_samples(self) -> int:
-        return int(self.sample_rate_hz * self.frame_ms * 0.001)
+        return round(self.sample_rate_hz * self.frame_ms * 0.001)
 
     @property
     def hop_samples(self) -> int:
-        return int(self.sample_rate_hz * self.hop_ms * 0.001)
+        return round(self.sample_rate_hz * self.hop_ms * 0.001)
+
+    @property
+    def fft_samples(self) -> int:
+        return 1 << (self.frame_samples - 1).bit_length()
+
+    @property
+    def silence(self) -> float:
+        """What digital silence is in the log-mel."""
+        return 10 * math.log10(self.floor) if self.kind == "htsat" else math.log(self.floor)
+
+    @property
+    def ln_units(self) -> float:
+        """How many units of the log-mel a factor of e in power makes: 1, or 4.34 in decibels."""
+        return 10 / math.log(10) if self.kind == "htsat" else 1.0
 
     def frames(self, samples: int) -> int:
         """Frames of a clip of so many samples; raises DataError if the network cannot take it."""
-        frames = max(0, 1 + (samples - self.frame_samples) // self.hop_samples)
+        if self.kind == "kaldi-fbank":
+            frames = 1 + (samples - self.frame_samples) // self.hop_samples
+        else:
+            frames = 1 + (samples - (self.kind == "efficientat")) // self.hop_samples
+        frames = max(0, frames)
         self.check(frames, samples)
         return frames
 
@@ -62,17 +87,35 @@ class FrontEndSpec:
 
     def samples(self, frames: int) -> int:
         """The fewest samples that make so many frames."""
-        return self.frame_samples + (frames - 1) * self.hop_samples
+        if self.kind == "kaldi-fbank":
+            return self.frame_samples + (frames - 1) * self.hop_samples
+        return (frames - 1) * self.hop_samples + (self.kind == "efficientat")
 
     def _seconds(self, samples: int) -> str:
         return f"{samples / self.sample_rate_hz:.4g}"
 
 
 @dataclass(frozen=True, kw_only=True)
+class Download:
+    """Where published weights are. url: the file itself, None where it has to be fetched by hand from `page`.
+
+    file: its name there. size_bytes, sha256: where they are known; a download is checked against them.
+    """
+
+    page: str
+    file: str
+    url: str | None
+    size_bytes: int | None = None
+    sha256: str | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Variant:
     """One backbone one can choose. architecture: the settings its network is built with.
 
-    embedded: its weights are part of this package. needs: one sentence on what pretrained weights need.
+    embedded: its weights are part of this package; download: where the published ones are, if there are any. needs: one
+    sentence on what pretrained weights need.
     """
 
     name: str
@@ -81,7 +124,7 @@ class Variant:
     description: str
     licence: str
     source: str
-    hub_id: str | None
+    download: Download | None
     embedded: bool
     needs: str
     head_path: str
@@ -119,7 +162,7 @@ class WeightsState:
 class Network:
     """A built backbone with a new head, and what it was built from."""
 
-    module: nn.Module = field(repr=False)
+    module: TakesWaveforms = field(repr=False)
     variant: Variant
     spec: FrontEndSpec
     weights_label: str

@@ -13,20 +13,22 @@ DB_TO_LN = math.log(10) / 10
 """A gain of 1 dB in power log-mel, which is a natural logarithm."""
 
 
-def augment(features: Tensor, config: AugmentConfig, *, floor: float, generator: torch.Generator) -> Tensor:
+def augment(
+    features: Tensor, config: AugmentConfig, *, floor: float, ln_units: float = 1.0, generator: torch.Generator
+) -> Tensor:
     """Shift, gain, time mask and mel mask, drawn anew for every clip.
 
     features: (batch, frames, mels) raw log-mel, float32; left as it is. floor: what silence is in it: a shift fills
-    with it, and a gain never goes below it. Masks take the clip's mean. Every call takes the same number of draws
-    from `generator`, whatever the settings. Returns the same shape. Source of the masks: Park et al. 2019
-    (SpecAugment), one of each kind, of a width uniform from 0 to its limit.
+    with it, and a gain never goes below it. ln_units: 1 for natural logarithms, 4.34 for decibels. Masks take the
+    clip's mean. Every call takes the same number of draws from `generator`, whatever the settings. Returns the same
+    shape. Source of the masks: Park et al. 2019 (SpecAugment), one of each kind, of a width uniform up to its limit.
     """
     batch, frames, mels = features.shape
     draws = torch.rand(6, batch, generator=generator, device=generator.device).to(features.device)
     shift_draw, gain_draw, time_width, time_start, mel_width, mel_start = draws
     out = features
     if config.gain_db:
-        out = _gain(out, (2 * gain_draw - 1) * config.gain_db * DB_TO_LN, floor)
+        out = _gain(out, (2 * gain_draw - 1) * config.gain_db * DB_TO_LN * ln_units, floor)
     if config.shift:
         reach = round(config.shift * frames)
         out = _shift(out, ((2 * reach + 1) * shift_draw).long() - reach, floor)

@@ -12,7 +12,6 @@ import fcntl
 import hashlib
 import itertools
 import json
-import math
 import os
 import shutil
 import signal
@@ -74,7 +73,7 @@ def feature_cache(
     samples = audio.samples(manifest.clip_s, spec.sample_rate_hz)
     shape = (len(manifest.clips), spec.frames(samples), spec.mel_bins)
     path = workspace.cache / "features" / f"{_key(manifest, spec)}.npy"
-    floor = float(np.float16(math.log(spec.floor)))
+    floor = float(np.float16(spec.silence))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(path.with_suffix(".lock"), lambda: report(0, shape[0])):

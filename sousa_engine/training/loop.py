@@ -44,6 +44,7 @@ class TrainingData:
     labels: np.ndarray
     splits: Mapping[str, np.ndarray]
     floor: float  # what silence is in a feature, to fill what a shift uncovers
+    ln_units: float = 1.0  # units of a feature that make a factor of e in power
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +114,9 @@ def train(
         for start in range(0, len(shuffled), training.batch_size):
             rows = shuffled[start : start + training.batch_size]
             clips = torch.from_numpy(data.features[rows].astype(np.float32))
-            clips = augment(clips, augmentation, floor=data.floor, generator=generator).to(device)
+            clips = augment(clips, augmentation, floor=data.floor, ln_units=data.ln_units, generator=generator).to(
+                device
+            )
             target = torch.from_numpy(data.labels[rows]).to(device)
 
             logits = forward(module, clips).float()

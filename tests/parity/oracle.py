@@ -15,11 +15,15 @@ class Oracle:
     """One folder of recorded outputs, e.g. Oracle("ast_base_audioset")."""
 
     def __init__(self, name: str):
-        folder = Path(__file__).parent / name
+        self.folder = folder = Path(__file__).parent / name
         self.keys = json.loads((folder / "keys.json").read_text())
         self.info = json.loads((folder / "outputs.json").read_text())
         self.recorded = np.load(folder / "outputs.npz")
-        self.hub_shapes = {k: tuple(v) for k, v in json.loads((folder / "hub_keys.json").read_text()).items()}
+
+    @property
+    def hub_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes in the file on the Hugging Face hub."""
+        return {k: tuple(v) for k, v in json.loads((self.folder / "hub_keys.json").read_text()).items()}
 
     def state(self) -> dict[str, np.ndarray]:
         """The authors' state dict: name -> float32 array. Checked against the recorded checksums."""

@@ -1,0 +1,80 @@
+"""The four small backbones of the package: architecture, front end and recipe of each. Knows no training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from sousa_engine import backbones
+from sousa_engine.backbones.spec import Variant
+
+CLIP_S = 4.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that decides the weights, beside the scripts and the synthesiser.
+
+    front_end: what differs from the family's published one. window, stride: frames that a step of `embed` sees, and
+    from one step to the next.
+    """
+
+    variant: str
+    like: str  # the published variant whose class this is
+    architecture: Mapping[str, Any]
+    front_end: Mapping[str, Any] = field(default_factory=dict)
+    window: int
+    stride: int
+    families: int = 2500  # of four patterns each
+    renderings: int = 4
+    players: int = 300
+    seed: int = 20_261_123
+    steps: int = 3000
+    batch: int = 64  # two renderings of batch / 2 patterns, whole families
+    lr: float = 1e-3
+    weight_decay: float = 0.05
+    muon_lr_factor: float = 2.0  # of the blocks' matrices against everything else
+    warmup: int = 150
+    w_tags: float = 1.0
+    w_sequence: float = 1.0
+    w_period: float = 0.3
+    w_contrast: float = 0.5
+    temperature: float = 0.1
+
+
+RECIPES = {
+    recipe.variant: recipe
+    for recipe in (
+        Recipe(
+            variant="ast-mini",
+            like="ast-base",
+            architecture={
+                "hidden_size": 192,
+                "num_hidden_layers": 4,
+                "num_attention_heads": 3,
+                "intermediate_size": 768,
+                "patch_size": 64,
+                "frequency_stride": 64,
+                "time_stride": 8,
+                "max_length": 398,
+                "num_mel_bins": 64,
+            },
+            front_end={"mel_bins": 64, "min_frames": 64},
+            window=64,
+            stride=8,
+        ),
+    )
+}
+
+
+def variant(recipe: Recipe) -> Variant:
+    """The backbone of a recipe, not normalised yet: mean and standard deviation are the corpus's to say."""
+    published = backbones.variant(recipe.like)
+    front_end = replace(published.front_end, **{"mean": 0.0, "std": 0.5, **recipe.front_end})
+    return replace(published, name=recipe.variant, architecture=recipe.architecture, front_end=front_end, aliases=())
+
+
+def frames(recipe: Recipe) -> int:
+    spec = variant(recipe).front_end
+    return spec.frames(round(CLIP_S * spec.sample_rate_hz))
