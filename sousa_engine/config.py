@@ -15,8 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from pydantic.fields import FieldInfo
 
 from sousa_engine.errors import ConfigError, nearest
+from sousa_engine.methods import METHODS
 
 HeadPolicy = Literal["train", "lora", "freeze"]
+MethodName = Literal["lora", "rslora", "dora", "pissa", "loraplus", "lokr", "ia3", "adalora", "bitfit", "full"]
 
 
 class Part(BaseModel):
@@ -30,6 +32,11 @@ class TargetModule(Part):
     kind: str = Field(description="Linear, Conv1d, Conv2d or Embedding")
     shape: tuple[int, ...] = Field(description="shape of its weight, e.g. (768, 768)")
 
+    @property
+    def width(self) -> int:
+        """The highest rank an update of it can have."""
+        return min(self.shape[0], math.prod(self.shape[1:]))
+
 
 class ModelConfig(Part):
     variant: str = Field("ast-mini", description="backbone variant, e.g. ast-mini (embedded) or ast-base")
@@ -40,11 +47,16 @@ class ModelConfig(Part):
 
 
 class LoraConfig(Part):
+    method: MethodName = Field("lora", description="how the targets are adapted; bitfit and full take no targets")
     targets: tuple[TargetModule, ...] = Field((), description="modules that get LoRA; none = the head alone")
     target_set: str = Field("", description="name of the target set the targets came from")
+    rank_pattern: tuple[tuple[str, int], ...] = Field(
+        (), description="targets with a rank of their own, {path: rank}; alpha / r stays the same"
+    )
     r: int = Field(8, ge=1, le=1024, description="rank of every adapter")
     alpha: float = Field(16, gt=0, le=65536, description="scaling is alpha / r; 2r is a good start")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout in front of A, 0 = none")
+    plus_ratio: float = Field(16, ge=1, le=1000, description="LoRA+ alone: learning rate of B against that of A")
     head: HeadPolicy = Field("train", description="the new classifier: train fully, lora, or freeze")
 
     @field_validator("targets")
@@ -57,17 +69,66 @@ class LoraConfig(Part):
             seen.add(target.path)
         return targets
 
+    @field_validator("targets")
+    @classmethod
+    def _method_fits(cls, targets: tuple[TargetModule, ...], info: ValidationInfo) -> tuple[TargetModule, ...]:
+        method = METHODS[info.data.get("method", "lora")]
+        if targets and not method.takes_targets:
+            raise ValueError(f"lora.method = {method.name} {method.help}: leave lora.targets empty.")
+        for target in targets:
+            if reason := method.reason(target.kind):
+                raise ValueError(f"{target.path}: {reason} Untick it, or choose another lora.method.")
+        return targets
+
+    @field_validator("rank_pattern", mode="before")
+    @classmethod
+    def _pairs(cls, ranks: Any) -> Any:
+        return tuple(sorted(ranks.items())) if isinstance(ranks, Mapping) else ranks
+
+    @field_validator("rank_pattern")
+    @classmethod
+    def _ranks_fit(cls, ranks: tuple[tuple[str, int], ...], info: ValidationInfo) -> tuple[tuple[str, int], ...]:
+        method, targets = METHODS[info.data.get("method", "lora")], info.data.get("targets", ())
+        if ranks and not method.takes_ranks:
+            raise ValueError(f"{method.title} knows no rank of single modules: leave lora.rank_pattern empty.")
+        widths = {target.path: target.width for target in targets}
+        own = dict(ranks)
+        if len(own) < len(ranks):
+            raise ValueError("A module is listed twice.")
+        for path, rank in ranks:
+            if path not in widths:
+                near = nearest(path, widths, n=1)
+                raise ValueError(f"{path} is no target of this run." + (f" Nearest: {near[0]}." if near else ""))
+            if not 1 <= rank <= widths[path]:
+                raise ValueError(f"rank {rank} of {path} must be from 1 to {widths[path]}, its width.")
+        return ranks
+
     @field_validator("r")
     @classmethod
     def _rank_fits(cls, r: int, info: ValidationInfo) -> int:
-        for target in info.data.get("targets", ()):
-            width = min(target.shape[0], math.prod(target.shape[1:]))
-            if r > width:
+        """Only for methods that read it. AdaLoRA begins higher, and gives no module more than its width."""
+        method, own = METHODS[info.data.get("method", "lora")], dict(info.data.get("rank_pattern", ()))
+        for target in info.data.get("targets", ()) if "r" in method.settings and method.name != "lokr" else ():
+            if target.path not in own and r > target.width:
+                remedy = ", give that module a lower rank (lora.rank_pattern)" if method.takes_ranks else ""
                 raise ValueError(
-                    f"lora.r = {r} is above the width of {target.path} ({width}). "
-                    f"Choose r <= {width}, or untick that module."
+                    f"lora.r = {r} is above the width of {target.path} ({target.width}). "
+                    f"Choose r <= {target.width}{remedy}, or untick that module."
                 )
         return r
+
+    @field_validator("head")
+    @classmethod
+    def _head_has_a_way(cls, head: HeadPolicy, info: ValidationInfo) -> HeadPolicy:
+        method = METHODS[info.data.get("method", "lora")]
+        if head == "lora" and not method.takes_targets:
+            raise ValueError(f"{method.title} has no adapter for the head: set lora.head to train or freeze.")
+        return head
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """rank_pattern as a dict."""
+        return dict(self.rank_pattern)
 
 
 class DataConfig(Part):

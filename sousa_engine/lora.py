@@ -1,4 +1,4 @@
-"""Attach LoRA to chosen modules, count, save, load and merge it. The only file that knows PEFT. Imports torch.
+"""Attach adapters to chosen modules, count, save, load and merge them. The only file that knows PEFT. Imports torch.
 
 The head belongs to its policy alone, whatever the targets say: "train" trains it fully (PEFT keeps the untrained
 original beside the copy that trains), "lora" adapts its last layer, "freeze" leaves its new weights as they are.
@@ -6,67 +6,64 @@ original beside the copy that trains), "lora" adapts its last layer, "freeze" le
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from sousa_engine.backbones.spec import Network
 from sousa_engine.backbones.torchaudio_guard import import_torchaudio
 
 import_torchaudio()  # PEFT imports transformers
 
+from peft import AdaLoraConfig, IA3Config, LoKrConfig, PeftModel, get_peft_model, get_peft_model_state_dict  # noqa: E402
 from peft import LoraConfig as PeftConfig  # noqa: E402
-from peft import PeftModel, get_peft_model, get_peft_model_state_dict  # noqa: E402
 from peft.tuners.tuners_utils import BaseTunerLayer  # noqa: E402
+from peft.utils.other import ModulesToSaveWrapper  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from sousa_engine.config import LoraConfig, TargetModule  # noqa: E402
 from sousa_engine.errors import TargetError, WeightsError, nearest  # noqa: E402
+from sousa_engine.methods import first_rank  # noqa: E402
 
-HEAD_FILE = "head.safetensors"  # what is saved where there is no adapter: a linear probe
+TRAINED_FILE = "trained.safetensors"  # what is saved where there is no adapter: a linear probe, BitFit, all of it
 
 
-def attach(network: Network, lora: LoraConfig) -> nn.Module:
-    """The network with LoRA on its targets and its head as the policy says; everything else is frozen.
+def attach(network: Network, lora: LoraConfig, *, total_steps: int = 1000) -> nn.Module:
+    """The network with an adapter on its targets and its head as the policy says; everything else is frozen.
 
     Changes network.module itself. Every target is matched again: TargetError if the path is gone, or its kind or
-    shape is another one. Without targets and without LoRA in the head it is the plain module (a linear probe). The
-    adapters are an identity until the first step: B is zero.
+    shape is another one. Without an adapter (no targets, BitFit, full fine-tuning) it is the plain module. Every
+    adapter is an identity until the first step. total_steps: of the training, which AdaLoRA's schedule is made for.
     """
     targets = [t for t in lora.targets if not _within(t.path, network.head_path)]
     for target in targets:
         _match(network, target)
-    paths = [target.path for target in targets]
+    ranks = {target.path: lora.ranks.get(target.path, lora.r) for target in targets}
     if lora.head == "lora":
-        paths.append(_head_layer(network))
-    if not paths:
-        if lora.head == "freeze":
-            raise TargetError(
-                "Nothing would train: no targets and a frozen head. Tick modules, or set lora.head=train."
-            )
-        for name, parameter in network.module.named_parameters():
-            parameter.requires_grad_(_within(name, network.head_path))
-        return network.module
-    config = PeftConfig(
-        r=lora.r,
-        lora_alpha=lora.alpha,  # pyright: ignore[reportArgumentType]
-        lora_dropout=lora.dropout,
-        target_modules=paths,
-        modules_to_save=[network.head_path] if lora.head == "train" else None,
-    )
+        ranks[_head_layer(network)] = lora.r
+    if not ranks:
+        return _without_adapter(network, lora)
+    config = _peft_config(lora, ranks, network.head_path, total_steps)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers by a name that goes away in its v6
         module = get_peft_model(network.module, config)  # pyright: ignore[reportArgumentType]
     adapted = counts(module)[2]
-    assert adapted == len(paths), f"{len(paths)} targets, but {adapted} modules were adapted."
+    assert adapted == len(ranks), f"{len(ranks)} targets, but {adapted} modules were adapted."
+    if lora.method == "pissa":
+        _remember_start(module)
     return module
 
 
 def counts(module: nn.Module) -> tuple[int, int, int]:
-    """(trainable parameters, total parameters, modules that have LoRA).
+    """(trainable parameters, total parameters, modules that have an adapter).
 
     The total is that of the plain network: without adapters, and with one head, not PEFT's frozen original beside its
     copy. So 100 * trainable / total is the percentage that module_tree.count gives.
@@ -79,22 +76,49 @@ def counts(module: nn.Module) -> tuple[int, int, int]:
     return trainable, total, sum(isinstance(child, BaseTunerLayer) for child in module.modules())
 
 
-_NOT_OF_THE_NETWORK = {"lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "original_module"}
+_NOT_OF_THE_NETWORK = {
+    "original_module", "lora_A", "lora_B", "lora_E", "ranknum", "lora_embedding_A", "lora_embedding_B",
+    "lora_magnitude_vector", "ia3_l", "lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b",
+}  # fmt: skip
+
+
+def extra_loss(module: nn.Module) -> Tensor | None:
+    """What a method adds to the loss: AdaLoRA keeps A and B near orthogonal (Zhang et al. 2023, equation 4)."""
+    if not _is_adalora(module):
+        return None
+    apart = []
+    for name, parameter in module.named_parameters():
+        if ".lora_A." in name or ".lora_B." in name:
+            cov = parameter @ parameter.T if ".lora_A." in name else parameter.T @ parameter
+            apart.append(torch.linalg.norm(cov - torch.eye(len(cov), device=cov.device)))
+    return 0.5 * torch.stack(apart).mean()
+
+
+def after_step(module: nn.Module, step: int) -> None:
+    """After the optimiser's step, gradients still there: AdaLoRA gives ranks away. step: from 1."""
+    if _is_adalora(module):
+        module.base_model.update_and_allocate(step)  # pyright: ignore[reportCallIssue]
 
 
 def save(module: nn.Module, folder: Path) -> None:
-    """Write the trained parts: a PEFT adapter (with the head, if it trains), or the head alone of a linear probe.
+    """Write the trained parts: a PEFT adapter (with the head, if it trains), or whatever trained without one.
 
-    The folder appears whole or not at all. A PEFT adapter opens with peft.PeftModel.from_pretrained(plain, folder).
+    The folder appears whole or not at all. A PEFT adapter opens with peft.PeftModel.from_pretrained(plain, folder):
+    PiSSA's, which changed the weights it stands beside, is written as the LoRA of rank 2 r that does the same to the
+    plain network; AdaLoRA's with the zeros in place of the ranks it gave away.
     """
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     if isinstance(module, PeftModel):
+        if _is_adalora(module):
+            module.active_peft_config.rank_pattern = None
         module.save_pretrained(str(unfinished), save_embedding_layers=False)
+        if hasattr(module, _START):
+            _write_as_lora(module, unfinished)
         (unfinished / "README.md").unlink(missing_ok=True)  # PEFT's empty form
     else:
         unfinished.mkdir(parents=True)
-        save_file(_trained(module), unfinished / HEAD_FILE)
+        save_file(trained_state(module), unfinished / TRAINED_FILE)
     shutil.rmtree(folder, ignore_errors=True)
     unfinished.rename(folder)
 
@@ -105,10 +129,10 @@ def load(network: Network, folder: Path) -> nn.Module:
     The network must have been built with the weights it was trained on. Raises WeightsError if the folder is no
     adapter, or one of another network or number of classes.
     """
-    if (folder / HEAD_FILE).is_file():
-        state: dict[str, Any] = load_file(folder / HEAD_FILE)
-        head = {k: v for k, v in network.module.state_dict().items() if _within(k, network.head_path)}
-        _check_fits(folder, _shapes(state), _shapes(head))
+    if (folder / TRAINED_FILE).is_file():
+        state: dict[str, Any] = load_file(folder / TRAINED_FILE)
+        mine = {k: v for k, v in network.module.state_dict().items() if k in state or _within(k, network.head_path)}
+        _check_fits(folder, _shapes(state), _shapes(mine))
         network.module.load_state_dict(state, strict=False)
         return network.module.requires_grad_(False).eval()
     if not (folder / "adapter_config.json").is_file() or not (folder / "adapter_model.safetensors").is_file():
@@ -130,29 +154,134 @@ def merge(module: nn.Module) -> nn.Module:
 
     Raises ValueError if an adapter holds a value that is not finite.
     """
-    if isinstance(module, PeftModel):
-        return module.merge_and_unload(safe_merge=True)  # pyright: ignore[reportCallIssue]
-    return module
+    if not isinstance(module, PeftModel):
+        return module
+    for path, child in list(module.named_modules()):  # PEFT's IA3 and LoKr stumble over a head of several layers
+        if isinstance(child, ModulesToSaveWrapper):
+            parent, _, name = path.rpartition(".")
+            setattr(module.get_submodule(parent), name, child.modules_to_save[child.active_adapters[0]])
+    return module.merge_and_unload(safe_merge=True)  # pyright: ignore[reportCallIssue]
 
 
 def parameter_groups(
-    module: nn.Module, head_path: str, lr: float, head_lr: float, weight_decay: float
+    module: nn.Module, head_path: str, *, lr: float, head_lr: float, weight_decay: float, plus_ratio: float = 1.0
 ) -> list[dict[str, Any]]:
-    """Optimiser groups of what trains: adapters at lr, the head (its LoRA too) at head_lr; no decay on vectors."""
+    """Optimiser groups of what trains: adapters at lr, the head (its LoRA too) at head_lr; no decay on vectors.
+
+    plus_ratio: how much faster B learns than A (LoRA+).
+    """
     groups: dict[tuple[str, bool], dict[str, Any]] = {}
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
         where = "head" if _within(name.removeprefix("base_model.model."), head_path) else "adapters"
+        rate = head_lr if where == "head" else lr
+        if plus_ratio != 1.0 and (".lora_B." in name or ".lora_embedding_B." in name):
+            where, rate = f"{where}, B", rate * plus_ratio
         decays = parameter.ndim > 1
         group = {
             "name": where if decays else f"{where}, no decay",
             "params": [],
-            "lr": head_lr if where == "head" else lr,
+            "lr": rate,
             "weight_decay": weight_decay if decays else 0.0,
         }
         groups.setdefault((where, decays), group)["params"].append(parameter)
     return list(groups.values())
+
+
+def trained_state(module: nn.Module) -> dict[str, Tensor]:
+    """What training changes, on the CPU: all that a checkpoint has to keep of the network.
+
+    Parameters that train, and the statistics of each BatchNorm whose weight trains.
+    """
+    state = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    for path, child in module.named_modules():
+        if isinstance(child, _BatchNorm) and child.weight is not None and child.weight.requires_grad:
+            state |= {f"{path}.{name}" if path else name: buffer for name, buffer in child.named_buffers()}
+    return {name: value.detach().cpu().clone().contiguous() for name, value in state.items()}
+
+
+def load_trained(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Put back what `trained_state` took."""
+    own = dict(module.named_parameters()) | dict(module.named_buffers())
+    with torch.no_grad():
+        for name, value in state.items():
+            own[name].copy_(value)
+
+
+def _peft_config(lora: LoraConfig, ranks: Mapping[str, int], head_path: str, total_steps: int) -> Any:
+    """PEFT's own config. ranks: every module that is adapted. Paths are patterns to PEFT, so they are escaped."""
+    shared: dict[str, Any] = {
+        "target_modules": list(ranks),
+        "modules_to_save": [head_path] if lora.head == "train" else None,
+    }
+    if lora.method == "ia3":
+        return IA3Config(**shared, feedforward_modules=[])  # a factor for each output, in every module
+    own = {path: rank for path, rank in ranks.items() if rank != lora.r}
+    pattern = {re.escape(path): rank for path, rank in own.items()}
+    # alpha / r, the scaling, is the same everywhere; rsLoRA's alpha / sqrt(r) is its own remedy.
+    alphas = {} if lora.method == "rslora" else {re.escape(p): lora.alpha * rank / lora.r for p, rank in own.items()}
+    shared |= {"r": lora.r, "rank_pattern": pattern, "alpha_pattern": alphas}
+    if lora.method == "lokr":
+        return LoKrConfig(**shared, alpha=lora.alpha)  # pyright: ignore[reportArgumentType]
+    shared |= {"lora_alpha": lora.alpha, "lora_dropout": lora.dropout}
+    if lora.method == "adalora":
+        del shared["r"], shared["rank_pattern"], shared["alpha_pattern"]
+        return AdaLoraConfig(
+            **shared,
+            init_r=first_rank(lora.r),
+            target_r=lora.r,
+            tinit=total_steps // 10,  # ranks are given away between these two
+            tfinal=total_steps // 2,
+            deltaT=max(1, total_steps // 100),
+            total_step=max(total_steps, 2),
+        )
+    return PeftConfig(
+        **shared,
+        use_rslora=lora.method == "rslora",
+        use_dora=lora.method == "dora",
+        init_lora_weights="pissa" if lora.method == "pissa" else True,
+    )
+
+
+def _without_adapter(network: Network, lora: LoraConfig) -> nn.Module:
+    """The plain network, of which the head, the biases or everything trains."""
+    if lora.head == "freeze" and lora.method not in ("bitfit", "full"):
+        raise TargetError("Nothing would train: no targets and a frozen head. Tick modules, or set lora.head=train.")
+    for name, parameter in network.module.named_parameters():
+        trains = lora.method == "full" or (lora.method == "bitfit" and name.rpartition(".")[2] == "bias")
+        parameter.requires_grad_(lora.head == "train" if _within(name, network.head_path) else trains)
+    return network.module
+
+
+_START = "_pissa_start"
+
+
+def _remember_start(module: nn.Module) -> None:
+    """PiSSA took its first A and B out of the weights; the plain network still has them."""
+    start = {k: v.detach().clone() for k, v in module.named_parameters() if ".lora_A." in k or ".lora_B." in k}
+    object.__setattr__(module, _START, start)
+
+
+def _write_as_lora(module: nn.Module, folder: Path) -> None:
+    """B A - B0 A0 as one LoRA on the plain network: A and -A0 stacked, B and B0 side by side, of twice the rank."""
+    start, adapter = getattr(module, _START), load_file(folder / "adapter_model.safetensors")
+    for name, first in start.items():
+        key = name.replace(".default.", ".")
+        first = first.cpu()
+        adapter[key] = (
+            torch.cat((adapter[key], -first), 0) if ".lora_A." in name else torch.cat((adapter[key], first), 1)
+        )
+    save_file({key: value.contiguous() for key, value in adapter.items()}, folder / "adapter_model.safetensors")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    config |= {"init_lora_weights": True, "r": 2 * config["r"], "lora_alpha": 2 * config["lora_alpha"]}
+    for pattern in ("rank_pattern", "alpha_pattern"):
+        config[pattern] = {path: 2 * value for path, value in config[pattern].items()}
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def _is_adalora(module: nn.Module) -> bool:
+    return isinstance(module, PeftModel) and isinstance(module.active_peft_config, AdaLoraConfig)
 
 
 def _match(network: Network, target: TargetModule) -> None:
@@ -185,10 +314,6 @@ def _head_layer(network: Network) -> str:
 
 def _within(name: str, path: str) -> bool:
     return name == path or name.startswith(f"{path}.")
-
-
-def _trained(module: nn.Module) -> dict[str, Any]:
-    return {name: p.detach().cpu().contiguous() for name, p in module.named_parameters() if p.requires_grad}
 
 
 def _shapes(state: dict[str, Any]) -> dict[str, tuple[int, ...]]:

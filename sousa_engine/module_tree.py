@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from sousa_engine.config import HeadPolicy, TargetModule
 from sousa_engine.errors import TargetError, nearest, unknown
+from sousa_engine.methods import METHODS
 
 OUTLINES = Path(__file__).parent / "backbones" / "outlines"
 
@@ -175,19 +176,35 @@ def resolve_strict(outline: Outline, entries: Sequence[str]) -> Resolution:
     return resolution
 
 
-def count(outline: Outline, paths: Iterable[str], *, r: int, head: HeadPolicy, num_classes: int) -> Counts:
-    """What LoRA of rank `r` on `paths` trains, with a head for `num_classes` classes under policy `head`.
+def count(
+    outline: Outline,
+    paths: Iterable[str],
+    *,
+    r: int,
+    head: HeadPolicy,
+    num_classes: int,
+    method: str = "lora",
+    ranks: Mapping[str, int] | None = None,
+) -> Counts:
+    """What a method of rank `r` on `paths` trains, with a head for `num_classes` classes under policy `head`.
 
-    The head belongs to its policy alone: paths inside it are not counted a second time. LoRA on a weight of shape
-    (out, in, ...) has r * (out + in * ...) parameters.
+    ranks: paths with a rank of their own. The head belongs to its policy alone: paths inside it are not counted twice.
+    LoRA on a weight of shape (out, in, ...) has r * (out + in * ...) parameters; other methods as methods.cost
+    says. BitFit trains the body's biases, full fine-tuning all of the body; both take no paths.
     """
+    chosen, ranks = METHODS[method], ranks or {}
     adapted = {path for path in paths if not outline.in_head(path)}
-    adapters = sum(r * _width(outline.node(path).shape) for path in adapted)
+    if chosen.takes_targets:
+        adapters = sum(chosen.cost(outline.node(path).shape, ranks.get(path, r)) for path in adapted)
+    else:
+        assert not adapted, f"{chosen.title} takes no targets."
+        body = [node for node in outline.nodes if not outline.in_head(node.path)]
+        adapters = sum(_bias(node) if method == "bitfit" else node.own_parameters for node in body)
     more_classes = (num_classes - outline.num_classes) * outline.parameters_per_class
     head_layer = outline.head_layer
     head_parameters = {
         "train": outline.node(outline.head_path).parameters + more_classes,
-        "lora": r * (_width(head_layer.shape) + num_classes - outline.num_classes),
+        "lora": chosen.cost((num_classes, *head_layer.shape[1:]), r) if chosen.takes_targets else 0,
         "freeze": 0,
     }[head]
     total = outline.total_parameters + more_classes
@@ -428,8 +445,10 @@ def _shortest(outline: Outline, path: str, ticked: set[str]) -> str:
     return path
 
 
-def _width(shape: tuple[int, ...]) -> int:
-    return shape[0] + math.prod(shape[1:])
+def _bias(node: ModuleNode) -> int:
+    """Parameters of a module's bias: as many as its weight has rows, where it has more than its weight."""
+    more = node.own_parameters - math.prod(node.shape) if node.shape else 0
+    return node.shape[0] if more and more == node.shape[0] else 0
 
 
 def _without_numbers(path: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from sousa_engine import frontends
 from sousa_engine.backbones.spec import FrontEndSpec
@@ -16,6 +17,14 @@ class TakesWaveforms(nn.Module):
     """
 
     front_end: FrontEndSpec
+
+    def train(self, mode: bool = True):
+        """As nn.Module's, but a BatchNorm whose weight is frozen keeps the statistics it was pre-trained with."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, _BatchNorm) and module.weight is not None and not module.weight.requires_grad:
+                module.eval()
+        return self
 
     def forward(self, waveforms: Tensor | None = None, *, features: Tensor | None = None) -> Tensor:
         """Logits (batch, classes).

@@ -18,6 +18,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from sousa_engine import lora
 from sousa_engine.config import AugmentConfig, TrainingConfig
 from sousa_engine.data.augment import augment
 from sousa_engine.errors import RunError
@@ -98,7 +99,7 @@ def train(
 
     def state() -> dict[str, Any]:
         return {
-            "trainable": trainable_state(accelerator.unwrap_model(module)),
+            "trainable": lora.trained_state(accelerator.unwrap_model(module)),
             "optimizer": optimizer.state_dict(),
             "schedule": schedule.state_dict(),
             "torch_rng": torch.get_rng_state(),
@@ -133,9 +134,11 @@ def train(
                     f"The loss became {values['train/loss']} at step {step}. "
                     f"Lower training.lr (now {training.lr:g}) or training.head_lr (now {training.head_lr:g})."
                 )
-            accelerator.backward(loss)
+            added = lora.extra_loss(accelerator.unwrap_model(module))
+            accelerator.backward(loss if added is None else loss + added)
             accelerator.clip_grad_norm_(trainable, training.grad_clip)
             optimizer.step()
+            lora.after_step(accelerator.unwrap_model(module), step)
             schedule.step()
             optimizer.zero_grad(set_to_none=True)
 
@@ -183,7 +186,9 @@ def train(
         checkpoint.save(folder / "checkpoints", step, state(), {"epoch": epoch, "stopped": True})
         reporter.event("checkpoint", f"Saved at step {step} before stopping.")
     if best_step is not None:
-        load_trainable(accelerator.unwrap_model(module), checkpoint.load(checkpoint.steps(folder / "best")[-1])[0])
+        lora.load_trained(
+            accelerator.unwrap_model(module), checkpoint.load(checkpoint.steps(folder / "best")[-1])[0]["trainable"]
+        )
     test = None
     if not stopped:
         reporter.progress(Progress(phase="testing", done=0, total=1))
@@ -207,15 +212,3 @@ def warmup_cosine(total_steps: int, warmup: float) -> Callable[[int], float]:
         return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total_steps - warm)))
 
     return factor
-
-
-def trainable_state(module: nn.Module) -> dict[str, torch.Tensor]:
-    """The parameters that training changes, on the CPU: all that a checkpoint has to keep of the network."""
-    return {name: p.detach().cpu().clone() for name, p in module.named_parameters() if p.requires_grad}
-
-
-def load_trainable(module: nn.Module, state: Mapping[str, Any]) -> None:
-    parameters = dict(module.named_parameters())
-    with torch.no_grad():
-        for name, value in state["trainable"].items():
-            parameters[name].copy_(value)

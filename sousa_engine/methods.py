@@ -1,0 +1,151 @@
+"""The ways to fine-tune that a run can choose: what each adapts, which settings it reads, what it costs. No torch.
+
+Sources: LoRA (Hu et al. 2021), rsLoRA (Kalajdzievski 2023), DoRA (Liu et al. 2024), PiSSA (Meng et al. 2024), LoRA+
+(Hayou et al. 2024), LoKr (Yeh et al. 2023), IA3 (Liu et al. 2022), AdaLoRA (Zhang et al. 2023), BitFit (Ben Zaken et
+al. 2021); what PEFT 0.21 does with each kind of module is tested (tests/test_methods.py).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+_ALL = frozenset({"Linear", "Conv1d", "Conv2d", "Conv3d", "Embedding"})
+_MATRICES = frozenset({"Linear", "Conv2d"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """kinds: modules it adapts; none: it takes no targets. settings: the fields of `lora` it reads, beside head."""
+
+    name: str
+    title: str
+    help: str
+    kinds: frozenset[str]
+    settings: tuple[str, ...]
+
+    @property
+    def takes_targets(self) -> bool:
+        return bool(self.kinds)
+
+    @property
+    def takes_ranks(self) -> bool:
+        """Whether a module can have a rank of its own."""
+        return "rank_pattern" in self.settings
+
+    def reason(self, kind: str) -> str:
+        """Why it cannot adapt a module of this kind; "" if it can."""
+        if not self.kinds or kind in self.kinds:
+            return ""
+        return f"{self.title} adapts {' and '.join(sorted(self.kinds))} only, not {kind}."
+
+    def cost(self, shape: tuple[int, ...], r: int) -> int:
+        """Trainable parameters on a module whose weight has this shape (out, in, ...)."""
+        out, into = shape[0], math.prod(shape[1:])
+        match self.name:
+            case "dora":
+                return r * (out + into) + out
+            case "adalora":
+                return first_rank(r) * (out + into + 1)
+            case "ia3":
+                return out
+            case "lokr":
+                return _kronecker(shape, r)
+        return r * (out + into)
+
+
+def first_rank(r: int) -> int:
+    """The rank AdaLoRA begins with, to give away down to r on average: half as much again."""
+    return math.ceil(1.5 * r)
+
+
+def _kronecker(shape: tuple[int, ...], r: int) -> int:
+    """LoKr: the update is a Kronecker product w1 x w2; w2 has rank r where that is smaller than w2 itself."""
+    (out_1, out_2), (in_1, in_2) = _factors(shape[0]), _factors(shape[1])
+    kernel = math.prod(shape[2:])
+    whole = r >= max(out_2, in_2) / 2
+    return out_1 * in_1 + (out_2 * in_2 * kernel if whole else r * (out_2 + in_2 * kernel))
+
+
+def _factors(size: int) -> tuple[int, int]:
+    """The two factors of `size` nearest to its square root, the smaller first."""
+    small = max(n for n in range(1, math.isqrt(size) + 1) if size % n == 0)
+    return small, size // small
+
+
+_LORA = ("r", "alpha", "dropout", "rank_pattern")
+METHODS = {
+    method.name: method
+    for method in (
+        Method(
+            name="lora",
+            title="LoRA",
+            help="a low-rank update B A beside each ticked module",
+            kinds=_ALL,
+            settings=_LORA,
+        ),
+        Method(
+            name="rslora",
+            title="rsLoRA",
+            help="LoRA scaled by alpha / sqrt(r), so that high ranks learn as fast as low ones",
+            kinds=_ALL,
+            settings=_LORA,
+        ),
+        Method(
+            name="dora",
+            title="DoRA",
+            help="LoRA for the direction of each weight row, and a magnitude of its own; slower",
+            kinds=_MATRICES,
+            settings=_LORA,
+        ),
+        Method(
+            name="pissa",
+            title="PiSSA",
+            help="LoRA that begins with the main singular directions of each weight; linear layers only",
+            kinds=frozenset({"Linear"}),
+            settings=_LORA,
+        ),
+        Method(
+            name="loraplus",
+            title="LoRA+",
+            help="LoRA whose B learns faster than its A, by lora.plus_ratio",
+            kinds=_ALL,
+            settings=(*_LORA, "plus_ratio"),
+        ),
+        Method(
+            name="lokr",
+            title="LoKr",
+            help="the update is a Kronecker product: far fewer parameters, somewhat slower",
+            kinds=_MATRICES,
+            settings=("r", "alpha", "rank_pattern"),
+        ),
+        Method(
+            name="ia3",
+            title="IA3",
+            help="one factor for each output of the ticked modules; no rank",
+            kinds=_MATRICES,
+            settings=(),
+        ),
+        Method(
+            name="adalora",
+            title="AdaLoRA",
+            help="begins with rank 1.5 r everywhere and gives it to the modules that need it; r on average at the end",
+            kinds=_MATRICES,
+            settings=("r", "alpha", "dropout"),
+        ),
+        Method(
+            name="bitfit",
+            title="BitFit",
+            help="trains every bias of the backbone and nothing else; a comparison, takes no targets",
+            kinds=frozenset(),
+            settings=(),
+        ),
+        Method(
+            name="full",
+            title="Full fine-tuning",
+            help="trains every parameter; a comparison, takes no targets",
+            kinds=frozenset(),
+            settings=(),
+        ),
+    )
+}

@@ -1,0 +1,202 @@
+"""Every way to fine-tune, on every embedded backbone: what it promises before, during and after training."""
+
+import copy
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from sousa_engine import backbones, config, lora, module_tree
+from sousa_engine.config import LoraConfig
+from sousa_engine.errors import ConfigError
+from sousa_engine.methods import METHODS
+from sousa_engine.lora import BaseTunerLayer
+from sousa_engine.module_tree import load_outline
+
+CLASSES = 6
+VARIANTS = [name for name, variant in backbones.VARIANTS.items() if variant.embedded]
+WITH_TARGETS = [name for name, method in METHODS.items() if method.takes_targets]
+EVERY = [(variant, method) for variant in VARIANTS for method in WITH_TARGETS]
+
+
+def built(variant, workspace):
+    return backbones.open_network(variant, num_classes=CLASSES, weights="random", workspace=workspace)
+
+
+def targets(variant, method, r=4):
+    """Every module of the tree that this method can adapt at this rank."""
+    outline, how = load_outline(variant), METHODS[method]
+    nodes = [n for n in outline.nodes if n.adaptable and not outline.in_head(n.path) and not how.reason(n.kind)]
+    return tuple(target for target in outline.targets(node.path for node in nodes) if target.width >= r)
+
+
+def asked(variant, method, r=4, **settings):
+    return LoraConfig(method=method, targets=targets(variant, method, r), r=r, **settings)
+
+
+def batch(variant, clips=3, frames=130):
+    spec = backbones.variant(variant).front_end
+    scale = 20.0 if spec.kind == "htsat" else 2 * spec.std
+    noise = torch.randn(clips, frames, spec.mel_bins, generator=torch.Generator().manual_seed(1))
+    return spec.mean + scale * noise - (40.0 if spec.kind == "htsat" else 0.0)
+
+
+def logits(module, variant):
+    with torch.no_grad():
+        return module.eval()(features=batch(variant))
+
+
+def train(module, network, variant, steps=3, **rates):
+    rates = {"lr": 1e-2, "head_lr": 1e-2, "weight_decay": 0.01} | rates
+    optimiser = torch.optim.AdamW(lora.parameter_groups(module, network.head_path, **rates))
+    module.train()
+    for step in range(1, steps + 1):
+        loss = cross_entropy(module(features=batch(variant)), torch.arange(3))
+        added = lora.extra_loss(module)
+        (loss if added is None else loss + added).backward()
+        optimiser.step()
+        lora.after_step(module, step)
+        if step < steps:
+            optimiser.zero_grad()
+    return module
+
+
+@pytest.mark.parametrize(("variant", "method"), EVERY)
+def test_it_changes_nothing_at_first_counts_as_promised_and_every_target_learns(variant, method, workspace):
+    network = built(variant, workspace)
+    plain = logits(network.module, variant)
+    module = lora.attach(network, asked(variant, method))
+    torch.testing.assert_close(logits(module, variant), plain, atol=2e-3 if method == "pissa" else 1e-5, rtol=1e-4)
+    counts = module_tree.count(
+        load_outline(variant), [t.path for t in targets(variant, method)], r=4, head="train",
+        num_classes=CLASSES, method=method,
+    )  # fmt: skip
+    assert lora.counts(module) == (counts.trainable, counts.total, counts.layers)
+    before = {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}
+    train(module, network, variant, steps=2)
+    after = dict(module.named_parameters())
+    stuck = [name for name, value in before.items() if torch.equal(value, after[name])]
+    if method == "adalora":  # ranks it gave away stay at zero
+        stuck = [name for name in stuck if ".lora_E." not in name]
+    assert not stuck
+
+
+@pytest.mark.parametrize(("variant", "method"), EVERY)
+def test_after_training_it_saves_loads_and_merges_to_the_same_logits(variant, method, workspace, tmp_path):
+    network = built(variant, workspace)
+    plain = copy.deepcopy(network.module)
+    module = train(lora.attach(network, asked(variant, method)), network, variant)
+    wanted = logits(module, variant)
+    assert (wanted - logits(plain, variant)).abs().max() > 1e-3
+    lora.save(module, tmp_path / "adapter")
+    close = {"atol": 2e-3, "rtol": 1e-3} if method == "pissa" else {"atol": 1e-5, "rtol": 1e-5}
+
+    from peft import PeftModel
+
+    opened = PeftModel.from_pretrained(copy.deepcopy(plain), str(tmp_path / "adapter"))
+    torch.testing.assert_close(logits(opened, variant), wanted, **close)
+    fresh = built(variant, workspace)
+    fresh.module.load_state_dict(plain.state_dict())
+    torch.testing.assert_close(logits(lora.load(fresh, tmp_path / "adapter"), variant), wanted, **close)
+    torch.testing.assert_close(logits(lora.merge(copy.deepcopy(module)), variant), wanted, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["bitfit", "full"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_comparisons_train_what_they_say_and_come_back_whole(variant, method, workspace, tmp_path):
+    network = built(variant, workspace)
+    plain = copy.deepcopy(network.module)
+    module = lora.attach(network, LoraConfig(method=method))
+    counts = module_tree.count(load_outline(variant), [], r=8, head="train", num_classes=CLASSES, method=method)
+    assert lora.counts(module) == (counts.trainable, counts.total, 0)
+    train(module, network, variant)
+    wanted = logits(module, variant)
+    lora.save(module, tmp_path / "adapter")
+    fresh = built(variant, workspace)
+    fresh.module.load_state_dict(plain.state_dict())
+    torch.testing.assert_close(logits(lora.load(fresh, tmp_path / "adapter"), variant), wanted)
+    kept = lora.trained_state(module)
+    lora.load_trained(plain, kept)
+    torch.testing.assert_close(logits(plain, variant), wanted)
+
+
+def test_loraplus_lets_b_learn_faster(workspace):
+    network = built("ast-mini", workspace)
+    module = lora.attach(network, asked("ast-mini", "loraplus"))
+    groups = lora.parameter_groups(
+        module, network.head_path, lr=1e-3, head_lr=2e-3, weight_decay=0, plus_ratio=16
+    )  # fmt: skip
+    names = {id(p): name for name, p in module.named_parameters()}
+    rates = {names[id(p)]: group["lr"] for group in groups for p in group["params"]}
+    assert {rate for name, rate in rates.items() if ".lora_A." in name} == {1e-3}
+    assert {rate for name, rate in rates.items() if ".lora_B." in name} == {1.6e-2}
+    assert {rate for name, rate in rates.items() if "classifier" in name} == {2e-3}
+
+
+def test_rslora_scales_by_the_root_of_the_rank_and_lora_by_the_rank(workspace):
+    for method, scaling in (("lora", 16 / 4), ("rslora", 16 / 2)):
+        module = lora.attach(built("ast-mini", workspace), asked("ast-mini", method, alpha=16))
+        assert {layer.scaling["default"] for layer in module.modules() if isinstance(layer, BaseTunerLayer)} == {
+            scaling
+        }
+
+
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.takes_ranks])
+def test_a_module_can_have_a_rank_of_its_own(method, workspace, tmp_path):
+    paths = [target.path for target in targets("ast-mini", method)][:3]
+    outline = load_outline("ast-mini")
+    ranks = {paths[0]: 2, paths[2]: 7}
+    asked = LoraConfig(method=method, targets=outline.targets(paths), r=4, alpha=8, rank_pattern=ranks)
+    network = built("ast-mini", workspace)
+    plain = copy.deepcopy(network.module)
+    module = lora.attach(network, asked)
+    counts = module_tree.count(outline, paths, r=4, head="train", num_classes=CLASSES, method=method, ranks=ranks)
+    assert lora.counts(module) == (counts.trainable, counts.total, counts.layers)
+    layers = {
+        p.removeprefix("base_model.model."): m for p, m in module.named_modules() if isinstance(m, BaseTunerLayer)
+    }
+    assert {path: layer.r["default"] for path, layer in layers.items()} == dict.fromkeys(paths, 4) | ranks
+    if method != "rslora":
+        assert {layer.scaling["default"] for layer in layers.values()} == {2.0}
+    train(module, network, "ast-mini")
+    wanted = logits(module, "ast-mini")
+    lora.save(module, tmp_path / "adapter")
+    fresh = built("ast-mini", workspace)
+    fresh.module.load_state_dict(plain.state_dict())
+    close = {"atol": 2e-3, "rtol": 1e-3} if method == "pissa" else {"atol": 1e-5, "rtol": 1e-5}
+    torch.testing.assert_close(logits(lora.load(fresh, tmp_path / "adapter"), "ast-mini"), wanted, **close)
+
+
+def test_adalora_gives_ranks_away(workspace):
+    network = built("ast-mini", workspace)
+    module = lora.attach(network, asked("ast-mini", "adalora"), total_steps=20)
+    train(module, network, "ast-mini", steps=20)
+    kept = sum(int((p != 0).sum()) for name, p in module.named_parameters() if ".lora_E." in name)
+    assert kept == 4 * len(targets("ast-mini", "adalora"))
+
+
+@pytest.mark.parametrize(
+    ("lora_fields", "field", "message"),
+    [
+        ({"method": "full", "targets": "some"}, "lora.targets", "leave lora.targets empty"),
+        ({"method": "bitfit", "head": "lora"}, "lora.head", "BitFit has no adapter for the head"),
+        ({"method": "pissa", "targets": "convolution"}, "lora.targets", "PiSSA adapts Linear only, not Conv2d"),
+        ({"method": "ia3", "targets": "some", "rank_pattern": {"x": 2}}, "lora.rank_pattern", "knows no rank"),
+        ({"targets": "some", "rank_pattern": {"x": 2}}, "lora.rank_pattern", "x is no target of this run"),
+        ({"targets": "some", "rank_pattern": {"first": 999}}, "lora.rank_pattern", "must be from 1 to 192"),
+        ({"method": "lorra"}, "lora.method", "must be 'lora', 'rslora'"),
+    ],
+)
+def test_what_a_method_cannot_do_is_refused_by_its_field(lora_fields, field, message):
+    outline = load_outline("ast-mini")
+    paths = {
+        "some": [n.path for n in outline.nodes if n.name == "q_proj"],
+        "convolution": [n.path for n in outline.nodes if n.kind == "Conv2d"],
+    }
+    if kind := lora_fields.get("targets"):
+        lora_fields = {**lora_fields, "targets": [t.model_dump() for t in outline.targets(paths[kind])]}
+    if "first" in lora_fields.get("rank_pattern", {}):
+        lora_fields["rank_pattern"] = {paths["some"][0]: 999}
+    with pytest.raises(ConfigError, match=message) as error:
+        config.build({"lora": lora_fields})
+    assert error.value.field == field
