@@ -215,7 +215,12 @@ def make_optimizer(recipe: Recipe, network):
         if p.ndim > 1 and role(name.rpartition(".")[0])[0].startswith(MUON)
     ]
     theirs = {id(p) for p in matrices}
-    others = [p for p in network.parameters() if id(p) not in theirs]
+    head = variant(recipe).head_path
+    others = [
+        p
+        for name, p in network.named_parameters()
+        if id(p) not in theirs and not name.startswith(f"backbone.{head}.")  # the head is not used here
+    ]
     return Muon(
         [
             {"params": matrices, "kind": "muon", "lr": recipe.lr * recipe.muon_lr_factor},

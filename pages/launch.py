@@ -12,12 +12,14 @@ from sousa_engine.data import synth
 from sousa_engine.data.splits import SPLITS
 from sousa_engine.errors import SousaError, UserError
 from sousa_engine.executors import local
+from sousa_engine.methods import METHODS, Method
 from sousa_engine.web import parts
 from sousa_engine.workspace import default_workspace
 
 OWN_DATA = "my own: a folder or a CSV file"
 LABELS = {  # of the fields: on their widgets, and where something is wrong with them
     "model.variant": "Backbone", "model.weights": "Weights", "lora.targets": "Target modules", "lora.r": "Rank r",
+    "lora.method": "Method", "lora.rank_pattern": "Ranks", "lora.plus_ratio": "B's rate / A's",
     "lora.alpha": "Alpha", "lora.dropout": "Dropout", "lora.head": "Head", "data.dataset": "Data set",
     "training.max_epochs": "Epochs", "training.batch_size": "Batch size", "training.lr": "Learning rate",
     "training.head_lr": "Head's rate", "training.weight_decay": "Weight decay", "training.warmup": "Warm-up",
@@ -64,6 +66,7 @@ def take_over_draft() -> None:
         st.session_state["ticks"] = {
             "variant": settings.model.variant,
             "paths": [target.path for target in settings.lora.targets],
+            "ranks": settings.lora.ranks,
             "name": settings.lora.target_set,
         }
         st.session_state["launch.set"] = "ticks"
@@ -73,7 +76,7 @@ def take_over_draft() -> None:
         st.session_state["launch.seen_ticks"] = ticks
         st.session_state["launch.model.variant"] = ticks["variant"]
         st.session_state["launch.set"] = "ticks"
-        for field in ("head", "r"):
+        for field in ("head", "r", "method"):
             if field in ticks:
                 st.session_state[f"launch.lora.{field}"] = ticks[field]
 
@@ -115,18 +118,27 @@ def form() -> tuple[dict[str, Any], dict[str, str]]:
     take_defaults_of(variant)
     outline = module_tree.load_outline(variant)
 
-    st.subheader("LoRA")
+    st.subheader("What trains")
     values["lora"] = {"targets": [], **values.get("lora", {})}
-    targets_field(outline, values, slots)
-    a, b, c, d = st.columns(4)
-    with a:
-        field("lora.r", lambda **k: st.number_input(step=1, **k))
-    with b:
-        field("lora.alpha", lambda **k: st.number_input(step=1.0, format="%g", **k))
-    with c:
-        field("lora.dropout", lambda **k: st.number_input(step=0.05, format="%g", **k))
-    with d:
-        field("lora.head", lambda **k: st.selectbox(options=list(HEADS), format_func=HEADS.get, **k))
+    name = field(
+        "lora.method", lambda **k: st.selectbox(options=list(METHODS), format_func=lambda n: METHODS[n].title, **k)
+    )
+    method = METHODS[name]
+    st.caption(f"{method.title}: {method.help}.")
+    if method.takes_targets:
+        targets_field(outline, values, slots, method)
+    numbers = {"r": (1, "%d"), "alpha": (1.0, "%g"), "dropout": (0.05, "%g"), "plus_ratio": (1.0, "%g")}
+    shown = [setting for setting in numbers if setting in method.settings]
+    columns = st.columns(len(shown) + 1)
+    for column, setting in zip(columns, shown, strict=False):
+        step, form_of = numbers[setting]
+        with column:
+            field(f"lora.{setting}", lambda s=step, f=form_of, **k: st.number_input(step=s, format=f, **k))
+    with columns[-1]:
+        heads = [head for head in HEADS if head != "lora" or method.takes_targets]
+        if st.session_state.get("launch.lora.head") not in heads:
+            st.session_state["launch.lora.head"] = base.lora.head
+        field("lora.head", lambda **k: st.selectbox(options=heads, format_func=HEADS.get, **k))
 
     st.subheader("Data")
     data_field(field, values)
@@ -221,29 +233,30 @@ def weights_field(field, values: dict[str, Any]) -> None:
         grammar.set_field(values, "model.weights", kind)
 
 
-def targets_field(outline: module_tree.Outline, values: dict[str, Any], slots: dict[str, Any]) -> None:
-    """Which modules get LoRA: the ticks of the tree, a recommended set, a saved set, or none."""
+def targets_field(outline: module_tree.Outline, values: dict[str, Any], slots: dict[str, Any], method: Method) -> None:
+    """Which modules are adapted: the ticks of the tree, a recommended set, a saved set, or none."""
     ticks = st.session_state.get("ticks") or {}
     choices: dict[str, tuple[str, tuple[str, ...]]] = {}
     if ticks.get("variant") == outline.variant:
         label = f"ticked: {ticks['name']}" if ticks.get("name") else "ticked in the module tree"
         choices["ticks"] = (label, tuple(ticks["paths"]))
     for name, paths in launch.recommended_sets(outline).items():
-        choices[name] = (name, paths)
+        able = tuple(path for path in paths if not method.reason(outline.node(path).kind))
+        if able:
+            choices[name] = (name, able)
     with parts.open_store() as store:
         for saved in store.target_sets(outline.variant):
             choices[f"saved:{saved.name}"] = (f"saved: {saved.name}", saved.paths)
     choices["none"] = ("none: linear probe, the head alone", ())
-    if st.session_state.get("launch.set", launch.DEFAULT_SET) not in choices:
-        st.session_state["launch.set"] = launch.DEFAULT_SET
-    st.session_state.setdefault("launch.set", launch.DEFAULT_SET)
-    st.session_state["launch.set"] = st.session_state["launch.set"]
+    held = st.session_state.get("launch.set")
+    usual = launch.default_set(outline)
+    st.session_state["launch.set"] = held if held in choices else usual if usual in choices else next(iter(choices))
     a, b = st.columns([3, 1], vertical_alignment="bottom")
     with a:
         chosen = st.selectbox(
             LABELS["lora.targets"], list(choices), key="launch.set",
             format_func=lambda key: choices[key][0] + (f" ({len(choices[key][1])})" if choices[key][1] else ""),
-            help="The modules that get LoRA. Tick your own set in the module tree.",
+            help="The modules that are adapted. Tick your own set in the module tree.",
         )  # fmt: skip
     with b:
         st.page_link(
@@ -252,6 +265,11 @@ def targets_field(outline: module_tree.Outline, values: dict[str, Any], slots: d
     label, paths = choices[chosen]
     slots["lora.targets"] = st.empty()
     values["lora"]["targets"] = [path for path in paths if not outline.in_head(path)]
+    if chosen == "ticks" and method.takes_ranks:
+        own = {path: rank for path, rank in ticks.get("ranks", {}).items() if path in values["lora"]["targets"]}
+        values["lora"]["rank_pattern"] = own
+        if own:
+            st.caption(f"{len(own)} of them with a rank of their own, as set in the tree.")
     named = chosen.startswith("saved:") or (chosen == "ticks" and ticks.get("name"))
     values["lora"]["target_set"] = label.removeprefix("saved: ").removeprefix("ticked: ") if named else ""
 

@@ -21,12 +21,11 @@ from sousa_engine.data import manifest as manifests
 from sousa_engine.data.splits import SPLITS
 from sousa_engine.errors import PreflightError, TargetError, UserError
 from sousa_engine.executors import local
+from sousa_engine.methods import METHODS, Method
 from sousa_engine.module_tree import Counts, Outline, Resolution
 from sousa_engine.records import Run
 from sousa_engine.store import Store
 from sousa_engine.workspace import Workspace
-
-DEFAULT_SET = "attention+mlp"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,15 +75,20 @@ def prepare(draft: Mapping[str, Any]) -> Prepared:
     draft["model"]["variant"] = name
     _make_paths_absolute(draft)
     outline = module_tree.load_outline(name)
+    method = METHODS.get(str(draft["lora"].get("method", "lora")), METHODS["lora"])
     written = draft["lora"].get("targets")
-    written = [DEFAULT_SET] if written is None else written
-    resolution = resolve(outline, _entries(outline, written))
-    notes = [f"{match.entry}: {match.note}" for match in resolution.matches if match.note]
+    if written is None:
+        written = [default_set(outline)] if method.takes_targets else []
+    entries, notes = _for_method(outline, _entries(outline, written), method)
+    resolution = resolve(outline, entries)
+    notes += [f"{match.entry}: {match.note}" for match in resolution.matches if match.note]
     paths = [path for path in resolution.paths if not outline.in_head(path)]
     if len(paths) < len(resolution.paths):
         policy = draft["lora"].get("head", RunConfig().lora.head)
         notes.append(f"{outline.head_path}: left to the head's policy (lora.head={policy}), not to the targets.")
     draft["lora"]["targets"] = [target.model_dump() for target in outline.targets(paths)]
+    if draft["lora"].get("rank_pattern"):
+        draft["lora"]["rank_pattern"] = _ranks(outline, draft["lora"]["rank_pattern"], paths)
     if not draft["lora"].get("target_set"):
         draft["lora"]["target_set"] = _set_name(outline, paths)
     return Prepared(config=config.build(draft), outline=outline, resolution=resolution, notes=tuple(notes))
@@ -102,14 +106,27 @@ def expand_sets(outline: Outline, entries: list[str]) -> list[str]:
 
 
 def recommended_sets(outline: Outline) -> dict[str, tuple[str, ...]]:
-    """Name -> full paths, made from the roles of the modules; the head is never among them."""
+    """Name -> full paths in tree order, made from the roles of the modules; the head is never among them.
+
+    Only sets that have members, and attention+mlp only where there are both.
+    """
     body = [node for node in outline.nodes if node.adaptable and not outline.in_head(node.path)]
-    chosen = {
-        "attention": [node for node in body if node.role.startswith("attention.")],
-        "attention+mlp": [node for node in body if node.role.startswith(("attention.", "mlp."))],
-        "all-linear": [node for node in body if node.kind == "Linear"],
+    groups = {node.role.partition(".")[0] for node in body}
+    wanted = {
+        "attention": {"attention"},
+        "attention+mlp": {"attention", "mlp"} if {"attention", "mlp"} <= groups else set(),
+        "se": {"se"},
+        "se+pointwise": {"se", "pointwise"} if "pointwise" in groups else set(),
     }
-    return {name: tuple(node.path for node in nodes) for name, nodes in chosen.items() if nodes}
+    sets = {name: [n for n in body if n.role.partition(".")[0] in roles] for name, roles in wanted.items()}
+    sets["all-linear"] = [node for node in body if node.kind == "Linear"]
+    return {name: tuple(node.path for node in nodes) for name, nodes in sets.items() if nodes}
+
+
+def default_set(outline: Outline) -> str:
+    """The recommended set that a run gets which names none."""
+    sets = recommended_sets(outline)
+    return next(name for name in ("attention+mlp", "attention", "se+pointwise", *sets) if name in sets)
 
 
 def preflight(run_config: RunConfig, workspace: Workspace) -> Preflight:
@@ -124,12 +141,14 @@ def preflight(run_config: RunConfig, workspace: Workspace) -> Preflight:
         r=run_config.lora.r,
         head=run_config.lora.head,
         num_classes=len(manifest.classes),
+        method=run_config.lora.method,
+        ranks=run_config.lora.ranks,
     )
     weights = _weights_check(run_config, workspace)
     checks = (
         weights,
         _targets_check(run_config, outline, counts),
-        _head_check(run_config, counts),
+        _head_check(run_config, outline, counts),
         _classes_check(manifest),
         _device_check(run_config),
         *([] if run_config.wandb.mode == "disabled" else [_wandb_check(run_config)]),
@@ -164,6 +183,7 @@ def to_yaml(run_config: RunConfig) -> str:
     """The whole config as YAML; `python -m sousa_engine train --config FILE` reads it back to an equal config."""
     values = run_config.model_dump(mode="json")
     values["lora"]["targets"] = [target.path for target in run_config.lora.targets]
+    values["lora"]["rank_pattern"] = run_config.lora.ranks
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=100)
 
 
@@ -177,6 +197,8 @@ def to_command(run_config: RunConfig) -> str:
             continue  # follows from the targets
         if dotted == "lora.targets":
             value = "[" + ",".join(_shortest(run_config)) + "]"
+        elif dotted == "lora.rank_pattern":
+            value = "{" + ", ".join(f"{path}: {rank}" for path, rank in run_config.lora.rank_pattern) + "}"
         elif value is None:
             value = "null"
         words.append(f"{dotted}={value}")
@@ -237,24 +259,61 @@ def _weights_check(run_config: RunConfig, workspace: Workspace) -> Check:
     return Check(level="ok", title="Weights", detail=state.label)
 
 
+def _for_method(outline: Outline, entries: list[str], method: Method) -> tuple[list[str], list[str]]:
+    """Entries with recommended sets expanded to what the method can adapt, and a note on what that leaves out."""
+    found, notes = [], []
+    sets = recommended_sets(outline)
+    for entry in entries:
+        members = sets.get(entry, (entry,))
+        able = [path for path in members if entry not in sets or not method.reason(outline.node(path).kind)]
+        if left := len(members) - len(able):
+            reason = next(filter(None, (method.reason(outline.node(path).kind) for path in members)))
+            notes.append(f"{entry}: {left} of its {len(members)} modules are left out. {reason}")
+        found += able
+    return found, notes
+
+
+def _ranks(outline: Outline, written: Any, paths: Sequence[str]) -> dict[str, int]:
+    """rank_pattern with its names resolved among the targets, as PEFT's own rule or the old names would."""
+    pairs = written.items() if isinstance(written, Mapping) else written
+    found: dict[str, int] = {}
+    for entry, rank in pairs:
+        named = [path for path in resolve(outline, [str(entry)]).paths if path in set(paths)]
+        if not named:
+            raise TargetError(
+                f"lora.rank_pattern: {entry} is a module of {outline.variant}, but no target of this run."
+            )
+        found |= dict.fromkeys(named, rank)
+    return found
+
+
 def _targets_check(run_config: RunConfig, outline: Outline, counts: Counts) -> Check:
+    method = METHODS[run_config.lora.method]
+    if not method.takes_targets:
+        detail = f"{method.title}: {method.help}. {counts.adapter_parameters:,} parameters beside the head."
+        return Check(level="ok", title="Targets", detail=detail)
     if not run_config.lora.targets:
         if run_config.lora.head == "freeze":
             return Check(level="error", title="Targets", detail="Nothing would train: no targets and a frozen head.")
         return Check(level="warning", title="Targets", detail="No targets: a linear probe, only the head trains.")
+    rank = f" r={run_config.lora.r}" if "r" in method.settings else ""
+    own = len(run_config.lora.rank_pattern)
     detail = (
-        f"{counts.layers} modules get LoRA r={run_config.lora.r}; they start as an identity, "
-        f"checked again on the real network."
+        f"{counts.layers} modules get {method.title}{rank}{f', {own} with a rank of their own' if own else ''}; "
+        f"they start as an identity, checked again on the real network."
     )
     return Check(level="ok", title="Targets", detail=detail)
 
 
-def _head_check(run_config: RunConfig, counts: Counts) -> Check:
-    policy = run_config.lora.head
+def _head_check(run_config: RunConfig, outline: Outline, counts: Counts) -> Check:
+    policy, method = run_config.lora.head, METHODS[run_config.lora.method]
+    if policy == "lora" and (reason := method.reason(outline.head_layer.kind)):
+        detail = f"The head ({outline.head_layer.path}): {reason} Set lora.head=train."
+        return Check(level="error", title="Head", detail=detail)
     if policy == "freeze":
         detail = "The head is new and frozen: its random weights stay. Set lora.head to train unless you mean it."
         return Check(level="warning", title="Head", detail=detail)
-    how = "trained fully" if policy == "train" else f"trained through LoRA r={run_config.lora.r}"
+    how = "trained fully" if policy == "train" else f"trained through {method.title} r={run_config.lora.r}"
     return Check(level="ok", title="Head", detail=f"New, {how}: {counts.head_parameters:,} parameters.")
 
 

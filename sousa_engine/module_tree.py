@@ -447,8 +447,11 @@ def _shortest(outline: Outline, path: str, ticked: set[str]) -> str:
 
 def _bias(node: ModuleNode) -> int:
     """Parameters of a module's bias: as many as its weight has rows, where it has more than its weight."""
-    more = node.own_parameters - math.prod(node.shape) if node.shape else 0
-    return node.shape[0] if more and more == node.shape[0] else 0
+    if not node.shape:
+        return 0
+    weight = math.prod(node.shape)
+    more = node.own_parameters - (weight if node.own_parameters >= weight else 0)  # a weight norm holds its own weight
+    return node.shape[0] if more == node.shape[0] else 0
 
 
 def _without_numbers(path: str) -> str:

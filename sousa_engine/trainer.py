@@ -93,7 +93,7 @@ def _train(
     from sousa_engine import backbones, lora
     from sousa_engine.data import features as feature_store
     from sousa_engine.data import manifest as manifests
-    from sousa_engine.training import loop, precision
+    from sousa_engine.training import loop, precision, statistics
 
     set_seed(run_config.seed)
     accelerator = Accelerator(
@@ -121,6 +121,12 @@ def _train(
     cache = feature_store.feature_cache(manifest, network.spec, workspace, progress)
     data = _training_data(manifest, cache.array, floor=cache.floor, ln_units=network.spec.ln_units)
 
+    if run_config.model.weights == "random":
+        measured = statistics.measure_statistics(
+            network.module, data.features, data.splits["train"], batch_size=run_config.training.batch_size
+        )
+        if measured:
+            print(f"random weights: statistics of {measured} BatchNorms measured on train clips", flush=True)
     total_steps = math.ceil(len(data.splits["train"]) / run_config.training.batch_size) * run_config.training.max_epochs
     module = lora.attach(network, run_config.lora, total_steps=total_steps)
     trainable, total, layers = lora.counts(module)

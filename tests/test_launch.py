@@ -147,7 +147,7 @@ def test_start_refuses_what_preflight_refuses(workspace, monkeypatch):
 def test_recommended_sets_exist_for_every_variant():
     for name in backbones.VARIANTS:
         sets = launch.recommended_sets(module_tree.load_outline(name))
-        assert launch.DEFAULT_SET in sets and all(sets.values())
+        assert launch.default_set(module_tree.load_outline(name)) in sets and all(sets.values())
 
 
 def test_every_field_has_help():
@@ -160,3 +160,66 @@ def test_relative_paths_are_stored_as_the_place_they_mean(tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     found = launch.prepare(grammar.parse(["data=drums", "model.weights=w.pth"])).config
     assert found.data.dataset == str(tmp_path / "drums") and found.model.weights == str(tmp_path / "w.pth")
+
+
+def test_the_legacy_preset_says_which_modules_its_names_became():
+    found = prepared("model=ast_fixed")
+    lora = found.config.lora
+    assert (found.config.model.variant, lora.r, len(lora.targets)) == ("ast-base", 16, 60)
+    assert all("today:" in note for note in found.notes) and len(found.notes) == 4
+    counts = module_tree.count(found.outline, [t.path for t in lora.targets], r=16, head="freeze", num_classes=40)
+    assert counts.adapter_parameters == 1_916_928
+
+
+@pytest.mark.parametrize(
+    ("variant", "targets", "layers", "parameters"),
+    [
+        ("htsat", "[qkv, attn.proj]", 24, 423_936),
+        ("htsat", "[qkv, attn.proj, fc1, fc2, reduction]", 51, 1_195_008),
+        ("efficientat", "se", 16, 162_560),
+        ("efficientat", "se+pointwise", 46, 376_832),
+        ("beats", "[q_proj, k_proj, v_proj, out_proj, fc1, fc2]", 72, 2_654_208),
+        ("ast", "attention", 48, 1_179_648),
+    ],
+)
+def test_golden_counts_of_every_family(variant, targets, layers, parameters):
+    found = prepared(f"model={variant}", f"lora.targets={targets}", "lora.r=16")
+    paths = [target.path for target in found.config.lora.targets]
+    counts = module_tree.count(found.outline, paths, r=16, head="freeze", num_classes=40)
+    assert (counts.layers, counts.adapter_parameters) == (layers, parameters)
+
+
+def test_a_rank_of_its_own_is_named_like_a_target_and_survives_yaml_and_command():
+    found = prepared("lora=attention", "lora.rank_pattern={layers.0.attention.q_proj: 2, o_proj: 5}").config
+    ranks = found.lora.ranks
+    assert sorted(ranks.values()) == [2, 5, 5, 5, 5] and all(path.startswith("audio_") for path in ranks)
+    assert launch.prepare(yaml.safe_load(launch.to_yaml(found))).config == found
+    words = shlex.split(launch.to_command(found))[4:]
+    assert launch.prepare(grammar.parse(words)).config == found
+    with pytest.raises(TargetError, match="fc1 is a module of ast-mini, but no target"):
+        prepared("lora=attention", "lora.rank_pattern={fc1: 2}")
+    with pytest.raises(TargetError, match="'q_prj' is no module"):
+        prepared("lora=attention", "lora.rank_pattern={q_prj: 2}")
+
+
+def test_a_set_leaves_out_what_the_method_cannot_adapt_and_says_so():
+    found = prepared("model=mn10_as", "lora.method=pissa", "lora.targets=se+pointwise")
+    assert len(found.config.lora.targets) == 16
+    assert any("30 of its 46 modules are left out. PiSSA adapts Linear only" in note for note in found.notes)
+    with pytest.raises(ConfigError, match="PiSSA adapts Linear only, not Conv2d"):
+        prepared("model=mn10_as", "lora.method=pissa", "lora.targets=[features.16.0]")
+
+
+def test_comparisons_take_no_targets(workspace):
+    for method, trainable in (("full", 2_583_400), ("bitfit", None)):
+        found = prepared(f"lora.method={method}")
+        assert found.config.lora.targets == ()
+        counts = launch.preflight(found.config, workspace).counts
+        assert counts.trainable == (trainable or counts.trainable) and counts.layers == 0
+        with pytest.raises(ConfigError, match=r"leave lora\.targets empty"):
+            prepared(f"lora.method={method}", "lora=attention")
+
+
+def test_a_head_that_the_method_cannot_adapt_is_an_error_before_the_start(workspace):
+    words = ("model=htsat", "model.weights=random", "lora.method=pissa", "lora.head=lora", "lora.targets=[qkv]")
+    assert "PiSSA adapts Linear only, not Conv2d" in errors(workspace, *words)

@@ -19,7 +19,7 @@ def ast():
 def test_ast_base_has_its_167_modules_and_86_219_560_parameters(ast):
     assert len(ast.nodes) == 167
     assert ast.total_parameters == sum(node.own_parameters for node in ast.nodes) == 86_219_560
-    assert ast.nodes[0].path == "" and ast.nodes[0].class_name == "ASTForAudioClassification"
+    assert ast.nodes[0].path == "" and ast.nodes[0].class_name == "AST"
 
 
 def test_a_node_says_what_it_is_and_what_it_was_called(ast):

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from sousa_engine.backbones import ast, pretrained
+from sousa_engine.backbones import ast, beats, efficientat, htsat, pretrained
 from sousa_engine.backbones.spec import Download, FrontEndSpec, Network, Variant, WeightsState
 from sousa_engine.errors import WeightsError, unknown
 from sousa_engine.workspace import Workspace, default_workspace
@@ -37,7 +37,7 @@ __all__ = [
     "weights_state",
 ]
 
-FAMILIES: dict[str, ModuleType] = {"ast": ast}
+FAMILIES: dict[str, ModuleType] = {"ast": ast, "efficientat": efficientat, "htsat": htsat, "beats": beats}
 VARIANTS: dict[str, Variant] = {found.name: found for module in FAMILIES.values() for found in module.variants()}
 
 

@@ -7,16 +7,13 @@ and the file the authors published has names of its own. `translate` reads all t
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from sousa_engine.backbones.embedded import mini
 from sousa_engine.backbones.spec import Download, FrontEndSpec, Variant
-
-MINI_CONFIG = Path(__file__).parent / "weights" / "ast-mini" / "config.json"
 
 LONGEST = 6000
 """Frames. Beyond the table's length (1024 frames in AST base) the position embeddings are stretched."""
@@ -63,54 +60,52 @@ def networks() -> ModuleType:
 
 
 def variants() -> tuple[Variant, ...]:
-    mini = json.loads(MINI_CONFIG.read_text())
-    base = {
-        "hidden_size": 768,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-        "intermediate_size": 3072,
-        "patch_size": 16,
-        "frequency_stride": 10,
-        "time_stride": 10,
-        "num_mel_bins": 128,
-        "max_length": 1024,
-    }
-    return (
-        Variant(
-            name="ast-base",
-            family="ast",
-            aliases=("ast",),
-            title="AST base",
-            description="Transformer over 16 x 16 patches of a log-mel spectrogram, trained on ImageNet and AudioSet.",
-            licence="BSD-3-Clause",
-            source="Gong et al. 2021, arXiv:2104.01778; AudioSet weights 10-10-0.4593",
-            download=Download(
-                page="https://huggingface.co/MIT/ast-finetuned-audioset-10-10-0.4593",
-                file="model.safetensors",
-                url="https://huggingface.co/MIT/ast-finetuned-audioset-10-10-0.4593/resolve/main/model.safetensors",
-                size_bytes=346_404_948,
-                sha256="ae0c1e2ad4e1381d851fa9bf298ba13ebc9c5a914cdee2dbe427a6583869924d",
-                note="The authors' own audioset_10_10_0.4593.pth works too, as a file.",
-            ),
-            embedded=False,
-            needs="346 MB of AudioSet weights: a file you import, or the Hugging Face hub.",
-            head_path="classifier",
-            front_end=_front_end(base, {"mean": -4.2677393, "std": 4.5689974}),
-            architecture=base,
+    base = Variant(
+        name="ast-base",
+        family="ast",
+        aliases=("ast",),
+        title="AST base",
+        description="Transformer over 16 x 16 patches of a log-mel spectrogram, trained on ImageNet and AudioSet.",
+        licence="BSD-3-Clause",
+        source="Gong et al. 2021, arXiv:2104.01778; AudioSet weights 10-10-0.4593",
+        download=Download(
+            page="https://huggingface.co/MIT/ast-finetuned-audioset-10-10-0.4593",
+            file="model.safetensors",
+            url="https://huggingface.co/MIT/ast-finetuned-audioset-10-10-0.4593/resolve/main/model.safetensors",
+            size_bytes=346_404_948,
+            sha256="ae0c1e2ad4e1381d851fa9bf298ba13ebc9c5a914cdee2dbe427a6583869924d",
+            note="The authors' own audioset_10_10_0.4593.pth works too, as a file.",
         ),
-        Variant(
-            name="ast-mini",
-            family="ast",
+        embedded=False,
+        needs="346 MB of AudioSet weights: a file you import, or the Hugging Face hub.",
+        head_path="classifier",
+        front_end=FrontEndSpec(
+            sample_rate_hz=16000,
+            mel_bins=128,
+            mean=-4.2677393,
+            std=4.5689974,
+            min_frames=16,
+            max_frames=LONGEST,
+        ),
+        architecture={
+            "hidden_size": 768,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 12,
+            "intermediate_size": 3072,
+            "patch_size": 16,
+            "frequency_stride": 10,
+            "time_stride": 10,
+            "num_mel_bins": 128,
+            "max_length": 1024,
+        },
+    )
+    return (
+        base,
+        mini(
+            base,
+            "ast-mini",
             title="AST mini",
             description="A small Audio Spectrogram Transformer: 4 layers x 192, pre-trained by us on drum strokes.",
-            licence="MIT",
-            source="this project, benchmarks/pretrain_mini.py",
-            download=None,
-            embedded=True,
-            needs="Nothing: its weights come with this package.",
-            head_path="classifier",
-            front_end=_front_end(mini["architecture"], mini["front_end"]),
-            architecture=mini["architecture"],
         ),
     )
 
@@ -163,15 +158,3 @@ _FROM_OLD = (
     (r"\.intermediate\.dense$", ".mlp.fc1"),
     (r"\.(\d+)\.output\.dense$", r".\1.mlp.fc2"),
 )
-
-
-def _front_end(architecture: Mapping[str, Any], normalisation: Mapping[str, Any]) -> FrontEndSpec:
-    return FrontEndSpec(
-        **{
-            "sample_rate_hz": 16000,
-            "mel_bins": architecture["num_mel_bins"],
-            "min_frames": architecture["patch_size"],
-            "max_frames": LONGEST,
-            **normalisation,
-        }
-    )

@@ -10,12 +10,12 @@ import sys
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from sousa_engine import backbones
+from sousa_engine import __version__, backbones
 from sousa_engine.backbones.spec import Variant
 from sousa_engine.module_tree import OUTLINES
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 ADAPTED = ("Linear", "Conv1d", "Conv2d", "Conv3d", "Embedding")
 NUM_CLASSES = 40
@@ -36,7 +36,9 @@ def outline(variant: Variant) -> dict[str, Any]:
         "num_classes": NUM_CLASSES,
         "head_path": variant.head_path,
         "parameters_per_class": _size(more_classes) - _size(module),
-        "versions": {"transformers": version("transformers")},
+        "versions": {"transformers": version("transformers")}
+        if variant.family == "ast"
+        else {"sousa-engine": __version__},
         "old_names": [list(rule) for rule in family.OLD_NAMES],
         "columns": ["path", "class_name", "kind", "shape", "own_parameters", "role", "layer", "reason"],
         "nodes": [_row(path, child, *family.role(path)) for path, child in module.named_modules()],
@@ -52,8 +54,8 @@ def text(data: dict[str, Any]) -> str:
 
 def _row(path: str, module: nn.Module, role: str, layer: int | None) -> list[Any]:
     """One line of the outline; empty columns at its end are left away."""
-    weight = getattr(module, "weight", None)
-    name = type(module).__name__
+    weight = _weight(module)
+    name = _class_name(module)
     own = sum(parameter.numel() for parameter in module.parameters(recurse=False))
     row = [
         path,
@@ -73,14 +75,27 @@ def _row(path: str, module: nn.Module, role: str, layer: int | None) -> list[Any
 
 def _reason(module: nn.Module) -> str:
     """Why LoRA cannot adapt a module that has a weight; "" if it can, or if there is nothing to adapt."""
-    name = type(module).__name__
-    if getattr(module, "weight", None) is None:
+    name, weight = _class_name(module), _weight(module)
+    if weight is None:
         return ""
-    if name not in ADAPTED:
-        return f"LoRA adapts matrices; the weight of {name} is a vector."
-    if getattr(module, "groups", 1) > 1:
+    if getattr(module, "groups", 1) > 1 and name in ADAPTED:
         return f"A convolution in {module.groups} groups: its LoRA could not be merged back."
+    if name not in ADAPTED:
+        if weight.ndim == 1:
+            return f"LoRA adapts matrices; the weight of {name} is a vector."
+        return f"{name} mixes its filters anew for each clip: LoRA adapts weights that stay."
     return ""
+
+
+def _weight(module: nn.Module) -> Tensor | None:
+    from torch import Tensor
+
+    weight = getattr(module, "weight", None)
+    return weight if isinstance(weight, Tensor) else None  # the container of a weight norm has a module of that name
+
+
+def _class_name(module: nn.Module) -> str:
+    return type(module).__name__.removeprefix("Parametrized")  # weight norm makes a class of its own
 
 
 def _size(module: nn.Module) -> int:
