@@ -1,9 +1,9 @@
-"""Does the embedded pre-training help? Trains the rows of README's table through the product itself, three seeds each.
+"""Does the embedded pre-training help? Trains the rows of README's tables through the product itself, three seeds each.
 
-    python -m benchmarks.controls [--workspace DIR] [--seeds 0 1 2] [--rows lora random ...]
+    python -m benchmarks.controls [--models beats-mini ...] [--rows lora random ...] [--seeds 0 1 2] [--workspace DIR]
 
-Queues what is missing, waits, writes benchmarks/results/controls.json and prints the table as Markdown. Runs live in a
-workspace of their own, so it can be stopped and started again: what is finished is not trained twice.
+Queues what is missing, waits, writes benchmarks/results/controls-<model>.json and prints the table as Markdown. Runs
+live in a workspace of their own, so it can be stopped and started again: what is finished is not trained twice.
 """
 
 from __future__ import annotations
@@ -16,51 +16,69 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from sousa_engine import grammar, launch
+from sousa_engine import backbones, grammar, launch, module_tree
 from sousa_engine.analysis.significance import wilson
 from sousa_engine.records import Run, RunStatus
 from sousa_engine.store import Store
 from sousa_engine.workspace import Workspace
 
-RESULTS = Path(__file__).with_name("results") / "controls.json"
+RESULTS = Path(__file__).with_name("results")
+MINIS = [name for name, variant in backbones.VARIANTS.items() if variant.embedded]
 ROWS = {
-    "lora": ("LoRA r=8 on attention and MLP", []),
-    "random": ("the same on random weights (control)", ["model.weights=random"]),
     "probe": ("linear probe (head alone)", ["lora=probe"]),
-    "attention": ("LoRA r=8 on attention", ["lora=attention"]),
-    "random-probe": ("linear probe on random weights (control)", ["lora=probe", "model.weights=random"]),
+    "few": ("LoRA r=8 on {few}", ["lora.targets={few}"]),
+    "lora": ("LoRA r=8 on {all}", ["lora.targets={all}"]),
+    "full": ("full fine-tuning", ["lora.method=full", "training.lr=5e-4"]),
+    "random": ("LoRA r=8 on {all}, random weights (control)", ["lora.targets={all}", "model.weights=random"]),
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workspace", type=Path, default=Path("runs") / "controls")
+    parser.add_argument("--models", nargs="+", choices=MINIS, default=MINIS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=["lora", "random", "probe"])
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     options = parser.parse_args()
     workspace = Workspace(root=options.workspace.resolve())
     wanted = {
-        (row, seed): launch.prepare(
-            grammar.parse(["model=ast-mini", "data=tiny", f"seed={seed}", f"name={row}", *ROWS[row][1]])
-        ).config
+        (model, row, seed): launch.prepare(grammar.parse(words(model, row, seed))).config
+        for model in options.models
         for row in options.rows
         for seed in options.seeds
     }
     found = train_all(workspace, wanted)
-    table = [row_of(row, [found[row, seed] for seed in options.seeds], workspace) for row in options.rows]
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(table, indent=1) + "\n")
-    print("| what trains | trainable | test accuracy, mean of seeds | each seed | 95 % interval of the mean |")
-    print("|---|---|---|---|---|")
-    for line in table:
-        each = ", ".join(f"{100 * value:.1f}" for value in line["accuracies"])
-        print(
-            f"| {line['title']} | {line['trainable']:,} | **{100 * line['mean']:.1f} %** | {each} | "
-            f"{100 * line['low']:.1f} to {100 * line['high']:.1f} %, n = {line['n']} |"
-        )
+    RESULTS.mkdir(exist_ok=True)
+    for model in options.models:
+        table = [
+            row_of(model, row, [found[model, row, seed] for seed in options.seeds], workspace) for row in options.rows
+        ]
+        (RESULTS / f"controls-{model}.json").write_text(json.dumps(table, indent=1) + "\n")
+        print(f"\n**{model}**\n")
+        print("| what trains | trainable | test accuracy, mean of seeds | each seed | 95 % interval of the mean |")
+        print("|---|---|---|---|---|")
+        for line in table:
+            each = ", ".join(f"{100 * value:.1f}" for value in line["accuracies"])
+            print(
+                f"| {line['title']} | {line['trainable']:,} | **{100 * line['mean']:.1f} %** | {each} | "
+                f"{100 * line['low']:.1f} to {100 * line['high']:.1f} %, n = {line['n']} |"
+            )
 
 
-def train_all(workspace: Workspace, wanted: dict) -> dict[tuple[str, int], Run]:
+def words(model: str, row: str, seed: int) -> list[str]:
+    sets = _sets(model)
+    return [
+        f"model={model}", "data=tiny", f"seed={seed}", f"name={model} {row}", *(w.format(**sets) for w in ROWS[row][1])
+    ]  # fmt: skip
+
+
+def _sets(model: str) -> dict[str, str]:
+    """The smallest recommended set of a backbone, and the one a run gets by default."""
+    outline = module_tree.load_outline(model)
+    return {"few": next(iter(launch.recommended_sets(outline))), "all": launch.default_set(outline)}
+
+
+def train_all(workspace: Workspace, wanted: dict) -> dict[tuple[str, str, int], Run]:
     """Queue what is not there yet, and wait for all of it. A run that did not finish ends the benchmark."""
     with Store.open(workspace) as store:
         runs = {run.config.model_copy(update={"device": "auto"}): run for run in store.runs()}
@@ -82,7 +100,7 @@ def train_all(workspace: Workspace, wanted: dict) -> dict[tuple[str, int], Run]:
                 time.sleep(1)
 
 
-def row_of(row: str, runs: list[Run], workspace: Workspace) -> dict:
+def row_of(model: str, row: str, runs: list[Run], workspace: Workspace) -> dict:
     """Seeds share the test clips, so the pooled interval speaks of clips, not of seeds; each seed is shown."""
     with Store.open(workspace) as store:
         summaries = [store.summaries([run.id])[run.id]["test/accuracy"] for run in runs]
@@ -92,7 +110,7 @@ def row_of(row: str, runs: list[Run], workspace: Workspace) -> dict:
     interval = wilson(round(mean * n), n)
     return {
         "row": row,
-        "title": ROWS[row][0],
+        "title": ROWS[row][0].format(**_sets(model)),
         "runs": [run.id for run in runs],
         "weights": runs[0].weights_label,
         "versions": runs[0].facts["versions"],

@@ -172,8 +172,8 @@ def numbers(drawn: Run) -> None:
             if result.trainable and result.total
             else ""
         )
-        targets = run.config.lora.targets
-        st.caption(f"{share}{len(targets)} modules, r = {run.config.lora.r}." if targets else f"{share}The head alone.")
+        trains = run.config.lora.summary
+        st.caption(f"{share}{trains[0].upper()}{trains[1:]}.")
 
 
 def test_caption(run: Run, result: Result, majority: float | None) -> str:

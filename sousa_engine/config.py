@@ -126,6 +126,19 @@ class LoraConfig(Part):
         return head
 
     @property
+    def summary(self) -> str:
+        """What trains beside the head, in short: "24 modules with LoRA r=8"."""
+        method = METHODS[self.method]
+        if not method.takes_targets:
+            return method.title
+        if not self.targets and self.head != "lora":
+            return "the head alone"
+        count = len(self.targets) + (self.head == "lora")
+        own = f" ({len(self.rank_pattern)} with a rank of their own)" if self.rank_pattern else ""
+        rank = f" r={self.r:g}" if "r" in method.settings else ""
+        return f"{count} {'module' if count == 1 else 'modules'} with {method.title}{rank}{own}"
+
+    @property
     def ranks(self) -> dict[str, int]:
         """rank_pattern as a dict."""
         return dict(self.rank_pattern)

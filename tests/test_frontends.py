@@ -107,3 +107,60 @@ print("ok")
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "ok\n", done.stderr
+
+
+ONE_OF_EACH = ["ast-base", "mn10_as", "htsat-audioset", "beats-iter3"]
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH)
+def test_every_front_end_is_batched_and_foretells_its_frames(name):
+    spec = backbones.variant(name).front_end
+    generator = torch.Generator().manual_seed(0)
+    for samples in (spec.sample_rate_hz, spec.sample_rate_hz + 159, spec.samples(spec.min_frames)):
+        clips = 0.1 * torch.randn(3, samples, generator=generator)
+        together = frontends.log_mel(clips, spec)
+        assert together.shape == (3, spec.frames(samples), spec.mel_bins)
+        one_by_one = torch.cat([frontends.log_mel(clip[None], spec) for clip in clips])
+        torch.testing.assert_close(together, one_by_one, atol=1e-4, rtol=0)
+    assert spec.frames(spec.samples(100)) == 100 and spec.frames(spec.samples(101) - 1) == 100
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH)
+def test_silence_is_what_the_spec_says_and_never_infinite(name):
+    spec = backbones.variant(name).front_end
+    features = frontends.log_mel(torch.zeros(1, spec.sample_rate_hz), spec)
+    torch.testing.assert_close(features, torch.full_like(features, spec.silence), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH)
+def test_a_gain_moves_every_bin_by_the_units_the_spec_says(name):
+    spec = backbones.variant(name).front_end
+    clip = torch.randn(1, spec.sample_rate_hz, generator=torch.Generator().manual_seed(0))
+    louder = frontends.log_mel(math.exp(0.5) * clip, spec) - frontends.log_mel(clip, spec)  # a factor of e in power
+    assert louder.median() == pytest.approx(spec.ln_units, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH)
+def test_every_front_end_lets_gradients_through(name):
+    spec = backbones.variant(name).front_end
+    clip = (0.1 * torch.randn(2, spec.sample_rate_hz, generator=torch.Generator().manual_seed(0))).requires_grad_()
+    frontends.log_mel(clip, spec).mean().backward()
+    assert clip.grad.isfinite().all() and (clip.grad != 0).float().mean() > 0.9
+
+
+def test_recordings_are_resampled_once_and_cached_at_the_familys_rate(workspace, monkeypatch):
+    """A set at 16 kHz for a backbone that listens at 32 kHz; a second family at that rate computes its own log-mel."""
+    from sousa_engine.config import DataConfig
+    from sousa_engine.data import audio
+    from sousa_engine.data import features as feature_store
+    from sousa_engine.data import manifest as manifests
+
+    manifest = manifests.open_dataset(DataConfig(dataset="micro"))
+    spec = backbones.variant("mn10_as").front_end
+    first = feature_store.feature_cache(manifest, spec, workspace)
+    clip = audio.waveform(manifest, manifest.clips[5], 32000)
+    assert clip.shape == (round(manifest.clip_s * 32000),)
+    wanted = frontends.log_mel(torch.from_numpy(clip)[None], spec)[0].half().numpy()
+    assert (first.array[5] == wanted).all() and first.floor == pytest.approx(math.log(1e-5), abs=0.01)
+    monkeypatch.setattr(audio, "resample", lambda *a: pytest.fail("resampled again"))
+    assert feature_store.feature_cache(manifest, spec, workspace).was_cached

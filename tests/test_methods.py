@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
@@ -9,9 +10,10 @@ from torch.nn.functional import cross_entropy
 from sousa_engine import backbones, config, lora, module_tree
 from sousa_engine.config import LoraConfig
 from sousa_engine.errors import ConfigError
-from sousa_engine.methods import METHODS
 from sousa_engine.lora import BaseTunerLayer
+from sousa_engine.methods import METHODS
 from sousa_engine.module_tree import load_outline
+from sousa_engine.training.statistics import measure_statistics
 
 CLASSES = 6
 VARIANTS = [name for name, variant in backbones.VARIANTS.items() if variant.embedded]
@@ -20,7 +22,9 @@ EVERY = [(variant, method) for variant in VARIANTS for method in WITH_TARGETS]
 
 
 def built(variant, workspace):
-    return backbones.open_network(variant, num_classes=CLASSES, weights="random", workspace=workspace)
+    network = backbones.open_network(variant, num_classes=CLASSES, weights="random", workspace=workspace)
+    measure_statistics(network.module, batch(variant).numpy(), np.arange(3), batch_size=3)
+    return network
 
 
 def targets(variant, method, r=4):
