@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import streamlit as st
@@ -15,14 +16,17 @@ from sousa_engine.module_tree import EntryMatch, Outline
 from sousa_engine.records import TargetSet
 from sousa_engine.store import Store
 from sousa_engine.web import parts
-from sousa_engine.web.components.module_tree import choose
+from sousa_engine.web.components.module_tree import Choice, choose
 from sousa_engine.web.components.module_tree import module_tree as draw_tree
+from sousa_engine.web.weights_view import weights_section
 from sousa_engine.workspace import default_workspace
 
 HEADS = {"train": "Train fully", "lora": "LoRA", "freeze": "Freeze"}
 READY: dict[str, tuple[str, HeadPolicy]] = {  # recommended set -> its button, and the head's policy it comes with
     "attention": ("Attention", "train"),
     "attention+mlp": ("Attention + MLP", "train"),
+    "se": ("SE", "train"),
+    "se+pointwise": ("SE + pointwise", "train"),
     "all-linear": ("All linear, head too", "lora"),
 }
 EXAMPLE = "peft_target_modules:\n- query\n- value"
@@ -35,6 +39,7 @@ def main() -> None:
     st.title("Backbones")
     variant = pick_variant()
     about(variant)
+    weights_section(variant, workspace)
     bench(variant.name)
 
 
@@ -85,6 +90,15 @@ def linked(source: str) -> str:
     return re.sub(r"arXiv:(\d+\.\d+)", r"[arXiv:\1](https://arxiv.org/abs/\1)", source)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Fields:
+    """What the fields beside the tree say. r: the general rank. classes: rows of the new head."""
+
+    r: int
+    head: HeadPolicy
+    classes: int
+
+
 @st.fragment
 def bench(name: str) -> None:
     """The tree and everything that follows its ticks: one fragment, so that a tick redraws nothing else."""
@@ -92,23 +106,28 @@ def bench(name: str) -> None:
     take_over_ticks(outline)
     left, right = st.columns([7, 3], gap="medium")
     with right:
-        r, head, classes = adapter_fields(outline)
+        fields = adapter_fields(outline)
+        ready_sets(outline)
     with left:
-        ticked = draw_tree(
-            outline, start=launch.recommended_sets(outline)[launch.DEFAULT_SET], r=r, head=head, num_classes=classes
-        )
+        chosen = picked(outline, fields)
     with right:
         with parts.open_store() as store:
             saved = {one.name: one for one in store.target_sets(outline.variant)}
-        launch_button(outline, ticked, saved, r=r, head=head, classes=classes)
+        launch_button(outline, chosen, saved, fields)
         sets, paste, yaml = st.tabs(["Saved sets", "Paste a list", "Copy as YAML"])
         with sets:
-            save_form(outline, ticked, saved, head)
+            save_form(outline, chosen, saved, fields)
             saved_sets(outline, saved)
         with paste:
             pasted_list(outline)
         with yaml:
-            copy_yaml(outline, ticked, head)
+            copy_yaml(outline, chosen, fields)
+
+
+def picked(outline: Outline, fields: Fields) -> Choice:
+    """The tree, and what is ticked in it."""
+    start = launch.recommended_sets(outline)[launch.default_set(outline)]
+    return draw_tree(outline, start=start, r=fields.r, head=fields.head, num_classes=fields.classes)
 
 
 def take_over_ticks(outline: Outline) -> None:
@@ -117,19 +136,20 @@ def take_over_ticks(outline: Outline) -> None:
     if not held or held["variant"] != outline.variant or held is st.session_state.get("bench.seen_ticks"):
         return
     st.session_state["bench.seen_ticks"] = held
-    choose(outline, held["paths"])
+    choose(outline, held["paths"], held.get("ranks"))
     for field in ("head", "r"):
         if field in held:
             st.session_state[f"bench.{field}"] = held[field]
 
 
-def adapter_fields(outline: Outline) -> tuple[int, HeadPolicy, int]:
-    """Rank, head's policy and number of classes, with the ready sets below."""
+def adapter_fields(outline: Outline) -> Fields:
+    """Rank, number of classes and the head's policy."""
     a, b = st.columns(2)
     with a:
         r = st.number_input(
             "Rank r", min_value=1, max_value=1024, value=base.lora.r, key="bench.r", persist_state="session",
-            help=config.field_help("lora.r").capitalize() + ". Adapters grow in proportion.",
+            help=config.field_help("lora.r").capitalize() + ". Adapters grow in proportion. A single module gets a "
+            "rank of its own in its row of the tree; 'all like this' then gives it to the same module in every layer.",
         )  # fmt: skip
     with b:
         classes = st.number_input(
@@ -141,12 +161,16 @@ def adapter_fields(outline: Outline) -> tuple[int, HeadPolicy, int]:
         persist_state="session", width="stretch",
         help="The classifier is new, so something has to train it: all of it, an adapter of rank r, or nothing.",
     )  # fmt: skip
+    return Fields(r=int(r), head=head or base.lora.head, classes=int(classes))
+
+
+def ready_sets(outline: Outline) -> None:
+    """A button for each set that this family's roles recommend."""
     st.caption("Ready sets")
     with st.container(horizontal=True, gap="small"):
         for name, paths in launch.recommended_sets(outline).items():
             label, policy = READY.get(name, (name, "train"))
             st.button(label, key=f"ready {name}", on_click=take, args=(outline, paths, policy))
-    return int(r), head or base.lora.head, int(classes)
 
 
 def take(outline: Outline, paths: tuple[str, ...], head: HeadPolicy | None) -> None:
@@ -155,29 +179,44 @@ def take(outline: Outline, paths: tuple[str, ...], head: HeadPolicy | None) -> N
         st.session_state["bench.head"] = head
 
 
-def launch_button(
-    outline: Outline, ticked: tuple[str, ...], saved: Mapping[str, TargetSet], *, r: int, head: HeadPolicy, classes: int
-) -> None:
+def launch_button(outline: Outline, chosen: Choice, saved: Mapping[str, TargetSet], fields: Fields) -> None:
     """What the ticks come to, in Python's own count, and the way to Launch if that can be trained."""
-    counts = module_tree.count(outline, ticked, r=r, head=head, num_classes=classes)
-    lora = {"targets": [target.model_dump() for target in outline.targets(ticked)], "r": r, "head": head}
+    counts = module_tree.count(
+        outline, chosen.paths, r=fields.r, head=fields.head, num_classes=fields.classes, ranks=chosen.ranks
+    )
+    targets = outline.targets(chosen.paths)
+    lora = {
+        "targets": [target.model_dump() for target in targets], "rank_pattern": chosen.ranks,
+        "r": fields.r, "head": fields.head,
+    }  # fmt: skip
     problems = list(config.problems({"lora": lora}).values())
     if not counts.trainable:
         problems.append("Nothing would train: no module is ticked and the head is frozen.")
     for problem in problems:
         st.error(parts.plain(problem))
+    narrow = {t.path: t.width for t in targets if t.width < chosen.ranks.get(t.path, fields.r)}
+    if narrow:
+        st.button(
+            f"Give {len(narrow)} narrow module{'s' * (len(narrow) > 1)} the highest rank possible", width="stretch",
+            on_click=choose, args=(outline, chosen.paths, {**chosen.ranks, **narrow}),
+        )  # fmt: skip
     if st.button(
         "Launch with these targets", type="primary", icon=":material/rocket_launch:", width="stretch",
         disabled=bool(problems),
     ):  # fmt: skip
-        name = name_of(outline, ticked, saved, head)
+        name = name_of(outline, chosen.paths, saved, fields.head)
         st.session_state["ticks"] = st.session_state["bench.seen_ticks"] = {
-            "variant": outline.variant, "paths": list(ticked), "head": head, "r": r, "name": name
+            "variant": outline.variant, "paths": list(chosen.paths), "ranks": dict(chosen.ranks),
+            "head": fields.head, "r": fields.r, "name": name,
         }  # fmt: skip
         st.switch_page(parts.page_path("launch"))
     modules = "1 module" if counts.layers == 1 else f"{counts.layers} modules"
+    own = {0: "", 1: " 1 has a rank of its own."}.get(
+        len(chosen.ranks), f" {len(chosen.ranks)} have a rank of their own."
+    )
     st.caption(
         f"{modules} with LoRA, {counts.trainable:,} trainable of {counts.total:,} parameters ({counts.percent:.3g} %)."
+        + own
     )
 
 
@@ -190,18 +229,21 @@ def name_of(outline: Outline, ticked: tuple[str, ...], saved: Mapping[str, Targe
     return next((name for name, paths in ready.items() if set(paths) == set(ticked)), "")
 
 
-def save_form(outline: Outline, ticked: tuple[str, ...], saved: Mapping[str, TargetSet], head: HeadPolicy) -> None:
+def save_form(outline: Outline, chosen: Choice, saved: Mapping[str, TargetSet], fields: Fields) -> None:
     with st.form("save set", border=False, clear_on_submit=True):
         a, b = st.columns([3, 1], vertical_alignment="bottom")
         with a:
-            name = st.text_input("Name for what is ticked now", max_chars=80, placeholder="attention of the top 4")
+            name = st.text_input(
+                "Name for what is ticked now", max_chars=80, placeholder="attention of the top 4",
+                help="A set keeps the modules and the head's policy. Ranks are not saved.",
+            )  # fmt: skip
         with b:
             pressed = st.form_submit_button("Save", width="stretch")
     name = " ".join(name.split())
     if pressed and not name:
         st.error("A set needs a name to be found again.")
-    elif pressed and changed(lambda store: store.save_target_set(name, outline.variant, ticked, head)):
-        st.toast(f"{'Replaced' if name in saved else 'Saved'} {parts.plain(repr(name))}: {len(ticked)} modules.")
+    elif pressed and changed(lambda store: store.save_target_set(name, outline.variant, chosen.paths, fields.head)):
+        st.toast(f"{'Replaced' if name in saved else 'Saved'} {parts.plain(repr(name))}: {len(chosen.paths)} modules.")
         st.session_state[f"saved set of {outline.variant}"] = name
         st.rerun()
 
@@ -267,6 +309,8 @@ def pasted_list(outline: Outline) -> None:
     in_head = [path for path in resolution.paths if outline.in_head(path)]
     if in_head:
         st.caption(f"It names the head (`{in_head[0]}`): ticking sets the head's policy to LoRA.")
+    if re.search(r"^\s*rank_pattern:", text, re.MULTILINE):
+        st.caption("Its ranks are not taken over: ticked modules begin with the general rank.")
     if resolution.unmatched:
         st.error(f"{len(resolution.unmatched)} of {len(entries)} entries match nothing, so none is ticked.")
     with st.container(horizontal=True):
@@ -304,16 +348,18 @@ def use_todays_names(entries: list[str], matches: list[EntryMatch]) -> None:
     st.session_state["pasted"] = "peft_target_modules:\n" + "".join(f"- {name}\n" for name in dict.fromkeys(names))
 
 
-def copy_yaml(outline: Outline, ticked: tuple[str, ...], head: HeadPolicy) -> None:
-    paths = [*ticked, *([outline.head_layer.path] if head == "lora" else [])]
+def copy_yaml(outline: Outline, chosen: Choice, fields: Fields) -> None:
+    paths = [*chosen.paths, *([outline.head_layer.path] if fields.head == "lora" else [])]
     if not paths:
         st.caption("Nothing is ticked.")
         return
-    st.code(module_tree.to_yaml(outline, paths), language="yaml")
+    ranks = "".join(f"  {path}: {rank}\n" for path, rank in chosen.ranks.items())
+    st.code(module_tree.to_yaml(outline, paths) + (f"rank_pattern:\n{ranks}" if ranks else ""), language="yaml")
     versions = ", ".join(f"{name} {number}" for name, number in outline.versions.items())
     st.caption(
         f"The shortest names that mean exactly these modules, in {versions}."
-        + (" The head is in it." if head == "lora" else "")
+        + (" The head is in it." if fields.head == "lora" else "")
+        + (f" All other modules have rank {fields.r}." if ranks else "")
     )
 
 

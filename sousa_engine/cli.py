@@ -23,6 +23,7 @@ from sousa_engine.data import synth
 from sousa_engine.errors import ConfigError, SousaError, UserError, unknown
 from sousa_engine.records import Run, RunStatus, Summary
 from sousa_engine.store import Store
+from sousa_engine.weights_cli import weights
 from sousa_engine.workspace import Workspace, default_workspace
 
 POLL_S = 0.3
@@ -65,6 +66,9 @@ def main(ctx: click.Context, root: Path | None) -> None:
         raise UserError(f"There is no folder {ctx.obj.root}, so there are no runs in it. Check --workspace.")
     if trouble := ctx.obj.full_disk():
         click.echo(f"warning: {trouble}", err=True)
+
+
+main.add_command(weights)
 
 
 def _field_list() -> str:
@@ -259,7 +263,7 @@ def _echo_preflight(prepared: launch.Prepared, found: launch.Preflight) -> None:
     counts, clips = found.counts, found.clips
     click.echo(
         f"{prepared.config.model.variant}: {counts.trainable:,} trainable of {counts.total:,} parameters "
-        f"({counts.percent:.2f} %), {counts.layers} modules with LoRA r={prepared.config.lora.r}"
+        f"({counts.percent:.2f} %), {prepared.config.lora.summary}"
     )
     majority = "" if found.majority is None else f", majority baseline {found.majority:.1%}"
     click.echo(

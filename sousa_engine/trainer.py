@@ -116,6 +116,7 @@ def _train(
         weights=run_config.model.weights,
         workspace=workspace,
         seed=run_config.seed,
+        tell=lambda doing, done, total: progress(done, total or max(done, 1)),
     )
     print(f"weights: {network.weights_label}", flush=True)
     cache = feature_store.feature_cache(manifest, network.spec, workspace, progress)
@@ -189,7 +190,7 @@ def _train(
     return outcome
 
 
-class _StopRequested(Exception):
+class _StopRequested(SousaError):
     """A stop arrived before training began: nothing to checkpoint."""
 
 

@@ -1,9 +1,5 @@
-import json
 import math
-import os
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -12,7 +8,7 @@ from safetensors.torch import save_file
 
 from sousa_engine import backbones, frontends
 from sousa_engine.backbones import ast, outline_maker, pretrained
-from sousa_engine.errors import DataError, UnknownNameError, WeightsError
+from sousa_engine.errors import DataError, UnknownNameError
 from sousa_engine.module_tree import OUTLINES
 
 BODY = "audio_spectrogram_transformer"
@@ -45,14 +41,6 @@ def base(published):
 @pytest.fixture
 def mini(workspace):
     return backbones.open_network("ast-mini", num_classes=7, weights="random", workspace=workspace).module.eval()
-
-
-@pytest.fixture
-def mini_file(mini, tmp_path):
-    """Weights of ast-mini in today's names, with a head of 7 classes."""
-    path = tmp_path / "mine.safetensors"
-    save_file(mini.state_dict(), path)
-    return path
 
 
 def padded(oracle, clip):
@@ -204,123 +192,3 @@ def test_the_same_seed_gives_the_same_network_and_leaves_other_randomness_alone(
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), same.parameters(), strict=True))
     assert not torch.equal(one.classifier.dense.weight, other.classifier.dense.weight)
     assert one.audio_spectrogram_transformer.embeddings.position_embeddings.std() > 0.01  # it can tell time
-
-
-def test_random_weights_say_so(workspace):
-    network = backbones.open_network("ast-mini", num_classes=5, weights="random", workspace=workspace)
-    assert network.weights_label == "random weights"
-    assert backbones.weights_state("ast-base", workspace, "random").label == "random weights"
-
-
-@pytest.mark.parametrize("name", [name for name, variant in backbones.VARIANTS.items() if variant.embedded])
-def test_embedded_weights_load_with_nothing_but_the_package_and_are_small(name, workspace):
-    network = backbones.open_network(name, num_classes=9, workspace=workspace)
-    assert re.fullmatch(rf"pretrained: {name} \(embedded\), sha256 [0-9a-f]{{12}}", network.weights_label)
-    state = backbones.weights_state(name, workspace)
-    assert state.path is not None and state.path.stat().st_size <= 8_000_000
-    fresh = backbones.open_network(name, num_classes=9, weights="random", workspace=workspace).module.state_dict()
-    for key, value in network.module.state_dict().items():
-        assert torch.equal(value, fresh[key]) == key.startswith("classifier."), key
-
-
-def test_missing_weights_are_an_error_with_three_ways_out_and_never_a_fallback(workspace):
-    state = backbones.weights_state("ast-base", workspace)
-    assert not state.available and state.label == ""
-    with pytest.raises(WeightsError) as error:
-        backbones.open_network("ast-base", num_classes=40, workspace=workspace)
-    for way in ("model.weights=FILE", "model=ast-mini", "model.weights=random", str(workspace.weights / "ast-base")):
-        assert way in str(error.value)
-
-
-def test_an_imported_file_becomes_the_pretrained_weights(mini, mini_file, workspace, monkeypatch, tmp_path):
-    monkeypatch.setattr(pretrained, "EMBEDDED", tmp_path / "nothing embedded")
-    with pytest.raises(WeightsError, match="restore the file"):
-        backbones.open_network("ast-mini", num_classes=40, workspace=workspace)
-    state = pretrained.import_weights(backbones.variant("ast-mini"), ast, mini_file, workspace)
-    assert state.available and state.path == workspace.weights / "ast-mini" / "model.safetensors"
-    network = backbones.open_network("ast-mini", num_classes=40, workspace=workspace)
-    assert network.weights_label.startswith("pretrained: mine.safetensors, sha256 ")
-    assert torch.equal(
-        network.module.audio_spectrogram_transformer.layernorm.weight, mini.state_dict()[f"{BODY}.layernorm.weight"]
-    )
-    assert sorted(p.name for p in state.path.parent.iterdir()) == ["model.safetensors", "origin.json"]
-
-
-def test_a_foreign_file_is_not_imported_and_the_reason_names_tensors(mini_file, workspace):
-    with pytest.raises(WeightsError, match=r"of 199 tensors are missing.*another shape") as error:
-        pretrained.import_weights(backbones.variant("ast-base"), ast, mini_file, workspace)
-    assert "does not fit ast-base" in str(error.value)
-    assert not (workspace.weights / "ast-base").exists()
-
-
-def test_a_missing_and_an_unknown_tensor_are_counted_and_named(mini):
-    state = dict(mini.state_dict())
-    state[f"{BODY}.layernorm.wieght"] = state.pop(f"{BODY}.layernorm.weight")
-    before = {key: value.clone() for key, value in mini.state_dict().items()}
-    with pytest.raises(WeightsError) as error:
-        pretrained.load_official(mini, state, ast)
-    text = str(error.value)
-    assert f"1 of {len(state)} tensors are missing" in text and f"the file has {BODY}.layernorm.wieght" in text
-    assert "1 are not of this network" in text
-    assert all(torch.equal(value, before[key]) for key, value in mini.state_dict().items())
-
-
-@pytest.mark.parametrize("envelope", [lambda s: {"model": s, "epoch": 3}, lambda s: {"state_dict": s}, lambda s: s])
-def test_an_envelope_and_a_prefix_are_taken_off(mini, envelope):
-    state = {f"module.{key}": value + 1 for key, value in mini.state_dict().items()}
-    pretrained.load_official(mini, envelope(state), ast)
-    assert torch.equal(mini.classifier.dense.bias, state["module.classifier.dense.bias"])
-
-
-@pytest.mark.parametrize("name", ["model.safetensors", "model.pth"])
-def test_a_truncated_file_is_refused_before_and_at_loading(mini, tmp_path, workspace, name):
-    path = tmp_path / name
-    (save_file if name.endswith("safetensors") else torch.save)(mini.state_dict(), path)
-    path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(WeightsError, match="truncated"):
-        backbones.open_network("ast-mini", num_classes=7, weights=str(path), workspace=workspace)
-    if name.endswith("safetensors"):
-        assert "truncated" in backbones.weights_state("ast-mini", workspace, str(path)).message
-    with pytest.raises(WeightsError, match="truncated"):
-        pretrained.read(path)
-
-
-class Trap:
-    """Unpickling it would run code."""
-
-    def __reduce__(self):
-        return (os.mkdir, ("sprung",))
-
-
-def test_a_file_with_code_in_it_is_refused_unrun(tmp_path, workspace, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    torch.save({"weights": Trap()}, "trap.pth")
-    with pytest.raises(WeightsError, match="could run code"):
-        backbones.open_network("ast-mini", num_classes=7, weights="trap.pth", workspace=workspace)
-    assert not (tmp_path / "sprung").exists()
-
-
-@pytest.mark.parametrize("content", [b"", b"hello", json.dumps({"a": 1}).encode()])
-@pytest.mark.parametrize("name", ["x.safetensors", "x.pth"])
-def test_a_file_that_is_no_weights_file_is_refused(tmp_path, workspace, name, content):
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(WeightsError):
-        backbones.open_network("ast-mini", num_classes=7, weights=str(tmp_path / name), workspace=workspace)
-
-
-def test_a_path_that_is_not_there_and_an_empty_folder_are_refused(tmp_path, workspace):
-    with pytest.raises(WeightsError, match="There is no file"):
-        backbones.open_network("ast-mini", num_classes=7, weights=str(tmp_path / "no.safetensors"), workspace=workspace)
-    with pytest.raises(WeightsError, match=r"holds no weights file.*model\.safetensors"):
-        backbones.open_network("ast-mini", num_classes=7, weights=str(tmp_path), workspace=workspace)
-
-
-def test_asking_about_weights_never_imports_torch(workspace):
-    code = (
-        "import sys; from pathlib import Path; from sousa_engine import backbones;"
-        "from sousa_engine.workspace import Workspace;"
-        "backbones.weights_state('ast-base', Workspace(root=Path(sys.argv[1])));"
-        "print([m for m in ('torch', 'transformers', 'peft', 'torchaudio') if m in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code, str(workspace.root)], capture_output=True, text=True, check=True)
-    assert done.stdout == "[]\n"

@@ -3,12 +3,13 @@
 import json
 
 import pytest
+import yaml
 from streamlit.testing.v1 import AppTest
 
 from sousa_engine import backbones, launch, module_tree
 from sousa_engine.errors import WorkspaceError
 from sousa_engine.store import Store
-from sousa_engine.web.components.module_tree import outline_name
+from sousa_engine.web.components.module_tree import Choice, outline_name
 from sousa_engine.workspace import PROJECT_ROOT
 
 MAIN = PROJECT_ROOT / "sousa_engine" / "web" / "main.py"
@@ -36,10 +37,11 @@ def sent(page):
     return json.loads(page.get("bidi_component")[0].proto.json)
 
 
-def tick(page, outline, paths, rev=None):
+def tick(page, outline, paths, ranks=None, rev=None):
     """What the browser sends after ticks."""
     rev = sent(page)["seed_rev"] if rev is None else rev
-    page.session_state["tree"] = {"ticks": {"outline": outline_name(outline), "rev": rev, "paths": list(paths)}}
+    ticks = {"outline": outline_name(outline), "rev": rev, "paths": list(paths), "ranks": ranks or {}}
+    page.session_state["tree"] = {"ticks": ticks}
     return page.run()
 
 
@@ -74,18 +76,51 @@ def test_python_believes_only_what_can_be_ticked(page, outline):
     tick(page, outline, claims)
     assert not page.exception
     assert counted(page).startswith("1 module with LoRA, 44,584 ")
-    for nonsense in ({"ticks": "all"}, {"ticks": {"paths": [[]]}}, {"ticks": {"outline": 1, "rev": "x", "paths": {}}}):
-        page.session_state["tree"] = nonsense
+    honest = page.session_state["tree"]["ticks"]
+    for nonsense in ("all", {"paths": [[]]}, {**honest, "rev": "x"}, {**honest, "paths": {}}, {**honest, "ranks": [8]}):
+        page.session_state["tree"] = {"ticks": nonsense}
         page.run()
         assert not page.exception
+        assert counted(page).startswith("1 module")
     tick(page, outline, [["x"], 7, None])
     assert counted(page).startswith("0 modules")
+
+
+def test_python_believes_only_ranks_of_ticked_modules_that_fit_them(page, outline):
+    q, k, v, o = (f"{LAYERS}.0.attention.{name}_proj" for name in "qkvo")
+    fc1 = f"{LAYERS}.0.mlp.fc1"
+    tick(page, outline, [q, k, v, o], {q: 16, k: 769, v: True, o: "9", fc1: 4, "x": 2})
+    assert counted(page).startswith("4 modules with LoRA, ")
+    button(page, "Launch with these targets").click().run()
+    assert page.session_state["ticks"]["ranks"] == {q: 16}
+
+
+@pytest.mark.parametrize("rank", [0, -1, 769, 10**30, 16.0, "16", None, [16], True])
+def test_a_rank_that_does_not_fit_is_the_general_one(page, outline, rank):
+    q = f"{LAYERS}.0.attention.q_proj"
+    tick(page, outline, [q], {q: rank})
+    assert not page.exception
+    assert counted(page).startswith("1 module with LoRA, 44,584 ")
+    tick(page, outline, [q], {q: 768})
+    assert counted(page).startswith(f"1 module with LoRA, {768 * 1536 + 32_296:,} ")
+    assert counted(page).endswith(" 1 has a rank of its own.")
+
+
+def test_a_rank_equal_to_the_general_one_is_none_of_its_own(page, outline):
+    q = f"{LAYERS}.0.attention.q_proj"
+    tick(page, outline, [q], {q: 16})
+    assert counted(page).endswith("1 has a rank of its own.")
+    page.number_input(key="bench.r").set_value(16).run()
+    assert counted(page).startswith(f"1 module with LoRA, {16 * 1536 + 32_296:,} ")
+    assert "rank of its own" not in counted(page)
+    page.number_input(key="bench.r").set_value(4).run()
+    assert counted(page).endswith("1 has a rank of its own.")
 
 
 def test_data_for_the_browser_stays_the_same_from_tick_to_tick(page, outline):
     before = page.get("bidi_component")[0].proto.json
     tick(page, outline, [f"{LAYERS}.0.mlp.fc1"])
-    tick(page, outline, [f"{LAYERS}.0.mlp.fc1", f"{LAYERS}.1.mlp.fc1"])
+    tick(page, outline, [f"{LAYERS}.0.mlp.fc1", f"{LAYERS}.1.mlp.fc1"], {f"{LAYERS}.0.mlp.fc1": 3})
     assert page.get("bidi_component")[0].proto.json == before
 
 
@@ -116,6 +151,9 @@ def test_rank_above_a_modules_width_and_nothing_to_train_forbid_the_launch(page,
     page.number_input(key="bench.r").set_value(1000).run()
     assert "above the width" in page.error[0].value
     assert button(page, "Launch with these targets").disabled
+    button(page, "Give 72 narrow modules the highest rank possible").click().run()
+    assert not page.error and not button(page, "Launch with these targets").disabled
+    assert counted(page).endswith("72 have a rank of their own.")
     page.number_input(key="bench.r").set_value(8).run()
     page.session_state["bench.head"] = "freeze"
     tick(page, outline, [])
@@ -126,6 +164,8 @@ def test_rank_above_a_modules_width_and_nothing_to_train_forbid_the_launch(page,
 def test_ticks_are_handed_over_to_launch_with_head_rank_and_name(page, outline):
     page.number_input(key="bench.r").set_value(16).run()
     button(page, "Attention").click().run()
+    q = f"{LAYERS}.3.attention.q_proj"
+    tick(page, outline, launch.recommended_sets(outline)["attention"], {q: 32})
     button(page, "Launch with these targets").click().run()
     assert not page.exception
     assert page.title[0].value == "Launch"
@@ -133,6 +173,7 @@ def test_ticks_are_handed_over_to_launch_with_head_rank_and_name(page, outline):
     assert ticks == {
         "variant": "ast-base",
         "paths": list(launch.recommended_sets(outline)["attention"]),
+        "ranks": {q: 32},
         "head": "train",
         "r": 16,
         "name": "attention",
@@ -146,6 +187,18 @@ def test_ticks_of_an_earlier_run_come_back_from_launch_once(page, outline):
     assert counted(page).startswith("1 module with LoRA, 15,360 ")
     tick(page, outline, [])
     assert "Nothing would train" in page.error[0].value
+
+
+def test_ranks_of_an_earlier_run_come_back_from_launch(page, outline):
+    q, k = (f"{LAYERS}.3.attention.{name}_proj" for name in "qk")
+    held = {"variant": "ast-base", "paths": [q, k], "ranks": {q: 2}, "head": "freeze", "r": 4, "name": ""}
+    page.session_state["ticks"] = held
+    page.run()
+    assert counted(page).startswith(f"2 modules with LoRA, {(2 + 4) * 1536:,} ")
+    assert sent(page)["seed_ranks"] == {q: 2}
+    page.switch_page(str(PROJECT_ROOT / "pages" / "data.py")).run()
+    page.switch_page(str(PROJECT_ROOT / "pages" / "backbones.py")).run()  # the browser has forgotten: told again
+    assert sent(page)["seed_ranks"] == {q: 2}
 
 
 def test_a_set_is_saved_loaded_and_deleted_by_name(page, outline, workspace):
@@ -212,6 +265,14 @@ def test_a_list_that_names_the_head_puts_lora_on_it_and_repeats_the_known_count(
     assert counted(page).startswith("73 modules with LoRA, 1,333,568 trainable of 86,219,560")
 
 
+def test_a_pasted_list_says_that_its_ranks_are_not_taken_over(page):
+    said = "Its ranks are not taken over: ticked modules begin with the general rank."
+    paste(page, "peft_target_modules:\n- q_proj\n")
+    assert said not in [c.value for c in page.caption]
+    paste(page, "peft_target_modules:\n- q_proj\nrank_pattern:\n  q_proj: 4\n")
+    assert said in [c.value for c in page.caption]
+
+
 def test_names_of_ready_sets_and_text_that_is_no_list(page):
     paste(page, "attention+mlp")
     assert any("`attention+mlp`: 72 modules, a ready set" in m.value for m in page.markdown)
@@ -228,3 +289,60 @@ def test_yaml_to_copy_means_exactly_the_ticked_modules(page, outline):
     text = page.code[0].value
     assert "dense" in text
     assert module_tree.resolve(outline, text.split("\n- ")[1:]).paths == (*ticked, "classifier.dense")
+
+
+def test_yaml_to_copy_says_which_modules_have_a_rank_of_their_own(page, outline):
+    q, k = (f"{LAYERS}.0.attention.{name}_proj" for name in "qk")
+    tick(page, outline, [q, k], {k: 2})
+    copied = yaml.safe_load(page.code[0].value)
+    assert copied == {"peft_target_modules": [q, k], "rank_pattern": {k: 2}}
+    assert any(c.value.endswith("All other modules have rank 8.") for c in page.caption)
+
+
+def test_every_recommended_set_has_a_button_that_ticks_it(page, outline):
+    for label, name in (("Attention", "attention"), ("Attention + MLP", "attention+mlp")):
+        button(page, label).click().run()
+        assert sent(page)["seed"] == list(launch.recommended_sets(outline)[name])
+    assert len([b for b in page.button if (b.key or "").startswith("ready ")]) == 3
+
+
+def bare_tree():
+    """A page of nothing but the tree, told of blocked modules and of costs."""
+    import streamlit as st
+
+    from sousa_engine import module_tree
+    from sousa_engine.web.components.module_tree import module_tree as draw_tree
+
+    outline = module_tree.load_outline("ast-base")
+    blocked, costs = (st.session_state.get(name) for name in ("blocked", "costs"))
+    start = [node.path for node in outline.nodes if node.role == "attention.query"]
+    chosen = draw_tree(outline, start=start, r=8, head="train", num_classes=40, blocked=blocked, costs=costs)
+    st.session_state["chosen"] = chosen
+
+
+def bare(name, value):
+    page = AppTest.from_function(bare_tree, default_timeout=60)
+    page.session_state[name] = value
+    return page.run()
+
+
+def test_a_blocked_module_leaves_what_is_returned_and_comes_back_when_it_is_free(outline):
+    q = [f"{LAYERS}.{i}.attention.q_proj" for i in range(12)]
+    page = bare("blocked", {q[0]: "Not with this method.", q[3]: "Not with this method."})
+    assert not page.exception
+    tick(page, outline, q, {q[0]: 2, q[1]: 3})
+    assert page.session_state["chosen"] == Choice(paths=tuple(q[1:3] + q[4:]), ranks={q[1]: 3})
+    rows = [i for i, node in enumerate(outline.nodes) if node.path in (q[0], q[3])]
+    assert sent(page)["blocked"] == {"Not with this method.": rows}
+    page.session_state["blocked"] = {}
+    page.run()
+    assert page.session_state["chosen"] == Choice(paths=tuple(q), ranks={q[0]: 2, q[1]: 3})
+
+
+def test_where_parameters_are_counted_otherwise_there_are_no_ranks(outline):
+    q = f"{LAYERS}.0.attention.q_proj"
+    page = bare("costs", {q: 768})
+    tick(page, outline, [q], {q: 2})
+    assert page.session_state["chosen"] == Choice(paths=(q,), ranks={})
+    costs = sent(page)["costs"]
+    assert len(costs) == len(outline.nodes) and sum(costs) == 768

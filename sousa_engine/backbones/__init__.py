@@ -19,6 +19,7 @@ from sousa_engine.errors import WeightsError, unknown
 from sousa_engine.workspace import Workspace, default_workspace
 
 if TYPE_CHECKING:
+    from sousa_engine.backbones.intake import Tell
     from sousa_engine.backbones.waveforms import TakesWaveforms
 
 __all__ = [
@@ -91,13 +92,19 @@ def weights_state(name: str, workspace: Workspace, weights: str = "pretrained") 
 
 
 def open_network(
-    name: str, *, num_classes: int, weights: str = "pretrained", workspace: Workspace, seed: int = 0
+    name: str,
+    *,
+    num_classes: int,
+    weights: str = "pretrained",
+    workspace: Workspace,
+    seed: int = 0,
+    tell: Tell | None = None,
 ) -> Network:
     """A backbone with a new head, and what it was built from: the trainer's door. Imports torch.
 
     weights: "pretrained", "random" (a control), or a path to a weights file or folder. The head is always new, drawn
     from `seed`: AudioSet's 527 classes, or whatever a file brings, are left away. Raises WeightsError; there is no
-    fallback from one kind of weights to another.
+    fallback from one kind of weights to another. tell: hears of a download, and may end it by raising.
     """
     chosen = variant(name)
     state = pretrained.weights_state(chosen, workspace, weights)
@@ -106,7 +113,7 @@ def open_network(
     module = family(chosen).networks().network(chosen, num_classes, seed)
     label = state.label
     if weights != "random":
-        label = pretrained.load_pretrained(module, chosen, family(chosen), state, workspace)
+        label = pretrained.load_pretrained(module, chosen, family(chosen), state, workspace, tell)
     return Network(
         module=module,
         variant=chosen,

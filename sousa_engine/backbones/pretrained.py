@@ -6,46 +6,52 @@ accepted by its key tree: every tensor of the backbone, of the right shape, and 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import shlex
 import shutil
 import struct
-import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from sousa_engine.backbones import downloads
+from sousa_engine import run_files
+from sousa_engine.backbones import downloads, embedded, intake
 from sousa_engine.backbones.downloads import sha256
 from sousa_engine.backbones.spec import Variant, WeightsState
 from sousa_engine.errors import WeightsError, nearest
 from sousa_engine.workspace import Workspace
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from sousa_engine.backbones.waveforms import TakesWaveforms
 
-EMBEDDED = Path(__file__).parent / "weights"
+EMBEDDED = embedded.FOLDER
 FILE_NAMES = ("model.safetensors", "model.pth", "pytorch_model.bin")  # looked for in a folder, in this order
 ORIGIN = "origin.json"  # beside an imported file: its own name, where it came from, its sha256
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stored:
-    """A weights file on this machine. origin: "embedded", "imported from ...", "downloaded from ...", "hub cache".
+    """A weights file on this machine.
 
-    recorded: its sha256 when it was taken in, None where nobody wrote it down.
+    origin: "embedded", "imported from ...", "downloaded from ...", "hub cache" or "put there by hand". recorded: its
+    sha256 when it was taken in, or as published; None where nobody wrote it down.
     """
 
     path: Path
     origin: str
     size_bytes: int
     recorded: str | None
+
+    @property
+    def is_published(self) -> bool:
+        """Whether it is the file that `fetch` would bring."""
+        return self.origin == "hub cache" or self.origin.startswith("downloaded")
 
 
 def weights_state(variant: Variant, workspace: Workspace, weights: str = "pretrained") -> WeightsState:
@@ -56,23 +62,31 @@ def weights_state(variant: Variant, workspace: Workspace, weights: str = "pretra
     if weights == "random":
         return WeightsState(available=True, label="random weights", path=None, message="")
     if weights != "pretrained":
-        return _file_state(Path(weights).expanduser())
+        state = _file_state(Path(weights).expanduser())
+        hint = (
+            "" if state.available else " Set model.weights to a weights file or a folder, to pretrained or to random."
+        )
+        return replace(state, message=state.message + hint)
     here = stored(variant, workspace)
     if here is not None:
         named = here.origin in ("embedded", "hub cache")
         return _file_state(here.path, name=f"{variant.name} ({here.origin})" if named else _own_name(here.path))
-    if variant.download and variant.download.url and downloads.answers(variant.download.url):
-        label = f"pretrained: {variant.download.file}, downloaded when the run starts"
-        return WeightsState(available=True, label=label, path=None, message="")
-    return WeightsState(available=False, label="", path=None, message=ways_out(variant, workspace))
+    if variant.download and variant.download.url:
+        why = downloads.unreachable(variant.download.url)
+        if not why:
+            label = f"pretrained: {variant.download.file}, downloaded when the run starts"
+            return WeightsState(available=True, label=label, path=None, message="")
+    else:
+        why = "they have no direct link"
+    return WeightsState(available=False, label="", path=None, message=ways_out(variant, workspace, why))
 
 
 def stored(variant: Variant, workspace: Workspace) -> Stored | None:
     """The file that "pretrained" means on this machine, if there is one; never asks the network."""
-    embedded = _file_in(EMBEDDED / variant.name)
-    if embedded is not None:
-        card = json.loads((embedded.parent / "config.json").read_text())
-        return Stored(path=embedded, origin="embedded", size_bytes=embedded.stat().st_size, recorded=card["sha256"])
+    packed = _file_in(EMBEDDED / variant.name)
+    if packed is not None:
+        card = json.loads((packed.parent / "config.json").read_text())
+        return Stored(path=packed, origin="embedded", size_bytes=packed.stat().st_size, recorded=card["sha256"])
     own = _file_in(workspace.weights / variant.name)
     if own is not None:
         facts = _origin(own)
@@ -91,79 +105,132 @@ def stored(variant: Variant, workspace: Workspace) -> Stored | None:
     return None
 
 
+def intake_folder(variant: Variant, workspace: Workspace) -> Path:
+    """Where a variant's download or import is under way: intake.look tells how far it is."""
+    return workspace.weights / ".intake" / variant.name
+
+
 def fetch(
-    variant: Variant, family: ModuleType, workspace: Workspace, progress: downloads.Progress | None = None
+    variant: Variant,
+    family: ModuleType,
+    workspace: Workspace,
+    *,
+    tell: intake.Tell | None = None,
+    lock_fd: int | None = None,
 ) -> WeightsState:
-    """Download a variant's published weights into the workspace, once they are seen to fit. Raises WeightsError."""
-    if variant.download is None:
-        raise WeightsError(f"{variant.name} needs no download: its weights are part of this package.")
-    waiting = workspace.weights / variant.name / ".download"
-    try:
-        file = downloads.fetch(variant.download, waiting, progress)
-        state = _take(variant, family, file, workspace, came=f"downloaded from {variant.download.url}", move=True)
-    except OSError as error:
-        raise WeightsError(f"{waiting} cannot be written to ({error.strerror}).") from None
-    shutil.rmtree(waiting, ignore_errors=True)
-    return state
+    """Download a variant's published weights into the workspace, once they are seen to fit. Raises WeightsError.
+
+    If they are here and whole, nothing is asked of the network. Of several callers at once one downloads, the others
+    wait for it. tell, lock_fd: see intake.taking_in.
+    """
+    folder = intake_folder(variant, workspace)
+    with _writing(folder), intake.taking_in(folder, lock_fd=lock_fd, tell=tell) as tell:
+        if variant.download is None:
+            raise WeightsError(f"{variant.name} needs no download: its weights are part of this package.")
+        here = stored(variant, workspace)
+        if here and here.is_published and here.recorded in (None, sha256(here.path)):
+            return weights_state(variant, workspace)
+        file = downloads.fetch(variant.download, folder, lambda done, total: tell("downloading", done, total))
+        tell("checking", 0, None)
+        try:
+            _check_fits(file, variant, family)
+        except WeightsError as error:
+            file.unlink()
+            raise WeightsError(f"{error} It is not kept.") from None
+        return _put(variant, file, workspace, came=f"downloaded from {variant.download.url}", move=True)
 
 
-def import_weights(variant: Variant, family: ModuleType, file: Path, workspace: Workspace) -> WeightsState:
-    """Copy a file (or a folder's file) into the workspace, once its key tree is seen to be this backbone's."""
-    state = _file_state(file.expanduser())
-    if not state.available:
-        raise WeightsError(state.message)
-    assert state.path is not None
-    return _take(variant, family, state.path, workspace, came=f"imported from {state.path.resolve()}", move=False)
+def import_weights(
+    variant: Variant,
+    family: ModuleType,
+    file: Path,
+    workspace: Workspace,
+    *,
+    known: Sequence[Variant] = (),
+    tell: intake.Tell | None = None,
+    lock_fd: int | None = None,
+) -> WeightsState:
+    """Copy a file (or a folder's file) into the workspace, once its key tree is seen to be this backbone's.
+
+    known: a file that is the published one of another of these, by its sha256, is refused although it would fit. tell,
+    lock_fd: see intake.taking_in.
+    """
+    folder = intake_folder(variant, workspace)
+    with _writing(folder), intake.taking_in(folder, lock_fd=lock_fd, tell=tell) as tell:
+        tell("checking", 0, None)
+        here = stored(variant, workspace)
+        if here and here.origin == "embedded":
+            raise WeightsError(
+                f"{variant.name} has its weights in this package, and an imported file would never be used. To train "
+                f"from {file}, set model.weights to it."
+            )
+        path = _file(file)
+        for other in known:
+            published = other.download.sha256 if other.download else None
+            if published and other.name != variant.name and sha256(path) == published:
+                raise WeightsError(f"{path} is the published file of {other.name}, by its sha256, not {variant.name}.")
+        _check_fits(path, variant, family)
+        return _put(variant, path, workspace, came=f"imported from {path.resolve()}", move=False)
 
 
 def recognise(file: Path, choices: Sequence[tuple[Variant, ModuleType]]) -> list[Variant]:
-    """The variants whose key tree a file has; raises WeightsError, naming the nearest, if it is none of theirs."""
-    state = _file_state(file.expanduser())
-    if not state.available:
-        raise WeightsError(state.message)
-    assert state.path is not None
-    tensors = read(state.path)
-    fits, closest = [], (float("inf"), "")
+    """The variants whose key tree a file has; raises WeightsError, naming the nearest, if it is none of theirs.
+
+    Of several, those whose published sha256 it has, or else those whose head it has too, whatever its classes.
+    """
+    path = _file(file)
+    tensors = read(path)
+    fits, with_head, closest = [], [], (float("inf"), "")
     for variant, family in choices:
+        blank = _blank(variant, family)
         try:
-            _matched(_blank(variant, family), tensors, family, variant.head_path)
-            fits.append(variant)
-        except _KeysDiffer as error:
-            closest = min(closest, (error.differing, f"{variant.name}: {error}"))
+            _fitted(blank, tensors, family, variant)
+        except WeightsError as error:
+            closest = min(closest, (getattr(error, "differing", 10**9), f"{variant.name}: {error}"))
+            continue
+        fits.append(variant)
+        if family.translate(unwrap(tensors)).keys() == blank.state_dict().keys():
+            with_head.append(variant)
     if not fits:
-        raise WeightsError(f"{state.path} is of no backbone known here. Nearest is {closest[1]}")
-    known = [v for v in fits if v.download and v.download.sha256]
-    if len(fits) > 1 and known:  # one key tree, several trainings
-        digest = sha256(state.path)
-        fits = [v for v in known if v.download and v.download.sha256 == digest] or fits
-    return fits
+        raise WeightsError(f"{path} is of no backbone known here. Nearest is {closest[1]}")
+    published = {v.download.sha256: v for v in fits if v.download and v.download.sha256}
+    if len(fits) > 1 and published and (exact := published.get(sha256(path))):
+        return [exact]
+    return with_head or fits
 
 
 def verify(variant: Variant, family: ModuleType, here: Stored) -> str:
     """ "" if a stored file is what was taken in and fits its backbone; else a sentence."""
     if here.recorded and (found := sha256(here.path)) != here.recorded:
-        return f"{here.path} has changed: sha256 {found[:12]}, taken in as {here.recorded[:12]}."
+        return f"{here.path} has changed: sha256 {found[:12]}..., taken in as {here.recorded[:12]}..."
     try:
-        _matched(_blank(variant, family), read(here.path), family, variant.head_path)
+        _check_fits(_file(here.path), variant, family)
     except WeightsError as error:
-        return f"{here.path} does not fit {variant.name}: {error}"
+        return str(error)
     return ""
 
 
 def load_pretrained(
-    module: TakesWaveforms, variant: Variant, family: ModuleType, state: WeightsState, workspace: Workspace
+    module: TakesWaveforms,
+    variant: Variant,
+    family: ModuleType,
+    state: WeightsState,
+    workspace: Workspace,
+    tell: intake.Tell | None = None,
 ) -> str:
     """Load what `weights_state` found into all of `module` but its head; returns the label to record.
+
+    tell: hears of a download, if there has to be one, and ends it by raising.
 
     Raises WeightsError if there is nothing to load, or if it is not this backbone's; then the module is unchanged.
     """
     if not state.available:
         raise WeightsError(state.message)
     if state.path is None:
-        state = fetch(variant, family, workspace)
+        state = fetch(variant, family, workspace, tell=tell)
     assert state.path is not None
     try:
-        module.load_state_dict(_matched(module, read(state.path), family, variant.head_path), strict=False)
+        module.load_state_dict(_fitted(module, read(state.path), family, variant), strict=False)
     except _KeysDiffer as error:
         raise WeightsError(f"{state.path} does not fit {variant.name}: {error}") from None
     return f"{state.label}, sha256 {sha256(state.path)[:12]}"
@@ -202,11 +269,33 @@ def load_official(
     module.load_state_dict(_matched(module, state, family, head_path), strict=False)
 
 
+def _fitted(module: TakesWaveforms, state: Mapping[str, Any], family: ModuleType, variant: Variant) -> dict[str, Any]:
+    """What of a file goes into all of the module but its head; raises _KeysDiffer if it is not this backbone's.
+
+    A BEATs file says with which settings it was trained, some of which no tensor's shape would show.
+    """
+    found = _matched(module, state, family, variant.head_path)
+    settings = state.get("cfg")
+    if isinstance(settings, Mapping) and hasattr(family, "cfg_differences"):
+        others = family.cfg_differences(settings, variant.architecture)
+        if others:
+            raise _KeysDiffer(f"its tensors would fit, but it was trained with other settings: {'; '.join(others)}.")
+    return found
+
+
 def _matched(
     module: TakesWaveforms, state: Mapping[str, Any], family: ModuleType, head_path: str | None
 ) -> dict[str, Any]:
     """The state dict in today's names, seen to have exactly the module's keys and shapes (but for the head)."""
-    found, wanted = family.translate(unwrap(state)), module.state_dict()
+    tensors, wanted = unwrap(state), module.state_dict()
+    try:
+        found = family.translate(tensors)
+    except (ValueError, RuntimeError) as error:  # a known name on a tensor that cannot be split as it should be
+        if isinstance(error, WeightsError):
+            raise
+        raise _KeysDiffer(
+            f"its tensors cannot be read in {family.__name__.rpartition('.')[2]}'s way ({error})."
+        ) from None
     if head_path is not None:
         found = {key: value for key, value in found.items() if not key.startswith(f"{head_path}.")}
         wanted = {key: value for key, value in wanted.items() if not key.startswith(f"{head_path}.")}
@@ -228,7 +317,7 @@ def unwrap(state: Mapping[str, Any]) -> dict[str, Any]:
     return tensors
 
 
-def read(path: Path) -> dict[str, Tensor]:
+def read(path: Path) -> dict[str, Any]:
     """All tensors of a file, on the CPU. Raises WeightsError for a file that is truncated or no weights file."""
     import pickle
 
@@ -239,17 +328,43 @@ def read(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise WeightsError(
-            f"{path} holds more than tensors, or is no PyTorch file; it is refused, because reading it could run code. "
-            f"Convert it to safetensors."
-        ) from None
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error.strerror or error}.") from None
     except Exception as error:  # on bytes that are no weights, torch's reader stumbles over anything
+        if isinstance(error, pickle.UnpicklingError) and _begins(path).startswith((b"PK", b"\x80")):
+            raise WeightsError(_refusal(path, error)) from None
         first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise WeightsError(f"{path} is truncated or no weights file ({first}). Download it again.") from None
+        raise WeightsError(_no_weights(path, first)) from None
     if not isinstance(found, Mapping):
         raise WeightsError(f"{path} holds a {type(found).__name__}, not a state dict.")
     return dict(found)
+
+
+def _refusal(path: Path, error: Exception) -> str:
+    """Why a file that would run code is not read, and how to make one that can be."""
+    code = re.search(r"GLOBAL (\S+)", str(error))
+    source, made = (json.dumps(str(p), ensure_ascii=False) for p in (path, path.with_suffix(".safetensors")))
+    recipe = (
+        f"import torch; from safetensors.torch import save_file; "
+        f'd = torch.load({source}, map_location="cpu", weights_only=False); '
+        f'save_file({{k: v.clone() for k, v in d.get("state_dict", d).items() if torch.is_tensor(v)}}, {made})'
+    )
+    return (
+        f"{path} holds more than tensors{f' ({code[1]})' if code else ''}; it is refused, because reading it could run "
+        f"code. If you trust where it comes from, convert it in an environment that you trust it with, and take the "
+        f"new file: python -c {shlex.quote(recipe)}"
+    )
+
+
+def _no_weights(path: Path, why: str) -> str:
+    if _begins(path).lstrip().startswith(b"<"):
+        return f"{path} is a web page, not the weights file: download it with a browser, by the link on its page."
+    return f"{path} is truncated or no weights file ({why}). Download it again."
+
+
+def _begins(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(64)
 
 
 def _classes_in(variant: Variant, family: ModuleType, state: Mapping[str, Any]) -> int:
@@ -265,30 +380,45 @@ def _classes_in(variant: Variant, family: ModuleType, state: Mapping[str, Any]) 
     )
 
 
-def _take(
-    variant: Variant, family: ModuleType, file: Path, workspace: Workspace, *, came: str, move: bool
-) -> WeightsState:
-    """Put a file in its place in the workspace, once it is seen to fit."""
+def _check_fits(file: Path, variant: Variant, family: ModuleType) -> None:
     try:
-        _matched(_blank(variant, family), read(file), family, variant.head_path)
+        _fitted(_blank(variant, family), read(file), family, variant)
     except _KeysDiffer as error:
         raise WeightsError(f"{file} does not fit {variant.name}: {error}") from None
+
+
+def _put(variant: Variant, file: Path, workspace: Workspace, *, came: str, move: bool) -> WeightsState:
+    """Move or copy a file that fits into its place in the workspace."""
     folder = workspace.weights / variant.name
     final = folder / ("model.safetensors" if file.suffix == ".safetensors" else "model.pth")
+    new = file if move else folder / f".import-{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        facts = {"file": file.name, "from": came, "sha256": sha256(file), "at": time.strftime("%Y-%m-%d %H:%M:%S")}
-        if move:
-            file.replace(final)
-        else:
-            _copy(file, final)
-        (folder / ORIGIN).write_text(json.dumps(facts, indent=1) + "\n")
+        if not move:
+            _copy(file, new)
+        facts = {"file": file.name, "from": came, "sha256": sha256(new), "at": time.strftime("%Y-%m-%d %H:%M:%S")}
+        # A crash between two of these lines leaves weights of unknown origin, never of a wrong one.
+        (folder / ORIGIN).unlink(missing_ok=True)
+        new.replace(final)
+        for other in FILE_NAMES:
+            if other != final.name:
+                (folder / other).unlink(missing_ok=True)
+        run_files.write_json(folder / ORIGIN, facts)
     except OSError as error:
-        raise WeightsError(f"{file} could not be copied to {folder}: {error.strerror}.") from None
-    for name in FILE_NAMES:
-        if name != final.name:
-            (folder / name).unlink(missing_ok=True)
+        raise WeightsError(f"{file.name} could not be put into {folder}: {error.strerror or error}.") from None
+    finally:
+        if not move:
+            with contextlib.suppress(OSError):
+                new.unlink(missing_ok=True)  # where it did not become `final`
     return weights_state(variant, workspace)
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise WeightsError(f"{folder} cannot be written to: {error.strerror or error}.") from None
 
 
 def _blank(variant: Variant, family: ModuleType, num_classes: int = 2) -> TakesWaveforms:
@@ -311,29 +441,26 @@ def _cached(variant: Variant) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
-def ways_out(variant: Variant, workspace: Workspace) -> str:
-    """Why there are no weights, and everything one can do about it."""
-    folder = workspace.weights / variant.name
-    if variant.download is None:
+def ways_out(variant: Variant, workspace: Workspace, why: str) -> str:
+    """That there are no weights, why none can be downloaded, and everything one can do about it."""
+    folder, found = workspace.weights / variant.name, variant.download
+    if found is None:
         return (
             f"The embedded weights of {variant.name} are missing from {EMBEDDED / variant.name}: restore the file, "
             f"or set model.weights to a file, or to random."
         )
-    found = variant.download
-    why = f"{downloads.host(found.url)} does not answer" if found.url else "they have no direct link"
+    own_mini = f"{variant.family}-mini"
+    mini = own_mini if (EMBEDDED / own_mini).is_dir() else "ast-mini"
     return (
-        f"No weights for {variant.name}: none were imported, and {why}. Ways out: a weights file "
-        f"(model.weights=FILE: {found.file} of {found.page}), which may also lie in {folder}; "
-        f"another backbone (model={variant.family}-mini: its weights are embedded); "
+        f"No weights for {variant.name}: none were imported, and {why}. Ways out: get {found.file} from {found.page}, "
+        f"and import it (python -m sousa_engine weights import FILE), or name it (model.weights=FILE), or put it into "
+        f"{folder}; another backbone (model={mini}: its weights are embedded); "
         f"or random weights, a control (model.weights=random)."
     )
 
 
 def _origin(file: Path) -> dict[str, str]:
-    try:
-        return json.loads((file.parent / ORIGIN).read_text())
-    except (OSError, ValueError):
-        return {}
+    return run_files.read_json(file.parent / ORIGIN) or {}
 
 
 def _own_name(file: Path) -> str:
@@ -347,11 +474,20 @@ def _file_state(path: Path, name: str = "") -> WeightsState:
     if file is None:
         problem = f"{path} holds no weights file. It needs one of: {', '.join(FILE_NAMES)}."
     elif not file.is_file():
-        problem = f"There is no file {file}. Set model.weights to a file or folder, to pretrained or to random."
+        problem = f"There is no file {file}."
     elif file.suffix == ".safetensors":
         problem = _broken(file)
     label = f"pretrained: {name or file.name}" if file else ""
     return WeightsState(available=not problem, label="" if problem else label, path=file, message=problem)
+
+
+def _file(path: Path) -> Path:
+    """The weights file that a user names; raises WeightsError if there is none, or half a one."""
+    state = _file_state(path.expanduser())
+    if not state.available:
+        raise WeightsError(state.message)
+    assert state.path is not None
+    return state.path
 
 
 def _file_in(folder: Path) -> Path | None:
@@ -367,9 +503,9 @@ def _broken(file: Path) -> str:
                 raise ValueError
             header = json.loads(opened.read(length))
         ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError, OSError):
+        wanted, size = 8 + length + max(ends, default=0), file.stat().st_size
+    except (struct.error, ValueError, LookupError, TypeError, AttributeError, OSError):
         return f"{file} is no safetensors file, or its beginning is missing. Download it again."
-    wanted, size = 8 + length + max(ends, default=0), file.stat().st_size
     return "" if size == wanted else f"{file} has {size:,} bytes of {wanted:,}: it is truncated. Download it again."
 
 
@@ -400,15 +536,9 @@ def _check(found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int,
         raise differ
 
 
-def _copy(source: Path, final: Path) -> None:
-    """Copy so that `final` is either the old file or the whole new one."""
-    handle, temporary = tempfile.mkstemp(dir=final.parent, prefix=".import-")
-    try:
-        with os.fdopen(handle, "wb") as out, source.open("rb") as file:
-            shutil.copyfileobj(file, out, length=1 << 20)
-            out.flush()
-            os.fsync(out.fileno())
-        Path(temporary).replace(final)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+def _copy(source: Path, copy: Path) -> None:
+    """Copy, and see that it is on the disk."""
+    with source.open("rb") as file, copy.open("wb") as out:
+        shutil.copyfileobj(file, out, length=1 << 20)
+        out.flush()
+        os.fsync(out.fileno())

@@ -67,7 +67,7 @@ class LocalExecutor:
         if (keeper := self._keepers.get(nonce)) and keeper.poll() is not None:
             del self._keepers[nonce]  # reaped
         folder = self._workspace.run_dir(run.id)
-        held = _is_held(folder / run_files.KEEPER_LOCK)  # before the notes: see Sighting
+        held = run_files.is_held(folder / run_files.KEEPER_LOCK)  # before the notes: see Sighting
         note = _of_launch(run_files.read_json(folder / run_files.KEEPER), nonce)
         exit_note = _of_launch(run_files.read_json(folder / run_files.EXIT), nonce)
         # An exit is an end even while something that escaped the trainer's group still holds the lock.
@@ -150,20 +150,6 @@ def _taken(path: Path) -> Iterator[int]:
         raise RunError(f"An earlier launch still lives: {path} is locked. It must end first.") from None
     finally:
         os.close(lock)  # no LOCK_UN: that would take it from the keeper too
-
-
-def _is_held(path: Path) -> bool:
-    try:
-        lock = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(lock)
-    return False
 
 
 def _of_launch(note: dict | None, nonce: str) -> dict | None:

@@ -1,4 +1,5 @@
-"""The module tree in the browser: rows with tri-state ticks over an outline, counts that follow each tick at once.
+"""The module tree in the browser: a grid of layers by roles and rows with tri-state ticks and ranks over an outline,
+counts that follow each tick at once.
 
 The browser owns the ticks. Python sends the outline once, with a seed of ticks, and the bytes stay the same from tick
 to tick, so that a tick costs half a kilobyte; `choose` overrides what is ticked by a newer seed.
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,17 +27,28 @@ _component = st.components.v2.component(
     "sousa_module_tree",
     html=(HERE / "tree.html").read_text(),
     css=(HERE / "tree.css").read_text(),
-    js=(HERE / "model.js").read_text() + (HERE / "view.js").read_text(),
+    js="".join((HERE / name).read_text() for name in ("model.js", "grid.js", "view.js")),
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What is ticked. paths: in tree order. ranks: ticked path -> its rank, only where it is not the general one."""
+
+    paths: tuple[str, ...]
+    ranks: Mapping[str, int]
+
+
+NOTHING = Choice(paths=(), ranks={})
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Ticks:
     """What one session knows of the ticks in one outline. seed, seed_rev: what Python last told the browser."""
 
-    seed: tuple[str, ...]
+    seed: Choice
     seed_rev: int  # 0: the page's own start, which this tab's memory of an earlier visit outranks
-    paths: tuple[str, ...]
+    now: Choice
 
 
 def module_tree(
@@ -46,19 +58,26 @@ def module_tree(
     r: int,
     head: HeadPolicy,
     num_classes: int,
+    blocked: Mapping[str, str] | None = None,
+    costs: Mapping[str, int] | None = None,
     key: str = "tree",
-) -> tuple[str, ...]:
-    """Draw the tree; returns the ticked paths in tree order. start: ticked when this session sees the outline first.
+) -> Choice:
+    """Draw the tree; returns what is ticked. start: paths ticked when this session sees the outline first.
 
-    The head's modules are shown but not ticked: they belong to the head's policy.
+    The head's modules are shown but not ticked: they belong to the head's policy. blocked: path -> why it cannot be
+    ticked now; its tick is not returned, and comes back with the next call that does not block it. costs: path ->
+    parameters that training it takes, instead of LoRA's rank x (out + in * ...), the head's layer included and for
+    num_classes; there are no ranks then, neither shown nor returned.
     """
+    blocked = blocked or {}
     slot, name = f"{key} of {outline.variant}", outline_name(outline)
     ticks: _Ticks | None = st.session_state.get(slot)
     if ticks is None:
-        ticks = _Ticks(seed=_eligible(outline, start), seed_rev=0, paths=_eligible(outline, start))
+        first = _eligible(outline, start, {})
+        ticks = _Ticks(seed=first, seed_rev=0, now=first)
     elif key not in st.session_state or st.session_state.get(f"{key} shows") != name:
         # The browser drops a component's state with the page; a session lost with the server is the other way round.
-        ticks = _newer(ticks, ticks.paths)
+        ticks = _newer(ticks, ticks.now)
     st.session_state[slot] = ticks
     st.session_state[f"{key} shows"] = name
     result = _component(
@@ -68,24 +87,37 @@ def module_tree(
             "r": r,
             "head": head,
             "num_classes": num_classes,
-            "seed": list(ticks.seed),
+            "blocked": {
+                why: [i for i, n in enumerate(outline.nodes) if blocked.get(n.path) == why]
+                for why in dict.fromkeys(blocked.values())
+            },
+            "costs": None if costs is None else [costs.get(node.path, 0) for node in outline.nodes],
+            "seed": list(ticks.seed.paths),
+            "seed_ranks": dict(ticks.seed.ranks),
             "seed_rev": ticks.seed_rev,
         },
         default={"ticks": None},
         on_ticks_change=lambda: None,
     )
     match result.ticks:  # anything may come from a browser; ticks from before our newest seed are out of date
-        case {"outline": str(of), "rev": int(rev), "paths": list(paths)} if of == name and rev >= ticks.seed_rev:
-            ticks = replace(ticks, paths=_eligible(outline, paths))
+        case {"outline": str(of), "rev": int(rev), "paths": list(paths), "ranks": dict(ranks)} if (
+            of == name and rev >= ticks.seed_rev
+        ):
+            ticks = replace(ticks, now=_eligible(outline, paths, ranks))
             st.session_state[slot] = ticks
-    return ticks.paths
+    chosen = tuple(path for path in ticks.now.paths if path not in blocked)
+    own = {} if costs is not None else ticks.now.ranks
+    return Choice(paths=chosen, ranks={path: own[path] for path in chosen if own.get(path, r) != r})
 
 
-def choose(outline: Outline, paths: Iterable[str], *, key: str = "tree") -> None:
-    """Tick exactly these paths, from Python: before the tree is drawn, so from a callback."""
+def choose(
+    outline: Outline, paths: Iterable[str], ranks: Mapping[str, int] | None = None, *, key: str = "tree"
+) -> None:
+    """Tick exactly these paths, from Python, with a rank of their own for those in `ranks`: before the tree is drawn,
+    so from a callback."""
     slot = f"{key} of {outline.variant}"
-    old = st.session_state.get(slot) or _Ticks(seed=(), seed_rev=0, paths=())
-    st.session_state[slot] = _newer(old, _eligible(outline, paths))
+    old = st.session_state.get(slot) or _Ticks(seed=NOTHING, seed_rev=0, now=NOTHING)
+    st.session_state[slot] = _newer(old, _eligible(outline, paths, ranks or {}))
 
 
 def outline_name(outline: Outline) -> str:
@@ -93,20 +125,29 @@ def outline_name(outline: Outline) -> str:
     return " ".join([outline.variant, *(f"{name} {number}" for name, number in sorted(outline.versions.items()))])
 
 
-def _newer(ticks: _Ticks, paths: tuple[str, ...]) -> _Ticks:
+def _newer(ticks: _Ticks, now: Choice) -> _Ticks:
     rev = max(int(time.time() * 1000), ticks.seed_rev + 1)
-    return _Ticks(seed=paths, seed_rev=rev, paths=paths)
+    return _Ticks(seed=now, seed_rev=rev, now=now)
 
 
-def _eligible(outline: Outline, paths: Iterable[str]) -> tuple[str, ...]:
-    """Those that can be ticked, in tree order; what a browser sends is a claim."""
+def _eligible(outline: Outline, paths: Iterable[str], ranks: Mapping[str, int]) -> Choice:
+    """What can be ticked, in tree order, and the ranks that fit; what a browser sends is a claim."""
     wanted = {path for path in paths if isinstance(path, str)}
-    return tuple(n.path for n in outline.nodes if n.path in wanted and n.adaptable and not outline.in_head(n.path))
+    nodes = [n for n in outline.nodes if n.path in wanted and n.adaptable and not outline.in_head(n.path)]
+    return Choice(
+        paths=tuple(node.path for node in nodes),
+        ranks={node.path: ranks[node.path] for node in nodes if _fits(node, ranks.get(node.path))},
+    )
+
+
+def _fits(node: ModuleNode, rank: object) -> bool:
+    return type(rank) is int and 1 <= rank <= min(node.shape[0], math.prod(node.shape[1:]))
 
 
 @st.cache_data(max_entries=32, show_spinner=False, hash_funcs={Outline: outline_name})
 def _facts(outline: Outline) -> dict[str, Any]:
-    """The outline as the browser wants it. A row: parent's row, segment, class, shape, parameters, role, why not, old.
+    """The outline as the browser wants it. A row: parent's row, segment, class, shape, parameters, role, why not, old
+    path, layer.
 
     "why not" is "" for what can be ticked, else a sentence, or one of the two words above.
     """
@@ -126,6 +167,7 @@ def _facts(outline: Outline) -> dict[str, Any]:
                 node.role,
                 _why_not(outline, node),
                 node.old_path,
+                node.layer,
             ]
             for node in outline.nodes
         ],

@@ -1,50 +1,85 @@
-// What is ticked, found and counted; knows nothing of the page. view.js draws it; both travel as one script.
+// What is ticked, found and counted; knows nothing of the page. grid.js and view.js draw it; all travel as one script.
 
-const width = (shape) => shape[0] + shape.slice(1).reduce((a, b) => a * b, 1);
+const columns = (shape) => shape.slice(1).reduce((a, b) => a * b, 1);
+const width = (shape) => shape[0] + columns(shape);
+const PARTS = ["query", "key", "value", "qkv", "in", "out"]; // of a role, in the order of its columns
+const highest = (shape) => Math.min(shape[0], columns(shape)); // rank that an update of this weight can have
 
 class Model {
   constructor(data) {
     this.name = data.outline;
     this.facts = data.facts;
     this.nodes = [];
-    for (const [parent, segment, klass, shape, size, role, why, old] of data.rows) {
+    for (const [parent, segment, klass, shape, size, role, never, old, layer] of data.rows) {
       const above = this.nodes[parent];
       const path = above?.path ? `${above.path}.${segment}` : segment;
       const mask = path.replace(/(?<![^.])\d+(?![^.])/g, "#"); // the same module in every layer
-      const node = { i: this.nodes.length, parent, segment, path, shape, size, role, why, old, kids: [], can: why === "",
-        klass: data.classes[klass], head: why === "head", depth: above ? above.depth + 1 : 0, like: `${mask}|${klass}|${role}` };
+      const node = { i: this.nodes.length, parent, segment, path, shape, size, role, never, old, layer, kids: [],
+        klass: data.classes[klass], head: never === "head", depth: above ? above.depth + 1 : 0, like: `${mask}|${klass}|${role}` };
       above?.kids.push(node.i);
       this.nodes.push(node);
     }
     for (const node of [...this.nodes].reverse()) node.end = node.kids.length ? this.nodes[node.kids.at(-1)].end : node.i + 1;
     this.groups = Map.groupBy(this.nodes, (node) => node.like);
     this.byPath = new Map(this.nodes.map((node) => [node.path, node]));
-    this.ticked = new Uint8Array(this.nodes.length);
+    this.ticked = new Uint8Array(this.nodes.length); // blocked ones keep their tick, which counts for nothing
+    this.ranks = new Int32Array(this.nodes.length); // 0: the general rank
     this.open = new Uint8Array(this.nodes.length);
     for (const node of this.nodes) { // to begin with, of every stack of layers only the first is open
       const inFirst = node.path.split(".").every((part) => !/^\d+$/.test(part) || part === "0");
       this.open[node.i] = node.kids.length && inFirst && node.depth < 6 ? 1 : 0;
     }
+    this.block({});
     this.find("");
   }
 
-  // ---- ticks
-
-  seed(paths) {
-    this.ticked.fill(0);
-    for (const path of paths) if (this.byPath.get(path)?.can) this.ticked[this.byPath.get(path).i] = 1;
+  // node.why: why it cannot be ticked, for good or for now, "" if it can. blocked: reason -> rows.
+  block(blocked) {
+    for (const node of this.nodes) node.why = node.never;
+    for (const [why, rows] of Object.entries(blocked)) for (const i of rows) this.nodes[i].why ||= why;
+    for (const node of this.nodes) node.can = node.why === "";
   }
 
-  get paths() {
-    return this.nodes.filter((node) => this.ticked[node.i]).map((node) => node.path);
+  // ---- ticks and ranks
+
+  seed(paths, ranks) {
+    this.ticked.fill(0);
+    this.ranks.fill(0);
+    for (const node of paths.map((path) => this.byPath.get(path)).filter((node) => node?.never === "")) {
+      this.ticked[node.i] = 1;
+      this.setRank(node, ranks[node.path] ?? 0);
+    }
+  }
+
+  get choice() {
+    const ticked = this.nodes.filter((node) => this.ticked[node.i]);
+    const ranked = ticked.filter((node) => this.ranks[node.i]);
+    return { paths: ticked.map((node) => node.path), ranks: Object.fromEntries(ranked.map((node) => [node.path, this.ranks[node.i]])) };
+  }
+
+  isTicked(node) {
+    return node.can && this.ticked[node.i] === 1;
+  }
+
+  setRank(node, rank) {
+    this.ranks[node.i] = Math.min(rank, highest(node.shape));
   }
 
   within(i) {
     return this.nodes.slice(i, this.nodes[i].end);
   }
 
-  alike(i) { // all that lies below the modules like this one
-    return this.groups.get(this.nodes[i].like).flatMap((node) => this.within(node.i));
+  // Ticks all that lies below the modules like row i, and gives each the rank that its like has below row i.
+  // Without `on`: unless they are like that already.
+  tickAlike(i, on) {
+    const group = this.groups.get(this.nodes[i].like);
+    const twins = this.within(i).filter((node) => this.isTicked(node))
+      .map((node) => ({ rank: this.ranks[node.i], all: this.groups.get(node.like) }))
+      .filter(({ all }) => all.length === group.length); // else several lie below row i, and none is the model
+    on ??= twins.some(({ rank, all }) => all.some((node) => this.ranks[node.i] !== Math.min(rank, highest(node.shape)))) || undefined;
+    const able = this.tick(group.flatMap((node) => this.within(node.i)), on);
+    for (const { rank, all } of twins) for (const node of all) if (this.isTicked(node)) this.setRank(node, rank);
+    return able;
   }
 
   matches() {
@@ -55,7 +90,10 @@ class Model {
   tick(nodes, on) {
     const able = nodes.filter((node) => node.can);
     on ??= able.some((node) => !this.ticked[node.i]);
-    for (const node of able) this.ticked[node.i] = on ? 1 : 0;
+    for (const node of able) {
+      this.ticked[node.i] = on ? 1 : 0;
+      if (!on) this.ranks[node.i] = 0;
+    }
     return able.length > 0;
   }
 
@@ -74,16 +112,45 @@ class Model {
     }
   }
 
+  cost(node, { r, costs }) {
+    return costs ? costs[node.i] : (this.ranks[node.i] || r) * width(node.shape);
+  }
+
   // The sums of sousa_engine.module_tree.count, made here so that they move with the tick.
-  count({ r, head, num_classes }) {
+  count({ r, head, num_classes, costs }) {
     const { facts } = this;
-    const chosen = this.nodes.filter((node) => this.ticked[node.i]);
-    const adapters = chosen.reduce((sum, node) => sum + r * width(node.shape), 0);
+    const chosen = this.nodes.filter((node) => this.isTicked(node));
+    const adapters = chosen.reduce((sum, node) => sum + this.cost(node, { r, costs }), 0);
     const more = num_classes - facts.num_classes;
-    const policy = { train: facts.head_parameters + more * facts.per_class, lora: r * (facts.head_width + more), freeze: 0 };
+    const lora = costs ? costs[facts.head_layer] : r * (facts.head_width + more);
+    const policy = { train: facts.head_parameters + more * facts.per_class, lora, freeze: 0 };
     const trainable = adapters + policy[head];
     const total = facts.total + more * facts.per_class;
     return { layers: chosen.length + (head === "lora"), adapters, head: policy[head], trainable, total, percent: (100 * trainable) / total };
+  }
+
+  // ---- the grid: layers (first what lies outside them) by roles in groups. The head is left out, to its policy.
+
+  sheet() {
+    const members = this.nodes.filter((node) => !node.head && node.never !== "none");
+    const layers = [...Map.groupBy(members, (node) => node.layer)].map(([layer, nodes]) => ({ name: this.layerName(layer), layer, nodes }));
+    const roles = [...Map.groupBy(members, (node) => node.role || "other")].map(([role, nodes]) => {
+      const [group, part = ""] = role.split(".");
+      return { group, part, nodes: new Set(nodes) };
+    }).sort((a, b) => PARTS.indexOf(a.part) - PARTS.indexOf(b.part));
+    const groups = [...Map.groupBy(roles, (role) => role.group)].map(([name, roles]) => {
+      const nodes = roles.flatMap((role) => [...role.nodes]);
+      return { name, roles, nodes, first: Math.min(...nodes.map((node) => node.i)), never: nodes.every((node) => node.never) };
+    });
+    layers.sort((a, b) => (b.layer === null) - (a.layer === null));
+    groups.sort((a, b) => a.never - b.never || a.first - b.first); // what can never be ticked comes last
+    return { layers, groups };
+  }
+
+  layerName(layer) { // the end of its path, from the first number's name on
+    if (layer === null) return "outside";
+    const { path } = this.nodes.find((node) => node.layer === layer);
+    return /[^.]+\.\d+(\..*)?$/.exec(path)?.[0] ?? path;
   }
 
   // ---- search: words that all occur in path, class, role or old name; or /regex/. Answers false for a bad regex.

@@ -1,4 +1,5 @@
-// Draws the rows in sight, listens to hands, tells Python. Keys follow the ARIA tree pattern; Shift+Space ticks all alike.
+// Draws the rows in sight, listens to hands, tells Python. Keys follow the ARIA tree pattern; Shift+Space ticks all alike,
+// F2 goes to the row's rank.
 
 const trees = new WeakMap();
 const CHECK = '<svg viewBox="0 0 12 12"><path d="m2 6.4 2.7 2.7L10 3.4"/></svg>';
@@ -8,6 +9,7 @@ const HEAD = { train: "trained fully", lora: "through LoRA", freeze: "frozen" };
 const SEND_AFTER_MS = 120;
 const TYPED_TOGETHER_MS = 700;
 
+const elementOf = (html) => document.createRange().createContextualFragment(html.trim()).firstElementChild;
 const escape = (text) => text.replace(/[&<>"]/g, (c) => `&#${c.charCodeAt(0)};`);
 const number = (n) => n.toLocaleString("en-US");
 const times = (shape) => shape.join(" × ");
@@ -35,11 +37,16 @@ class View {
     this.$ = (selector) => root.querySelector(selector);
     [this.scroll, this.rows, this.input, this.menu] = [".scroll", ".rows", ".search input", ".menu"].map(this.$);
     this.typed = { text: "", at: 0 };
+    const sheet = this.$(".grid");
+    this.grid = new Grid(sheet, () => this.changed());
+    sheet.open = recall("sousa grid") ?? matchMedia("(min-width: 640px)").matches;
+    sheet.ontoggle = () => remember("sousa grid", sheet.open);
     // Streamlit has shortcuts on the document (r = rerun), which sees a shadow root and not our input.
     for (const type of ["keydown", "keyup", "keypress"]) root.addEventListener(type, (e) => e.stopPropagation());
     this.scroll.onscroll = () => this.draw();
     this.scroll.onclick = (e) => this.click(e);
-    this.scroll.onkeydown = (e) => this.key(e);
+    this.scroll.onkeydown = (e) => (e.target.matches(".rank") ? this.rankKey(e) : this.key(e));
+    this.scroll.oninput = (e) => this.typeRank(e.target);
     this.scroll.oncontextmenu = (e) => {
       if (this.activateAt(e.target)) { e.preventDefault(); this.openMenu(e.clientX, e.clientY); }
     };
@@ -49,7 +56,9 @@ class View {
     this.menu.onclick = (e) => { const what = e.target.closest("button")?.dataset.act; this.closeMenu(); this.act(what); };
     this.menu.onkeydown = (e) => this.menuKey(e);
     root.onpointerdown = (e) => { if (!e.target.closest(".menu")) this.menu.hidden = true; };
-    root.onpointerleave = root.onfocusout = () => this.flush(); // so that a click elsewhere finds the ticks sent
+    this.scroll.addEventListener("focusin", (e) => { if (e.target.matches(".rank")) this.activateAt(e.target); });
+    this.scroll.addEventListener("focusout", (e) => { if (e.target.matches(".rank")) this.endRank(e.target); });
+    for (const type of ["pointerleave", "focusout"]) root.addEventListener(type, () => this.flush()); // before a click elsewhere
     this.resized = new ResizeObserver(() => this.measure());
     this.resized.observe(this.scroll);
   }
@@ -64,17 +73,20 @@ class View {
     this.data = data;
     if (fresh) {
       this.model = new Model(data);
+      this.grid.build(this.model);
       this.memory = `sousa ticks ${data.outline}`;
       this.active = 0;
       this.input.value = "";
       this.scroll.scrollTop = 0;
     }
+    this.model.block(data.blocked);
+    this.root.classList.toggle("ranked", !data.costs);
     if (fresh || data.seed_rev > this.rev) {
       this.rev = data.seed_rev;
       // After a reload Python starts from nothing (seed_rev 0), while this tab remembers.
       const kept = data.seed_rev === 0 && recall(this.memory);
-      this.model.seed(kept || data.seed);
-      if (kept) this.changed();
+      this.model.seed(kept?.paths ?? data.seed, kept?.ranks ?? data.seed_ranks);
+      if (kept?.paths) this.changed();
     }
     this.refresh();
   }
@@ -90,9 +102,9 @@ class View {
     if (!this.pending) return;
     this.pending = false;
     clearTimeout(this.timer);
-    const { paths } = this.model;
-    remember(this.memory, paths);
-    this.emit({ outline: this.model.name, rev: this.rev, paths });
+    const { choice } = this.model;
+    remember(this.memory, choice);
+    this.emit({ outline: this.model.name, rev: this.rev, ...choice });
   }
 
   // ---- drawing
@@ -103,6 +115,7 @@ class View {
     while (!this.lines.includes(this.active) && this.active > 0) this.active = this.model.nodes[this.active].parent;
     this.drawCounts();
     this.drawTools();
+    this.grid.draw();
     this.draw();
   }
 
@@ -140,16 +153,37 @@ class View {
     if (!this.rowHeight) return this.measure();
     const first = Math.max(0, Math.floor(this.scroll.scrollTop / this.rowHeight) - 6);
     const last = Math.min(this.lines.length, first + Math.ceil(this.scroll.clientHeight / this.rowHeight) + 12);
-    let html = "";
-    for (let line = first; line < last; line++) html += this.row(this.lines[line], line);
     this.rows.style.height = `${this.lines.length * this.rowHeight}px`;
-    this.rows.innerHTML = html || '<div class="none">Nothing matches this search.</div>';
+    this.drawRows(this.lines.slice(first, last).map((i, k) => ({ id: `n${i}`, html: this.row(i, first + k) })));
     this.scroll.setAttribute("aria-activedescendant", `n${this.active}`);
+    this.drawAbout();
+  }
+
+  drawAbout() {
     const n = this.model.nodes[this.active];
-    const cost = n.can ? `LoRA r=${this.data.r}: ${number(this.data.r * width(n.shape))} parameters` : this.why(n);
+    const what = this.data.costs ? "adapter" : `LoRA r=${this.rank(n)}`;
+    const cost = n.can ? `${what}: ${number(this.model.cost(n, this.data))} parameters` : this.why(n);
     const facts = [n.klass, n.shape.length && `weight ${times(n.shape)}`, `${number(n.size)} parameters`, cost];
     this.$(".about").innerHTML = `<b>${escape(n.path || "whole network")}</b> · ${escape(facts.filter(Boolean).join(" · "))}${
       n.old ? `<span class="once"> · once ${escape(n.old)}</span>` : ""}`;
+  }
+
+  // Leaves rows that did not change in the page, and one whose rank is being typed, so that it keeps the caret.
+  drawRows(wanted) {
+    const { activeElement } = this.root.getRootNode();
+    const old = new Map([...this.rows.children].map((row) => [row.id, row]));
+    const rows = wanted.map(({ id, html }) => {
+      const before = old.get(id);
+      if (before?.html === html) return before;
+      const row = elementOf(html);
+      if (!before?.contains(activeElement) || !row.querySelector(".rank")) return Object.assign(row, { html });
+      for (const { name, value } of row.attributes) before.setAttribute(name, value);
+      return Object.assign(before, { html });
+    });
+    const kept = new Set(rows.length ? rows : [elementOf('<div class="none">Nothing matches this search.</div>')]);
+    for (const row of [...this.rows.children]) if (!kept.has(row)) row.remove();
+    [...kept].forEach((row, k) => { if (this.rows.children[k] !== row) this.rows.insertBefore(row, this.rows.children[k]); });
+    if (activeElement?.matches(".rank") && !activeElement.isConnected) this.scroll.focus({ preventScroll: true });
   }
 
   row(i, line) {
@@ -161,7 +195,8 @@ class View {
     const alike = able[i] ? groups.get(n.like).length : 0;
     const why = this.why(n);
     const note = n.head && !nodes[n.parent].head ? HEAD[this.data.head] : n.kids.length && able[i] ? `${on[i]}/${able[i]}` : "";
-    const label = [n.path || "whole network", n.klass, times(n.shape), why].filter(Boolean).join(", ");
+    const own = n.can && ticked[i] && this.rank(n) !== this.data.r && !this.data.costs;
+    const label = [n.path || "whole network", n.klass, times(n.shape), own && `rank ${this.rank(n)}`, why].filter(Boolean).join(", ");
     const under = [n.klass, times(n.shape), n.size && number(n.size)].filter(Boolean).join(" · ");
     return `
       <div class="row${n.can && ticked[i] ? " ticked" : ""}${i === this.active ? " active" : ""}" style="top:${line * this.rowHeight}px;--depth:${n.depth}"
@@ -179,8 +214,20 @@ class View {
         <span class="klass">${escape(n.klass)}</span>
         <span class="shape">${times(n.shape)}</span>
         <span class="size">${n.size ? number(n.size) : ""}</span>
+        <span class="ranks">${n.can && ticked[i] && !this.data.costs ? this.rankField(n) : ""}</span>
         <span class="role">${n.role ? `<span class="badge ${n.role.split(".")[0]}">${n.role.replace(".", " ")}</span>` : ""}</span>
       </div>`;
+  }
+
+  rank(n) {
+    return this.model.ranks[n.i] || this.data.r;
+  }
+
+  rankField(n) {
+    const rank = this.rank(n);
+    return `<input class="rank${rank === this.data.r ? "" : " own"}" value="${rank}" role="spinbutton" inputmode="numeric" autocomplete="off" tabindex="-1"
+      aria-label="Rank of ${escape(n.path)}" aria-valuenow="${rank}" aria-valuemin="1" aria-valuemax="${highest(n.shape)}" aria-invalid="${rank > highest(n.shape)}"
+      title="Rank of this module, 1 to ${highest(n.shape)}. Empty: the general rank. 'All like this' gives it to the same module in every layer.">`;
   }
 
   marked(segment) {
@@ -195,7 +242,7 @@ class View {
   why(n) {
     if (n.head) return `The head is ${HEAD[this.data.head]}: its policy decides, not a tick.`;
     if (this.model.able[n.i]) return "";
-    return n.why === "none" ? "Nothing here that LoRA can adapt." : n.why;
+    return n.why === "none" ? "Nothing here that can be adapted." : n.why;
   }
 
   // ---- hands
@@ -208,15 +255,16 @@ class View {
       "untick-matches": () => model.tick(model.matches(), false),
       "clear": () => model.tick(model.nodes, false),
       "toggle": () => model.toggle(active),
-      "toggle-alike": () => model.tick(model.alike(active)),
-      "tick-alike": () => model.tick(model.alike(active), true),
-      "untick-alike": () => model.tick(model.alike(active), false),
+      "toggle-alike": () => model.tickAlike(active),
+      "tick-alike": () => model.tickAlike(active, true),
+      "untick-alike": () => model.tickAlike(active, false),
       "tick-below": () => model.tick(model.within(active), true),
     };
     const others = {
       "expand-all": () => model.setAllOpen(true),
       "collapse-all": () => model.setAllOpen(false),
       "fold": () => model.setOpen(active, !model.isOpen(active)),
+      "rank": () => this.$(`#n${active} .rank`)?.select(),
       "unfold-siblings": () => (model.nodes[node.parent]?.kids ?? [active]).forEach((i) => model.setOpen(i, true)),
       "wipe": () => { this.search(""); this.input.focus(); },
       "find": () => this.search(node.segment),
@@ -252,8 +300,8 @@ class View {
 
   click(event) {
     const { target } = event;
-    const hit = [".alike", ".box", ".twist"].find((part) => target.closest(part)); // before the row is drawn anew
-    if (!this.activateAt(target)) return;
+    const hit = [".rank", ".alike", ".box", ".twist"].find((part) => target.closest(part)); // before the row is drawn anew
+    if (!this.activateAt(target) || hit === ".rank") return;
     const { kids, can } = this.model.nodes[this.active];
     if (hit === ".alike") this.act("toggle-alike");
     else if (hit === ".box" || (can && !kids.length)) this.act("toggle");
@@ -277,6 +325,7 @@ class View {
       " ": () => this.act(event.shiftKey ? "toggle-alike" : "toggle"),
       "Enter": () => this.act(node.kids.length ? "fold" : "toggle"),
       "*": () => this.act("unfold-siblings"),
+      "F2": () => this.act("rank"),
       "/": () => this.input.focus(),
       "ContextMenu": () => this.openMenu(),
       "F10": () => event.shiftKey && this.openMenu(),
@@ -286,6 +335,47 @@ class View {
     event.preventDefault();
     if (event.key.length > 1) this.typed.text = "";
     does();
+  }
+
+  // ---- the rank of one module: taken while it is typed, as far as it fits; the field says so where it does not
+
+  typeRank(input) {
+    const node = this.nodeOf(input);
+    const text = input.value.trim();
+    const rank = Number(text);
+    const fits = text === "" || (/^\d+$/.test(text) && rank >= 1 && rank <= highest(node.shape));
+    input.ariaInvalid = !fits;
+    if (!fits) {
+      this.$(".about").textContent = `${text} is no rank for ${node.path}. Choose 1 to ${highest(node.shape)}.`;
+      return;
+    }
+    this.model.setRank(node, rank === this.data.r ? 0 : rank);
+    input.ariaValueNow = this.rank(node);
+    input.classList.toggle("own", this.rank(node) !== this.data.r);
+    this.changed();
+  }
+
+  endRank(input) { // the field again says what counts
+    const node = this.nodeOf(input);
+    input.value = input.defaultValue = this.rank(node);
+    input.ariaInvalid = this.rank(node) > highest(node.shape);
+    this.drawAbout();
+  }
+
+  rankKey(event) {
+    const input = event.target;
+    const node = this.nodeOf(input);
+    const step = { ArrowUp: 1, ArrowDown: -1 }[event.key];
+    if (step) input.value = Math.max(1, Math.min(this.rank(node) + step, highest(node.shape)));
+    else if (event.key === "Escape") input.value = input.defaultValue;
+    else if (event.key !== "Enter") return;
+    event.preventDefault();
+    this.typeRank(input);
+    if (!step) this.scroll.focus({ preventScroll: true });
+  }
+
+  nodeOf(element) {
+    return this.model.nodes[element.closest(".row").dataset.i];
   }
 
   typeAhead(letter, at) {
@@ -310,6 +400,7 @@ class View {
     const items = [
       ["tick-alike", `Tick all ${alike || ""} like this`, able], ["untick-alike", `Untick all ${alike || ""} like this`, able],
       ["tick-below", "Tick everything below", able && model.nodes[active].kids.length],
+      ["rank", "Change its rank", this.$(`#n${active} .rank`)],
       ["find", "Search for this name", active], ["copy", "Copy the path", active && navigator.clipboard],
     ];
     this.menu.innerHTML = items.map(([what, label, can]) =>

@@ -1,0 +1,148 @@
+"""Weights on the Backbones page: what is here, what there is to fetch, fetching and importing it.
+
+The work is done by a process of its own (`python -m sousa_engine weights ...`), which outlives this page and any
+other. Every page finds its progress again in the intake's folder; so does this one, after a reload.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+import streamlit as st
+
+from sousa_engine import backbones, weights_cli
+from sousa_engine.backbones import Variant, intake, pretrained
+from sousa_engine.backbones.intake import Intake
+from sousa_engine.errors import WeightsError
+from sousa_engine.web import parts
+from sousa_engine.weights_cli import size_text
+from sousa_engine.workspace import Workspace
+
+REFRESH_S = 1
+_OPEN = "weights.open"
+
+
+def weights_section(variant: Variant, workspace: Workspace) -> None:
+    """Draw the section; it looks again each second while somebody is taking in weights of this variant."""
+    doing = intake.look(pretrained.intake_folder(variant, workspace))
+    running = doing is not None and doing.is_running
+    if running:
+        st.session_state[_OPEN] = variant.name
+    is_open = doing is not None or st.session_state.get(_OPEN) == variant.name
+    with st.expander("Weights", icon=":material/database:", expanded=is_open):
+        this, everyone = st.tabs([variant.name, "All backbones"])
+        with this:
+            st.fragment(chosen, run_every=REFRESH_S if running else None)(variant, workspace, running)
+        with everyone:
+            rows = [weights_cli.row(one, workspace) for one in backbones.VARIANTS.values()]
+            table = pd.DataFrame(rows, columns=list(weights_cli.COLUMNS))
+            st.dataframe(table, hide_index=True, width="stretch", height="content")
+
+
+def chosen(variant: Variant, workspace: Workspace, was_running: bool) -> None:
+    """One variant's weights. When its intake ends, the whole page is drawn anew."""
+    doing = intake.look(pretrained.intake_folder(variant, workspace))
+    if (doing is not None and doing.is_running) != was_running:
+        st.rerun()
+    here, there = st.columns(2, gap="medium")
+    with here:
+        what_is_here(variant, workspace)
+    with there:
+        what_there_is(variant)
+    if doing and doing.is_running:
+        progress(variant, workspace, doing)
+        return
+    if doing:
+        stopped = doing.error == intake.STOPPED
+        show, icon = (st.info, "stop_circle") if stopped else (st.error, "error")
+        show(parts.plain(f"{parts.when(doing.at_ms)}: {doing.error}"), icon=f":material/{icon}:")
+    if not variant.embedded:
+        ways_in(variant, workspace)
+
+
+def what_is_here(variant: Variant, workspace: Workspace) -> None:
+    found = pretrained.stored(variant, workspace)
+    st.markdown("**Here**")
+    if found is None:
+        kept = weights_cli.here_text(variant, workspace)
+        st.markdown("Nothing yet." if kept == "not here" else f"{kept}: a download that can go on.")
+        return
+    rows = [found.origin, size_text(found.size_bytes), str(found.path), f"sha256 {found.recorded or 'not recorded'}"]
+    st.markdown("  \n".join(map(parts.plain, rows)))
+
+
+def what_there_is(variant: Variant) -> None:
+    published = variant.download
+    st.markdown("**To download**")
+    if published is None:
+        st.markdown("Nothing: these weights are part of this package.")
+        return
+    size = "" if published.size_bytes is None else f"{size_text(published.size_bytes)}, "
+    source = parts.plain(weights_cli.source_text(variant))
+    rows = [
+        f"{parts.plain(published.file)} from {source} ([page]({published.page}))",
+        f"{size}licence {variant.licence}",
+        f"sha256 {published.sha256 or 'not published'}",
+        *([] if size else [parts.plain(variant.needs)]),
+        *([parts.plain(published.note)] if published.note else []),
+    ]
+    st.markdown("  \n".join(rows))
+
+
+def progress(variant: Variant, workspace: Workspace, doing: Intake) -> None:
+    if doing.doing != "downloading":
+        st.markdown(f":material/hourglass_top: {doing.doing.capitalize()} ...")
+        return
+    share = min(1.0, doing.done / doing.total) if doing.total else 0.0
+    words = f"Downloading {size_text(doing.done)}" + (f" of {size_text(doing.total)}" if doing.total else "")
+    if doing.bytes_per_s:
+        words += f", {size_text(round(doing.bytes_per_s))}/s"
+        if doing.total:
+            words += f", {parts.duration((doing.total - doing.done) / doing.bytes_per_s)} left"
+    st.progress(share, text=words)
+    folder = pretrained.intake_folder(variant, workspace)
+    st.button(
+        "Stop", icon=":material/stop_circle:", on_click=intake.ask_to_stop, args=(folder,), key="weights.stop",
+        help="What came is kept; a later download goes on from there.",
+    )  # fmt: skip
+
+
+def ways_in(variant: Variant, workspace: Workspace) -> None:
+    published = variant.download
+    here = pretrained.stored(variant, workspace)
+    if published and published.url:
+        label = "Download" if here is None else "Download again" if here.is_published else "Download the published file"
+        if st.button(
+            label, icon=":material/download:", type="secondary" if here else "primary", key="weights.download",
+            help="Goes on while this page is closed. Weights that are here and whole are not fetched twice.",
+        ):  # fmt: skip
+            start(variant, workspace, ("fetch", variant.name))
+    with st.form(f"weights import {variant.name}", border=False):
+        field, press = st.columns([4, 1], vertical_alignment="bottom")
+        with field:
+            named = st.text_input(
+                "A weights file on this machine", key=f"weights.file {variant.name}",
+                placeholder=f"/path/to/{published.file if published else 'model.safetensors'}",
+                help="safetensors, or a PyTorch file of tensors alone. Taken if all its tensors are this backbone's.",
+            )  # fmt: skip
+        with press:
+            pressed = st.form_submit_button("Check and import", width="stretch")
+    if pressed:
+        file = Path(named.strip()).expanduser()
+        if not file.is_absolute():
+            st.error("Name a file by its whole path, from / or ~ on.")
+        else:
+            start(variant, workspace, ("import", str(file), "--as", variant.name))
+
+
+def start(variant: Variant, workspace: Workspace, words: Sequence[str]) -> None:
+    """Have the work begin, and draw the page anew so that it follows."""
+    try:
+        weights_cli.start(workspace, variant, words)  # False: somebody was faster; theirs is shown instead
+    except WeightsError as error:
+        st.error(parts.plain(str(error)), icon=":material/error:")
+        return
+    st.session_state[_OPEN] = variant.name
+    st.rerun()

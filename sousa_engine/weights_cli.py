@@ -1,0 +1,227 @@
+"""`python -m sousa_engine weights`: what is here and what could be, fetch it, import it, verify it.
+
+Importing this never imports torch; fetch, import and verify do, once there are tensors to look at.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import click
+from tqdm import tqdm
+
+from sousa_engine import backbones, run_files
+from sousa_engine.backbones import Variant, downloads, intake, pretrained
+from sousa_engine.errors import UserError, WeightsError
+from sousa_engine.workspace import PROJECT_ROOT, Workspace
+
+COLUMNS = ("Backbone", "Here", "Size", "Licence", "From")
+_lock_fd = click.option("--lock-fd", type=int, hidden=True, help="The intake's lock, taken by who started us.")
+
+
+@click.group()
+@click.pass_obj
+def weights(workspace: Workspace) -> None:
+    """Pretrained weights of the backbones: what is here, fetch, import, verify."""
+    if not workspace.root.is_dir():
+        raise UserError(f"There is no folder {workspace.root}, so there are no weights in it. Check --workspace.")
+
+
+@weights.command("list")
+@click.argument("names", nargs=-1, metavar="[BACKBONE]...")
+@click.option("-v", "--verbose", is_flag=True, help="Page, link, sha256 and more of each.")
+@click.pass_obj
+def list_(workspace: Workspace, names: tuple[str, ...], verbose: bool) -> None:
+    """List which weights are here, and what the others would download. Asks nothing of the network."""
+    variants = [backbones.variant(name) for name in names] or list(backbones.VARIANTS.values())
+    if names or verbose:
+        click.echo("\n\n".join(_card(variant, workspace) for variant in variants))
+        return
+    rows = [tuple(map(str.upper, COLUMNS)), *(row(variant, workspace) for variant in variants)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for name, here, size, licence, source in rows:
+        click.echo(
+            f"{name:<{widths[0]}}  {here:<{widths[1]}}  {size:>{widths[2]}}  {licence:<{widths[3]}}  {source}".rstrip()
+        )
+
+
+@weights.command()
+@click.argument("name", metavar="BACKBONE")
+@_lock_fd
+@click.pass_obj
+def fetch(workspace: Workspace, name: str, lock_fd: int | None) -> None:
+    """Download a backbone's published weights. A broken download goes on where it was; Ctrl-C leaves it so."""
+    variant = backbones.variant(name)
+    folder = pretrained.intake_folder(variant, workspace)
+    doing = intake.look(folder) if lock_fd is None else None
+    if doing and doing.is_running:
+        click.echo(f"{variant.name} is being taken in by another process ({doing.doing}); waiting for it.", err=True)
+    try:
+        with _progress(variant.name) as tell:
+            state = pretrained.fetch(variant, backbones.family(variant), workspace, tell=tell, lock_fd=lock_fd)
+    except KeyboardInterrupt:
+        kept = downloads.kept(variant.download, folder) if variant.download else 0
+        how = f"{size_text(kept)} are kept; the same command goes on from there." if kept else "Nothing was kept."
+        click.echo(f"Stopped. {how}", err=True)
+        sys.exit(run_files.EXIT_STOPPED)
+    _echo_here(variant, workspace, state)
+
+
+@weights.command("import")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--as", "name", metavar="BACKBONE", help="Whose weights they are, where the file itself leaves it open.")
+@_lock_fd
+@click.pass_obj
+def import_(workspace: Workspace, file: Path, name: str | None, lock_fd: int | None) -> None:
+    """Copy a weights file into the workspace, once its tensors are seen to be a backbone's."""
+    everyone = tuple(backbones.VARIANTS.values())
+    if name is not None:
+        variant = backbones.variant(name)
+    else:
+        fits = pretrained.recognise(file, [(one, backbones.family(one)) for one in everyone])
+        if len(fits) > 1:
+            named = " or ".join(f"--as {one.name}" for one in fits)
+            raise WeightsError(f"{file} fits {len(fits)} backbones by its tensors. Say which one it is: {named}.")
+        variant = fits[0]
+    state = pretrained.import_weights(
+        variant, backbones.family(variant), file, workspace, known=everyone, lock_fd=lock_fd
+    )
+    _echo_here(variant, workspace, state)
+
+
+@weights.command()
+@click.argument("names", nargs=-1, metavar="[BACKBONE]...")
+@click.pass_obj
+def verify(workspace: Workspace, names: tuple[str, ...]) -> None:
+    """Read all weights that are here again: sha256 and tensors. Exit code 1 if one is not what it was."""
+    chosen = [backbones.variant(name) for name in names]
+    found = [(one, pretrained.stored(one, workspace)) for one in chosen or backbones.VARIANTS.values()]
+    if missing := [one.name for one, here in found if here is None and chosen]:
+        raise UserError(f"There are no weights of {', '.join(missing)} here to verify. See: weights list")
+    wrong = 0
+    for variant, here in found:
+        if here is None:
+            continue
+        trouble = pretrained.verify(variant, backbones.family(variant), here)
+        wrong += bool(trouble)
+        told = trouble or f"{here.origin}, sha256 {downloads.sha256(here.path)[:12]}"
+        click.echo(f"{'WRONG' if trouble else 'ok':<6} {variant.name:<16} {told}")
+    if wrong:
+        click.echo(f"{wrong} of {sum(here is not None for _, here in found)} are wrong. Fetch or import them again.")
+        sys.exit(1)
+
+
+def start(workspace: Workspace, variant: Variant, words: Sequence[str]) -> bool:
+    """Run `weights WORDS` (a fetch or an import for `variant`) in a process that outlives the caller.
+
+    False if somebody is taking this variant's weights in already; intake.look tells how far either is. Raises
+    WeightsError if the workspace cannot be written to.
+    """
+    folder = pretrained.intake_folder(variant, workspace)
+    try:
+        lock = intake.lock(folder)
+        if lock is None:
+            return False
+        command = [sys.executable, "-m", "sousa_engine", "--workspace", str(workspace.root), "weights", *words]
+        try:
+            with (folder / intake.LOG).open("wb") as log:
+                process = subprocess.Popen(
+                    [*command, "--lock-fd", str(lock)],
+                    cwd=PROJECT_ROOT,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                    pass_fds=[lock],
+                )
+        finally:
+            os.close(lock)  # the child has it
+    except OSError as error:
+        raise WeightsError(f"{folder} cannot be written to: {error.strerror or error}.") from None
+    threading.Thread(target=process.wait, daemon=True).start()  # so that no zombie stays when it leaves
+    return True
+
+
+def row(variant: Variant, workspace: Workspace) -> tuple[str, str, str, str, str]:
+    """A variant's COLUMNS, as text."""
+    here = pretrained.stored(variant, workspace)
+    size = here.size_bytes if here else variant.download.size_bytes if variant.download else None
+    return variant.name, here_text(variant, workspace), size_text(size), variant.licence, source_text(variant)
+
+
+def size_text(size_bytes: int | None) -> str:
+    """`346.4 MB`, in powers of ten as the hub and GitHub count."""
+    return "?" if size_bytes is None else f"{size_bytes / 1e6:,.1f} MB"
+
+
+def here_text(variant: Variant, workspace: Workspace) -> str:
+    """Whether weights are here, in a word or three: "embedded", "downloaded", "not here", "5.1 MB of it"."""
+    here = pretrained.stored(variant, workspace)
+    if here is not None:
+        return here.origin.partition(" from ")[0]
+    part = downloads.kept(variant.download, pretrained.intake_folder(variant, workspace)) if variant.download else 0
+    return f"{size_text(part)} of it" if part else "not here"
+
+
+def source_text(variant: Variant) -> str:
+    """Where the published weights are: a host, with a word if they have to be fetched by hand."""
+    if variant.download is None:
+        return "this package"
+    if variant.download.url is None:
+        return f"{variant.download.page.split('/')[2]}, by hand"
+    return downloads.host(variant.download.url)
+
+
+def _card(variant: Variant, workspace: Workspace) -> str:
+    here, published = pretrained.stored(variant, workspace), variant.download
+    rows = [("backbone", f"{variant.name}: {variant.title}"), ("licence", variant.licence), ("source", variant.source)]
+    rows.append(("needs", variant.needs))
+    rows.append(("here", here.origin if here else here_text(variant, workspace)))
+    if here:
+        rows += [("  file", str(here.path)), ("  size", size_text(here.size_bytes))]
+        rows += [("  sha256", here.recorded or "not recorded")]
+    if published:
+        rows += [("published", published.file), ("  size", size_text(published.size_bytes))]
+        rows += [("  sha256", published.sha256 or "not published"), ("  page", published.page)]
+        rows += [("  link", published.url or "none: fetch it by hand from the page, then import it")]
+        rows += [("  note", published.note)] if published.note else []
+    return "\n".join(f"{label:<10} {text}" for label, text in rows)
+
+
+def _echo_here(variant: Variant, workspace: Workspace, state: backbones.WeightsState) -> None:
+    here = pretrained.stored(variant, workspace)
+    assert here is not None and state.path is not None
+    click.echo(f"{variant.name}: {here.origin}, sha256 {here.recorded or 'unknown'}")
+    click.echo(str(state.path))
+
+
+@contextlib.contextmanager
+def _progress(name: str) -> Iterator[intake.Tell]:
+    """A bar on a terminal; in a file or a pipe, a line for each tenth."""
+    with tqdm(unit="B", unit_scale=True, desc=name, leave=False, disable=not sys.stderr.isatty()) as bar:
+        said = ""
+
+        def tell(doing: str, done: int, total: int | None) -> None:
+            nonlocal said
+            if bar.disable:
+                amount = f"{size_text(done)} of {size_text(total)}" if doing == "downloading" else "its tensors"
+                step = f"{doing} {10 * done // total if total else done // 50_000_000}"
+                if step != said:
+                    click.echo(f"{name}: {doing} {amount}", err=True)
+                said = step
+                return
+            if doing != said:
+                bar.reset(total)
+                bar.initial = done  # what was here already came at no speed
+                bar.bar_format = None if doing == "downloading" else "{desc} its tensors"
+                bar.set_description_str(f"{name}: {doing}")
+            said, bar.n = doing, done
+            bar.update(0)
+
+        yield tell
