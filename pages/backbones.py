@@ -12,6 +12,7 @@ import streamlit as st
 from sousa_engine import backbones, config, grammar, launch, module_tree
 from sousa_engine.config import HeadPolicy, RunConfig
 from sousa_engine.errors import SousaError, UnknownNameError, UserError
+from sousa_engine.methods import METHODS, Method
 from sousa_engine.module_tree import EntryMatch, Outline
 from sousa_engine.records import TargetSet
 from sousa_engine.store import Store
@@ -94,6 +95,7 @@ def linked(source: str) -> str:
 class Fields:
     """What the fields beside the tree say. r: the general rank. classes: rows of the new head."""
 
+    method: Method
     r: int
     head: HeadPolicy
     classes: int
@@ -125,9 +127,18 @@ def bench(name: str) -> None:
 
 
 def picked(outline: Outline, fields: Fields) -> Choice:
-    """The tree, and what is ticked in it."""
-    start = launch.recommended_sets(outline)[launch.default_set(outline)]
-    return draw_tree(outline, start=start, r=fields.r, head=fields.head, num_classes=fields.classes)
+    """The tree, and what is ticked in it: what the method cannot adapt is grey, other costs than LoRA's are counted."""
+    method = fields.method
+    blocked = {node.path: reason for node in outline.nodes if node.adaptable and (reason := method.reason(node.kind))}
+    costs = None
+    if METHODS["lora"].cost((2, 3), fields.r) != method.cost((2, 3), fields.r):
+        costs = {node.path: method.cost(node.shape, fields.r) for node in outline.nodes if node.kind in method.kinds}
+        head = outline.head_layer
+        costs[head.path] = method.cost((fields.classes, *head.shape[1:]), fields.r)
+    return draw_tree(
+        outline, start=launch.recommended_sets(outline)[launch.default_set(outline)], r=fields.r, head=fields.head,
+        num_classes=fields.classes, blocked=blocked, costs=costs,
+    )  # fmt: skip
 
 
 def take_over_ticks(outline: Outline) -> None:
@@ -137,19 +148,27 @@ def take_over_ticks(outline: Outline) -> None:
         return
     st.session_state["bench.seen_ticks"] = held
     choose(outline, held["paths"], held.get("ranks"))
-    for field in ("head", "r"):
-        if field in held:
+    for field in ("head", "r", "method"):
+        if field in held and (field != "method" or METHODS[held[field]].takes_targets):
             st.session_state[f"bench.{field}"] = held[field]
 
 
 def adapter_fields(outline: Outline) -> Fields:
-    """Rank, number of classes and the head's policy."""
+    """Method, rank, number of classes and the head's policy."""
+    names = [name for name, method in METHODS.items() if method.takes_targets]
+    name = st.selectbox(
+        "Method", names, format_func=lambda n: METHODS[n].title, key="bench.method", persist_state="session",
+        help="How the ticked modules are adapted. BitFit and full fine-tuning take no ticks: choose them on Launch.",
+    )  # fmt: skip
+    method = METHODS[name]
+    st.caption(f"{method.help[0].upper()}{method.help[1:]}.")
     a, b = st.columns(2)
     with a:
         r = st.number_input(
             "Rank r", min_value=1, max_value=1024, value=base.lora.r, key="bench.r", persist_state="session",
             help=config.field_help("lora.r").capitalize() + ". Adapters grow in proportion. A single module gets a "
             "rank of its own in its row of the tree; 'all like this' then gives it to the same module in every layer.",
+            disabled="r" not in method.settings,
         )  # fmt: skip
     with b:
         classes = st.number_input(
@@ -161,7 +180,7 @@ def adapter_fields(outline: Outline) -> Fields:
         persist_state="session", width="stretch",
         help="The classifier is new, so something has to train it: all of it, an adapter of rank r, or nothing.",
     )  # fmt: skip
-    return Fields(r=int(r), head=head or base.lora.head, classes=int(classes))
+    return Fields(method=method, r=int(r), head=head or base.lora.head, classes=int(classes))
 
 
 def ready_sets(outline: Outline) -> None:
@@ -182,12 +201,13 @@ def take(outline: Outline, paths: tuple[str, ...], head: HeadPolicy | None) -> N
 def launch_button(outline: Outline, chosen: Choice, saved: Mapping[str, TargetSet], fields: Fields) -> None:
     """What the ticks come to, in Python's own count, and the way to Launch if that can be trained."""
     counts = module_tree.count(
-        outline, chosen.paths, r=fields.r, head=fields.head, num_classes=fields.classes, ranks=chosen.ranks
-    )
+        outline, chosen.paths, r=fields.r, head=fields.head, num_classes=fields.classes, ranks=chosen.ranks,
+        method=fields.method.name,
+    )  # fmt: skip
     targets = outline.targets(chosen.paths)
     lora = {
-        "targets": [target.model_dump() for target in targets], "rank_pattern": chosen.ranks,
-        "r": fields.r, "head": fields.head,
+        "method": fields.method.name, "targets": [target.model_dump() for target in targets],
+        "rank_pattern": chosen.ranks, "r": fields.r, "head": fields.head,
     }  # fmt: skip
     problems = list(config.problems({"lora": lora}).values())
     if not counts.trainable:
@@ -195,7 +215,7 @@ def launch_button(outline: Outline, chosen: Choice, saved: Mapping[str, TargetSe
     for problem in problems:
         st.error(parts.plain(problem))
     narrow = {t.path: t.width for t in targets if t.width < chosen.ranks.get(t.path, fields.r)}
-    if narrow:
+    if narrow and fields.method.takes_ranks and problems:
         st.button(
             f"Give {len(narrow)} narrow module{'s' * (len(narrow) > 1)} the highest rank possible", width="stretch",
             on_click=choose, args=(outline, chosen.paths, {**chosen.ranks, **narrow}),
@@ -207,7 +227,7 @@ def launch_button(outline: Outline, chosen: Choice, saved: Mapping[str, TargetSe
         name = name_of(outline, chosen.paths, saved, fields.head)
         st.session_state["ticks"] = st.session_state["bench.seen_ticks"] = {
             "variant": outline.variant, "paths": list(chosen.paths), "ranks": dict(chosen.ranks),
-            "head": fields.head, "r": fields.r, "name": name,
+            "head": fields.head, "r": fields.r, "method": fields.method.name, "name": name,
         }  # fmt: skip
         st.switch_page(parts.page_path("launch"))
     modules = "1 module" if counts.layers == 1 else f"{counts.layers} modules"
@@ -215,8 +235,8 @@ def launch_button(outline: Outline, chosen: Choice, saved: Mapping[str, TargetSe
         len(chosen.ranks), f" {len(chosen.ranks)} have a rank of their own."
     )
     st.caption(
-        f"{modules} with LoRA, {counts.trainable:,} trainable of {counts.total:,} parameters ({counts.percent:.3g} %)."
-        + own
+        f"{modules} with {fields.method.title}, {counts.trainable:,} trainable of {counts.total:,} parameters "
+        f"({counts.percent:.3g} %).{own}"
     )
 
 

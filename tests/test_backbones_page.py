@@ -50,7 +50,7 @@ def button(page, label):
 
 
 def counted(page):
-    return next(c.value for c in page.caption if " with LoRA, " in c.value)
+    return next(c.value for c in page.caption if " trainable of " in c.value)
 
 
 def test_the_card_says_plainly_which_weights_there_are(page, workspace):
@@ -176,6 +176,7 @@ def test_ticks_are_handed_over_to_launch_with_head_rank_and_name(page, outline):
         "ranks": {q: 32},
         "head": "train",
         "r": 16,
+        "method": "lora",
         "name": "attention",
     }
 
@@ -346,3 +347,22 @@ def test_where_parameters_are_counted_otherwise_there_are_no_ranks(outline):
     assert page.session_state["chosen"] == Choice(paths=(q,), ranks={})
     costs = sent(page)["costs"]
     assert len(costs) == len(outline.nodes) and sum(costs) == 768
+
+
+def test_a_method_counts_its_own_parameters_and_greys_what_it_cannot_adapt(page):
+    page.session_state["variant"] = "mn10_as"
+    page.query_params["variant"] = "mn10_as"
+    page.run()
+    assert counted(page).startswith("46 modules with LoRA, ")
+    page.selectbox(key="bench.method").set_value("pissa").run()
+    assert counted(page).startswith("16 modules with PiSSA, ")
+    assert any("PiSSA adapts Linear only" in reason for reason in sent(page)["blocked"])
+    page.selectbox(key="bench.method").set_value("ia3").run()
+    outline = module_tree.load_outline("mn10_as")
+    paths = launch.recommended_sets(outline)["se+pointwise"]
+    counts = module_tree.count(outline, paths, r=8, head="train", num_classes=40, method="ia3")
+    assert counted(page).startswith(f"46 modules with IA3, {counts.trainable:,} trainable")
+    assert page.number_input(key="bench.r").disabled and sent(page)["costs"] is not None
+    button(page, "Launch with these targets").click().run()
+    assert not page.exception and page.session_state["ticks"]["method"] == "ia3"
+    assert page.session_state["launch.lora.method"] == "ia3"

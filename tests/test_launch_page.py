@@ -122,3 +122,32 @@ def test_a_data_set_in_the_address_is_chosen(page):
     page.run()
     assert not page.exception
     assert page.selectbox(key="launch.data").value == "small"
+
+
+def test_a_method_shows_the_fields_it_reads_and_no_others(page, workspace):
+    page.run()
+    shown = {"lora": {"r", "alpha", "dropout"}, "loraplus": {"r", "alpha", "dropout", "plus_ratio"}, "ia3": set(),
+             "lokr": {"r", "alpha"}, "full": set()}  # fmt: skip
+    for method, settings in shown.items():
+        page.selectbox(key="launch.lora.method").set_value(method).run()
+        assert not page.exception
+        keys = {n.key.rpartition(".")[2] for n in page.number_input if n.key.startswith("launch.lora.")}
+        assert keys == settings, method
+        assert any(s.key == "launch.set" for s in page.selectbox) == (method != "full")
+        assert not start_button(page).disabled
+    start_button(page).click().run()
+    with Store.open(workspace) as store:
+        (run,) = store.runs()
+    assert (run.config.lora.method, run.config.lora.targets) == ("full", ())
+
+
+def test_ranks_of_the_tree_arrive_and_leave_with_the_ticks(page, workspace):
+    paths = [node.path for node in module_tree.load_outline("ast-mini").nodes if node.name == "q_proj"]
+    ticks = {"variant": "ast-mini", "paths": paths, "ranks": {paths[1]: 3}, "method": "rslora"}
+    page.session_state["ticks"] = {**ticks, "r": 4, "head": "train", "name": ""}
+    page.run()
+    assert any("1 of them with a rank of their own" in c.value for c in page.caption)
+    start_button(page).click().run()
+    with Store.open(workspace) as store:
+        (run,) = store.runs()
+    assert run.config.lora.ranks == {paths[1]: 3} and run.config.lora.method == "rslora"
