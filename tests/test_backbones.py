@@ -165,6 +165,30 @@ def test_a_short_clip_gets_the_middle_of_the_position_embedding(mini, share):
     )
 
 
+@pytest.mark.parametrize("frames", [500, 1200])
+def test_a_long_clip_gets_the_position_embedding_stretched_in_time(mini, frames):
+    """Equal to a plain network built for that length, its positions stretched as the authors' code does."""
+    from transformers import ASTConfig, ASTForAudioClassification
+
+    variant = backbones.variant("ast-mini")
+    spec, settings = variant.front_end, variant.architecture
+    rows, columns = mini.audio_spectrogram_transformer.embeddings.get_shape(mini.config)
+    wanted = (frames - settings["patch_size"]) // settings["time_stride"] + 1
+    assert wanted > columns
+    state = mini.state_dict()
+    key = f"{BODY}.embeddings.position_embeddings"
+    table = state[key][:, 2:].reshape(1, rows, columns, -1).permute(0, 3, 1, 2)
+    table = torch.nn.functional.interpolate(table, size=(rows, wanted), mode="bilinear", align_corners=False)
+    table = table.permute(0, 2, 3, 1).reshape(1, rows * wanted, -1)
+    state[key] = torch.cat((state[key][:, :2], table), dim=1)
+    long = ASTForAudioClassification(ASTConfig(**{**settings, "max_length": frames, "num_labels": 7}))
+    long.load_state_dict(state)
+    features = torch.randn(2, frames, spec.mel_bins)
+    torch.testing.assert_close(
+        forward(mini, features, "ast-mini"), forward(long.eval(), features, "ast-mini"), atol=1e-5, rtol=1e-5
+    )
+
+
 def test_clip_length_never_changes_the_parameters(mini):
     spec = backbones.variant("ast-mini").front_end
     before = {key: value.clone() for key, value in mini.state_dict().items()}

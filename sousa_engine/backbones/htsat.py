@@ -106,6 +106,7 @@ def front_end(mel_bins: int, hop_ms: float = 10.0) -> FrontEndSpec:
         low_hz=50.0,
         high_hz=14000.0,
         floor=1e-10,
+        remove_mean=False,
         mean=0.0,
         std=0.5,
         min_frames=16,
