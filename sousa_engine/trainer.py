@@ -129,6 +129,10 @@ def _train(
         if measured:
             print(f"random weights: statistics of {measured} BatchNorms measured on train clips", flush=True)
     total_steps = math.ceil(len(data.splits["train"]) / run_config.training.batch_size) * run_config.training.max_epochs
+    network.module.to(accelerator.device)
+    some = torch.from_numpy(data.features[data.splits["train"][:4]].astype("float32")).to(accelerator.device)
+    with torch.no_grad():
+        plain = network.module.eval()(features=some)
     module = lora.attach(network, run_config.lora, total_steps=total_steps)
     trainable, total, layers = lora.counts(module)
     groups = lora.parameter_groups(
@@ -144,7 +148,9 @@ def _train(
     def forward(module: torch.nn.Module, batch: torch.Tensor) -> torch.Tensor:
         return module(features=batch)
 
-    _check_attached(module, run_config, layers, trainable, forward, data, accelerator.device)
+    with torch.no_grad():
+        changed = (module.eval()(features=some) - plain).abs().max().item()
+    _check_attached(run_config, layers, trainable, changed)
     reporter.facts(
         {
             "versions": _versions(),
@@ -213,29 +219,19 @@ def _training_data(manifest: Manifest, array: Any, *, floor: float, ln_units: fl
     return TrainingData(features=array, labels=labels, splits=splits, floor=floor, ln_units=ln_units)
 
 
-def _check_attached(module, run_config, layers, trainable, forward, data, device) -> None:
-    """The preflight on the real network: every target adapted, something to train, the adapter an identity."""
-    import torch
+def _check_attached(run_config: RunConfig, layers: int, trainable: int, changed: float) -> None:
+    """The preflight on the real network: every target adapted, something to train, the adapter an identity.
 
+    changed: the largest difference of the logits from the plain network's, on some clips.
+    """
     wanted = len(run_config.lora.targets) + (run_config.lora.head == "lora")
     if layers < wanted:
         raise PreflightError(f"{wanted} targets were asked for, {layers} were adapted. Tick them again in the tree.")
     if trainable == 0:
         raise PreflightError("Nothing would train: no targets and a frozen head. Set lora.head=train.")
-    if not hasattr(module, "disable_adapter"):
-        return
-    rows = data.splits["train"][:4]
-    batch = torch.from_numpy(data.features[rows].astype("float32")).to(device)
-    module.eval()
-    with torch.no_grad():
-        adapted = forward(module, batch)
-        with module.disable_adapter():
-            plain = forward(module, batch)
-    difference = (adapted - plain).abs().max().item()
-    # The head's trainable copy equals the original at the start, so the logits must agree as a whole.
     # PiSSA's SVD takes the adapter out of the weights it stands beside, which costs some rounding.
-    if difference > (1e-2 if run_config.lora.method == "pissa" else 1e-4):
-        raise PreflightError(f"The adapters change the output before the first step (by {difference:.1e}).")
+    if changed > (1e-2 if run_config.lora.method == "pissa" else 1e-4):
+        raise PreflightError(f"The adapters change the output before the first step (by {changed:.1e}).")
 
 
 def _save_adapter(module, folder: Path, manifest: Manifest, run_config: RunConfig, weights_label: str) -> None:

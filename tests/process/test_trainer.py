@@ -8,11 +8,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
-from sousa_engine import launch, run_files, trainer
+from sousa_engine import backbones, launch, run_files, trainer
+from sousa_engine import lora as loras
 from sousa_engine.config import RunConfig
+from sousa_engine.data import manifest as manifests
+from sousa_engine.data.features import feature_cache
 from sousa_engine.spool import read_batch, read_predictions
+from sousa_engine.training.statistics import measure_statistics
 from sousa_engine.workspace import PROJECT_ROOT, Workspace
 
 pytestmark = pytest.mark.process
@@ -57,6 +63,42 @@ def test_a_finished_run_leaves_what_the_preflight_promised(workspace):
     assert sum(p.label == p.predicted for p in of_test) / len(of_test) == pytest.approx(tests["test/accuracy"].value)
     labels = json.loads((folder / "adapter" / "labels.json").read_text())
     assert len(labels["classes"]) == promised.classes and labels["backbone"] == "ast-mini"
+
+
+@pytest.mark.parametrize(
+    ("variant", "lora", "heard"),
+    [
+        ("mn04_as", {"targets": ["se"], "rank_pattern": {"features.4.block.2.conc_se_layers.0.fc1": 2}}, 32000),
+        ("mn10_as_fc", {"method": "adalora", "r": 4, "targets": ["se"]}, 32000),
+        ("ast-mini", {"method": "pissa"}, 16000),
+        ("ast-mini", {"method": "full"}, 16000),
+    ],
+)
+def test_every_kind_of_training_runs_to_its_end_and_reads_back(workspace, variant, lora, heard):
+    """What was trained, loaded onto a network built anew, answers test as the run did."""
+    settings = draft(model={"variant": variant, "weights": "random"}, lora=lora, seed=3)
+    promised = launch.preflight(settings, workspace)
+    folder, done = train(workspace, settings)
+    assert done.returncode == run_files.EXIT_FINISHED, done.stderr
+    facts = read_batch(folder / run_files.SPOOL, 0).facts
+    assert facts["parameters"]["trainable"] == promised.counts.trainable
+    assert backbones.variant(variant).sample_rate_hz == heard
+    assert ("BatchNorms measured on train clips" in done.stdout) == (variant != "ast-mini")
+
+    manifest = manifests.open_dataset(settings.data)
+    network = backbones.open_network(
+        variant, num_classes=len(manifest.classes), weights="random", workspace=workspace, seed=settings.seed
+    )
+    cache = feature_cache(manifest, network.spec, workspace)
+    rows = {split: [i for i, c in enumerate(manifest.clips) if c.split == split] for split in ("train", "test")}
+    measure_statistics(network.module, cache.array, np.array(rows["train"]), batch_size=settings.training.batch_size)
+    module = loras.load(network, folder / "adapter")
+    with torch.no_grad():
+        logits = module(features=torch.from_numpy(cache.array[rows["test"]].astype("float32")))
+    answered = {p.clip_id: p for p in read_predictions(folder / run_files.PREDICTIONS) if p.split == "test"}
+    for row, probabilities in zip(rows["test"], logits.softmax(-1), strict=True):
+        said = answered[manifest.clips[row].clip_id]
+        assert probabilities[manifest.classes.index(said.predicted)] == pytest.approx(said.probability, abs=1e-3)
 
 
 def test_weights_that_were_cut_off_since_the_launch_are_a_sentence(workspace, tmp_path):
