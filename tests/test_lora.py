@@ -11,7 +11,7 @@ from sousa_engine.errors import TargetError, WeightsError
 from sousa_engine.frontends import normalise
 
 CLASSES = 6
-VARIANTS = [name for name, variant in backbones.VARIANTS.items() if variant.embedded]
+VARIANTS = ["ast-mini"]  # every other backbone: tests/test_contract.py
 QUERY = "audio_spectrogram_transformer.layers.0.attention.q_proj"
 SQUARE = module_tree.load_outline("ast-mini").node(QUERY).shape
 

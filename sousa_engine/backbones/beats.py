@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
+from sousa_engine.backbones.embedded import mini
 from sousa_engine.backbones.spec import Download, FrontEndSpec, Variant
 from sousa_engine.errors import WeightsError
 
@@ -84,7 +85,7 @@ def variants() -> tuple[Variant, ...]:
         "front_end": front_end(128, min_frames=16),
         "architecture": architecture,
     }
-    return (
+    published = (
         Variant(
             name="beats-iter3-plus",
             aliases=("beats",),
@@ -114,6 +115,13 @@ def variants() -> tuple[Variant, ...]:
             **same,
         ),
     )
+    small = mini(
+        published[0],
+        "beats-mini",
+        title="BEATs mini",
+        description="A small BEATs: 4 layers x 160, a token each 80 ms, pre-trained by us on drum strokes.",
+    )
+    return (*published, small)
 
 
 def front_end(mel_bins: int, *, min_frames: int) -> FrontEndSpec:
