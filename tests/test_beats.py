@@ -18,7 +18,7 @@ import_torchaudio()  # PEFT imports transformers
 
 from peft import LoraConfig, get_peft_model  # noqa: E402
 
-VARIANTS = {variant.name: variant for variant in beats.variants()}
+VARIANTS = {variant.name: variant for variant in beats.variants() if not variant.embedded}
 PLUS = VARIANTS["beats-iter3-plus"]
 SMALL = {
     "encoder_layers": 2,

@@ -14,7 +14,7 @@ from sousa_engine import frontends
 from sousa_engine.backbones import efficientat, pretrained
 from sousa_engine.errors import DataError, WeightsError
 
-VARIANTS = {variant.name: variant for variant in efficientat.variants()}
+VARIANTS = {variant.name: variant for variant in efficientat.variants() if not variant.embedded}
 MELS = 32
 SMALL = {  # small networks of every kind
     "mlp": {"width": 0.2, "head_width": 24},
