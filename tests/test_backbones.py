@@ -1,5 +1,9 @@
+import dataclasses
+import hashlib
+import json
 import math
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -71,6 +75,38 @@ def test_every_stage_of_ast_base_equals_the_authors_network(base, oracle, clip):
     for stage, found in seen.items():
         name = f"{clip}/{stage}"
         assert oracle.difference(name, found) <= oracle.tolerance(name), name
+
+
+SIZES = {"ast_tiny224": (192, 3), "ast_small224": (384, 6)}  # width and heads; the others are base's
+DIGESTS = json.loads((Path(__file__).parent / "parity" / "ast_base_audioset" / "digests.json").read_text())
+
+
+@pytest.mark.parametrize("size", DIGESTS)
+def test_the_authors_key_tree_of_every_size_is_what_translate_reads(size, oracle):
+    """Each name of theirs, with the shape our network of that size gives it, makes the digest of their state dict."""
+    facts, published = DIGESTS[size], backbones.variant("ast-base")
+    width, heads = SIZES.get(size, (768, 12))
+    architecture = {
+        "hidden_size": width,
+        "num_attention_heads": heads,
+        "intermediate_size": 4 * width,
+        "frequency_stride": facts["fstride"],
+        "time_stride": facts["tstride"],
+    }
+    with torch.device("meta"):
+        variant = dataclasses.replace(published, architecture={**published.architecture, **architecture})
+        ours = ast.networks().network(variant, 527, 0).state_dict()
+        lines, parameters = [], 0
+        for name in oracle.keys["tensors"]:
+            rows = 3 * width if ".qkv." in name else 1
+            names = list(ast.translate({name: torch.empty(rows)}))
+            shape = (1000, width)[: 2 if name.endswith("weight") else 1]  # ImageNet's heads, which nobody uses
+            if names:
+                shape = (len(names) * ours[names[0]].shape[0], *ours[names[0]].shape[1:])
+            lines.append(f"{name} {','.join(map(str, shape))}")
+            parameters += math.prod(shape)
+    assert (len(lines), parameters) == (facts["n_keys"], facts["n_params"])
+    assert hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest() == facts["digest"]
 
 
 def test_one_wrong_tensor_would_be_noticed(base, oracle):
