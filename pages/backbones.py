@@ -131,7 +131,7 @@ def picked(outline: Outline, fields: Fields) -> Choice:
     method = fields.method
     blocked = {node.path: reason for node in outline.nodes if node.adaptable and (reason := method.reason(node.kind))}
     costs = None
-    if METHODS["lora"].cost((2, 3), fields.r) != method.cost((2, 3), fields.r):
+    if not method.counts_as_lora:
         costs = {node.path: method.cost(node.shape, fields.r) for node in outline.nodes if node.kind in method.kinds}
         head = outline.head_layer
         costs[head.path] = method.cost((fields.classes, *head.shape[1:]), fields.r)

@@ -240,10 +240,8 @@ def targets_field(outline: module_tree.Outline, values: dict[str, Any], slots: d
     if ticks.get("variant") == outline.variant:
         label = f"ticked: {ticks['name']}" if ticks.get("name") else "ticked in the module tree"
         choices["ticks"] = (label, tuple(ticks["paths"]))
-    for name, paths in launch.recommended_sets(outline).items():
-        able = tuple(path for path in paths if not method.reason(outline.node(path).kind))
-        if able:
-            choices[name] = (name, able)
+    for name, paths in launch.recommended_sets(outline, method).items():
+        choices[name] = (name, paths)
     with parts.open_store() as store:
         for saved in store.target_sets(outline.variant):
             choices[f"saved:{saved.name}"] = (f"saved: {saved.name}", saved.paths)

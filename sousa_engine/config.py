@@ -128,15 +128,19 @@ class LoraConfig(Part):
     @property
     def summary(self) -> str:
         """What trains beside the head, in short: "24 modules with LoRA r=8"."""
-        method = METHODS[self.method]
-        if not method.takes_targets:
-            return method.title
+        if not METHODS[self.method].takes_targets:
+            return self.label
         if not self.targets and self.head != "lora":
             return "the head alone"
         count = len(self.targets) + (self.head == "lora")
         own = f" ({len(self.rank_pattern)} with a rank of their own)" if self.rank_pattern else ""
-        rank = f" r={self.r:g}" if "r" in method.settings else ""
-        return f"{count} {'module' if count == 1 else 'modules'} with {method.title}{rank}{own}"
+        return f"{count} {'module' if count == 1 else 'modules'} with {self.label}{own}"
+
+    @property
+    def label(self) -> str:
+        """The method, with its rank if it has one: "LoRA r=8", "IA3"."""
+        method = METHODS[self.method]
+        return f"{method.title} r={self.r}" if "r" in method.settings else method.title
 
     @property
     def ranks(self) -> dict[str, int]:
@@ -174,6 +178,10 @@ class TrainingConfig(Part):
         0, ge=0, le=1000, description="stop after this many epochs without a better valid accuracy; 0 = never"
     )
     precision: Literal["float32", "bf16"] = Field("float32", description="float32, or bf16 autocast where it is fast")
+
+    def steps_per_epoch(self, clips: int) -> int:
+        """Optimiser steps that so many train clips make; the last batch may be smaller."""
+        return math.ceil(clips / self.batch_size)
 
 
 class WandbConfig(Part):

@@ -5,7 +5,6 @@ prepare (names -> modules, values checked) -> preflight (could it work, and what
 
 from __future__ import annotations
 
-import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -80,7 +79,7 @@ def prepare(draft: Mapping[str, Any]) -> Prepared:
     if written is None:
         written = [default_set(outline)] if method.takes_targets else []
     entries, notes = _for_method(outline, _entries(outline, written), method)
-    resolution = resolve(outline, entries)
+    resolution = module_tree.resolve_strict(outline, entries)
     notes += [f"{match.entry}: {match.note}" for match in resolution.matches if match.note]
     paths = [path for path in resolution.paths if not outline.in_head(path)]
     if len(paths) < len(resolution.paths):
@@ -105,10 +104,10 @@ def expand_sets(outline: Outline, entries: list[str]) -> list[str]:
     return [path for entry in entries for path in sets.get(entry, (entry,))]
 
 
-def recommended_sets(outline: Outline) -> dict[str, tuple[str, ...]]:
+def recommended_sets(outline: Outline, method: Method | None = None) -> dict[str, tuple[str, ...]]:
     """Name -> full paths in tree order, made from the roles of the modules; the head is never among them.
 
-    Only sets that have members, and attention+mlp only where there are both.
+    Only sets that have members, and attention+mlp only where there are both. method: only what it can adapt.
     """
     body = [node for node in outline.nodes if node.adaptable and not outline.in_head(node.path)]
     groups = {node.role.partition(".")[0] for node in body}
@@ -120,6 +119,8 @@ def recommended_sets(outline: Outline) -> dict[str, tuple[str, ...]]:
     }
     sets = {name: [n for n in body if n.role.partition(".")[0] in roles] for name, roles in wanted.items()}
     sets["all-linear"] = [node for node in body if node.kind == "Linear"]
+    if method is not None:
+        sets = {name: [node for node in nodes if not method.reason(node.kind)] for name, nodes in sets.items()}
     return {name: tuple(node.path for node in nodes) for name, nodes in sets.items() if nodes}
 
 
@@ -134,7 +135,7 @@ def preflight(run_config: RunConfig, workspace: Workspace) -> Preflight:
     outline = module_tree.load_outline(run_config.model.variant)
     manifest = manifests.open_dataset(run_config.data)
     sizes = {split: sum(clip.split == split for clip in manifest.clips) for split in SPLITS}
-    steps_per_epoch = math.ceil(sizes["train"] / run_config.training.batch_size)
+    steps_per_epoch = run_config.training.steps_per_epoch(sizes["train"])
     counts = module_tree.count(
         outline,
         [target.path for target in run_config.lora.targets],
@@ -262,14 +263,16 @@ def _weights_check(run_config: RunConfig, workspace: Workspace) -> Check:
 def _for_method(outline: Outline, entries: list[str], method: Method) -> tuple[list[str], list[str]]:
     """Entries with recommended sets expanded to what the method can adapt, and a note on what that leaves out."""
     found, notes = [], []
-    sets = recommended_sets(outline)
+    whole, able = recommended_sets(outline), recommended_sets(outline, method)
     for entry in entries:
-        members = sets.get(entry, (entry,))
-        able = [path for path in members if entry not in sets or not method.reason(outline.node(path).kind)]
-        if left := len(members) - len(able):
-            reason = next(filter(None, (method.reason(outline.node(path).kind) for path in members)))
-            notes.append(f"{entry}: {left} of its {len(members)} modules are left out. {reason}")
-        found += able
+        if entry not in whole:
+            found.append(entry)
+            continue
+        taken = able.get(entry, ())
+        if left := [path for path in whole[entry] if path not in taken]:
+            reason = method.reason(outline.node(left[0]).kind)
+            notes.append(f"{entry}: {len(left)} of its {len(whole[entry])} modules are left out. {reason}")
+        found += taken
     return found, notes
 
 
@@ -296,10 +299,9 @@ def _targets_check(run_config: RunConfig, outline: Outline, counts: Counts) -> C
         if run_config.lora.head == "freeze":
             return Check(level="error", title="Targets", detail="Nothing would train: no targets and a frozen head.")
         return Check(level="warning", title="Targets", detail="No targets: a linear probe, only the head trains.")
-    rank = f" r={run_config.lora.r}" if "r" in method.settings else ""
     own = len(run_config.lora.rank_pattern)
     detail = (
-        f"{counts.layers} modules get {method.title}{rank}{f', {own} with a rank of their own' if own else ''}; "
+        f"{counts.layers} modules get {run_config.lora.label}{f', {own} with a rank of their own' if own else ''}; "
         f"they start as an identity, checked again on the real network."
     )
     return Check(level="ok", title="Targets", detail=detail)
@@ -313,7 +315,7 @@ def _head_check(run_config: RunConfig, outline: Outline, counts: Counts) -> Chec
     if policy == "freeze":
         detail = "The head is new and frozen: its random weights stay. Set lora.head to train unless you mean it."
         return Check(level="warning", title="Head", detail=detail)
-    how = "trained fully" if policy == "train" else f"trained through {method.title} r={run_config.lora.r}"
+    how = "trained fully" if policy == "train" else f"trained through {run_config.lora.label}"
     return Check(level="ok", title="Head", detail=f"New, {how}: {counts.head_parameters:,} parameters.")
 
 

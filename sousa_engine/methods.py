@@ -8,6 +8,7 @@ al. 2021); what PEFT 0.21 does with each kind of module is tested (tests/test_me
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 _ALL = frozenset({"Linear", "Conv1d", "Conv2d", "Conv3d", "Embedding"})
@@ -41,22 +42,21 @@ class Method:
 
     def cost(self, shape: tuple[int, ...], r: int) -> int:
         """Trainable parameters on a module whose weight has this shape (out, in, ...)."""
-        out, into = shape[0], math.prod(shape[1:])
-        match self.name:
-            case "dora":
-                return r * (out + into) + out
-            case "adalora":
-                return first_rank(r) * (out + into + 1)
-            case "ia3":
-                return out
-            case "lokr":
-                return _kronecker(shape, r)
-        return r * (out + into)
+        return _OTHER_COSTS.get(self.name, _low_rank)(shape, r)
+
+    @property
+    def counts_as_lora(self) -> bool:
+        """Whether it costs what LoRA of that rank does."""
+        return self.name not in _OTHER_COSTS
 
 
 def first_rank(r: int) -> int:
     """The rank AdaLoRA begins with, to give away down to r on average: half as much again."""
     return math.ceil(1.5 * r)
+
+
+def _low_rank(shape: tuple[int, ...], r: int) -> int:
+    return r * (shape[0] + math.prod(shape[1:]))
 
 
 def _kronecker(shape: tuple[int, ...], r: int) -> int:
@@ -73,6 +73,12 @@ def _factors(size: int) -> tuple[int, int]:
     return small, size // small
 
 
+_OTHER_COSTS: dict[str, Callable[[tuple[int, ...], int], int]] = {
+    "dora": lambda shape, r: _low_rank(shape, r) + shape[0],
+    "adalora": lambda shape, r: _low_rank(shape, first_rank(r)) + first_rank(r),
+    "ia3": lambda shape, r: shape[0],
+    "lokr": _kronecker,
+}
 _LORA = ("r", "alpha", "dropout", "rank_pattern")
 METHODS = {
     method.name: method

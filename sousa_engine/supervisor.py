@@ -13,7 +13,6 @@ import fcntl
 import os
 import secrets
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -21,14 +20,14 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from sousa_engine import run_files
+from sousa_engine import processes, run_files
 from sousa_engine.errors import RunError, WorkspaceError
 from sousa_engine.executors import Executor, Sighting
 from sousa_engine.executors.local import GRACE_S, TRAINER_MODULE, LocalExecutor, absence
 from sousa_engine.records import Event, Run, RunStatus
 from sousa_engine.spool import read_batch, read_predictions
 from sousa_engine.store import Launch, Store, now_ms
-from sousa_engine.workspace import PROJECT_ROOT, Workspace
+from sousa_engine.workspace import Workspace
 
 IDLE_EXIT_S = 60.0
 MAX_LAUNCHES = 3
@@ -54,18 +53,10 @@ def ensure(workspace: Workspace, options: Sequence[str] = ()) -> bool:
     command = [sys.executable, "-m", "sousa_engine.supervisor", str(workspace.root), "--lock-fd", str(lock), *options]
     try:
         with _open_log(workspace.supervisor_log) as log:
-            process = subprocess.Popen(
-                command,
-                cwd=PROJECT_ROOT,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,  # outlives Ctrl-C and the closed terminal of who called
-                pass_fds=[lock],
-            )
+            process = processes.start_detached(command, log=log, lock=lock)
     finally:
         os.close(lock)  # the child has it
-    threading.Thread(target=process.wait, daemon=True).start()  # so that no zombie stays when it leaves
+    processes.reap(process)
     return True
 
 

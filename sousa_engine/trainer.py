@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import errno
-import math
 import os
 import platform
 import signal
@@ -128,7 +127,8 @@ def _train(
         )
         if measured:
             print(f"random weights: statistics of {measured} BatchNorms measured on train clips", flush=True)
-    total_steps = math.ceil(len(data.splits["train"]) / run_config.training.batch_size) * run_config.training.max_epochs
+    training = run_config.training
+    total_steps = training.steps_per_epoch(len(data.splits["train"])) * training.max_epochs
     network.module.to(accelerator.device)
     some = torch.from_numpy(data.features[data.splits["train"][:4]].astype("float32")).to(accelerator.device)
     with torch.no_grad():

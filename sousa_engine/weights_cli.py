@@ -7,19 +7,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
 import sys
-import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import click
 from tqdm import tqdm
 
-from sousa_engine import backbones, run_files
+from sousa_engine import backbones, processes, run_files
 from sousa_engine.backbones import Variant, downloads, intake, pretrained
 from sousa_engine.errors import UserError, WeightsError
-from sousa_engine.workspace import PROJECT_ROOT, Workspace
+from sousa_engine.workspace import Workspace
 
 COLUMNS = ("Backbone", "Here", "Size", "Licence", "From")
 _lock_fd = click.option("--lock-fd", type=int, hidden=True, help="The intake's lock, taken by who started us.")
@@ -131,20 +129,12 @@ def start(workspace: Workspace, variant: Variant, words: Sequence[str]) -> bool:
         command = [sys.executable, "-m", "sousa_engine", "--workspace", str(workspace.root), "weights", *words]
         try:
             with (folder / intake.LOG).open("wb") as log:
-                process = subprocess.Popen(
-                    [*command, "--lock-fd", str(lock)],
-                    cwd=PROJECT_ROOT,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,
-                    pass_fds=[lock],
-                )
+                process = processes.start_detached([*command, "--lock-fd", str(lock)], log=log, lock=lock)
         finally:
             os.close(lock)  # the child has it
     except OSError as error:
         raise WeightsError(f"{folder} cannot be written to: {error.strerror or error}.") from None
-    threading.Thread(target=process.wait, daemon=True).start()  # so that no zombie stays when it leaves
+    processes.reap(process)
     return True
 
 

@@ -11,7 +11,7 @@ from parity.oracle import Oracle
 from safetensors.torch import save_file
 
 from sousa_engine import backbones, frontends
-from sousa_engine.backbones import ast, outline_maker, pretrained
+from sousa_engine.backbones import ast, key_tree, outline_maker
 from sousa_engine.errors import DataError, UnknownNameError
 from sousa_engine.module_tree import OUTLINES
 
@@ -130,7 +130,7 @@ def test_the_file_of_the_hub_in_its_old_names_loads_the_same_weights(base, oracl
     assert set(old_names.values()) == set(today)
     path = tmp_path / "model.safetensors"
     save_file({old: today[new].contiguous() for old, new in old_names.items()}, path)
-    assert {k: tuple(v.shape) for k, v in pretrained.read(path).items()} == oracle.hub_shapes
+    assert {k: tuple(v.shape) for k, v in key_tree.read(path).items()} == oracle.hub_shapes
     network = backbones.open_network("ast-base", num_classes=40, weights=str(tmp_path), workspace=workspace)
     assert re.fullmatch(r"pretrained: model\.safetensors, sha256 [0-9a-f]{12}", network.weights_label)
     for key, value in network.module.state_dict().items():

@@ -10,7 +10,7 @@ from parity.oracle import Oracle
 from safetensors.torch import load_file, save_file
 
 from sousa_engine import frontends
-from sousa_engine.backbones import beats, pretrained
+from sousa_engine.backbones import beats, key_tree
 from sousa_engine.backbones.torchaudio_guard import import_torchaudio
 from sousa_engine.errors import WeightsError
 
@@ -60,7 +60,7 @@ def published(oracle):
 def base(published):
     """BEATs with 527 classes and everything from that file, its head too."""
     network = beats.networks().network(PLUS, 527, 0)
-    pretrained.load_official(network, published, beats)
+    key_tree.load_official(network, published, beats)
     return network.eval()
 
 
@@ -208,14 +208,14 @@ def test_a_self_supervised_file_loads_all_but_the_head():
     trained, network = small(seed=1), small(num_classes=7)
     head = network.predictor.weight.clone()
     file = {key: value for key, value in in_authors_names(trained).items() if not key.startswith("predictor.")}
-    pretrained.load_official(network, {"cfg": {}, "model": file}, beats, head_path="predictor")
+    key_tree.load_official(network, {"cfg": {}, "model": file}, beats, head_path="predictor")
     assert torch.equal(network.predictor.weight, head)
     x = noise()
     with torch.no_grad():
         assert torch.equal(network.represent(x)[0], trained.represent(x)[0])
-    pretrained.load_official(network, {"cfg": {}, "model": in_authors_names(trained)}, beats, head_path="predictor")
+    key_tree.load_official(network, {"cfg": {}, "model": in_authors_names(trained)}, beats, head_path="predictor")
     with pytest.raises(WeightsError, match=r"predictor\.weight"):
-        pretrained.load_official(network, {"cfg": {}, "model": file}, beats)
+        key_tree.load_official(network, {"cfg": {}, "model": file}, beats)
 
 
 def test_our_own_names_are_read_unchanged_and_tensors_are_never_copied():

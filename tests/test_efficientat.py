@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from sousa_engine import frontends
-from sousa_engine.backbones import efficientat, pretrained
+from sousa_engine.backbones import efficientat, key_tree
 from sousa_engine.errors import DataError, WeightsError
 
 VARIANTS = {variant.name: variant for variant in efficientat.variants() if not variant.embedded}
@@ -70,7 +70,7 @@ def published(request):
     oracle = Recorded(f"efficientat_{request.param}")
     network = efficientat.networks().network(VARIANTS[request.param], 527, 0)
     file = {key: torch.from_numpy(value) for key, value in oracle.state().items()}
-    pretrained.load_official(network, file, efficientat)
+    key_tree.load_official(network, file, efficientat)
     return oracle, network.eval()
 
 
@@ -140,7 +140,7 @@ def test_a_file_of_another_width_is_refused_and_nothing_is_loaded():
     network, other = small("mlp"), small("mlp", width=0.3)
     before = {key: value.clone() for key, value in network.state_dict().items()}
     with pytest.raises(WeightsError, match="have another shape"):
-        pretrained.load_official(network, other.state_dict(), efficientat)
+        key_tree.load_official(network, other.state_dict(), efficientat)
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
 
 
@@ -204,7 +204,7 @@ def test_a_copy_and_a_saved_file_give_the_same_network(kind, tmp_path):
     network, clips = settled(kind), features()
     save_file(network.state_dict(), tmp_path / "mine.safetensors")
     loaded = small(kind, seed=1)
-    pretrained.load_official(loaded, load_file(tmp_path / "mine.safetensors"), efficientat)
+    key_tree.load_official(loaded, load_file(tmp_path / "mine.safetensors"), efficientat)
     with torch.no_grad():
         expected = network(features=clips)
         assert torch.equal(copy.deepcopy(network)(features=clips), expected)

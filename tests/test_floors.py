@@ -16,7 +16,18 @@ FLOORS = {
     1: ["store", "metric_tables", "migrations", "spool"],
     2: ["backbones", "lora", "frontends", "data", "training"],
     3: ["analysis", "charts"],
-    4: ["launch", "cli", "weights_cli", "__main__", "supervisor", "keeper", "trainer", "executors", "reporters"],
+    4: [
+        "launch",
+        "cli",
+        "weights_cli",
+        "__main__",
+        "supervisor",
+        "keeper",
+        "trainer",
+        "executors",
+        "processes",
+        "reporters",
+    ],
     5: ["web", "pages"],
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}

@@ -12,7 +12,7 @@ from parity.oracle import Oracle
 from safetensors.torch import load_file, save_file
 
 from sousa_engine import frontends
-from sousa_engine.backbones import htsat, pretrained
+from sousa_engine.backbones import htsat, key_tree
 from sousa_engine.errors import DataError, WeightsError
 
 STAGES = ["image", "patch_embed", "stage0_block0", "stage0_block1_shifted", "stage0", "stage1", "stage2", "stage3"]
@@ -58,7 +58,7 @@ def wrapped(oracle):
 def published(oracle):
     """HTS-AT with 527 classes and everything of a file like the authors'."""
     network = htsat.networks().network(AUDIOSET, 527, 0)
-    pretrained.load_official(network, wrapped(oracle), htsat)
+    key_tree.load_official(network, wrapped(oracle), htsat)
     return network.eval()
 
 
@@ -125,7 +125,7 @@ def test_a_file_without_one_of_its_tensors_is_refused(published, oracle):
     state = wrapped(oracle)
     del state["state_dict"]["sed_model.layers.2.blocks.4.attn.qkv.bias"]
     with pytest.raises(WeightsError, match=r"1 of 178 tensors are missing.*layers\.2\.blocks\.4\.attn\.qkv\.bias"):
-        pretrained.load_official(published, state, htsat)
+        key_tree.load_official(published, state, htsat)
 
 
 def test_the_derived_tables_are_the_authors_own(published, oracle):
@@ -221,7 +221,7 @@ def test_a_copy_and_a_saved_file_compute_the_same(small, tmp_path):
     save_file(small.state_dict(), tmp_path / "small.safetensors")
     again = htsat.networks().network(small_variant(), 5, 1).eval()
     assert not torch.equal(again.classify(x), expected)
-    pretrained.load_official(again, load_file(tmp_path / "small.safetensors"), htsat)
+    key_tree.load_official(again, load_file(tmp_path / "small.safetensors"), htsat)
     assert torch.equal(again.classify(x), expected)
 
 

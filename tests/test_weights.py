@@ -24,7 +24,7 @@ from file_server import FileServer
 from safetensors.torch import load_file, save_file
 
 from sousa_engine import backbones
-from sousa_engine.backbones import Download, ast, beats, downloads, intake, pretrained
+from sousa_engine.backbones import Download, ast, beats, downloads, intake, key_tree, pretrained
 from sousa_engine.errors import WeightsError
 
 BODY = "audio_spectrogram_transformer"
@@ -594,7 +594,7 @@ def test_a_missing_and_an_unknown_tensor_are_counted_and_named(mini):
     state[f"{BODY}.layernorm.wieght"] = state.pop(f"{BODY}.layernorm.weight")
     before = {key: value.clone() for key, value in mini.state_dict().items()}
     with pytest.raises(WeightsError) as error:
-        pretrained.load_official(mini, state, ast)
+        key_tree.load_official(mini, state, ast)
     text = str(error.value)
     assert f"1 of {len(state)} tensors are missing" in text and f"the file has {BODY}.layernorm.wieght" in text
     assert "1 are not of this network" in text
@@ -610,7 +610,7 @@ def test_a_known_name_on_a_tensor_of_the_wrong_kind_is_refused(workspace, tmp_pa
 @pytest.mark.parametrize("envelope", [lambda s: {"model": s, "epoch": 3}, lambda s: {"state_dict": s}, lambda s: s])
 def test_an_envelope_and_a_prefix_are_taken_off(mini, envelope):
     state = {f"module.{key}": value + 1 for key, value in mini.state_dict().items()}
-    pretrained.load_official(mini, envelope(state), ast)
+    key_tree.load_official(mini, envelope(state), ast)
     assert torch.equal(mini.classifier.dense.bias, state["module.classifier.dense.bias"])
 
 
@@ -624,7 +624,7 @@ def test_a_truncated_file_is_refused_before_and_at_loading(mini, tmp_path, works
     if name.endswith("safetensors"):
         assert "truncated" in backbones.weights_state("ast-mini", workspace, str(path)).message
     with pytest.raises(WeightsError, match="truncated"):
-        pretrained.read(path)
+        key_tree.read(path)
 
 
 class Trap:
@@ -688,7 +688,7 @@ def test_embedded_weights_load_with_nothing_but_the_package_and_are_small(name, 
     state = backbones.weights_state(name, workspace)
     assert state.path is not None and state.path.stat().st_size <= 8_000_000
     fresh = backbones.open_network(name, num_classes=9, weights="random", workspace=workspace).module.state_dict()
-    held = backbones.family(variant).translate(pretrained.read(state.path))
+    held = backbones.family(variant).translate(key_tree.read(state.path))
     for key, value in network.module.state_dict().items():
         expected = fresh[key] if key.startswith(f"{variant.head_path}.") else held[key].to(value.dtype)
         assert torch.equal(value, expected), key
@@ -741,9 +741,11 @@ def test_a_beats_file_trained_with_other_settings_is_refused_although_every_tens
     state = dict(network.state_dict())
     good = {"deep_norm": True, "relative_position_embedding": True, "gru_rel_pos": True, "max_distance": 800}
     good["input_patch_size"] = 16
-    assert pretrained._fitted(network, {"cfg": good, "model": state}, beats, variant)
+    assert key_tree.fitted(network, {"cfg": good, "model": state}, beats, variant)
     with pytest.raises(WeightsError, match="other settings: max_distance is 1280 in the file, not 800"):
-        pretrained._fitted(network, {"cfg": {**good, "max_distance": 1280}, "model": state}, beats, variant)
+        key_tree.fitted(network, {"cfg": {**good, "max_distance": 1280}, "model": state}, beats, variant)
+    with torch.device("meta"), pytest.raises(WeightsError, match="other settings: max_distance is 1280"):
+        backbones.load_official("beats", {"cfg": {**good, "max_distance": 1280}, "model": state})
 
 
 # Verifying

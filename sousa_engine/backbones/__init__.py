@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from sousa_engine.backbones import ast, beats, efficientat, htsat, pretrained
+from sousa_engine.backbones import ast, beats, efficientat, htsat, key_tree, pretrained
 from sousa_engine.backbones.spec import Download, FrontEndSpec, Network, Variant, WeightsState
 from sousa_engine.errors import WeightsError, unknown
 from sousa_engine.workspace import Workspace, default_workspace
@@ -83,7 +83,7 @@ def load_official(
     missing, of another shape, or unknown.
     """
     chosen = variant(name)
-    return pretrained.official_network(chosen, family(chosen), file, num_classes=num_classes, seed=seed)
+    return key_tree.official_network(chosen, family(chosen), file, num_classes=num_classes, seed=seed)
 
 
 def weights_state(name: str, workspace: Workspace, weights: str = "pretrained") -> WeightsState:

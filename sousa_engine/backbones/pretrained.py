@@ -1,7 +1,6 @@
-"""Weights of backbones: where they are, what they are, and loading them. Imports torch only where tensors are read.
+"""Weights of backbones: where they are, what they are, taking them in. Imports torch only where tensors are read.
 
-A file is safetensors, or a PyTorch file that loads with weights_only=True; nothing else is ever opened. A file is
-accepted by its key tree: every tensor of the backbone, of the right shape, and no other. Nothing falls back silently.
+A file is accepted by its key tree (key_tree.py). Nothing falls back silently.
 """
 
 from __future__ import annotations
@@ -10,21 +9,20 @@ import contextlib
 import json
 import os
 import re
-import shlex
 import shutil
 import struct
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sousa_engine import run_files
-from sousa_engine.backbones import downloads, embedded, intake
+from sousa_engine.backbones import downloads, embedded, intake, key_tree
 from sousa_engine.backbones.downloads import sha256
 from sousa_engine.backbones.spec import Variant, WeightsState
-from sousa_engine.errors import WeightsError, nearest
+from sousa_engine.errors import WeightsError
 from sousa_engine.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -165,10 +163,9 @@ def import_weights(
                 f"from {file}, set model.weights to it."
             )
         path = _file(file)
-        for other in known:
-            published = other.download.sha256 if other.download else None
-            if published and other.name != variant.name and sha256(path) == published:
-                raise WeightsError(f"{path} is the published file of {other.name}, by its sha256, not {variant.name}.")
+        other = _published(path, [one for one in known if one.name != variant.name])
+        if other is not None:
+            raise WeightsError(f"{path} is the published file of {other.name}, by its sha256, not {variant.name}.")
         _check_fits(path, variant, family)
         return _put(variant, path, workspace, came=f"imported from {path.resolve()}", move=False)
 
@@ -179,24 +176,29 @@ def recognise(file: Path, choices: Sequence[tuple[Variant, ModuleType]]) -> list
     Of several, those whose published sha256 it has, or else those whose head it has too, whatever its classes.
     """
     path = _file(file)
-    tensors = read(path)
+    tensors = key_tree.read(path)
     fits, with_head, closest = [], [], (float("inf"), "")
     for variant, family in choices:
-        blank = _blank(variant, family)
+        blank = key_tree.blank(variant, family)
         try:
-            _fitted(blank, tensors, family, variant)
+            key_tree.fitted(blank, tensors, family, variant)
         except WeightsError as error:
             closest = min(closest, (getattr(error, "differing", 10**9), f"{variant.name}: {error}"))
             continue
         fits.append(variant)
-        if family.translate(unwrap(tensors)).keys() == blank.state_dict().keys():
+        if family.translate(key_tree.unwrap(tensors)).keys() == blank.state_dict().keys():
             with_head.append(variant)
     if not fits:
         raise WeightsError(f"{path} is of no backbone known here. Nearest is {closest[1]}")
-    published = {v.download.sha256: v for v in fits if v.download and v.download.sha256}
-    if len(fits) > 1 and published and (exact := published.get(sha256(path))):
+    if len(fits) > 1 and (exact := _published(path, fits)):
         return [exact]
     return with_head or fits
+
+
+def _published(path: Path, variants: Sequence[Variant]) -> Variant | None:
+    """Whose published file this is, by its sha256; read only if one of them is known by it."""
+    known = {variant.download.sha256: variant for variant in variants if variant.download and variant.download.sha256}
+    return known.get(sha256(path)) if known else None
 
 
 def verify(variant: Variant, family: ModuleType, here: Stored) -> str:
@@ -230,160 +232,16 @@ def load_pretrained(
         state = fetch(variant, family, workspace, tell=tell)
     assert state.path is not None
     try:
-        module.load_state_dict(_fitted(module, read(state.path), family, variant), strict=False)
-    except _KeysDiffer as error:
+        module.load_state_dict(key_tree.fitted(module, key_tree.read(state.path), family, variant), strict=False)
+    except key_tree.KeysDiffer as error:
         raise WeightsError(f"{state.path} does not fit {variant.name}: {error}") from None
     return f"{state.label}, sha256 {sha256(state.path)[:12]}"
 
 
-def official_network(
-    variant: Variant,
-    family: ModuleType,
-    file: str | Path | Mapping[str, Any],
-    *,
-    num_classes: int | None,
-    seed: int,
-) -> TakesWaveforms:
-    """`backbones.load_official`: a network with all that a published file holds, its head too, in eval mode."""
-    state: Mapping[str, Any] = file if isinstance(file, Mapping) else read(Path(file).expanduser())
-    head_path = None if num_classes is None else variant.head_path
-    if num_classes is None:
-        num_classes = _classes_in(variant, family, state)
-    module = family.networks().network(variant, num_classes, seed)
-    try:
-        load_official(module, state, family, head_path=head_path)
-    except _KeysDiffer as error:
-        named = "This state dict" if isinstance(file, Mapping) else file
-        raise WeightsError(f"{named} does not fit {variant.name}: {error}") from None
-    return module.eval()
-
-
-def load_official(
-    module: TakesWaveforms, state: Mapping[str, Any], family: ModuleType, *, head_path: str | None = None
-) -> None:
-    """Load a state dict in any naming that `family` can read, from the file's envelope if it has one.
-
-    head_path: a head that stays as it is, whatever the file has for it; None loads the head as well. Raises
-    WeightsError if tensors are missing, of another shape, or unknown; the module is then unchanged.
-    """
-    module.load_state_dict(_matched(module, state, family, head_path), strict=False)
-
-
-def _fitted(module: TakesWaveforms, state: Mapping[str, Any], family: ModuleType, variant: Variant) -> dict[str, Any]:
-    """What of a file goes into all of the module but its head; raises _KeysDiffer if it is not this backbone's.
-
-    A BEATs file says with which settings it was trained, some of which no tensor's shape would show.
-    """
-    found = _matched(module, state, family, variant.head_path)
-    settings = state.get("cfg")
-    if isinstance(settings, Mapping) and hasattr(family, "cfg_differences"):
-        others = family.cfg_differences(settings, variant.architecture)
-        if others:
-            raise _KeysDiffer(f"its tensors would fit, but it was trained with other settings: {'; '.join(others)}.")
-    return found
-
-
-def _matched(
-    module: TakesWaveforms, state: Mapping[str, Any], family: ModuleType, head_path: str | None
-) -> dict[str, Any]:
-    """The state dict in today's names, seen to have exactly the module's keys and shapes (but for the head)."""
-    tensors, wanted = unwrap(state), module.state_dict()
-    try:
-        found = family.translate(tensors)
-    except (ValueError, RuntimeError) as error:  # a known name on a tensor that cannot be split as it should be
-        if isinstance(error, WeightsError):
-            raise
-        raise _KeysDiffer(
-            f"its tensors cannot be read in {family.__name__.rpartition('.')[2]}'s way ({error})."
-        ) from None
-    if head_path is not None:
-        found = {key: value for key, value in found.items() if not key.startswith(f"{head_path}.")}
-        wanted = {key: value for key, value in wanted.items() if not key.startswith(f"{head_path}.")}
-    _check(
-        {key: tuple(value.shape) for key, value in found.items()},
-        {key: tuple(value.shape) for key, value in wanted.items()},
-    )
-    return found
-
-
-def unwrap(state: Mapping[str, Any]) -> dict[str, Any]:
-    """The tensors of a checkpoint: out of {"state_dict": ...} or {"model": ...}, without DataParallel's `module.`."""
-    for key in ("state_dict", "model"):
-        if isinstance(state.get(key), Mapping):
-            return unwrap(state[key])
-    tensors = {str(key): value for key, value in state.items() if hasattr(value, "shape")}
-    if tensors and all(key.startswith("module.") for key in tensors):
-        return {key.removeprefix("module."): value for key, value in tensors.items()}
-    return tensors
-
-
-def read(path: Path) -> dict[str, Any]:
-    """All tensors of a file, on the CPU. Raises WeightsError for a file that is truncated or no weights file."""
-    import pickle
-
-    import torch
-    from safetensors.torch import load_file
-
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise WeightsError(f"{path} cannot be read: {error.strerror or error}.") from None
-    except Exception as error:  # on bytes that are no weights, torch's reader stumbles over anything
-        if isinstance(error, pickle.UnpicklingError) and _begins(path).startswith((b"PK", b"\x80")):
-            raise WeightsError(_refusal(path, error)) from None
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise WeightsError(_no_weights(path, first)) from None
-    if not isinstance(found, Mapping):
-        raise WeightsError(f"{path} holds a {type(found).__name__}, not a state dict.")
-    return dict(found)
-
-
-def _refusal(path: Path, error: Exception) -> str:
-    """Why a file that would run code is not read, and how to make one that can be."""
-    code = re.search(r"GLOBAL (\S+)", str(error))
-    source, made = (json.dumps(str(p), ensure_ascii=False) for p in (path, path.with_suffix(".safetensors")))
-    recipe = (
-        f"import torch; from safetensors.torch import save_file; "
-        f'd = torch.load({source}, map_location="cpu", weights_only=False); '
-        f'save_file({{k: v.clone() for k, v in d.get("state_dict", d).items() if torch.is_tensor(v)}}, {made})'
-    )
-    return (
-        f"{path} holds more than tensors{f' ({code[1]})' if code else ''}; it is refused, because reading it could run "
-        f"code. If you trust where it comes from, convert it in an environment that you trust it with, and take the "
-        f"new file: python -c {shlex.quote(recipe)}"
-    )
-
-
-def _no_weights(path: Path, why: str) -> str:
-    if _begins(path).lstrip().startswith(b"<"):
-        return f"{path} is a web page, not the weights file: download it with a browser, by the link on its page."
-    return f"{path} is truncated or no weights file ({why}). Download it again."
-
-
-def _begins(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(64)
-
-
-def _classes_in(variant: Variant, family: ModuleType, state: Mapping[str, Any]) -> int:
-    """How many classes the head in a file tells apart: the size that differs between heads for 2 and for 3."""
-    found = family.translate(unwrap(state))
-    two, three = _blank(variant, family, 2).state_dict(), _blank(variant, family, 3).state_dict()
-    for key, value in two.items():
-        for axis, (size, more) in enumerate(zip(value.shape, three[key].shape, strict=True)):
-            if size != more and key in found and len(found[key].shape) == value.ndim:
-                return int(found[key].shape[axis])
-    raise WeightsError(
-        f"There is no head for {variant.name} in this file ({variant.head_path}.*). Give num_classes to get a new one."
-    )
-
-
 def _check_fits(file: Path, variant: Variant, family: ModuleType) -> None:
     try:
-        _fitted(_blank(variant, family), read(file), family, variant)
-    except _KeysDiffer as error:
+        key_tree.fitted(key_tree.blank(variant, family), key_tree.read(file), family, variant)
+    except key_tree.KeysDiffer as error:
         raise WeightsError(f"{file} does not fit {variant.name}: {error}") from None
 
 
@@ -419,14 +277,6 @@ def _writing(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise WeightsError(f"{folder} cannot be written to: {error.strerror or error}.") from None
-
-
-def _blank(variant: Variant, family: ModuleType, num_classes: int = 2) -> TakesWaveforms:
-    """The network without memory for its weights."""
-    import torch
-
-    with torch.device("meta"):
-        return family.networks().network(variant, num_classes, 0)
 
 
 def _cached(variant: Variant) -> Path | None:
@@ -507,33 +357,6 @@ def _broken(file: Path) -> str:
     except (struct.error, ValueError, LookupError, TypeError, AttributeError, OSError):
         return f"{file} is no safetensors file, or its beginning is missing. Download it again."
     return "" if size == wanted else f"{file} has {size:,} bytes of {wanted:,}: it is truncated. Download it again."
-
-
-class _KeysDiffer(WeightsError):
-    """The file is whole, but another network's. differing: how many tensors are."""
-
-    differing = 0
-
-
-def _check(found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise WeightsError unless both have the same keys and shapes; counts what differs and names the first."""
-    missing = [key for key in wanted if key not in found]
-    unknown = [key for key in found if key not in wanted]
-    other = [key for key in wanted if key in found and found[key] != wanted[key]]
-    reasons = []
-    if missing:
-        near = nearest(missing[0], unknown, n=1)
-        hint = f"; the file has {near[0]}" if near else ""
-        reasons.append(f"{len(missing)} of {len(wanted)} tensors are missing (first: {missing[0]}{hint})")
-    if unknown:
-        reasons.append(f"{len(unknown)} are not of this network (first: {unknown[0]})")
-    if other:
-        key = other[0]
-        reasons.append(f"{len(other)} have another shape (first: {key} {found[key]}, not {wanted[key]})")
-    if reasons:
-        differ = _KeysDiffer("; ".join(reasons) + ".")
-        differ.differing = len(missing) + len(unknown) + len(other)
-        raise differ
 
 
 def _copy(source: Path, copy: Path) -> None:

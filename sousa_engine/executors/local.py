@@ -17,11 +17,11 @@ from pathlib import Path
 
 import psutil
 
-from sousa_engine import run_files
+from sousa_engine import processes, run_files
 from sousa_engine.errors import RunError
 from sousa_engine.executors import Sighting
 from sousa_engine.records import Run
-from sousa_engine.workspace import PROJECT_ROOT, Workspace
+from sousa_engine.workspace import Workspace
 
 TRAINER_MODULE = "sousa_engine.trainer"
 GRACE_S = 60.0  # from the request to stop to the end of patience
@@ -52,16 +52,8 @@ class LocalExecutor:
             trainer = [sys.executable, "-m", self._trainer_module, str(folder)]
             keeper = [sys.executable, "-m", "sousa_engine.keeper", str(lock), str(self._grace_s), str(folder), nonce]
             with (folder / run_files.LOG).open("ab") as log:
-                self._keepers[nonce] = subprocess.Popen(
-                    [*keeper, *trainer],
-                    cwd=PROJECT_ROOT,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,
-                    pass_fds=[lock],
-                    env={**os.environ, "SOUSA_WORKSPACE": str(self._workspace.root)},
-                )
+                env = {**os.environ, "SOUSA_WORKSPACE": str(self._workspace.root)}
+                self._keepers[nonce] = processes.start_detached([*keeper, *trainer], log=log, lock=lock, env=env)
 
     def poll(self, run: Run, nonce: str) -> Sighting:
         if (keeper := self._keepers.get(nonce)) and keeper.poll() is not None:

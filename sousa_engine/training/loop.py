@@ -83,8 +83,7 @@ def train(
     """
     device = accelerator.device
     order = data.splits["train"]
-    steps_per_epoch = math.ceil(len(order) / training.batch_size)
-    total_steps = steps_per_epoch * training.max_epochs
+    total_steps = training.steps_per_epoch(len(order)) * training.max_epochs
 
     optimizer = torch.optim.AdamW(groups)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_cosine(total_steps, training.warmup))
