@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
+from sousa_engine.backbones.embedded import mini
 from sousa_engine.backbones.spec import Download, FrontEndSpec, Variant
 
 OLD_NAMES = ()
@@ -70,7 +71,7 @@ def variants() -> tuple[Variant, ...]:
         "num_heads": (4, 8, 16, 32),
         "window_size": 8,
     }
-    return (
+    published = (
         Variant(
             name="htsat-audioset",
             family="htsat",
@@ -93,6 +94,13 @@ def variants() -> tuple[Variant, ...]:
             architecture=audioset,
         ),
     )
+    small = mini(
+        published[0],
+        "htsat-mini",
+        title="HTS-AT mini",
+        description="A small HTS-AT: two stages of 2 and 4 blocks, pre-trained by us on drum strokes.",
+    )
+    return (*published, small)
 
 
 def front_end(mel_bins: int, hop_ms: float = 10.0) -> FrontEndSpec:
