@@ -2,7 +2,7 @@
 
     python -m benchmarks.controls [--models beats-mini ...] [--rows lora random ...] [--seeds 0 1 2] [--workspace DIR]
 
-Queues what is missing, waits, writes benchmarks/results/controls-<model>.json and prints the table as Markdown. Runs
+Queues what is missing, waits, writes benchmarks/results/controls-<model>.json and prints README's table. Runs
 live in a workspace of their own, so it can be stopped and started again: what is finished is not trained twice.
 """
 
@@ -31,6 +31,13 @@ ROWS = {
     "full": ("full fine-tuning", ["lora.method=full", "training.lr=5e-4"]),
     "random": ("LoRA r=8 on {all}, random weights (control)", ["lora.targets={all}", "model.weights=random"]),
 }
+TITLES = {
+    "probe": "linear probe (the head alone)",
+    "few": "LoRA r=8 on attention, or SE",
+    "lora": "LoRA r=8 on attention + MLP, or SE + pointwise",
+    "full": "full fine-tuning",
+    "random": "the same LoRA on random weights (control)",
+}
 
 
 def main() -> None:
@@ -54,15 +61,29 @@ def main() -> None:
             row_of(model, row, [found[model, row, seed] for seed in options.seeds], workspace) for row in options.rows
         ]
         (RESULTS / f"controls-{model}.json").write_text(json.dumps(table, indent=1) + "\n")
-        print(f"\n**{model}**\n")
-        print("| what trains | trainable | test accuracy, mean of seeds | each seed | 95 % interval of the mean |")
-        print("|---|---|---|---|---|")
-        for line in table:
-            each = ", ".join(f"{100 * value:.1f}" for value in line["accuracies"])
-            print(
-                f"| {line['title']} | {line['trainable']:,} | **{100 * line['mean']:.1f} %** | {each} | "
-                f"{100 * line['low']:.1f} to {100 * line['high']:.1f} %, n = {line['n']} |"
+    print(summary([name for name in MINIS if (RESULTS / f"controls-{name}.json").exists()]))
+
+
+def summary(models: list[str]) -> str:
+    """README's table, from the results on disk: a column a backbone, in a cell mean of seeds, interval, trainable."""
+    tables = {model: json.loads((RESULTS / f"controls-{model}.json").read_text()) for model in models}
+    lines = [f"| what trains | {' | '.join(f'`{model}`' for model in models)} |", "|---|" + "---|" * len(models)]
+    for row, title in TITLES.items():
+        cells = []
+        for table in tables.values():
+            line = next((line for line in table if line["row"] == row), None)
+            cells.append(
+                "–"
+                if line is None
+                else f"**{100 * line['mean']:.1f} %** ({100 * line['low']:.1f} to {100 * line['high']:.1f}), "
+                f"{_thousands(line['trainable'])}"
             )
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _thousands(count: int) -> str:
+    return f"{count / 1e6:.1f} M" if count >= 1e6 else f"{count / 1e3:.0f} k"
 
 
 def words(model: str, row: str, seed: int) -> list[str]:

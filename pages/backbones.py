@@ -127,17 +127,12 @@ def bench(name: str) -> None:
 
 
 def picked(outline: Outline, fields: Fields) -> Choice:
-    """The tree, and what is ticked in it: what the method cannot adapt is grey, other costs than LoRA's are counted."""
+    """The tree, and what is ticked in it: what the method cannot adapt is grey."""
     method = fields.method
     blocked = {node.path: reason for node in outline.nodes if node.adaptable and (reason := method.reason(node.kind))}
-    costs = None
-    if not method.counts_as_lora:
-        costs = {node.path: method.cost(node.shape, fields.r) for node in outline.nodes if node.kind in method.kinds}
-        head = outline.head_layer
-        costs[head.path] = method.cost((fields.classes, *head.shape[1:]), fields.r)
     return draw_tree(
         outline, start=launch.recommended_sets(outline)[launch.default_set(outline)], r=fields.r, head=fields.head,
-        num_classes=fields.classes, blocked=blocked, costs=costs,
+        num_classes=fields.classes, blocked=blocked, method=method,
     )  # fmt: skip
 
 

@@ -44,11 +44,6 @@ class Method:
         """Trainable parameters on a module whose weight has this shape (out, in, ...)."""
         return _OTHER_COSTS.get(self.name, _low_rank)(shape, r)
 
-    @property
-    def counts_as_lora(self) -> bool:
-        """Whether it costs what LoRA of that rank does."""
-        return self.name not in _OTHER_COSTS
-
 
 def first_rank(r: int) -> int:
     """The rank AdaLoRA begins with, to give away down to r on average: half as much again."""

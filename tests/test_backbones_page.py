@@ -308,16 +308,17 @@ def test_every_recommended_set_has_a_button_that_ticks_it(page, outline):
 
 
 def bare_tree():
-    """A page of nothing but the tree, told of blocked modules and of costs."""
+    """A page of nothing but the tree, told of blocked modules and of a method."""
     import streamlit as st
 
     from sousa_engine import module_tree
+    from sousa_engine.methods import METHODS
     from sousa_engine.web.components.module_tree import module_tree as draw_tree
 
     outline = module_tree.load_outline("ast-base")
-    blocked, costs = (st.session_state.get(name) for name in ("blocked", "costs"))
+    blocked, method = st.session_state.get("blocked"), METHODS[st.session_state.get("method") or "lora"]
     start = [node.path for node in outline.nodes if node.role == "attention.query"]
-    chosen = draw_tree(outline, start=start, r=8, head="train", num_classes=40, blocked=blocked, costs=costs)
+    chosen = draw_tree(outline, start=start, r=8, head="train", num_classes=40, blocked=blocked, method=method)
     st.session_state["chosen"] = chosen
 
 
@@ -340,13 +341,13 @@ def test_a_blocked_module_leaves_what_is_returned_and_comes_back_when_it_is_free
     assert page.session_state["chosen"] == Choice(paths=tuple(q), ranks={q[0]: 2, q[1]: 3})
 
 
-def test_where_parameters_are_counted_otherwise_there_are_no_ranks(outline):
+@pytest.mark.parametrize(("method", "knows"), [("dora", True), ("lokr", True), ("ia3", False), ("adalora", False)])
+def test_where_a_method_knows_no_rank_of_single_modules_none_is_returned(outline, method, knows):
     q = f"{LAYERS}.0.attention.q_proj"
-    page = bare("costs", {q: 768})
+    page = bare("method", method)
     tick(page, outline, [q], {q: 2})
-    assert page.session_state["chosen"] == Choice(paths=(q,), ranks={})
-    costs = sent(page)["costs"]
-    assert len(costs) == len(outline.nodes) and sum(costs) == 768
+    assert page.session_state["chosen"] == Choice(paths=(q,), ranks={q: 2} if knows else {})
+    assert sent(page)["method"]["ranks"] is knows
 
 
 def test_a_method_counts_its_own_parameters_and_greys_what_it_cannot_adapt(page):
@@ -362,7 +363,7 @@ def test_a_method_counts_its_own_parameters_and_greys_what_it_cannot_adapt(page)
     paths = launch.recommended_sets(outline)["se+pointwise"]
     counts = module_tree.count(outline, paths, r=8, head="train", num_classes=40, method="ia3")
     assert counted(page).startswith(f"46 modules with IA3, {counts.trainable:,} trainable")
-    assert page.number_input(key="bench.r").disabled and sent(page)["costs"] is not None
+    assert page.number_input(key="bench.r").disabled and sent(page)["method"]["name"] == "ia3"
     button(page, "Launch with these targets").click().run()
     assert not page.exception and page.session_state["ticks"]["method"] == "ia3"
     assert page.session_state["launch.lora.method"] == "ia3"

@@ -8,6 +8,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from sousa_engine import backbones, launch, module_tree
+from sousa_engine.methods import METHODS
 from sousa_engine.web.components.module_tree import HERE
 
 pytestmark = pytest.mark.browser
@@ -591,9 +592,11 @@ def draw():
     import streamlit as st
 
     from sousa_engine import module_tree
+    from sousa_engine.methods import METHODS
     from sousa_engine.web.components.module_tree import module_tree as draw_tree
 
     given = dict(st.session_state["given"])
+    given["method"] = METHODS[given.get("method", "lora")]
     draw_tree(module_tree.load_outline(given.pop("variant")), **{"r": 8, "head": "train", "num_classes": 40, **given})
 
 
@@ -608,7 +611,7 @@ def data_for(**given):
 
 @pytest.fixture
 def alone(page, tree):
-    """alone(variant=..., start=..., blocked=..., costs=...) shows the tree, or tells the one shown something new."""
+    """alone(variant=..., start=..., blocked=..., method=...) shows the tree, or tells the one shown something new."""
     script = "".join((HERE / name).read_text() for name in ("model.js", "grid.js", "view.js")) + "export { Model };"
     html = f"<style>{(HERE / 'tree.css').read_text()}</style>{(HERE / 'tree.html').read_text()}"
     page.evaluate(
@@ -649,28 +652,37 @@ def test_blocked_modules_are_disabled_say_why_and_come_back_ticked(alone, outlin
     tree.until(layers=18)
 
 
-def test_given_costs_are_counted_and_there_are_no_ranks(alone, outline):
-    body = [node for node in outline.nodes if node.adaptable and not outline.in_head(node.path)]
-    costs = {node.path: i + 100 for i, node in enumerate(body)} | {outline.head_layer.path: 7}
+def test_a_method_counts_its_own_parameters_and_shows_ranks_only_where_it_knows_them(alone, outline):
     fc1 = list(outline.alike(f"{LAYER}.mlp.fc1"))
-    tree = alone(variant="ast-base", start=fc1, costs=costs, head="lora")
-    tree.until(layers=13, adapters=sum(costs[path] for path in fc1), head=7)
+    tree = alone(variant="ast-base", start=fc1, method="ia3", head="lora")
+    tree.until(layers=13, adapters=12 * 3072, head=40)
     assert tree.page.get_by_role("spinbutton").count() == 0
     tree.row(fc1[0]).click()
-    tree.until(layers=12, adapters=sum(costs[path] for path in fc1[1:]))
-    assert f"adapter: {costs[fc1[0]]} parameters" in tree.page.locator(".about").text_content()
+    tree.until(layers=12, adapters=11 * 3072)
+    assert "IA3: 3,072 parameters" in tree.page.locator(".about").text_content()
+    tree = alone(variant="ast-base", start=fc1, method="dora")
+    tree.until(layers=11, adapters=11 * (8 * (768 + 3072) + 3072))
+    assert tree.page.get_by_role("spinbutton").count() == 11
+    tree.row(fc1[1]).click()
+    assert "DoRA r=8: 33,792 parameters" in tree.page.locator(".about").text_content()
 
 
 @pytest.mark.parametrize("variant", sorted(backbones.VARIANTS))
 def test_browser_and_python_count_alike_in_every_backbone(alone, page, variant):
     outline = module_tree.load_outline(variant)
-    body = [node.path for node in outline.nodes if node.adaptable and not outline.in_head(node.path)]
+    able = [node.path for node in outline.nodes if node.adaptable and not outline.in_head(node.path)]
     dice = random.Random(variant)
-    for head in ("train", "lora", "freeze"):
+    sent = data_for(variant=variant, start=[])
+    for name, method in METHODS.items():
+        if not method.takes_targets:
+            continue
+        heads = ("train", "freeze") if method.reason(outline.head_layer.kind) else ("train", "lora", "freeze")
+        head = dice.choice(heads)
+        body = [path for path in able if not method.reason(outline.node(path).kind)]
         ticked = dice.sample(body, k=len(body) // 2)
         ranks = {target.path: dice.randint(1, target.width) for target in outline.targets(ticked[::3])}
         settings = {"r": dice.randint(1, 64), "head": head, "num_classes": dice.randint(2, 600)}
-        data = data_for(variant=variant, start=[], **settings)
+        data = sent | settings | {"method": {**sent["method"], "name": name, "ranks": method.takes_ranks}}
         found, choice = page.evaluate(
             """([data, paths, ranks]) => {
                 const model = new Model(data);
@@ -679,7 +691,8 @@ def test_browser_and_python_count_alike_in_every_backbone(alone, page, variant):
             }""",
             [data, ticked, ranks],
         )
-        says = module_tree.count(outline, ticked, ranks=ranks, **settings)
+        counted = ranks if method.takes_ranks else {}
+        says = module_tree.count(outline, ticked, ranks=counted, method=name, **settings)
         assert found == {
             "layers": says.layers,
             "adapters": says.adapter_parameters,

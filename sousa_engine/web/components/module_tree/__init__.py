@@ -17,6 +17,7 @@ from typing import Any
 import streamlit as st
 
 from sousa_engine.config import HeadPolicy
+from sousa_engine.methods import METHODS, Method
 from sousa_engine.module_tree import ModuleNode, Outline
 
 HERE = Path(__file__).parent
@@ -59,15 +60,14 @@ def module_tree(
     head: HeadPolicy,
     num_classes: int,
     blocked: Mapping[str, str] | None = None,
-    costs: Mapping[str, int] | None = None,
+    method: Method = METHODS["lora"],
     key: str = "tree",
 ) -> Choice:
     """Draw the tree; returns what is ticked. start: paths ticked when this session sees the outline first.
 
     The head's modules are shown but not ticked: they belong to the head's policy. blocked: path -> why it cannot be
-    ticked now; its tick is not returned, and comes back with the next call that does not block it. costs: path ->
-    parameters that training it takes, instead of LoRA's rank x (out + in * ...), the head's layer included and for
-    num_classes; there are no ranks then, neither shown nor returned.
+    ticked now; its tick is not returned, and comes back with the next call that does not block it. method: what its
+    parameters are counted by; where it knows no rank of single modules, none is shown or returned.
     """
     blocked = blocked or {}
     slot, name = f"{key} of {outline.variant}", outline_name(outline)
@@ -91,7 +91,12 @@ def module_tree(
                 why: [i for i, n in enumerate(outline.nodes) if blocked.get(n.path) == why]
                 for why in dict.fromkeys(blocked.values())
             },
-            "costs": None if costs is None else [costs.get(node.path, 0) for node in outline.nodes],
+            "method": {
+                "name": method.name,
+                "title": method.title,
+                "has_r": "r" in method.settings,
+                "ranks": method.takes_ranks,
+            },
             "seed": list(ticks.seed.paths),
             "seed_ranks": dict(ticks.seed.ranks),
             "seed_rev": ticks.seed_rev,
@@ -106,7 +111,7 @@ def module_tree(
             ticks = replace(ticks, now=_eligible(outline, paths, ranks))
             st.session_state[slot] = ticks
     chosen = tuple(path for path in ticks.now.paths if path not in blocked)
-    own = {} if costs is not None else ticks.now.ranks
+    own = ticks.now.ranks if method.takes_ranks else {}
     return Choice(paths=chosen, ranks={path: own[path] for path in chosen if own.get(path, r) != r})
 
 
@@ -177,7 +182,6 @@ def _facts(outline: Outline) -> dict[str, Any]:
             "total": outline.total_parameters,
             "head_parameters": outline.node(outline.head_path).parameters,
             "head_layer": at[head_layer.path],
-            "head_width": head_layer.shape[0] + math.prod(head_layer.shape[1:]),
         },
     }
 

@@ -5,6 +5,25 @@ const width = (shape) => shape[0] + columns(shape);
 const PARTS = ["query", "key", "value", "qkv", "in", "out"]; // of a role, in the order of its columns
 const highest = (shape) => Math.min(shape[0], columns(shape)); // rank that an update of this weight can have
 
+// Trainable parameters on a weight: the formulas of sousa_engine.methods, here so that they move with tick and rank.
+const lowRank = (shape, r) => r * width(shape);
+const COSTS = {
+  dora: (shape, r) => lowRank(shape, r) + shape[0],
+  adalora: (shape, r) => lowRank(shape, Math.ceil(1.5 * r)) + Math.ceil(1.5 * r),
+  ia3: (shape) => shape[0],
+  lokr: (shape, r) => {
+    const [[out1, out2], [in1, in2]] = [factors(shape[0]), factors(shape[1])];
+    const kernel = shape.slice(2).reduce((a, b) => a * b, 1);
+    return out1 * in1 + (r >= Math.max(out2, in2) / 2 ? out2 * in2 * kernel : r * (out2 + in2 * kernel));
+  },
+};
+
+function factors(size) { // the two nearest to its square root, the smaller first
+  let small = Math.floor(Math.sqrt(size));
+  while (size % small) small--;
+  return [small, size / small];
+}
+
 class Model {
   constructor(data) {
     this.name = data.outline;
@@ -112,17 +131,23 @@ class Model {
     }
   }
 
-  cost(node, { r, costs }) {
-    return costs ? costs[node.i] : (this.ranks[node.i] || r) * width(node.shape);
+  rank(node, { r, method }) {
+    return (method.ranks && this.ranks[node.i]) || r;
+  }
+
+  cost(node, data) {
+    return (COSTS[data.method.name] ?? lowRank)(node.shape, this.rank(node, data));
   }
 
   // The sums of sousa_engine.module_tree.count, made here so that they move with the tick.
-  count({ r, head, num_classes, costs }) {
+  count(data) {
     const { facts } = this;
+    const { r, head, num_classes } = data;
     const chosen = this.nodes.filter((node) => this.isTicked(node));
-    const adapters = chosen.reduce((sum, node) => sum + this.cost(node, { r, costs }), 0);
+    const adapters = chosen.reduce((sum, node) => sum + this.cost(node, data), 0);
     const more = num_classes - facts.num_classes;
-    const lora = costs ? costs[facts.head_layer] : r * (facts.head_width + more);
+    const shape = [num_classes, ...this.nodes[facts.head_layer].shape.slice(1)];
+    const lora = (COSTS[data.method.name] ?? lowRank)(shape, r);
     const policy = { train: facts.head_parameters + more * facts.per_class, lora, freeze: 0 };
     const trainable = adapters + policy[head];
     const total = facts.total + more * facts.per_class;

@@ -80,7 +80,7 @@ class View {
       this.scroll.scrollTop = 0;
     }
     this.model.block(data.blocked);
-    this.root.classList.toggle("ranked", !data.costs);
+    this.root.classList.toggle("ranked", data.method.ranks);
     if (fresh || data.seed_rev > this.rev) {
       this.rev = data.seed_rev;
       // After a reload Python starts from nothing (seed_rev 0), while this tab remembers.
@@ -161,8 +161,8 @@ class View {
 
   drawAbout() {
     const n = this.model.nodes[this.active];
-    const what = this.data.costs ? "adapter" : `LoRA r=${this.rank(n)}`;
-    const cost = n.can ? `${what}: ${number(this.model.cost(n, this.data))} parameters` : this.why(n);
+    const { title, has_r } = this.data.method;
+    const cost = n.can ? `${title}${has_r ? ` r=${this.rank(n)}` : ""}: ${number(this.model.cost(n, this.data))} parameters` : this.why(n);
     const facts = [n.klass, n.shape.length && `weight ${times(n.shape)}`, `${number(n.size)} parameters`, cost];
     this.$(".about").innerHTML = `<b>${escape(n.path || "whole network")}</b> · ${escape(facts.filter(Boolean).join(" · "))}${
       n.old ? `<span class="once"> · once ${escape(n.old)}</span>` : ""}`;
@@ -195,7 +195,7 @@ class View {
     const alike = able[i] ? groups.get(n.like).length : 0;
     const why = this.why(n);
     const note = n.head && !nodes[n.parent].head ? HEAD[this.data.head] : n.kids.length && able[i] ? `${on[i]}/${able[i]}` : "";
-    const own = n.can && ticked[i] && this.rank(n) !== this.data.r && !this.data.costs;
+    const own = n.can && ticked[i] && this.rank(n) !== this.data.r;
     const label = [n.path || "whole network", n.klass, times(n.shape), own && `rank ${this.rank(n)}`, why].filter(Boolean).join(", ");
     const under = [n.klass, times(n.shape), n.size && number(n.size)].filter(Boolean).join(" · ");
     return `
@@ -214,13 +214,13 @@ class View {
         <span class="klass">${escape(n.klass)}</span>
         <span class="shape">${times(n.shape)}</span>
         <span class="size">${n.size ? number(n.size) : ""}</span>
-        <span class="ranks">${n.can && ticked[i] && !this.data.costs ? this.rankField(n) : ""}</span>
+        <span class="ranks">${n.can && ticked[i] && this.data.method.ranks ? this.rankField(n) : ""}</span>
         <span class="role">${n.role ? `<span class="badge ${n.role.split(".")[0]}">${n.role.replace(".", " ")}</span>` : ""}</span>
       </div>`;
   }
 
   rank(n) {
-    return this.model.ranks[n.i] || this.data.r;
+    return this.model.rank(n, this.data);
   }
 
   rankField(n) {
