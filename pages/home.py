@@ -39,7 +39,7 @@ NEWEST = 5
 def main() -> None:
     st.title("SOUSA engine", anchor=False)
     st.markdown(
-        "Fine-tune audio backbones with LoRA, on this machine. The embedded backbone and the 40 synthesised drum "
+        "Fine-tune audio backbones with LoRA, on this machine. The embedded backbones and the 40 synthesised drum "
         "rudiments need no data, no GPU and no internet.",
         width=720,
     )

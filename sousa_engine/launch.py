@@ -18,7 +18,7 @@ from sousa_engine import backbones, config, grammar, module_tree, reporters, sup
 from sousa_engine.config import RunConfig
 from sousa_engine.data import manifest as manifests
 from sousa_engine.data.splits import SPLITS
-from sousa_engine.errors import PreflightError, TargetError, UserError
+from sousa_engine.errors import ConfigError, PreflightError, TargetError, UserError
 from sousa_engine.executors import local
 from sousa_engine.methods import METHODS, Method
 from sousa_engine.module_tree import Counts, Outline, Resolution
@@ -278,7 +278,13 @@ def _for_method(outline: Outline, entries: list[str], method: Method) -> tuple[l
 
 def _ranks(outline: Outline, written: Any, paths: Sequence[str]) -> dict[str, int]:
     """rank_pattern with its names resolved among the targets, as PEFT's own rule or the old names would."""
-    pairs = written.items() if isinstance(written, Mapping) else written
+    pairs = list(written.items()) if isinstance(written, Mapping) else written
+    are_pairs = isinstance(pairs, list | tuple) and all(isinstance(p, list | tuple) and len(p) == 2 for p in pairs)
+    if not are_pairs:
+        raise ConfigError(
+            f"lora.rank_pattern = {written!r} is no set of module: rank. Write '{{q_proj: 4, layers.0.mlp.fc1: 16}}'.",
+            field="lora.rank_pattern",
+        )
     found: dict[str, int] = {}
     for entry, rank in pairs:
         named = [path for path in resolve(outline, [str(entry)]).paths if path in set(paths)]

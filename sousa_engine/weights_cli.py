@@ -24,11 +24,12 @@ _lock_fd = click.option("--lock-fd", type=int, hidden=True, help="The intake's l
 
 
 @click.group()
-@click.pass_obj
-def weights(workspace: Workspace) -> None:
+@click.pass_context
+def weights(ctx: click.Context) -> None:
     """Pretrained weights of the backbones: what is here, fetch, import, verify."""
-    if not workspace.root.is_dir():
-        raise UserError(f"There is no folder {workspace.root}, so there are no weights in it. Check --workspace.")
+    typed = ctx.parent.params["root"] if ctx.parent else None  # SOUSA_WORKSPACE may name a folder still to be made
+    if typed and not ctx.obj.root.is_dir():
+        raise UserError(f"There is no folder {ctx.obj.root}, so there are no weights in it. Check --workspace.")
 
 
 @weights.command("list")

@@ -55,4 +55,4 @@ def test_curves_keep_gaps_and_tell_equal_titles_apart():
 def test_shares_are_drawn_in_per_cent_and_never_on_a_log_axis():
     info = curves_info("valid/accuracy", [Line(label="a", x=(1,), y=(0.5,))], log=True)
     assert info.is_share and not info.log
-    assert curves_figure(info).layout.yaxis.tickformat == ".0%"
+    assert curves_figure(info).layout.yaxis.tickformat == ".1~%"

@@ -223,3 +223,9 @@ def test_comparisons_take_no_targets(workspace):
 def test_a_head_that_the_method_cannot_adapt_is_an_error_before_the_start(workspace):
     words = ("model=htsat", "model.weights=random", "lora.method=pissa", "lora.head=lora", "lora.targets=[qkv]")
     assert "PiSSA adapts Linear only, not Conv2d" in errors(workspace, *words)
+
+
+@pytest.mark.parametrize("written", ["q_proj=4", "[1]", "7", "[[q_proj]]"])
+def test_ranks_that_are_no_pairs_are_refused_with_how_to_write_them(written):
+    with pytest.raises(ConfigError, match=r"is no set of module: rank\. Write '\{q_proj: 4"):
+        launch.prepare(grammar.parse([f"lora.rank_pattern={written}"]))

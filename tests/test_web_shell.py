@@ -8,6 +8,7 @@ import tomllib
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from sousa_engine.web import parts
 from sousa_engine.workspace import PROJECT_ROOT
 
 MAIN = PROJECT_ROOT / "sousa_engine" / "web" / "main.py"
@@ -111,3 +112,10 @@ def contrast(one: str, other: str) -> float:
 
     low, high = sorted((luminance(one), luminance(other)))
     return (high + 0.05) / (low + 0.05)
+
+
+def test_plain_text_is_shown_as_it_is_and_addresses_stay_whole():
+    assert parts.plain("a_b *c* <i>") == r"a\_b \*c\* \<i\>"
+    assert parts.plain("get x_1 from https://a.b/c_d?e=1, or [f](g)") == (
+        r"get x\_1 from https://a.b/c_d?e=1, or \[f\](g)"
+    )

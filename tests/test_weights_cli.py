@@ -186,6 +186,12 @@ def test_offline_exits_2_at_once_with_the_way_by_hand(weights, far_mini, server,
     assert server.paths == []
 
 
+def test_a_workspace_still_to_be_made_lists_what_the_package_has(tmp_path, monkeypatch):
+    monkeypatch.setenv("SOUSA_WORKSPACE", str(tmp_path / "new"))
+    result = CliRunner().invoke(main, ["weights", "list"])
+    assert result.exit_code == 0 and "embedded" in result.output and not (tmp_path / "new").exists()
+
+
 def test_a_mistyped_workspace_is_not_made(tmp_path):
     result = CliRunner().invoke(main, ["--workspace", str(tmp_path / "nope"), "weights", "list"])
     assert result.exit_code == 2 and not (tmp_path / "nope").exists()

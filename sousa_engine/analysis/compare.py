@@ -157,11 +157,18 @@ def describe_targets(paths: Sequence[str]) -> str:
     """`24 modules: q_proj ×4, k_proj ×4, ... in layers 0 to 3`; `none (the head alone)` when there are none."""
     if not paths:
         return "none (the head alone)"
-    kinds = Counter(path.rsplit(".", 1)[-1] for path in paths)
+    kinds = Counter(_last_name(path) for path in paths)
     layers = sorted({int(part) for path in paths for part in path.split(".") if part.isdecimal()})
     names = ", ".join(f"{name} ×{count}" if count > 1 else name for name, count in kinds.items())
     where = "" if not layers else f" in layer {layers[0]}" if len(layers) == 1 else f" in layers {_spans(layers)}"
     return f"{len(paths)} module{'s' if len(paths) > 1 else ''}: {names}{where}"
+
+
+def _last_name(path: str) -> str:
+    """From the last part that is a name on: `q_proj`, or `block.0.0` of a convolution in a Sequential."""
+    parts = path.split(".")
+    named = max((i for i, part in enumerate(parts) if not part.isdecimal()), default=0)
+    return ".".join(parts[named:])
 
 
 def _result(run: Run, summaries: Mapping[str, Summary]) -> Result:

@@ -58,7 +58,7 @@ def curves_figure(info: CurvesInfo, height: int = 380) -> go.Figure:
             yaxis={
                 "title": {"text": info.metric},
                 "type": "log" if info.log else "linear",
-                "tickformat": ".0%" if info.is_share else None,
+                "tickformat": ".1~%" if info.is_share else None,
             },
         ),
     )

@@ -655,15 +655,17 @@ def test_blocked_modules_are_disabled_say_why_and_come_back_ticked(alone, outlin
 def test_a_method_counts_its_own_parameters_and_shows_ranks_only_where_it_knows_them(alone, outline):
     fc1 = list(outline.alike(f"{LAYER}.mlp.fc1"))
     tree = alone(variant="ast-base", start=fc1, method="ia3", head="lora")
+    tree.search.fill(fc1[1])
     tree.until(layers=13, adapters=12 * 3072, head=40)
+    tree.row(fc1[1]).wait_for()
     assert tree.page.get_by_role("spinbutton").count() == 0
-    tree.row(fc1[0]).click()
+    tree.row(fc1[1]).click()
     tree.until(layers=12, adapters=11 * 3072)
     assert "IA3: 3,072 parameters" in tree.page.locator(".about").text_content()
-    tree = alone(variant="ast-base", start=fc1, method="dora")
-    tree.until(layers=11, adapters=11 * (8 * (768 + 3072) + 3072))
-    assert tree.page.get_by_role("spinbutton").count() == 11
     tree.row(fc1[1]).click()
+    alone(variant="ast-base", start=fc1, method="dora")
+    tree.until(layers=12, adapters=12 * (8 * (768 + 3072) + 3072))
+    assert tree.rank(fc1[1]).count() == 1
     assert "DoRA r=8: 33,792 parameters" in tree.page.locator(".about").text_content()
 
 
