@@ -56,7 +56,7 @@ def main() -> None:
         wait_for_steps(workspace, live.id, 40)
         pages = {
             "studio": "/",
-            "backbones": "/backbones?variant=ast-base",
+            "backbones": "/backbones?variant=ast-mini",
             "data": "/data?dataset=tiny",
             "launch": "/launch",
             "runs": "/runs",
