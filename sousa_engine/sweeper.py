@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
@@ -69,7 +70,7 @@ class Failure:
 
 
 def plan(spec: SweepSpec, workspace: Workspace) -> Plan:
-    """Every setting looked at as a single run would be. Raises PreflightError if fewer settings exist than asked for."""
+    """Every setting looked at as a single run would be. Raises PreflightError if there are fewer than asked for."""
     settings = sweep.combinations(spec.axes) if spec.sampler != "random" else _drawn(spec)
     if spec.learns:
         settings = settings[: sweep.MOST_RUNS]
@@ -302,6 +303,8 @@ class _Learner:
         while count < (self._spec.trials or 0) and still_open < max(1, slots):
             if self._spoiled():
                 return True
+            # Seeded by its number: a supervisor that starts anew must not draw the same settings again.
+            self._study.sampler = _sampler(self._spec, count)
             still_open += self._queue(self._study.ask())
             count += 1
         return count >= (self._spec.trials or 0) and still_open == 0
@@ -401,18 +404,35 @@ def _study(workspace: Workspace, found: Sweep, spec: SweepSpec) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     file = study_file(workspace, found.id)
     file.parent.mkdir(exist_ok=True)
-    storage = optuna.storages.RDBStorage(f"sqlite:///{file}", engine_kwargs={"connect_args": {"timeout": 30}})
-    if spec.sampler == "tpe":
-        sampler = optuna.samplers.TPESampler(
-            seed=spec.sampler_seed, n_startup_trials=min(10, max(3, (spec.trials or 0) // 3))
-        )
-        pruner: Any = optuna.pruners.NopPruner()
-    else:
-        sampler = optuna.samplers.RandomSampler(seed=spec.sampler_seed)
+    pruner: Any = optuna.pruners.NopPruner()
+    if spec.sampler == "asha":
         pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=3)
     return optuna.create_study(
-        storage=storage, study_name=found.id, sampler=sampler, pruner=pruner, direction="maximize", load_if_exists=True
+        storage=_storage(file),
+        study_name=found.id,
+        sampler=_sampler(spec, 0),
+        pruner=pruner,
+        direction="maximize",
+        load_if_exists=True,
     )
+
+
+@lru_cache(maxsize=8)
+def _storage(file: Path) -> optuna.storages.RDBStorage:
+    """Kept open: making sure of its tables costs 0.1 s."""
+    import optuna
+
+    return optuna.storages.RDBStorage(f"sqlite:///{file}", engine_kwargs={"connect_args": {"timeout": 30}})
+
+
+def _sampler(spec: SweepSpec, drawn: int) -> optuna.samplers.BaseSampler:
+    import optuna
+
+    seed = (spec.sampler_seed * 1_000_003 + drawn) % 2**31
+    if spec.sampler != "tpe":
+        return optuna.samplers.RandomSampler(seed=seed)
+    startup = min(10, max(3, (spec.trials or 0) // 3))
+    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup)
 
 
 def _suggest(trial: optuna.trial.Trial, axis: Axis) -> Any:
