@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,6 +16,7 @@ from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
 from sousa_engine import launch, module_tree, supervisor, sweep
+from sousa_engine.analysis.sweeps import trials
 from sousa_engine.config import RunConfig
 from sousa_engine.errors import PreflightError, UserError
 from sousa_engine.records import Run, RunStatus, Sweep, SweepStatus
@@ -56,14 +56,6 @@ class Plan:
     seconds: float | None
     untimed: tuple[str, ...]
     disk_bytes: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Failure:
-    """Runs of a sweep that failed for one reason. `cause` is as the first of them said it."""
-
-    cause: str
-    runs: tuple[Run, ...]
 
 
 # Before
@@ -211,18 +203,6 @@ def add_trials(store: Store, found: Sweep, count: int, *, created_by: str) -> tu
     return _extend(store, found, fresh, wider, created_by)
 
 
-def failures(runs: Sequence[Run]) -> tuple[Failure, ...]:
-    """The runs that failed and were not trained again, by cause: reasons that differ in numbers and ids are one."""
-    causes: dict[str, list[Run]] = {}
-    for run in latest(runs):
-        if run.status in (RunStatus.FAILED, RunStatus.LOST):
-            causes.setdefault(_same_cause(run.reason or ""), []).append(run)
-    return tuple(
-        Failure(cause=found[0].reason or "No reason was recorded.", runs=tuple(found))
-        for found in sorted(causes.values(), key=len, reverse=True)
-    )
-
-
 def rerun(
     store: Store, found: Sweep, runs: Sequence[Run], *, targets: Sequence[str] | None = None, created_by: str
 ) -> tuple[str, ...]:
@@ -245,19 +225,6 @@ def rerun(
             raise PreflightError(f"{config.title}: {' '.join(check.detail for check in errors)}")
         again.append(SweepRun(config, run.trial or 0, setting))
     return _extend(store, found, again, None, created_by)
-
-
-def trials(runs: Sequence[Run]) -> dict[int, tuple[Run, ...]]:
-    """Trial number -> its runs by seed, of each seed the latest."""
-    found: dict[int, dict[int, Run]] = {}
-    for run in runs:
-        found.setdefault(run.trial or 0, {})[run.config.seed] = run
-    return {number: tuple(by_seed[seed] for seed in sorted(by_seed)) for number, by_seed in sorted(found.items())}
-
-
-def latest(runs: Sequence[Run]) -> tuple[Run, ...]:
-    """Without the runs that were trained again."""
-    return tuple(run for of_trial in trials(runs).values() for run in of_trial)
 
 
 # The supervisor's verb
@@ -533,11 +500,6 @@ def _folder_bytes(config: RunConfig) -> int:
         ranks=config.lora.ranks,
     )
     return counts.trainable * 4 * (3 * 3 + 1) + 1_000_000
-
-
-def _same_cause(reason: str) -> str:
-    """A reason without what differs from run to run: ids, paths' numbers, counts."""
-    return re.sub(r"\d[\w.-]*", "#", reason)
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ import math
 import pytest
 
 from sousa_engine import supervisor, sweep, sweeper
+from sousa_engine.analysis.sweeps import failures, trial_rows, trials
 from sousa_engine.errors import ConfigError, PreflightError, TargetError, UnknownNameError
 from sousa_engine.records import RunStatus, SweepStatus
 from sousa_engine.spool import SpoolBatch, SpoolPoint
@@ -165,7 +166,7 @@ def test_more_seeds_train_every_setting_again_and_a_finished_sweep_runs_again(st
     new = sweeper.add_seeds(store, store.sweep(made.id), [7], created_by="test")
     assert len(new) == 4 and store.sweep(made.id).status is SweepStatus.RUNNING
     assert store.sweep(made.id).spec["seeds"] == [0, 1, 7]
-    assert [[run.config.seed for run in runs] for runs in sweeper.trials(store.sweep_runs(made.id)).values()] == (
+    assert [[run.config.seed for run in runs] for runs in trials(store.sweep_runs(made.id)).values()] == (
         [[0, 1, 7]] * 4
     )
 
@@ -194,7 +195,7 @@ def test_runs_that_failed_for_one_reason_are_trained_again_with_other_targets(st
             trainers.end(run, RunStatus.FAILED, f"'query' matches nothing (run {run.id}, step {run.config.seed}).")
         else:
             trainers.end(run)
-    (failure,) = sweeper.failures(store.sweep_runs(made.id))
+    (failure,) = failures(store.sweep_runs(made.id))
     assert len(failure.runs) == 2 and failure.cause.startswith("'query' matches nothing")
     with pytest.raises(TargetError, match="Nearest"):
         sweeper.rerun(store, made, failure.runs, targets=["qkvv"], created_by="test")
@@ -205,8 +206,22 @@ def test_runs_that_failed_for_one_reason_are_trained_again_with_other_targets(st
         (2, 1, "beats-mini · q_proj"),
     ]
     assert {target.path.rpartition(".")[2] for target in again[0].config.lora.targets} == {"q_proj"}
-    assert sweeper.failures(store.sweep_runs(made.id)) == (), "they are seen to: the new runs took their place"
+    assert failures(store.sweep_runs(made.id)) == (), "they are seen to: the new runs took their place"
     assert len(store.sweep_runs(made.id)) == 10, "and the failed ones are still there to look at"
+
+
+def test_a_row_of_a_trial_holds_what_each_seed_reached_and_nothing_that_was_not_measured(store):
+    made = started(store, **GRID)
+    trainers = Trainers(store, lambda config: 0.4 + 0.1 * config.seed)
+    for end in (RunStatus.FINISHED, RunStatus.FINISHED, RunStatus.FAILED):
+        run = trainers.claim()
+        trainers.epoch(run, 1)
+        trainers.end(run, end)
+    runs = store.sweep_runs(made.id)
+    rows = trial_rows(runs, store.summaries([run.id for run in runs]))
+    assert [row.statuses for row in rows] == [{"finished": 2}, {"failed": 1, "queued": 1}, {"queued": 2}, {"queued": 2}]
+    assert rows[0].valid == (0.2, 0.25) and rows[0].mean_valid == pytest.approx(0.225) and rows[0].mean_test is None
+    assert rows[1].valid == (0.2,) and rows[2].mean_valid is None and rows[0].label == "ast-mini · core"
 
 
 # Drawn settings
@@ -250,11 +265,11 @@ def test_asha_gives_the_weaker_trials_up_early_and_says_when_and_why(store):
     made = started(store, **RATES | {"sampler": "asha", "trials": 18, "seeds": [0, 1]})
     over = Trainers(store, by_rate).play(made.id)
     assert over.status is SweepStatus.FINISHED
-    trials = sweeper.trials(store.sweep_runs(made.id))
-    pruned = [runs for runs in trials.values() if runs[0].is_pruned]
-    kept = [runs for runs in trials.values() if not runs[0].is_pruned]
-    assert len({runs[0].config.training.lr for runs in trials.values()}) == 18
-    assert len(trials) == 18 and len(pruned) >= 6 and kept
+    found = trials(store.sweep_runs(made.id))
+    pruned = [runs for runs in found.values() if runs[0].is_pruned]
+    kept = [runs for runs in found.values() if not runs[0].is_pruned]
+    assert len({runs[0].config.training.lr for runs in found.values()}) == 18
+    assert len(found) == 18 and len(pruned) >= 6 and kept
     assert all(len(runs) == 1 for runs in pruned) and all(len(runs) == 2 for runs in kept)
     assert pruned[0][0].reason.startswith("Pruned after epoch ") and "better third" in pruned[0][0].reason
     assert pruned[0][0].pruned_at_step in (10, 30)
