@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
+from sousa_engine.backbones.embedded import mini
 from sousa_engine.backbones.spec import Download, FrontEndSpec, Variant
 
 OLD_NAMES = ()
@@ -51,7 +52,7 @@ def networks() -> ModuleType:
 
 
 def variants() -> tuple[Variant, ...]:
-    return (
+    published = (
         _variant("mn04_as", "mn04_as_mAP_432.pt", 4, "0.4 of MobileNetV3's width", {"width": 0.4}),
         _variant("mn10_as", "mn10_as_mAP_471.pt", 20, "MobileNetV3's own width", {"width": 1.0}, ("efficientat",)),
         _variant("mn20_as", "mn20_as_mAP_478.pt", 72, "twice MobileNetV3's width", {"width": 2.0}),
@@ -67,6 +68,13 @@ def variants() -> tuple[Variant, ...]:
         _variant("dymn10_as", "dymn10_as.pt", 43, "MobileNetV3's own width", {"width": 1.0} | _DYNAMIC),
         _variant("dymn20_as", "dymn20_as_mAP_493.pt", 161, "twice MobileNetV3's width", {"width": 2.0} | _DYNAMIC),
     )
+    small = mini(
+        published[1],
+        "efficientat-mini",
+        title="EfficientAT mini",
+        description="A small EfficientAT: 0.3 of MobileNetV3's width, pre-trained by us on drum strokes.",
+    )
+    return (*published, small)
 
 
 def translate(state: Mapping[str, Any]) -> dict[str, Any]:
