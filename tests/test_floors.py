@@ -28,6 +28,7 @@ FLOORS = {
         "processes",
         "reporters",
         "sweeper",
+        "sweep_cli",
     ],
     5: ["web", "pages"],
 }

@@ -11,6 +11,7 @@ from typing import Any
 
 from sousa_engine import sweep
 from sousa_engine.analysis.compare import parameters
+from sousa_engine.analysis.significance import Proportion, wilson
 from sousa_engine.records import Run, RunStatus, Summary
 
 
@@ -27,6 +28,7 @@ class TrialRow:
     runs: tuple[Run, ...]
     valid: tuple[float, ...]
     test: tuple[float, ...]
+    clips: int | None  # of the test split
     trainable: int | None
 
     @property
@@ -45,6 +47,13 @@ class TrialRow:
     @property
     def mean_test(self) -> float | None:
         return fmean(self.test) if self.test else None
+
+    @property
+    def test_interval(self) -> Proportion | None:
+        """Wilson's interval of the mean: of the choice of clips, not of the luck of seeds, which share them."""
+        if self.mean_test is None or not self.clips:
+            return None
+        return wilson(round(self.mean_test * self.clips), self.clips)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +83,7 @@ def trial_rows(runs: Sequence[Run], summaries: Mapping[str, Mapping[str, Summary
     for number, of_trial in trials(runs).items():
         valid = [_value(summaries, run, "valid/accuracy", best=True) for run in of_trial]
         test = [_value(summaries, run, "test/accuracy") for run in of_trial if run.status is RunStatus.FINISHED]
+        clips = (summaries.get(run.id, {}).get("test/accuracy") for run in of_trial)
         counts = (parameters(run).get("trainable") for run in of_trial)
         rows.append(
             TrialRow(
@@ -83,10 +93,16 @@ def trial_rows(runs: Sequence[Run], summaries: Mapping[str, Mapping[str, Summary
                 runs=of_trial,
                 valid=tuple(value for value in valid if value is not None),
                 test=tuple(value for value in test if value is not None),
+                clips=next((summary.n for summary in clips if summary is not None), None),
                 trainable=next((count for count in counts if count is not None), None),
             )
         )
     return tuple(rows)
+
+
+def best_first(rows: Sequence[TrialRow]) -> list[TrialRow]:
+    """By mean test accuracy, then those not tested by valid accuracy, then those with nothing measured."""
+    return sorted(rows, key=lambda row: (row.mean_test or -1.0, row.mean_valid or -1.0), reverse=True)
 
 
 def failures(runs: Sequence[Run]) -> tuple[Failure, ...]:
