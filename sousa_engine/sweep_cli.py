@@ -11,7 +11,7 @@ from typing import Any
 import click
 from tqdm import tqdm
 
-from sousa_engine import grammar, sweep, sweeper
+from sousa_engine import grammar, probe, sweep, sweeper
 from sousa_engine.analysis.sweeps import TrialRow, best_first, failures, trial_rows, trials
 from sousa_engine.errors import ConfigError, UserError
 from sousa_engine.records import RunStatus, Sweep
@@ -59,6 +59,7 @@ class _TakesMany(click.Command):
 @click.option("--sampler", type=click.Choice(list(sweep.SAMPLERS)), help="How settings are drawn. [grid]")
 @click.option("--trials", type=int, help="How many settings random, tpe or asha draw.")
 @click.option("--name", default="", help="Shown in lists.")
+@click.option("--probe", "measure", is_flag=True, help="Time what was never trained here first: some seconds each.")
 @click.option("--skip-invalid", is_flag=True, help="Start without the combinations that could only fail.")
 @click.option("--dry-run", is_flag=True, help="Show what would run, and stop there.")
 @click.option("--detach", is_flag=True, help="Queue it and return at once.")
@@ -67,6 +68,7 @@ def sweep_command(
     workspace: Workspace,
     words: tuple[str, ...],
     file: Path | None,
+    measure: bool,
     skip_invalid: bool,
     dry_run: bool,
     detach: bool,
@@ -78,6 +80,9 @@ def sweep_command(
     """
     spec = _spec(file, words, **written)
     found = sweeper.plan(spec, workspace)
+    if measure and found.untimed:
+        probe.measure(workspace, found.untimed)
+        found = sweeper.plan(spec, workspace)
     _echo_plan(found)
     if dry_run:
         if found.problems and not (skip_invalid and found.run_count):
@@ -250,11 +255,11 @@ def _echo_plan(found: sweeper.Plan) -> None:
     for note in found.notes:
         click.echo(f"note: {note}")
     if found.seconds is not None:
-        click.echo(f"about {_duration(found.seconds)}, as earlier runs took; {_megabytes(found.disk_bytes)}")
+        click.echo(f"about {_duration(found.seconds)}, as earlier runs and probes took; {_megabytes(found.disk_bytes)}")
     elif found.runs or spec.learns:
         click.echo(
-            f"how long is not known: {', '.join(found.untimed)} was never trained here on this data; "
-            f"{_megabytes(found.disk_bytes)}"
+            f"how long is not known: {', '.join(dict.fromkeys(config.model.variant for config in found.untimed))} "
+            f"was never trained so here (--probe measures it); {_megabytes(found.disk_bytes)}"
         )
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
-from sousa_engine import launch, module_tree, supervisor, sweep
+from sousa_engine import launch, module_tree, probe, supervisor, sweep
 from sousa_engine.analysis.sweeps import trials
 from sousa_engine.config import RunConfig
 from sousa_engine.errors import PreflightError, UserError
@@ -44,8 +44,8 @@ class Problem:
 class Plan:
     """What a sweep would do. runs: what is known by now; a sweep that learns draws the rest as it goes.
 
-    seconds: of all runs, one after another, as earlier runs of the same backbone and data took; None where a backbone
-    of it was never trained here (those are `untimed`). disk_bytes: what the runs' folders will hold, roughly.
+    seconds: of all runs, one after another, from earlier runs and probes; None while there are `untimed` ones: a config
+    of each kind that was neither trained nor probed here. disk_bytes: what the runs' folders will hold, roughly.
     """
 
     spec: SweepSpec
@@ -54,7 +54,7 @@ class Plan:
     notes: tuple[str, ...]
     run_count: int
     seconds: float | None
-    untimed: tuple[str, ...]
+    untimed: tuple[RunConfig, ...]
     disk_bytes: int
 
 
@@ -85,7 +85,7 @@ def plan(spec: SweepSpec, workspace: Workspace) -> Plan:
     problems = tuple(Problem(message=cause, settings=tuple(where)) for cause, where in causes.items())
     with _store_if_any(workspace) as store:
         earlier = store.runs(RunStatus.FINISHED, limit=500) if store else ()
-    seconds, untimed = _predicted(runs, earlier, checked)
+    seconds, untimed = _predicted(runs, earlier, checked, workspace)
     share = spec.run_count / len(runs) if spec.learns and runs else 1.0
     return Plan(
         spec=spec,
@@ -461,30 +461,30 @@ def _looked_at(config: RunConfig, workspace: Workspace, checked: dict[str, launc
 
 
 def _predicted(
-    runs: Sequence[SweepRun], earlier: Collection[Run], checked: dict[str, launch.Preflight]
-) -> tuple[float | None, tuple[str, ...]]:
-    """Seconds of all runs, from the seconds per step and the overhead of earlier ones alike in backbone and batch."""
-    paces: dict[tuple[Any, ...], list[tuple[float, float]]] = {}
+    runs: Sequence[SweepRun], earlier: Collection[Run], checked: dict[str, launch.Preflight], workspace: Workspace
+) -> tuple[float | None, tuple[RunConfig, ...]]:
+    """Seconds of all runs: of a step, and around them, as in earlier runs of the same kind, or else as probed."""
+    paces: dict[str, list[tuple[float, float]]] = {
+        kind: [(pace.step_s, pace.start_s)] for kind, pace in probe.known(workspace).items()
+    }
+    trained: dict[str, list[tuple[float, float]]] = {}
     for run in earlier:
         steps, train_s = run.progress.total if run.progress else 0, run.facts.get("train_s")
         if steps and train_s and run.started_at_ms and run.ended_at_ms:
             overhead = max(0.0, (run.ended_at_ms - run.started_at_ms) / 1000 - train_s)
-            paces.setdefault(_pace_key(run.config), []).append((train_s / steps, overhead))
+            trained.setdefault(probe.key(run.config), []).append((train_s / steps, overhead))
+    paces |= trained
     total, untimed = 0.0, {}
     for run in runs:
-        known = paces.get(_pace_key(run.config))
+        known = paces.get(probe.key(run.config))
         if not known:
-            untimed[run.config.model.variant] = None
+            untimed.setdefault(probe.key(run.config), run.config)
             continue
         key = run.config.model_dump_json(include={"model", "lora", "data", "device", "wandb"})
         training = run.config.training
         steps = training.steps_per_epoch(checked[key].clips["train"]) * training.max_epochs
         total += steps * median(pace for pace, _ in known) + median(overhead for _, overhead in known)
-    return (None if untimed or not runs else total), tuple(untimed)
-
-
-def _pace_key(config: RunConfig) -> tuple[Any, ...]:
-    return config.model.variant, config.data.dataset, config.data.clip_s, config.training.batch_size, config.lora.method
+    return (None if untimed or not runs else total), tuple(untimed.values())
 
 
 def _folder_bytes(config: RunConfig) -> int:

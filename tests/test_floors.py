@@ -26,6 +26,7 @@ FLOORS = {
         "trainer",
         "executors",
         "processes",
+        "probe",
         "reporters",
         "sweeper",
         "sweep_cli",

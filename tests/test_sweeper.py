@@ -6,9 +6,9 @@ import math
 
 import pytest
 
-from sousa_engine import supervisor, sweep, sweeper
+from sousa_engine import launch, probe, supervisor, sweep, sweeper
 from sousa_engine.analysis.sweeps import failures, trial_rows, trials
-from sousa_engine.errors import ConfigError, PreflightError, TargetError, UnknownNameError
+from sousa_engine.errors import ConfigError, PreflightError, RunError, TargetError, UnknownNameError
 from sousa_engine.records import RunStatus, SweepStatus
 from sousa_engine.spool import SpoolBatch, SpoolPoint
 from sousa_engine.store import Store
@@ -95,7 +95,7 @@ def test_a_plan_names_every_run_by_its_setting_and_seed(workspace):
         for seed in (0, 1)
     ]
     assert found.run_count == 8 and found.problems == ()
-    assert found.seconds is None and found.untimed == ("ast-mini", "beats-mini")
+    assert found.seconds is None and len(found.untimed) == 4
     assert found.disk_bytes > 8_000_000
     core, default = (found.runs[i].config.lora.targets for i in (0, 2))
     assert len(core) < len(default), "core and default are sets of this backbone"
@@ -116,6 +116,25 @@ def test_a_familys_name_means_its_published_variant_and_missing_weights_name_the
     found = sweeper.plan(sweep.build({**GRID, "axes": {"model": ["beats"]}}), workspace)
     (problem,) = found.problems
     assert "beats-mini" in problem.message and "weights import FILE" in problem.message
+
+
+def test_a_probe_tells_how_long_a_sweep_takes_before_anything_was_trained(workspace):
+    spec = sweep.build({**GRID, "axes": {"model": ["efficientat-mini"]}})
+    before = sweeper.plan(spec, workspace)
+    paces = probe.measure(workspace, before.untimed)
+    after = sweeper.plan(spec, workspace)
+    (pace,) = paces.values()
+    steps = launch.preflight(before.runs[0].config, workspace).total_steps
+    assert pace.step_s > 0 and pace.peak_memory_mib > 100
+    assert after.untimed == () and after.seconds == pytest.approx(2 * (steps * pace.step_s + pace.start_s))
+    assert probe.measure(workspace, before.untimed) == paces, "measured once"
+
+
+def test_a_probe_that_fails_says_why(workspace):
+    (config,) = sweeper.plan(sweep.build({**GRID, "axes": {"model": ["beats-mini"]}}), workspace).untimed
+    missing = config.model_copy(update={"data": config.data.model_copy(update={"dataset": "/nowhere"})})
+    with pytest.raises(RunError, match=r"The probe of beats-mini failed: .*/nowhere"):
+        probe.measure(workspace, [missing])
 
 
 def test_earlier_runs_tell_how_long_a_sweep_takes(store):
