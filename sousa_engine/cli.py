@@ -23,6 +23,7 @@ from sousa_engine.data import synth
 from sousa_engine.errors import ConfigError, SousaError, UserError, unknown
 from sousa_engine.records import Run, RunStatus, Summary
 from sousa_engine.store import Store
+from sousa_engine.sweep_cli import sweep_command, sweeps
 from sousa_engine.weights_cli import weights
 from sousa_engine.workspace import Workspace, default_workspace
 
@@ -68,6 +69,8 @@ def main(ctx: click.Context, root: Path | None) -> None:
         click.echo(f"warning: {trouble}", err=True)
 
 
+main.add_command(sweep_command)
+main.add_command(sweeps)
 main.add_command(weights)
 
 

@@ -81,12 +81,17 @@ def presets(group: str) -> dict[str, str]:
 
 def value(text: str, key: str = "value") -> Any:
     """A YAML scalar or list; `5e-4` is a number, though YAML 1.1 reads it as text."""
-    if _NUMBER.fullmatch(text.strip()):
+    if is_number(text):
         return float(text)
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError:
         raise ConfigError(f"{key} = {text!r} is not a value. Quote lists as '[a, b]'.", field=key) from None
+
+
+def is_number(text: str) -> bool:
+    """Whether text is a number that YAML 1.1 would take for text, as 5e-4."""
+    return bool(_NUMBER.fullmatch(text.strip()))
 
 
 def set_field(draft: Draft, dotted: str, what: Any) -> None:

@@ -100,8 +100,17 @@ def resolve(outline: Outline, entries: list[str]) -> Resolution:
 
 def expand_sets(outline: Outline, entries: list[str]) -> list[str]:
     """Entries with the names of recommended sets replaced by their paths."""
-    sets = recommended_sets(outline)
+    sets = named_sets(outline)
     return [path for entry in entries for path in sets.get(entry, (entry,))]
+
+
+def named_sets(outline: Outline, method: Method | None = None) -> dict[str, tuple[str, ...]]:
+    """The recommended sets, and two names that every backbone knows.
+
+    core: the first one (attention, or squeeze-excitation where there is none); default: what runs get by themselves.
+    """
+    sets = recommended_sets(outline, method)
+    return sets | {"core": next(iter(sets.values()), ()), "default": sets.get(default_set(outline), ())}
 
 
 def recommended_sets(outline: Outline, method: Method | None = None) -> dict[str, tuple[str, ...]]:
@@ -263,7 +272,7 @@ def _weights_check(run_config: RunConfig, workspace: Workspace) -> Check:
 def _for_method(outline: Outline, entries: list[str], method: Method) -> tuple[list[str], list[str]]:
     """Entries with recommended sets expanded to what the method can adapt, and a note on what that leaves out."""
     found, notes = [], []
-    whole, able = recommended_sets(outline), recommended_sets(outline, method)
+    whole, able = named_sets(outline), named_sets(outline, method)
     for entry in entries:
         if entry not in whole:
             found.append(entry)

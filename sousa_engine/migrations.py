@@ -42,7 +42,7 @@ with _without("pandas", "numpy"):
 
 APPLICATION_ID = 0x534F5553  # "SOUS"
 BUSY_TIMEOUT_S = 30.0
-_LATEST = 1
+_LATEST = 2
 
 history = Migrations("sousa_engine")
 
@@ -152,6 +152,29 @@ def _first(db: Database) -> None:
         not_null={"paths_json", "head", "saved_at_ms"},
     )
     db.create_view("runs_overview", _OVERVIEW)
+
+
+@history(name="0002_sweeps")
+def _sweeps(db: Database) -> None:
+    db.executescript(
+        """
+        CREATE TABLE sweeps (
+            id TEXT NOT NULL PRIMARY KEY,
+            name TEXT NOT NULL,
+            status TEXT NOT NULL CHECK (status IN ('running', 'paused', 'finished', 'stopped', 'failed')),
+            spec_json TEXT NOT NULL CHECK (json_valid(spec_json)),
+            created_by TEXT NOT NULL,             -- page or cli
+            created_at_ms INTEGER NOT NULL,
+            ended_at_ms INTEGER,
+            reason TEXT
+        ) WITHOUT ROWID;
+        ALTER TABLE runs ADD COLUMN sweep_id TEXT REFERENCES sweeps (id);
+        ALTER TABLE runs ADD COLUMN trial_number INTEGER;     -- of its sweep, from 0: one setting, several seeds
+        ALTER TABLE runs ADD COLUMN setting_json TEXT;        -- what its sweep set: field -> value
+        ALTER TABLE runs ADD COLUMN pruned_at_step INTEGER;   -- its sweep gave it up at this step
+        CREATE INDEX runs_of_sweeps ON runs (sweep_id, trial_number) WHERE sweep_id IS NOT NULL;
+        """
+    )
 
 
 _OVERVIEW = """

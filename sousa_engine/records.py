@@ -25,6 +25,18 @@ class RunStatus(enum.StrEnum):
         return self in {RunStatus.FINISHED, RunStatus.FAILED, RunStatus.STOPPED, RunStatus.LOST}
 
 
+class SweepStatus(enum.StrEnum):
+    RUNNING = "running"
+    PAUSED = "paused"
+    FINISHED = "finished"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
+    @property
+    def is_over(self) -> bool:
+        return self not in {SweepStatus.RUNNING, SweepStatus.PAUSED}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Progress:
     """Where a run stands. phase: "preparing" (features), "training", "testing"; done/total count that phase's units."""
@@ -63,6 +75,14 @@ class Run:
     progress: Progress | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)  # versions, parameters, data counts: run.json of the trainer
     launches: int = 0
+    sweep_id: str | None = None
+    trial: int | None = None  # number of its setting in the sweep, from 0
+    setting: Mapping[str, Any] = field(default_factory=dict)  # field of each axis -> value, as the sweep says it
+    pruned_at_step: int | None = None  # the sweep gave it up here; it counts if the run was then stopped
+
+    @property
+    def is_pruned(self) -> bool:
+        return self.pruned_at_step is not None and self.status is RunStatus.STOPPED
 
     @property
     def title(self) -> str:
@@ -71,6 +91,19 @@ class Run:
     @property
     def is_random(self) -> bool:
         return self.config.model.weights == "random"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """spec: what was asked, as sweep.SweepSpec takes it. Its runs carry its id."""
+
+    id: str
+    name: str
+    spec: Mapping[str, Any]
+    status: SweepStatus
+    created_at_ms: int
+    ended_at_ms: int | None = None
+    reason: str | None = None  # why it failed or was stopped: one sentence
 
 
 @dataclass(frozen=True, kw_only=True)

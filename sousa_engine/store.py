@@ -25,12 +25,32 @@ from typing import Any, NamedTuple
 from sousa_engine import errors, metric_tables, migrations
 from sousa_engine.config import RunConfig
 from sousa_engine.errors import UnknownNameError
-from sousa_engine.records import Curve, Event, Prediction, Progress, Run, RunStatus, Summary, TargetSet
+from sousa_engine.records import (
+    Curve,
+    Event,
+    Prediction,
+    Progress,
+    Run,
+    RunStatus,
+    Summary,
+    Sweep,
+    SweepStatus,
+    TargetSet,
+)
 from sousa_engine.spool import SpoolBatch
 from sousa_engine.workspace import Workspace
 
 _ID_LETTERS = "23456789abcdefghjkmnpqrstuvwxyz"  # without look-alikes: 0 o, 1 i l
 _SLOT_HELD = "status IN ('starting', 'running', 'stopping')"
+_NOT_PAUSED = "NOT EXISTS (SELECT 1 FROM sweeps WHERE sweeps.id = runs.sweep_id AND sweeps.status = 'paused')"
+
+
+class SweepRun(NamedTuple):
+    """A run that a sweep queues. setting: field of each axis -> value; runs of one trial differ in their seed alone."""
+
+    config: RunConfig
+    trial: int
+    setting: Mapping[str, Any]
 
 
 class Launch(NamedTuple):
@@ -75,21 +95,9 @@ class Store:
 
     def enqueue(self, config: RunConfig, *, created_by: str = "page") -> Run:
         """A new QUEUED run behind all others. The supervisor does the rest: call `supervisor.ensure` next."""
-        now = self._clock_ms()
-        row = {
-            "name": config.name,
-            "wanted_device": config.device,
-            "created_by": created_by,
-            "now": now,
-            "config": config.model_dump_json(),
-        }
-        row["id"] = _new_id(now)
-        while self._query("SELECT 1 FROM runs WHERE id = ?", [row["id"]]):  # alike in one second: one in 900,000
-            row["id"] = _new_id(now)
-        with self._writing() as db:
-            db.execute(_INSERT_RUN, row)
-            self._add_event(row["id"], "queued", f"Queued by the {created_by}.", now)
-        return self._existing(row["id"])
+        with self._writing():
+            run_id = self._enqueue(config, created_by)
+        return self._existing(run_id)
 
     def run(self, run_id: str) -> Run | None:
         found = self._query("SELECT * FROM runs WHERE id = ?", [run_id])
@@ -213,6 +221,100 @@ class Store:
         )
         return (found[0]["metric"], found[0]["step"]) if found else None
 
+    # Sweeps
+
+    def add_sweep(self, name: str, spec: Mapping[str, Any], runs: Iterable[SweepRun], *, created_by: str) -> Sweep:
+        """A new RUNNING sweep and the runs it begins with, all or nothing."""
+        now = self._clock_ms()
+        with self._writing() as db:
+            sweep_id = self._new_id("sweeps", now)
+            db.execute(
+                "INSERT INTO sweeps (id, name, status, spec_json, created_by, created_at_ms)"
+                " VALUES (?, ?, 'running', ?, ?, ?)",
+                [sweep_id, name, json.dumps(spec), created_by, now],
+            )
+            for run in runs:
+                self._enqueue(run.config, created_by, sweep_id, run)
+        return self._existing_sweep(sweep_id)
+
+    def extend_sweep(
+        self, sweep_id: str, runs: Iterable[SweepRun], *, created_by: str, spec: Mapping[str, Any] | None = None
+    ) -> tuple[str, ...]:
+        """More runs for a sweep (and what it then asks); one that was over is RUNNING again. Returns their ids."""
+        with self._writing() as db:
+            changed = db.execute(
+                "UPDATE sweeps SET spec_json = coalesce(?, spec_json), ended_at_ms = NULL, reason = NULL,"
+                " status = iif(status = 'paused', 'paused', 'running') WHERE id = ?",
+                [None if spec is None else json.dumps(spec), sweep_id],
+            ).rowcount
+            if not changed:
+                raise UnknownNameError(f"No sweep has the id {sweep_id!r}.")
+            return tuple(self._enqueue(run.config, created_by, sweep_id, run) for run in runs)
+
+    def sweep(self, sweep_id: str) -> Sweep | None:
+        found = self._query("SELECT * FROM sweeps WHERE id = ?", [sweep_id])
+        return _sweep(found[0]) if found else None
+
+    def sweeps(self, status: Collection[SweepStatus] | None = None) -> tuple[Sweep, ...]:
+        """Newest first."""
+        wanted = list(SweepStatus if status is None else status)
+        marks = ", ".join("?" * len(wanted))
+        sql = f"SELECT * FROM sweeps WHERE status IN ({marks}) ORDER BY created_at_ms DESC, id DESC"
+        return tuple(_sweep(row) for row in self._query(sql, wanted))
+
+    def find_sweep(self, text: str) -> Sweep:
+        """The sweep with this id, or the only one whose id starts or ends so, or whose name it is; "last": the newest.
+
+        Raises UnknownNameError, with the ids that come near.
+        """
+        every = self.sweeps()
+        if not every:
+            raise UnknownNameError("There is no sweep yet. Start one: python -m sousa_engine sweep --help")
+        if text == "last":
+            return every[0]
+        found = [sweep for sweep in every if text in (sweep.id, sweep.name)]
+        found = found or [s for s in every if text and (s.id.startswith(text) or s.id.endswith(text))]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise UnknownNameError(f"{text!r} could be any of {', '.join(s.id for s in found[:9])}. Write more of it.")
+        raise errors.unknown("sweep", text, [s.id for s in every] + [s.name for s in every if s.name])
+
+    def sweep_runs(self, sweep_id: str) -> tuple[Run, ...]:
+        """By trial, then in the order they were queued."""
+        sql = "SELECT * FROM runs WHERE sweep_id = ? ORDER BY trial_number, run_number"
+        return tuple(_run(row) for row in self._query(sql, [sweep_id]))
+
+    def open_run_count(self, sweep_id: str) -> int:
+        """Runs of a sweep that are not over."""
+        sql = "SELECT count(*) AS n FROM runs WHERE sweep_id = ? AND ended_at_ms IS NULL"
+        return self._query(sql, [sweep_id])[0]["n"]
+
+    def set_sweep_status(
+        self, sweep_id: str, status: SweepStatus, *, leaving: Collection[SweepStatus], reason: str | None = None
+    ) -> bool:
+        """Compare and set; False if its status was none of `leaving`. The queued runs of a paused sweep wait."""
+        ended = self._clock_ms() if status.is_over else None
+        with self._writing() as db:
+            marks = ", ".join("?" * len(leaving))
+            return (
+                db.execute(
+                    f"UPDATE sweeps SET status = ?, ended_at_ms = ?, reason = ? WHERE id = ? AND status IN ({marks})",
+                    [status.value, ended, reason, sweep_id, *leaving],
+                ).rowcount
+                > 0
+            )
+
+    def prune(self, run_id: str, step: int, reason: str) -> bool:
+        """A sweep gives a run up: it becomes STOPPING, and its reason stays. False if it does not run any more."""
+        return self._change(
+            run_id,
+            "UPDATE runs SET status = 'stopping', stop_requested_at_ms = :now, pruned_at_step = :step, reason = :reason"
+            " WHERE id = :id AND status IN ('starting', 'running')",
+            {"now": self._clock_ms(), "step": step, "reason": reason},
+            Event(at_ms=self._clock_ms(), kind="pruned", message=reason),
+        )
+
     # Target sets
 
     def save_target_set(self, name: str, variant: str, paths: Iterable[str], head: str) -> TargetSet:
@@ -244,8 +346,8 @@ class Store:
         return tuple(_run(row) for row in self._query(f"SELECT * FROM runs WHERE {_SLOT_HELD} ORDER BY slot"))
 
     def waiting_devices(self) -> tuple[str, ...]:
-        """The devices that queued runs ask for, each once; empty when the queue is."""
-        sql = "SELECT DISTINCT wanted_device FROM runs WHERE status = 'queued'"
+        """The devices that queued runs ask for, each once; empty when the queue is. Paused sweeps do not wait."""
+        sql = f"SELECT DISTINCT wanted_device FROM runs WHERE status = 'queued' AND {_NOT_PAUSED}"
         return tuple(row["wanted_device"] for row in self._query(sql))
 
     def claim(self, slot: str, nonce: str, devices: Collection[str] | None = None) -> Run | None:
@@ -259,7 +361,8 @@ class Store:
             rows = db.execute(
                 "UPDATE runs SET status = 'starting', slot = ?, launch_nonce = ?, claimed_at_ms = ?,"
                 " launches = launches + 1 WHERE run_number = (SELECT run_number FROM runs WHERE status = 'queued'"
-                f" AND wanted_device IN ({', '.join('?' * len(wanted))}) ORDER BY queue_position, run_number LIMIT 1)"
+                f" AND wanted_device IN ({', '.join('?' * len(wanted))}) AND {_NOT_PAUSED}"
+                " ORDER BY queue_position, run_number LIMIT 1)"
                 f" AND NOT EXISTS (SELECT 1 FROM runs WHERE slot = ? AND {_SLOT_HELD}) RETURNING id",
                 [slot, nonce, self._clock_ms(), *wanted, slot],
             ).fetchall()
@@ -310,7 +413,8 @@ class Store:
         assert status.is_over
         return self._change(
             run_id,
-            "UPDATE runs SET status = :status, reason = :reason, ended_at_ms = :ended WHERE id = :id AND"
+            "UPDATE runs SET status = :status, ended_at_ms = :ended,"
+            " reason = iif(:status = 'stopped' AND pruned_at_step IS NOT NULL, reason, :reason) WHERE id = :id AND"
             f" iif(:nonce IS NULL, status = 'queued', launch_nonce = :nonce AND {_SLOT_HELD})",
             {"status": status, "reason": reason, "nonce": nonce, "ended": ended_at_ms or self._clock_ms()},
             *events,
@@ -362,6 +466,38 @@ class Store:
         self._query("PRAGMA wal_checkpoint(TRUNCATE)")
 
     # Inside
+
+    def _enqueue(
+        self, config: RunConfig, created_by: str, sweep_id: str | None = None, of: SweepRun | None = None
+    ) -> str:
+        """Within a transaction."""
+        now = self._clock_ms()
+        row = {
+            "id": self._new_id("runs", now),
+            "name": config.name,
+            "wanted_device": config.device,
+            "created_by": created_by,
+            "now": now,
+            "config": config.model_dump_json(),
+            "sweep": sweep_id,
+            "trial": of.trial if of else None,
+            "setting": json.dumps(of.setting) if of else None,
+        }
+        self._db.execute(_INSERT_RUN, row)
+        self._add_event(row["id"], "queued", f"Queued by the {created_by}.", now)
+        return row["id"]
+
+    def _new_id(self, table: str, at_ms: int) -> str:
+        found = _new_id(at_ms)
+        while self._db.execute(f"SELECT 1 FROM {table} WHERE id = ?", [found]).fetchone():
+            found = _new_id(at_ms)  # alike in one second: one in 900,000
+        return found
+
+    def _existing_sweep(self, sweep_id: str) -> Sweep:
+        sweep = self.sweep(sweep_id)
+        if sweep is None:
+            raise UnknownNameError(f"No sweep has the id {sweep_id!r}.")
+        return sweep
 
     def _existing(self, run_id: str) -> Run:
         run = self.run(run_id)
@@ -424,8 +560,9 @@ _OF_THE_FILE = sqlite3.DatabaseError
 _OF_THE_VALUES = (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.DataError)
 
 _INSERT_RUN = """
-INSERT INTO runs (id, name, status, wanted_device, queue_position, created_by, created_at_ms, config_json)
-VALUES (:id, :name, 'queued', :wanted_device, :now, :created_by, :now, :config)
+INSERT INTO runs (id, name, status, wanted_device, queue_position, created_by, created_at_ms, config_json,
+                  sweep_id, trial_number, setting_json)
+VALUES (:id, :name, 'queued', :wanted_device, :now, :created_by, :now, :config, :sweep, :trial, :setting)
 """
 
 
@@ -444,6 +581,22 @@ def _run(row: Mapping[str, Any]) -> Run:
         progress=Progress(**progress) if progress else None,
         facts=json.loads(row["facts_json"]),
         launches=row["launches"],
+        sweep_id=row["sweep_id"],
+        trial=row["trial_number"],
+        setting=json.loads(row["setting_json"]) if row["setting_json"] else {},
+        pruned_at_step=row["pruned_at_step"],
+    )
+
+
+def _sweep(row: Mapping[str, Any]) -> Sweep:
+    return Sweep(
+        id=row["id"],
+        name=row["name"],
+        spec=json.loads(row["spec_json"]),
+        status=SweepStatus(row["status"]),
+        created_at_ms=row["created_at_ms"],
+        ended_at_ms=row["ended_at_ms"],
+        reason=row["reason"],
     )
 
 

@@ -24,7 +24,7 @@ from sousa_engine import processes, run_files
 from sousa_engine.errors import RunError, WorkspaceError
 from sousa_engine.executors import Executor, Sighting
 from sousa_engine.executors.local import GRACE_S, TRAINER_MODULE, LocalExecutor, absence
-from sousa_engine.records import Event, Run, RunStatus
+from sousa_engine.records import Event, Run, RunStatus, SweepStatus
 from sousa_engine.spool import read_batch, read_predictions
 from sousa_engine.store import Launch, Store, now_ms
 from sousa_engine.workspace import Workspace
@@ -33,6 +33,7 @@ IDLE_EXIT_S = 60.0
 MAX_LAUNCHES = 3
 _BUSY_S, _IDLE_S = 0.2, 0.5  # between two rounds
 _STRANGE_LAUNCH_S = 10.0  # a launch that another supervisor was about to make gets this long to show itself
+_SWEEPS_S = 1.0  # between two looks at open sweeps
 _REST_S, _MAX_TROUBLES = 5.0, 5  # after an unforeseen error with one run
 _LOG_BYTES = 1 << 20
 
@@ -112,6 +113,8 @@ class Supervisor:
         self._orphans: dict[str, float] = {}
         self._resting: dict[str, float] = {}  # run id -> when to try again after an unforeseen error
         self._troubles: dict[str, int] = {}
+        self._sweeps_seen_at = float("-inf")
+        self._sweeping = False
 
     def serve(self, idle_exit_s: float, leaving: threading.Event) -> None:
         """Rounds until nothing was to do for `idle_exit_s`. No error of the disk or of one run ends it."""
@@ -146,10 +149,30 @@ class Supervisor:
         for run in live:
             if self._resting.get(run.id, 0) <= self._monotonic():
                 self._guarded(run, self._see_to)
+        self._see_to_sweeps()
         waiting = self._store.waiting_devices()
         if waiting:
             self._fill_slots(waiting)
-        return bool(live or waiting)
+        return bool(live or waiting or self._sweeping)
+
+    def _see_to_sweeps(self) -> None:
+        now = self._monotonic()
+        if now - self._sweeps_seen_at < _SWEEPS_S:
+            return
+        self._sweeps_seen_at = now
+        self._sweeping = False
+        for found in self._store.sweeps([SweepStatus.RUNNING]):
+            from sousa_engine import sweeper  # only where there is one: it costs a second, and knows us in turn
+
+            try:
+                self._sweeping |= sweeper.step(self._store, found, len(self._executor.slots()))
+            except WorkspaceError:
+                raise
+            except Exception as error:
+                _say(f"sweep {found.id}:\n{traceback.format_exc()}")
+                self._store.set_sweep_status(
+                    found.id, SweepStatus.FAILED, leaving=[SweepStatus.RUNNING], reason=f"Unforeseen: {error!r}"
+                )
 
     def _see_to(self, run: Run) -> None:
         launch = self._store.launch(run.id)

@@ -190,7 +190,7 @@ def _train(
             "train_s": round(outcome.train_s, 2),
             "epochs": outcome.epochs,
             "best_step": outcome.best_step,
-            "peak_memory_mib": _peak_memory_mib(),
+            "peak_memory_mib": peak_memory_mib(),
         }
     )
     return outcome
@@ -302,7 +302,7 @@ def _versions() -> dict[str, str]:
     }
 
 
-def _peak_memory_mib() -> float:
+def peak_memory_mib() -> float:
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -15,7 +15,7 @@ FLOORS = {
     0: ["errors", "config", "grammar", "records", "module_tree", "methods", "rudiments", "run_files", "workspace"],
     1: ["store", "metric_tables", "migrations", "spool"],
     2: ["backbones", "lora", "frontends", "data", "training"],
-    3: ["analysis", "charts"],
+    3: ["analysis", "charts", "sweep"],
     4: [
         "launch",
         "cli",
@@ -26,7 +26,10 @@ FLOORS = {
         "trainer",
         "executors",
         "processes",
+        "probe",
         "reporters",
+        "sweeper",
+        "sweep_cli",
     ],
     5: ["web", "pages"],
 }

@@ -19,6 +19,7 @@ from sousa_engine.spool import SpoolBatch, SpoolPoint
 from sousa_engine.store import Store
 from sousa_engine.workspace import PROJECT_ROOT, Workspace
 
+LATEST = migrations._LATEST
 _OPEN_AT_ONCE = """
 import sys, threading
 from pathlib import Path
@@ -66,21 +67,30 @@ def test_a_database_of_a_newer_program_is_refused_and_left_alone(workspace):
         plain.execute("PRAGMA user_version = 99")
     plain.close()
     for readonly in (False, True):
-        with pytest.raises(WorkspaceError, match=r"schema version 99; this program knows versions up to 1\. Update"):
+        with pytest.raises(
+            WorkspaceError, match=rf"schema version 99; this program knows versions up to {LATEST}\. Update"
+        ):
             Store.open(workspace, readonly=readonly)
+
+
+def history_and(change):
+    """Today's history, none of it applied again, and one more change."""
+    newer = migrations.Migrations("sousa_engine")
+    for migration in migrations.history.pending(migrations.Database(memory=True)):
+        newer(name=migration.name)(lambda db: pytest.fail("applied twice"))
+    newer(name="9999_remark")(change)
+    return newer
 
 
 def test_an_older_database_is_copied_before_it_is_migrated(workspace):
     with Store.open(workspace) as store:
         run = store.enqueue(RunConfig())
-        newer = migrations.Migrations("sousa_engine")
-        newer(name="0001_runs_metrics_predictions")(lambda db: pytest.fail("applied twice"))
-        newer(name="0002_note")(lambda db: db.execute("ALTER TABLE runs ADD COLUMN note TEXT"))
-        migrations.migrate(store._db, workspace, newer, latest=2)
-    (copy,) = workspace.root.glob("runs.schema-1.*.db")
-    for path, columns, version in ((copy, 0, 1), (workspace.db, 1, 2)):
+        newer = history_and(lambda db: db.execute("ALTER TABLE runs ADD COLUMN remark TEXT"))
+        migrations.migrate(store._db, workspace, newer, latest=LATEST + 1)
+    (copy,) = workspace.root.glob(f"runs.schema-{LATEST}.*.db")
+    for path, columns, version in ((copy, 0, LATEST), (workspace.db, 1, LATEST + 1)):
         plain = sqlite3.connect(path)
-        assert plain.execute("SELECT count(*) FROM pragma_table_info('runs') WHERE name = 'note'").fetchone() == (
+        assert plain.execute("SELECT count(*) FROM pragma_table_info('runs') WHERE name = 'remark'").fetchone() == (
             columns,
         )
         assert plain.execute("SELECT id FROM runs").fetchone() == (run.id,)
@@ -88,19 +98,37 @@ def test_an_older_database_is_copied_before_it_is_migrated(workspace):
         plain.close()
 
 
+def test_a_database_from_before_sweeps_keeps_its_runs(workspace):
+    before = migrations.Migrations("sousa_engine")
+    first, *_ = migrations.history.pending(migrations.Database(memory=True))
+    before(name=first.name)(first.fn)
+    workspace.runs.mkdir(parents=True)
+    old = migrations.Database(workspace.db)
+    migrations.migrate(old, workspace, before, latest=1)
+    values = ["260131-142305-k7mq", RunConfig().model_dump_json()]
+    old.execute(
+        "INSERT INTO runs (id, name, status, wanted_device, queue_position, created_by, created_at_ms, config_json)"
+        " VALUES (?, 'an old one', 'queued', 'auto', 1, 'cli', 1, ?)",
+        values,
+    )
+    old.conn.commit()
+    old.close()
+    with Store.open(workspace) as store:
+        (run,) = store.runs()
+        assert (run.title, run.sweep_id, run.setting, run.is_pruned) == ("an old one", None, {}, False)
+        assert store.sweeps() == ()
+    assert list(workspace.root.glob("runs.schema-1.*.db"))
+
+
 def test_a_migration_that_fails_changes_nothing(workspace):
     def fails(db):
-        db.execute("ALTER TABLE runs ADD COLUMN note TEXT")
+        db.execute("ALTER TABLE runs ADD COLUMN remark TEXT")
         raise RuntimeError("half-way")
 
+    with Store.open(workspace) as store, pytest.raises(RuntimeError, match="half-way"):
+        migrations.migrate(store._db, workspace, history_and(fails), latest=LATEST + 1)
     with Store.open(workspace) as store:
-        newer = migrations.Migrations("sousa_engine")
-        newer(name="0001_runs_metrics_predictions")(lambda db: None)
-        newer(name="0002_note")(fails)
-        with pytest.raises(RuntimeError, match="half-way"):
-            migrations.migrate(store._db, workspace, newer, latest=2)
-    with Store.open(workspace) as store:
-        assert "note" not in store._db.table("runs").columns_dict
+        assert "remark" not in store._db.table("runs").columns_dict
 
 
 @pytest.mark.parametrize("readonly", [False, True])

@@ -1,0 +1,131 @@
+"""The runs of a sweep, read as trials: one setting each, several seeds."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from sousa_engine import sweep
+from sousa_engine.analysis.compare import parameters
+from sousa_engine.analysis.significance import Proportion, wilson
+from sousa_engine.records import Run, RunStatus, Summary
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialRow:
+    """A setting and what its seeds reached. Shares in [0, 1]; None where nothing was measured.
+
+    runs: by seed, of each seed the latest. valid: best valid accuracy of each run that has one. test: of finished runs.
+    """
+
+    number: int
+    label: str
+    setting: Mapping[str, Any]
+    runs: tuple[Run, ...]
+    valid: tuple[float, ...]
+    test: tuple[float, ...]
+    clips: int | None  # of the test split
+    trainable: int | None
+
+    @property
+    def statuses(self) -> Counter[str]:
+        """Status -> runs; a pruned one counts as "pruned"."""
+        return Counter("pruned" if run.is_pruned else run.status.value for run in self.runs)
+
+    @property
+    def is_pruned(self) -> bool:
+        return any(run.is_pruned for run in self.runs)
+
+    @property
+    def mean_valid(self) -> float | None:
+        return fmean(self.valid) if self.valid else None
+
+    @property
+    def mean_test(self) -> float | None:
+        return fmean(self.test) if self.test else None
+
+    @property
+    def test_interval(self) -> Proportion | None:
+        """Wilson's interval of the mean: of the choice of clips, not of the luck of seeds, which share them."""
+        if self.mean_test is None or not self.clips:
+            return None
+        return wilson(round(self.mean_test * self.clips), self.clips)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """Runs of a sweep that failed for one reason. `cause` is as the first of them said it."""
+
+    cause: str
+    runs: tuple[Run, ...]
+
+
+def trials(runs: Sequence[Run]) -> dict[int, tuple[Run, ...]]:
+    """Trial number -> its runs by seed, of each seed the latest."""
+    found: dict[int, dict[int, Run]] = {}
+    for run in runs:
+        found.setdefault(run.trial or 0, {})[run.config.seed] = run
+    return {number: tuple(by_seed[seed] for seed in sorted(by_seed)) for number, by_seed in sorted(found.items())}
+
+
+def latest(runs: Sequence[Run]) -> tuple[Run, ...]:
+    """Without the runs that were trained again."""
+    return tuple(run for of_trial in trials(runs).values() for run in of_trial)
+
+
+def trial_rows(runs: Sequence[Run], summaries: Mapping[str, Mapping[str, Summary]]) -> tuple[TrialRow, ...]:
+    """One row a trial, by number. summaries: run id -> metric name -> Summary."""
+    rows = []
+    for number, of_trial in trials(runs).items():
+        valid = [_value(summaries, run, "valid/accuracy", best=True) for run in of_trial]
+        test = [_value(summaries, run, "test/accuracy") for run in of_trial if run.status is RunStatus.FINISHED]
+        clips = (summaries.get(run.id, {}).get("test/accuracy") for run in of_trial)
+        counts = (parameters(run).get("trainable") for run in of_trial)
+        rows.append(
+            TrialRow(
+                number=number,
+                label=sweep.label(dict(of_trial[0].setting)),
+                setting=of_trial[0].setting,
+                runs=of_trial,
+                valid=tuple(value for value in valid if value is not None),
+                test=tuple(value for value in test if value is not None),
+                clips=next((summary.n for summary in clips if summary is not None), None),
+                trainable=next((count for count in counts if count is not None), None),
+            )
+        )
+    return tuple(rows)
+
+
+def best_first(rows: Sequence[TrialRow]) -> list[TrialRow]:
+    """By mean test accuracy, then those not tested by valid accuracy, then those with nothing measured."""
+    return sorted(rows, key=lambda row: (row.mean_test or -1.0, row.mean_valid or -1.0), reverse=True)
+
+
+def failures(runs: Sequence[Run]) -> tuple[Failure, ...]:
+    """The runs that failed and were not trained again, by cause: reasons that differ in numbers and ids are one."""
+    causes: dict[str, list[Run]] = {}
+    for run in latest(runs):
+        if run.status in (RunStatus.FAILED, RunStatus.LOST):
+            causes.setdefault(_same_cause(run.reason or ""), []).append(run)
+    return tuple(
+        Failure(cause=found[0].reason or "No reason was recorded.", runs=tuple(found))
+        for found in sorted(causes.values(), key=len, reverse=True)
+    )
+
+
+def _value(
+    summaries: Mapping[str, Mapping[str, Summary]], run: Run, metric: str, *, best: bool = False
+) -> float | None:
+    summary = summaries.get(run.id, {}).get(metric)
+    if summary is None:
+        return None
+    return summary.best if best else summary.last
+
+
+def _same_cause(reason: str) -> str:
+    """A reason without what differs from run to run: numbers and ids."""
+    return re.sub(r"\d[\w.-]*", "#", reason)

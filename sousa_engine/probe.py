@@ -1,0 +1,141 @@
+"""How long a run would take here: builds what it would train, on random weights, and times some steps on noise.
+
+    python -m sousa_engine.probe ROOT CONFIG.json     # prints {"step_s": ..., "start_s": ..., "peak_memory_mib": ...}
+
+Needs neither data nor weights. What was measured is kept in the workspace, for the plans of sweeps.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sousa_engine import run_files
+from sousa_engine.config import RunConfig
+from sousa_engine.errors import RunError
+from sousa_engine.workspace import Workspace
+
+STEPS, WARM_UP = 6, 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """step_s: seconds an optimiser step takes. start_s: from the process's start to its first step."""
+
+    step_s: float
+    start_s: float
+    peak_memory_mib: float
+
+
+def key(config: RunConfig) -> str:
+    """Equal for runs whose steps cost the same: ranks and rates hardly matter."""
+    parts = (
+        config.model.variant,
+        config.lora.method,
+        config.lora.target_set or str(len(config.lora.targets)),
+        config.data.dataset,
+        config.data.clip_s,
+        config.training.batch_size,
+        config.training.precision,
+        config.device,
+    )
+    return json.dumps(parts)
+
+
+def known(workspace: Workspace) -> dict[str, Pace]:
+    """What was measured in this workspace. Empty where nothing was, or where the file is unreadable: it is a cache."""
+    try:
+        return {k: Pace(**values) for k, values in json.loads(_file(workspace).read_text()).items()}
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def measure(workspace: Workspace, configs: Iterable[RunConfig]) -> dict[str, Pace]:
+    """Time one run of each kind that is not known yet, one after another, each in a process of its own.
+
+    Returns all that is known then. Raises RunError with what a probe said if it failed.
+    """
+    found = known(workspace)
+    for config in configs:
+        if key(config) in found:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / run_files.CONFIG
+            file.write_text(config.model_dump_json())
+            command = [sys.executable, "-m", "sousa_engine.probe", str(workspace.root), str(file)]
+            done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or ["it gave no reason"])[-1]
+            raise RunError(f"The probe of {config.title} failed: {last}")
+        found[key(config)] = Pace(**json.loads(done.stdout.strip().splitlines()[-1]))
+        _file(workspace).parent.mkdir(parents=True, exist_ok=True)
+        run_files.write_json(_file(workspace), {k: asdict(pace) for k, pace in found.items()})
+    return found
+
+
+def _file(workspace: Workspace) -> Path:
+    return workspace.cache / "probes.json"
+
+
+def main(arguments: list[str]) -> None:
+    began = time.monotonic()
+    root, file = arguments
+    config = RunConfig.model_validate_json(Path(file).read_text())
+    print(json.dumps(asdict(_timed(config, Workspace(root=Path(root)), began))))
+
+
+def _timed(config: RunConfig, workspace: Workspace, began: float) -> Pace:
+    import numpy as np
+    import torch
+    from accelerate import Accelerator
+
+    from sousa_engine import backbones, frontends, lora
+    from sousa_engine.data import manifest as manifests
+    from sousa_engine.trainer import peak_memory_mib
+    from sousa_engine.training import precision
+
+    accelerator = Accelerator(
+        cpu=config.device == "cpu", mixed_precision="bf16" if config.training.precision == "bf16" else "no"
+    )
+    precision.use_fast_float32()
+    manifest = manifests.open_dataset(config.data)
+    classes = len(manifest.classes)
+    network = backbones.open_network(
+        config.model.variant, num_classes=classes, weights="random", workspace=workspace, seed=config.seed
+    )
+    samples = round(manifest.clip_s * network.spec.sample_rate_hz)
+    noise = torch.from_numpy(np.random.default_rng(0).standard_normal((1, samples), dtype=np.float32))
+    features = frontends.log_mel(0.1 * noise, network.spec).repeat(config.training.batch_size, 1, 1)
+    module: Any = lora.attach(network, config.lora, total_steps=STEPS + WARM_UP)
+    groups = lora.parameter_groups(module, network.head_path, lr=1e-4, head_lr=1e-4, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(groups)
+    module, optimizer = accelerator.prepare(module, optimizer)
+    features = features.to(accelerator.device)
+    target = torch.arange(config.training.batch_size, device=accelerator.device) % classes
+    module.train()
+    start_s, times = 0.0, []
+    for step in range(1, STEPS + WARM_UP + 1):
+        at = time.monotonic()
+        loss = torch.nn.functional.cross_entropy(module(features=features).float(), target)
+        added = lora.extra_loss(accelerator.unwrap_model(module))
+        accelerator.backward(loss if added is None else loss + added)
+        optimizer.step()
+        lora.after_step(accelerator.unwrap_model(module), step)
+        optimizer.zero_grad(set_to_none=True)
+        loss.item()  # waits for a GPU
+        if step == WARM_UP:
+            start_s = time.monotonic() - began
+        elif step > WARM_UP:
+            times.append(time.monotonic() - at)
+    return Pace(step_s=float(np.median(times)), start_s=start_s, peak_memory_mib=peak_memory_mib())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

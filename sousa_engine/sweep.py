@@ -1,0 +1,310 @@
+"""What a sweep asks: axes, a way to sample them, seeds as replicates. Knows no run and no database.
+
+    name: which modules
+    axes:
+      model: [ast-mini, beats-mini]        # presets: model, lora, training, augment; data: a data set
+      targets: [core, attention+mlp]       # any config field; targets is short for lora.targets
+      training.lr: {low: 1e-4, high: 1e-2, log: true}
+    seeds: [0, 1, 2]
+    sampler: random                        # grid, random, tpe, asha
+    trials: 12
+
+A setting is one value for each axis. A trial is a setting, trained once for each seed: one run each.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
+
+from sousa_engine import config, grammar
+from sousa_engine.config import Part
+from sousa_engine.errors import ConfigError, nearest
+
+Sampler = Literal["grid", "random", "tpe", "asha"]
+Setting = dict[str, Any]
+
+MOST_RUNS = 1000
+SAMPLERS: dict[str, str] = {
+    "grid": "every combination of the listed values",
+    "random": "combinations drawn at random",
+    "tpe": "tree-structured Parzen estimator: later trials are drawn near the better of the earlier ones",
+    "asha": "drawn at random, the weaker ones pruned early (asynchronous successive halving)",
+}
+_SHORT = {"targets": "lora.targets", "data": "data.dataset"}
+_NO_AXIS = {
+    "seed": "Seeds are replicates of each trial, not an axis: list them under seeds.",
+    "name": "Runs of a sweep are named by their setting.",
+    "wandb.mode": "Set it under base: it is the same for all runs.",
+    "wandb.project": "Set it under base: it is the same for all runs.",
+}
+
+
+class Axis(Part):
+    """Listed values, or a range from low to high (both inclusive; whole numbers where the field is one)."""
+
+    field: str
+    values: tuple[Any, ...] = ()
+    low: float | None = None
+    high: float | None = None
+    log: bool = False
+
+    @field_validator("field")
+    @classmethod
+    def _known(cls, field: str) -> str:
+        field = _SHORT.get(field, field)
+        if field in _NO_AXIS:
+            raise ValueError(f"{field} cannot be an axis. {_NO_AXIS[field]}")
+        if field not in grammar.PRESET_GROUPS and field not in _fields():
+            near = nearest(field, [*grammar.PRESET_GROUPS, *_SHORT, *_fields()])
+            raise ValueError(f"{field!r} is no axis." + (f" Nearest: {', '.join(near)}." if near else ""))
+        return field
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Axis:
+        if not self.is_range:
+            if self.low is not None or self.high is not None:
+                raise ValueError(f"{self.field}: give both low and high.")
+            if not self.values:
+                raise ValueError(f"{self.field} has no values.")
+            shown = [show(value) for value in self.values]
+            twice = {text for text in shown if shown.count(text) > 1}
+            if twice:
+                raise ValueError(f"{self.field} lists {', '.join(sorted(twice))} twice.")
+            return self
+        assert self.low is not None and self.high is not None
+        if self.values:
+            raise ValueError(f"{self.field} has both listed values and a range: keep one.")
+        if not self.is_number:
+            raise ValueError(f"{self.field} is no number: list its values.")
+        if not self.low < self.high:
+            raise ValueError(f"{self.field}: low = {self.low:g} must be below high = {self.high:g}.")
+        if self.log and self.low <= 0:
+            raise ValueError(f"{self.field}: a logarithmic range needs low above 0, not {self.low:g}.")
+        if self.is_whole and not (self.low.is_integer() and self.high.is_integer()):
+            raise ValueError(f"{self.field} takes whole numbers: {self.low:g} to {self.high:g} are not.")
+        return self
+
+    @property
+    def is_range(self) -> bool:
+        return self.low is not None and self.high is not None
+
+    @property
+    def is_whole(self) -> bool:
+        return self.field in _fields() and _fields()[self.field].annotation is int
+
+    @property
+    def is_number(self) -> bool:
+        return self.field in _fields() and _fields()[self.field].annotation in (int, float)
+
+    @property
+    def name(self) -> str:
+        """As people write it: `targets` for lora.targets, `lr` for training.lr."""
+        return self.field.rpartition(".")[2]
+
+    @property
+    def ends(self) -> tuple[Any, ...]:
+        """The listed values, or both ends of the range."""
+        if not self.is_range:
+            return self.values
+        return tuple(int(end) if self.is_whole else end for end in (self.low, self.high))  # type: ignore[arg-type]
+
+
+class SweepSpec(Part):
+    name: str = Field("", max_length=120, description="shown in lists; empty = made from the axes")
+    sampler: Sampler = Field("grid", description="; ".join(f"{name}: {text}" for name, text in SAMPLERS.items()))
+    trials: int | None = Field(None, ge=1, description="how many settings are drawn; a grid takes them all")
+    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="each setting is trained with each of them")
+    sampler_seed: int = Field(0, ge=0, description="seed of the drawing itself")
+    axes: tuple[Axis, ...] = Field(min_length=1, description="what differs")
+    base: dict[str, Any] = Field(default_factory=dict, description="fields that are the same for all, as of a run")
+
+    @field_validator("axes", mode="before")
+    @classmethod
+    def _written(cls, axes: Any) -> Any:
+        """{field: [values] | {low, high, log} | value}, as in YAML."""
+        if not isinstance(axes, Mapping):
+            return axes
+        return [_axis(str(field), what) for field, what in axes.items()]
+
+    @field_validator("name")
+    @classmethod
+    def _one_line(cls, name: str) -> str:
+        return " ".join(name.split())
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds_once(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError(f"seeds = {list(seeds)} lists one twice: that would be the same run again.")
+        if min(seeds) < 0:
+            raise ValueError(f"seeds = {list(seeds)}: a seed is 0 or above.")
+        return seeds
+
+    @model_validator(mode="after")
+    def _whole(self) -> SweepSpec:
+        fields = [axis.field for axis in self.axes]
+        twice = {field for field in fields if fields.count(field) > 1}
+        if twice:
+            raise ValueError(f"{', '.join(sorted(twice))} is an axis twice.")
+        ranges = [axis.field for axis in self.axes if axis.is_range]
+        if self.sampler == "grid" and ranges:
+            raise ValueError(f"A grid needs listed values for {', '.join(ranges)}; or choose random, tpe or asha.")
+        if self.sampler == "grid" and self.trials is not None:
+            raise ValueError(f"A grid takes every combination: leave trials = {self.trials} out, or choose random.")
+        if self.sampler != "grid" and self.trials is None:
+            raise ValueError(f"Say how many trials {self.sampler} may draw: trials = 12, for instance.")
+        if self.run_count > MOST_RUNS:
+            raise ValueError(
+                f"{self.trial_count:,} trials of {len(self.seeds)} seeds are {self.run_count:,} runs; a sweep has at "
+                f"most {MOST_RUNS:,}. List fewer values, or choose random, tpe or asha with fewer trials."
+            )
+        return self
+
+    @property
+    def trial_count(self) -> int:
+        return self.trials or math.prod(len(axis.values) for axis in self.axes)
+
+    @property
+    def run_count(self) -> int:
+        return self.trial_count * len(self.seeds)
+
+    @property
+    def title(self) -> str:
+        return self.name or " × ".join(axis.name for axis in self.axes)
+
+    @property
+    def learns(self) -> bool:
+        """Whether later settings depend on what earlier ones reached."""
+        return self.sampler in ("tpe", "asha")
+
+    def axis(self, field: str) -> Axis:
+        return next(axis for axis in self.axes if axis.field == field)
+
+
+def build(values: Mapping[str, Any]) -> SweepSpec:
+    """A SweepSpec from plain values, as of YAML or a form. Raises ConfigError that names the field at fault."""
+    unknown = [key for key in values if key not in SweepSpec.model_fields]
+    if unknown:
+        near = nearest(unknown[0], list(SweepSpec.model_fields), n=1)
+        raise ConfigError(
+            f"A sweep has no field {unknown[0]!r}." + (f" Nearest: {near[0]}." if near else ""), field=unknown[0]
+        )
+    try:
+        return SweepSpec.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "value_error":
+            raise ConfigError(str(first["ctx"]["error"]), field=where) from None
+        message = first["msg"].replace("Input should", "should")
+        raise ConfigError(f"sweep: {where or 'axes'} = {first['input']!r} {message}.", field=where) from None
+
+
+def read(file: Path) -> SweepSpec:
+    """A sweep from a YAML file. Raises ConfigError."""
+    try:
+        values = yaml.safe_load(file.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"{file} is not a YAML file: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict) or "axes" not in values:
+        raise ConfigError(f"{file} names no axes; expected lines like `axes: {{training.lr: [1e-3, 1e-2]}}`.")
+    return build(values)
+
+
+def to_yaml(spec: SweepSpec) -> str:
+    """`read` gives an equal spec back."""
+    values = spec.model_dump(mode="json", exclude_defaults=True)
+    values["axes"] = {
+        axis.field: {"low": axis.low, "high": axis.high, "log": axis.log} if axis.is_range else list(axis.values)
+        for axis in spec.axes
+    }
+    values["seeds"] = list(spec.seeds)
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=100)
+
+
+def combinations(axes: Sequence[Axis]) -> list[Setting]:
+    """Every combination of listed values and of both ends of ranges, the last axis fastest: a grid's settings."""
+    fields = [axis.field for axis in axes]
+    return [dict(zip(fields, values, strict=True)) for values in itertools.product(*(axis.ends for axis in axes))]
+
+
+def draft(base: Mapping[str, Any], setting: Setting) -> grammar.Draft:
+    """The draft of a run (launch.prepare reads it): base, then presets of the setting, then its fields."""
+    made: grammar.Draft = copy.deepcopy(dict(base))
+    for field, value in setting.items():
+        if field in grammar.PRESET_GROUPS:
+            grammar.merge(made, grammar.preset(field, str(value)))
+    for field, value in setting.items():
+        if field not in grammar.PRESET_GROUPS:
+            grammar.set_field(made, field, value)
+    return made
+
+
+def label(setting: Setting) -> str:
+    """`ast-mini · core · lr 0.001`: names as they are, numbers with their field."""
+    parts = []
+    for field, value in setting.items():
+        text = show(value)
+        is_name = field in (*grammar.PRESET_GROUPS, *_SHORT.values(), "model.variant", "lora.method")
+        parts.append(text if is_name else f"{field.rpartition('.')[2]} {text}")
+    return " · ".join(parts)
+
+
+def show(value: Any) -> str:
+    """A value as text: 0.001, `q_proj,v_proj`, ast-mini."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, list | tuple):
+        return ",".join(str(item) for item in value)
+    return "none" if value is None else str(value)
+
+
+def parse_axis(text: str) -> tuple[str, Any]:
+    """`field=a,b`, `field=1e-4..1e-2`, `field=log:1e-4..1e-2` as on the command line -> (field, what `axes` takes).
+
+    A value that holds commas is written in brackets: `targets=[q_proj,v_proj],core`. Raises ConfigError.
+    """
+    field, equals, written = text.partition("=")
+    field, written = field.strip(), written.strip()
+    if not equals or not field or not written:
+        raise ConfigError(f"{text!r} is no axis. Write field=a,b or field=low..high, e.g. training.lr=1e-3,1e-2.")
+    spread = written.removeprefix("log:")
+    if ".." in spread:
+        low, high = (grammar.value(end, field) for end in spread.split("..", 1))
+        return field, {"low": low, "high": high, "log": spread != written}
+    return field, [grammar.value(part, field) for part in _split(written)]
+
+
+def _split(text: str) -> list[str]:
+    """At commas outside brackets."""
+    parts, depth, start = [], 0, 0
+    for i, letter in enumerate(text):
+        depth += (letter in "[{(") - (letter in "]})")
+        if letter == "," and depth == 0:
+            parts.append(text[start:i].strip())
+            start = i + 1
+    return [part for part in [*parts, text[start:].strip()] if part]
+
+
+def _axis(field: str, what: Any) -> dict[str, Any]:
+    if isinstance(what, Mapping):
+        return {"field": field, **what}
+    return {"field": field, "values": [_number(item) for item in what] if isinstance(what, list | tuple) else [what]}
+
+
+def _number(item: Any) -> Any:
+    """`1e-3` is a number, though YAML 1.1 reads it as text."""
+    return grammar.value(item) if isinstance(item, str) and grammar.is_number(item) else item
+
+
+def _fields() -> dict[str, FieldInfo]:
+    return dict(config.fields())

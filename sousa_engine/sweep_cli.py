@@ -1,0 +1,351 @@
+"""`sweep` starts one, `sweeps` lists and steers them."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from tqdm import tqdm
+
+from sousa_engine import grammar, probe, sweep, sweeper
+from sousa_engine.analysis.sweeps import TrialRow, best_first, failures, trial_rows, trials
+from sousa_engine.errors import ConfigError, UserError
+from sousa_engine.records import RunStatus, Sweep
+from sousa_engine.store import Store
+from sousa_engine.sweep import SweepSpec
+from sousa_engine.workspace import Workspace
+
+POLL_S = 1.0
+_MANY = ("--models", "--targets", "--seeds")
+
+
+class _TakesMany(click.Command):
+    """`--models a b c` is `--models a --models b --models c`: everything up to the next option or field=value."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        spread: list[str] = []
+        option = ""
+        for word in args:
+            if word.startswith("--") or "=" in word:
+                option = word if word in _MANY else ""
+                spread.append(word)
+            elif option and spread[-1] != option:
+                spread += [option, word]
+            else:
+                spread.append(word)
+        return super().parse_args(ctx, spread)
+
+
+@click.command("sweep", cls=_TakesMany, short_help="Train every combination of what you list, several seeds each.")
+@click.argument("words", nargs=-1, metavar="[GROUP=NAME | FIELD=VALUE]...")
+@click.option("--file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="A sweep as YAML.")
+@click.option("--data", help="Data set of all runs: an embedded set, a folder of classes, or a CSV file.")
+@click.option("--max-epochs", type=int, help="Epochs of all runs.")
+@click.option("--models", multiple=True, metavar="NAME...", help="Backbones to compare, e.g. ast-mini beats-mini.")
+@click.option(
+    "--targets",
+    multiple=True,
+    metavar="SET...",
+    help="Target sets to compare: core, default, attention, ...; or names with commas: q_proj,v_proj.",
+)
+@click.option(
+    "--axis", "axes", multiple=True, metavar="FIELD=A,B", help="Another field: a,b or low..high or log:low..high."
+)
+@click.option("--seeds", multiple=True, type=int, metavar="N...", help="Each setting is trained with each. [0 1 2]")
+@click.option("--sampler", type=click.Choice(list(sweep.SAMPLERS)), help="How settings are drawn. [grid]")
+@click.option("--trials", type=int, help="How many settings random, tpe or asha draw.")
+@click.option("--name", default="", help="Shown in lists.")
+@click.option("--probe", "measure", is_flag=True, help="Time what was never trained here first: some seconds each.")
+@click.option("--skip-invalid", is_flag=True, help="Start without the combinations that could only fail.")
+@click.option("--dry-run", is_flag=True, help="Show what would run, and stop there.")
+@click.option("--detach", is_flag=True, help="Queue it and return at once.")
+@click.pass_obj
+def sweep_command(
+    workspace: Workspace,
+    words: tuple[str, ...],
+    file: Path | None,
+    measure: bool,
+    skip_invalid: bool,
+    dry_run: bool,
+    detach: bool,
+    **written: Any,
+) -> None:
+    """Train a sweep: python -m sousa_engine sweep --data tiny --max-epochs 10 --models ast-mini beats-mini
+
+    Fields of all runs are given as for `train`. Everything goes on in the background whatever happens to this terminal.
+    """
+    spec = _spec(file, words, **written)
+    found = sweeper.plan(spec, workspace)
+    if measure and found.untimed:
+        probe.measure(workspace, found.untimed)
+        found = sweeper.plan(spec, workspace)
+    _echo_plan(found)
+    if dry_run:
+        if found.problems and not (skip_invalid and found.run_count):
+            raise UserError(sweeper.describe(found.problems))
+        click.echo(sweep.to_yaml(spec))
+        return
+    made = sweeper.start(workspace, spec, created_by="cli", leave_out_invalid=skip_invalid)
+    click.echo(f"sweep {made.id} queued: {made.name}")
+    if detach:
+        click.echo(f"follow it with: python -m sousa_engine sweeps show {made.id}")
+        return
+    _follow(workspace, made)
+    with Store.open(workspace) as store:
+        over = store.find_sweep(made.id)
+        _echo_sweep(store, over)
+        sys.exit(_exit_code(store, over))
+
+
+@click.group(invoke_without_command=True, short_help="List sweeps; show, pause, stop, extend one, rerun failed.")
+@click.pass_context
+def sweeps(ctx: click.Context) -> None:
+    """List the sweeps of this workspace, or steer one. SWEEP is an id, the start or end of one, a name, or `last`."""
+    if ctx.invoked_subcommand is not None:
+        return
+    with Store.open(ctx.obj) as store:
+        every = store.sweeps()
+        if not every:
+            click.echo("No sweeps yet. Try: python -m sousa_engine sweep --data tiny --models ast-mini beats-mini")
+            return
+        click.echo(f"{'SWEEP':<20} {'STATUS':<9} {'RUNS':<9} NAME")
+        for one in every:
+            runs = store.sweep_runs(one.id)
+            over = sum(run.status.is_over for run in runs)
+            click.echo(f"{one.id:<20} {one.status.value:<9} {f'{over}/{len(runs)}':<9} {one.name}")
+
+
+@sweeps.command("show")
+@click.argument("name", metavar="SWEEP")
+@click.option("--yaml", "as_yaml", is_flag=True, help="Print what was asked, as `sweep --file` reads it.")
+@click.pass_obj
+def show(workspace: Workspace, name: str, as_yaml: bool) -> None:
+    """Show a sweep: its trials, what they reached, what failed and why."""
+    with Store.open(workspace) as store:
+        found = store.find_sweep(name)
+        if as_yaml:
+            click.echo(sweep.to_yaml(sweep.build(found.spec)))
+        else:
+            _echo_sweep(store, found)
+
+
+@sweeps.command("pause")
+@click.argument("name", metavar="SWEEP")
+@click.pass_obj
+def pause(workspace: Workspace, name: str) -> None:
+    """Let its queued runs wait; what trains goes on."""
+    _steer(workspace, name, sweeper.pause, "paused", "is not running")
+
+
+@sweeps.command("resume")
+@click.argument("name", metavar="SWEEP")
+@click.pass_obj
+def resume(workspace: Workspace, name: str) -> None:
+    """Go on with a paused sweep."""
+    _steer(workspace, name, sweeper.resume, "running", "is not paused")
+
+
+@sweeps.command("stop")
+@click.argument("name", metavar="SWEEP")
+@click.pass_obj
+def stop(workspace: Workspace, name: str) -> None:
+    """Take its runs off the queue; those that train save a checkpoint and stop."""
+    _steer(workspace, name, sweeper.stop, "stopped", "is already over")
+
+
+@sweeps.command("add-seeds")
+@click.argument("name", metavar="SWEEP")
+@click.argument("seeds", nargs=-1, type=int, required=True)
+@click.pass_obj
+def add_seeds(workspace: Workspace, name: str, seeds: tuple[int, ...]) -> None:
+    """Train every setting with more seeds: sweeps add-seeds last 3 4"""
+    with Store.open(workspace) as store:
+        _echo_queued(sweeper.add_seeds(store, store.find_sweep(name), seeds, created_by="cli"))
+
+
+@sweeps.command("extend")
+@click.argument("name", metavar="SWEEP")
+@click.argument("axis", metavar="FIELD=A,B")
+@click.pass_obj
+def extend(workspace: Workspace, name: str, axis: str) -> None:
+    """More values on an axis of a grid: sweeps extend last targets=all-linear"""
+    field, values = sweep.parse_axis(axis)
+    if not isinstance(values, list):
+        raise ConfigError(f"{axis}: a grid takes listed values, field=a,b.")
+    with Store.open(workspace) as store:
+        _echo_queued(sweeper.extend(store, store.find_sweep(name), field, values, created_by="cli"))
+
+
+@sweeps.command("add-trials")
+@click.argument("name", metavar="SWEEP")
+@click.argument("count", type=click.IntRange(min=1))
+@click.pass_obj
+def add_trials(workspace: Workspace, name: str, count: int) -> None:
+    """Draw more settings: sweeps add-trials last 10"""
+    with Store.open(workspace) as store:
+        queued = sweeper.add_trials(store, store.find_sweep(name), count, created_by="cli")
+    click.echo(f"{len(queued)} runs queued" if queued else f"{count} more trials will be drawn")
+
+
+@sweeps.command("rerun-failed")
+@click.argument("name", metavar="SWEEP")
+@click.option("--targets", help="Other targets for them: a set's name, or names with commas.")
+@click.pass_obj
+def rerun_failed(workspace: Workspace, name: str, targets: str | None) -> None:
+    """Train what failed again, as it was or with other targets."""
+    with Store.open(workspace) as store:
+        found = store.find_sweep(name)
+        failed = [run for failure in failures(store.sweep_runs(found.id)) for run in failure.runs]
+        if not failed:
+            raise UserError(f"Nothing of sweep {found.id} failed.")
+        entries = None if targets is None else grammar.entries(targets)
+        _echo_queued(sweeper.rerun(store, found, failed, targets=entries, created_by="cli"))
+
+
+def _spec(
+    file: Path | None,
+    words: Sequence[str],
+    *,
+    data: str | None,
+    max_epochs: int | None,
+    models: Sequence[str],
+    targets: Sequence[str],
+    axes: Sequence[str],
+    seeds: Sequence[int],
+    sampler: str | None,
+    trials: int | None,
+    name: str,
+) -> SweepSpec:
+    """The file's sweep, if there is one, with what the line says laid over it."""
+    values = sweep.read(file).model_dump(mode="json") if file else {}
+    base = values.get("base", {})
+    grammar.merge(base, grammar.parse(words))
+    if data is not None:
+        grammar.set_field(base, "data.dataset", data)
+    if max_epochs is not None:
+        grammar.set_field(base, "training.max_epochs", max_epochs)
+    made: dict[str, Any] = {axis["field"]: axis for axis in values.get("axes", ())}
+    for axis in axes:
+        field, what = sweep.parse_axis(axis)
+        made[field] = what
+    if models:
+        made = {"model": _listed(models), **made}
+    if targets:
+        made["targets"] = [grammar.entries(text) if "," in text else text for text in targets]
+    if not made:
+        raise ConfigError("A sweep needs something that differs: --models, --targets or --axis FIELD=A,B.")
+    values |= {"base": base, "axes": made}
+    for key, value in {"seeds": list(seeds), "sampler": sampler, "trials": trials, "name": name}.items():
+        if value:
+            values[key] = value
+    return sweep.build(values)
+
+
+def _listed(words: Sequence[str]) -> list[str]:
+    return [part for word in words for part in word.split(",") if part]
+
+
+def _echo_plan(found: sweeper.Plan) -> None:
+    spec = found.spec
+    click.echo(f"{spec.title}: {spec.sampler}, {len(spec.seeds)} seeds, {found.run_count} runs")
+    for note in found.notes:
+        click.echo(f"note: {note}")
+    if found.seconds is not None:
+        click.echo(f"about {_duration(found.seconds)}, as earlier runs and probes took; {_megabytes(found.disk_bytes)}")
+    elif found.runs or spec.learns:
+        click.echo(
+            f"how long is not known: {', '.join(dict.fromkeys(config.model.variant for config in found.untimed))} "
+            f"was never trained so here (--probe measures it); {_megabytes(found.disk_bytes)}"
+        )
+
+
+def _follow(workspace: Workspace, made: Sweep) -> None:
+    """A bar of runs until the sweep is over. Ctrl-C leaves it to itself."""
+    lines = not sys.stderr.isatty()
+    said = -1
+    with tqdm(total=1, leave=False, disable=lines, unit="run") as bar, Store.open(workspace) as store:
+        while True:
+            try:
+                found = store.find_sweep(made.id)
+                runs = store.sweep_runs(made.id)
+                over = sum(run.status.is_over for run in runs)
+                bar.total = sweep.build(found.spec).run_count if found.spec["sampler"] != "grid" else len(runs)
+                bar.n = over
+                bar.refresh()
+                if lines and over != said:
+                    click.echo(f"{over} of {bar.total} runs are over", err=True)
+                    said = over
+                if found.status.is_over and over == len(runs):
+                    return
+                time.sleep(POLL_S)
+            except KeyboardInterrupt:
+                raise click.ClickException(
+                    f"Left sweep {made.id} to itself; it goes on. Stop it: python -m sousa_engine sweeps stop {made.id}"
+                ) from None
+
+
+def _echo_sweep(store: Store, found: Sweep) -> None:
+    runs = store.sweep_runs(found.id)
+    rows = trial_rows(runs, store.summaries([run.id for run in runs]))
+    spec = sweep.build(found.spec)
+    click.echo(f"sweep {found.id}: {found.name}, {spec.sampler}, {found.status.value}")
+    if found.reason:
+        click.echo(found.reason)
+    width = max([len("TRIAL"), *(len(row.label) for row in rows)])
+    click.echo(
+        f"{'TRIAL':<{width}}  {'VALID':<7} {'TEST':<7} {'EACH SEED':<22} {'95 % INTERVAL':<24} {'TRAINABLE':>10}  RUNS"
+    )
+    for row in best_first(rows):
+        click.echo(f"{row.label:<{width}}  {_row_text(row)}")
+    for failure in failures(runs):
+        count = len(failure.runs)
+        click.echo(f"{count} {'run' if count == 1 else 'runs'} failed, same cause: {failure.cause}")
+        click.echo(f"    again: python -m sousa_engine sweeps rerun-failed {found.id} [--targets SET]")
+
+
+def _row_text(row: TrialRow) -> str:
+    each = ", ".join(f"{100 * value:.1f}" for value in row.test) or "-"
+    found = row.test_interval
+    interval = f"{found.low:.1%} to {found.high:.1%}, n={found.n}" if found else "-"
+    counts = ", ".join(f"{number} {status}" for status, number in row.statuses.items())
+    trainable = "-" if row.trainable is None else f"{row.trainable:,}"
+    means = f"{_percent(row.mean_valid):<7} {_percent(row.mean_test):<7}"
+    return f"{means} {each:<22} {interval:<24} {trainable:>10}  {counts}"
+
+
+def _steer(workspace: Workspace, name: str, verb: Any, now: str, otherwise: str) -> None:
+    with Store.open(workspace) as store:
+        found = store.find_sweep(name)
+        if not verb(store, found.id):
+            raise UserError(f"Sweep {found.id} {otherwise}: {found.status.value}.")
+    click.echo(f"sweep {found.id}: {now}")
+
+
+def _echo_queued(ids: Sequence[str]) -> None:
+    click.echo(f"{len(ids)} {'run' if len(ids) == 1 else 'runs'} queued")
+
+
+def _exit_code(store: Store, over: Sweep) -> int:
+    """0: every run finished or was pruned; 3: it was stopped; 1: something failed."""
+    of_trials = trials(store.sweep_runs(over.id)).values()
+    if all(run.status is RunStatus.FINISHED or run.is_pruned for runs in of_trials for run in runs):
+        return 0
+    return 3 if over.status.value == "stopped" else 1
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.1%}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _megabytes(size: int) -> str:
+    return f"about {size / 1e6:,.0f} MB of disk" if size < 1e9 else f"about {size / 1e9:,.1f} GB of disk"

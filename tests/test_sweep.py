@@ -1,0 +1,103 @@
+"""What a sweep asks, before any run: read, refused with the cure, expanded."""
+
+import pytest
+
+from sousa_engine import grammar, sweep
+from sousa_engine.errors import ConfigError
+
+TWO = {"model": ["ast-mini", "beats-mini"], "targets": ["core", ["q_proj", "v_proj"]]}
+
+
+def test_a_grid_is_every_combination_the_last_axis_fastest():
+    spec = sweep.build({"axes": TWO, "seeds": [0, 1, 2]})
+    assert [sweep.label(setting) for setting in sweep.combinations(spec.axes)] == [
+        "ast-mini · core",
+        "ast-mini · q_proj,v_proj",
+        "beats-mini · core",
+        "beats-mini · q_proj,v_proj",
+    ]
+    assert (spec.trial_count, spec.run_count, spec.title) == (4, 12, "model × targets")
+
+
+def test_a_draft_lays_presets_first_and_fields_over_them():
+    base = {"data": {"dataset": "tiny"}, "training": {"max_epochs": 3}}
+    made = sweep.draft(base, {"lora.r": 4, "lora": "attention", "training.lr": 0.01})
+    assert made["lora"] == {**grammar.preset("lora", "attention")["lora"], "r": 4}
+    assert made["training"] == {"max_epochs": 3, "lr": 0.01}
+    assert base["training"] == {"max_epochs": 3}, "the base is not written into"
+
+
+def test_yaml_is_read_back_to_an_equal_sweep(tmp_path):
+    spec = sweep.build(
+        {
+            "name": "which rates",
+            "sampler": "tpe",
+            "trials": 12,
+            "seeds": [3, 4],
+            "axes": {"training.lr": {"low": "1e-4", "high": 1e-2, "log": True}, "targets": ["core", ["qkv"]]},
+            "base": {"data": {"dataset": "tiny"}},
+        }
+    )
+    file = tmp_path / "sweep.yaml"
+    file.write_text(sweep.to_yaml(spec))
+    assert sweep.read(file) == spec
+    assert spec.axis("training.lr").ends == (1e-4, 1e-2) and spec.learns
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("training.lr=1e-3,5e-3", ("training.lr", [0.001, 0.005])),
+        ("training.lr=log:1e-4..1e-2", ("training.lr", {"low": 0.0001, "high": 0.01, "log": True})),
+        ("lora.r=4..64", ("lora.r", {"low": 4, "high": 64, "log": False})),
+        ("targets=core,[q_proj,v_proj]", ("targets", ["core", ["q_proj", "v_proj"]])),
+        ("model=ast-mini", ("model", ["ast-mini"])),
+        ("training.precision=float32, bf16", ("training.precision", ["float32", "bf16"])),
+    ],
+)
+def test_an_axis_as_written_on_the_command_line(text, expected):
+    assert sweep.parse_axis(text) == expected
+
+
+@pytest.mark.parametrize("text", ["training.lr", "=3", "training.lr="])
+def test_what_is_no_axis_is_refused_with_an_example(text):
+    with pytest.raises(ConfigError, match=r"is no axis\. Write field=a,b or field=low\.\.high"):
+        sweep.parse_axis(text)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"axes": {"training.rl": [1]}}, r"'training\.rl' is no axis\. Nearest: training\.lr"),
+        ({"axes": {"seed": [0, 1]}}, "Seeds are replicates of each trial, not an axis: list them under seeds"),
+        ({"axes": {"training.lr": []}}, "training.lr has no values"),
+        ({"axes": {"training.lr": [0.1, 0.1]}}, "training.lr lists 0.1 twice"),
+        ({"axes": {"training.lr": {"low": 1, "high": 0.1}}, "sampler": "random", "trials": 3}, "must be below high"),
+        ({"axes": {"training.lr": {"low": 0, "high": 1, "log": True}}}, "needs low above 0, not 0"),
+        ({"axes": {"training.lr": {"low": 0.1}}}, "give both low and high"),
+        ({"axes": {"lora.r": {"low": 1.5, "high": 4}}, "sampler": "tpe", "trials": 3}, "takes whole numbers: 1.5 to 4"),
+        ({"axes": {"model": {"low": 1, "high": 4}}}, "model is no number: list its values"),
+        ({"axes": {"training.lr": {"low": 0.1, "high": 1}}}, "A grid needs listed values for training.lr"),
+        ({"axes": TWO, "trials": 4}, "A grid takes every combination: leave trials = 4 out"),
+        ({"axes": TWO, "sampler": "tpe"}, "Say how many trials tpe may draw"),
+        ({"axes": TWO, "seeds": [1, 1]}, "lists one twice: that would be the same run again"),
+        ({"axes": TWO, "seeds": [-1]}, "a seed is 0 or above"),
+        ({"axes": {**TWO, "lora.targets": ["qkv"]}}, "lora.targets is an axis twice"),
+        ({"axes": {"training.lr": [i / 1000 for i in range(1, 402)]}}, "are 1,203 runs; a sweep has at most 1,000"),
+        ({"axes": TWO, "sampler": "ahsa", "trials": 3}, "sampler = 'ahsa' should be 'grid', 'random', 'tpe' or 'asha'"),
+        ({"axes": TWO, "seed": [1]}, "A sweep has no field 'seed'. Nearest: seeds"),
+    ],
+)
+def test_what_cannot_be_swept_is_refused_with_the_cure(values, message):
+    with pytest.raises(ConfigError, match=message):
+        sweep.build(values)
+
+
+def test_a_file_that_is_no_sweep_is_refused(tmp_path):
+    file = tmp_path / "sweep.yaml"
+    file.write_text("training: {lr: 0.1}")
+    with pytest.raises(ConfigError, match="names no axes"):
+        sweep.read(file)
+    file.write_text("a: [")
+    with pytest.raises(ConfigError, match="is not a YAML file"):
+        sweep.read(file)

@@ -1,0 +1,123 @@
+"""`sweep` and `sweeps` on the command line: what is typed becomes a sweep, mistakes cost exit code 2 and one line."""
+
+import pytest
+from click.testing import CliRunner
+
+from sousa_engine import sweep, sweeper
+from sousa_engine.cli import main
+from sousa_engine.records import RunStatus, SweepStatus
+from sousa_engine.store import Store
+
+MINIS = ("sweep", "--data", "micro", "--max-epochs", "1", "--models", "ast-mini", "beats-mini", "--seeds", "0", "1")
+
+
+@pytest.fixture
+def sousa(workspace, monkeypatch):
+    """Call the command line on an empty workspace; no supervisor is started."""
+    monkeypatch.setattr(sweeper.supervisor, "ensure", lambda workspace: None)
+
+    def call(*words, code=0):
+        result = CliRunner().invoke(main, ["--workspace", str(workspace.root), *words])
+        assert result.exit_code == code, result.output
+        return result.output
+
+    return call
+
+
+@pytest.fixture
+def store(workspace):
+    with Store.open(workspace) as opened:
+        yield opened
+
+
+def end_all(store, status=RunStatus.FINISHED, reason=None):
+    while run := store.claim("cpu", "n"):
+        store.mark_running(run.id, "n", started_at_ms=1)
+        store.finish(run.id, status, reason, nonce="n")
+
+
+def test_names_after_an_option_are_all_its_own(sousa, store):
+    said = sousa(*MINIS, "--targets", "core", "q_proj,v_proj", "lora.r=4", "--detach")
+    assert "model × targets: grid, 2 seeds, 8 runs" in said and "sweeps show" in said
+    (made,) = store.sweeps()
+    spec = sweep.build(made.spec)
+    assert [axis.values for axis in spec.axes] == [("ast-mini", "beats-mini"), ("core", ["q_proj", "v_proj"])]
+    assert spec.base == {
+        "data": {"dataset": "micro"}, "training": {"max_epochs": 1}, "lora": {"r": 4},
+    }  # fmt: skip
+    runs = store.sweep_runs(made.id)
+    assert len(runs) == 8 and all(run.config.lora.r == 4 and run.config.training.max_epochs == 1 for run in runs)
+
+
+def test_a_dry_run_prints_the_sweep_as_yaml_that_starts_the_same(sousa, store, tmp_path):
+    said = sousa(*MINIS, "--axis", "training.lr=1e-3,5e-3", "--dry-run")
+    assert "8 runs" in said and store.sweeps() == ()
+    file = tmp_path / "sweep.yaml"
+    file.write_text(said[said.index("axes:") :])
+    sousa("sweep", "--file", str(file), "--seeds", "0", "1", "--detach")
+    assert len(store.sweep_runs(store.find_sweep("last").id)) == 8
+    shown = sousa("sweeps", "show", "last", "--yaml")
+    assert sweep.build(sweep.yaml.safe_load(shown)) == sweep.build(store.find_sweep("last").spec)
+
+
+def test_the_missing_weights_of_each_family_are_named_with_their_mini_and_the_import(sousa, store):
+    said = sousa("sweep", "--data", "micro", "--models", "ast", "efficientat", "htsat", "beats", code=2)
+    for family in ("ast", "efficientat", "htsat", "beats"):
+        assert f"another backbone (model={family}-mini: its weights are embedded)" in said
+    assert said.count("weights import FILE") == 4 and store.sweeps() == ()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "A sweep needs something that differs: --models, --targets or --axis"),
+        (("--axis", "training.rl=1,2"), "Nearest: training.lr"),
+        (("--axis", "training.lr=1e-3..1e-2"), "A grid needs listed values for training.lr"),
+        (("--models", "ast-mini", "--sampler", "tpe"), "Say how many trials tpe may draw"),
+        (("--models", "ast-mni"), "Nearest: ast-mini"),
+        (("--models", "ast-mini", "--targets", "qproj"), "Nearest"),
+        (("--models", "ast-mini", "--seeds", "1", "1"), "lists one twice"),
+    ],
+)
+def test_a_mistake_costs_one_line_and_exit_code_2(sousa, words, message):
+    said = sousa("sweep", *words, code=2)
+    assert message in said and "Traceback" not in said
+
+
+def test_combinations_that_could_only_fail_can_be_left_out(sousa, store):
+    words = ("sweep", "--data", "micro", "--models", "ast-mini", "efficientat-mini", "--targets", "q_proj", "se")
+    said = sousa(*words, code=2)
+    assert "ast-mini · se" in said and "efficientat-mini · q_proj" in said
+    sousa(*words, "--skip-invalid", "--detach")
+    names = {run.title for run in store.sweep_runs(store.find_sweep("last").id)}
+    assert names == {"ast-mini · q_proj", "efficientat-mini · se"}
+
+
+def test_a_sweep_is_paused_resumed_and_stopped(sousa, store):
+    sousa(*MINIS, "--detach")
+    assert "is not paused: running" in sousa("sweeps", "resume", "last", code=2)
+    sousa("sweeps", "pause", "last")
+    assert store.find_sweep("last").status is SweepStatus.PAUSED
+    assert "paused" in sousa("sweeps")
+    sousa("sweeps", "resume", "last")
+    sousa("sweeps", "stop", "last")
+    assert "is already over: stopped" in sousa("sweeps", "stop", "last", code=2)
+    assert "4 stopped" not in sousa("sweeps", "show", "last") and "2 stopped" in sousa("sweeps", "show", "last")
+
+
+def test_failed_runs_are_shown_by_cause_and_trained_again(sousa, store):
+    sousa(*MINIS, "--detach")
+    end_all(store, RunStatus.FAILED, "Out of memory at step 7.")
+    said = sousa("sweeps", "show", "last")
+    assert "4 runs failed, same cause: Out of memory at step 7." in said and "rerun-failed" in said
+    assert "4 runs queued" in sousa("sweeps", "rerun-failed", "last", "--targets", "core")
+    assert "failed, same cause" not in sousa("sweeps", "show", "last")
+    assert "Nothing of sweep" in sousa("sweeps", "rerun-failed", "last", code=2)
+
+
+def test_seeds_and_values_are_added_to_a_sweep(sousa, store):
+    sousa(*MINIS, "--targets", "core", "--detach")
+    assert "2 runs queued" in sousa("sweeps", "add-seeds", "last", "5")
+    assert "6 runs queued" in sousa("sweeps", "extend", "last", "targets=default")
+    assert "a grid takes listed values" in sousa("sweeps", "extend", "last", "training.lr=1..2", code=2)
+    assert "A grid has all its combinations" in sousa("sweeps", "add-trials", "last", "3", code=2)

@@ -1,0 +1,354 @@
+"""A sweep from its plan to its end: with the real store, the real Optuna, and trainings played by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from sousa_engine import launch, probe, supervisor, sweep, sweeper
+from sousa_engine.analysis.sweeps import failures, trial_rows, trials
+from sousa_engine.errors import ConfigError, PreflightError, RunError, TargetError, UnknownNameError
+from sousa_engine.records import RunStatus, SweepStatus
+from sousa_engine.spool import SpoolBatch, SpoolPoint
+from sousa_engine.store import Store
+
+TINY = {"data": {"dataset": "micro"}, "training": {"max_epochs": 9}}
+GRID = {"axes": {"model": ["ast-mini", "beats-mini"], "targets": ["core", "default"]}, "seeds": [0, 1], "base": TINY}
+RATES = {"axes": {"training.lr": {"low": 1e-4, "high": 1e-2, "log": True}}, "base": TINY, "seeds": [0], "trials": 6}
+
+
+@pytest.fixture(autouse=True)
+def nobody_supervises(monkeypatch):
+    """The tests are the supervisor."""
+    monkeypatch.setattr(supervisor, "ensure", lambda workspace, options=(): False)
+
+
+@pytest.fixture
+def store(workspace):
+    with Store.open(workspace) as opened:
+        yield opened
+
+
+def started(store, **values):
+    return sweeper.start(store.workspace, sweep.build(values), created_by="test")
+
+
+class Trainers:
+    """One slot: claims what is queued and plays its training, an epoch at a time."""
+
+    def __init__(self, store, reach):
+        self.store, self.reach, self.at = store, reach, {}
+
+    def claim(self):
+        run = self.store.claim("cpu", "nonce")
+        if run is not None:
+            assert self.store.mark_running(run.id, "nonce", started_at_ms=1)
+        return run
+
+    def epoch(self, run, epoch):
+        start = self.at.get(run.id, 0)
+        value = self.reach(run.config) * (1 - 0.5**epoch)
+        point = SpoolPoint("valid/accuracy", 10 * epoch, value, epoch, 100, 1)
+        assert self.store.ingest(run.id, SpoolBatch(start=start, end=start + 1, points=[point]))
+        self.at[run.id] = start + 1
+
+    def end(self, run, status=RunStatus.FINISHED, reason=None):
+        assert self.store.finish(run.id, status, reason, nonce="nonce")
+
+    def play(self, sweep_id, rounds=500):
+        """Supervisor and trainers in turn, until the sweep is over."""
+        for _ in range(rounds):
+            found = self.store.sweep(sweep_id)
+            if found.status.is_over:
+                return found
+            sweeper.step(self.store, found, 1)
+            run = self.claim()
+            if run is None:
+                continue
+            for epoch in range(1, run.config.training.max_epochs + 1):
+                self.epoch(run, epoch)
+                sweeper.step(self.store, self.store.sweep(sweep_id), 1)
+                if self.store.run(run.id).status is RunStatus.STOPPING:
+                    self.end(run, RunStatus.STOPPED, "Stopped by the trainer.")
+                    break
+            else:
+                self.end(run)
+        raise AssertionError("the sweep does not end")
+
+
+def by_rate(config):
+    """Best at lr = 1e-3."""
+    return 0.9 - 0.3 * abs(math.log10(config.training.lr) + 3)
+
+
+# Before
+
+
+def test_a_plan_names_every_run_by_its_setting_and_seed(workspace):
+    found = sweeper.plan(sweep.build(GRID), workspace)
+    assert [(run.trial, run.config.name, run.config.seed) for run in found.runs] == [
+        (number, name, seed)
+        for number, name in enumerate(
+            ["ast-mini · core", "ast-mini · default", "beats-mini · core", "beats-mini · default"]
+        )
+        for seed in (0, 1)
+    ]
+    assert found.run_count == 8 and found.problems == ()
+    assert found.seconds is None and len(found.untimed) == 4
+    assert found.disk_bytes > 8_000_000
+    core, default = (found.runs[i].config.lora.targets for i in (0, 2))
+    assert len(core) < len(default), "core and default are sets of this backbone"
+
+
+def test_what_could_only_fail_is_said_once_a_cause_and_nothing_is_queued(store):
+    values = {**GRID, "axes": {"model": ["ast-mini", "beats-mini", "mn10_as"], "targets": ["q_proj", "fc1"]}}
+    found = sweeper.plan(sweep.build(values), store.workspace)
+    assert sum(len(problem.settings) for problem in found.problems) + len(found.runs) // 2 == 6
+    with pytest.raises(PreflightError, match=r"mn10_as · q_proj: 'q_proj' .* Nearest"):
+        started(store, **values)
+    assert store.runs() == () and store.sweeps() == ()
+    made = sweeper.start(store.workspace, sweep.build(values), created_by="test", leave_out_invalid=True)
+    assert len(store.sweep_runs(made.id)) == len(found.runs) > 0
+
+
+def test_a_familys_name_means_its_published_variant_and_missing_weights_name_the_mini_and_the_import(workspace):
+    found = sweeper.plan(sweep.build({**GRID, "axes": {"model": ["beats"]}}), workspace)
+    (problem,) = found.problems
+    assert "beats-mini" in problem.message and "weights import FILE" in problem.message
+
+
+def test_a_probe_tells_how_long_a_sweep_takes_before_anything_was_trained(workspace):
+    spec = sweep.build({**GRID, "axes": {"model": ["efficientat-mini"]}})
+    before = sweeper.plan(spec, workspace)
+    paces = probe.measure(workspace, before.untimed)
+    after = sweeper.plan(spec, workspace)
+    (pace,) = paces.values()
+    steps = launch.preflight(before.runs[0].config, workspace).total_steps
+    assert pace.step_s > 0 and pace.peak_memory_mib > 100
+    assert after.untimed == () and after.seconds == pytest.approx(2 * (steps * pace.step_s + pace.start_s))
+    assert probe.measure(workspace, before.untimed) == paces, "measured once"
+
+
+def test_a_probe_that_fails_says_why(workspace):
+    (config,) = sweeper.plan(sweep.build({**GRID, "axes": {"model": ["beats-mini"]}}), workspace).untimed
+    missing = config.model_copy(update={"data": config.data.model_copy(update={"dataset": "/nowhere"})})
+    with pytest.raises(RunError, match=r"The probe of beats-mini failed: .*/nowhere"):
+        probe.measure(workspace, [missing])
+
+
+def test_earlier_runs_tell_how_long_a_sweep_takes(store):
+    values = {**GRID, "axes": {"model": ["ast-mini"], "targets": ["core"]}}
+    first = started(store, **values)
+    trainers = Trainers(store, lambda config: 0.5)
+    while run := trainers.claim():
+        trainers.end(run)
+    found = sweeper.plan(sweep.build(values), store.workspace)
+    assert found.seconds is None, "runs that left no time are no measure"
+    assert store.sweep(first.id).status is SweepStatus.RUNNING
+
+
+# A grid
+
+
+def test_a_grid_is_queued_whole_and_ends_when_all_its_runs_are_over(store):
+    made = started(store, **GRID)
+    assert (made.status, made.name, len(store.sweep_runs(made.id))) == (SweepStatus.RUNNING, "model × targets", 8)
+    over = Trainers(store, lambda config: 0.5).play(made.id)
+    assert over.status is SweepStatus.FINISHED and over.ended_at_ms
+    assert {run.status for run in store.sweep_runs(made.id)} == {RunStatus.FINISHED}
+
+
+def test_a_paused_sweep_leaves_its_runs_in_the_queue_and_lets_others_pass(store):
+    made = started(store, **GRID)
+    assert sweeper.pause(store, made.id) and not sweeper.pause(store, made.id)
+    assert store.waiting_devices() == () and store.claim("cpu", "n") is None
+    other = store.enqueue(sweeper.plan(sweep.build(GRID), store.workspace).runs[0].config)
+    assert store.claim("cpu", "n").id == other.id
+    assert sweeper.resume(store, made.id) and store.waiting_devices() == ("auto",)
+
+
+def test_a_stopped_sweep_takes_its_runs_off_the_queue_and_asks_the_running_one_to_save(store):
+    made = started(store, **GRID)
+    running = Trainers(store, lambda config: 0.5).claim()
+    assert sweeper.stop(store, made.id) and not sweeper.stop(store, made.id)
+    statuses = [run.status for run in store.sweep_runs(made.id)]
+    assert statuses.count(RunStatus.STOPPED) == 7 and store.run(running.id).status is RunStatus.STOPPING
+    assert store.sweep(made.id).reason == "Stopped by hand."
+
+
+def test_more_seeds_train_every_setting_again_and_a_finished_sweep_runs_again(store):
+    made = started(store, **GRID)
+    Trainers(store, lambda config: 0.5).play(made.id)
+    with pytest.raises(ConfigError, match="lists one twice"):
+        sweeper.add_seeds(store, store.sweep(made.id), [1], created_by="test")
+    new = sweeper.add_seeds(store, store.sweep(made.id), [7], created_by="test")
+    assert len(new) == 4 and store.sweep(made.id).status is SweepStatus.RUNNING
+    assert store.sweep(made.id).spec["seeds"] == [0, 1, 7]
+    assert [[run.config.seed for run in runs] for runs in trials(store.sweep_runs(made.id)).values()] == (
+        [[0, 1, 7]] * 4
+    )
+
+
+def test_an_axis_is_extended_by_the_settings_that_are_new(store):
+    made = started(store, **GRID)
+    new = sweeper.extend(store, store.sweep(made.id), "targets", ["all-linear"], created_by="test")
+    runs = [store.run(run_id) for run_id in new]
+    assert [(run.trial, run.title, run.config.seed) for run in runs] == [
+        (4, "ast-mini · all-linear", 0),
+        (4, "ast-mini · all-linear", 1),
+        (5, "beats-mini · all-linear", 0),
+        (5, "beats-mini · all-linear", 1),
+    ]
+    with pytest.raises(PreflightError, match=r"training\.lr is no axis of this sweep\. It has model, lora\.targets"):
+        sweeper.extend(store, store.sweep(made.id), "training.lr", [0.1], created_by="test")
+    with pytest.raises(PreflightError, match="Nearest"):
+        sweeper.extend(store, store.sweep(made.id), "targets", ["qproj"], created_by="test")
+
+
+def test_runs_that_failed_for_one_reason_are_trained_again_with_other_targets(store):
+    made = started(store, **GRID)
+    trainers = Trainers(store, lambda config: 0.5)
+    while run := trainers.claim():
+        if run.trial == 2:
+            trainers.end(run, RunStatus.FAILED, f"'query' matches nothing (run {run.id}, step {run.config.seed}).")
+        else:
+            trainers.end(run)
+    (failure,) = failures(store.sweep_runs(made.id))
+    assert len(failure.runs) == 2 and failure.cause.startswith("'query' matches nothing")
+    with pytest.raises(TargetError, match="Nearest"):
+        sweeper.rerun(store, made, failure.runs, targets=["qkvv"], created_by="test")
+    new = sweeper.rerun(store, made, failure.runs, targets=["q_proj"], created_by="test")
+    again = [store.run(run_id) for run_id in new]
+    assert [(run.trial, run.config.seed, run.title) for run in again] == [
+        (2, 0, "beats-mini · q_proj"),
+        (2, 1, "beats-mini · q_proj"),
+    ]
+    assert {target.path.rpartition(".")[2] for target in again[0].config.lora.targets} == {"q_proj"}
+    assert failures(store.sweep_runs(made.id)) == (), "they are seen to: the new runs took their place"
+    assert len(store.sweep_runs(made.id)) == 10, "and the failed ones are still there to look at"
+
+
+def test_a_row_of_a_trial_holds_what_each_seed_reached_and_nothing_that_was_not_measured(store):
+    made = started(store, **GRID)
+    trainers = Trainers(store, lambda config: 0.4 + 0.1 * config.seed)
+    for end in (RunStatus.FINISHED, RunStatus.FINISHED, RunStatus.FAILED):
+        run = trainers.claim()
+        trainers.epoch(run, 1)
+        trainers.end(run, end)
+    runs = store.sweep_runs(made.id)
+    rows = trial_rows(runs, store.summaries([run.id for run in runs]))
+    assert [row.statuses for row in rows] == [{"finished": 2}, {"failed": 1, "queued": 1}, {"queued": 2}, {"queued": 2}]
+    assert rows[0].valid == (0.2, 0.25) and rows[0].mean_valid == pytest.approx(0.225) and rows[0].mean_test is None
+    assert rows[1].valid == (0.2,) and rows[2].mean_valid is None and rows[0].label == "ast-mini · core"
+
+
+# Drawn settings
+
+
+def test_a_random_sweep_draws_the_same_settings_from_the_same_seed_and_more_of_them_later(store):
+    values = {**RATES, "sampler": "random"}
+    one, two = (sweeper.plan(sweep.build(values), store.workspace).runs for _ in range(2))
+    assert [run.config.training.lr for run in one] == [run.config.training.lr for run in two]
+    assert len({run.config.training.lr for run in one}) == 6
+    made = started(store, **values)
+    sweeper.add_trials(store, made, 2, created_by="test")
+    rates = [run.config.training.lr for run in store.sweep_runs(made.id)]
+    assert rates[:6] == [run.config.training.lr for run in one] and len(set(rates)) == 8
+
+
+def test_more_trials_than_combinations_are_refused(workspace):
+    spec = sweep.build({"axes": {"training.lr": [0.1, 0.2]}, "sampler": "random", "trials": 3, "base": TINY})
+    with pytest.raises(PreflightError, match="only 2 combinations, and 3 trials were asked for: use a grid"):
+        sweeper.plan(spec, workspace)
+
+
+def test_tpe_draws_near_what_went_well(store):
+    made = started(store, **RATES | {"sampler": "tpe", "trials": 24})
+    assert store.sweep_runs(made.id) == (), "nothing is drawn before a slot is free"
+    over = Trainers(store, by_rate).play(made.id)
+    runs = store.sweep_runs(made.id)
+    assert over.status is SweepStatus.FINISHED and len(runs) == 24
+    reached = [by_rate(run.config) for run in runs]
+    assert sum(reached[12:]) > sum(reached[:12])
+
+
+def test_two_seeds_of_a_drawn_setting_are_told_as_their_mean(store):
+    made = started(store, **RATES | {"sampler": "tpe", "trials": 3, "seeds": [0, 1]})
+    Trainers(store, lambda config: 0.5 + 0.2 * config.seed).play(made.id)
+    study = sweeper._study(store.workspace, made, sweep.build(made.spec))
+    assert [round(trial.value, 3) for trial in study.trials] == [round(0.6 * (1 - 0.5**9), 3)] * 3
+
+
+def test_asha_gives_the_weaker_trials_up_early_and_says_when_and_why(store):
+    made = started(store, **RATES | {"sampler": "asha", "trials": 18, "seeds": [0, 1]})
+    over = Trainers(store, by_rate).play(made.id)
+    assert over.status is SweepStatus.FINISHED
+    found = trials(store.sweep_runs(made.id))
+    pruned = [runs for runs in found.values() if runs[0].is_pruned]
+    kept = [runs for runs in found.values() if not runs[0].is_pruned]
+    assert len({runs[0].config.training.lr for runs in found.values()}) == 18
+    assert len(found) == 18 and len(pruned) >= 6 and kept
+    assert all(len(runs) == 1 for runs in pruned) and all(len(runs) == 2 for runs in kept)
+    assert pruned[0][0].reason.startswith("Pruned after epoch ") and "better third" in pruned[0][0].reason
+    assert pruned[0][0].pruned_at_step in (10, 30)
+    best_pruned = max(by_rate(runs[0].config) for runs in pruned)
+    assert max(by_rate(runs[0].config) for runs in kept) > best_pruned
+    with pytest.raises(PreflightError, match="Only the axes of a grid can be extended"):
+        sweeper.extend(store, over, "training.lr", [0.1], created_by="test")
+
+
+def test_a_setting_that_was_drawn_and_not_queued_before_a_crash_is_queued_by_the_next_supervisor(store, monkeypatch):
+    made = started(store, **RATES | {"sampler": "tpe", "trials": 3})
+
+    def crash(*args, **more):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "extend_sweep", crash)
+        with pytest.raises(KeyboardInterrupt):
+            sweeper.step(store, made, 1)
+    assert store.sweep_runs(made.id) == ()
+    drawn = sweeper._study(store.workspace, made, sweep.build(made.spec)).trials
+    sweeper.step(store, made, 1)
+    (run,) = store.sweep_runs(made.id)
+    assert len(drawn) == 1 and run.config.training.lr == drawn[0].params["training.lr"]
+    assert Trainers(store, by_rate).play(made.id).status is SweepStatus.FINISHED
+
+
+def test_a_sweep_that_draws_nothing_but_nonsense_fails_and_says_why(store):
+    values = RATES | {"sampler": "tpe", "trials": 40, "axes": {"lora.r": {"low": 190, "high": 1024}}}
+    made = store.add_sweep("ranks", sweep.build(values).model_dump(mode="json"), (), created_by="test")
+    over = Trainers(store, lambda config: 0.5).play(made.id)
+    assert over.status is SweepStatus.FAILED and "could only fail" in over.reason and "lora.r" in over.reason
+    assert all(run.config.lora.r <= 192 for run in store.sweep_runs(made.id))
+
+
+def test_ends_of_a_range_that_could_only_fail_are_seen_before_the_start(store):
+    values = RATES | {"sampler": "tpe", "axes": {"lora.r": {"low": 4, "high": 1024}}}
+    with pytest.raises(PreflightError, match=r"r 1024: lora\.r = 1024 is above the width"):
+        started(store, **values)
+
+
+def test_a_failed_run_is_told_as_failed_and_the_sweep_goes_on(store):
+    made = started(store, **RATES | {"sampler": "tpe", "trials": 4})
+    trainers = Trainers(store, by_rate)
+    sweeper.step(store, made, 1)
+    trainers.end(trainers.claim(), RunStatus.FAILED, "The loss became nan.")
+    assert trainers.play(made.id).status is SweepStatus.FINISHED
+    states = [t.state.name for t in sweeper._study(store.workspace, made, sweep.build(made.spec)).trials]
+    assert states == ["FAIL", "COMPLETE", "COMPLETE", "COMPLETE"]
+
+
+# Names
+
+
+def test_a_sweep_is_found_by_id_name_and_last(store):
+    with pytest.raises(UnknownNameError, match="There is no sweep yet"):
+        store.find_sweep("last")
+    first = started(store, **GRID, name="first")
+    second = started(store, **GRID, name="second")
+    assert store.find_sweep("last").id == second.id and store.find_sweep("first").id == first.id
+    assert store.find_sweep(first.id[-4:]).id == first.id
+    with pytest.raises(UnknownNameError, match=r"Nearest: .*second"):
+        store.find_sweep("secund")
