@@ -15,12 +15,16 @@ SHOWN = 8
 
 def main() -> None:
     sweep_id = st.query_params.get("id", "")
+    # A link from this page to itself changes what is asked for and not the address bar (Streamlit 1.67): said here.
     if sweep_id:
+        st.query_params["id"] = sweep_id
         with parts.open_store() as store:
             found = store.sweep(sweep_id)
         if found:
             sweep_view.one_sweep(found)
             return
+    else:
+        st.query_params.clear()
     st.title("Sweeps", anchor=False)
     if sweep_id:
         st.error(parts.plain(f"No sweep has the id {sweep_id!r}. Choose one below."), icon=":material/error:")

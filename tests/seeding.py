@@ -265,13 +265,14 @@ def train_next(
     reason: str | None = None,
     slot: str = "cpu",
 ) -> Run:
-    """Take the next queued run and play its training in the store alone: `epochs` validations, a test, an end.
+    """Take the next queued run and play a minute of training in the store alone: validations, a test, an end.
 
     A status that is not over leaves it there, training.
     """
+    started_at_ms = time.time_ns() // 1_000_000 - 60_000
     run = store.claim(slot, "nonce")
     assert run is not None, "nothing is queued, or the slot is held"
-    assert store.mark_running(run.id, "nonce", started_at_ms=1_000)
+    assert store.mark_running(run.id, "nonce", started_at_ms=started_at_ms)
     points = [
         SpoolPoint("valid/accuracy", 10 * epoch, reach * (1 - 0.5**epoch), epoch, 200, epoch)
         for epoch in range(1, epochs + 1)
@@ -280,7 +281,7 @@ def train_next(
         points.append(SpoolPoint("test/accuracy", 10 * epochs, reach, epochs, 200, epochs))
     assert store.ingest(run.id, SpoolBatch(start=0, end=1, points=points))
     if status.is_over:
-        assert store.finish(run.id, status, reason, nonce="nonce", ended_at_ms=61_000)
+        assert store.finish(run.id, status, reason, nonce="nonce")
     return store.run(run.id) or run
 
 

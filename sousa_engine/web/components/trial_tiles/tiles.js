@@ -81,10 +81,10 @@ class Wall {
       <dl class="numbers">
         <div><dt>Valid</dt><dd>${valid}</dd></div>
         <div><dt>Test</dt><dd>${test}</dd>${n && `<small>${n}</small>`}</div>
-        ${best ? '<div class="best">best so far</div>' : ""}
       </dl>
       ${note && `<p class="note" title="${escape(note)}">${escape(note)}</p>`}
-      <div class="seeds"><span class="state">${state}</span><span>seeds</span>${chips.join("")}</div>`;
+      <div class="seeds"><span class="state">${state}</span><span>seeds</span>${chips.join("")}
+        ${best ? '<span class="best">best so far</span>' : ""}</div>`;
   }
 
   // Moves only what stands elsewhere: an element that is moved loses the keyboard.
