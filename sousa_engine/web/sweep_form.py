@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -41,6 +41,7 @@ NO_ROW = (
     "lora.target_set",
     "lora.rank_pattern",
 )  # above, or no axis
+USUAL_FIELDS = ("training.lr", "lora.r", "lora.method", "training.max_epochs", "augment")
 EACH_ITS_OWN = "each backbone's own"
 KEEP: dict[str, Any] = {"persist_state": "session"}
 base = RunConfig()
@@ -236,53 +237,64 @@ def free_entry(text: str) -> str | list[str]:
 
 def axis_row(asked: Asked, number: int, *, drawn: bool) -> None:
     """A further axis: its field, then its values or (where settings are drawn) its range."""
-    fields = [name for name in sweep.axis_fields() if name not in NO_ROW]
     place = f"axis {number}"
     with st.container(border=True, gap="small"):
-        a, b, c = st.columns([4, 6, 1], vertical_alignment="bottom")
+        a, b, c = st.columns([4, 3, 2], vertical_alignment="bottom")
         with a:
-            name = st.selectbox("Field", fields, key=key(f"axis.{number}", "training.lr"), **KEEP)
+            name = st.selectbox("Field", offered_fields(), key=key(f"axis.{number}", unused_field()), **KEEP)
+        is_range = False
+        if drawn and sweep.Axis(field=name, values=(0,)).is_number:
+            with b:
+                drawn_from = key(f"axis.{number}.{name}.as", "range")
+                ways = ["values", "range"]
+                is_range = st.segmented_control("Drawn from", ways, key=drawn_from, required=True, **KEEP) == "range"
         with c:
             st.button(
-                "", icon=":material/delete:", help="Remove this axis", key=f"sweep.remove.{number}", type="tertiary",
-                on_click=remove_axis, args=(number,),
+                "Remove", icon=":material/delete:", key=f"sweep.remove.{number}", type="tertiary",
+                help="Take this axis away", on_click=remove_axis, args=(number,),
             )  # fmt: skip
-        with b:
-            values = axis_widgets(number, name, drawn=drawn)
+        typed = range_widgets(number, name) if is_range else value_widgets(number, name)
         if name in grammar.PRESET_GROUPS:
             st.caption(f"Presets of {name}: a name stands for several fields.")
         else:
-            st.caption(f"{config.field_help(name).capitalize()}.")
+            st.caption(help_of(name))
         asked.slots[place] = st.empty()
     try:
-        asked.add_axis(place, {"field": name, **axis_of(name, values)})
+        asked.add_axis(place, {"field": name, **axis_of(name, typed)})
     except ConfigError as error:
         asked.problems[place] = str(error)
 
 
-def axis_widgets(number: int, name: str, *, drawn: bool) -> Any:
-    """Draw what fits the field; returns a list (chosen values), a text (typed ones) or a dict (a range, as typed)."""
-    at = f"axis.{number}.{name}"
-    offered = choices(name)
-    if offered is not None:
-        held = st.session_state.get(f"sweep.{at}", [])
-        return st.multiselect(
-            "Values", [*offered, *(value for value in held if value not in offered)], key=key(at),
-            accept_new_options=name == "data.dataset", **KEEP,
-        )  # fmt: skip
-    is_range = False
-    if drawn and sweep.Axis(field=name, values=(0,)).is_number:
-        form_of = st.segmented_control(
-            "Drawn from", ["values", "range"], key=key(f"{at}.as", "range"), required=True, **KEEP
-        )
-        is_range = form_of == "range"
-    if not is_range:
+def offered_fields() -> list[str]:
+    return [name for name in sweep.axis_fields() if name not in NO_ROW]
+
+
+def unused_field() -> str:
+    """What a new row begins with."""
+    held = {st.session_state.get(f"sweep.axis.{number}") for number in st.session_state["sweep.axes"]}
+    return next(name for name in (*USUAL_FIELDS, *offered_fields()) if name not in held)
+
+
+def value_widgets(number: int, name: str) -> list[str] | str:
+    """The chosen values, or the typed ones as text."""
+    at, offered = f"axis.{number}.{name}", choices(name)
+    if offered is None:
         return st.text_input("Values", key=key(at, ""), placeholder="1e-3, 5e-3", **KEEP)
+    held = st.session_state.get(f"sweep.{at}", [])
+    return st.multiselect(
+        "Values", [*offered, *(value for value in held if value not in offered)], key=key(at),
+        accept_new_options=name == "data.dataset", **KEEP,
+    )  # fmt: skip
+
+
+def range_widgets(number: int, name: str) -> dict[str, Any]:
+    """Both ends as text, and whether the scale is logarithmic."""
+    at = f"axis.{number}.{name}"
     a, b, c = st.columns([2, 2, 2], vertical_alignment="bottom")
     low = a.text_input("Low", key=key(f"{at}.low", ""), placeholder="1e-4", **KEEP)
     high = b.text_input("High", key=key(f"{at}.high", ""), placeholder="1e-2", **KEEP)
     log = c.checkbox(
-        "Log scale", key=key(f"{at}.log", False), help="Each power of ten is as likely as another.", **KEEP
+        "Log scale", key=key(f"{at}.log", name.endswith("lr")), help="Each power of ten is as likely.", **KEEP
     )
     return {"low": low, "high": high, "log": log}
 
@@ -290,6 +302,8 @@ def axis_widgets(number: int, name: str, *, drawn: bool) -> Any:
 def axis_of(name: str, typed: Any) -> dict[str, Any]:
     """What the widgets of an axis say, in the form of sweep.Axis. Raises ConfigError."""
     if isinstance(typed, Mapping):
+        if not (typed["low"].strip() and typed["high"].strip()):
+            raise ConfigError(f"From where to where does {name} go? Write both ends, such as 1e-4 and 1e-2.")
         low, high = (as_number(typed[end], f"{end} of {name}") for end in ("low", "high"))
         return {"low": low, "high": high, "log": typed["log"]}
     if not typed or (isinstance(typed, str) and not typed.strip()):
@@ -417,8 +431,9 @@ def base_fields(asked: Asked) -> None:
     asked.values["base"] = made
 
 
-def help_of(name: str, axes: set[str]) -> str:
-    return "This is an axis now." if name in axes else f"{config.field_help(name).capitalize()}."
+def help_of(name: str, axes: Collection[str] = ()) -> str:
+    said = config.field_help(name)
+    return "This is an axis now." if name in axes else f"{said[:1].upper()}{said[1:]}."
 
 
 def more_fields(text: str) -> grammar.Draft:
