@@ -43,7 +43,6 @@ NO_ROW = (
 )  # above, or no axis
 USUAL_FIELDS = ("training.lr", "lora.r", "lora.method", "training.max_epochs", "augment")
 EACH_ITS_OWN = "each backbone's own"
-KEEP: dict[str, Any] = {"persist_state": "session"}
 base = RunConfig()
 
 
@@ -143,7 +142,12 @@ def form() -> Asked:
     st.subheader("The same for all", anchor=False)
     base_fields(asked)
     st.text_input(
-        "Name", key=key("name", ""), max_chars=120, placeholder="made from the axes", help="Shown in lists.", **KEEP
+        "Name",
+        key=key("name", ""),
+        max_chars=120,
+        placeholder="made from the axes",
+        help="Shown in lists.",
+        persist_state="session",
     )
     asked.values["name"] = st.session_state["sweep.name"]
     return asked
@@ -166,7 +170,7 @@ def backbones_field(asked: Asked) -> list[str]:
         "Backbones", [*minis_first, *(name for name in held if name not in minis_first)], key="sweep.models",
         placeholder="the same for all: model.variant, below",
         help="Each is trained with every target set. The minis bring their weights; others say here if theirs are "
-        "missing.", **KEEP,
+        "missing.", persist_state="session",
     )  # fmt: skip
     asked.slots["models"] = st.empty()
     if models:
@@ -186,7 +190,7 @@ def targets_field(asked: Asked, models: Sequence[str]) -> None:
         accept_new_options=True, placeholder="the default of each backbone",
         help="The modules that are adapted. core: attention, or squeeze-excitation where there is none; default: what "
         "a run gets by itself. Or type names, such as q_proj,v_proj. Sets of your own are ticked and saved on the page "
-        "Backbones.", **KEEP,
+        "Backbones.", persist_state="session",
     )  # fmt: skip
     asked.slots["targets"] = st.empty()
     if not chosen:
@@ -241,13 +245,18 @@ def axis_row(asked: Asked, number: int, *, drawn: bool) -> None:
     with st.container(border=True, gap="small"):
         a, b, c = st.columns([4, 3, 2], vertical_alignment="bottom")
         with a:
-            name = st.selectbox("Field", offered_fields(), key=key(f"axis.{number}", unused_field()), **KEEP)
+            name = st.selectbox(
+                "Field", offered_fields(), key=key(f"axis.{number}", unused_field()), persist_state="session"
+            )
         is_range = False
         if drawn and sweep.Axis(field=name, values=(0,)).is_number:
             with b:
                 drawn_from = key(f"axis.{number}.{name}.as", "range")
                 ways = ["values", "range"]
-                is_range = st.segmented_control("Drawn from", ways, key=drawn_from, required=True, **KEEP) == "range"
+                is_range = (
+                    st.segmented_control("Drawn from", ways, key=drawn_from, required=True, persist_state="session")
+                    == "range"
+                )
         with c:
             st.button(
                 "Remove", icon=":material/delete:", key=f"sweep.remove.{number}", type="tertiary",
@@ -279,11 +288,11 @@ def value_widgets(number: int, name: str) -> list[str] | str:
     """The chosen values, or the typed ones as text."""
     at, offered = f"axis.{number}.{name}", choices(name)
     if offered is None:
-        return st.text_input("Values", key=key(at, ""), placeholder="1e-3, 5e-3", **KEEP)
+        return st.text_input("Values", key=key(at, ""), placeholder="1e-3, 5e-3", persist_state="session")
     held = st.session_state.get(f"sweep.{at}", [])
     return st.multiselect(
         "Values", [*offered, *(value for value in held if value not in offered)], key=key(at),
-        accept_new_options=name == "data.dataset", **KEEP,
+        accept_new_options=name == "data.dataset", persist_state="session",
     )  # fmt: skip
 
 
@@ -291,10 +300,13 @@ def range_widgets(number: int, name: str) -> dict[str, Any]:
     """Both ends as text, and whether the scale is logarithmic."""
     at = f"axis.{number}.{name}"
     a, b, c = st.columns([2, 2, 2], vertical_alignment="bottom")
-    low = a.text_input("Low", key=key(f"{at}.low", ""), placeholder="1e-4", **KEEP)
-    high = b.text_input("High", key=key(f"{at}.high", ""), placeholder="1e-2", **KEEP)
+    low = a.text_input("Low", key=key(f"{at}.low", ""), placeholder="1e-4", persist_state="session")
+    high = b.text_input("High", key=key(f"{at}.high", ""), placeholder="1e-2", persist_state="session")
     log = c.checkbox(
-        "Log scale", key=key(f"{at}.log", name.endswith("lr")), help="Each power of ten is as likely.", **KEEP
+        "Log scale",
+        key=key(f"{at}.log", name.endswith("lr")),
+        help="Each power of ten is as likely.",
+        persist_state="session",
     )
     return {"low": low, "high": high, "log": log}
 
@@ -345,24 +357,24 @@ def sampler_fields(asked: Asked) -> None:
     a, b, c = st.columns([5, 2, 2], vertical_alignment="bottom")
     with a:
         sampler = st.segmented_control(
-            "Sampler", list(sweep.SAMPLERS), key=key("sampler", "grid"), required=True, **KEEP
+            "Sampler", list(sweep.SAMPLERS), key=key("sampler", "grid"), required=True, persist_state="session"
         )
     asked.values["sampler"] = sampler
     if sampler != "grid":
         with b:
             asked.values["trials"] = st.number_input(
                 "Trials", min_value=1, max_value=sweep.MOST_RUNS, step=1, key=key("trials", 12),
-                help="How many settings are drawn.", **KEEP,
+                help="How many settings are drawn.", persist_state="session",
             )  # fmt: skip
         with c:
             asked.values["sampler_seed"] = st.number_input(
                 "Seed of drawing", min_value=0, step=1, key=key("sampler_seed", 0),
-                help="The same seed draws the same settings.", **KEEP,
+                help="The same seed draws the same settings.", persist_state="session",
             )  # fmt: skip
     st.caption(f"{sampler}: {sweep.SAMPLERS[sampler]}.")
     typed = st.text_input(
         "Seeds", key=key("seeds", "0 1 2"), help="Each setting is trained once with each: a mean of one says little.",
-        **KEEP,
+        persist_state="session",
     )  # fmt: skip
     asked.slots["seeds"] = st.empty()
     words = [word for word in re.split(r"[,\s]+", typed) if word]
@@ -380,14 +392,14 @@ def base_fields(asked: Asked) -> None:
     with a:
         chosen = st.selectbox(
             OWN_FIELD["data.dataset"], [*synth.PRESETS, OWN_DATA], key=key("data", base.data.dataset),
-            help=help_of("data.dataset", axes), disabled="data.dataset" in axes, **KEEP,
+            help=help_of("data.dataset", axes), disabled="data.dataset" in axes, persist_state="session",
             format_func=lambda n: n if n == OWN_DATA else f"{n}: 40 x {synth.PRESETS[n].clips_per_class} clips",
         )  # fmt: skip
     with b:
         if chosen == OWN_DATA:
             chosen = st.text_input(
                 "Folder or CSV file", key=key("data.own", ""), placeholder="/path/to/folder or clips.csv",
-                disabled="data.dataset" in axes, **KEEP,
+                disabled="data.dataset" in axes, persist_state="session",
             ).strip()  # fmt: skip
     asked.slots["data.dataset"] = st.empty()
     if not chosen and "data.dataset" not in axes:
@@ -396,18 +408,18 @@ def base_fields(asked: Asked) -> None:
     with a:
         epochs = st.number_input(
             OWN_FIELD["training.max_epochs"], min_value=1, step=1, key=key("epochs", base.training.max_epochs),
-            help=help_of("training.max_epochs", axes), disabled="training.max_epochs" in axes, **KEEP,
+            help=help_of("training.max_epochs", axes), disabled="training.max_epochs" in axes, persist_state="session",
         )  # fmt: skip
     with b:
         batch = st.number_input(
             OWN_FIELD["training.batch_size"], min_value=1, step=1, value=None, key="sweep.batch_size",
             placeholder=EACH_ITS_OWN, help=help_of("training.batch_size", axes),
-            disabled="training.batch_size" in axes, **KEEP,
+            disabled="training.batch_size" in axes, persist_state="session",
         )  # fmt: skip
     with c:
         lr = st.text_input(
             OWN_FIELD["training.lr"], key=key("lr", ""), placeholder=EACH_ITS_OWN,
-            help=help_of("training.lr", axes), disabled="training.lr" in axes, **KEEP,
+            help=help_of("training.lr", axes), disabled="training.lr" in axes, persist_state="session",
         )  # fmt: skip
         asked.slots["training.lr"] = st.empty()
     given: dict[str, Any] = {"data.dataset": chosen, "training.max_epochs": epochs, "training.batch_size": batch}
@@ -421,7 +433,7 @@ def base_fields(asked: Asked) -> None:
             grammar.set_field(made, name, value)
     typed = st.text_area(
         "More fields, one a line", key=key("lines", ""), placeholder="lora.r=4\naugment=none", height=90,
-        help="As on the command line: field=value, or group=preset.", **KEEP,
+        help="As on the command line: field=value, or group=preset.", persist_state="session",
     )  # fmt: skip
     asked.slots["lines"] = st.empty()
     try:
