@@ -43,7 +43,7 @@ NO_ROW = (
 )  # above, or no axis
 USUAL_FIELDS = ("training.lr", "lora.r", "lora.method", "training.max_epochs", "augment")
 EACH_ITS_OWN = "each backbone's own"
-base = RunConfig()
+base = RunConfig()  # pyright: ignore[reportCallIssue]
 
 
 @dataclass(kw_only=True)
