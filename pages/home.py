@@ -5,7 +5,9 @@ from __future__ import annotations
 import streamlit as st
 
 from sousa_engine.analysis.compare import Result, results
-from sousa_engine.records import Run
+from sousa_engine.analysis.sweeps import tally
+from sousa_engine.records import Run, Sweep
+from sousa_engine.store import Store
 from sousa_engine.web import parts
 
 STEPS = (  # page, icon, title, text, link
@@ -33,7 +35,7 @@ STEPS = (  # page, icon, title, text, link
         "See the runs",
     ),
 )
-NEWEST = 5
+NEWEST, NEWEST_SWEEPS = 5, 3
 
 
 def main() -> None:
@@ -52,11 +54,37 @@ def main() -> None:
     with parts.open_store() as store:
         runs = store.runs(limit=NEWEST)
         found = results(runs, store.summaries([run.id for run in runs]))
-    st.subheader("Newest runs", anchor=False)
-    if not runs:
-        st.caption("Nothing trained yet. A first run on the embedded data takes a few minutes.")
-    for run, result in zip(runs, found, strict=True):
-        run_line(run, result)
+        st.subheader("Newest runs", anchor=False)
+        if not runs:
+            st.caption("Nothing trained yet. A first run on the embedded data takes a few minutes.")
+        for run, result in zip(runs, found, strict=True):
+            run_line(run, result)
+        sweeps(store)
+
+
+def sweeps(store: Store) -> None:
+    newest = store.sweeps()[:NEWEST_SWEEPS]
+    with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
+        st.subheader("Newest sweeps" if newest else "Sweeps", anchor=False, width="content")
+        st.page_link(parts.page_path("sweeps"), label=":primary[Define a sweep]", icon=":material/grid_view:")
+    if not newest:
+        st.caption("Backbones, target sets and any other fields against each other, several seeds each.")
+    for found in newest:
+        sweep_line(found, store)
+
+
+def sweep_line(found: Sweep, store: Store) -> None:
+    count = tally(found, store.sweep_runs(found.id))
+    with st.container(horizontal=True, vertical_alignment="center", gap="small", border=True):
+        st.page_link(
+            parts.page_path("sweeps"),
+            label=f":primary[{parts.plain(found.name)}]",
+            query_params={"id": found.id},
+            width="content",
+        )
+        parts.sweep_badge(found.status)
+        st.caption(f"{count.over} of {count.expected} runs are over", width="content")
+        st.caption(parts.when(found.created_at_ms), width="content")
 
 
 def run_line(run: Run, result: Result) -> None:

@@ -12,7 +12,7 @@ from sousa_engine.analysis.confusion import class_results, confusion, mistakes
 from sousa_engine.charts.class_accuracy import class_accuracy_figure, class_accuracy_info
 from sousa_engine.charts.confusion import confusion_figure, confusion_info
 from sousa_engine.errors import SousaError
-from sousa_engine.records import Prediction, Run, RunStatus
+from sousa_engine.records import Prediction, Run, RunStatus, Sweep
 from sousa_engine.store import Store
 from sousa_engine.web import parts
 from sousa_engine.web.components.live_chart import live_chart
@@ -30,7 +30,8 @@ def main() -> None:
             return
         divergence = store.first_divergence(run.id)
         predictions = {split: store.predictions(run.id, split) for split in ("test", "valid")}
-    header(run)
+        of_sweep = store.sweep(run.sweep_id) if run.sweep_id else None
+    header(run, of_sweep)
     cause(run, store, divergence)
     live_chart([run], key=f"chart-{run.id}")
     st.space("small")
@@ -59,8 +60,17 @@ def choose(store: Store, run_id: str) -> None:
 # What it is, and what can be done
 
 
-def header(run: Run) -> None:
-    st.page_link(parts.page_path("runs"), label=":primary[All runs]", icon=":material/arrow_back:")
+def header(run: Run, of_sweep: Sweep | None) -> None:
+    with st.container(horizontal=True, gap="medium"):
+        st.page_link(parts.page_path("runs"), label=":primary[All runs]", icon=":material/arrow_back:", width="content")
+        if of_sweep:
+            st.page_link(
+                parts.page_path("sweeps"),
+                label=f":primary[Part of sweep {parts.plain(of_sweep.name)}, trial {run.trial}]",
+                icon=":material/grid_view:",
+                query_params={"id": of_sweep.id},
+                width="content",
+            )
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
         st.title(parts.plain(run.title), anchor=False, width="content")
         with st.container(horizontal=True, width="content", vertical_alignment="center"):

@@ -6,8 +6,12 @@ The result is a draft: nested plain values in the shape of RunConfig, where `lor
 
 from __future__ import annotations
 
+import copy
+import json
+import math
 import re
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -59,24 +63,33 @@ def parse(words: Iterable[str]) -> Draft:
     return draft
 
 
+def words(draft: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """The words that `parse` reads back to this draft: `["training.max_epochs=10"]`."""
+    found: list[str] = []
+    for key, what in draft.items():
+        dotted = f"{prefix}{key}"
+        if dotted in _known() and _is_text(dotted):
+            found.append(f"{dotted}={what}")
+        elif dotted in _known() or not isinstance(what, Mapping):
+            found.append(f"{dotted}={written(what)}")
+        else:
+            found += words(what, f"{dotted}.")
+    return found
+
+
 def preset(group: str, name: str) -> Draft:
     """The values of presets/<group>/<name>.yaml. A model's name that has no preset of its own picks that variant."""
-    path = PRESETS / group / f"{name}.yaml"
-    if name in presets(group):
-        values = yaml.safe_load(path.read_text())
-        values.pop("help", None)
-        return values
+    known = _preset_files(group)
+    if name in known:
+        return copy.deepcopy({key: what for key, what in known[name].items() if key != "help"})
     if group == "model":
         return {"model": {"variant": name}}
-    raise unknown(f"{group} preset", name, presets(group))
+    raise unknown(f"{group} preset", name, known)
 
 
 def presets(group: str) -> dict[str, str]:
     """Preset name -> its line of help."""
-    return {
-        path.stem: (yaml.safe_load(path.read_text()) or {}).get("help", "")
-        for path in sorted((PRESETS / group).glob("*.yaml"))
-    }
+    return {name: values.get("help", "") for name, values in _preset_files(group).items()}
 
 
 def value(text: str, key: str = "value") -> Any:
@@ -87,6 +100,15 @@ def value(text: str, key: str = "value") -> Any:
         return yaml.safe_load(text)
     except yaml.YAMLError:
         raise ConfigError(f"{key} = {text!r} is not a value. Quote lists as '[a, b]'.", field=key) from None
+
+
+def written(what: Any) -> str:
+    """What `value` reads back: 0.001, null, ast-mini, [q_proj, v_proj]."""
+    if isinstance(what, str):
+        return what if _reads_as_itself(what) else json.dumps(what)
+    if isinstance(what, float):
+        return repr(what)
+    return yaml.safe_dump(what, default_flow_style=True, width=math.inf).removesuffix("...\n").strip()
 
 
 def is_number(text: str) -> bool:
@@ -119,6 +141,19 @@ def entries(text_or_list: Any) -> list[str]:
     if not isinstance(text_or_list, list | tuple):
         raise ConfigError(f"{text_or_list!r} is not a list of target names.", field="lora.targets")
     return [str(entry).strip().strip("\"'") for entry in text_or_list if str(entry).strip()]
+
+
+def _reads_as_itself(text: str) -> bool:
+    try:
+        return value(text) == text
+    except ConfigError:
+        return False
+
+
+@cache
+def _preset_files(group: str) -> dict[str, Draft]:
+    """Read once: a sweep's plan asks for a preset with each setting."""
+    return {path.stem: yaml.safe_load(path.read_text()) or {} for path in sorted((PRESETS / group).glob("*.yaml"))}
 
 
 def _only_list(block: Mapping[str, Any]) -> Any:

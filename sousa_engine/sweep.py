@@ -33,6 +33,7 @@ Sampler = Literal["grid", "random", "tpe", "asha"]
 Setting = dict[str, Any]
 
 MOST_RUNS = 1000
+MOST_LETTERS = 120  # of a run's name, config.RunConfig
 SAMPLERS: dict[str, str] = {
     "grid": "every combination of the listed values",
     "random": "combinations drawn at random",
@@ -237,11 +238,23 @@ def combinations(axes: Sequence[Axis]) -> list[Setting]:
     return [dict(zip(fields, values, strict=True)) for values in itertools.product(*(axis.ends for axis in axes))]
 
 
+def axis_fields() -> list[str]:
+    """What can be an axis: groups of presets, then the fields of a run, in order of declaration."""
+    return [name for name in (*grammar.PRESET_GROUPS, *_fields()) if name not in _NO_AXIS]
+
+
 def draft(base: Mapping[str, Any], setting: Setting) -> grammar.Draft:
-    """The draft of a run (launch.prepare reads it): base, then presets of the setting, then its fields."""
-    made: grammar.Draft = copy.deepcopy(dict(base))
+    """The draft of a run (launch.prepare reads it): base, then presets of the setting, then its fields.
+
+    What a model's preset says beside the model (a learning rate, say) is a default, and lies below the base.
+    """
+    model = grammar.preset("model", str(setting["model"])) if "model" in setting else {}
+    made: grammar.Draft = {}
+    grammar.merge(made, model)
+    grammar.merge(made, copy.deepcopy(dict(base)))
+    grammar.merge(made, {"model": model.get("model", {})})
     for field, value in setting.items():
-        if field in grammar.PRESET_GROUPS:
+        if field in grammar.PRESET_GROUPS and field != "model":
             grammar.merge(made, grammar.preset(field, str(value)))
     for field, value in setting.items():
         if field not in grammar.PRESET_GROUPS:
@@ -259,12 +272,18 @@ def label(setting: Setting) -> str:
     return " · ".join(parts)
 
 
+def run_name(setting: Setting) -> str:
+    """`label`, cut to what a run's name may hold: a list of targets has no such bound."""
+    text = label(setting)
+    return text if len(text) <= MOST_LETTERS else text[: MOST_LETTERS - 1] + "…"
+
+
 def show(value: Any) -> str:
     """A value as text: 0.001, `q_proj,v_proj`, ast-mini."""
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, list | tuple):
-        return ",".join(str(item) for item in value)
+        return ",".join(str(item) for item in value) or "none"
     return "none" if value is None else str(value)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -16,7 +18,7 @@ from sousa_engine.analysis.sweeps import TrialRow, best_first, failures, trial_r
 from sousa_engine.errors import ConfigError, UserError
 from sousa_engine.records import RunStatus, Sweep
 from sousa_engine.store import Store
-from sousa_engine.sweep import SweepSpec
+from sousa_engine.sweep import Axis, SweepSpec
 from sousa_engine.workspace import Workspace
 
 POLL_S = 1.0
@@ -58,6 +60,7 @@ class _TakesMany(click.Command):
 @click.option("--seeds", multiple=True, type=int, metavar="N...", help="Each setting is trained with each. [0 1 2]")
 @click.option("--sampler", type=click.Choice(list(sweep.SAMPLERS)), help="How settings are drawn. [grid]")
 @click.option("--trials", type=int, help="How many settings random, tpe or asha draw.")
+@click.option("--sampler-seed", type=int, help="Seed of that drawing. [0]")
 @click.option("--name", default="", help="Shown in lists.")
 @click.option("--probe", "measure", is_flag=True, help="Time what was never trained here first: some seconds each.")
 @click.option("--skip-invalid", is_flag=True, help="Start without the combinations that could only fail.")
@@ -206,6 +209,67 @@ def rerun_failed(workspace: Workspace, name: str, targets: str | None) -> None:
         _echo_queued(sweeper.rerun(store, found, failed, targets=entries, created_by="cli"))
 
 
+def to_command(spec: SweepSpec, *, skip_invalid: bool = False) -> str:
+    """The shell command that starts an equal sweep. Raises ConfigError for one that no line can say."""
+    words = _words(spec)
+    try:
+        same = _read_words(words) == spec
+    except (click.ClickException, UserError):
+        same = False
+    if not same:
+        raise ConfigError(
+            "This sweep holds a value that a command line cannot. Save its YAML, and start that: "
+            "python -m sousa_engine sweep --file FILE"
+        )
+    skip = ["--skip-invalid"] if skip_invalid else []
+    return "python -m sousa_engine sweep " + " ".join(shlex.quote(word) for word in [*words, *skip])
+
+
+def _words(spec: SweepSpec) -> list[str]:
+    """`--models` puts its axis first and `--targets` last, so they stand for axes that are there."""
+    base = copy.deepcopy(spec.base)
+    axes = {axis.field: axis for axis in spec.axes}
+    words: list[str] = []
+    if dataset := base.get("data", {}).pop("dataset", None):
+        words += ["--data", str(dataset)]
+    if epochs := base.get("training", {}).pop("max_epochs", None):
+        words += ["--max-epochs", str(epochs)]
+    if spec.axes[0].field == "model":
+        words += ["--models", *map(str, axes.pop("model").values)]
+    targets = []
+    if spec.axes[-1].field == "lora.targets" and all(
+        len(value) > 1 if isinstance(value, list) else "," not in value for value in spec.axes[-1].values
+    ):
+        targets = ["--targets", *map(sweep.show, axes.pop("lora.targets").values)]
+    for axis in axes.values():
+        words += ["--axis", _axis_text(axis)]
+    words += [*targets, "--seeds", *map(str, spec.seeds)]
+    if spec.sampler != "grid":
+        words += ["--sampler", spec.sampler, "--trials", str(spec.trials)]
+    if spec.sampler_seed:
+        words += ["--sampler-seed", str(spec.sampler_seed)]
+    if spec.name:
+        words += ["--name", spec.name]
+    return words + grammar.words(base)
+
+
+def _axis_text(axis: Axis) -> str:
+    """As `sweep.parse_axis` reads it."""
+    field = "targets" if axis.field == "lora.targets" else axis.field
+    if axis.is_range:
+        low, high = (grammar.written(end) for end in axis.ends)
+        return f"{field}={'log:' if axis.log else ''}{low}..{high}"
+    return f"{field}={','.join(grammar.written(value) for value in axis.values)}"
+
+
+def _read_words(words: Sequence[str]) -> SweepSpec:
+    """The sweep that `sweep WORDS` would start."""
+    params = sweep_command.make_context("sweep", list(words)).params
+    for option in ("skip_invalid", "dry_run", "detach"):
+        del params[option]
+    return _spec(**params)
+
+
 def _spec(
     file: Path | None,
     words: Sequence[str],
@@ -218,6 +282,7 @@ def _spec(
     seeds: Sequence[int],
     sampler: str | None,
     trials: int | None,
+    sampler_seed: int | None,
     name: str,
 ) -> SweepSpec:
     """The file's sweep, if there is one, with what the line says laid over it."""
@@ -239,10 +304,8 @@ def _spec(
     if not made:
         raise ConfigError("A sweep needs something that differs: --models, --targets or --axis FIELD=A,B.")
     values |= {"base": base, "axes": made}
-    for key, value in {"seeds": list(seeds), "sampler": sampler, "trials": trials, "name": name}.items():
-        if value:
-            values[key] = value
-    return sweep.build(values)
+    given = {"seeds": list(seeds), "sampler": sampler, "trials": trials, "sampler_seed": sampler_seed, "name": name}
+    return sweep.build(values | {key: value for key, value in given.items() if value})
 
 
 def _listed(words: Sequence[str]) -> list[str]:

@@ -219,7 +219,7 @@ def rerun(
             values["lora"] |= {"targets": list(targets), "target_set": "", "rank_pattern": {}}
             config = launch.prepare(values).config
             setting["lora.targets"] = list(targets)
-            config = config.model_copy(update={"name": sweep.label(setting)})
+            config = config.model_copy(update={"name": sweep.run_name(setting)})
         errors = launch.preflight(config, store.workspace).errors
         if errors:
             raise PreflightError(f"{config.title}: {' '.join(check.detail for check in errors)}")
@@ -435,7 +435,7 @@ def _drawn(spec: SweepSpec) -> list[Setting]:
 
 
 def _replicates(spec: SweepSpec, number: int, setting: Setting, config: RunConfig) -> list[SweepRun]:
-    named = config.model_copy(update={"name": sweep.label(setting)})
+    named = config.model_copy(update={"name": sweep.run_name(setting)})
     return [SweepRun(_with_seed(named, seed), number, setting) for seed in spec.seeds]
 
 

@@ -23,6 +23,7 @@ from sousa_engine import module_tree, run_files, spool
 from sousa_engine.config import RunConfig
 from sousa_engine.records import Prediction, Progress, Run, RunStatus
 from sousa_engine.rudiments import RUDIMENTS
+from sousa_engine.spool import SpoolBatch, SpoolPoint
 from sousa_engine.store import Store
 from sousa_engine.workspace import Workspace
 
@@ -253,6 +254,35 @@ class Training:
             batch = spool.read_batch(self.folder / run_files.SPOOL, self.taken)
             assert store.ingest(self.run.id, batch)
         self.taken = batch.end
+
+
+def train_next(
+    store: Store,
+    *,
+    reach: float = 0.5,
+    epochs: int = 3,
+    status: RunStatus = RunStatus.FINISHED,
+    reason: str | None = None,
+    slot: str = "cpu",
+) -> Run:
+    """Take the next queued run and play a minute of training in the store alone: validations, a test, an end.
+
+    A status that is not over leaves it there, training.
+    """
+    started_at_ms = time.time_ns() // 1_000_000 - 60_000
+    run = store.claim(slot, "nonce")
+    assert run is not None, "nothing is queued, or the slot is held"
+    assert store.mark_running(run.id, "nonce", started_at_ms=started_at_ms)
+    points = [
+        SpoolPoint("valid/accuracy", 10 * epoch, reach * (1 - 0.5**epoch), epoch, 200, epoch)
+        for epoch in range(1, epochs + 1)
+    ]
+    if status is RunStatus.FINISHED:
+        points.append(SpoolPoint("test/accuracy", 10 * epochs, reach, epochs, 200, epochs))
+    assert store.ingest(run.id, SpoolBatch(start=0, end=1, points=points))
+    if status.is_over:
+        assert store.finish(run.id, status, reason, nonce="nonce")
+    return store.run(run.id) or run
 
 
 @contextmanager

@@ -67,3 +67,25 @@ def test_presets_all_parse_and_carry_help():
         for name, text in grammar.presets(group).items():
             assert text, f"{group}/{name} has no help"
             assert grammar.parse([f"{group}={name}"])
+
+
+@pytest.mark.parametrize(
+    "draft",
+    [
+        {"model": {"variant": "007"}, "training": {"lr": 1e-05, "max_epochs": 10}, "seed": 3},
+        {"data": {"dataset": "/a folder/clips.csv", "clip_s": None}, "name": "true"},
+        {"lora": {"targets": ["q_proj", "a, b", "1e-3"], "rank_pattern": {"layers.0.q_proj": 4}}},
+    ],
+)
+def test_the_words_of_a_draft_are_read_back_to_it(draft):
+    assert grammar.parse(grammar.words(draft)) == draft
+
+
+@pytest.mark.parametrize("value", ["core", "1e-3", "", "null", "[a", "a: b", 0.0005, 8, True, None, [], ["a", 2]])
+def test_a_written_value_is_read_back(value):
+    assert grammar.value(grammar.written(value)) == value
+
+
+def test_a_preset_that_was_changed_by_its_reader_is_whole_for_the_next():
+    grammar.preset("lora", "attention")["lora"]["targets"].append("se")
+    assert grammar.preset("lora", "attention")["lora"]["targets"] == ["attention"]

@@ -27,6 +27,22 @@ def test_a_draft_lays_presets_first_and_fields_over_them():
     assert base["training"] == {"max_epochs": 3}, "the base is not written into"
 
 
+def test_what_is_the_same_for_all_wins_over_the_defaults_that_come_with_a_backbone():
+    made = sweep.draft({"training": {"lr": 0.1}, "model": {"weights": "random"}}, {"model": "ast-base"})
+    assert made["model"] == {"variant": "ast-base", "weights": "random"}
+    assert made["training"] == {**grammar.preset("model", "ast-base")["training"], "lr": 0.1}
+    made = sweep.draft({"model": {"variant": "ast-mini"}}, {"model": "beats-mini", "training": "quick"})
+    assert (made["model"]["variant"], made["training"]["max_epochs"]) == ("beats-mini", 2)
+
+
+def test_every_field_that_is_offered_as_an_axis_can_be_one():
+    offered = sweep.axis_fields()
+    assert {"model", "lora", "training.lr", "data.dataset"} <= set(offered)
+    for field in offered:
+        assert sweep.build({"axes": [{"field": field, "values": ["a"]}]}).axes[0].field == field
+    assert "seed" not in offered and "name" not in offered
+
+
 def test_yaml_is_read_back_to_an_equal_sweep(tmp_path):
     spec = sweep.build(
         {

@@ -1,10 +1,13 @@
 """`sweep` and `sweeps` on the command line: what is typed becomes a sweep, mistakes cost exit code 2 and one line."""
 
+import shlex
+
 import pytest
 from click.testing import CliRunner
 
-from sousa_engine import sweep, sweeper
+from sousa_engine import sweep, sweep_cli, sweeper
 from sousa_engine.cli import main
+from sousa_engine.errors import ConfigError, UserError
 from sousa_engine.records import RunStatus, SweepStatus
 from sousa_engine.store import Store
 
@@ -121,3 +124,36 @@ def test_seeds_and_values_are_added_to_a_sweep(sousa, store):
     assert "6 runs queued" in sousa("sweeps", "extend", "last", "targets=default")
     assert "a grid takes listed values" in sousa("sweeps", "extend", "last", "training.lr=1..2", code=2)
     assert "A grid has all its combinations" in sousa("sweeps", "add-trials", "last", "3", code=2)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"axes": {"model": ["ast-mini", "beats-mini"], "targets": ["core", ["q_proj", "v_proj"]]}},
+        {"axes": {"targets": ["core"], "model": ["ast-mini"]}, "seeds": [4]},
+        {"axes": {"targets": [["qkv"], [], "core"]}, "name": "one name, and none"},
+        {"axes": {"lora.method": ["lora", "dora"], "data.clip_s": [None, 1.5], "targets": ["attention+mlp"]}},
+        {"axes": {"training.lr": {"low": 1e-5, "high": 1e-2, "log": True}, "lora.r": {"low": 4, "high": 64}},
+         "sampler": "tpe", "trials": 9, "sampler_seed": 3},
+        {"axes": {"model": ["ast-mini"]}, "base": {"data": {"dataset": "/a folder", "split_seed": 2},
+         "training": {"max_epochs": 3, "lr": 1e-05}, "lora": {"targets": ["q_proj", "v_proj"]}, "device": "cpu"}},
+    ],
+)  # fmt: skip
+def test_the_command_of_a_sweep_starts_an_equal_one(sousa, monkeypatch, values):
+    spec, seen = sweep.build(values), []
+
+    def plan(asked, workspace):
+        seen.append(asked)
+        raise UserError("The test has seen enough.")
+
+    monkeypatch.setattr(sweeper, "plan", plan)
+    words = shlex.split(sweep_cli.to_command(spec, skip_invalid=True))
+    assert words[:3] == ["python", "-m", "sousa_engine"] and words[-1] == "--skip-invalid"
+    assert "seen enough" in sousa(*words[3:], code=2)
+    assert seen == [spec]
+
+
+def test_a_sweep_that_no_line_can_say_names_the_file_as_the_way():
+    spec = sweep.build({"axes": {"data.dataset": ["/one, two", "tiny"]}})
+    with pytest.raises(ConfigError, match=r"sweep --file FILE"):
+        sweep_cli.to_command(spec)

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from sousa_engine import launch, probe, supervisor, sweep, sweeper
-from sousa_engine.analysis.sweeps import failures, trial_rows, trials
+from sousa_engine.analysis.sweeps import failures, nearest_names, seconds_left, tally, trial_rows, trials
 from sousa_engine.errors import ConfigError, PreflightError, RunError, TargetError, UnknownNameError
 from sousa_engine.records import RunStatus, SweepStatus
 from sousa_engine.spool import SpoolBatch, SpoolPoint
@@ -243,6 +243,47 @@ def test_a_row_of_a_trial_holds_what_each_seed_reached_and_nothing_that_was_not_
     assert rows[1].valid == (0.2,) and rows[2].mean_valid is None and rows[0].label == "ast-mini · core"
 
 
+def test_a_tally_counts_a_run_that_was_trained_again_once(store):
+    made = started(store, **GRID)
+    trainers = Trainers(store, lambda config: 0.5)
+    for end in (RunStatus.FINISHED, RunStatus.FAILED):
+        trainers.end(trainers.claim(), end)
+    failed = [run for run in store.sweep_runs(made.id) if run.status is RunStatus.FAILED]
+    sweeper.rerun(store, made, failed, created_by="test")
+    count = tally(made, store.sweep_runs(made.id))
+    assert (count.over, count.expected, count.to_come) == (1, 8, 0)
+    assert count.statuses == {"finished": 1, "queued": 7}
+
+
+def test_time_left_is_what_runs_of_the_same_backbone_took_and_unknown_before_the_first(store):
+    made = started(store, **GRID)
+    assert seconds_left(store.sweep_runs(made.id), 0, 0) is None
+    for seconds in (10, 20):
+        run = store.claim("cpu", "n")
+        store.mark_running(run.id, "n", started_at_ms=1_000)
+        store.finish(run.id, RunStatus.FINISHED, None, nonce="n", ended_at_ms=1_000 + 1_000 * seconds)
+    running = store.claim("cpu", "n")
+    store.mark_running(running.id, "n", started_at_ms=50_000)
+    runs = store.sweep_runs(made.id)
+    assert seconds_left(runs, 0, now_ms=54_000) == 15 - 4 + 5 * 15
+    assert seconds_left(runs, 2, now_ms=54_000) == 15 - 4 + 7 * 15
+    claimed = store.claim("cuda:0", "n")
+    store.mark_running(claimed.id, "n", started_at_ms=54_000)
+    assert seconds_left(store.sweep_runs(made.id), 0, now_ms=54_000) == (11 + 15 + 4 * 15) / 2, "two at a time"
+
+
+@pytest.mark.parametrize(
+    ("cause", "names"),
+    [
+        ("'query' is no module of htsat (timm 1). Nearest: qkv, attn.proj. Tick it again.", ["qkv", "attn.proj"]),
+        ("5 failed: `query` matches nothing in htsat; nearest `qkv`", ["qkv"]),
+        ("The loss became nan at step 4.", []),
+    ],
+)
+def test_the_names_that_a_failure_offers_are_found(cause, names):
+    assert nearest_names(cause) == names
+
+
 # Drawn settings
 
 
@@ -284,6 +325,8 @@ def test_asha_gives_the_weaker_trials_up_early_and_says_when_and_why(store):
     made = started(store, **RATES | {"sampler": "asha", "trials": 18, "seeds": [0, 1]})
     over = Trainers(store, by_rate).play(made.id)
     assert over.status is SweepStatus.FINISHED
+    count = tally(over, store.sweep_runs(made.id))
+    assert count.over == count.expected and count.statuses["pruned"]
     found = trials(store.sweep_runs(made.id))
     pruned = [runs for runs in found.values() if runs[0].is_pruned]
     kept = [runs for runs in found.values() if not runs[0].is_pruned]
@@ -296,6 +339,19 @@ def test_asha_gives_the_weaker_trials_up_early_and_says_when_and_why(store):
     assert max(by_rate(runs[0].config) for runs in kept) > best_pruned
     with pytest.raises(PreflightError, match="Only the axes of a grid can be extended"):
         sweeper.extend(store, over, "training.lr", [0.1], created_by="test")
+
+
+def test_a_sweep_that_prunes_is_expected_to_train_other_seeds_only_of_what_it_keeps(store):
+    made = started(store, **RATES | {"sampler": "asha", "trials": 4, "seeds": [0, 1]})
+    assert tally(made, ()).expected == 8
+    sweeper.step(store, made, 1)
+    trainers = Trainers(store, by_rate)
+    run = trainers.claim()
+    assert tally(made, store.sweep_runs(made.id)).expected == 8
+    store.prune(run.id, 10, "weak")
+    trainers.end(run, RunStatus.STOPPED)
+    count = tally(made, store.sweep_runs(made.id))
+    assert (count.over, count.expected, count.to_come) == (1, 7, 6)
 
 
 def test_a_setting_that_was_drawn_and_not_queued_before_a_crash_is_queued_by_the_next_supervisor(store, monkeypatch):

@@ -12,7 +12,7 @@ from typing import Any
 from sousa_engine import sweep
 from sousa_engine.analysis.compare import parameters
 from sousa_engine.analysis.significance import Proportion, wilson
-from sousa_engine.records import Run, RunStatus, Summary
+from sousa_engine.records import Run, RunStatus, Summary, Sweep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class TrialRow:
     @property
     def statuses(self) -> Counter[str]:
         """Status -> runs; a pruned one counts as "pruned"."""
-        return Counter("pruned" if run.is_pruned else run.status.value for run in self.runs)
+        return Counter(_status(run) for run in self.runs)
 
     @property
     def is_pruned(self) -> bool:
@@ -62,6 +62,58 @@ class Failure:
 
     cause: str
     runs: tuple[Run, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tally:
+    """How far a sweep has come, in runs; those that were trained again count once.
+
+    to_come: not queued yet, as far as is known: a sweep that learns may draw settings that could only fail, and ASHA
+    trains the other seeds of a setting only if it was not given up.
+    """
+
+    statuses: Counter[str]  # a pruned run counts as "pruned"
+    over: int
+    to_come: int
+
+    @property
+    def expected(self) -> int:
+        return self.statuses.total() + self.to_come
+
+
+def tally(found: Sweep, runs: Sequence[Run]) -> Tally:
+    by_trial, spec = trials(runs), sweep.build(found.spec)
+    to_come = 0
+    if spec.learns and not found.status.is_over:
+        to_come = len(spec.seeds) * max(0, (spec.trials or 0) - len(by_trial))
+        for of_trial in by_trial.values():
+            if not any(run.status.is_over and run.status is not RunStatus.FINISHED for run in of_trial):
+                to_come += max(0, len(spec.seeds) - len(of_trial))
+    now = latest(runs)
+    return Tally(
+        statuses=Counter(_status(run) for run in now), over=sum(run.status.is_over for run in now), to_come=to_come
+    )
+
+
+def seconds_left(runs: Sequence[Run], to_come: int, now_ms: int) -> float | None:
+    """Until all are over, as those that came to their own end took (each backbone by itself), with as many at a time
+    as train now. None before the first of them."""
+    took: dict[str, list[float]] = {}
+    for run in runs:
+        if (run.status is RunStatus.FINISHED or run.is_pruned) and run.started_at_ms and run.ended_at_ms:
+            took.setdefault(run.config.model.variant, []).append((run.ended_at_ms - run.started_at_ms) / 1000)
+    if not took:
+        return None
+    usual = fmean(seconds for of_one in took.values() for seconds in of_one)
+    left, at_a_time = usual * to_come, 0
+    for run in latest(runs):
+        if run.status.is_over:
+            continue
+        whole = fmean(took.get(run.config.model.variant, [usual]))
+        gone = (now_ms - run.started_at_ms) / 1000 if run.started_at_ms else 0.0
+        left += max(0.0, whole - gone)
+        at_a_time += run.status is not RunStatus.QUEUED
+    return left / max(1, at_a_time)
 
 
 def trials(runs: Sequence[Run]) -> dict[int, tuple[Run, ...]]:
@@ -115,6 +167,16 @@ def failures(runs: Sequence[Run]) -> tuple[Failure, ...]:
         Failure(cause=found[0].reason or "No reason was recorded.", runs=tuple(found))
         for found in sorted(causes.values(), key=len, reverse=True)
     )
+
+
+def nearest_names(cause: str) -> list[str]:
+    """The names that a reason offers: "... Nearest: qkv, attention.out_proj." Empty if it offers none."""
+    offered = re.search(r"[Nn]earest:? (.+?)(?:\.(?=\s|$)|$)", cause)
+    return [name.strip(" `'") for name in offered[1].split(",")] if offered else []
+
+
+def _status(run: Run) -> str:
+    return "pruned" if run.is_pruned else run.status.value
 
 
 def _value(

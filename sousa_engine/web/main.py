@@ -22,6 +22,7 @@ PAGES = [
     page("data", "Data", "library_music", "Classes, splits and clips of a data set; listen and look."),
     page("launch", "Launch", "rocket_launch", "Choose everything a training needs, check it, start it."),
     page("runs", "Runs", "monitoring", "All runs: waiting, running and over."),
+    page("sweeps", "Sweeps", "grid_view", "Many settings at once, several seeds each: define, watch, steer, compare."),
     page("compare", "Compare", "compare_arrows", "Two or more runs side by side."),
     page("run", "Run", "show_chart", "One run: curves, progress, log and settings.", visibility="hidden"),
 ]

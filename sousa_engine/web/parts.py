@@ -12,8 +12,9 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 import streamlit as st
 
 from sousa_engine.analysis.significance import Proportion
+from sousa_engine.analysis.sweeps import TrialRow
 from sousa_engine.errors import WorkspaceError
-from sousa_engine.records import Run, RunStatus
+from sousa_engine.records import Run, RunStatus, SweepStatus
 from sousa_engine.store import Store
 from sousa_engine.workspace import PROJECT_ROOT, default_workspace
 
@@ -36,6 +37,20 @@ STATUS_ICONS = {
     RunStatus.FAILED: ":material/error:",
     RunStatus.STOPPED: ":material/stop:",
     RunStatus.LOST: ":material/help:",
+}
+SWEEP_COLORS = {
+    SweepStatus.RUNNING: "blue",
+    SweepStatus.PAUSED: "orange",
+    SweepStatus.FINISHED: "green",
+    SweepStatus.STOPPED: "gray",
+    SweepStatus.FAILED: "red",
+}
+SWEEP_ICONS = {
+    SweepStatus.RUNNING: ":material/play_arrow:",
+    SweepStatus.PAUSED: ":material/pause:",
+    SweepStatus.FINISHED: ":material/check:",
+    SweepStatus.STOPPED: ":material/stop:",
+    SweepStatus.FAILED: ":material/error:",
 }
 
 
@@ -62,6 +77,10 @@ def open_store() -> Iterator[Store]:
 
 def status_badge(status: RunStatus) -> None:
     st.badge(status.value, icon=STATUS_ICONS[status], color=STATUS_COLORS[status])  # pyright: ignore[reportArgumentType]
+
+
+def sweep_badge(status: SweepStatus) -> None:
+    st.badge(status.value, icon=SWEEP_ICONS[status], color=SWEEP_COLORS[status])  # pyright: ignore[reportArgumentType]
 
 
 def weights_badge(run: Run) -> None:
@@ -133,6 +152,14 @@ def progress_share(run: Run) -> float | None:
     if progress is None or progress.phase == "preparing" or not progress.total:
         return None
     return 1.0 if progress.phase == "testing" else min(1.0, progress.done / progress.total)
+
+
+def reached(row: TrialRow) -> str:
+    """What a setting has come to: "test 58.1 %, mean of 3 seeds"; "" where nothing was measured."""
+    split, values, mean = ("test", row.test, row.mean_test) if row.test else ("valid", row.valid, row.mean_valid)
+    if mean is None:
+        return ""
+    return f"{split} {percent(mean)}" + (f", mean of {len(values)} seeds" if len(values) > 1 else ", one seed")
 
 
 def run_label(run: Run) -> str:

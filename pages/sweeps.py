@@ -1,0 +1,73 @@
+"""Sweeps: those there are, and the form for a new one; /sweeps?id=... is one of them, and survives a reload."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from sousa_engine.analysis.sweeps import best_first, tally, trial_rows
+from sousa_engine.records import Sweep
+from sousa_engine.store import Store
+from sousa_engine.web import parts, sweep_form, sweep_view
+
+REFRESH_S, IDLE_S = 4, 20
+SHOWN = 8
+
+
+def main() -> None:
+    sweep_id = st.query_params.get("id", "")
+    # A link from this page to itself changes what is asked for and not the address bar (Streamlit 1.67): said here.
+    if sweep_id:
+        st.query_params["id"] = sweep_id
+        with parts.open_store() as store:
+            found = store.sweep(sweep_id)
+        if found:
+            sweep_view.one_sweep(found)
+            return
+    else:
+        st.query_params.clear()
+    st.title("Sweeps", anchor=False)
+    if sweep_id:
+        st.error(parts.plain(f"No sweep has the id {sweep_id!r}. Choose one below."), icon=":material/error:")
+    st.caption(
+        "Backbones, target sets and any other fields against each other, each setting with several seeds. What could "
+        "only fail is refused before the start; the rest runs by itself, whatever happens to this page."
+    )
+    with parts.open_store() as store:
+        there = store.sweeps()
+    if there:
+        moving = any(not found.status.is_over for found in there)
+        st.fragment(listed, run_every=REFRESH_S if moving else IDLE_S)()
+    st.subheader("New sweep", anchor=False)
+    sweep_form.new_sweep()
+
+
+def listed() -> None:
+    """The sweeps there are, newest first."""
+    with parts.open_store() as store:
+        every = store.sweeps()
+        shown = every if st.session_state.get("sweeps.all") else every[:SHOWN]
+        for found in shown:
+            line(found, store)
+    if len(every) > SHOWN:
+        st.toggle(f"Show all {len(every)}", key="sweeps.all")
+
+
+def line(found: Sweep, store: Store) -> None:
+    runs = store.sweep_runs(found.id)
+    count = tally(found, runs)
+    best = next(iter(best_first(trial_rows(runs, store.summaries([run.id for run in runs])))), None)
+    with st.container(horizontal=True, vertical_alignment="center", gap="small", border=True):
+        st.page_link(
+            parts.page_path("sweeps"),
+            label=f":primary[{parts.plain(found.name)}]",
+            query_params={"id": found.id},
+            width="content",
+        )
+        parts.sweep_badge(found.status)
+        st.caption(f"{count.over} of {count.expected} runs are over", width="content")
+        if best and parts.reached(best):
+            st.caption(f"best: {parts.plain(best.label)}, {parts.reached(best)}", width="content")
+        st.caption(parts.when(found.created_at_ms), width="content")
+
+
+main()

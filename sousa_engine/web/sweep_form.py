@@ -1,0 +1,601 @@
+"""The form "New sweep" of the page Sweeps: what differs, how it is drawn, what is the same for all; beside it, what
+that would run. Everything typed stands in the session, so that it is still there after a visit to another page."""
+
+from __future__ import annotations
+
+import copy
+import re
+import shutil
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import streamlit as st
+
+from sousa_engine import backbones, config, grammar, launch, module_tree, sweep, sweep_cli, sweeper
+from sousa_engine.config import RunConfig
+from sousa_engine.data import synth
+from sousa_engine.errors import ConfigError, SousaError, TargetError, UserError
+from sousa_engine.module_tree import Outline
+from sousa_engine.records import TargetSet
+from sousa_engine.sweep import SweepSpec
+from sousa_engine.web import parts
+from sousa_engine.weights_cli import size_text
+from sousa_engine.workspace import Workspace, default_workspace
+
+DRAFT = "sweep.draft"  # in the session: what sweep.build takes, to fill the form with
+OWN_DATA = "my own: a folder or a CSV file"
+HEAD_ALONE = "none: the head alone"
+USUAL_SETS = ("core", "default", "all-linear")  # every backbone knows them
+OWN_FIELD = {  # fields of all runs that have a widget of their own
+    "data.dataset": "Data set",
+    "training.max_epochs": "Epochs",
+    "training.batch_size": "Batch size",
+    "training.lr": "Learning rate",
+}
+NO_ROW = (
+    "model",
+    "model.variant",
+    "lora.targets",
+    "lora.target_set",
+    "lora.rank_pattern",
+)  # above, or no axis
+USUAL_FIELDS = ("training.lr", "lora.r", "lora.method", "training.max_epochs", "augment")
+EACH_ITS_OWN = "each backbone's own"
+base = RunConfig()  # pyright: ignore[reportCallIssue]
+
+
+@dataclass(kw_only=True)
+class Asked:
+    """What the form says. values: as sweep.build takes them. Places are names of widgets, for their errors."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    axes: list[str] = field(default_factory=list)  # place of each axis, in the order of values["axes"]
+    problems: dict[str, str] = field(default_factory=dict)  # place -> sentence
+    slots: dict[str, Any] = field(default_factory=dict)  # place -> the room below its widget
+
+    def add_axis(self, place: str, what: Mapping[str, Any]) -> None:
+        self.values["axes"].append(dict(what))
+        self.axes.append(place)
+
+
+def new_sweep() -> None:
+    """Draw the form and what it would run; starting leads to the sweep's own page."""
+    take_over_draft()
+    left, right = st.columns([3, 2], gap="large")
+    with left:
+        asked = form()
+    spec = built(asked)
+    for place, said in asked.problems.items():
+        if place in asked.slots:
+            asked.slots[place].error(parts.plain(said))
+    with right:
+        preview(asked, spec)
+
+
+def take_over_draft() -> None:
+    """Fill the form from a sweep that was asked for before."""
+    draft = st.session_state.pop(DRAFT, None)
+    if draft is None:
+        return
+    spec = sweep.build(draft)
+    rest = copy.deepcopy(spec.base)
+    own = {name: rest.get(part, {}).pop(leaf, None) for name in OWN_FIELD for part, _, leaf in [name.partition(".")]}
+    dataset = own["data.dataset"] or base.data.dataset
+    known = dataset in synth.PRESETS
+    state: dict[str, Any] = {
+        "name": spec.name,
+        "models": [],
+        "targets": [],
+        "sampler": spec.sampler,
+        "trials": spec.trials or 12,
+        "sampler_seed": spec.sampler_seed,
+        "seeds": " ".join(map(str, spec.seeds)),
+        "data": dataset if known else OWN_DATA,
+        "data.own": "" if known else dataset,
+        "epochs": own["training.max_epochs"] or base.training.max_epochs,
+        "batch_size": own["training.batch_size"],
+        "lr": "" if own["training.lr"] is None else f"{own['training.lr']:g}",
+        "lines": "\n".join(grammar.words(rest)),
+        "axes": [],
+    }
+    for axis in spec.axes:
+        if axis.field == "model":
+            state["models"] = [str(value) for value in axis.values]
+        elif axis.field == "lora.targets":
+            state["targets"] = [sweep.show(value) if value else HEAD_ALONE for value in axis.values]
+        else:
+            state |= row_state(len(state["axes"]), axis)
+            state["axes"].append(len(state["axes"]))
+    st.session_state.update({f"sweep.{name}": value for name, value in state.items()})
+
+
+def row_state(number: int, axis: sweep.Axis) -> dict[str, Any]:
+    """The widgets of one further axis that say the same as `axis`."""
+    key = f"axis.{number}.{axis.field}"
+    found: dict[str, Any] = {f"axis.{number}": axis.field}
+    if axis.is_range:
+        low, high = (f"{end:g}" for end in axis.ends)
+        return found | {f"{key}.as": "range", f"{key}.low": low, f"{key}.high": high, f"{key}.log": axis.log}
+    if choices(axis.field) is not None:
+        return found | {key: [str(value) for value in axis.values]}
+    return found | {f"{key}.as": "values", key: ", ".join(grammar.written(value) for value in axis.values)}
+
+
+# The fields
+
+
+def form() -> Asked:
+    asked = Asked(values={"axes": []})
+    st.subheader("What differs", anchor=False)
+    models = backbones_field(asked)
+    targets_field(asked, models)
+    sampler = st.session_state.get(key("sampler"), "grid")  # its widget stands below, and the axes depend on it
+    for number in st.session_state.setdefault("sweep.axes", []):
+        axis_row(asked, number, drawn=sampler != "grid")
+    st.button("Add an axis", icon=":material/add:", on_click=add_axis, key="sweep.add_axis")
+
+    st.subheader("How it is drawn", anchor=False)
+    sampler_fields(asked)
+
+    st.subheader("The same for all", anchor=False)
+    base_fields(asked)
+    st.text_input(
+        "Name",
+        key=key("name", ""),
+        max_chars=120,
+        placeholder="made from the axes",
+        help="Shown in lists.",
+        persist_state="session",
+    )
+    asked.values["name"] = st.session_state["sweep.name"]
+    return asked
+
+
+def key(name: str, default: Any = None) -> str:
+    """The key of a widget; what it holds at first, unless the session knows better."""
+    full = f"sweep.{name}"
+    if default is not None:
+        st.session_state.setdefault(full, default)
+    return full
+
+
+def backbones_field(asked: Asked) -> list[str]:
+    minis_first = sorted(backbones.VARIANTS, key=lambda name: not backbones.VARIANTS[name].embedded)
+    held = st.session_state.setdefault(
+        "sweep.models", [name for name in minis_first if backbones.VARIANTS[name].embedded]
+    )
+    models = st.multiselect(
+        "Backbones", [*minis_first, *(name for name in held if name not in minis_first)], key="sweep.models",
+        placeholder="the same for all: model.variant, below",
+        help="Each is trained with every target set. The minis bring their weights; others say here if theirs are "
+        "missing.", persist_state="session",
+    )  # fmt: skip
+    asked.slots["models"] = st.empty()
+    if models:
+        asked.add_axis("models", {"field": "model", "values": models})
+    return models
+
+
+def targets_field(asked: Asked, models: Sequence[str]) -> None:
+    with parts.open_store() as store:
+        saved = store.target_sets()
+    outlines = [module_tree.load_outline(backbones.variant(name).name) for name in models if is_backbone(name)]
+    outlines = outlines or [module_tree.load_outline(base.model.variant)]
+    offered = target_options(outlines, saved)
+    held = st.session_state.setdefault("sweep.targets", ["default"])
+    chosen = st.multiselect(
+        "Target sets", [*offered, *(text for text in held if text not in offered)], key="sweep.targets",
+        accept_new_options=True, placeholder="the default of each backbone",
+        help="The modules that are adapted. core: attention, or squeeze-excitation where there is none; default: what "
+        "a run gets by itself. Or type names, such as q_proj,v_proj. Sets of your own are ticked and saved on the page "
+        "Backbones.", persist_state="session",
+    )  # fmt: skip
+    asked.slots["targets"] = st.empty()
+    if not chosen:
+        return
+    named = {label_of(one): list(one.paths) for one in saved} | offered
+    try:
+        values = [named[text] if text in named else free_entry(text) for text in chosen]
+    except ConfigError as error:
+        asked.problems["targets"] = str(error)
+        return
+    asked.add_axis("targets", {"field": "targets", "values": values})
+
+
+def is_backbone(name: str) -> bool:
+    return name in backbones.VARIANTS or any(name in one.aliases for one in backbones.VARIANTS.values())
+
+
+def target_options(outlines: Sequence[Outline], saved: Sequence[TargetSet]) -> dict[str, str | list[str]]:
+    """What is offered -> the value of the axis: names that all know, sets of any of them, saved sets that fit all."""
+    names = dict.fromkeys([*USUAL_SETS, *(name for one in outlines for name in launch.recommended_sets(one))])
+    found: dict[str, str | list[str]] = {name: name for name in names}
+    found[HEAD_ALONE] = []
+    for one in saved:
+        if all(set(one.paths) <= {node.path for node in outline.nodes if node.adaptable} for outline in outlines):
+            found[label_of(one)] = shortest(outlines, one.paths)
+    return found
+
+
+def label_of(saved: TargetSet) -> str:
+    return f"saved: {saved.name} ({saved.variant})"
+
+
+def shortest(outlines: Sequence[Outline], paths: Sequence[str]) -> list[str]:
+    """Short names that mean exactly these modules in each of the outlines, else the paths."""
+    names = grammar.entries(module_tree.to_yaml(outlines[0], paths))
+    try:
+        same = all(set(module_tree.resolve_strict(one, names).paths) == set(paths) for one in outlines)
+    except TargetError:
+        same = False
+    return names if same else list(paths)
+
+
+def free_entry(text: str) -> str | list[str]:
+    """`q_proj,v_proj` is a list, `q_proj` a name. Raises ConfigError for what is neither."""
+    entries = grammar.entries(text)
+    return entries[0] if len(entries) == 1 else entries
+
+
+def axis_row(asked: Asked, number: int, *, drawn: bool) -> None:
+    """A further axis: its field, then its values or (where settings are drawn) its range."""
+    place = f"axis {number}"
+    with st.container(border=True, gap="small"):
+        a, b, c = st.columns([4, 3, 2], vertical_alignment="bottom")
+        with a:
+            name = st.selectbox(
+                "Field", offered_fields(), key=key(f"axis.{number}", unused_field()), persist_state="session"
+            )
+        is_range = False
+        if drawn and sweep.Axis(field=name, values=(0,)).is_number:
+            with b:
+                drawn_from = key(f"axis.{number}.{name}.as", "range")
+                ways = ["values", "range"]
+                is_range = (
+                    st.segmented_control("Drawn from", ways, key=drawn_from, required=True, persist_state="session")
+                    == "range"
+                )
+        with c:
+            st.button(
+                "Remove", icon=":material/delete:", key=f"sweep.remove.{number}", type="tertiary",
+                help="Take this axis away", on_click=remove_axis, args=(number,),
+            )  # fmt: skip
+        typed = range_widgets(number, name) if is_range else value_widgets(number, name)
+        if name in grammar.PRESET_GROUPS:
+            st.caption(f"Presets of {name}: a name stands for several fields.")
+        else:
+            st.caption(help_of(name))
+        asked.slots[place] = st.empty()
+    try:
+        asked.add_axis(place, {"field": name, **axis_of(name, typed)})
+    except ConfigError as error:
+        asked.problems[place] = str(error)
+
+
+def offered_fields() -> list[str]:
+    return [name for name in sweep.axis_fields() if name not in NO_ROW]
+
+
+def unused_field() -> str:
+    """What a new row begins with."""
+    held = {st.session_state.get(f"sweep.axis.{number}") for number in st.session_state["sweep.axes"]}
+    return next(name for name in (*USUAL_FIELDS, *offered_fields()) if name not in held)
+
+
+def value_widgets(number: int, name: str) -> list[str] | str:
+    """The chosen values, or the typed ones as text."""
+    at, offered = f"axis.{number}.{name}", choices(name)
+    if offered is None:
+        return st.text_input("Values", key=key(at, ""), placeholder="1e-3, 5e-3", persist_state="session")
+    held = st.session_state.get(f"sweep.{at}", [])
+    return st.multiselect(
+        "Values", [*offered, *(value for value in held if value not in offered)], key=key(at),
+        accept_new_options=name == "data.dataset", persist_state="session",
+    )  # fmt: skip
+
+
+def range_widgets(number: int, name: str) -> dict[str, Any]:
+    """Both ends as text, and whether the scale is logarithmic."""
+    at = f"axis.{number}.{name}"
+    a, b, c = st.columns([2, 2, 2], vertical_alignment="bottom")
+    low = a.text_input("Low", key=key(f"{at}.low", ""), placeholder="1e-4", persist_state="session")
+    high = b.text_input("High", key=key(f"{at}.high", ""), placeholder="1e-2", persist_state="session")
+    log = c.checkbox(
+        "Log scale",
+        key=key(f"{at}.log", name.endswith("lr")),
+        help="Each power of ten is as likely.",
+        persist_state="session",
+    )
+    return {"low": low, "high": high, "log": log}
+
+
+def axis_of(name: str, typed: Any) -> dict[str, Any]:
+    """What the widgets of an axis say, in the form of sweep.Axis. Raises ConfigError."""
+    if isinstance(typed, Mapping):
+        if not (typed["low"].strip() and typed["high"].strip()):
+            raise ConfigError(f"From where to where does {name} go? Write both ends, such as 1e-4 and 1e-2.")
+        low, high = (as_number(typed[end], f"{end} of {name}") for end in ("low", "high"))
+        return {"low": low, "high": high, "log": typed["log"]}
+    if not typed or (isinstance(typed, str) and not typed.strip()):
+        raise ConfigError(f"Which values of {name}?" + (" Write them with commas." if isinstance(typed, str) else ""))
+    if isinstance(typed, str):
+        _, found = sweep.parse_axis(f"{name}={typed}")
+        return found if isinstance(found, dict) else {"values": found}
+    return {"values": list(typed)}
+
+
+def as_number(text: str, what: str) -> float:
+    found = grammar.value(text) if text.strip() else None
+    if isinstance(found, int | float) and not isinstance(found, bool):
+        return float(found)
+    raise ConfigError(f"{what} = {text!r} is not a number. Write it like 0.002 or 2e-3.")
+
+
+def choices(name: str) -> list[str] | None:
+    """The values of a field that is chosen from a list; None where they are typed."""
+    if name in grammar.PRESET_GROUPS:
+        return list(grammar.presets(name))
+    if name == "data.dataset":
+        return list(synth.PRESETS)
+    annotation = dict(config.fields())[name].annotation
+    return [str(option) for option in get_args(annotation)] if get_origin(annotation) is Literal else None
+
+
+def add_axis() -> None:
+    numbers = st.session_state.get("sweep.axes", [])
+    new = st.session_state["sweep.axis_count"] = max([*numbers, st.session_state.get("sweep.axis_count", -1)]) + 1
+    st.session_state["sweep.axes"] = [*numbers, new]
+
+
+def remove_axis(number: int) -> None:
+    st.session_state["sweep.axes"] = [other for other in st.session_state["sweep.axes"] if other != number]
+
+
+def sampler_fields(asked: Asked) -> None:
+    a, b, c = st.columns([5, 2, 2], vertical_alignment="bottom")
+    with a:
+        sampler = st.segmented_control(
+            "Sampler", list(sweep.SAMPLERS), key=key("sampler", "grid"), required=True, persist_state="session"
+        )
+    asked.values["sampler"] = sampler
+    if sampler != "grid":
+        with b:
+            asked.values["trials"] = st.number_input(
+                "Trials", min_value=1, max_value=sweep.MOST_RUNS, step=1, key=key("trials", 12),
+                help="How many settings are drawn.", persist_state="session",
+            )  # fmt: skip
+        with c:
+            asked.values["sampler_seed"] = st.number_input(
+                "Seed of drawing", min_value=0, step=1, key=key("sampler_seed", 0),
+                help="The same seed draws the same settings.", persist_state="session",
+            )  # fmt: skip
+    st.caption(f"{sampler}: {sweep.SAMPLERS[sampler]}.")
+    typed = st.text_input(
+        "Seeds", key=key("seeds", "0 1 2"), help="Each setting is trained once with each: a mean of one says little.",
+        persist_state="session",
+    )  # fmt: skip
+    asked.slots["seeds"] = st.empty()
+    words = [word for word in re.split(r"[,\s]+", typed) if word]
+    if words and all(re.fullmatch(r"-?\d{1,10}", word) for word in words):
+        asked.values["seeds"] = [int(word) for word in words]
+    else:
+        asked.problems["seeds"] = f"Seeds = {typed!r}: write whole numbers with spaces between, such as 0 1 2."
+
+
+def base_fields(asked: Asked) -> None:
+    """The fields that all runs share, but those that are an axis."""
+    axes = {axis["field"] for axis in asked.values["axes"]}
+    made: dict[str, Any] = {}
+    a, b = st.columns(2, vertical_alignment="bottom")
+    with a:
+        chosen = st.selectbox(
+            OWN_FIELD["data.dataset"], [*synth.PRESETS, OWN_DATA], key=key("data", base.data.dataset),
+            help=help_of("data.dataset", axes), disabled="data.dataset" in axes, persist_state="session",
+            format_func=lambda n: n if n == OWN_DATA else f"{n}: 40 x {synth.PRESETS[n].clips_per_class} clips",
+        )  # fmt: skip
+    with b:
+        if chosen == OWN_DATA:
+            chosen = st.text_input(
+                "Folder or CSV file", key=key("data.own", ""), placeholder="/path/to/folder or clips.csv",
+                disabled="data.dataset" in axes, persist_state="session",
+            ).strip()  # fmt: skip
+    asked.slots["data.dataset"] = st.empty()
+    if not chosen and "data.dataset" not in axes:
+        asked.problems["data.dataset"] = "Which folder, or which CSV file?"
+    a, b, c = st.columns(3)
+    with a:
+        epochs = st.number_input(
+            OWN_FIELD["training.max_epochs"], min_value=1, step=1, key=key("epochs", base.training.max_epochs),
+            help=help_of("training.max_epochs", axes), disabled="training.max_epochs" in axes, persist_state="session",
+        )  # fmt: skip
+    with b:
+        batch = st.number_input(
+            OWN_FIELD["training.batch_size"], min_value=1, step=1, value=None, key="sweep.batch_size",
+            placeholder=EACH_ITS_OWN, help=help_of("training.batch_size", axes),
+            disabled="training.batch_size" in axes, persist_state="session",
+        )  # fmt: skip
+    with c:
+        lr = st.text_input(
+            OWN_FIELD["training.lr"], key=key("lr", ""), placeholder=EACH_ITS_OWN,
+            help=help_of("training.lr", axes), disabled="training.lr" in axes, persist_state="session",
+        )  # fmt: skip
+        asked.slots["training.lr"] = st.empty()
+    given: dict[str, Any] = {"data.dataset": chosen, "training.max_epochs": epochs, "training.batch_size": batch}
+    if lr.strip():
+        try:
+            given["training.lr"] = as_number(lr, OWN_FIELD["training.lr"])
+        except ConfigError as error:
+            asked.problems["training.lr"] = str(error)
+    for name, value in given.items():
+        if value is not None and name not in axes:
+            grammar.set_field(made, name, value)
+    typed = st.text_area(
+        "More fields, one a line", key=key("lines", ""), placeholder="lora.r=4\naugment=none", height=90,
+        help="As on the command line: field=value, or group=preset.", persist_state="session",
+    )  # fmt: skip
+    asked.slots["lines"] = st.empty()
+    try:
+        grammar.merge(made, more_fields(typed))
+    except UserError as error:
+        asked.problems["lines"] = str(error)
+    asked.values["base"] = made
+
+
+def help_of(name: str, axes: Collection[str] = ()) -> str:
+    said = config.field_help(name)
+    return "This is an axis now." if name in axes else f"{said[:1].upper()}{said[1:]}."
+
+
+def more_fields(text: str) -> grammar.Draft:
+    """Lines of field=value as a draft. Raises UserError, also for a field that has a widget of its own."""
+    found = grammar.parse(line.strip() for line in text.splitlines() if line.strip())
+    for name, title in OWN_FIELD.items():
+        part, _, leaf = name.partition(".")
+        if leaf in found.get(part, {}):
+            raise ConfigError(f"{name} has a field of its own: {title}. Set it there.")
+    return found
+
+
+# What it would run
+
+
+def built(asked: Asked) -> SweepSpec | None:
+    """The sweep, or None and one more problem, at the field it comes from."""
+    if asked.problems:
+        return None
+    if not asked.axes:
+        asked.problems["models"] = (
+            "A sweep needs something that differs: choose backbones or target sets, or add an axis."
+        )
+        return None
+    try:
+        return sweep.build(asked.values)
+    except ConfigError as error:
+        parts_of_field = (error.field or "").split(".")
+        place = parts_of_field[0]
+        if place == "axes" and len(parts_of_field) > 1:
+            place = asked.axes[int(parts_of_field[1])]
+        asked.problems[place] = str(error)
+        return None
+
+
+@st.cache_data(ttl=60, max_entries=50, show_spinner="Checking every setting ...")
+def look(spec: str, workspace_root: str) -> sweeper.Plan:
+    """The plan of a sweep given as JSON, without its runs; remembered briefly, since each keystroke reruns the page."""
+    found = sweeper.plan(SweepSpec.model_validate_json(spec), Workspace(root=Path(workspace_root)))
+    return replace(found, runs=())
+
+
+def preview(asked: Asked, spec: SweepSpec | None) -> None:
+    """What this sweep will be; the Start button says what is missing."""
+    top = st.container()
+    if spec is None:
+        for place, said in asked.problems.items():
+            if place not in asked.slots:
+                st.error(parts.plain(said), icon=":material/error:")
+        with top:
+            start_button("To start, mend: " + ", ".join(title_of(asked, place) for place in list(asked.problems)[:3]))
+        return
+    try:
+        found = look(spec.model_dump_json(), str(default_workspace().root))
+    except UserError as error:
+        st.error(parts.plain(str(error)), icon=":material/error:")
+        with top:
+            start_button("To start, mend: the settings")
+        return
+    numbers(spec, found)
+    leave_out = problems(spec, found)
+    with top:
+        ready = not found.problems or leave_out
+        label = f"Start {found.run_count:,} {'run' if found.run_count == 1 else 'runs'}"
+        if start_button(label if ready else "To start, mend: the settings that could only fail", ready=ready):
+            begin(spec, leave_out)
+    for note in found.notes:
+        st.caption(parts.plain(note))
+    the_same(spec, leave_out)
+
+
+def start_button(label: str, *, ready: bool = False) -> bool:
+    return st.button(
+        label, type="primary", disabled=not ready, icon=":material/play_arrow:", width="stretch", key="sweep.start"
+    )
+
+
+def title_of(asked: Asked, place: str) -> str:
+    titles = {"models": "Backbones", "targets": "Target sets", "seeds": "Seeds", "lines": "More fields", **OWN_FIELD}
+    if place.startswith("axis "):
+        return str(st.session_state.get(f"sweep.axis.{place.removeprefix('axis ')}", "an axis"))
+    return titles.get(place, place or "the axes")
+
+
+def numbers(spec: SweepSpec, found: sweeper.Plan) -> None:
+    """How many runs, how long, how much disk."""
+    a, b, c = st.columns(3)
+    a.metric("Runs", f"{found.run_count:,}", help="Settings that could only fail are not counted.")
+    b.metric("Time", parts.duration(found.seconds), help="All runs one after another, as earlier ones took.")
+    c.metric("Disk", size_text(found.disk_bytes), help="Checkpoints, adapters and logs, roughly.")
+    seeds = len(spec.seeds)
+    drawn = "up to " if spec.learns else ""
+    st.caption(
+        f"{drawn}{spec.trial_count:,} {'setting' if spec.trial_count == 1 else 'settings'} × {seeds} "
+        f"{'seed' if seeds == 1 else 'seeds'}; at most {sweep.MOST_RUNS:,} runs a sweep."
+    )
+    if found.untimed:
+        was = "was" if len(found.untimed) == 1 else "were"
+        st.caption(
+            f"Time: not known yet. {parts.plain(', '.join(found.untimed))} {was} never trained here on this data with "
+            "this batch size."
+        )
+    free = shutil.disk_usage(default_workspace().root).free
+    if found.disk_bytes > free:
+        st.warning(f"Only {size_text(free)} of disk are free.", icon=":material/hard_drive:")
+
+
+def problems(spec: SweepSpec, found: sweeper.Plan) -> bool:
+    """The settings that could only fail, by cause; True if the sweep shall start without them."""
+    if not found.problems:
+        return False
+    hit = sum(len(problem.settings) for problem in found.problems)
+    with st.container(border=True, gap="small"):
+        for problem in found.problems:
+            count = len(problem.settings)
+            st.markdown(f":red[:material/close:] **{count} {'setting' if count == 1 else 'settings'} could only fail**")
+            st.text(problem.message)
+            labels = [sweep.label(setting) for setting in problem.settings]
+            more = f" and {count - 4} more" if count > 4 else ""
+            st.caption(parts.plain("; ".join(labels[:4]) + more))
+        if spec.learns:
+            st.caption(f"{spec.sampler} draws as it goes: take what could only fail out of the axes.")
+            return False
+        if not found.run_count:
+            return False
+        # The number is part of the key: a tick means these settings, not others that fail later.
+        return st.checkbox(f"Start without these {hit}", key=f"sweep.leave_out.{hit}")
+
+
+def begin(spec: SweepSpec, leave_out: bool) -> None:
+    try:
+        made = sweeper.start(default_workspace(), spec, created_by="page", leave_out_invalid=leave_out)
+    except SousaError as error:
+        st.error(parts.plain(str(error)), icon=":material/error:")
+        return
+    st.query_params["id"] = made.id
+    st.rerun()
+
+
+def the_same(spec: SweepSpec, leave_out: bool = False) -> None:
+    """The sweep as a command and as YAML."""
+    st.markdown("**The same from a terminal**")
+    try:
+        st.code(sweep_cli.to_command(spec, skip_invalid=leave_out), language="bash", wrap_lines=True)
+    except ConfigError as error:
+        st.caption(parts.plain(str(error)))
+    written = sweep.to_yaml(spec)
+    with st.expander("The same as YAML"):
+        st.code(written, language="yaml")
+    st.download_button(
+        "Download YAML", written, file_name="sweep.yaml", mime="application/yaml", icon=":material/download:",
+        help="python -m sousa_engine sweep --file sweep.yaml", on_click="ignore",
+    )  # fmt: skip

@@ -1,0 +1,340 @@
+"""One sweep on the page Sweeps: where it stands, its trials as tiles, what failed and why, what was asked."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+import streamlit as st
+
+from sousa_engine import grammar, launch, module_tree, sweep, sweeper
+from sousa_engine.analysis.sweeps import (
+    Failure,
+    TrialRow,
+    best_first,
+    failures,
+    latest,
+    nearest_names,
+    seconds_left,
+    tally,
+    trial_rows,
+)
+from sousa_engine.errors import ConfigError, SousaError, UserError
+from sousa_engine.records import Curve, Run, Summary, Sweep, SweepStatus
+from sousa_engine.store import Store
+from sousa_engine.sweep import SweepSpec
+from sousa_engine.web import parts, sweep_form
+from sousa_engine.web.components.trial_tiles import Wish, trial_tiles
+
+REFRESH_S = 3
+MOST_COMPARED = 8
+POINTS = 200  # of a curve that becomes a tile's line
+ORDERS = ("by number", "best first")
+SHOWN_STATUSES = ("running", "starting", "stopping", "queued", "finished", "pruned", "failed", "lost", "stopped")
+
+
+def one_sweep(found: Sweep) -> None:
+    """Draw the sweep; it looks again every few seconds while anything of it can still change."""
+    with parts.open_store() as store:
+        runs = store.sweep_runs(found.id)
+    spec = sweep.build(found.spec)
+    header(found, spec)
+    if found.reason:
+        show = st.error if found.status is SweepStatus.FAILED else st.info
+        show(parts.plain(found.reason), icon=":material/info:")
+    failed = failures(runs)
+    drawn = standing(found, runs)
+    st.fragment(wall, run_every=REFRESH_S if is_open(found, runs) else None)(found.id, drawn)
+    failures_section(found, failed)
+    what_was_asked(found, spec)
+
+
+def is_open(found: Sweep, runs: Sequence[Run]) -> bool:
+    return not found.status.is_over or any(not run.status.is_over for run in runs)
+
+
+def standing(found: Sweep, runs: Sequence[Run]) -> tuple[object, ...]:
+    """What the page outside of the tiles depends on: when it changes, the whole page is drawn anew."""
+    failed = tuple(run.id for failure in failures(runs) for run in failure.runs)
+    return found.status, found.reason, found.spec, is_open(found, runs), failed
+
+
+# What it is, and what can be done
+
+
+def header(found: Sweep, spec: SweepSpec) -> None:
+    st.page_link(parts.page_path("sweeps"), label=":primary[All sweeps]", icon=":material/arrow_back:")
+    with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
+        st.title(parts.plain(found.name), anchor=False, width="content")
+        with st.container(horizontal=True, width="content", vertical_alignment="center"):
+            actions(found, spec)
+    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+        parts.sweep_badge(found.status)
+        st.badge(spec.sampler, icon=":material/grid_view:", color="gray", help=sweep.SAMPLERS[spec.sampler])
+        seeds = ", ".join(map(str, spec.seeds))
+        st.badge(f"seeds {seeds}", icon=":material/tag:", color="gray", help="Each setting is trained with each")
+        st.caption(f"{found.id} · {parts.when(found.created_at_ms)}")
+
+
+def actions(found: Sweep, spec: SweepSpec) -> None:
+    if found.status is SweepStatus.RUNNING:
+        st.button(
+            "Pause", icon=":material/pause:", key="sweep.pause", on_click=steer,
+            args=(found.id, sweeper.pause, "Paused: what trains goes on, the rest waits."),
+            help="Queued runs wait; what trains goes on.",
+        )  # fmt: skip
+    elif found.status is SweepStatus.PAUSED:
+        st.button(
+            "Resume", icon=":material/play_arrow:", key="sweep.resume", on_click=steer,
+            args=(found.id, sweeper.resume, "It goes on."),
+        )  # fmt: skip
+    if not found.status.is_over:
+        with st.popover("Stop", icon=":material/stop_circle:"):
+            st.write("Queued runs leave the queue; those that train save a checkpoint and stop. What is there is kept.")
+            st.button(
+                "Stop this sweep", type="primary", key="sweep.stop", on_click=steer,
+                args=(found.id, sweeper.stop, "Stopped."),
+            )  # fmt: skip
+    with st.popover("Add seeds", icon=":material/add:"):
+        seeds = f"sweep.seeds.{found.id}"
+        st.text_input("More seeds", key=seeds, placeholder=f"{max(spec.seeds) + 1} {max(spec.seeds) + 2}")
+        enlarge_button("Train every setting with them", found, "seeds", partial(add_seeds, seeds))
+    if spec.sampler == "grid":
+        with st.popover("Extend an axis", icon=":material/add:"):
+            axis, values = f"sweep.extend.{found.id}", f"sweep.extend.values.{found.id}"
+            st.selectbox("Axis", [one.field for one in spec.axes], key=axis)
+            st.text_input("More values", key=values, placeholder="values with commas")
+            enlarge_button("Train what is new", found, "extend", partial(extend, axis, values))
+    else:
+        with st.popover("Add trials", icon=":material/add:"):
+            count = f"sweep.more.{found.id}"
+            st.number_input("More trials", min_value=1, max_value=sweep.MOST_RUNS, value=6, step=1, key=count)
+            enlarge_button("Draw them", found, "more", partial(add_trials, count))
+
+
+def steer(sweep_id: str, verb: Callable[[Store, str], bool], said: str) -> None:
+    try:
+        with parts.open_store() as store:
+            changed = verb(store, sweep_id)
+    except SousaError as error:
+        st.toast(parts.plain(str(error)), icon=":material/error:")
+        return
+    st.toast(said if changed else "It had changed meanwhile.", icon=":material/info:")
+
+
+def enlarge_button(label: str, found: Sweep, what: str, verb: Callable[[Store, Sweep], int]) -> None:
+    """A button that makes a sweep larger, and below it why that was refused."""
+    refused = f"sweep.refused.{what}.{found.id}"
+    st.button(label, key=f"sweep.do.{what}", type="primary", on_click=enlarge, args=(found.id, verb, refused))
+    if refused in st.session_state:
+        st.error(parts.plain(st.session_state[refused]), icon=":material/error:")
+
+
+def enlarge(sweep_id: str, verb: Callable[[Store, Sweep], int], refused: str) -> None:
+    """verb: does it and returns how many runs were queued."""
+    st.session_state.pop(refused, None)
+    try:
+        with parts.open_store() as store:
+            found = store.sweep(sweep_id)
+            assert found is not None
+            count = verb(store, found)
+    except SousaError as error:
+        st.session_state[refused] = str(error)
+        return
+    st.toast(f"{count} {'run' if count == 1 else 'runs'} queued." if count else "They will be drawn one by one.")
+
+
+# The verbs read their fields when they are pressed: `seeds`, `axis`, `values` and `count` are keys in the session.
+
+
+def add_seeds(seeds: str, store: Store, found: Sweep) -> int:
+    words = [word for word in re.split(r"[,\s]+", st.session_state[seeds]) if word]
+    if not words or not all(word.isdecimal() for word in words):
+        raise ConfigError("Write whole numbers with spaces between, such as 3 4.")
+    return len(sweeper.add_seeds(store, found, [int(word) for word in words], created_by="page"))
+
+
+def extend(axis: str, values: str, store: Store, found: Sweep) -> int:
+    field, more = sweep.parse_axis(f"{st.session_state[axis]}={st.session_state[values]}")
+    if not isinstance(more, list):
+        raise ConfigError("A grid takes listed values: write them with commas.")
+    return len(sweeper.extend(store, found, field, more, created_by="page"))
+
+
+def add_trials(count: str, store: Store, found: Sweep) -> int:
+    return len(sweeper.add_trials(store, found, int(st.session_state[count]), created_by="page"))
+
+
+# Where it stands, live
+
+
+def wall(sweep_id: str, drawn: tuple[object, ...]) -> None:
+    with parts.open_store() as store:
+        found = store.sweep(sweep_id)
+        assert found is not None
+        runs = store.sweep_runs(sweep_id)
+        now = latest(runs)
+        summaries = store.summaries([run.id for run in now])
+        curves = valid_curves(store, now, summaries)
+    if standing(found, runs) != drawn:
+        st.rerun()
+    progress(found, runs)
+    rows = trial_rows(runs, summaries)
+    if not rows:
+        st.info("No setting was drawn yet: the first one comes when a slot is free.", icon=":material/hourglass_empty:")
+        return
+    with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
+        order = st.segmented_control(
+            "Order", ORDERS, default=ORDERS[0], key="sweep.order", required=True, persist_state="session",
+            label_visibility="collapsed",
+        )  # fmt: skip
+        comparing = st.container(horizontal=True, width="content", vertical_alignment="center")
+    wish = trial_tiles(sweep_id, best_first(rows) if order == ORDERS[1] else rows, curves)
+    top = max((value for row in rows for value in row.valid), default=None)
+    st.caption(
+        "Valid and test accuracy are means over the seeds; valid counts the best epoch of each."
+        + (f" Lines: valid accuracy over the epochs, one a seed, all from 0 to {parts.percent(top)}." if top else "")
+    )
+    with comparing:
+        compare_buttons(sweep_id, rows, wish)
+    if wish.opened:
+        st.switch_page(parts.page_path("run"), query_params={"id": wish.opened})
+
+
+def valid_curves(store: Store, runs: Sequence[Run], summaries: Mapping[str, Mapping[str, Summary]]) -> dict[str, Curve]:
+    return {
+        run.id: store.curve(run.id, sweeper.METRIC, max_points=POINTS)
+        for run in runs
+        if sweeper.METRIC in summaries[run.id]
+    }
+
+
+def progress(found: Sweep, runs: Sequence[Run]) -> None:
+    """Runs over of all, how many of each status, time left."""
+    count = tally(found, runs)
+    words = [f"{count.over:,} of {count.expected:,} runs are over"]
+    words += [f"{count.statuses[status]:,} {status}" for status in SHOWN_STATUSES if count.statuses[status]]
+    if count.to_come:
+        words.append(f"{count.to_come:,} to come")
+    left = seconds_left(runs, count.to_come, time.time_ns() // 1_000_000)
+    if found.status is SweepStatus.RUNNING and left is not None and count.over < count.expected:
+        words.append(f"about {parts.duration(left)} left")
+    st.progress(min(1.0, count.over / count.expected) if count.expected else 0.0, text=" · ".join(words))
+
+
+def compare_buttons(sweep_id: str, rows: Sequence[TrialRow], wish: Wish) -> None:
+    runs, seeds = to_compare(rows, wish.ticked)
+    count = len(wish.ticked)
+    if count > MOST_COMPARED:
+        said = f"{count} are ticked; Compare takes up to {MOST_COMPARED} runs."
+    elif seeds and any(len(row.runs) > seeds for row in rows if row.number in wish.ticked):
+        said = f"Compare takes up to {MOST_COMPARED} runs: the first {seeds} seeds of each."
+    else:
+        said = "All seeds of the ticked tiles, side by side."
+    if st.button(
+        f"Compare ticked ({len(runs)} runs)" if runs else "Compare ticked", icon=":material/compare_arrows:",
+        disabled=len(runs) < 2, key="sweep.compare", help=said,
+    ):  # fmt: skip
+        st.switch_page(parts.page_path("compare"), query_params={"run": runs})
+    st.page_link(
+        parts.page_path("compare"), label=":primary[Compare the whole sweep]", icon=":material/table_chart:",
+        query_params={"sweep": sweep_id}, width="content",
+    )  # fmt: skip
+
+
+def to_compare(rows: Sequence[TrialRow], ticked: Sequence[int]) -> tuple[list[str], int]:
+    """(run ids, seeds of each trial at most): as many whole rounds of seeds as Compare takes, so that none has more."""
+    chosen = [row.runs for row in rows if row.number in ticked]
+    seeds = MOST_COMPARED // len(chosen) if chosen else 0
+    return [run.id for runs in chosen for run in runs[:seeds]], seeds
+
+
+# What failed
+
+
+def failures_section(found: Sweep, failed: Sequence[Failure]) -> None:
+    if not failed:
+        return
+    count = sum(len(failure.runs) for failure in failed)
+    st.subheader(f"{count} {'run' if count == 1 else 'runs'} failed", anchor=False)
+    for failure in failed:
+        with st.container(border=True, gap="small"):
+            one_failure(found, failure)
+
+
+def one_failure(found: Sweep, failure: Failure) -> None:
+    count = len(failure.runs)
+    mark = hashlib.sha1(failure.cause.encode()).hexdigest()[:10]
+    st.markdown(f":red[:material/error:] **{count} {'run' if count == 1 else 'runs, same cause'}**")
+    st.text(failure.cause)
+    labels = [f"{sweep.label(dict(run.setting))} (seed {run.config.seed})" for run in failure.runs]
+    st.caption(parts.plain("; ".join(labels[:6]) + (f" and {count - 6} more" if count > 6 else "")))
+    ids = [run.id for run in failure.runs]
+    these = "it" if count == 1 else f"these {count}"
+    a, b, c = st.columns([2, 4, 2], vertical_alignment="bottom")
+    a.button(
+        f"Re-run {these}", icon=":material/replay:", key=f"sweep.again.{mark}", width="stretch",
+        on_click=rerun, args=(found.id, ids, None), help="As before, as new runs of the same trials.",
+    )  # fmt: skip
+    typed = f"sweep.targets.{found.id}.{mark}"
+    st.session_state.setdefault(typed, ",".join(nearest_names(failure.cause)))
+    text = b.text_input("Other targets", key=typed, placeholder="qkv, or the name of a set: core, default, all-linear")
+    said, fits = checked_targets(failure.runs, text)
+    c.button(
+        f"Re-run {these} with them", icon=":material/healing:", key=f"sweep.mend.{mark}", width="stretch",
+        disabled=not fits, on_click=rerun, args=(found.id, ids, typed),
+    )  # fmt: skip
+    if said:
+        st.caption(parts.plain(said) if fits else f":red[{parts.plain(said)}]")
+
+
+def checked_targets(runs: Sequence[Run], text: str) -> tuple[str, bool]:
+    """(what the entries mean in each backbone of these runs, or what is wrong with them; whether they fit all)."""
+    if not text.strip():
+        return "", False
+    meant = []
+    try:
+        entries = grammar.entries(text)
+        for variant in dict.fromkeys(run.config.model.variant for run in runs):
+            outline = module_tree.load_outline(variant)
+            count = len([path for path in launch.resolve(outline, entries).paths if not outline.in_head(path)])
+            meant.append(f"{count} {'module' if count == 1 else 'modules'} of {variant}")
+    except UserError as error:
+        return str(error), False
+    return ", ".join(meant), True
+
+
+def rerun(sweep_id: str, run_ids: Sequence[str], typed: str | None) -> None:
+    """typed: key of the field with other targets; None: as they were."""
+    try:
+        targets = None if typed is None else grammar.entries(st.session_state[typed])
+        with parts.open_store() as store:
+            found = store.sweep(sweep_id)
+            runs = [run for run in map(store.run, run_ids) if run is not None]
+            assert found is not None
+            queued = sweeper.rerun(store, found, runs, targets=targets, created_by="page")
+    except SousaError as error:
+        st.toast(parts.plain(str(error)), icon=":material/error:")
+        return
+    st.toast(f"{len(queued)} {'run' if len(queued) == 1 else 'runs'} queued.", icon=":material/replay:")
+
+
+# What was asked
+
+
+def what_was_asked(found: Sweep, spec: SweepSpec) -> None:
+    with st.expander("What was asked", icon=":material/description:"):
+        st.button(
+            "Clone into a new sweep", icon=":material/content_copy:", key="sweep.clone", on_click=clone,
+            args=(found,), help="Fills the form with these settings.",
+        )  # fmt: skip
+        sweep_form.the_same(spec)
+
+
+def clone(found: Sweep) -> None:
+    name = found.spec.get("name")
+    st.session_state[sweep_form.DRAFT] = {**found.spec, "name": f"{name}, again"[:120] if name else ""}
+    st.query_params.clear()
