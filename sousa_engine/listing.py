@@ -23,6 +23,7 @@ SORTS = {  # what a list can be sorted by; missing values come last either way
     "trainable": "run.trainable_parameters",
     "took": "run.ended_at_ms - run.started_at_ms",
 }
+_OF_AN_ID = 4  # characters: fewer are in every id, as the 1 of "seed 1" is in its date
 UP_FIRST = ("title", "status")  # read from their beginning; the rest from its highest
 
 
@@ -87,16 +88,16 @@ def _tests(wanted: RunFilter) -> tuple[list[str], dict[str, Any]]:
         values["tags"] = json.dumps(list(wanted.tags))
     if words := wanted.words.casefold().split():
         tests.append(
-            "has_words(:words, run.tags_json, run.title, run.id, run.backbone, run.dataset, run.target_set,"
+            "has_words(:words, run.id, run.tags_json, run.title, run.backbone, run.dataset, run.target_set,"
             " iif(run.weights = 'random', 'random weights', run.weights), run.note)"
         )
         values["words"] = "\n".join(words)
     return tests, values
 
 
-def _has_words(words: str, tags_json: str, *texts: str) -> bool:
+def _has_words(words: str, run_id: str, tags_json: str, *texts: str) -> bool:
     text = "\n".join([*texts, *(json.loads(tags_json) if tags_json != "[]" else ())]).casefold()
-    return all(word in text for word in words.split("\n"))
+    return all(word in text or (len(word) >= _OF_AN_ID and word in run_id) for word in words.split("\n"))
 
 
 def _row(row: Mapping[str, Any]) -> RunRow:

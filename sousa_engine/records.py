@@ -158,7 +158,8 @@ class RunRow:
 class RunFilter:
     """Which runs a list shows: those that meet everything said here.
 
-    words: each occurs in title, id, backbone, data, target set, weights, a tag or the note, in any case of letters.
+    words: each occurs in title, backbone, data, target set, weights, a tag or the note, in any case of letters, or is
+    four letters or more of the id.
     tags: it has all of them. archived: None is both.
     """
 

@@ -131,7 +131,7 @@ def test_words_are_found_wherever_they_stand_in_any_case_of_letters(store):
     of_fields = ("ast-MINI", "tiny", run.id[-4:], "attention", "random")
     for words in ("übung", "eins ÜB", *of_fields, "LOUD", "100 %", "straße"):
         assert ids(store.listing(RunFilter(words=words))) == [run.id], words
-    for words in ("Ubung", "eins zwei", "loud\x00", "_", "[", '"'):
+    for words in ("Ubung", "eins zwei", "loud\x00", "_", "[", '"', run.id[:3]):
         assert ids(store.listing(RunFilter(words=words))) == [], words
 
 
