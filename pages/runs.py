@@ -50,7 +50,7 @@ def asked_for(store: Store) -> RunFilter:
             "Search",
             key="q",
             bind="query-params",
-            placeholder="Search title, backbone, data, targets, tags, note, id",
+            placeholder="Search titles, data, tags, notes, ids",
             width=300,
             icon=":material/search:",
             label_visibility="collapsed",
@@ -70,7 +70,7 @@ def asked_for(store: Store) -> RunFilter:
                 tags,
                 key="tag",
                 bind="query-params",
-                placeholder="Tags",
+                placeholder="Any tag",
                 width=220,
                 label_visibility="collapsed",
             )

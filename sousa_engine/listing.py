@@ -81,11 +81,10 @@ def _tests(wanted: RunFilter) -> tuple[list[str], dict[str, Any]]:
     if wanted.statuses:
         tests.append("run.status IN (SELECT value FROM json_each(:statuses))")
         values["statuses"] = json.dumps(list(wanted.statuses))
-    if wanted.tags:
-        tests.append(
-            "NOT EXISTS (SELECT value FROM json_each(:tags) EXCEPT SELECT value FROM json_each(run.tags_json))"
-        )
-        values["tags"] = json.dumps(list(wanted.tags))
+    for i, tag in enumerate(wanted.tags):
+        # Most lists of tags are seen not to hold the quoted word at all, which is ten times cheaper than to read them.
+        tests.append(f"instr(run.tags_json, :quoted{i}) AND :tag{i} IN (SELECT value FROM json_each(run.tags_json))")
+        values |= {f"tag{i}": tag, f"quoted{i}": json.dumps(tag, ensure_ascii=False)}
     if words := wanted.words.casefold().split():
         tests.append(
             "has_words(:words, run.id, run.tags_json, run.title, run.backbone, run.dataset, run.target_set,"
@@ -120,7 +119,7 @@ _METRICS = {
 _ROWS = f"""
 SELECT run.*, valid.best_value AS valid, valid.last_clip_count AS valid_n,
        test.last_value AS test, test.last_clip_count AS test_n,
-       iif(run.ended_at_ms IS NULL, (SELECT progress_json FROM runs WHERE runs.run_number = run.run_number), NULL)
+       iif(run.status = 'finished', NULL, (SELECT progress_json FROM runs WHERE runs.run_number = run.run_number))
            AS progress_json
 FROM json_each(?) AS wanted
 JOIN listed_runs AS run ON run.run_number = wanted.value

@@ -126,7 +126,7 @@ class RunRow:
     archived_at_ms: int | None
     tags: tuple[str, ...]
     note: str
-    progress: Progress | None  # of a run that is not over
+    progress: Progress | None  # None for a finished run too: it has done all
     valid: float | None  # best of all epochs
     valid_n: int | None
     test: float | None

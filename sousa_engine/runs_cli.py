@@ -141,7 +141,7 @@ def _count(ids: Sequence[str]) -> str:
 
 
 def _progress(row: RunRow) -> str:
-    return "-" if row.progress is None else f"{row.progress.done}/{row.progress.total}"
+    return "-" if row.progress is None or row.status.is_over else f"{row.progress.done}/{row.progress.total}"
 
 
 def _percent(share: float | None) -> str:

@@ -117,6 +117,9 @@ def test_a_list_is_filtered_by_everything_at_once(store, over):
     assert set(ids(store.listing(RunFilter(tags=["best"])))) == {runs["one"].id, runs["two"].id}
     assert ids(store.listing(RunFilter(tags=["best", "paper"]))) == [runs["two"].id]
     assert ids(store.listing(RunFilter(tags=["bes"]))) == []
+    store.add_tags([runs["three"].id], ['the "best"', 'very"best'])
+    assert set(ids(store.listing(RunFilter(tags=["best"])))) == {runs["one"].id, runs["two"].id}, "a part of a tag"
+    assert ids(store.listing(RunFilter(tags=['the "best"']))) == [runs["three"].id]
     found = store.listing(RunFilter(words="t", statuses=[RunStatus.STOPPED], tags=["best"]))
     assert set(ids(found)) == {runs["one"].id, runs["two"].id}, "a tag's letters are words too"
     assert ids(store.listing(RunFilter(words="three", statuses=[RunStatus.QUEUED]))) == []

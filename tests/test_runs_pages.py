@@ -112,6 +112,8 @@ def test_every_run_is_listed_newest_first_with_its_n(visit_week, week):
     assert finished["test_n"] == 200 and 0.5 < finished["test"] < 0.7 and finished["progress"] == 1
     assert len(finished["curve"]) == 10 and finished["curve"][-1] > finished["curve"][0]
     assert finished["targets"] == "attention+mlp · 24 modules" and finished["trainable"] == 118_696
+    stopped = found[week[1]["stopped"].id]
+    assert round(stopped["progress"], 2) == 0.42 and stopped["test"] is None and stopped["test_n"] is None
     running = found[week[1]["running"].id]
     assert running["progress"] == 0.5 and running["valid_n"] == 200 and running["took_s"] is None
 
