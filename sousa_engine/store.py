@@ -1,4 +1,5 @@
-"""What was run and measured, in runs.db. The only file that speaks SQL, through sqlite-utils (with migrations).
+"""What was run and measured, in runs.db. The only file that speaks SQL, through sqlite-utils (with migrations, and
+with metric_tables and listing, which only this file calls).
 
 A Store is a connection: it belongs to one thread and is closed after use. Opening one costs under a millisecond.
 

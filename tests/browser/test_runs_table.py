@@ -179,6 +179,23 @@ def test_a_dialog_stays_open_while_the_list_refreshes_and_deletes_what_it_names(
         live.end(RunStatus.STOPPED, "The test is over.")
 
 
+def test_what_people_wrote_is_text_and_never_markup(studio, table, runs):
+    hostile = '<img src=x onerror="boom()"> "a" & <b>b</b>'
+    run = Training.begin(studio.workspace, config(seed=8, max_epochs=1, name=hostile)).finish()
+    try:
+        with Store.open(studio.workspace) as store:
+            store.set_tags(run.id, ["<i>tag</i>"])
+            store.set_note(run.id, '"><script>boom()</script>')
+        table.open()
+        expect(table.row(run).get_by_role("link")).to_have_text(hostile)
+        expect(table.row(run).locator(".tag")).to_have_text("<i>tag</i>")
+        expect(table.row(run).locator(".note")).to_have_attribute("title", '"><script>boom()</script>')
+        assert table.row(run).locator("img, b, script").count() == 0
+    finally:
+        with Store.open(studio.workspace) as store:
+            store.delete([run.id])
+
+
 def test_a_phone_sees_cards_and_sorts_them(table, runs):
     first, *_ = runs
     table.page.set_viewport_size({"width": 390, "height": 844})
