@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import streamlit as st
 
-from sousa_engine.analysis.compare import Result, results
 from sousa_engine.analysis.sweeps import tally
-from sousa_engine.records import Run, Sweep
+from sousa_engine.records import RunRow, Sweep
 from sousa_engine.store import Store
 from sousa_engine.web import parts
 
@@ -52,13 +51,12 @@ def main() -> None:
             st.space("stretch")
             st.page_link(parts.page_path(page), label=f":primary[{label}]", icon=":material/arrow_forward:")
     with parts.open_store() as store:
-        runs = store.runs(limit=NEWEST)
-        found = results(runs, store.summaries([run.id for run in runs]))
+        runs = store.listing(limit=NEWEST).rows
         st.subheader("Newest runs", anchor=False)
         if not runs:
             st.caption("Nothing trained yet. A first run on the embedded data takes a few minutes.")
-        for run, result in zip(runs, found, strict=True):
-            run_line(run, result)
+        for run in runs:
+            run_line(run)
         sweeps(store)
 
 
@@ -87,7 +85,7 @@ def sweep_line(found: Sweep, store: Store) -> None:
         st.caption(parts.when(found.created_at_ms), width="content")
 
 
-def run_line(run: Run, result: Result) -> None:
+def run_line(run: RunRow) -> None:
     with st.container(horizontal=True, vertical_alignment="center", gap="small", border=True):
         st.page_link(
             parts.page_path("run"),
@@ -98,8 +96,8 @@ def run_line(run: Run, result: Result) -> None:
         parts.status_badge(run.status)
         if run.is_random:
             parts.weights_badge(run)
-        if result.test:
-            st.caption(f"test accuracy {parts.percent(result.test.value)}, n = {result.test.n:,}", width="content")
+        if run.test is not None:
+            st.caption(f"test accuracy {parts.percent(run.test)}, n = {run.test_n:,}", width="content")
         st.caption(parts.when(run.created_at_ms), width="content")
 
 

@@ -5,23 +5,25 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from sousa_engine import launch, run_files, supervisor
+from sousa_engine import launch, run_files
 from sousa_engine.analysis import log
 from sousa_engine.analysis.compare import Result, changes_from_defaults, describe_targets, results
 from sousa_engine.analysis.confusion import class_results, confusion, mistakes
 from sousa_engine.charts.class_accuracy import class_accuracy_figure, class_accuracy_info
 from sousa_engine.charts.confusion import confusion_figure, confusion_info
 from sousa_engine.errors import SousaError
-from sousa_engine.records import Prediction, Run, RunStatus, Sweep
+from sousa_engine.records import LONGEST_NOTE, Prediction, Run, RunFilter, RunStatus, Sweep
 from sousa_engine.store import Store
-from sousa_engine.web import parts
+from sousa_engine.web import manage, parts
 from sousa_engine.web.components.live_chart import live_chart
 
 REFRESH_S = 2
 CAUSE_LINES, LOG_LINES = 40, 200
+MOST_OFFERED = 200
 
 
 def main() -> None:
+    manage.dialogs(after_deletion=lambda run_ids: st.switch_page(parts.page_path("runs")))
     with parts.open_store() as store:
         run_id = st.query_params.get("id", "")
         run = store.run(run_id)
@@ -31,7 +33,8 @@ def main() -> None:
         divergence = store.first_divergence(run.id)
         predictions = {split: store.predictions(run.id, split) for split in ("test", "valid")}
         of_sweep = store.sweep(run.sweep_id) if run.sweep_id else None
-    header(run, of_sweep)
+        known_tags = list(store.tags())
+    header(run, of_sweep, known_tags)
     cause(run, store, divergence)
     live_chart([run], key=f"chart-{run.id}")
     st.space("small")
@@ -46,12 +49,14 @@ def choose(store: Store, run_id: str) -> None:
         st.error(parts.plain(f"No run has the id {run_id!r}. Choose one below."), icon=":material/error:")
     else:
         st.caption("Choose a run to see its curves, results, settings and log.")
-    runs = store.runs()
-    if not runs:
+    found = store.listing(RunFilter(archived=None), limit=MOST_OFFERED)
+    if not found.total:
         st.info("Nothing trained yet.", icon=":material/info:")
         st.page_link(parts.page_path("launch"), label="Launch a training", icon=":material/rocket_launch:")
         return
-    picked = parts.pick_run(runs, key="run_choice")
+    if found.total > MOST_OFFERED:
+        st.caption(f"The {MOST_OFFERED} newest are offered here; the page Runs finds all {found.total:,}.")
+    picked = parts.pick_run(found.rows, key="run_choice")
     if picked:
         st.query_params["id"] = picked.id
         st.rerun()
@@ -60,7 +65,7 @@ def choose(store: Store, run_id: str) -> None:
 # What it is, and what can be done
 
 
-def header(run: Run, of_sweep: Sweep | None) -> None:
+def header(run: Run, of_sweep: Sweep | None, known_tags: list[str]) -> None:
     with st.container(horizontal=True, gap="medium"):
         st.page_link(parts.page_path("runs"), label=":primary[All runs]", icon=":material/arrow_back:", width="content")
         if of_sweep:
@@ -74,7 +79,7 @@ def header(run: Run, of_sweep: Sweep | None) -> None:
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
         st.title(parts.plain(run.title), anchor=False, width="content")
         with st.container(horizontal=True, width="content", vertical_alignment="center"):
-            actions(run)
+            actions(run, known_tags)
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         if run.status.is_over:  # until then the chart's own line tells it, every second
             parts.status_badge(run.status)
@@ -83,21 +88,28 @@ def header(run: Run, of_sweep: Sweep | None) -> None:
         st.badge(parts.plain(run.config.dataset_name), icon=":material/library_music:", color="gray", help="Data set")
         st.badge(run.device or run.config.device, icon=":material/memory:", color="gray", help="Device")
         st.badge(f"seed {run.config.seed}", icon=":material/tag:", color="gray", help="Seed")
+        for tag in run.tags:
+            st.badge(parts.plain(tag), icon=":material/sell:", color="blue", help="Tag")
+        if run.archived_at_ms:
+            st.badge("archived", icon=":material/archive:", color="gray", help=parts.when(run.archived_at_ms))
         took = ""
         if run.status.is_over and run.started_at_ms and run.ended_at_ms:
             took = f" · took {parts.duration((run.ended_at_ms - run.started_at_ms) / 1000)}"
         st.caption(f"{run.id} · {parts.when(run.created_at_ms)}{took}")
+    if run.note:
+        st.markdown(parts.plain(run.note).replace("\n", "  \n"))
 
 
-def actions(run: Run) -> None:
+def actions(run: Run, known_tags: list[str]) -> None:
     if run.status is RunStatus.QUEUED:
-        st.button("Take out of the queue", icon=":material/cancel:", on_click=stop, args=(run.id,), key="stop")
+        label = "Take out of the queue"
+        st.button(label, icon=":material/cancel:", on_click=manage.stop, args=([run.id],), key="stop")
     elif not run.status.is_over:
         st.button(
             "Stopping" if run.status is RunStatus.STOPPING else "Stop and save",
             icon=":material/stop_circle:",
-            on_click=stop,
-            args=(run.id,),
+            on_click=manage.stop,
+            args=([run.id],),
             disabled=run.status is RunStatus.STOPPING,
             help="Saves a checkpoint first, then ends. All metrics are kept.",
             key="stop",
@@ -105,32 +117,33 @@ def actions(run: Run) -> None:
     if st.button("Launch again", icon=":material/replay:", help="Open Launch with these settings.", key="again"):
         st.session_state["draft"] = run.config.model_dump(mode="json")
         st.switch_page(parts.page_path("launch"))
-    with st.popover("Rename", icon=":material/edit:"):
+    with st.popover("Edit", icon=":material/edit:", help="Title, tags and note"):
         name = st.text_input("Title", run.config.name, key=f"name-{run.id}", placeholder=run.title, max_chars=120)
-        st.button("Save", on_click=rename, args=(run.id, name), key="rename")
-
-
-def stop(run_id: str) -> None:
-    try:
-        with parts.open_store() as store:
-            run = store.request_stop(run_id)
-            supervisor.ensure(store.workspace)  # it may have left, or died: the stop needs somebody to see to it
-    except SousaError as error:
-        st.toast(parts.plain(str(error)), icon=":material/error:")
+        tags = st.multiselect(
+            "Tags",
+            sorted({*known_tags, *run.tags}, key=str.casefold),
+            list(run.tags),
+            key=f"tags-{run.id}",
+            accept_new_options=True,
+            placeholder="Choose a tag, or write a new one",
+        )
+        note = st.text_area("Note", run.note, key=f"note-{run.id}", max_chars=LONGEST_NOTE, height=140)
+        st.button("Save", on_click=manage.edit, args=(run.id, name, tags, note), key="rename", type="primary")
+    if not run.status.is_over:
         return
-    said = {
-        RunStatus.STOPPING: "Stopping: a checkpoint is saved first.",
-        RunStatus.STOPPED: "Taken out of the queue.",
-    }
-    st.toast(said.get(run.status, f"The run is over already: {run.status.value}."), icon=":material/stop_circle:")
-
-
-def rename(run_id: str, name: str) -> None:
-    try:
-        with parts.open_store() as store:
-            store.rename(run_id, name)
-    except SousaError as error:
-        st.toast(parts.plain(str(error)), icon=":material/error:")
+    if run.archived_at_ms:
+        label = "Unarchive"
+        st.button(label, icon=":material/unarchive:", on_click=manage.unarchive, args=([run.id],), key="unarchive")
+    else:
+        st.button(
+            "Archive",
+            icon=":material/archive:",
+            on_click=manage.archive,
+            args=([run.id],),
+            help="Out of the lists, and kept.",
+            key="archive",
+        )
+    st.button("Delete", icon=":material/delete:", on_click=manage.ask, args=("delete", [run.id]), key="delete")
 
 
 def cause(run: Run, store: Store, divergence: tuple[str, int] | None) -> None:

@@ -1,4 +1,4 @@
-"""The command line: train, runs, show, stop, modules, targets.
+"""The command line: train, show, stop, modules, targets here; runs, sweeps and weights in files of their own.
 
 Exit code 0 for success, 2 for a user's mistake, 1 for a run that failed, 3 for one that was stopped.
 """
@@ -17,7 +17,7 @@ import click
 import yaml
 from tqdm import tqdm
 
-from sousa_engine import __version__, config, grammar, launch, module_tree, run_files
+from sousa_engine import __version__, config, grammar, launch, module_tree, run_files, runs_cli
 from sousa_engine.analysis.significance import wilson
 from sousa_engine.data import synth
 from sousa_engine.errors import ConfigError, SousaError, UserError, unknown
@@ -28,6 +28,7 @@ from sousa_engine.weights_cli import weights
 from sousa_engine.workspace import Workspace, default_workspace
 
 POLL_S = 0.3
+_OF_RUNS = ("runs", "show", "stop", "tag", "note", "archive", "delete")
 
 
 class _Commands(click.Group):
@@ -63,15 +64,17 @@ class _Commands(click.Group):
 def main(ctx: click.Context, root: Path | None) -> None:
     """Fine-tune audio backbones with LoRA, from a terminal. The pages of the studio have the same verbs."""
     ctx.obj = Workspace(root=root.resolve()) if root else default_workspace()
-    if ctx.invoked_subcommand in ("runs", "show", "stop") and not ctx.obj.root.is_dir():
+    if ctx.invoked_subcommand in _OF_RUNS and not ctx.obj.root.is_dir():
         raise UserError(f"There is no folder {ctx.obj.root}, so there are no runs in it. Check --workspace.")
     if trouble := ctx.obj.full_disk():
         click.echo(f"warning: {trouble}", err=True)
 
 
-main.add_command(sweep_command)
-main.add_command(sweeps)
-main.add_command(weights)
+for _command in (
+    *(runs_cli.runs, runs_cli.tag, runs_cli.note, runs_cli.archive, runs_cli.delete),
+    *(sweep_command, sweeps, weights),
+):
+    main.add_command(_command)
 
 
 def _field_list() -> str:
@@ -130,28 +133,6 @@ def train(workspace: Workspace, words: tuple[str, ...], file: Path | None, detac
 
 
 @main.command()
-@click.option("--status", type=click.Choice([s.value for s in RunStatus]), help="Only runs of this status.")
-@click.option("--limit", default=20, show_default=True, help="How many, newest first.")
-@click.pass_obj
-def runs(workspace: Workspace, status: str | None, limit: int) -> None:
-    """List the runs of this workspace."""
-    with Store.open(workspace) as store:
-        found = store.runs(status=RunStatus(status) if status else None, limit=limit)
-        summaries = store.summaries([run.id for run in found])
-    if not found:
-        click.echo("No runs yet. Try: python -m sousa_engine train model=ast-mini data=tiny")
-        return
-    click.echo(f"{'RUN':<20} {'STATUS':<9} {'PROGRESS':<9} {'VALID':<7} {'TEST':<14} TITLE")
-    for run in found:
-        metrics = summaries.get(run.id, {})
-        random = "  [random weights]" if run.is_random else ""
-        click.echo(
-            f"{run.id:<20} {run.status.value:<9} {_progress_text(run):<9} {_best(metrics, 'valid/accuracy'):<7} "
-            f"{_with_n(metrics, 'test/accuracy'):<14} {run.title}{random}"
-        )
-
-
-@main.command()
 @click.argument("run")
 @click.option("--log", "log_lines", default=0, help="Also print the last lines of the trainer's log.")
 @click.pass_obj
@@ -169,6 +150,8 @@ def show(workspace: Workspace, run: str, log_lines: int) -> None:
         ("weights", found.weights_label or found.config.model.weights),
         ("progress", _progress_text(found)),
     ]
+    rows += [("tags", ", ".join(found.tags))] if found.tags else []
+    rows += [("note", found.note.replace("\n", "\n" + " " * 17))] if found.note else []
     rows += [(name, _metric_text(summary)) for name, summary in sorted(metrics.items())]
     for name, text in rows:
         click.echo(f"{name:<16} {text}")
@@ -364,13 +347,3 @@ def _progress_text(run: Run) -> str:
     if run.progress is None or run.status.is_over:
         return "-"
     return f"{run.progress.done}/{run.progress.total}"
-
-
-def _best(metrics: dict[str, Summary], name: str) -> str:
-    return f"{metrics[name].best:.1%}" if name in metrics and metrics[name].best is not None else "-"
-
-
-def _with_n(metrics: dict[str, Summary], name: str) -> str:
-    if name not in metrics or metrics[name].last is None:
-        return "-"
-    return f"{metrics[name].last:.1%} n={metrics[name].n}"

@@ -42,7 +42,7 @@ with _without("pandas", "numpy"):
 
 APPLICATION_ID = 0x534F5553  # "SOUS"
 BUSY_TIMEOUT_S = 30.0
-_LATEST = 2
+_LATEST = 3
 
 history = Migrations("sousa_engine")
 
@@ -175,6 +175,79 @@ def _sweeps(db: Database) -> None:
         CREATE INDEX runs_of_sweeps ON runs (sweep_id, trial_number) WHERE sweep_id IS NOT NULL;
         """
     )
+
+
+@history(name="0003_tags_notes_archive")
+def _kept(db: Database) -> None:
+    db.executescript(
+        """
+        ALTER TABLE runs ADD COLUMN tags_json TEXT NOT NULL DEFAULT '[]' CHECK (json_valid(tags_json));
+        ALTER TABLE runs ADD COLUMN note TEXT NOT NULL DEFAULT '';
+        ALTER TABLE runs ADD COLUMN archived_at_ms INTEGER;   -- NULL: shown in lists
+
+        -- What lists show, sort and search, without the configs: narrow, so that 10,000 runs are read in milliseconds.
+        -- Triggers on runs keep it.
+        CREATE TABLE listed_runs (
+            run_number INTEGER PRIMARY KEY REFERENCES runs (run_number) ON DELETE CASCADE,
+            id TEXT NOT NULL UNIQUE,
+            title TEXT NOT NULL,
+            status TEXT NOT NULL,
+            device TEXT NOT NULL,
+            backbone TEXT NOT NULL,
+            weights TEXT NOT NULL,
+            dataset TEXT NOT NULL,
+            method TEXT NOT NULL,
+            target_set TEXT NOT NULL,
+            target_modules INTEGER NOT NULL,
+            seed INTEGER NOT NULL,
+            trainable_parameters INTEGER,
+            sweep_id TEXT,
+            created_at_ms INTEGER NOT NULL,
+            started_at_ms INTEGER,
+            ended_at_ms INTEGER,
+            archived_at_ms INTEGER,
+            tags_json TEXT NOT NULL,
+            note TEXT NOT NULL
+        );
+        CREATE VIEW runs_to_list AS
+        SELECT run_number, id,
+               iif(name != '', name, backbone || ' · ' || dataset || ' · seed ' || seed) AS title,
+               status, device, backbone, weights, dataset, method, target_set, target_modules, seed,
+               trainable_parameters, sweep_id, created_at_ms, started_at_ms, ended_at_ms, archived_at_ms,
+               tags_json, note
+        FROM (
+            SELECT *,
+                   coalesce(slot, wanted_device) AS device,
+                   json_extract(config_json, '$.model.variant') AS backbone,
+                   json_extract(config_json, '$.model.weights') AS weights,
+                   substr(path, 1 + length(rtrim(path, replace(replace(path, '/', ''), '\\', '')))) AS dataset,
+                   coalesce(json_extract(config_json, '$.lora.method'), 'lora') AS method,
+                   coalesce(json_extract(config_json, '$.lora.target_set'), '') AS target_set,
+                   coalesce(json_array_length(config_json, '$.lora.targets'), 0) AS target_modules,
+                   json_extract(config_json, '$.seed') AS seed,
+                   json_extract(facts_json, '$.parameters.trainable') AS trainable_parameters
+            FROM (SELECT *, rtrim(json_extract(config_json, '$.data.dataset'), '/\\') AS path FROM runs)
+        );
+        INSERT INTO listed_runs SELECT * FROM runs_to_list;
+        CREATE TRIGGER list_a_new_run AFTER INSERT ON runs BEGIN
+            INSERT INTO listed_runs SELECT * FROM runs_to_list WHERE run_number = new.run_number;
+        END;
+        CREATE TRIGGER list_a_changed_run
+        AFTER UPDATE OF name, status, slot, config_json, sweep_id, started_at_ms, ended_at_ms, archived_at_ms,
+                        tags_json, note ON runs BEGIN
+            REPLACE INTO listed_runs SELECT * FROM runs_to_list WHERE run_number = new.run_number;
+        END;
+        CREATE TRIGGER list_new_facts AFTER UPDATE OF facts_json ON runs
+        WHEN new.facts_json IS NOT old.facts_json BEGIN     -- every ingest writes them, few change them
+            REPLACE INTO listed_runs SELECT * FROM runs_to_list WHERE run_number = new.run_number;
+        END;
+        """
+    )
+    more = """r.reason,
+    r.tags_json AS tags,
+    r.note,
+    strftime('%Y-%m-%d %H:%M:%SZ', r.archived_at_ms / 1000, 'unixepoch') AS archived_at"""
+    db.create_view("runs_overview", _OVERVIEW.replace("r.reason", more), replace=True)
 
 
 _OVERVIEW = """

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from sousa_engine.config import RunConfig
+from sousa_engine.errors import UserError
+from sousa_engine.methods import METHODS
+
+LONGEST_TAG, LONGEST_NOTE = 40, 4000  # characters
 
 
 class RunStatus(enum.StrEnum):
@@ -79,6 +83,9 @@ class Run:
     trial: int | None = None  # number of its setting in the sweep, from 0
     setting: Mapping[str, Any] = field(default_factory=dict)  # field of each axis -> value, as the sweep says it
     pruned_at_step: int | None = None  # the sweep gave it up here; it counts if the run was then stopped
+    tags: tuple[str, ...] = ()  # in alphabetical order
+    note: str = ""
+    archived_at_ms: int | None = None  # None: shown in lists
 
     @property
     def is_pruned(self) -> bool:
@@ -91,6 +98,84 @@ class Run:
     @property
     def is_random(self) -> bool:
         return self.config.model.weights == "random"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRow:
+    """A run as a line of a list, without its config: light, because a list may have 10,000 of them.
+
+    Accuracies lie in [0, 1]; None is what was not measured (yet).
+    """
+
+    id: str
+    title: str
+    status: RunStatus
+    device: str  # the slot it runs or ran on; before that, what it asked for
+    backbone: str
+    weights: str  # pretrained, random, or the path of a file
+    dataset: str  # its name
+    method: str  # lora, dora, bitfit, ...
+    target_set: str
+    target_modules: int
+    seed: int
+    trainable: int | None
+    sweep_id: str | None
+    created_at_ms: int
+    started_at_ms: int | None
+    ended_at_ms: int | None
+    archived_at_ms: int | None
+    tags: tuple[str, ...]
+    note: str
+    progress: Progress | None  # None for a finished run too: it has done all
+    valid: float | None  # best of all epochs
+    valid_n: int | None
+    test: float | None
+    test_n: int | None
+
+    @property
+    def is_random(self) -> bool:
+        return self.weights == "random"
+
+    @property
+    def trains(self) -> str:
+        """What trains beside the head, in short: "attention · 16 modules", "head alone", "BitFit"."""
+        method = METHODS[self.method]
+        if not method.takes_targets:
+            return method.title
+        count = f"{self.target_modules} module{'s' if self.target_modules > 1 else ''}"
+        words = [self.target_set, count if self.target_modules else "head alone"]
+        return " · ".join(filter(None, [*words, "" if self.method == "lora" else method.title]))
+
+    @property
+    def seconds(self) -> float | None:
+        """From start to end; None while it runs, and where it never started."""
+        if self.started_at_ms is None or self.ended_at_ms is None:
+            return None
+        return (self.ended_at_ms - self.started_at_ms) / 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFilter:
+    """Which runs a list shows: those that meet everything said here.
+
+    words: each occurs in title, backbone, data, target set, weights, a tag or the note, in any case of letters, or is
+    four letters or more of the id.
+    tags: it has all of them. archived: None is both.
+    """
+
+    words: str = ""
+    statuses: Collection[RunStatus] = ()  # none: any
+    tags: Collection[str] = ()
+    sweep_id: str | None = None
+    archived: bool | None = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """Some lines of a list, and how many runs the whole list has."""
+
+    rows: tuple[RunRow, ...]
+    total: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,3 +242,20 @@ class TargetSet:
     paths: tuple[str, ...]
     head: str
     saved_at_ms: int
+
+
+def checked_tags(tags: Collection[str]) -> tuple[str, ...]:
+    """Tags as they are stored: trimmed, each once, in alphabetical order. Raises UserError naming the first bad one."""
+    found = {tag.strip() for tag in tags}
+    for tag in found:
+        if not 1 <= len(tag) <= LONGEST_TAG or not tag.isprintable():
+            raise UserError(f"{tag[:60]!r} cannot be a tag: a tag is one line of 1 to {LONGEST_TAG} characters.")
+    return tuple(sorted(found, key=lambda tag: (tag.casefold(), tag)))
+
+
+def checked_note(text: str) -> str:
+    """A note as it is stored, "" for none. Raises UserError if it is too long."""
+    note = "\n".join(line.rstrip() for line in text.splitlines()).strip()
+    if len(note) > LONGEST_NOTE:
+        raise UserError(f"The note has {len(note):,} characters; {LONGEST_NOTE:,} are the most. Shorten it.")
+    return note

@@ -1,4 +1,5 @@
-"""What was run and measured, in runs.db. The only file that speaks SQL, through sqlite-utils (with migrations).
+"""What was run and measured, in runs.db. The only file that speaks SQL, through sqlite-utils (with migrations, and
+with metric_tables and listing, which only this file calls).
 
 A Store is a connection: it belongs to one thread and is closed after use. Opening one costs under a millisecond.
 
@@ -22,26 +23,32 @@ from functools import lru_cache
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from sousa_engine import errors, metric_tables, migrations
-from sousa_engine.config import RunConfig
-from sousa_engine.errors import UnknownNameError
+from sousa_engine import errors, listing, metric_tables, migrations, trash
+from sousa_engine.config import RunConfig, build
+from sousa_engine.errors import UnknownNameError, UserError
 from sousa_engine.records import (
     Curve,
     Event,
+    Listing,
     Prediction,
     Progress,
     Run,
+    RunFilter,
+    RunRow,
     RunStatus,
     Summary,
     Sweep,
     SweepStatus,
     TargetSet,
+    checked_note,
+    checked_tags,
 )
 from sousa_engine.spool import SpoolBatch
 from sousa_engine.workspace import Workspace
 
 _ID_LETTERS = "23456789abcdefghjkmnpqrstuvwxyz"  # without look-alikes: 0 o, 1 i l
 _SLOT_HELD = "status IN ('starting', 'running', 'stopping')"
+_THESE = "(SELECT value FROM json_each(?))"  # a JSON list of ids
 _NOT_PAUSED = "NOT EXISTS (SELECT 1 FROM sweeps WHERE sweeps.id = runs.sweep_id AND sweeps.status = 'paused')"
 
 
@@ -69,6 +76,7 @@ class Store:
         self._db = db
         self._clock_ms = clock_ms
         self.workspace = workspace
+        listing.prepare(db)
 
     @classmethod
     def open(
@@ -80,7 +88,13 @@ class Store:
         clock_ms: Callable[[], int] = now_ms,
     ) -> Store:
         """Raises WorkspaceError: read-only folder (unless `readonly`), newer schema, not our database."""
-        return cls(migrations.open_database(workspace, readonly=readonly, checkpoints=checkpoints), workspace, clock_ms)
+        db = migrations.open_database(workspace, readonly=readonly, checkpoints=checkpoints)
+        store = cls(db, workspace, clock_ms)
+        if not readonly and trash.found(workspace):
+            with trash.alone(workspace, wait=False) as nobody_deletes:
+                if nobody_deletes:
+                    store._settle_trash()  # a deletion was cut short
+        return store
 
     def close(self) -> None:
         self._db.close()
@@ -143,6 +157,37 @@ class Store:
         )
         return tuple(_run(row) for row in self._query(sql, [*wanted, -1 if limit is None else limit]))
 
+    def listing(
+        self,
+        wanted: RunFilter | None = None,
+        *,
+        sort: str = "created",
+        descending: bool = True,
+        limit: int | None = None,
+        offset: int = 0,
+    ) -> Listing:
+        """Lines of the list of runs, without their configs: milliseconds among 10,000. sort: one of listing.SORTS.
+
+        Without a filter, all that are not archived. Raises UnknownNameError.
+        """
+        with self._reading() as db:
+            found = listing.matching(db, wanted or RunFilter(), sort, descending)
+            shown = found[offset:] if limit is None else found[offset : offset + limit]
+            return Listing(rows=listing.rows(db, shown), total=len(found))
+
+    def rows(self, run_ids: Iterable[str]) -> tuple[RunRow, ...]:
+        """The lines of these runs, in the order given; ids of no run are left out."""
+        with self._reading() as db:
+            return listing.rows(db, listing.numbers_of(db, run_ids))
+
+    def run_count(self) -> int:
+        return self._query("SELECT count(*) AS n FROM listed_runs")[0]["n"]
+
+    def outlines(self, run_ids: Iterable[str], metric: str, *, points: int = 20) -> dict[str, tuple[float | None, ...]]:
+        """The metric of each run that has it, in at most `points` means over its steps; None where none was finite."""
+        with self._reading() as db:
+            return listing.outlines(db, run_ids, metric, points)
+
     def request_stop(self, run_id: str) -> Run:
         """A queued run is STOPPED at once; one on a slot becomes STOPPING, and the supervisor sees to it.
 
@@ -166,11 +211,77 @@ class Store:
         return self._existing(run_id)
 
     def rename(self, run_id: str, name: str) -> Run:
-        """Give a run another name to be shown by; "" is the one made of model, data and seed."""
-        checked = RunConfig.model_validate({"name": name}).name
+        """Give a run another name to be shown by; "" is the one made of model, data and seed.
+
+        Raises ConfigError for a name that is too long, UnknownNameError.
+        """
+        checked = build({"name": name}).name
         with self._writing() as db:
             db.execute("UPDATE runs SET name = ? WHERE id = ?", [checked, run_id])
         return self._existing(run_id)
+
+    # What people say of runs, and deleting
+
+    def tags(self) -> dict[str, int]:
+        """Every tag, in alphabetical order, and how many runs have it."""
+        with self._reading() as db:
+            return listing.tags(db)
+
+    def set_tags(self, run_id: str, tags: Collection[str]) -> Run:
+        """Exactly these. Raises UserError for a text that cannot be a tag, UnknownNameError."""
+        wanted = checked_tags(tags)
+        self._retag([run_id], lambda old: wanted)
+        return self._existing(run_id)
+
+    def add_tags(self, run_ids: Iterable[str], tags: Collection[str]) -> None:
+        """Raises UserError for a text that cannot be a tag, UnknownNameError; nothing is changed then."""
+        more = checked_tags(tags)
+        self._retag(run_ids, lambda old: checked_tags([*old, *more]))
+
+    def remove_tags(self, run_ids: Iterable[str], tags: Collection[str]) -> None:
+        """What a run does not have, it does not lose. Raises UnknownNameError; nothing is changed then."""
+        less = {tag.strip() for tag in tags}
+        self._retag(run_ids, lambda old: tuple(tag for tag in old if tag not in less))
+
+    def set_note(self, run_id: str, text: str) -> Run:
+        """ "" for none. Raises UserError if it is too long, UnknownNameError."""
+        note = checked_note(text)
+        with self._writing() as db:
+            db.execute("UPDATE runs SET note = ? WHERE id = ?", [note, run_id])
+        return self._existing(run_id)
+
+    def archive(self, run_ids: Iterable[str]) -> None:
+        """Out of the lists, and kept. Raises UnknownNameError; UserError for a run that is not over. All or none."""
+        ids = list(run_ids)
+        with self._writing() as db:
+            self._check_over(ids, "archived")
+            db.execute(
+                f"UPDATE runs SET archived_at_ms = ? WHERE id IN {_THESE} AND archived_at_ms IS NULL",
+                [self._clock_ms(), json.dumps(ids)],
+            )
+
+    def unarchive(self, run_ids: Iterable[str]) -> None:
+        with self._writing() as db:
+            db.execute(f"UPDATE runs SET archived_at_ms = NULL WHERE id IN {_THESE}", [json.dumps(list(run_ids))])
+
+    def delete(self, run_ids: Iterable[str]) -> None:
+        """Remove runs, all that was measured of them, and their folders; all of them or none.
+
+        Raises UnknownNameError; UserError for a run that is not over, or whose sweep is not: it would train it again.
+        Cut short at any point, it is made whole where the store is opened next: see trash.py.
+        """
+        ids = list(dict.fromkeys(run_ids))
+        with trash.alone(self.workspace, wait=True):
+            self._check_deletable(ids)
+            try:
+                trash.put_in(self.workspace, ids)
+                with self._writing() as db:
+                    self._check_deletable(ids)  # again: meanwhile a sweep may have been taken up
+                    of_these = f"run_number IN (SELECT run_number FROM runs WHERE id IN {_THESE})"
+                    for table in ("events", "predictions", "runs"):  # all else goes with runs
+                        db.execute(f"DELETE FROM {table} WHERE {of_these}", [json.dumps(ids)])
+            finally:
+                self._settle_trash()
 
     def events(self, run_id: str) -> tuple[Event, ...]:
         """Oldest first."""
@@ -493,6 +604,48 @@ class Store:
             found = _new_id(at_ms)  # alike in one second: one in 900,000
         return found
 
+    def _retag(self, run_ids: Iterable[str], change: Callable[[tuple[str, ...]], tuple[str, ...]]) -> None:
+        with self._writing() as db:
+            for run in self._rows_of(run_ids):
+                tags = json.dumps(change(run.tags), ensure_ascii=False)
+                db.execute("UPDATE runs SET tags_json = ? WHERE id = ?", [tags, run.id])
+
+    def _rows_of(self, run_ids: Iterable[str]) -> tuple[RunRow, ...]:
+        """Raises UnknownNameError."""
+        ids = list(run_ids)
+        found = self.rows(ids)
+        missing = set(ids) - {row.id for row in found}
+        if missing:
+            raise UnknownNameError(f"No run has the id {', '.join(sorted(map(repr, missing)))}.")
+        return found
+
+    def _check_over(self, run_ids: Iterable[str], what: str) -> None:
+        alive = [row for row in self._rows_of(run_ids) if not row.status.is_over]
+        if alive:
+            named = ", ".join(f"{row.id} is {row.status.value}" for row in alive[:5])
+            more = f" and {len(alive) - 5} more" if len(alive) > 5 else ""
+            raise UserError(f"Only a run that is over can be {what}: {named}{more}. Stop it first.")
+
+    def _check_deletable(self, run_ids: Collection[str]) -> None:
+        self._check_over(run_ids, "deleted")
+        found = self._query(
+            "SELECT runs.id, sweeps.id AS sweep, sweeps.status FROM runs JOIN sweeps ON sweeps.id = runs.sweep_id"
+            f" WHERE runs.id IN {_THESE} AND sweeps.ended_at_ms IS NULL LIMIT 1",
+            [json.dumps(list(run_ids))],
+        )
+        if found:
+            raise UserError(
+                f"{found[0]['id']} belongs to sweep {found[0]['sweep']}, which is {found[0]['status']} and could train "
+                "it again. Stop the sweep first, or wait for its end."
+            )
+
+    def _settle_trash(self) -> None:
+        """By its row, each folder in the trash goes back or goes for good. Only while nobody else deletes."""
+        lying = trash.found(self.workspace)
+        kept = {row.id for row in self.rows(lying)}
+        trash.put_back(self.workspace, kept)
+        trash.empty(self.workspace, [run_id for run_id in lying if run_id not in kept])
+
     def _existing_sweep(self, sweep_id: str) -> Sweep:
         sweep = self.sweep(sweep_id)
         if sweep is None:
@@ -585,6 +738,9 @@ def _run(row: Mapping[str, Any]) -> Run:
         trial=row["trial_number"],
         setting=json.loads(row["setting_json"]) if row["setting_json"] else {},
         pruned_at_step=row["pruned_at_step"],
+        tags=tuple(json.loads(row["tags_json"])),
+        note=row["note"],
+        archived_at_ms=row["archived_at_ms"],
     )
 
 

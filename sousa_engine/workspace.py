@@ -35,6 +35,11 @@ class Workspace:
         return self.runs / ".weights"
 
     @property
+    def trash(self) -> Path:
+        """Folders of runs that are being deleted: trash.py."""
+        return self.runs / ".trash"
+
+    @property
     def supervisor_lock(self) -> Path:
         return self.runs / "supervisor.lock"
 

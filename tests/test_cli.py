@@ -161,3 +161,68 @@ def test_metric_text_says_its_n_and_interval():
 
     text = cli._metric_text(Summary(metric="test/accuracy", last=0.5, last_step=9, best=0.5, best_step=9, n=200))
     assert "n=200" in text and "43.1% to 56.9%" in text
+
+
+@pytest.fixture
+def two(sousa, workspace):
+    """Ids of two runs that are over, oldest first."""
+    for seed in ("1", "2"):
+        assert sousa("train", "data=micro", f"seed={seed}", "--detach").exit_code == 0
+        assert sousa("stop", "last").exit_code == 0
+    with Store.open(workspace) as store:
+        return [run.id for run in store.runs(newest_first=False)]
+
+
+def test_runs_are_tagged_noted_and_found(sousa, two):
+    assert sousa("tag", two[0], "+best", "+paper").output == f"run {two[0]}: best, paper\n"
+    assert sousa("tag", two[0], "-paper", "+hard", "-best").output == f"run {two[0]}: hard\n"
+    assert sousa("tag", two[0], "-hard").output == f"run {two[0]}: no tags\n", "-h... is no call for help here"
+    assert sousa("tag", two[0], "+best").exit_code == 0
+    assert sousa("note", two[0], "loud room").output == "loud room\n" == sousa("note", two[0]).output
+    for words in (["--tag", "best"], ["--search", "LOUD"], ["--search", "seed 1"]):
+        listed = sousa("runs", *words).output
+        assert two[0] in listed and two[1] not in listed and "+best" in listed
+    assert "None of 2 runs matches" in sousa("runs", "--tag", "other").output
+    shown = sousa("show", two[0]).output
+    assert "best" in shown and "loud room" in shown
+    assert sousa("note", two[0], "").output == f"run {two[0]}: no note\n"
+
+
+def test_a_tag_needs_a_sign_and_a_sane_length(sousa, two):
+    result = sousa("tag", two[0], "best")
+    assert result.exit_code == 2 and "write +best to give the run that tag, or -best to take it off" in result.stderr
+    assert sousa("tag", two[0], "+" + "x" * 41).exit_code == 2
+    assert sousa("tag", "--help").exit_code == 0
+
+
+def test_runs_are_listed_in_the_order_that_was_asked_for(sousa, two):
+    def order(*words):
+        return [line.split()[0] for line in sousa("runs", *words).output.splitlines()[1:]]
+
+    assert order() == two[::-1] and order("--reverse") == two
+    assert order("--sort", "title") == two and order("--sort", "title", "--reverse") == two[::-1]
+    assert "1 of 2; --limit 2 shows all." in sousa("runs", "--limit", "1").output
+    assert sousa("runs", "--sort", "size").exit_code == 2
+
+
+def test_archived_runs_are_listed_apart(sousa, two):
+    assert sousa("archive", two[0]).exit_code == 0
+    assert two[0] not in sousa("runs").output and two[0] in sousa("runs", "--archived").output
+    assert sousa("archive", "--undo", two[0]).exit_code == 0
+    assert two[0] in sousa("runs").output
+
+
+def test_delete_asks_first_and_a_script_must_say_yes(sousa, two, workspace):
+    result = sousa("delete", two[0])
+    assert result.exit_code == 2 and "add --yes" in result.stderr and two[0] in result.output
+    assert sousa("delete", two[0], "nonsense", "--yes").exit_code == 2
+    assert two[0] in sousa("runs").output
+    assert sousa("delete", *two, two[0], "--yes").output.startswith("2 runs deleted: ")
+    assert "No runs yet" in sousa("runs").output
+
+
+def test_a_run_that_waits_is_neither_archived_nor_deleted(sousa):
+    assert sousa("train", "data=micro", "--detach").exit_code == 0
+    for words in (["archive", "last"], ["delete", "last", "--yes"]):
+        result = sousa(*words)
+        assert result.exit_code == 2 and "Stop it first" in result.stderr

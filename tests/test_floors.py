@@ -13,12 +13,13 @@ ROOT = Path(__file__).resolve().parent.parent
 ENGINE = ROOT / "sousa_engine"
 FLOORS = {
     0: ["errors", "config", "grammar", "records", "module_tree", "methods", "rudiments", "run_files", "workspace"],
-    1: ["store", "metric_tables", "migrations", "spool"],
+    1: ["store", "listing", "metric_tables", "migrations", "spool", "trash"],
     2: ["backbones", "lora", "frontends", "data", "training"],
     3: ["analysis", "charts", "sweep"],
     4: [
         "launch",
         "cli",
+        "runs_cli",
         "weights_cli",
         "__main__",
         "supervisor",
@@ -35,7 +36,7 @@ FLOORS = {
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
 STREAMLIT_ONLY_IN = {"web", "pages"}
-SQL_ONLY_IN = {"store", "metric_tables", "migrations"}
+SQL_ONLY_IN = {"store", "listing", "metric_tables", "migrations"}
 
 
 def files() -> list[tuple[str, Path]]:

@@ -120,6 +120,31 @@ def test_a_database_from_before_sweeps_keeps_its_runs(workspace):
     assert list(workspace.root.glob("runs.schema-1.*.db"))
 
 
+def test_a_database_from_before_tags_lists_its_runs(workspace):
+    before = migrations.Migrations("sousa_engine")
+    for migration in migrations.history.pending(migrations.Database(memory=True))[:2]:
+        before(name=migration.name)(migration.fn)
+    workspace.runs.mkdir(parents=True)
+    old = migrations.Database(workspace.db)
+    migrations.migrate(old, workspace, before, latest=2)
+    config = RunConfig.model_validate({"seed": 7, "data": {"dataset": "/clips/own set/"}})
+    old.execute(
+        "INSERT INTO runs (id, name, status, wanted_device, queue_position, created_by, created_at_ms, ended_at_ms,"
+        " config_json, facts_json) VALUES ('260131-142305-k7mq', '', 'stopped', 'cpu', 1, 'cli', 5, 9, ?, ?)",
+        [config.model_dump_json(), '{"parameters": {"trainable": 12}}'],
+    )
+    old.conn.commit()
+    old.close()
+    with Store.open(workspace) as store:
+        (row,) = store.listing().rows
+        (run,) = store.runs()
+        assert (run.tags, run.note, run.archived_at_ms) == ((), "", None)
+        assert (row.id, row.title, row.dataset, row.trainable) == (run.id, run.title, "own set", 12)
+        store.add_tags([row.id], ["old"])
+        assert store.listing().rows[0].tags == ("old",)
+    assert list(workspace.root.glob("runs.schema-2.*.db"))
+
+
 def test_a_migration_that_fails_changes_nothing(workspace):
     def fails(db):
         db.execute("ALTER TABLE runs ADD COLUMN remark TEXT")

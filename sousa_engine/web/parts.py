@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from typing import TypeVar
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import streamlit as st
@@ -14,10 +15,11 @@ import streamlit as st
 from sousa_engine.analysis.significance import Proportion
 from sousa_engine.analysis.sweeps import TrialRow
 from sousa_engine.errors import WorkspaceError
-from sousa_engine.records import Run, RunStatus, SweepStatus
+from sousa_engine.records import Run, RunRow, RunStatus, Sweep, SweepStatus
 from sousa_engine.store import Store
 from sousa_engine.workspace import PROJECT_ROOT, default_workspace
 
+_R = TypeVar("_R", Run, RunRow)
 STATUS_COLORS = {
     RunStatus.QUEUED: "gray",
     RunStatus.STARTING: "blue",
@@ -83,7 +85,7 @@ def sweep_badge(status: SweepStatus) -> None:
     st.badge(status.value, icon=SWEEP_ICONS[status], color=SWEEP_COLORS[status])  # pyright: ignore[reportArgumentType]
 
 
-def weights_badge(run: Run) -> None:
+def weights_badge(run: Run | RunRow) -> None:
     """Which weights the backbone started from; random ones are never shown without saying so."""
     if run.is_random:
         st.badge("random weights", icon=":material/casino:", color="orange", help="A control: nothing was pre-trained.")
@@ -91,11 +93,11 @@ def weights_badge(run: Run) -> None:
         st.badge(weights_text(run), icon=":material/download_done:", color="green")
 
 
-def weights_text(run: Run) -> str:
+def weights_text(run: Run | RunRow) -> str:
     """Short: "random weights", "pretrained", or the name of an imported file."""
     if run.is_random:
         return "random weights"
-    weights = run.config.model.weights
+    weights = run.weights if isinstance(run, RunRow) else run.config.model.weights
     return "pretrained" if weights == "pretrained" else Path(weights).name
 
 
@@ -144,7 +146,7 @@ def time_zone() -> ZoneInfo | None:
         return None
 
 
-def progress_share(run: Run) -> float | None:
+def progress_share(run: Run | RunRow) -> float | None:
     """How much of the training steps is done, 0 to 1; None before the first one."""
     if run.status is RunStatus.FINISHED:
         return 1.0
@@ -162,13 +164,18 @@ def reached(row: TrialRow) -> str:
     return f"{split} {percent(mean)}" + (f", mean of {len(values)} seeds" if len(values) > 1 else ", one seed")
 
 
-def run_label(run: Run) -> str:
+def run_label(run: Run | RunRow) -> str:
     """For pickers: title, what sets it apart, its id's end."""
     mark = " · random weights" if run.is_random else ""
     return f"{run.title}{mark} · {run.status.value} · {run.id[-4:]}"
 
 
-def pick_run(runs: Sequence[Run], *, key: str, label: str = "Run") -> Run | None:
+def sweep_label(sweep: Sweep) -> str:
+    """For pickers, and in the address of a page that is about one sweep."""
+    return f"{sweep.name} · {sweep.id}"
+
+
+def pick_run(runs: Sequence[_R], *, key: str, label: str = "Run") -> _R | None:
     """A picker over runs, empty at first; None while nothing is picked."""
     labels = {run.id: run_label(run) for run in runs}
     picked = st.selectbox(

@@ -1,0 +1,140 @@
+"""Lists of runs: which match a filter, in which order, as light rows; called by store.py alone, and speaks SQL for it.
+
+Reads `listed_runs`, which triggers keep beside `runs`: no config is parsed, so 10,000 runs are sorted in milliseconds.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from sousa_engine.errors import unknown
+from sousa_engine.migrations import Database
+from sousa_engine.records import Progress, RunFilter, RunRow, RunStatus
+
+_STATUSES = " ".join(RunStatus)
+SORTS = {  # what a list can be sorted by; missing values come last either way
+    "created": "run.created_at_ms",
+    "title": "run.title COLLATE NOCASE",
+    "status": f"instr('{_STATUSES}', run.status)",
+    "valid": "valid.best_value",
+    "test": "test.last_value",
+    "trainable": "run.trainable_parameters",
+    "took": "run.ended_at_ms - run.started_at_ms",
+}
+_OF_AN_ID = 4  # characters: fewer are in every id, as the 1 of "seed 1" is in its date
+UP_FIRST = ("title", "status")  # read from their beginning; the rest from its highest
+
+
+def prepare(db: Database) -> None:
+    """SQLite knows upper and lower case of ASCII alone; a title may hold any letter."""
+    db.conn.create_function("has_words", -1, _has_words, deterministic=True)
+
+
+def matching(db: Database, wanted: RunFilter, sort: str, descending: bool) -> list[int]:
+    """The numbers of all runs that match, in order; alike ones newest first. Raises UnknownNameError for the sort."""
+    if sort not in SORTS:
+        raise unknown("sort order", sort, SORTS)
+    tests, values = _tests(wanted)
+    key, metric = SORTS[sort], sort if sort in _METRICS else None
+    sql = f"""
+        SELECT run.run_number FROM listed_runs AS run {_METRICS[metric] if metric else ""}
+        WHERE {" AND ".join(tests) or "true"}
+        ORDER BY {key} IS NULL, {key} {"DESC" if descending else "ASC"}, run.run_number DESC
+    """
+    return [number for (number,) in db.execute(sql, values)]
+
+
+def rows(db: Database, numbers: Sequence[int]) -> tuple[RunRow, ...]:
+    """In the order given; a run deleted meanwhile is left out."""
+    return tuple(_row(row) for row in db.query(_ROWS, [json.dumps(numbers)]))
+
+
+def numbers_of(db: Database, run_ids: Iterable[str]) -> list[int]:
+    """In the order given, without what is no run's id."""
+    sql = "SELECT run_number FROM json_each(?) AS wanted JOIN listed_runs AS run ON run.id = wanted.value ORDER BY key"
+    return [number for (number,) in db.execute(sql, [json.dumps(list(run_ids))])]
+
+
+def tags(db: Database) -> dict[str, int]:
+    sql = "SELECT value, count(*) FROM listed_runs, json_each(tags_json) GROUP BY value ORDER BY value COLLATE NOCASE"
+    return dict(db.execute(sql))
+
+
+def outlines(db: Database, run_ids: Iterable[str], metric: str, points: int) -> dict[str, tuple[float | None, ...]]:
+    """A metric of each run in at most `points` means over equal spans of steps, for a line the size of a word."""
+    found: dict[str, list[float | None]] = {}
+    key = {"ids": json.dumps(list(run_ids)), "metric": metric, "points": points}
+    for run_id, mean in db.execute(_OUTLINES, key):
+        found.setdefault(run_id, []).append(mean)
+    return {run_id: tuple(values) for run_id, values in found.items()}
+
+
+def _tests(wanted: RunFilter) -> tuple[list[str], dict[str, Any]]:
+    tests, values = [], {}
+    if wanted.archived is not None:
+        tests.append(f"run.archived_at_ms IS {'NOT ' if wanted.archived else ''}NULL")
+    if wanted.sweep_id is not None:
+        tests.append("run.sweep_id = :sweep")
+        values["sweep"] = wanted.sweep_id
+    if wanted.statuses:
+        tests.append("run.status IN (SELECT value FROM json_each(:statuses))")
+        values["statuses"] = json.dumps(list(wanted.statuses))
+    for i, tag in enumerate(wanted.tags):
+        # Most lists of tags are seen not to hold the quoted word at all, which is ten times cheaper than to read them.
+        tests.append(f"instr(run.tags_json, :quoted{i}) AND :tag{i} IN (SELECT value FROM json_each(run.tags_json))")
+        values |= {f"tag{i}": tag, f"quoted{i}": json.dumps(tag, ensure_ascii=False)}
+    if words := wanted.words.casefold().split():
+        tests.append(
+            "has_words(:words, run.id, run.tags_json, run.title, run.backbone, run.dataset, run.target_set,"
+            " iif(run.weights = 'random', 'random weights', run.weights), run.note)"
+        )
+        values["words"] = "\n".join(words)
+    return tests, values
+
+
+def _has_words(words: str, run_id: str, tags_json: str, *texts: str) -> bool:
+    text = "\n".join([*texts, *(json.loads(tags_json) if tags_json != "[]" else ())]).casefold()
+    return all(word in text or (len(word) >= _OF_AN_ID and word in run_id) for word in words.split("\n"))
+
+
+def _row(row: Mapping[str, Any]) -> RunRow:
+    values = {name: value for name, value in row.items() if name not in ("run_number", "progress_json", "tags_json")}
+    values["status"] = RunStatus(values["status"])
+    values["trainable"] = values.pop("trainable_parameters")
+    progress = json.loads(row["progress_json"]) if row["progress_json"] else None
+    return RunRow(
+        **values, tags=tuple(json.loads(row["tags_json"])), progress=Progress(**progress) if progress else None
+    )
+
+
+_METRICS = {
+    metric: f"""LEFT JOIN metric_summaries AS {metric} ON {metric}.run_number = run.run_number
+        AND {metric}.metric_number = (SELECT metric_number FROM metric_names WHERE metric = '{metric}/accuracy')
+        AND {metric}.last_clip_count > 0"""
+    for metric in ("valid", "test")
+}
+
+_ROWS = f"""
+SELECT run.*, valid.best_value AS valid, valid.last_clip_count AS valid_n,
+       test.last_value AS test, test.last_clip_count AS test_n,
+       iif(run.status = 'finished', NULL, (SELECT progress_json FROM runs WHERE runs.run_number = run.run_number))
+           AS progress_json
+FROM json_each(?) AS wanted
+JOIN listed_runs AS run ON run.run_number = wanted.value
+{_METRICS["valid"]}
+{_METRICS["test"]}
+ORDER BY wanted.key
+"""
+
+_OUTLINES = """
+SELECT run.id, avg(point.value)
+FROM json_each(:ids) AS wanted
+JOIN listed_runs AS run ON run.id = wanted.value
+JOIN metric_names AS name ON name.metric = :metric
+JOIN metric_summaries AS summary ON summary.run_number = run.run_number AND summary.metric_number = name.metric_number
+JOIN metric_points AS point ON point.run_number = run.run_number AND point.metric_number = name.metric_number
+GROUP BY run.run_number, point.step * :points / (summary.last_step + 1)
+ORDER BY run.run_number, min(point.step)
+"""
