@@ -9,6 +9,9 @@ from typing import Any
 
 from sousa_engine.config import RunConfig
 
+# Metrics "update/<path of a target>": how far training moved its weight. One for each module, so in no list of metrics.
+UPDATE = "update/"
+
 
 class RunStatus(enum.StrEnum):
     QUEUED = "queued"
