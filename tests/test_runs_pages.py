@@ -223,7 +223,7 @@ def test_layers_of_a_finished_run_show_how_far_each_target_was_moved(visit_week,
     run = week[1]["finished"]
     app = layers(visit_week, run)
     said = words(app)
-    assert "as the best checkpoint has it (epoch 10, step 380)" in said and "no proof" in said
+    assert "at step 380, epoch 10: the best checkpoint" in said and "no proof" in said
     table = app.dataframe[0].value
     assert len(table) == 24 and table["Update"].is_monotonic_decreasing
     assert table["Module"][0] == "layers.3.attention.o_proj" and table["Parameters"][0] == 8 * 2 * 192
@@ -288,7 +288,7 @@ def test_a_run_without_the_weakest_is_launched_with_the_same_settings(visit, wor
 def test_layers_of_a_live_run_show_its_last_epoch_and_nothing_to_leave_out(visit_week, week):
     run = week[1]["running"]
     app = layers(visit_week, run, "Log")
-    assert "after epoch 5, step 190" in words(app) and "When the run is over" in words(app)
+    assert "at step 190, epoch 5" in words(app) and "When the run is over" in words(app)
     assert len(app.dataframe[0].value) == 24 and not app.slider
 
 

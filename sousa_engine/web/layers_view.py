@@ -80,10 +80,8 @@ def _nothing_measured(run: Run) -> str:
 
 
 def _when(run: Run, found: Updates) -> str:
-    epoch = f"epoch {found.epoch}, " if found.epoch else ""
-    if found.step == run.facts.get("best_step"):
-        return f"as the best checkpoint has it ({epoch}step {found.step:,})"
-    return f"after {epoch}step {found.step:,}"
+    when = f"at step {found.step:,}" + (f", epoch {found.epoch}" if found.epoch else "")
+    return f"{when}: the best checkpoint" if found.step == run.facts.get("best_step") else when
 
 
 def _table(found: Updates, kept: tuple[str, ...] | None, height: int) -> None:
