@@ -16,6 +16,7 @@ from sousa_engine.records import LONGEST_NOTE, Prediction, Run, RunFilter, RunSt
 from sousa_engine.store import Store
 from sousa_engine.web import manage, parts
 from sousa_engine.web.components.live_chart import live_chart
+from sousa_engine.web.layers_view import layers_section
 
 REFRESH_S = 2
 CAUSE_LINES, LOG_LINES = 40, 200
@@ -214,12 +215,13 @@ def test_caption(run: Run, result: Result, majority: float | None) -> str:
 
 
 def details(run: Run, predictions: dict[str, tuple[Prediction, ...]]) -> None:
-    names = ["Results", "Settings", "Log", "Events"]
+    names = ["Results", "Layers", "Settings", "Log", "Events"]
     alive = not run.status.is_over and run.status is not RunStatus.QUEUED
     first = "Results" if any(predictions.values()) else "Log" if alive else "Settings"
     tabs = st.tabs(names, default=first, key=f"tabs-{run.id}-{first}", on_change="rerun")
     drawers = [
         lambda: draw_results(run, predictions),
+        lambda: layers_section(run, refresh_s=REFRESH_S),
         lambda: settings(run),
         lambda: draw_log(run),
         lambda: events(run),

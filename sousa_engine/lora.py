@@ -7,10 +7,11 @@ original beside the copy that trains), "lora" adapts its last layer, "freeze" le
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ import_torchaudio()  # PEFT imports transformers
 
 from peft import AdaLoraConfig, IA3Config, LoKrConfig, PeftModel, get_peft_model, get_peft_model_state_dict  # noqa: E402
 from peft import LoraConfig as PeftConfig  # noqa: E402
+from peft.tuners.adalora import AdaLoraLayer  # noqa: E402
+from peft.tuners.ia3 import IA3Layer  # noqa: E402
+from peft.tuners.lora import LoraLayer  # noqa: E402
 from peft.tuners.tuners_utils import BaseTunerLayer  # noqa: E402
 from peft.utils.other import ModulesToSaveWrapper  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
@@ -98,6 +102,24 @@ def after_step(module: nn.Module, step: int) -> None:
     """After the optimiser's step, gradients still there: AdaLoRA gives ranks away. step: from 1."""
     if _is_adalora(module):
         module.base_model.update_and_allocate(step)  # pyright: ignore[reportCallIssue]
+
+
+def update_norms(module: nn.Module) -> dict[str, float]:
+    """How far training moved each adapted module: ||W' - W|| / ||W||, by its path as the targets name it.
+
+    Frobenius norms. W: the weight the network came with; W': what `merge` would make of it, so that alpha / r, DoRA's
+    magnitude and PiSSA's start are counted in. A share, not per cent; 0 before the first step; nan if a value is. Not
+    counted: what IA3 does to a bias. Left out: a weight of zeros, which has no share. The head's layer is among them
+    if it is adapted. Empty where nothing is (linear probe, BitFit, full fine-tuning).
+    """
+    squares: dict[str, tuple[float, float]] = {}
+    start = getattr(module, _START, {})
+    with torch.no_grad():
+        for name, layer in module.named_modules():
+            if isinstance(layer, BaseTunerLayer):
+                first = [start[f"{name}.lora_{part}.default.weight"] for part in "BA"] if start else None
+                squares[name.removeprefix("base_model.model.")] = _squares(layer, first)
+    return {path: math.sqrt(max(change, 0) / whole) for path, (change, whole) in squares.items() if whole > 0}
 
 
 def save(module: nn.Module, folder: Path) -> None:
@@ -278,6 +300,47 @@ def _write_as_lora(module: nn.Module, folder: Path) -> None:
     for pattern in ("rank_pattern", "alpha_pattern"):
         config[pattern] = {path: 2 * value for path, value in config[pattern].items()}
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def _squares(layer: Any, first: Sequence[Tensor] | None) -> tuple[float, float]:
+    """(||W' - W||^2, ||W||^2) of one adapted layer. first: the B and A that PiSSA took out of its weight, if it did."""
+    weight = layer.get_base_layer().weight.flatten(1)
+    whole = weight.square().sum().item()
+    is_low_rank = isinstance(layer, LoraLayer) and not isinstance(layer, AdaLoraLayer)
+    if not is_low_rank or layer.lora_magnitude_vector:
+        return _change(layer, weight).square().sum().item(), whole
+    scale = layer.scaling["default"]
+    if layer.lora_embedding_A:
+        b, a = layer.lora_embedding_B["default"], layer.lora_embedding_A["default"]
+    else:
+        b, a = (part["default"].weight.flatten(1) for part in (layer.lora_B, layer.lora_A))
+    if first is None:
+        return scale**2 * _square_of_product(b, a), whole
+    b0, a0 = (part.to(weight.device) for part in first)
+    whole += 2 * scale * ((b0.T @ weight) * a0).sum().item() + scale**2 * _square_of_product(b0, a0)
+    # B A - B0 A0 as one product that is exactly 0 at the start: (B - B0) A + B0 (A - A0).
+    return scale**2 * _square_of_product(torch.cat((b - b0, b0), 1), torch.cat((a, a - a0), 0)), whole
+
+
+def _square_of_product(b: Tensor, a: Tensor) -> float:
+    """||B A||^2 = trace((A A^T)(B^T B)): two matrices of rank x rank instead of one as large as the weight.
+
+    In float64, so on the CPU (MPS has none): small differences of large products are what is left of PiSSA.
+    """
+    b, a = b.cpu().double(), a.cpu().double()
+    return ((a @ a.T) * (b.T @ b)).sum().item()
+
+
+def _change(layer: Any, weight: Tensor) -> Tensor:
+    """W' - W as (out, in * ...), of the methods whose norm has no such short form."""
+    if isinstance(layer, IA3Layer):
+        return weight * (layer.ia3_l["default"].flatten()[:, None] - 1)
+    change = layer.get_delta_weight("default").flatten(1)
+    if not isinstance(layer, LoraLayer) or not layer.lora_magnitude_vector:
+        return change
+    magnitude = layer.lora_magnitude_vector["default"].weight.flatten()[:, None]
+    moved = weight + change
+    return moved * (magnitude / moved.norm(dim=1, keepdim=True)) - weight
 
 
 def _is_adalora(module: nn.Module) -> bool:

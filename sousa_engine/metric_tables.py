@@ -5,11 +5,12 @@ Called by store.py alone, inside its transactions; speaks SQL for it.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable
 
 from sousa_engine.migrations import Database
-from sousa_engine.records import Curve
+from sousa_engine.records import UPDATE, Curve
 from sousa_engine.spool import SpoolPoint
 
 LEVEL_SHIFTS = (3, 6, 9, 12)  # curves are prepared in buckets of 8, 64, 512 and 4096 steps
@@ -25,7 +26,7 @@ def add_points(db: Database, run_number: int, points: Iterable[SpoolPoint]) -> N
         "INSERT OR IGNORE INTO metric_names (metric, better) VALUES (?, ?)",
         [(name, "lower" if _lower_is_better(name) else "higher") for name in by_metric],
     )
-    numbers = _numbers(db)
+    numbers = _numbers(db, by_metric)
     for name, found in sorted(by_metric.items()):
         found = sorted({point.step: point for point in found}.values(), key=lambda point: point.step)
         metric = numbers[name]
@@ -45,7 +46,7 @@ def add_points(db: Database, run_number: int, points: Iterable[SpoolPoint]) -> N
 
 def curve(db: Database, run_number: int, metric: str, *, first: int | None, last: int | None, max_points: int) -> Curve:
     """See Store.curve."""
-    key = {"run": run_number, "metric": _numbers(db).get(metric)}
+    key = {"run": run_number, "metric": _numbers(db, [metric]).get(metric)}
     span = db.execute(_SPAN, {**key, "first": first, "last": last, "width": 1 << LEVEL_SHIFTS[-1]})
     count, low_step, high_step = span.fetchone()
     if not count:
@@ -93,8 +94,10 @@ def _summarise(db: Database, run_number: int, metric: int, name: str, found: lis
     )
 
 
-def _numbers(db: Database) -> dict[str, int]:
-    return dict(db.execute("SELECT metric, metric_number FROM metric_names"))
+def _numbers(db: Database, names: Iterable[str]) -> dict[str, int]:
+    """Of these metrics alone: each module of each backbone that was ever adapted has a name in the table."""
+    sql = "SELECT metric, metric_number FROM json_each(?) AS wanted JOIN metric_names ON metric = wanted.value"
+    return dict(db.execute(sql, [json.dumps(list(names))]))
 
 
 def _finite(value: float) -> tuple[float | None, str | None]:
@@ -149,12 +152,26 @@ WHERE run_number = :run AND metric_number = :metric AND width = :finer
 GROUP BY bucket >> :group
 """
 
-SUMMARIES = """
+_UPDATES = f"metric GLOB '{UPDATE}*'"
+# Metrics that are listed and summarised for people: not one for each module. Seeks by number, so that a list of 1,000
+# runs does not read the rows of their modules only to drop them.
+LISTED = f"metric_number IN (SELECT metric_number FROM metric_names WHERE NOT {_UPDATES})"
+
+SUMMARIES = f"""
 SELECT r.id AS id, m.metric, s.last_value AS last, s.last_step AS last_step, s.best_value AS best,
        s.best_step AS best_step, s.last_clip_count AS n
 FROM json_each(?) AS wanted
 JOIN runs AS r ON r.id = wanted.value
-JOIN metric_summaries AS s USING (run_number)
+JOIN metric_summaries AS s ON s.run_number = r.run_number AND s.{LISTED}
 JOIN metric_names AS m USING (metric_number)
+ORDER BY m.metric
+"""
+
+UPDATES_AT = f"""
+SELECT m.metric, p.step, coalesce(p.value, p.not_finite) AS value, p.epoch
+FROM metric_names AS m CROSS JOIN metric_points AS p USING (metric_number)
+WHERE m.{_UPDATES} AND p.run_number = :run AND p.step = coalesce(:step, (
+    SELECT max(last_step) FROM metric_summaries JOIN metric_names USING (metric_number)
+    WHERE run_number = :run AND {_UPDATES}))
 ORDER BY m.metric
 """

@@ -13,6 +13,9 @@ from sousa_engine.methods import METHODS
 
 LONGEST_TAG, LONGEST_NOTE = 40, 4000  # characters
 
+# Metrics "update/<path of a target>": how far training moved its weight. One for each module, so in no list of metrics.
+UPDATE = "update/"
+
 
 class RunStatus(enum.StrEnum):
     QUEUED = "queued"

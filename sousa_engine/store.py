@@ -30,6 +30,7 @@ from sousa_engine.records import (
     Curve,
     Event,
     Listing,
+    MetricPoint,
     Prediction,
     Progress,
     Run,
@@ -298,9 +299,10 @@ class Store:
     # Metrics, for reading
 
     def metric_names(self, run_id: str) -> tuple[str, ...]:
+        """By name, without those of single modules: see `updates`."""
         sql = (
             "SELECT metric FROM metric_summaries JOIN metric_names USING (metric_number)"
-            " WHERE run_number = ? ORDER BY metric"
+            f" WHERE run_number = ? AND {metric_tables.LISTED} ORDER BY metric"
         )
         return tuple(row["metric"] for row in self._query(sql, [self._number(run_id)]))
 
@@ -316,18 +318,27 @@ class Store:
             return metric_tables.curve(db, self._number(run_id), metric, first=first, last=last, max_points=max_points)
 
     def summaries(self, run_ids: Iterable[str]) -> dict[str, dict[str, Summary]]:
-        """Last and best value of every metric of every run asked for. nan and inf are None here."""
+        """Last and best value of every metric (`metric_names`) of every run asked for. nan and inf are None here."""
         found: dict[str, dict[str, Summary]] = {run_id: {} for run_id in run_ids}
         for row in self._query(metric_tables.SUMMARIES, [json.dumps(list(found))]):
             run_id = row.pop("id")
             found[run_id][row["metric"]] = Summary(**row)
         return found
 
+    def updates(self, run_id: str, step: int | None = None) -> tuple[MetricPoint, ...]:
+        """How far training had moved each target by this step, or by the last one that was measured: a point each.
+
+        metric: "update/<path of the module>". Empty where nothing was measured then.
+        """
+        found = self._query(metric_tables.UPDATES_AT, {"run": self._number(run_id), "step": step})
+        return tuple(MetricPoint(**{**row, "value": float(row["value"])}) for row in found)
+
     def first_divergence(self, run_id: str) -> tuple[str, int] | None:
         """The metric that was the first to be nan or inf, and the step."""
         found = self._query(
             "SELECT metric, first_not_finite_step AS step FROM metric_summaries JOIN metric_names USING (metric_number)"
-            " WHERE run_number = ? AND first_not_finite_step IS NOT NULL ORDER BY step, metric LIMIT 1",
+            f" WHERE run_number = ? AND first_not_finite_step IS NOT NULL AND {metric_tables.LISTED}"
+            " ORDER BY step, metric LIMIT 1",
             [self._number(run_id)],
         )
         return (found[0]["metric"], found[0]["step"]) if found else None

@@ -1,6 +1,8 @@
 """Every way to fine-tune, on every embedded backbone: what it promises before, during and after training."""
 
 import copy
+import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -103,6 +105,75 @@ def test_after_training_it_saves_loads_and_merges_to_the_same_logits(variant, me
     fresh.module.load_state_dict(plain.state_dict())
     torch.testing.assert_close(logits(lora.load(fresh, tmp_path / "adapter"), variant), wanted, **close)
     torch.testing.assert_close(logits(lora.merge(copy.deepcopy(module)), variant), wanted, atol=1e-5, rtol=1e-4)
+
+
+def moved(module):
+    """As if trained, and in no time: every trainable value is another one."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    return module
+
+
+def materialised(plain, module, path):
+    """||merged - original|| / ||original|| of one weight."""
+    before, after = (m.get_submodule(path).weight.detach().double() for m in (plain, module))
+    return ((after - before).norm() / before.norm()).item()
+
+
+@pytest.mark.parametrize("method", WITH_TARGETS)
+@pytest.mark.parametrize("variant", ["ast-mini", "beats-mini"])  # linear, convolution, embedding
+def test_update_norms_are_those_of_merged_minus_original_and_zero_before_the_first_step(variant, method, workspace):
+    network = backbones.open_network(variant, num_classes=CLASSES, weights="random", workspace=workspace)
+    plain = copy.deepcopy(network.module)
+    module = lora.attach(network, asked(variant, method, alpha=10))
+    paths = [target.path for target in targets(variant, method)]
+    assert lora.update_norms(module) == pytest.approx(dict.fromkeys(paths, 0), abs=1e-7)
+    found = lora.update_norms(moved(module))
+    merged = lora.merge(copy.deepcopy(module))
+    # Weight plus update was rounded to float32, PiSSA's weight once more.
+    rounding = 1e-5 if method == "pissa" else 1e-6
+    wanted = {path: materialised(plain, merged, path) for path in paths}
+    assert found == pytest.approx(wanted, rel=1e-4, abs=rounding) and min(wanted.values()) > 1e-3
+
+
+@pytest.mark.parametrize("method", ["lora", "rslora", "dora", "pissa"])
+def test_update_norms_know_own_ranks_and_an_adapted_head_and_stay_the_same_after_loading(method, workspace, tmp_path):
+    outline = load_outline("ast-mini")
+    paths, head = [target.path for target in targets("ast-mini", method)][:3], outline.head_layer.path
+    settings = LoraConfig(
+        method=method, targets=outline.targets(paths), r=4, alpha=3, head="lora",
+        rank_pattern={paths[0]: 2, paths[2]: 7},
+    )  # fmt: skip
+    network = backbones.open_network("ast-mini", num_classes=CLASSES, weights="random", workspace=workspace)
+    plain = copy.deepcopy(network.module)
+    module = moved(lora.attach(network, settings))
+    found = lora.update_norms(module)
+    merged = lora.merge(copy.deepcopy(module))
+    assert found == pytest.approx({path: materialised(plain, merged, path) for path in [*paths, head]}, rel=1e-3)
+    lora.save(module, tmp_path / "adapter")
+    network = dataclasses.replace(network, module=plain)
+    assert lora.update_norms(lora.load(network, tmp_path / "adapter")) == pytest.approx(found, rel=1e-3)
+
+
+def test_update_norms_of_a_weight_of_zeros_and_of_values_that_are_no_number(workspace):
+    network = built("ast-mini", workspace)
+    first, second, third = [target.path for target in targets("ast-mini", "lora")][:3]
+    with torch.no_grad():
+        network.module.get_submodule(first).weight.zero_()
+    module = lora.attach(network, LoraConfig(targets=load_outline("ast-mini").targets([first, second, third]), r=4))
+    with torch.no_grad():
+        module.get_submodule(f"base_model.model.{second}").lora_B["default"].weight.fill_(math.nan)
+    found = lora.update_norms(module)
+    assert set(found) == {second, third} and math.isnan(found[second]) and found[third] == 0
+
+
+@pytest.mark.parametrize("settings", [{"method": "bitfit"}, {"method": "full"}, {"head": "train"}])
+def test_without_adapters_there_are_no_update_norms(settings, workspace):
+    network = built("ast-mini", workspace)
+    assert lora.update_norms(lora.attach(network, LoraConfig(**settings))) == {}
 
 
 @pytest.mark.parametrize("method", ["bitfit", "full"])

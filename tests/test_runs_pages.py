@@ -6,7 +6,8 @@ import pytest
 from seeding import Training, config, seed
 from streamlit.testing.v1 import AppTest
 
-from sousa_engine import supervisor
+from sousa_engine import config as config_module
+from sousa_engine import launch, supervisor
 from sousa_engine.records import RunStatus
 from sousa_engine.store import Store, SweepRun
 from sousa_engine.workspace import PROJECT_ROOT
@@ -352,6 +353,123 @@ def test_settings_tell_config_command_versions_and_targets(visit_week, week):
     assert changed.loc["lora.r", "This run"] == "16" and changed.loc["lora.r", "Default"] == "8"
     table = app.table[0].value.to_string()
     assert "transformers 5.23.0" in table and "q_proj ×4" in table and "layers 0 to 3" in table
+
+
+def layers(visit, run, first="Results"):
+    """The page of a run, open at its layers."""
+    return tab(visit("run", id=run.id), "Layers", run.id, first)
+
+
+def picture(app):
+    """The heatmap's rows: what stands in each cell, None where the module would be left out."""
+    heatmap = json.loads(app.get("plotly_chart")[0].proto.spec)["data"][0]
+    return [
+        [text if value is not None else None for text, value in zip(*row, strict=True)]
+        for row in zip(heatmap["text"], heatmap["z"], strict=True)
+    ]
+
+
+def test_layers_of_a_finished_run_show_how_far_each_target_was_moved(visit_week, week):
+    run = week[1]["finished"]
+    app = layers(visit_week, run)
+    said = words(app)
+    assert "at step 380, epoch 10: the best checkpoint" in said and "no proof" in said
+    table = app.dataframe[0].value
+    assert len(table) == 24 and table["Update"].is_monotonic_decreasing
+    assert table["Module"][0] == "layers.3.attention.o_proj" and table["Parameters"][0] == 8 * 2 * 192
+    assert table["Share"].sum() == pytest.approx(100 * 110_592 / 118_696)
+    cells = picture(app)
+    assert len(cells) == 4 and all(len(row) == 6 and all(row) for row in cells)
+    assert app.button(key="save_set").disabled and app.button(key="launch_pruned").disabled
+
+
+def test_leaving_out_the_weakest_makes_a_target_set(visit, workspace):
+    run = Training.begin(workspace).finish()
+    app = layers(visit, run)
+    app.slider(key=f"keep-{run.id}").set_value(25)
+    app = checked(app.run())
+    assert "6 of 24 modules stay." in words(app) and "instead of 118,696" in words(app)
+    table = app.dataframe[0].value
+    assert table["Stays"].tolist() == [True] * 6 + [False] * 18
+    assert sum(cell is not None for row in picture(app) for cell in row) == 6
+    app.text_input(key=f"set-{run.id}").set_value("  the few_strong ")
+    app = checked(app.run())
+    app = checked(app.button(key="save_set").click().run())
+    assert app.toast[0].value == r"Saved 'the few\_strong': 6 modules. It is on Launch and on Backbones."
+    with Store.open(workspace) as store:
+        (saved,) = store.target_sets("ast-mini")
+    strong = {f"audio_spectrogram_transformer.{end}" for end in table["Module"][:6]}
+    assert (saved.name, saved.head, set(saved.paths)) == ("the few_strong", "train", strong)
+    app.text_input(key=f"set-{run.id}").set_value("")
+    app = checked(app.run())
+    checked(app.button(key="save_set").click().run())
+    with Store.open(workspace) as store:
+        assert store.target_sets("ast-mini")[0].name == f"strongest 6 of 24, run {run.id[-4:]}"
+    again = launch.prepare({"lora": {"targets": list(saved.paths)}, "data": {"dataset": "tiny"}}).config
+    trainable = launch.preflight(again, workspace).counts.trainable
+    assert f"With them {trainable:,} parameters train instead of 118,696" in words(app)
+
+
+def test_the_strongest_are_ticked_in_the_module_tree(visit, workspace):
+    run = Training.begin(workspace, config(r=16)).finish()
+    app = layers(visit, run)
+    app.slider(key=f"keep-{run.id}").set_value(25)
+    strong = checked(app.run()).dataframe[0].value["Module"][:6]
+    app = checked(app.button(key="open_tree").click().run())
+    assert app.title[0].value == "Backbones" and app.query_params["variant"] == "ast-mini"
+    (tree,) = [json.loads(c.proto.json) for c in app.get("bidi_component")]
+    assert {path.removeprefix("audio_spectrogram_transformer.") for path in tree["seed"]} == set(strong)
+    assert tree["r"] == 16
+
+
+def test_a_run_without_the_weakest_is_launched_with_the_same_settings(visit, workspace):
+    run = Training.begin(workspace, config(seed=5, r=16, name="wide")).finish()
+    app = layers(visit, run)
+    app.slider(key=f"keep-{run.id}").set_value(50)
+    strong = checked(app.run()).dataframe[0].value["Module"][:12]
+    app = checked(app.button(key="launch_pruned").click().run())
+    assert app.title[0].value == "Launch" and app.session_state["launch.seed"] == 5
+    assert app.session_state["launch.lora.r"] == 16 and app.session_state["launch.name"] == ""
+    assert {path.removeprefix("audio_spectrogram_transformer.") for path in app.session_state["ticks"]["paths"]} == {
+        *strong
+    }
+
+
+def test_layers_of_a_live_run_show_its_last_epoch_and_nothing_to_leave_out(visit_week, week):
+    run = week[1]["running"]
+    app = layers(visit_week, run, "Log")
+    assert "at step 190, epoch 5" in words(app) and "When the run is over" in words(app)
+    assert len(app.dataframe[0].value) == 24 and not app.slider
+
+
+@pytest.mark.parametrize(
+    ("lora", "told"),
+    [
+        ({"method": "full"}, "Full fine-tuning changes the weights themselves"),
+        ({"method": "bitfit"}, "BitFit trains biases alone"),
+        ({"targets": []}, "only the head trains"),
+    ],
+)
+def test_what_has_no_adapters_says_why_there_is_nothing(visit, workspace, lora, told):
+    with Store.open(workspace) as store:
+        run = store.enqueue(config_module.build({"lora": lora}))
+    app = layers(visit, run, "Settings")
+    assert told in words(app) and not app.get("plotly_chart")
+
+
+def test_a_run_that_measured_no_updates_says_so(visit, workspace):
+    training = Training.begin(workspace)
+    training.steps(5)
+    assert "Comes after the first epoch." in words(layers(visit, training.run, "Log"))
+    run = training.end(RunStatus.STOPPED, "Stopped at step 5.")
+    app = layers(visit, run, "Settings")
+    assert "Not measured: the run ended before its first epoch did" in words(app) and not app.get("plotly_chart")
+
+
+def test_metrics_of_single_modules_are_not_offered_on_compare(visit_week, week):
+    app = visit_week("compare", run=[week[1]["finished"].id, week[1]["seed 2"].id])
+    offered = app.selectbox(key="compare_metric").options
+    assert "valid/accuracy" in offered and not [name for name in offered if name.startswith("update/")]
 
 
 def test_failed_run_shows_the_cause_the_step_and_the_last_lines(visit_week, week):

@@ -254,6 +254,26 @@ def test_best_is_lowest_for_a_loss_and_highest_otherwise_and_n_is_kept(store):
     assert store.metric_names(run.id) == ("valid/accuracy", "valid/loss")
 
 
+def test_update_norms_are_read_at_a_step_and_listed_nowhere(store):
+    run, other = store.enqueue(RunConfig()), store.enqueue(RunConfig())
+    assert store.updates(run.id) == ()
+    found = points("update/layers.1.q", [0.25, math.nan], first=4) + points("update/layers.0.q", [0.5, 0.75], first=4)
+    store.ingest(run.id, batch(points=found + points("valid/loss", [2.0], first=4)))
+    store.ingest(other.id, batch(points=points("update/layers.0.q", [9.0], first=70)))
+    (first, second), (third, fourth) = store.updates(run.id, 4), store.updates(run.id)
+    assert (first.metric, first.step, first.value) == ("update/layers.0.q", 4, 0.5)
+    assert (second.metric, second.value) == ("update/layers.1.q", 0.25)
+    assert (third.step, third.value) == (5, 0.75) and math.isnan(fourth.value)
+    assert store.updates(run.id, 6) == ()
+    assert store.metric_names(run.id) == ("valid/loss",) and store.metric_names(other.id) == ()
+    assert store.summaries([run.id, other.id]).keys() == {run.id, other.id}
+    assert store.summaries([run.id])[run.id].keys() == {"valid/loss"}
+    assert store.first_divergence(run.id) is None
+    assert store.curve(run.id, "update/layers.0.q").mean == (0.5, 0.75)
+    with pytest.raises(UnknownNameError):
+        store.updates("nope")
+
+
 def expected_curve(values, width, first, last):
     """steps, mean, low, high by the definition, from {step: value}."""
     rows = []

@@ -13,8 +13,11 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from sousa_engine import lora
 from sousa_engine.config import AugmentConfig, TrainingConfig
 from sousa_engine.errors import RunError
+from sousa_engine.lora import PeftConfig, get_peft_model
+from sousa_engine.records import UPDATE
 from sousa_engine.training import checkpoint, loop, precision
 from sousa_engine.training.evaluate import evaluate
 
@@ -58,14 +61,14 @@ def clips(n=60, seed=0) -> loop.TrainingData:
     return loop.TrainingData(features=features, labels=labels, splits=splits, floor=-10.0)
 
 
-def run(folder, *, stop=lambda: False, seed=0, lr=0.05, data=None, **training):
+def run(folder, *, stop=lambda: False, seed=0, lr=0.05, data=None, make=Network, **training):
     torch.manual_seed(seed)
-    network, recorder = Network(), Recorder()
+    network, recorder = make(), Recorder()
     settings = TrainingConfig(**{"max_epochs": 4, "batch_size": 8, **training})
     outcome = loop.train(
         network,
         lambda module, features: module(features),
-        [{"params": list(network.parameters()), "lr": lr}],
+        [{"params": [p for p in network.parameters() if p.requires_grad], "lr": lr}],
         data or clips(),
         settings,
         AugmentConfig(shift=0, gain_db=0, time_mask=0, mel_mask=0),
@@ -112,6 +115,40 @@ def test_stop_saves_a_checkpoint_at_the_very_step_and_measures_no_test(tmp_path)
     assert facts["step"] == 3 and facts["stopped"]
     assert torch.equal(state["trainable"]["classifier.weight"], network.classifier.weight.detach())
     assert len(recorder.curve("train/loss")) == 3
+
+
+def adapted():
+    """The network with LoRA on a layer in front of its head."""
+
+    class Deeper(Network):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Linear(MELS, MELS)
+
+        def forward(self, features):
+            return self.classifier(self.body(features).mean(1))
+
+    return get_peft_model(Deeper(), PeftConfig(target_modules=["body"], modules_to_save=["classifier"], r=2))
+
+
+def test_every_epoch_tells_how_far_each_target_was_moved(tmp_path):
+    outcome, recorder, network = run(tmp_path, make=adapted)
+    told = {step: value for name, step, value, _ in recorder.points if name == "update/body"}
+    assert list(told) == [4, 8, 12, 16] and all(value > 0 for value in told.values())
+    assert lora.update_norms(network) == {"body": told[outcome.best_step]}  # of the adapter that is kept
+    assert {name for name, *_ in recorder.points if name.startswith(UPDATE)} == {"update/body"}
+
+
+def test_a_stop_tells_how_far_each_target_was_moved_by_then(tmp_path):
+    calls = iter(range(1, 1000))
+    outcome, recorder, network = run(tmp_path, make=adapted, stop=lambda: next(calls) >= 3)
+    (told,) = [(step, value) for name, step, value, _ in recorder.points if name == "update/body"]
+    assert told == (outcome.step, lora.update_norms(network)["body"]) and outcome.step == 3
+
+
+def test_without_adapters_nothing_is_said_of_targets(tmp_path):
+    _, recorder, _ = run(tmp_path, max_epochs=1)
+    assert not [name for name, *_ in recorder.points if name.startswith(UPDATE)]
 
 
 def test_a_loss_that_is_no_number_fails_with_its_step_and_the_cure(tmp_path):

@@ -22,7 +22,7 @@ from sousa_engine import lora
 from sousa_engine.config import AugmentConfig, TrainingConfig
 from sousa_engine.data.augment import augment
 from sousa_engine.errors import RunError
-from sousa_engine.records import Progress
+from sousa_engine.records import UPDATE, Progress
 from sousa_engine.training import checkpoint
 from sousa_engine.training.evaluate import Evaluation, Forward, evaluate
 
@@ -78,6 +78,8 @@ def train(
 ) -> Outcome:
     """Train `module` on data.splits["train"], watch "valid" after every epoch, measure "test" once.
 
+    How far each target was moved (lora.update_norms) is reported after every epoch too, and where a stop ends one.
+
     groups: AdamW parameter groups. folder: receives checkpoints/ (last two) and best/ (the best by valid accuracy).
     stop(): asked after every step; True ends the run after a checkpoint. Raises RunError when the loss is no number.
     """
@@ -95,6 +97,11 @@ def train(
             module, forward, data.features, data.labels, data.splits[split],
             device=device, batch_size=4 * training.batch_size, label_smoothing=training.label_smoothing,
         )  # fmt: skip
+
+    def report_updates() -> None:
+        norms = lora.update_norms(accelerator.unwrap_model(module))
+        if norms:
+            reporter.metrics(step, {f"{UPDATE}{path}": norm for path, norm in norms.items()}, epoch=epoch)
 
     def state() -> dict[str, Any]:
         return {
@@ -155,6 +162,7 @@ def train(
             if stop():
                 stopped = True
                 break
+        report_updates()
         if stopped:
             break
 

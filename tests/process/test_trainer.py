@@ -17,6 +17,7 @@ from sousa_engine import lora as loras
 from sousa_engine.config import RunConfig
 from sousa_engine.data import manifest as manifests
 from sousa_engine.data.features import feature_cache
+from sousa_engine.records import UPDATE
 from sousa_engine.spool import read_batch, read_predictions
 from sousa_engine.training.statistics import measure_statistics
 from sousa_engine.workspace import PROJECT_ROOT, Workspace
@@ -56,6 +57,9 @@ def test_a_finished_run_leaves_what_the_preflight_promised(workspace):
     assert steps == list(range(1, promised.total_steps + 1))
     tests = {point.metric: point for point in batch.points if point.metric.startswith("test/")}
     assert tests["test/accuracy"].n == promised.clips["test"]
+    moved = {p.metric.removeprefix(UPDATE): p for p in batch.points if p.metric.startswith(UPDATE)}
+    assert set(moved) == {target.path for target in settings.lora.targets}
+    assert all(p.value > 0 and p.step == facts["best_step"] for p in moved.values())
 
     predictions = read_predictions(folder / run_files.PREDICTIONS)
     of_test = [p for p in predictions if p.split == "test"]

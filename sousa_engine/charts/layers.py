@@ -1,0 +1,139 @@
+"""How far training moved the targets of a run, layer by role: the stronger the colour, the farther."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import NamedTuple
+
+import plotly.graph_objects as go
+
+from sousa_engine.analysis.layers import Cell, Grid
+from sousa_engine.charts import template
+
+ROW_PX = 30
+
+
+class LayersInfo(NamedTuple):
+    """values[i][j]: mean share of layers[i], roles[j]; None where nothing was ticked. fades: where no target stays."""
+
+    layers: tuple[str, ...]
+    roles: tuple[str, ...]
+    values: tuple[tuple[float | None, ...], ...]
+    texts: tuple[tuple[str, ...], ...]  # in the cell: per cent, "–" where it was not measured, "" where nothing is
+    notes: tuple[tuple[str, ...], ...]  # on hover
+    fades: tuple[tuple[bool, ...], ...]
+
+
+def layers_info(grid: Grid, kept: Collection[str] | None = None) -> LayersInfo:
+    """kept: paths that stay, if others are about to be left out."""
+    layers = tuple("outside" if layer is None else str(layer) for layer in grid.layers)
+    roles = tuple(role or "other" for role in grid.roles)
+    stays = None if kept is None else set(kept)
+    return LayersInfo(
+        layers=layers,
+        roles=roles,
+        values=tuple(tuple(cell.mean if cell else None for cell in row) for row in grid.cells),
+        texts=tuple(tuple(_text(cell) for cell in row) for row in grid.cells),
+        notes=tuple(
+            tuple(_note(cell, layer, role, stays) for cell, role in zip(row, roles, strict=True))
+            for row, layer in zip(grid.cells, layers, strict=True)
+        ),
+        fades=tuple(
+            tuple(bool(cell) and stays is not None and not _staying(cell, stays) for cell in row) for row in grid.cells
+        ),
+    )
+
+
+def layers_figure(info: LayersInfo) -> go.Figure:
+    """Colours are the theme's own sequential scale, so that plotly finds the ink that reads on each of them."""
+    top = max((value for row in info.values for value in row if value is not None), default=0.0)
+    rows, columns = range(len(info.layers)), range(len(info.roles))
+    faded = [(i, j) for i in rows for j in columns if info.fades[i][j]]
+    return go.Figure(
+        [
+            go.Heatmap(
+                z=[[None if info.fades[i][j] else info.values[i][j] for j in columns] for i in rows],
+                zmin=0,
+                zmax=top or 1,
+                xgap=2,
+                ygap=2,
+                showscale=False,
+                text=info.texts,
+                texttemplate="%{text}",
+                textfont={"size": 11},
+                hoverinfo="skip",
+            ),
+            go.Scatter(
+                x=[j for _, j in faded],
+                y=[i for i, _ in faded],
+                text=[f"<s>{info.texts[i][j]}</s>" for i, j in faded],
+                mode="text",
+                textfont={"size": 11},
+                opacity=0.6,
+                hoverinfo="skip",
+            ),
+            go.Heatmap(  # nothing to see: a hover text for each cell, faded or not
+                z=[[0 if info.texts[i][j] else None for j in columns] for i in rows],
+                colorscale=[[0, "rgba(0,0,0,0)"], [1, "rgba(0,0,0,0)"]],
+                showscale=False,
+                hoverongaps=False,
+                text=info.notes,
+                hovertemplate="%{text}<extra></extra>",
+            ),
+        ],
+        layout=template.layout(
+            height=max(300, ROW_PX * len(info.layers) + 62),
+            showlegend=False,
+            xaxis={
+                "side": "top",
+                "showgrid": False,
+                "showline": False,
+                "tickmode": "array",
+                "tickvals": list(columns),
+                "ticktext": [role.replace(".", "<br>") for role in info.roles],
+                "tickfont": {"size": 11},
+                "range": [-0.5, len(info.roles) - 0.5],
+                "fixedrange": True,
+            },
+            yaxis={
+                "title": {"text": "layer"},
+                "showgrid": False,
+                "showline": False,
+                "tickmode": "array",
+                "tickvals": list(rows),
+                "ticktext": list(info.layers),
+                "range": [len(info.layers) - 0.5, -0.5],
+                "fixedrange": True,
+            },
+        ),
+    )
+
+
+def percent(share: float) -> str:
+    """Three digits, however small: 12.3, 1.23, 0.012."""
+    value = 100 * share
+    return f"{value:.1f}" if value >= 9.995 else f"{value:.2f}" if value >= 0.0995 or not value else f"{value:.2g}"
+
+
+def _text(cell: Cell | None) -> str:
+    return "" if cell is None else "–" if cell.mean is None else percent(cell.mean)
+
+
+def _note(cell: Cell | None, layer: str, role: str, stays: set[str] | None) -> str:
+    if cell is None:
+        return ""
+    count = len(cell.targets)
+    mean = "not measured" if cell.mean is None else f"{percent(cell.mean)} % of its weight"
+    mean += f", mean of {count}" if count > 1 and cell.mean is not None else ""
+    where = "outside the layers" if layer == "outside" else f"layer {layer}"
+    lines = [f"<b>{role}</b>, {where}", mean]
+    lines += [cell.targets[0].path] if count == 1 else []
+    if stays is not None:
+        staying = _staying(cell, stays)
+        left_out = "left out" if not staying else f"{staying} of {count} stay" if staying < count else ""
+        lines += [left_out] if left_out else []
+    return "<br>".join(lines)
+
+
+def _staying(cell: Cell, stays: set[str]) -> int:
+    return sum(target.path in stays for target in cell.targets)
