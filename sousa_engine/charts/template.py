@@ -8,6 +8,17 @@ import plotly.graph_objects as go
 RIGHT = "14,124,117"  # petrol: what was recognised, as r,g,b
 WRONG = "196,84,58"  # brick: what was mistaken
 GREY = "rgba(128,128,128,{})"
+# Series that must keep their colour from chart to chart, as r,g,b: readable on paper and on ink.
+SERIES = (
+    "27,156,144", "209,138,51", "108,128,204", "210,96,79", "157,115,181", "120,166,74", "70,160,207", "212,117,159",
+)  # fmt: skip
+# Low to high, for values on either ground.
+SCALE = [[0, "rgb(196,84,58)"], [0.5, "rgb(209,168,90)"], [1, "rgb(20,150,138)"]]
+
+
+def series(number: int, opacity: float = 1.0) -> str:
+    """The colour of the series with this number, from 0; after eight they begin again."""
+    return f"rgba({SERIES[number % len(SERIES)]},{opacity})"
 
 
 def layout(**changes) -> go.Layout:
