@@ -61,7 +61,7 @@ def test_difference_of_two_matrices_says_both_counts_and_draws_borders_between_f
     assert info.gains == ((0.0, 0.0), (None, 0.0))
     assert "A: 1 of 4<br>B: 1 of 4" in info.texts[0][1]
     figure = confusion_difference_figure(info, labels=False)
-    assert [note.text for note in figure.layout.annotations] == ["drags", "flams"]
+    assert figure.layout.yaxis.ticktext == ("drags", "flams") and figure.layout.yaxis.tickvals == (1.0, 2.0)
     assert sum(shape.type == "line" for shape in figure.layout.shapes) == 2
 
 
@@ -110,6 +110,7 @@ def test_cost_chart_says_n_and_interval_and_draws_the_frontier():
     figure = cost_figure(info)
     frontier, others, named, controls = figure.data
     assert frontier.x == named.x == (1_000, 90_000) and named.text == ("small", "large")
+    assert named.textposition == ("top right", "top left"), "the last name stays within the chart"
     assert others.x == (2_000,) and controls.x == (100,) and "control" in controls.name
     assert not cost_info(points[1:3], "trainable").log, "twice as much is no magnitude"
     assert cost_text(200, "train_s") == "3 min 20 s" and cost_text(812.4, "peak_memory_mib") == "812 MiB"

@@ -27,7 +27,7 @@ def visit(workspace, monkeypatch, ensured):
     monkeypatch.setattr(supervisor, "ensure", ensured.append)
 
     def open_page(name, **query):
-        app = AppTest.from_file(str(PROJECT_ROOT / "sousa_engine" / "web" / "main.py"), default_timeout=60)
+        app = AppTest.from_file(str(PROJECT_ROOT / "sousa_engine" / "web" / "main.py"), default_timeout=180)
         app.run()
         for key, value in query.items():
             app.query_params[key] = value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import plotly.graph_objects as go
@@ -74,7 +74,7 @@ def confusion_difference_info(
 
 
 def confusion_figure(info: ConfusionInfo, labels: bool = True) -> go.Figure:
-    """labels=False leaves the class names to the hover text: for several matrices side by side."""
+    """labels=False leaves the class names to the hover text, for several matrices side by side; blocks keep theirs."""
     hover = [
         [
             f"<b>{label}</b><br>taken for <b>{predicted}</b><br>{count} of {sum(row)} clips"
@@ -105,6 +105,7 @@ def _matrix(
     names = [f"{_short(name)}  {i}" if numbered else _short(name) for i, name in zip(places, classes, strict=True)]
     named = {"tickmode": "array", "tickvals": places, "ticktext": names, "tickangle": 0}
     bare = {"showgrid": False, "showticklabels": labels, "ticks": "", "showline": False, "tickfont": {"size": 10}}
+    by_block = _block_ticks(blocks) if blocks and not labels else {}
     frame = {"x0": 0.5, "x1": count + 0.5, "y0": 0.5, "y1": count + 0.5}
     square = {} if labels else {"scaleanchor": "x", "constrain": "domain"}
     return go.Figure(
@@ -133,6 +134,7 @@ def _matrix(
             xaxis={
                 **bare,
                 **({} if numbered else named),
+                **by_block,
                 "range": [0.5, count + 0.5],
                 "constrain": "domain",
                 "title": {"text": "taken for", "standoff": 6},
@@ -140,6 +142,7 @@ def _matrix(
             yaxis={
                 **bare,
                 **named,
+                **(by_block and {**by_block, "tickangle": -90}),
                 "range": [count + 0.5, 0.5],
                 **square,
                 "title": {"text": "played", "standoff": 6},
@@ -148,7 +151,6 @@ def _matrix(
                 {"type": "rect", **frame, "line": {"color": template.GREY.format(0.35), "width": 1}},
                 *_borders(blocks, count),
             ],
-            annotations=[] if labels else _block_names(blocks, count),
         ),
     )  # fmt: skip
 
@@ -163,16 +165,11 @@ def _borders(blocks: Sequence[tuple[str, int]], count: int) -> list[dict]:
     ]
 
 
-def _block_names(blocks: Sequence[tuple[str, int]], count: int) -> list[dict]:
-    """Each block's name beside its rows, at the right edge."""
+def _block_ticks(blocks: Sequence[tuple[str, int]]) -> dict:
+    """Each block's name in the middle of its classes."""
     ends = [0, *accumulate(size for _, size in blocks)]
-    return [
-        {
-            "x": count + 0.8, "y": (start + end + 1) / 2, "text": name, "showarrow": False, "textangle": 90,
-            "xanchor": "left", "font": {"size": 11},
-        }
-        for (name, _), start, end in zip(blocks, ends, ends[1:], strict=False)
-    ]  # fmt: skip
+    middles = [(start + end + 1) / 2 for start, end in pairwise(ends)]
+    return {"tickmode": "array", "tickvals": middles, "ticktext": [name for name, _ in blocks], "showticklabels": True}
 
 
 def _short(name: str, longest: int = 26) -> str:

@@ -83,7 +83,7 @@ def _dots(info: CostInfo, which: Sequence[int], name: str, marker: dict, named: 
         mode="markers+text" if named else "markers",
         marker=marker,
         text=[info.points[i].name for i in which] if named else None,
-        textposition="top center",
+        textposition=["top left" if i == which[-1] and len(which) > 1 else "top right" for i in which],
         textfont={"size": 11},
         cliponaxis=False,
         error_y={

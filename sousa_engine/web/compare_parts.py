@@ -114,8 +114,9 @@ def curves(compared: Compared) -> None:
     st.plotly_chart(figure, key="compare_curves", alt=f"{metric} over {axis}")
     said = []
     if any(line.low for line in lines):
-        said.append("Line: mean over the seeds of a setting. Band: from the lowest seed to the highest.")
-        said.append("Where one seed ended earlier, they are those of the others.")
+        said.append(
+            "Line: mean over the seeds of a setting that got so far. Band: from the lowest seed to the highest."
+        )
     if lost:
         said.append(f"Left out: {lost} {'run that does' if lost == 1 else 'runs that do'} not tell its {axis}.")
     if alive:
