@@ -9,7 +9,7 @@ import pandas as pd
 import streamlit as st
 
 from sousa_engine.analysis.compare import Result, conclude, paired_sentence, results
-from sousa_engine.analysis.settings import best, setting_rows
+from sousa_engine.analysis.settings import best, by_valid, setting_rows
 from sousa_engine.analysis.significance import paired
 from sousa_engine.analysis.sweeps import TrialRow, latest
 from sousa_engine.records import Prediction, Run, Sweep
@@ -32,6 +32,7 @@ def main() -> None:
             return
         summaries = store.summaries([run.id for run in runs])
         rows = setting_rows(runs, summaries)
+        rows = tuple(by_valid(rows)) if sweep else rows
         shown = best(rows, MOST_SETTINGS)
         drawn = runs if len(shown) == len(rows) and not sweep else [run for row in shown for run in row.runs]
         predictions = {run.id: store.predictions(run.id, "test") for run in drawn}
@@ -41,9 +42,10 @@ def main() -> None:
     if sweep:
         headline(sweep, runs, rows)
     if len(shown) < len(rows):
+        left_out = len(rows) - len(shown)
         st.caption(
-            f"The verdict, curves and matrices are of the {len(shown)} settings with the best mean valid accuracy; "
-            f"{len(rows) - len(shown)} are left out there. All else is of all {len(rows)} settings."
+            f"The verdict, curves, matrices and dots of scores are of the {len(shown)} settings with the best mean "
+            f"valid accuracy. {left_out} {'other is' if left_out == 1 else 'others are'} in the tables, axes and cost alone."
         )
     conclusion(drawn, results(drawn, summaries), predictions)
     outcomes(compared, runs)

@@ -82,7 +82,9 @@ def test_runs_of_one_sweep_keep_its_trials_and_its_names():
 def test_names_that_are_alike_are_told_apart():
     first, second = run(1), run(2, **{"lora.r": 16})
     named = [dataclasses.replace(r, config=r.config.model_copy(update={"name": "same"})) for r in (first, second)]
-    assert len({row.label for row in rows_of(*named)}) == 2
+    assert [row.label for row in rows_of(*named)] == ["same · r 8", "same · r 16"]
+    swept = [run(1, trial=0), run(2, trial=1)]
+    assert [row.label for row in rows_of(*swept)] == ["r 8 · lr 0.002 · setting 0", "r 8 · lr 0.002 · setting 1"]
 
 
 def test_the_best_are_chosen_by_valid_accuracy_never_by_test():

@@ -151,10 +151,12 @@ def _plain(config: RunConfig, field: str) -> Any:
 
 def _told_apart(rows: Sequence[TrialRow]) -> tuple[TrialRow, ...]:
     """Where labels are alike, what the setting is follows; where that is not enough, a number."""
-    for mark in (lambda row: sweep.label(dict(row.setting)), lambda row: str(row.number)):
+    for mark in (lambda row: sweep.label(dict(row.setting)), lambda row: f"setting {row.number}"):
         often = Counter(row.label for row in rows)
         rows = [
-            replace(row, label=f"{row.label} · {mark(row)}") if often[row.label] > 1 and mark(row) else row
+            replace(row, label=f"{row.label} · {said}")
+            if often[row.label] > 1 and (said := mark(row)) and said not in row.label
+            else row
             for row in rows
         ]
     return tuple(rows)

@@ -107,7 +107,7 @@ def _matrix(
     bare = {"showgrid": False, "showticklabels": labels, "ticks": "", "showline": False, "tickfont": {"size": 10}}
     by_block = _block_ticks(blocks) if blocks and not labels else {}
     frame = {"x0": 0.5, "x1": count + 0.5, "y0": 0.5, "y1": count + 0.5}
-    square = {} if labels else {"scaleanchor": "x", "constrain": "domain"}
+    square = {} if labels else {"scaleanchor": "x", "constrain": "domain", "constraintoward": "top"}
     return go.Figure(
         go.Heatmap(
             x=places,
@@ -130,7 +130,7 @@ def _matrix(
             hovertemplate="%{text}<extra></extra>",
         ),
         layout=template.layout(
-            height=max(320, ROW_PX * count + 90) if labels else 460,
+            height=max(320, ROW_PX * count + 90) if labels else 430,
             xaxis={
                 **bare,
                 **({} if numbered else named),

@@ -39,7 +39,8 @@ def cost_text(cost: float, measure: str) -> str:
     return f"{minutes:,.0f} min {seconds:02.0f} s" if minutes else f"{seconds:.1f} s"
 
 
-def cost_figure(info: CostInfo) -> go.Figure:
+def cost_figure(info: CostInfo, names: bool = True) -> go.Figure:
+    """names: whether those on the frontier are named beside their points, if they are few."""
     frontier = [i for i, point in enumerate(info.points) if point.on_frontier]
     others = [i for i, point in enumerate(info.points) if not point.on_frontier and not point.is_control]
     controls = [i for i, point in enumerate(info.points) if point.is_control]
@@ -54,7 +55,7 @@ def cost_figure(info: CostInfo) -> go.Figure:
             showlegend=False,
         ),
         _dots(info, others, "settings", {"color": grey, "size": 8}),
-        _dots(info, frontier, "on the frontier", {"color": petrol, "size": 11}, named=len(frontier) <= MOST_NAMED),
+        _dots(info, frontier, "on the frontier", {"color": petrol, "size": 11}, named=names and len(frontier) <= MOST_NAMED),
         _dots(info, controls, "random weights: a control", {"color": f"rgb({template.WRONG})", "size": 9,
                                                             "symbol": "diamond-open"}),
     ]  # fmt: skip
@@ -67,7 +68,7 @@ def cost_figure(info: CostInfo) -> go.Figure:
             hovermode="closest",
             xaxis={
                 "title": {"text": f"{MEASURES[info.measure].lower()}{unit}"},
-                "type": "log" if info.log else "linear",
+                **(template.log_axis([_shown(info, i) for i in range(len(info.points))]) if info.log else {}),
             },
             yaxis={"title": {"text": "test accuracy, 95 % interval"}, "tickformat": ".0%"},
         ),

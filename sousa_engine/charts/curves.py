@@ -44,7 +44,7 @@ def is_share(metric: str) -> bool:
     return metric.endswith(("accuracy", "macro_f1"))
 
 
-def curves_figure(info: CurvesInfo, height: int = 400) -> go.Figure:
+def curves_figure(info: CurvesInfo, height: int = 400, legend: bool = True) -> go.Figure:
     first = {line.label: i for i, line in reversed(list(enumerate(info.lines)))}  # one entry a label in the legend
     traces = [_band(line) for line in info.lines if line.low]
     traces += [_line(line, info.is_share, legend=first[line.label] == i) for i, line in enumerate(info.lines)]
@@ -53,7 +53,7 @@ def curves_figure(info: CurvesInfo, height: int = 400) -> go.Figure:
         layout=template.layout(
             height=height,
             hovermode="x unified",
-            showlegend=True,
+            showlegend=legend,
             xaxis={"title": {"text": {"minutes": "minutes since its start"}.get(info.axis, info.axis)}},
             yaxis={
                 "title": {"text": info.metric},

@@ -72,7 +72,8 @@ def slice_figure(info: SliceInfo) -> go.Figure:
             height=260,
             showlegend=False,
             xaxis={
-                "title": {"text": info.name}, "type": "log" if info.log else "linear",
+                "title": {"text": info.name},
+                **(template.log_axis(info.x) if info.log else {}),
                 **({**named, **room} if info.ticks else {}),
             },
             yaxis={"title": {"text": info.accuracy}, "tickformat": ".0%"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from sousa_engine.analysis.confusion import Confusion, changes, confusion, diffe
 from sousa_engine.analysis.curves import AXES, Line, placed, seed_line
 from sousa_engine.analysis.settings import AgainstBase, Summaries
 from sousa_engine.analysis.sweeps import TrialRow
+from sousa_engine.charts import template
 from sousa_engine.charts.confusion import (
     confusion_difference_figure,
     confusion_difference_info,
@@ -51,7 +53,7 @@ class Compared:
 
 def setting_table(compared: Compared) -> None:
     """All settings with their seeds; a phone gets a list."""
-    rows = [_results_of(row, compared.summaries) for row in _by_valid(compared)]
+    rows = [_results_of(row, compared.summaries) for row in compared.rows]
     share, whole = st.column_config.NumberColumn(format="%.1f %%"), st.column_config.NumberColumn(format="localized")
     with parts.desk("settings"):
         st.dataframe(
@@ -69,7 +71,7 @@ def setting_table(compared: Compared) -> None:
             alt="Results of the compared settings, mean over seeds",
         )
     with parts.phone("settings"):
-        st.markdown(parts.listed([_result_line(row) for row in _by_valid(compared)]))
+        st.markdown(parts.listed(_result_line(row) for row in compared.rows))
     st.caption(
         "Means over finished seeds (valid: over all that have one). An interval is of the choice of test clips, not of "
         "the luck of seeds."
@@ -110,8 +112,14 @@ def curves(compared: Compared) -> None:
     with parts.open_store() as store:
         weight = smoothing if metric.startswith("train/") else 0.0
         lines, lost = lines_of(store, compared.shown, metric, axis, weight, each_run)
-    figure = curves_figure(curves_info(metric, lines, log, axis))
-    st.plotly_chart(figure, key="compare_curves", alt=f"{metric} over {axis}")
+    info = curves_info(metric, lines, log, axis)
+    with parts.desk("curves"):
+        st.plotly_chart(curves_figure(info), key="compare_curves", alt=f"{metric} over {axis}")
+    with parts.phone("curves"):
+        # A legend of long names would leave no room for the lines.
+        figure = curves_figure(info, height=320, legend=False)
+        st.plotly_chart(figure, key="compare_curves_phone", alt=f"{metric} over {axis}")
+        legend({line.group: line.label for line in info.lines})
     said = []
     if any(line.low for line in lines):
         said.append(
@@ -123,6 +131,16 @@ def curves(compared: Compared) -> None:
         said.append("Some runs are not over: reload to see more of them.")
     if said:
         st.caption(" ".join(said))
+
+
+def legend(names: Mapping[int, str]) -> None:
+    """A list of series by their colour. names: number of the series -> its name."""
+    entries = (
+        f"<li style='display:flex;gap:.5rem;align-items:baseline'><span style='color:{template.series(number)}'>●</span>"
+        f"<span>{html.escape(name)}</span></li>"
+        for number, name in names.items()
+    )
+    st.html(f"<ul style='list-style:none;margin:0;padding:0;font-size:.9rem'>{''.join(entries)}</ul>")
 
 
 def lines_of(
@@ -170,11 +188,12 @@ def differences(compared: Compared) -> None:
             height="content" if len(table) <= 14 else 460,
             alt="Settings that differ, against the base",
         )
+        st.caption("Pale: as in the base; coloured: not.")
     with parts.phone("differences"):
         st.markdown(parts.listed([_difference_line(rows, i, base, found) for i in range(len(rows)) if i != base]))
     st.caption(
-        "Only fields that differ. Pale: as in the base; coloured: not. Differences of accuracies are of means over "
-        "seeds, in points; what they allow to say stands in the verdict."
+        "Only fields that differ. Differences of accuracies are of means over seeds, in points; what they allow to say "
+        "stands in the verdict."
     )
 
 
@@ -222,7 +241,7 @@ def matrices(compared: Compared) -> None:
     columns = st.columns(min(3, max(2, len(made))))
     for i, (name, matrix) in enumerate(made.items()):
         with columns[i % len(columns)]:
-            seeds = len(measured[i][0].runs)
+            seeds = sum(bool(compared.predictions.get(run.id)) for run in measured[i][0].runs)
             added = f", {seeds} seeds added up" if seeds > 1 else ""
             st.markdown(f"**{parts.plain(name)}** · {matrix.right:,} of {matrix.n:,} clips right{added}")
             figure = confusion_figure(confusion_info(matrix, blocks), labels=False)
@@ -265,11 +284,6 @@ def _difference_of_two(made: Mapping[str, Confusion], blocks: Sequence[tuple[str
 
 
 # Words and small things
-
-
-def _by_valid(compared: Compared) -> list[TrialRow]:
-    """A sweep's settings, best first; others in the order they were chosen."""
-    return settings.by_valid(compared.rows) if compared.of_sweep else list(compared.rows)
 
 
 def _results_of(row: TrialRow, summaries: Summaries) -> dict[str, object]:

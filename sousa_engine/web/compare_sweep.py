@@ -111,8 +111,11 @@ def costs(compared: Compared) -> None:
     if not points:
         st.caption(f"No finished run has both a test result and its {cost.MEASURES[measure].lower()}.")
         return
-    st.plotly_chart(cost_figure(cost_info(points, measure)), key="compare_cost_chart", alt="Accuracy against cost")
-    with parts.phone("frontier"):
+    info = cost_info(points, measure)
+    with parts.desk("cost"):
+        st.plotly_chart(cost_figure(info), key="compare_cost_chart", alt="Accuracy against cost")
+    with parts.phone("cost"):
+        st.plotly_chart(cost_figure(info, names=False), key="compare_cost_phone", alt="Accuracy against cost")
         st.markdown("**The frontier**")
         frontier = [point for point in points if point.on_frontier]
         st.markdown(
@@ -155,7 +158,7 @@ def parts_of_the_test(compared: Compared) -> None:
     drawn = [(row.label, found[row.number]) for row in compared.shown if row.number in found]
     if drawn:
         figure = scores_figure(scores_info(drawn, intervals=part != "Classes"))
-        with parts.desk("scores") if part == "Classes" else st.container():
+        with parts.desk("scores"):
             st.plotly_chart(figure, key="compare_scores", alt=f"Test accuracy of {part.lower()}")
     with parts.desk("score-table"):
         _score_table(rows, found)
@@ -203,9 +206,9 @@ def _score_table(rows: Sequence[TrialRow], found: Mapping[int, Mapping[str, scor
 def _score_lines(drawn: Sequence[tuple[str, Mapping[str, scores.Score]]]) -> list[str]:
     info = scores_info(drawn)
     return [
-        f"{group}: "
+        f"**{group}**: "
         + ", ".join(
-            f"{parts.plain(series.name)} {parts.percent(series.scores[i].value)}"  # pyright: ignore[reportOptionalMemberAccess]
+            f"{parts.percent(series.scores[i].value)} {parts.plain(series.name)}"  # pyright: ignore[reportOptionalMemberAccess]
             for series in info.series
             if series.scores[i] is not None
         )
