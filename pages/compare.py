@@ -42,10 +42,11 @@ def main() -> None:
     if sweep:
         headline(sweep, runs, rows)
     if len(shown) < len(rows):
-        left_out = len(rows) - len(shown)
+        count = len(rows) - len(shown)
+        others = "other is" if count == 1 else "others are"
         st.caption(
             f"The verdict, curves, matrices and dots of scores are of the {len(shown)} settings with the best mean "
-            f"valid accuracy. {left_out} {'other is' if left_out == 1 else 'others are'} in the tables, axes and cost alone."
+            f"valid accuracy. {count} {others} in the tables, axes and cost alone."
         )
     conclusion(drawn, results(drawn, summaries), predictions)
     outcomes(compared, runs)

@@ -44,6 +44,7 @@ def cost_figure(info: CostInfo, names: bool = True) -> go.Figure:
     frontier = [i for i, point in enumerate(info.points) if point.on_frontier]
     others = [i for i, point in enumerate(info.points) if not point.on_frontier and not point.is_control]
     controls = [i for i, point in enumerate(info.points) if point.is_control]
+    named = names and len(frontier) <= MOST_NAMED
     petrol, grey = f"rgb({template.RIGHT})", template.GREY.format(0.75)
     traces = [
         go.Scatter(
@@ -55,7 +56,7 @@ def cost_figure(info: CostInfo, names: bool = True) -> go.Figure:
             showlegend=False,
         ),
         _dots(info, others, "settings", {"color": grey, "size": 8}),
-        _dots(info, frontier, "on the frontier", {"color": petrol, "size": 11}, named=names and len(frontier) <= MOST_NAMED),
+        _dots(info, frontier, "on the frontier", {"color": petrol, "size": 11}, named=named),
         _dots(info, controls, "random weights: a control", {"color": f"rgb({template.WRONG})", "size": 9,
                                                             "symbol": "diamond-open"}),
     ]  # fmt: skip

@@ -136,7 +136,7 @@ def curves(compared: Compared) -> None:
 def legend(names: Mapping[int, str]) -> None:
     """A list of series by their colour. names: number of the series -> its name."""
     entries = (
-        f"<li style='display:flex;gap:.5rem;align-items:baseline'><span style='color:{template.series(number)}'>●</span>"
+        f"<li style='display:flex;gap:.5rem'><span style='color:{template.series(number)}'>●</span>"
         f"<span>{html.escape(name)}</span></li>"
         for number, name in names.items()
     )
