@@ -18,7 +18,7 @@ from sousa_engine.analysis.sweeps import TrialRow, trial_row, trial_rows
 from sousa_engine.config import RunConfig
 from sousa_engine.records import Run, RunStatus, Summary
 
-LOG_FROM = 8  # an axis of positive numbers whose highest is this many times its lowest is drawn in logarithms
+LOG_FROM = 4  # an axis of positive numbers whose highest is this many times its lowest is drawn in logarithms
 ACCURACIES = {"valid": "valid/accuracy", "test": "test/accuracy"}
 
 Summaries = Mapping[str, Mapping[str, Summary]]  # run id -> metric name -> Summary
