@@ -1,4 +1,4 @@
-"""Compare: two or more runs side by side. The runs stand in the address: /compare?run=A&run=B."""
+"""Compare: runs side by side, by their ids or as a whole sweep: /compare?run=A&run=B, /compare?sweep=ID."""
 
 from __future__ import annotations
 
@@ -8,39 +8,122 @@ from collections.abc import Sequence
 import pandas as pd
 import streamlit as st
 
-from sousa_engine.analysis.compare import Result, conclude, config_differences, paired_sentence, results
-from sousa_engine.analysis.confusion import confusion
-from sousa_engine.analysis.curves import line
+from sousa_engine.analysis.compare import Result, conclude, paired_sentence, results
+from sousa_engine.analysis.settings import best, by_valid, setting_rows
 from sousa_engine.analysis.significance import paired
-from sousa_engine.charts.confusion import confusion_figure, confusion_info
-from sousa_engine.charts.curves import curves_figure, curves_info
-from sousa_engine.records import Prediction, Run
+from sousa_engine.analysis.sweeps import TrialRow, latest
+from sousa_engine.records import Prediction, Run, Sweep
 from sousa_engine.store import Store
 from sousa_engine.web import parts
-from sousa_engine.web.components.live_chart import Panel, live_chart
+from sousa_engine.web.compare_parts import Compared, curves, differences, matrices, setting_table
+from sousa_engine.web.compare_sweep import axes, costs, parts_of_the_test
 
-MOST = 8
-CHOICE = "compare_choice"
+MOST_RUNS = 40  # that can be picked one by one
+MOST_SETTINGS = 8  # with a colour, a curve and a matrix of their own
+ADDRESS, CHOICE, SWEEP = "compare_address", "compare_choice", "compare_sweep"
 
 
 def main() -> None:
     st.title("Compare")
+    parts.by_width()
     with parts.open_store() as store:
-        every = store.runs()
-        if len(every) < 2:
-            invite(len(every))
-            return
-        runs = choose(every)
+        sweep, runs = choose(store)
         if len(runs) < 2:
-            st.info("Choose two runs or more, here or by ticking them on the page Runs.", icon=":material/info:")
             return
-        found = results(runs, store.summaries([run.id for run in runs]))
-        predictions = {run.id: store.predictions(run.id, "test") for run in runs}
-        conclusion(runs, found, predictions)
-        measures(runs, found)
-        curves(store, runs)
-    differences(runs)
-    matrices(runs, predictions)
+        summaries = store.summaries([run.id for run in runs])
+        rows = setting_rows(runs, summaries)
+        rows = tuple(by_valid(rows)) if sweep else rows
+        shown = best(rows, MOST_SETTINGS)
+        drawn = runs if len(shown) == len(rows) and not sweep else [run for row in shown for run in row.runs]
+        predictions = {run.id: store.predictions(run.id, "test") for run in drawn}
+    compared = Compared(
+        rows=rows, shown=shown, summaries=summaries, predictions=predictions, of_sweep=sweep is not None
+    )
+    if sweep:
+        headline(sweep, runs, rows)
+    if len(shown) < len(rows):
+        count = len(rows) - len(shown)
+        others = "other is" if count == 1 else "others are"
+        st.caption(
+            f"The verdict, curves, matrices and dots of scores are of the {len(shown)} settings with the best mean "
+            f"valid accuracy. {count} {others} in the tables, axes and cost alone."
+        )
+    conclusion(drawn, results(drawn, summaries), predictions)
+    outcomes(compared, runs)
+    st.fragment(sections)(compared)
+
+
+def sections(compared: Compared) -> None:
+    """Behind tabs, each drawn when it is opened; a fragment, so that a choice there does not draw the verdict again."""
+    drawers = {"Curves": curves, "What differs": differences}
+    if compared.has_axes:
+        drawers["What matters"] = axes
+    drawers |= {"Cost": costs, "Confusion": matrices, "Scores": parts_of_the_test}
+    tabs = st.tabs(list(drawers), key="compare_tabs", on_change="rerun")
+    for tab, draw in zip(tabs, drawers.values(), strict=True):
+        if tab.open:
+            with tab:
+                draw(compared)
+
+
+# What is compared: the address is the truth, so that every comparison can be shared and reloaded
+
+
+def choose(store: Store) -> tuple[Sweep | None, Sequence[Run]]:
+    """(the sweep, if one is compared; its runs, of each trial and seed the latest, or the runs that were picked)."""
+    follow_address(store)
+    sweeps = {sweep.id: sweep for sweep in store.sweeps()}
+    picked = None
+    if sweeps:
+        picked = st.selectbox(
+            "Sweep", list(sweeps), format_func=lambda i: sweep_label(sweeps[i]), key=SWEEP, index=None,
+            placeholder="All runs of a sweep, or choose runs below",
+        )  # fmt: skip
+    if picked:
+        write_address(sweep=picked)
+        runs = latest(store.sweep_runs(picked))
+        if len(runs) < 2:
+            st.info(f"This sweep has {len(runs) or 'no'} run yet; comparing takes two.", icon=":material/info:")
+        return sweeps[picked], runs
+    every = store.runs()
+    if len(every) < 2:
+        invite(len(every))
+        return None, ()
+    return None, pick_runs(every)
+
+
+def follow_address(store: Store) -> None:
+    """The address wins when it changes: it becomes what is chosen below."""
+    asked = {"sweep": st.query_params.get("sweep", ""), "run": list(dict.fromkeys(st.query_params.get_all("run")))}
+    if st.session_state.get(ADDRESS) == asked:
+        return
+    sweep = store.sweep(asked["sweep"]) if asked["sweep"] else None
+    found = [run_id for run_id in asked["run"] if store.run(run_id)]
+    st.session_state[SWEEP] = sweep.id if sweep else None
+    st.session_state[CHOICE] = found[:MOST_RUNS]
+    if asked["sweep"] and not sweep:
+        st.warning(parts.plain(f"No sweep has the id {asked['sweep']}."), icon=":material/help:")
+    strangers = [run_id for run_id in asked["run"] if run_id not in found]
+    if strangers:
+        st.warning(parts.plain(f"No run has the id {', '.join(strangers)}."), icon=":material/help:")
+
+
+def write_address(sweep: str = "", runs: Sequence[str] = ()) -> None:
+    if sweep != st.query_params.get("sweep", "") or list(runs) != st.query_params.get_all("run"):
+        st.query_params.from_dict({"sweep": sweep} if sweep else {"run": list(runs)})
+    st.session_state[ADDRESS] = {"sweep": sweep, "run": list(runs)}
+
+
+def pick_runs(every: Sequence[Run]) -> list[Run]:
+    known = {run.id: run for run in every}
+    picked = st.multiselect(
+        "Runs", list(known), format_func=lambda run_id: parts.run_label(known[run_id]), key=CHOICE,
+        max_selections=MOST_RUNS, placeholder=f"2 to {MOST_RUNS} runs; {MOST_SETTINGS} settings stay readable",
+    )  # fmt: skip
+    write_address(runs=picked)
+    if len(picked) < 2:
+        st.info("Choose two runs or more, here or by ticking them on the page Runs.", icon=":material/info:")
+    return [known[run_id] for run_id in picked]
 
 
 def invite(count: int) -> None:
@@ -48,23 +131,15 @@ def invite(count: int) -> None:
     st.page_link(parts.page_path("launch"), label="Launch a training", icon=":material/rocket_launch:")
 
 
-def choose(every: Sequence[Run]) -> list[Run]:
-    """The picker and the address hold the same runs; the address wins when it changes."""
-    known = {run.id: run for run in every}
-    asked = list(dict.fromkeys(st.query_params.get_all("run")))
-    if st.session_state.get("compare_address") != asked:
-        st.session_state[CHOICE] = [run_id for run_id in asked if run_id in known][:MOST]
-        strangers = [run_id for run_id in asked if run_id not in known]
-        if strangers:
-            st.warning(parts.plain(f"No run has the id {', '.join(strangers)}."), icon=":material/help:")
-    picked = st.multiselect(
-        "Runs", list(known), format_func=lambda run_id: parts.run_label(known[run_id]), key=CHOICE,
-        max_selections=MOST, placeholder=f"2 to {MOST} runs",
-    )  # fmt: skip
-    if picked != st.query_params.get_all("run"):
-        st.query_params["run"] = picked
-    st.session_state["compare_address"] = picked
-    return [known[run_id] for run_id in picked]
+def sweep_label(sweep: Sweep) -> str:
+    return f"{sweep.name} · {sweep.status.value} · {sweep.id[-4:]}"
+
+
+def headline(sweep: Sweep, runs: Sequence[Run], rows: Sequence[TrialRow]) -> None:
+    """What the sweep has come to: settings, runs by status."""
+    statuses = sum((row.statuses for row in rows), Counter())
+    counted = ", ".join(f"{count} {status}" for status, count in statuses.most_common())
+    st.caption(parts.plain(f"{sweep.name}: {len(rows)} settings, {len(runs)} runs ({counted})."))
 
 
 def names_of(runs: Sequence[Run]) -> list[str]:
@@ -91,8 +166,20 @@ def conclusion(runs: Sequence[Run], found: Sequence[Result], predictions: dict[s
                 st.markdown(parts.plain(paired_sentence(first, second, difference)))
 
 
-def measures(runs: Sequence[Run], found: Sequence[Result]) -> None:
+def outcomes(compared: Compared, runs: Sequence[Run]) -> None:
+    """What was reached: by setting where there are seeds, or by run."""
     st.subheader("Results", anchor=False)
+    units = ["Settings", "Runs"] if len(compared.rows) < len(runs) or compared.of_sweep else []
+    unit = units and st.segmented_control(
+        "A row for each", units, default=units[0], required=True, key="compare_unit", label_visibility="collapsed"
+    )
+    if unit == "Settings":
+        setting_table(compared)
+    else:
+        measures(runs, results(runs, compared.summaries))
+
+
+def measures(runs: Sequence[Run], found: Sequence[Result]) -> None:
     rows = []
     for run, name, row in zip(runs, names_of(runs), found, strict=True):
         rows.append(
@@ -101,116 +188,49 @@ def measures(runs: Sequence[Run], found: Sequence[Result]) -> None:
                 "Status": row.status,
                 "Weights": parts.weights_text(run),
                 "Seed": row.seed,
-                "Test accuracy": hundred(row.test and row.test.value),
+                "Test accuracy": parts.hundred(row.test and row.test.value),
                 "95 % of test": span(row.test),
                 "n test": row.test.n if row.test else None,
-                "Test macro-F1": hundred(row.test_macro_f1),
-                "Best valid": hundred(row.best_valid and row.best_valid.value),
+                "Test macro-F1": parts.hundred(row.test_macro_f1),
+                "Best valid": parts.hundred(row.best_valid and row.best_valid.value),
                 "95 % of valid": span(row.best_valid),
                 "n valid": row.best_valid.n if row.best_valid else None,
                 "Best step": row.best_step,
-                "Last valid": hundred(row.last_valid and row.last_valid.value),
+                "Last valid": parts.hundred(row.last_valid and row.last_valid.value),
                 "Trainable": row.trainable,
                 "Seconds": row.seconds,
             }
         )
     whole = ["n test", "n valid", "Best step", "Trainable"]
     share = st.column_config.NumberColumn(format="%.1f %%")
-    st.dataframe(
-        pd.DataFrame(rows).astype(dict.fromkeys(whole, "Int64")),
-        hide_index=True,
-        placeholder="–",
-        column_config={
-            "Run": st.column_config.TextColumn(pinned=True),
-            "Test accuracy": share,
-            "Test macro-F1": share,
-            "Best valid": share,
-            "Last valid": share,
-            "Trainable": st.column_config.NumberColumn(format="localized"),
-            "Seconds": st.column_config.NumberColumn(format="%.0f"),
-        },
-        alt="Results of the compared runs",
-    )
+    with parts.desk("runs"):
+        st.dataframe(
+            pd.DataFrame(rows).astype(dict.fromkeys(whole, "Int64")),
+            hide_index=True,
+            placeholder="–",
+            height="content" if len(rows) <= 12 else 460,
+            column_config={
+                "Run": st.column_config.TextColumn(pinned=True),
+                "Test accuracy": share,
+                "Test macro-F1": share,
+                "Best valid": share,
+                "Last valid": share,
+                "Trainable": st.column_config.NumberColumn(format="localized"),
+                "Seconds": st.column_config.NumberColumn(format="%.0f"),
+            },
+            alt="Results of the compared runs",
+        )
+    with parts.phone("runs"):
+        st.markdown(parts.listed(run_line(name, row) for name, row in zip(names_of(runs), found, strict=True)))
 
 
-def hundred(share: float | None) -> float | None:
-    return None if share is None else 100 * share
+def run_line(name: str, row: Result) -> str:
+    reached = f"{parts.percent(row.test.value)} · {parts.interval(row.test)}" if row.test else "no test result"
+    return f"**{parts.plain(name)}** · {reached}"
 
 
 def span(proportion) -> str:
     return f"{100 * proportion.low:.1f} to {100 * proportion.high:.1f} %" if proportion else "–"
-
-
-def curves(store: Store, runs: Sequence[Run]) -> None:
-    st.subheader("Curves", anchor=False)
-    metrics = sorted(
-        {metric for run in runs for metric in store.metric_names(run.id) if not metric.startswith("test/")}
-    )
-    if not metrics:
-        st.caption("No step was recorded yet.")
-        return
-    with st.container(horizontal=True, vertical_alignment="bottom"):
-        start = "valid/accuracy" if "valid/accuracy" in metrics else metrics[0]
-        metric = st.selectbox("Metric", metrics, index=metrics.index(start), key="compare_metric", width=240)
-        if any(not run.status.is_over for run in runs):
-            live = True
-        else:
-            live = False
-            smoothing = st.slider(
-                "Smoothing",
-                0.0,
-                0.99,
-                0.0,
-                0.01,
-                key="compare_smoothing",
-                width=240,
-                disabled=not metric.startswith("train/"),
-            )
-            log = st.toggle("Log scale", key="compare_log", disabled=metric.endswith(("accuracy", "macro_f1")))
-    if live:
-        panel = Panel(title=metric, metrics=(metric,), percent=metric.endswith(("accuracy", "macro_f1")))
-        live_chart(runs, [panel], key="compare_live", names=names_of(runs))
-        return
-    lines = [
-        line(name, store.curve(run.id, metric), smoothing if metric.startswith("train/") else 0.0)
-        for run, name in zip(runs, names_of(runs), strict=True)
-    ]
-    st.plotly_chart(curves_figure(curves_info(metric, lines, log)), key="compare_curves", alt=f"{metric} over steps")
-
-
-def differences(runs: Sequence[Run]) -> None:
-    st.subheader("What differs in the settings", anchor=False)
-    found = config_differences(runs)
-    if not found:
-        st.caption("Nothing: the settings are the same, seed included.")
-        return
-    table = pd.DataFrame([(d.field, *d.values) for d in found], columns=["Field", *names_of(runs)])
-    st.dataframe(
-        table,
-        hide_index=True,
-        column_config={"Field": st.column_config.TextColumn(pinned=True)},
-        alt="Settings that differ between the runs",
-    )
-
-
-def matrices(runs: Sequence[Run], predictions: dict[str, tuple[Prediction, ...]]) -> None:
-    st.subheader("Confusion on the test split", anchor=False)
-    measured = [(run, name) for run, name in zip(runs, names_of(runs), strict=True) if predictions[run.id]]
-    if not measured:
-        st.caption("No run has test predictions yet.")
-        return
-    classes = sorted({c for run, _ in measured for p in predictions[run.id] for c in (p.label, p.predicted)})
-    columns = st.columns(min(3, max(2, len(measured))))
-    for i, (run, name) in enumerate(measured):
-        matrix = confusion(predictions[run.id], classes)
-        with columns[i % len(columns)]:
-            st.markdown(f"**{parts.plain(name)}** · {matrix.right:,} of {matrix.n:,} clips right")
-            figure = confusion_figure(confusion_info(matrix), labels=False)
-            st.plotly_chart(figure, key=f"confusion-{run.id}", alt=f"Confusion matrix of {name}")
-    st.caption(
-        "Rows: what was played; columns: what it was taken for. Petrol is recognised, brick is mistaken; "
-        "point at a cell for its names and clips."
-    )
 
 
 main()

@@ -64,6 +64,12 @@ def curve(db: Database, run_number: int, metric: str, *, first: int | None, last
     return Curve(metric=metric, width=1 << shift, steps=steps, mean=mean, low=low, high=high)
 
 
+def moments(db: Database, run_number: int, metric: str, steps: Iterable[int]) -> dict[int, int]:
+    """See Store.moments."""
+    key = {"run": run_number, "metric": _numbers(db).get(metric), "steps": json.dumps(list(steps))}
+    return dict(db.execute(_MOMENTS, key))
+
+
 def _summarise(db: Database, run_number: int, metric: int, name: str, found: list[SpoolPoint]) -> None:
     key = [run_number, metric]
     old = db.execute(
@@ -131,6 +137,11 @@ _CURVE_FROM_LEVELS = """
 SELECT min(first_step), sum(value_sum) / sum(finite_count), min(value_min), max(value_max) FROM metric_levels
 WHERE run_number = :run AND metric_number = :metric AND width = :width AND bucket BETWEEN :first AND :last
 GROUP BY bucket >> :group ORDER BY bucket >> :group
+"""
+
+_MOMENTS = """
+SELECT step, at_ms FROM json_each(:steps) AS wanted
+JOIN metric_points ON run_number = :run AND metric_number = :metric AND step = wanted.value
 """
 
 _LEVEL_FROM_POINTS = """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from sousa_engine.config import RunConfig
 from sousa_engine.errors import UserError
@@ -227,6 +227,15 @@ class Prediction:
     predicted: str
     probability: float
     label_probability: float
+
+
+class ClipScore(NamedTuple):
+    """How many of `runs` runs got a clip right. A tuple, not a dataclass: a sweep has tens of thousands."""
+
+    clip_id: str
+    label: str
+    right: int
+    runs: int
 
 
 @dataclass(frozen=True, kw_only=True)

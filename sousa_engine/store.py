@@ -27,6 +27,7 @@ from sousa_engine import errors, listing, metric_tables, migrations, trash
 from sousa_engine.config import RunConfig, build
 from sousa_engine.errors import UnknownNameError, UserError
 from sousa_engine.records import (
+    ClipScore,
     Curve,
     Event,
     Listing,
@@ -296,6 +297,15 @@ class Store:
         )
         return tuple(_prediction(row) for row in self._query(sql, [self._number(run_id), split]))
 
+    def clip_scores(self, run_ids: Iterable[str], split: str) -> tuple[ClipScore, ...]:
+        """How many of these runs got each clip right, by clip; clips that none of them was asked are left out."""
+        sql = (
+            "SELECT clip_id, label, sum(predicted = label), count(*) FROM runs JOIN predictions USING (run_number)"
+            " WHERE id IN (SELECT value FROM json_each(?)) AND split = ? GROUP BY clip_id, label ORDER BY clip_id"
+        )
+        with self._reading() as db:
+            return tuple(map(ClipScore._make, db.execute(sql, [json.dumps(list(run_ids)), split])))
+
     # Metrics, for reading
 
     def metric_names(self, run_id: str) -> tuple[str, ...]:
@@ -316,6 +326,11 @@ class Store:
         """
         with self._reading() as db:
             return metric_tables.curve(db, self._number(run_id), metric, first=first, last=last, max_points=max_points)
+
+    def moments(self, run_id: str, metric: str, steps: Iterable[int]) -> dict[int, int]:
+        """Step -> when its value of this metric was measured, in ms since 1970; steps without one are not in it."""
+        with self._reading() as db:
+            return metric_tables.moments(db, self._number(run_id), metric, steps)
 
     def summaries(self, run_ids: Iterable[str]) -> dict[str, dict[str, Summary]]:
         """Last and best value of every metric (`metric_names`) of every run asked for. nan and inf are None here."""

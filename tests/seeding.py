@@ -13,7 +13,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import IO, Any
 
@@ -21,10 +21,11 @@ import numpy as np
 
 from sousa_engine import module_tree, run_files, spool
 from sousa_engine.config import RunConfig
-from sousa_engine.records import UPDATE, Prediction, Progress, Run, RunStatus
+from sousa_engine.data import synth
+from sousa_engine.records import UPDATE, Prediction, Progress, Run, RunStatus, SweepStatus
 from sousa_engine.rudiments import RUDIMENTS
 from sousa_engine.spool import SpoolBatch, SpoolPoint
-from sousa_engine.store import Store
+from sousa_engine.store import Store, SweepRun
 from sousa_engine.workspace import Workspace
 
 CLASSES = tuple(rudiment.slug for rudiment in RUDIMENTS)
@@ -87,13 +88,28 @@ class Training:
         prepared: bool = True,
     ) -> Training:
         """Queue a run, claim it for `slot` and let its trainer start. The queue must be empty before."""
+        with Store.open(workspace, clock_ms=lambda: at_ms or time.time_ns() // 1_000_000) as store:
+            run = store.enqueue(run_config or config())
+        return cls.take(workspace, run, reach=reach, at_ms=at_ms, slot=slot, prepared=prepared)
+
+    @classmethod
+    def take(
+        cls,
+        workspace: Workspace,
+        run: Run,
+        *,
+        reach: float = 0.6,
+        at_ms: int | None = None,
+        slot: str = "cpu",
+        prepared: bool = True,
+    ) -> Training:
+        """Claim a queued run, the first of the queue, and let its trainer start."""
         clock = [at_ms or time.time_ns() // 1_000_000]
         with Store.open(workspace, clock_ms=lambda: clock[0]) as store:
-            run = store.enqueue(run_config or config())
             training = cls(workspace, run, reach=reach, clock=clock, slot=slot)
             clock[0] += 400
             claimed = store.claim(slot, training.nonce)
-            assert claimed is not None and claimed.id == run.id, "the queue was not empty, or the slot was held"
+            assert claimed is not None and claimed.id == run.id, "another run was first, or the slot was held"
             training.folder.mkdir(parents=True)
             run_files.write_json(training.folder / run_files.CONFIG, run.config.model_dump(mode="json"))
             clock[0] += 300
@@ -247,8 +263,9 @@ class Training:
 
     def _predictions(self, split: str) -> list[Prediction]:
         found = []
+        test = [plan for plan in synth.plan(synth.PRESETS["tiny"]) if plan.split == "test"]  # real clips, for slices
         for i in range(CLIPS[split]):
-            label = i % len(CLASSES)
+            label = CLASSES.index(test[i].label) if split == "test" else i % len(CLASSES)
             # Harder classes lie far from the start of the list; a mistake is a neighbour on the PAS sheet.
             right = self.random.random() < np.clip(self.reach + 0.35 * math.cos(label / 6), 0.02, 0.98)
             shift = 0 if right else int(self.random.choice([-2, -1, 1, 1, 2, 5]))
@@ -256,7 +273,8 @@ class Training:
             probability = float(self.random.uniform(0.3, 0.98))
             found.append(
                 Prediction(
-                    clip_id=f"{split}-{i:04d}", split=split, label=CLASSES[label], predicted=CLASSES[predicted],
+                    clip_id=test[i].clip_id if split == "test" else f"{split}-{i:04d}",
+                    split=split, label=CLASSES[label], predicted=CLASSES[predicted],
                     probability=probability, label_probability=probability if right else (1 - probability) / 3,
                 )
             )  # fmt: skip
@@ -358,6 +376,46 @@ def seed(workspace: Workspace, *, live: bool = True) -> dict[str, Run]:
             runs["running"] = store.run(running.run.id) or running.run
             runs["queued"] = store.enqueue(config(seed=8), created_by="cli")
     return runs
+
+
+def seed_sweep(
+    workspace: Workspace,
+    *,
+    ranks: Sequence[int] = (4, 8, 16),
+    rates: Sequence[float] = (5e-4, 2e-3, 8e-3),
+    seeds: Sequence[int] = (1, 2),
+    pruned: int = 0,
+) -> str:
+    """A sweep of ranks by learning rates that is over; the last `pruned` trials were given up. Returns its id."""
+    asked = [(r, lr) for r in ranks for lr in rates]
+    runs = [
+        SweepRun(
+            config(seed=seed, r=r, lr=lr, max_epochs=3, name=f"r {r} · lr {lr:g}"),
+            trial,
+            {"lora.r": r, "training.lr": lr},
+        )
+        for trial, (r, lr) in enumerate(asked)
+        for seed in seeds
+    ]
+    axes = [{"field": "lora.r", "values": list(ranks)}, {"field": "training.lr", "values": list(rates)}]
+    spec = {"name": "rank and rate", "axes": axes, "seeds": list(seeds)}
+    with Store.open(workspace) as store:
+        sweep = store.add_sweep("rank and rate", spec, runs, created_by="test")
+        queued = store.sweep_runs(sweep.id)
+    for run in queued:
+        rank, rate = run.config.lora.r, run.config.training.lr
+        reach = 0.6 - 0.15 * abs(math.log10(rate / 2e-3)) + 0.02 * math.log2(rank / 8)
+        training = Training.take(workspace, run, reach=reach)
+        if run.trial is not None and run.trial >= len(asked) - pruned:
+            training.steps(40)
+            with Store.open(workspace) as store:
+                assert store.prune(run.id, 40, "Pruned at step 40: others were ahead.")
+            training.end(RunStatus.STOPPED, None)
+        else:
+            training.finish()
+    with Store.open(workspace) as store:
+        store.set_sweep_status(sweep.id, SweepStatus.FINISHED, leaving=[SweepStatus.RUNNING])
+    return sweep.id
 
 
 def _locked(lock: IO[str]) -> bool:

@@ -107,6 +107,18 @@ def test_mistakes_are_listed_most_frequent_first():
     assert [(m.label, m.predicted, m.count, m.n) for m in found] == [("b", "c", 5, 5), ("a", "b", 3, 3)]
 
 
+def test_difference_of_two_counts_for_the_second_what_it_does_better():
+    first = confusion.confusion(predictions([("a", "a"), ("a", "b"), ("b", "b"), ("b", "b")]), ("a", "b", "c"))
+    second = confusion.confusion(predictions([("a", "a"), ("a", "a"), ("b", "c"), ("b", "b")]), ("a", "b", "c"))
+    found = confusion.difference(first, second)
+    assert found.gains == ((0.5, 0.5, None), (None, -0.5, -0.5), (None, None, None))
+    worse, better = sorted(confusion.changes(found), key=lambda change: change.gain)
+    assert (better.label, better.predicted, better.first, better.second) == ("a", "b", (1, 2), (0, 2))
+    assert (worse.label, worse.predicted, worse.first, worse.second) == ("b", "c", (0, 2), (1, 2))
+    with pytest.raises(ValueError, match="different classes"):
+        confusion.difference(first, confusion.confusion(predictions([("a", "a")])))
+
+
 def test_no_predictions_make_an_empty_matrix():
     found = confusion.confusion([])
     assert found.classes == () and found.n == 0
@@ -124,9 +136,42 @@ def test_smoothing_starts_unbiased_and_keeps_gaps():
         curves.smooth([1.0], 1.0)
 
 
-def test_line_takes_the_bucket_means():
-    curve = Curve(metric="train/loss", width=2, steps=(1, 3), mean=(1.0, None), low=(0.5, None), high=(1.5, None))
-    assert curves.line("a", curve) == curves.Line(label="a", x=(1, 3), y=(1.0, None))
+def curve(steps, mean, width=1):
+    return Curve(metric="train/loss", width=width, steps=tuple(steps), mean=tuple(mean), low=(), high=())
+
+
+def seed_curve(steps, mean, width=1):
+    return curves.SeedCurve(curve=curve(steps, mean, width), x=tuple(steps))
+
+
+def test_a_single_seed_is_a_line_of_bucket_means_without_a_band():
+    found = curves.seed_line("a", [seed_curve((1, 3), (1.0, None), width=2)], group=2)
+    assert found == curves.Line(label="a", x=(1, 3), y=(1.0, None), group=2)
+
+
+def test_seeds_are_a_mean_with_a_band_from_the_lowest_to_the_highest():
+    found = curves.seed_line("a", [seed_curve((1, 2, 3), (1.0, 2.0, 3.0)), seed_curve((1, 2), (3.0, None))])
+    assert found.x == (1, 2, 3) and found.y == (2.0, 2.0, 3.0)
+    assert (found.low, found.high) == ((1.0, 2.0, 3.0), (3.0, 2.0, 3.0)), (
+        "a seed that ended, or has a gap, is passed over"
+    )
+
+
+def test_seeds_in_wider_and_narrower_buckets_meet_in_the_wider():
+    found = curves.seed_line(
+        "a", [seed_curve((2, 3, 4, 5), (1.0, 3.0, 5.0, 7.0)), seed_curve((2, 4), (4.0, 8.0), width=2)]
+    )
+    assert found.y == (3.0, 7.0) and (found.low, found.high) == ((2.0, 6.0), (4.0, 8.0))
+
+
+def test_steps_lie_at_epochs_and_minutes_of_their_run():
+    ran = dataclasses.replace(run(0), facts={"data": {"clips": {"train": 600}}})  # 38 steps an epoch at batch size 16
+    found = curve((19, 38, 76), (0.1, 0.2, 0.3))
+    assert curves.placed(ran, found, "epoch").x == (0.5, 1.0, 2.0)
+    moments = {19: 31_000, 38: 61_000, 76: 121_000}
+    assert curves.placed(ran, found, "minutes", moments).x == (0.5, 1.0, 2.0), "from its start, at 1 s"
+    assert curves.placed(ran, found, "minutes", {19: 31_000}) is None
+    assert curves.placed(run(0), found, "epoch") is None, "a run that does not know its data has no epochs"
 
 
 # compare

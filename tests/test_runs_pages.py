@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from seeding import Training, config, seed
+from seeding import Training, config, seed, seed_sweep
 from streamlit.testing.v1 import AppTest
 
 from sousa_engine import config as config_module
@@ -28,7 +28,7 @@ def visit(workspace, monkeypatch, ensured):
     monkeypatch.setattr(supervisor, "ensure", ensured.append)
 
     def open_page(name, **query):
-        app = AppTest.from_file(str(PROJECT_ROOT / "sousa_engine" / "web" / "main.py"), default_timeout=60)
+        app = AppTest.from_file(str(PROJECT_ROOT / "sousa_engine" / "web" / "main.py"), default_timeout=180)
         app.run()
         for key, value in query.items():
             app.query_params[key] = value
@@ -583,16 +583,89 @@ def test_title_is_shown_as_it_was_written_never_as_markup(visit, workspace):
 # Compare
 
 
+def section(app, name):
+    """Open a section of Compare."""
+    app.session_state["compare_tabs"] = name
+    return checked(app.run())
+
+
+def alts(app):
+    """What the charts are, each once: some are drawn for a desk and for a phone."""
+    return list(dict.fromkeys(element.proto.alt for element in app.get("plotly_chart")))
+
+
 def test_compare_reads_the_runs_from_the_address(visit_week, week):
     chosen = [week[1]["finished"].id, week[1]["attention"].id]
     app = visit_week("compare", run=chosen)
     said = words(app)
     assert "One seed each: no conclusion about the settings." in said
     assert "On the same 200 test clips" in said
-    results, differing = (frame.value for frame in app.dataframe)
+    (results,) = (frame.value for frame in app.dataframe)
     assert results["n test"].tolist() == [200, 200] and results["95 % of test"].str.endswith("%").all()
-    assert {"lora.targets", "lora.target_set"} == set(differing["Field"])
-    assert len(app.get("plotly_chart")) == 3
+    assert alts(app) == ["valid/accuracy over step"], "other sections wait until they are opened"
+
+
+def test_differences_are_shown_against_a_base_that_can_be_chosen(visit_week, week):
+    runs = week[1]["finished"], week[1]["attention"], week[1]["rank 16"]
+    app = section(visit_week("compare", run=[run.id for run in runs]), "What differs")
+    table = app.dataframe[-1].value
+    assert {"lora.targets", "lora.target_set", "lora.r", "lora.alpha"} == set(table.index[2:])
+    assert table.columns[0].endswith("(base)") and "(" not in table.iloc[0, 0]
+    assert table.loc["lora.r"].tolist() == ["8", "8", "16"]
+    assert table.loc["Test accuracy"].iloc[1].endswith(")"), "the difference to the base stands beside it"
+    app.selectbox(key="compare_base").set_value(2)
+    table = checked(app.run()).dataframe[-1].value
+    assert table.columns[2] == "rank 16 (base)"
+    assert "rank 16" not in next(m.value for m in app.markdown if "lora.r 8, not 16" in str(m.value)).split(":")[0]
+
+
+def test_seeds_of_a_setting_are_one_row_one_band_and_one_matrix(visit_week, week):
+    seeds = [week[1][name].id for name in ("finished", "seed 2", "seed 3")]
+    app = visit_week("compare", run=[*seeds, week[1]["rank 16"].id])
+    table = app.dataframe[0].value
+    assert table["Runs"].tolist() == ["3 finished", "1 finished"] and table["n test"].tolist() == [200, 200]
+    assert (table["Lowest"] <= table["Test accuracy"]).all() and (table["Test accuracy"] <= table["Highest"]).all()
+    assert "Band: from the lowest seed to the highest" in words(app)
+    app.toggle(key="compare_each_run").set_value(True)
+    assert "Band" not in words(checked(app.run()))
+    for axis in ("epoch", "minutes"):
+        app.session_state["compare_axis"] = axis
+        assert alts(checked(app.run())) == [f"valid/accuracy over {axis}"] and "Left out" not in words(app)
+    app = section(app, "Confusion")
+    assert "3 seeds added up" in words(app) and "Families stand together" in words(app)
+    assert len(app.get("plotly_chart")) == 3, "two matrices and their difference"
+    app.session_state["compare_unit"] = "Runs"
+    assert len(checked(app.run()).dataframe[0].value) == 4
+
+
+def test_runs_of_few_settings_have_no_axes_to_weigh(visit_week, week):
+    app = visit_week("compare", run=[week[1]["finished"].id, week[1]["attention"].id])
+    assert "What matters" not in [tab.label for tab in app.tabs]
+
+
+def test_scores_name_the_families_the_twins_and_slices_with_their_n(visit_week, week):
+    app = section(visit_week("compare", run=[week[1]["finished"].id, week[1]["rank 16"].id]), "Scores")
+    table = app.dataframe[-1].value
+    assert table.columns.tolist() == [
+        "Setting", "all clips · n 200", "roll · n 75", "diddle · n 20", "flam · n 55", "drag · n 50",
+        "acoustic twins · n 55", "without a twin · n 145",
+    ]  # fmt: skip
+    app.session_state["compare_parts"] = "Player"
+    table = checked(app.run()).dataframe[-1].value
+    counts = [int(column.rsplit(" ", 1)[1]) for column in table.columns[1:]]
+    assert sum(counts) == 200 and [c.split(" ·")[0] for c in table.columns[1:]] == [
+        "advanced", "intermediate", "beginner",
+    ]  # fmt: skip
+    app.session_state["compare_parts"] = "Classes"
+    assert len(checked(app.run()).dataframe[-1].value.columns) == 41
+
+
+def test_cost_names_the_control_and_the_measure_without_figures(visit_week, week):
+    app = section(visit_week("compare", run=[week[1]["finished"].id, week[1]["random"].id]), "Cost")
+    assert "Random weights are a control" in words(app) and "n = 200 test clips" in words(app)
+    for measure in ("train_s", "peak_memory_mib"):
+        app.session_state["compare_cost"] = measure
+        assert alts(checked(app.run())) == ["Accuracy against cost"]
 
 
 def test_compare_writes_the_picked_runs_into_the_address(visit_week, week):
@@ -628,3 +701,55 @@ def test_compare_says_when_an_address_names_a_run_that_is_gone(visit_week, week)
 
 def test_compare_with_fewer_than_two_runs_invites_to_launch(visit):
     assert "Comparing takes two runs" in words(visit("compare"))
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    """A workspace with a sweep of nine settings and two seeds, the last setting pruned."""
+    from sousa_engine.workspace import Workspace
+
+    workspace = Workspace(root=tmp_path_factory.mktemp("swept"))
+    return workspace, seed_sweep(workspace, pruned=1)
+
+
+def test_a_sweep_is_compared_by_its_address(swept, monkeypatch, visit):
+    monkeypatch.setenv("SOUSA_WORKSPACE", str(swept[0].root))
+    app = visit("compare", sweep=swept[1])
+    said = words(app)
+    assert "rank and rate: 9 settings, 18 runs (16 finished, 2 pruned)." in said
+    assert "of the 8 settings with the best mean valid accuracy. 1 other is in the tables" in said
+    assert len(app.dataframe[0].value) == 9
+    curves = app.get("plotly_chart")[0].proto.spec
+    assert curves.count('"fill":"toself"') == 8, "a band a setting that is shown"
+    app = section(app, "What matters")
+    said = words(app)
+    assert "8 of 9 settings with a finished run" in said and "Left out: 1 pruned." in said
+    assert "Functional ANOVA of 8 settings, averaged over seeds" in said
+    assert alts(app) == [
+        "Settings as lines through their values", "Importance of the axes", "valid accuracy over r",
+        "valid accuracy over lr",
+    ]  # fmt: skip
+    app.session_state["compare_axes_split"] = "test"
+    assert "test accuracy over lr" in alts(checked(app.run()))
+    app = section(app, "What differs")
+    assert len(app.dataframe[-1].value) == 9, "many settings stand below each other"
+    app = section(app, "Confusion")
+    assert len(app.get("plotly_chart")) == 9, "eight matrices and the difference of two"
+    assert "1 setting has no test result" in words(section(app, "Cost"))
+    assert len(section(app, "Scores").dataframe[-1].value) == 8
+
+
+def test_leaving_a_sweep_leads_back_to_single_runs_and_the_address_follows(swept, monkeypatch, visit):
+    monkeypatch.setenv("SOUSA_WORKSPACE", str(swept[0].root))
+    app = visit("compare", sweep=swept[1])
+    assert app.query_params["sweep"] == swept[1] and not app.multiselect
+    app.selectbox(key="compare_sweep").set_value(None)
+    app = checked(app.run())
+    assert "sweep" not in app.query_params and app.multiselect(key="compare_choice").value == []
+    app.selectbox(key="compare_sweep").set_value(swept[1])
+    assert checked(app.run()).query_params["sweep"] == swept[1]
+
+
+def test_a_sweep_that_is_not_there_is_said_and_runs_can_be_chosen(visit_week):
+    app = visit_week("compare", sweep="nonsense")
+    assert "No sweep has the id nonsense" in words(app) and app.multiselect

@@ -343,6 +343,27 @@ def test_predictions_are_kept_by_split_and_replaced(store):
     assert store.predictions(run.id, "test") == ()
 
 
+def test_clip_scores_count_the_runs_that_were_right(store):
+    def answer(clip, predicted):
+        return Prediction(
+            clip_id=clip, split="test", label="a", predicted=predicted, probability=0.5, label_probability=0.25
+        )
+
+    runs = [store.enqueue(RunConfig()).id for _ in range(3)]
+    store.save_predictions(runs[0], [answer("c1", "a"), answer("c2", "a")])
+    store.save_predictions(runs[1], [answer("c1", "a"), answer("c2", "b")])
+    store.save_predictions(runs[2], [answer("c1", "b")])
+    assert store.clip_scores(runs[:2], "test") == (("c1", "a", 2, 2), ("c2", "a", 1, 2))
+    assert store.clip_scores(runs[:2], "valid") == () == store.clip_scores([], "test")
+
+
+def test_moments_tell_when_a_step_was_measured(store):
+    run = store.enqueue(RunConfig())
+    store.ingest(run.id, batch(points=points("train/loss", [1.0, 2.0, 3.0])))
+    assert store.moments(run.id, "train/loss", (1, 3, 99)) == {1: 1001, 3: 1003}
+    assert store.moments(run.id, "no such metric", (1,)) == {}
+
+
 def test_target_sets_are_saved_replaced_listed_and_deleted(workspace):
     clock = iter(range(1000))
     with Store.open(workspace, clock_ms=lambda: next(clock)) as store:

@@ -171,6 +171,11 @@ def _last_name(path: str) -> str:
     return ".".join(parts[named:])
 
 
+def setting_fields(of: Sequence[RunConfig]) -> tuple[str, ...]:
+    """The fields that make these configs different settings: those that differ, without seed, name and device."""
+    return tuple(field for field in configs.differences(list(of)) if field not in _NOT_A_SETTING)
+
+
 def _result(run: Run, summaries: Mapping[str, Summary]) -> Result:
     f1 = summaries.get("test/macro_f1")
     valid = summaries.get("valid/accuracy")

@@ -45,6 +45,30 @@ class Mistake:
     n: int  # clips of `label`
 
 
+@dataclass(frozen=True, kw_only=True)
+class ConfusionDifference:
+    """Two matrices over the same classes. gains[i][j]: how much better the second does in that cell, in [-1, 1].
+
+    On the diagonal its share of recognised clips minus the first's; beside it the first's share of this mistake minus
+    its own. None where neither counted a clip, or one has no clip of the class.
+    """
+
+    first: Confusion
+    second: Confusion
+    gains: tuple[tuple[float | None, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """A mistake that one of two makes more often. first, second: (clips, of how many). gain: the second's, a share."""
+
+    label: str
+    predicted: str
+    first: tuple[int, int]
+    second: tuple[int, int]
+    gain: float
+
+
 def confusion(predictions: Sequence[Prediction], classes: Sequence[str] | None = None) -> Confusion:
     """The matrix over `classes`, or over every class seen as label or prediction, sorted by name."""
     names = tuple(classes or sorted({p.label for p in predictions} | {p.predicted for p in predictions}))
@@ -53,6 +77,34 @@ def confusion(predictions: Sequence[Prediction], classes: Sequence[str] | None =
         pd.Series([p.predicted for p in predictions], dtype=object),
     ).reindex(index=names, columns=names, fill_value=0)
     return Confusion(classes=names, counts=tuple(tuple(int(v) for v in row) for row in table.to_numpy()))
+
+
+def difference(first: Confusion, second: Confusion) -> ConfusionDifference:
+    """Cell by cell, as shares of each row. Raises ValueError where the classes are not the same."""
+    if first.classes != second.classes:
+        raise ValueError("The two matrices have different classes: make both over the union of their classes.")
+    gains = tuple(
+        tuple(_gain(a, b, i, j) for j in range(len(a)))
+        for i, (a, b) in enumerate(zip(first.counts, second.counts, strict=True))
+    )
+    return ConfusionDifference(first=first, second=second, gains=gains)
+
+
+def changes(found: ConfusionDifference, limit: int = 8) -> tuple[Change, ...]:
+    """The mistakes whose share differs most between the two, largest first."""
+    cells = [
+        Change(
+            label=label,
+            predicted=predicted,
+            first=(found.first.counts[i][j], sum(found.first.counts[i])),
+            second=(found.second.counts[i][j], sum(found.second.counts[i])),
+            gain=gain,
+        )
+        for i, label in enumerate(found.first.classes)
+        for j, predicted in enumerate(found.first.classes)
+        if i != j and (gain := found.gains[i][j])
+    ]
+    return tuple(sorted(cells, key=lambda change: (-abs(change.gain), change.label, change.predicted))[:limit])
 
 
 def class_results(matrix: Confusion) -> tuple[ClassResult, ...]:
@@ -83,3 +135,11 @@ def mistakes(matrix: Confusion, limit: int = 10) -> tuple[Mistake, ...]:
         if i != j and count
     ]
     return tuple(sorted(found, key=lambda m: (-m.count, m.label, m.predicted))[:limit])
+
+
+def _gain(first: Sequence[int], second: Sequence[int], i: int, j: int) -> float | None:
+    """Cell (i, j) of two rows of counts."""
+    if not sum(first) or not sum(second) or not (first[j] or second[j]):
+        return None
+    more = second[j] / sum(second) - first[j] / sum(first)
+    return more if i == j else -more

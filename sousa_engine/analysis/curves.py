@@ -1,24 +1,78 @@
-"""Curves made ready for drawing: one line a run and metric, smoothed on demand, gaps kept."""
+"""Curves made ready for drawing: over steps, epochs or minutes, smoothed on demand, seeds as a mean with its band."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
-from sousa_engine.records import Curve
+from sousa_engine.records import Curve, Run
+
+AXES = ("step", "epoch", "minutes")  # of a chart, from left to right
 
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One line of a chart; y is None where the metric was no number. x: optimiser steps."""
+    """One line of a chart; y is None where the metric was no number. x: steps, epochs or minutes.
+
+    low, high: a band around it, () if it has none. group: lines of one group share a colour.
+    """
 
     label: str
-    x: tuple[int, ...]
+    x: tuple[float, ...]
     y: tuple[float | None, ...]
+    low: tuple[float | None, ...] = ()
+    high: tuple[float | None, ...] = ()
+    group: int = 0
 
 
-def line(label: str, curve: Curve, smoothing: float = 0.0) -> Line:
-    return Line(label=label, x=curve.steps, y=smooth(curve.mean, smoothing))
+@dataclass(frozen=True, kw_only=True)
+class SeedCurve:
+    """A run's curve with the place of each of its steps on the x axis."""
+
+    curve: Curve
+    x: tuple[float, ...]
+
+
+def placed(run: Run, curve: Curve, axis: str, moments: Mapping[int, int] | None = None) -> SeedCurve | None:
+    """The curve over one of AXES; None where the run does not say where its steps lie there.
+
+    Epochs count from its data's clips and its batch size: 1.5 is half-way through the second. Minutes count from the
+    run's start, its preparation included. moments: step -> ms since 1970, for minutes.
+    """
+    if axis == "step":
+        return SeedCurve(curve=curve, x=curve.steps)
+    if axis == "epoch":
+        clips = (run.facts.get("data") or {}).get("clips", {}).get("train")
+        if not clips:
+            return None
+        each = run.config.training.steps_per_epoch(clips)
+        return SeedCurve(curve=curve, x=tuple(step / each for step in curve.steps))
+    start = run.started_at_ms
+    if start is None or moments is None or any(step not in moments for step in curve.steps):
+        return None
+    return SeedCurve(curve=curve, x=tuple((moments[step] - start) / 60_000 for step in curve.steps))
+
+
+def seed_line(label: str, seeds: Sequence[SeedCurve], smoothing: float = 0.0, group: int = 0) -> Line:
+    """The mean over the seeds of a setting with a band from the lowest to the highest; one seed has no band.
+
+    Each seed is smoothed by itself. Where fewer of them have a value (one stopped earlier), the mean is theirs.
+    """
+    width = max((seed.curve.width for seed in seeds), default=1)
+    buckets = [_buckets(seed, width, smoothing) for seed in seeds]
+    order = sorted({at for of_seed in buckets for at in of_seed})
+    there = [[of_seed[at] for of_seed in buckets if at in of_seed] for at in order]
+    found = [[y for _, y in some if y is not None] for some in there]
+    has_band = len(seeds) > 1
+    return Line(
+        label=label,
+        x=tuple(fmean(x for x, _ in some) for some in there),
+        y=tuple(fmean(some) if some else None for some in found),
+        low=tuple(min(some, default=None) for some in found) if has_band else (),
+        high=tuple(max(some, default=None) for some in found) if has_band else (),
+        group=group,
+    )
 
 
 def smooth(values: Sequence[float | None], weight: float) -> tuple[float | None, ...]:
@@ -38,3 +92,15 @@ def smooth(values: Sequence[float | None], weight: float) -> tuple[float | None,
         mass = weight * mass + (1 - weight)
         smoothed.append(mean / mass)
     return tuple(smoothed)
+
+
+def _buckets(seed: SeedCurve, width: int, smoothing: float) -> dict[int, tuple[float, float | None]]:
+    """Bucket of `width` steps -> (mean x, mean y) of a curve whose own buckets may be narrower."""
+    found: dict[int, list[tuple[float, float | None]]] = {}
+    for step, x, y in zip(seed.curve.steps, seed.x, smooth(seed.curve.mean, smoothing), strict=True):
+        found.setdefault(step // width, []).append((x, y))
+    means = {}
+    for at, points in found.items():
+        known = [y for _, y in points if y is not None]
+        means[at] = (fmean(x for x, _ in points), fmean(known) if known else None)
+    return means

@@ -131,25 +131,29 @@ def latest(runs: Sequence[Run]) -> tuple[Run, ...]:
 
 def trial_rows(runs: Sequence[Run], summaries: Mapping[str, Mapping[str, Summary]]) -> tuple[TrialRow, ...]:
     """One row a trial, by number. summaries: run id -> metric name -> Summary."""
-    rows = []
-    for number, of_trial in trials(runs).items():
-        valid = [_value(summaries, run, "valid/accuracy", best=True) for run in of_trial]
-        test = [_value(summaries, run, "test/accuracy") for run in of_trial if run.status is RunStatus.FINISHED]
-        clips = (summaries.get(run.id, {}).get("test/accuracy") for run in of_trial)
-        counts = (parameters(run).get("trainable") for run in of_trial)
-        rows.append(
-            TrialRow(
-                number=number,
-                label=sweep.label(dict(of_trial[0].setting)),
-                setting=of_trial[0].setting,
-                runs=of_trial,
-                valid=tuple(value for value in valid if value is not None),
-                test=tuple(value for value in test if value is not None),
-                clips=next((summary.n for summary in clips if summary is not None), None),
-                trainable=next((count for count in counts if count is not None), None),
-            )
-        )
-    return tuple(rows)
+    return tuple(
+        trial_row(number, of_trial, of_trial[0].setting, summaries) for number, of_trial in trials(runs).items()
+    )
+
+
+def trial_row(
+    number: int, runs: tuple[Run, ...], setting: Mapping[str, Any], summaries: Mapping[str, Mapping[str, Summary]]
+) -> TrialRow:
+    """The row of one setting: `runs` are its seeds."""
+    valid = [_value(summaries, run, "valid/accuracy", best=True) for run in runs]
+    test = [_value(summaries, run, "test/accuracy") for run in runs if run.status is RunStatus.FINISHED]
+    clips = (summaries.get(run.id, {}).get("test/accuracy") for run in runs)
+    counts = (parameters(run).get("trainable") for run in runs)
+    return TrialRow(
+        number=number,
+        label=sweep.label(dict(setting)),
+        setting=setting,
+        runs=runs,
+        valid=tuple(value for value in valid if value is not None),
+        test=tuple(value for value in test if value is not None),
+        clips=next((summary.n for summary in clips if summary is not None), None),
+        trainable=next((count for count in counts if count is not None), None),
+    )
 
 
 def best_first(rows: Sequence[TrialRow]) -> list[TrialRow]:

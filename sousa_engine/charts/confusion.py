@@ -1,12 +1,14 @@
-"""A confusion matrix: each row adds up to its class's clips; petrol is right, brick is wrong."""
+"""A confusion matrix, and the difference of two: petrol is right, or better; brick is wrong, or worse."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import plotly.graph_objects as go
 
-from sousa_engine.analysis.confusion import Confusion
+from sousa_engine.analysis.confusion import Confusion, ConfusionDifference
 from sousa_engine.charts import template
 
 ROW_PX = 17
@@ -14,25 +16,65 @@ MOST_NAMED = 12
 
 
 class ConfusionInfo(NamedTuple):
-    """shares: counts over their row's sum; negative off the diagonal, None where nothing was counted."""
+    """shares: counts over their row's sum; negative off the diagonal, None where nothing was counted.
+
+    blocks: (name, number of classes) of neighbours that belong together, () if nobody said.
+    """
 
     classes: tuple[str, ...]
     counts: tuple[tuple[int, ...], ...]
     shares: tuple[tuple[float | None, ...], ...]
     n: int
     right: int
+    blocks: tuple[tuple[str, int], ...] = ()
 
 
-def confusion_info(matrix: Confusion) -> ConfusionInfo:
+class ConfusionDifferenceInfo(NamedTuple):
+    """gains: what the second does better in each cell, in [-1, 1]; texts: what to say of it."""
+
+    classes: tuple[str, ...]
+    gains: tuple[tuple[float | None, ...], ...]
+    texts: tuple[tuple[str, ...], ...]
+    blocks: tuple[tuple[str, int], ...]
+    largest: float  # the largest gain or loss, for the colours
+
+
+def confusion_info(matrix: Confusion, blocks: Sequence[tuple[str, int]] = ()) -> ConfusionInfo:
     shares = tuple(
         tuple((count / sum(row) if i == j else -count / sum(row)) if count else None for j, count in enumerate(row))
         for i, row in enumerate(matrix.counts)
     )
-    return ConfusionInfo(classes=matrix.classes, counts=matrix.counts, shares=shares, n=matrix.n, right=matrix.right)
+    return ConfusionInfo(
+        classes=matrix.classes,
+        counts=matrix.counts,
+        shares=shares,
+        n=matrix.n,
+        right=matrix.right,
+        blocks=tuple(blocks),
+    )
+
+
+def confusion_difference_info(
+    found: ConfusionDifference, first: str, second: str, blocks: Sequence[tuple[str, int]] = ()
+) -> ConfusionDifferenceInfo:
+    """first, second: what the two are called."""
+    classes = found.first.classes
+    texts = tuple(
+        tuple(
+            f"<b>{label}</b><br>taken for <b>{predicted}</b>"
+            f"<br>{first}: {of_first} of {sum(row_first)}<br>{second}: {of_second} of {sum(row_second)}"
+            for predicted, of_first, of_second in zip(classes, row_first, row_second, strict=True)
+        )
+        for label, row_first, row_second in zip(classes, found.first.counts, found.second.counts, strict=True)
+    )
+    sizes = [abs(gain) for row in found.gains for gain in row if gain is not None]
+    return ConfusionDifferenceInfo(
+        classes=classes, gains=found.gains, texts=texts, blocks=tuple(blocks), largest=max(sizes, default=0.0)
+    )
 
 
 def confusion_figure(info: ConfusionInfo, labels: bool = True) -> go.Figure:
-    """labels=False leaves the class names to the hover text: for several matrices side by side."""
+    """labels=False leaves the class names to the hover text, for several matrices side by side; blocks keep theirs."""
     hover = [
         [
             f"<b>{label}</b><br>taken for <b>{predicted}</b><br>{count} of {sum(row)} clips"
@@ -40,21 +82,39 @@ def confusion_figure(info: ConfusionInfo, labels: bool = True) -> go.Figure:
         ]
         for label, row in zip(info.classes, info.counts, strict=True)
     ]
-    count = len(info.classes)
+    return _matrix(info.classes, info.shares, 1.0, hover, labels, info.blocks)
+
+
+def confusion_difference_figure(info: ConfusionDifferenceInfo, labels: bool = True) -> go.Figure:
+    """Its colours reach from the largest loss to the largest gain."""
+    return _matrix(info.classes, info.gains, max(info.largest, 0.01), info.texts, labels, info.blocks)
+
+
+def _matrix(
+    classes: Sequence[str],
+    values: Sequence[Sequence[float | None]],
+    reach: float,
+    hover: Sequence[Sequence[str]],
+    labels: bool,
+    blocks: Sequence[tuple[str, int]],
+) -> go.Figure:
+    """values: in [-reach, reach], brick to petrol."""
+    count = len(classes)
     places = list(range(1, count + 1))  # not names: two classes may share a name once it is shortened
     numbered = count > MOST_NAMED  # so many names do not fit under the columns: they get numbers
-    names = [f"{_short(name)}  {i}" if numbered else _short(name) for i, name in zip(places, info.classes, strict=True)]
+    names = [f"{_short(name)}  {i}" if numbered else _short(name) for i, name in zip(places, classes, strict=True)]
     named = {"tickmode": "array", "tickvals": places, "ticktext": names, "tickangle": 0}
     bare = {"showgrid": False, "showticklabels": labels, "ticks": "", "showline": False, "tickfont": {"size": 10}}
+    by_block = _block_ticks(blocks) if blocks and not labels else {}
     frame = {"x0": 0.5, "x1": count + 0.5, "y0": 0.5, "y1": count + 0.5}
-    square = {} if labels else {"scaleanchor": "x", "constrain": "domain"}
+    square = {} if labels else {"scaleanchor": "x", "constrain": "domain", "constraintoward": "top"}
     return go.Figure(
         go.Heatmap(
             x=places,
             y=places,
-            z=info.shares,
-            zmin=-1,
-            zmax=1,
+            z=values,
+            zmin=-reach,
+            zmax=reach,
             xgap=1,
             ygap=1,
             colorscale=[
@@ -70,10 +130,11 @@ def confusion_figure(info: ConfusionInfo, labels: bool = True) -> go.Figure:
             hovertemplate="%{text}<extra></extra>",
         ),
         layout=template.layout(
-            height=max(320, ROW_PX * count + 90) if labels else 460,
+            height=max(320, ROW_PX * count + 90) if labels else 430,
             xaxis={
                 **bare,
                 **({} if numbered else named),
+                **by_block,
                 "range": [0.5, count + 0.5],
                 "constrain": "domain",
                 "title": {"text": "taken for", "standoff": 6},
@@ -81,13 +142,34 @@ def confusion_figure(info: ConfusionInfo, labels: bool = True) -> go.Figure:
             yaxis={
                 **bare,
                 **named,
+                **(by_block and {**by_block, "tickangle": -90}),
                 "range": [count + 0.5, 0.5],
                 **square,
                 "title": {"text": "played", "standoff": 6},
             },
-            shapes=[{"type": "rect", **frame, "line": {"color": template.GREY.format(0.35), "width": 1}}],
+            shapes=[
+                {"type": "rect", **frame, "line": {"color": template.GREY.format(0.35), "width": 1}},
+                *_borders(blocks, count),
+            ],
         ),
     )  # fmt: skip
+
+
+def _borders(blocks: Sequence[tuple[str, int]], count: int) -> list[dict]:
+    """Thin lines between neighbours that do not belong together."""
+    ends = list(accumulate(size for _, size in blocks))[:-1]
+    line = {"color": template.GREY.format(0.55), "width": 1}
+    down = [{"type": "line", "x0": e + 0.5, "x1": e + 0.5, "y0": 0.5, "y1": count + 0.5, "line": line} for e in ends]
+    return down + [
+        {"type": "line", "y0": e + 0.5, "y1": e + 0.5, "x0": 0.5, "x1": count + 0.5, "line": line} for e in ends
+    ]
+
+
+def _block_ticks(blocks: Sequence[tuple[str, int]]) -> dict:
+    """Each block's name in the middle of its classes."""
+    ends = [0, *accumulate(size for _, size in blocks)]
+    middles = [(start + end + 1) / 2 for start, end in pairwise(ends)]
+    return {"tickmode": "array", "tickvals": middles, "ticktext": [name for name, _ in blocks], "showticklabels": True}
 
 
 def _short(name: str, longest: int = 26) -> str:

@@ -3,11 +3,34 @@
 Text and series colours are left open: st.plotly_chart's theme brings those of light or dark.
 """
 
+import math
+from collections.abc import Sequence
+
 import plotly.graph_objects as go
 
 RIGHT = "14,124,117"  # petrol: what was recognised, as r,g,b
 WRONG = "196,84,58"  # brick: what was mistaken
 GREY = "rgba(128,128,128,{})"
+# Series that must keep their colour from chart to chart, as r,g,b: readable on paper and on ink.
+SERIES = (
+    "27,156,144", "209,138,51", "108,128,204", "210,96,79", "157,115,181", "120,166,74", "70,160,207", "212,117,159",
+)  # fmt: skip
+# Low to high, for values on either ground.
+SCALE = [[0, "rgb(196,84,58)"], [0.5, "rgb(209,168,90)"], [1, "rgb(20,150,138)"]]
+
+
+def series(number: int, opacity: float = 1.0) -> str:
+    """The colour of the series with this number, from 0; after eight they begin again."""
+    return f"rgba({SERIES[number % len(SERIES)]},{opacity})"
+
+
+def log_axis(values: Sequence[float]) -> dict:
+    """Axis properties for positive values in logarithms: ticks at 1, 2 and 5 of each magnitude, in plain numbers."""
+    low, high = min(values), max(values)
+    magnitudes = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks = [digit * 10.0**power for power in magnitudes for digit in (1, 2, 5)]
+    ticks = [tick for tick in ticks if low / 1.6 <= tick <= high * 1.6]
+    return {"type": "log", "tickmode": "array", "tickvals": ticks, "ticktext": [_number(tick) for tick in ticks]}
 
 
 def layout(**changes) -> go.Layout:
@@ -31,3 +54,11 @@ def layout(**changes) -> go.Layout:
     for key, value in changes.items():
         base[key] = {**base[key], **value} if isinstance(base.get(key), dict) and isinstance(value, dict) else value
     return go.Layout(base)
+
+
+def _number(value: float) -> str:
+    """0.0001, 5, 20k, 1M."""
+    for size, letter in ((1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:g}{letter}"
+    return f"{value:.6f}".rstrip("0").rstrip(".") if 1e-6 <= value < 1 else f"{value:g}"

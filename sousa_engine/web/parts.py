@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import TypeVar
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from sousa_engine.analysis.significance import Proportion
 from sousa_engine.analysis.sweeps import TrialRow
@@ -75,6 +76,37 @@ def open_store() -> Iterator[Store]:
         st.warning(f"{error} What is stored is shown; nothing can be changed.", icon=":material/lock:")
     with store:
         yield store
+
+
+def by_width() -> None:
+    """Call once on a page that uses `desk` or `phone`."""
+    st.html(
+        "<style>[class*='st-key-phone-']{display:none}@media(max-width:640px){"
+        "[class*='st-key-phone-']{display:flex}[class*='st-key-desk-']{display:none}}</style>"
+    )
+
+
+def desk(name: str) -> DeltaGenerator:
+    """A container for what needs a wide screen; a phone does not show it. The name is unique on its page."""
+    return st.container(key=f"desk-{name}")
+
+
+def phone(name: str) -> DeltaGenerator:
+    """A container that a phone alone shows: the list in place of what needs a wide screen."""
+    return st.container(key=f"phone-{name}")
+
+
+def listed(lines: Iterable[str], most: int | None = 12) -> str:
+    """A Markdown list of Markdown lines; what is beyond `most` is counted."""
+    every = list(lines)
+    shown = every if most is None else every[:most]
+    more = [f"and {len(every) - len(shown)} more"] if len(shown) < len(every) else []
+    return "\n".join(f"- {line}" for line in [*shown, *more])
+
+
+def hundred(share: float | None) -> float | None:
+    """A share as per cent, for tables."""
+    return None if share is None else 100 * share
 
 
 def status_badge(status: RunStatus) -> None:

@@ -1,0 +1,162 @@
+"""Compared runs as settings: one row a setting with its seeds, the axes between settings, and what differs from a base.
+
+A setting is all of a config but seed, name and device. Inside a sweep it is a trial, named as the sweep names it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+from typing import Any
+
+from sousa_engine import config as configs
+from sousa_engine import sweep
+from sousa_engine.analysis.compare import describe_targets, results, setting_fields, shown
+from sousa_engine.analysis.sweeps import TrialRow, trial_row, trial_rows
+from sousa_engine.config import RunConfig
+from sousa_engine.records import Run, RunStatus, Summary
+
+LOG_FROM = 4  # an axis of positive numbers whose highest is this many times its lowest is drawn in logarithms
+ACCURACIES = {"valid": "valid/accuracy", "test": "test/accuracy"}
+
+Summaries = Mapping[str, Mapping[str, Summary]]  # run id -> metric name -> Summary
+
+
+@dataclass(frozen=True, kw_only=True)
+class SettingAxis:
+    """A field that differs between settings. values: one a setting; None where its sweep has no such axis."""
+
+    field: str
+    values: tuple[Any, ...]
+
+    @property
+    def name(self) -> str:
+        """As people write it: `lr` for training.lr."""
+        return self.field.rpartition(".")[2]
+
+    @property
+    def is_number(self) -> bool:
+        return all(isinstance(value, int | float) and not isinstance(value, bool) for value in self.values)
+
+    @property
+    def is_log(self) -> bool:
+        return self.is_number and min(self.values) > 0 and max(self.values) >= LOG_FROM * min(self.values)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        return tuple(sweep.show(value) for value in self.values)
+
+    @property
+    def levels(self) -> tuple[str, ...]:
+        """The different values as text: numbers ascending, others as they first occur."""
+        if self.is_number:
+            return tuple(dict.fromkeys(sweep.show(value) for value in sorted(self.values)))
+        return tuple(dict.fromkeys(self.texts))
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgainstBase:
+    """Fields that differ between settings. texts[i][j]: field j of setting i; is_base[i][j]: the base has the same."""
+
+    fields: tuple[str, ...]
+    texts: tuple[tuple[str, ...], ...]
+    is_base: tuple[tuple[bool, ...], ...]
+
+
+def setting_rows(runs: Sequence[Run], summaries: Summaries) -> tuple[TrialRow, ...]:
+    """One row a setting, of each seed the latest run; labels are all different.
+
+    Runs of one sweep: its trials, by number. Others: in the order of the runs; `setting` holds what differs.
+    """
+    if runs and runs[0].sweep_id and len({run.sweep_id for run in runs}) == 1:
+        return _told_apart(trial_rows(sorted(runs, key=lambda run: run.created_at_ms), summaries))
+    groups: dict[str, dict[int, Run]] = {}
+    for run, result in zip(runs, results(runs, summaries), strict=True):
+        seeds = groups.setdefault(result.setting, {})
+        if run.config.seed not in seeds or run.created_at_ms >= seeds[run.config.seed].created_at_ms:
+            seeds[run.config.seed] = run
+    found = [tuple(seeds[seed] for seed in sorted(seeds)) for seeds in groups.values()]
+    fields = setting_fields([of[0].config for of in found])
+    rows = []
+    for number, of in enumerate(found):
+        row = trial_row(number, of, {field: _plain(of[0].config, field) for field in fields}, summaries)
+        rows.append(replace(row, label=of[0].title.removesuffix(f" · seed {of[0].config.seed}")))
+    return _told_apart(rows)
+
+
+def best(rows: Sequence[TrialRow], limit: int) -> tuple[TrialRow, ...]:
+    """All of them, in their order, if they are few enough; else the best by mean valid accuracy, best first.
+
+    Never by test accuracy: a setting that was chosen by its test clips would look better on them than it is.
+    """
+    return tuple(rows) if len(rows) <= limit else tuple(by_valid(rows)[:limit])
+
+
+def by_valid(rows: Sequence[TrialRow]) -> list[TrialRow]:
+    """Highest mean valid accuracy first; those without one last."""
+    return sorted(rows, key=lambda row: -1.0 if row.mean_valid is None else row.mean_valid, reverse=True)
+
+
+def reached(row: TrialRow, summaries: Summaries, split: str) -> tuple[float, ...]:
+    """What the finished seeds of a setting reached: best valid accuracy, or test accuracy. Empty if it was pruned."""
+    if row.is_pruned:
+        return ()
+    found = (summaries.get(run.id, {}).get(ACCURACIES[split]) for run in row.runs if run.status is RunStatus.FINISHED)
+    values = ((summary.best if split == "valid" else summary.last) for summary in found if summary)
+    return tuple(value for value in values if value is not None)
+
+
+def setting_axes(rows: Sequence[TrialRow]) -> tuple[SettingAxis, ...]:
+    """The fields of the settings that have at least two values, in the order of the first setting that has them."""
+    fields = dict.fromkeys(field for row in rows for field in row.setting)
+    axes = [SettingAxis(field=field, values=tuple(row.setting.get(field) for row in rows)) for field in fields]
+    return tuple(axis for axis in axes if len(axis.levels) > 1)
+
+
+def against_base(rows: Sequence[TrialRow], base: int) -> AgainstBase:
+    """The config fields that differ, as text, against those of rows[base]; seeds too, where their lists differ."""
+    differing = configs.differences([row.runs[0].config for row in rows])
+    columns = {
+        field: tuple(shown(field, value) for value in values)
+        for field, values in differing.items()
+        if field not in ("name", "seed")
+    }
+    seeds = tuple(", ".join(str(run.config.seed) for run in row.runs) for row in rows)
+    if len(set(seeds)) > 1:
+        columns["seed"] = seeds
+    texts = tuple(zip(*columns.values(), strict=True)) if columns else ((),) * len(rows)
+    is_base = tuple(tuple(a == b for a, b in zip(row, texts[base], strict=True)) for row in texts)
+    return AgainstBase(fields=tuple(columns), texts=texts, is_base=is_base)
+
+
+def lead(row: TrialRow, base: TrialRow, split: str) -> float | None:
+    """Mean accuracy of a setting minus the base's, a share in [-1, 1]; None where either was not measured."""
+    ours, theirs = (row.mean_test, base.mean_test) if split == "test" else (row.mean_valid, base.mean_valid)
+    return None if ours is None or theirs is None else ours - theirs
+
+
+def mean(values: Sequence[float]) -> float | None:
+    return fmean(values) if values else None
+
+
+def _plain(config: RunConfig, field: str) -> Any:
+    """A config's value as an axis has it: targets by the name of their set, if they have one."""
+    value = configs.value_of(config, field)
+    if field == "lora.targets":
+        return config.lora.target_set or describe_targets([target.path for target in value])
+    return shown(field, value) if isinstance(value, tuple) else value
+
+
+def _told_apart(rows: Sequence[TrialRow]) -> tuple[TrialRow, ...]:
+    """Where labels are alike, what the setting is follows; where that is not enough, a number."""
+    for mark in (lambda row: sweep.label(dict(row.setting)), lambda row: f"setting {row.number}"):
+        often = Counter(row.label for row in rows)
+        rows = [
+            replace(row, label=f"{row.label} · {said}")
+            if often[row.label] > 1 and (said := mark(row)) and said not in row.label
+            else row
+            for row in rows
+        ]
+    return tuple(rows)

@@ -1,0 +1,117 @@
+"""Accuracy against what it costs, with the frontier: no setting left of it is as accurate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import plotly.graph_objects as go
+
+from sousa_engine.analysis.cost import MEASURES, CostPoint
+from sousa_engine.charts import template
+
+MOST_NAMED = 8  # points of the frontier with their name beside them
+LOG_FROM = 8
+
+
+class CostInfo(NamedTuple):
+    """notes: what to say of each point."""
+
+    measure: str
+    points: tuple[CostPoint, ...]
+    notes: tuple[str, ...]
+    log: bool
+
+
+def cost_info(points: Sequence[CostPoint], measure: str) -> CostInfo:
+    costs = [point.cost for point in points]
+    log = bool(costs) and min(costs) > 0 and max(costs) >= LOG_FROM * min(costs)
+    return CostInfo(measure=measure, points=tuple(points), notes=tuple(_note(p, measure) for p in points), log=log)
+
+
+def cost_text(cost: float, measure: str) -> str:
+    """118,696 parameters; 3 min 20 s; 812 MiB."""
+    if measure == "trainable":
+        return f"{cost:,.0f} parameters"
+    if measure == "peak_memory_mib":
+        return f"{cost:,.0f} MiB"
+    minutes, seconds = divmod(cost, 60)
+    return f"{minutes:,.0f} min {seconds:02.0f} s" if minutes else f"{seconds:.1f} s"
+
+
+def cost_figure(info: CostInfo, names: bool = True) -> go.Figure:
+    """names: whether those on the frontier are named beside their points, if they are few."""
+    frontier = [i for i, point in enumerate(info.points) if point.on_frontier]
+    others = [i for i, point in enumerate(info.points) if not point.on_frontier and not point.is_control]
+    controls = [i for i, point in enumerate(info.points) if point.is_control]
+    named = names and len(frontier) <= MOST_NAMED
+    petrol, grey = f"rgb({template.RIGHT})", template.GREY.format(0.75)
+    traces = [
+        go.Scatter(
+            x=[_shown(info, i) for i in frontier],
+            y=[info.points[i].score.value for i in frontier],
+            mode="lines",
+            line={"shape": "hv", "width": 1.5, "dash": "dot", "color": petrol},
+            hoverinfo="skip",
+            showlegend=False,
+        ),
+        _dots(info, others, "settings", {"color": grey, "size": 8}),
+        _dots(info, frontier, "on the frontier", {"color": petrol, "size": 11}, named=named),
+        _dots(info, controls, "random weights: a control", {"color": f"rgb({template.WRONG})", "size": 9,
+                                                            "symbol": "diamond-open"}),
+    ]  # fmt: skip
+    unit = {"trainable": "", "train_s": ", minutes", "peak_memory_mib": ", MiB"}[info.measure]
+    return go.Figure(
+        [trace for trace in traces if trace.x],
+        layout=template.layout(
+            height=420,
+            showlegend=True,
+            hovermode="closest",
+            xaxis={
+                "title": {"text": f"{MEASURES[info.measure].lower()}{unit}"},
+                **(template.log_axis([_shown(info, i) for i in range(len(info.points))]) if info.log else {}),
+            },
+            yaxis={"title": {"text": "test accuracy, 95 % interval"}, "tickformat": ".0%"},
+        ),
+    )
+
+
+def _dots(info: CostInfo, which: Sequence[int], name: str, marker: dict, named: bool = False) -> go.Scatter:
+    scores = [info.points[i].score for i in which]
+    return go.Scatter(
+        x=[_shown(info, i) for i in which],
+        y=[score.value for score in scores],
+        name=name,
+        mode="markers+text" if named else "markers",
+        marker=marker,
+        text=[info.points[i].name for i in which] if named else None,
+        textposition=["top left" if i == which[-1] and len(which) > 1 else "top right" for i in which],
+        textfont={"size": 11},
+        cliponaxis=False,
+        error_y={
+            "type": "data",
+            "symmetric": False,
+            "array": [score.high - score.value for score in scores],
+            "arrayminus": [score.value - score.low for score in scores],
+            "color": template.GREY.format(0.4),
+            "thickness": 1.2,
+            "width": 0,
+        },
+        customdata=[info.notes[i] for i in which],
+        hovertemplate="%{customdata}<extra></extra>",
+    )
+
+
+def _shown(info: CostInfo, i: int) -> float:
+    cost = info.points[i].cost
+    return cost / 60 if info.measure == "train_s" else cost
+
+
+def _note(point: CostPoint, measure: str) -> str:
+    score = point.score
+    seeds = f", mean of {score.seeds} seeds" if score.seeds > 1 else ""
+    return (
+        f"<b>{point.name}</b><br>{cost_text(point.cost, measure)}"
+        f"<br>{100 * score.value:.1f} % of n = {score.n:,}{seeds}"
+        f"<br>95 %: {100 * score.low:.1f} to {100 * score.high:.1f} %"
+    )

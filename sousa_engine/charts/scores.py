@@ -1,0 +1,98 @@
+"""Accuracy of parts of the test split, one dot a setting: families, classes, slices; with intervals where they fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import plotly.graph_objects as go
+
+from sousa_engine.analysis.scores import Score
+from sousa_engine.charts import template
+
+DOT_PX = 13  # between the dots of one group
+SHORT_ROW_PX = 19
+
+
+class ScoreSeries(NamedTuple):
+    """One setting: a score for each group, None where it was not asked."""
+
+    name: str
+    scores: tuple[Score | None, ...]
+
+
+class ScoresInfo(NamedTuple):
+    """groups: with their n, where all settings were asked the same number of clips. intervals: whether to draw them."""
+
+    groups: tuple[str, ...]
+    series: tuple[ScoreSeries, ...]
+    intervals: bool
+
+
+def scores_info(found: Sequence[tuple[str, Mapping[str, Score]]], intervals: bool = True) -> ScoresInfo:
+    """found: (name, group -> score) of each setting. Groups stand in the order in which they first come."""
+    groups = tuple(dict.fromkeys(group for _, scores in found for group in scores))
+    clips = {group: {scores[group].n for _, scores in found if group in scores} for group in groups}
+    return ScoresInfo(
+        groups=tuple(f"{group} · n {min(clips[group])}" if len(clips[group]) == 1 else group for group in groups),
+        series=tuple(ScoreSeries(name, tuple(scores.get(group) for group in groups)) for name, scores in found),
+        intervals=intervals,
+    )
+
+
+def scores_figure(info: ScoresInfo) -> go.Figure:
+    """With intervals the dots of a group lie one below the other, else on one line."""
+    count, size = len(info.groups), len(info.series)
+    row_px = max(28, DOT_PX * size + 14) if info.intervals else SHORT_ROW_PX
+    shift = DOT_PX / row_px if info.intervals else 0.0
+    return go.Figure(
+        [_dots(info, number, (number - (size - 1) / 2) * shift) for number in range(size)],
+        layout=template.layout(
+            height=row_px * count + 110,
+            showlegend=True,
+            hovermode="closest",
+            xaxis={
+                "title": {"text": "test accuracy, 95 % interval" if info.intervals else "test accuracy"},
+                "tickformat": ".0%",
+                "range": [-0.02, 1.02],
+            },
+            yaxis={
+                "tickmode": "array",
+                "tickvals": list(range(count)),
+                "ticktext": list(info.groups),
+                "tickfont": {"size": 12 if info.intervals else 10},
+                "range": [count - 0.5, -0.5],
+                "showgrid": not info.intervals,
+            },
+        ),
+    )
+
+
+def _dots(info: ScoresInfo, number: int, shift: float) -> go.Scatter:
+    series = info.series[number]
+    known = [(i, score) for i, score in enumerate(series.scores) if score is not None]
+    error = {
+        "type": "data",
+        "symmetric": False,
+        "array": [score.high - score.value for _, score in known],
+        "arrayminus": [score.value - score.low for _, score in known],
+        "color": template.series(number, 0.55),
+        "thickness": 1.5,
+        "width": 0,
+    }
+    return go.Scatter(
+        x=[score.value for _, score in known],
+        y=[i + shift for i, _ in known],
+        name=series.name,
+        mode="markers",
+        marker={"size": 8, "color": template.series(number)},
+        error_x=error if info.intervals else None,
+        customdata=[f"<b>{info.groups[i]}</b><br>{_note(score)}" for i, score in known],
+        hovertemplate="%{customdata}<extra>%{fullData.name}</extra>",
+    )
+
+
+def _note(score: Score) -> str:
+    seeds = f", mean of {score.seeds} seeds" if score.seeds > 1 else ""
+    interval = f"{100 * score.low:.1f} to {100 * score.high:.1f} %"
+    return f"{100 * score.value:.1f} % of {score.n} clips{seeds}<br>95 %: {interval}"

@@ -1,0 +1,242 @@
+"""Sections of the page Compare that live on many runs: what matters, cost, and parts of the test split."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+import pandas as pd
+import streamlit as st
+
+from sousa_engine.analysis import cost, families, importance, scores, settings
+from sousa_engine.analysis.settings import SettingAxis
+from sousa_engine.analysis.sweeps import TrialRow
+from sousa_engine.charts.cost import cost_figure, cost_info, cost_text
+from sousa_engine.charts.importance import importance_figure, importance_info
+from sousa_engine.charts.parallel import parallel_figure, parallel_info
+from sousa_engine.charts.scores import scores_figure, scores_info
+from sousa_engine.charts.slices import slice_figure, slice_info
+from sousa_engine.records import ClipScore
+from sousa_engine.web import parts
+from sousa_engine.web.compare_parts import Compared
+
+# What matters
+
+
+def axes(compared: Compared) -> None:
+    rows = compared.rows
+    found = settings.setting_axes(rows)
+    if not found:
+        st.caption("The settings have no axis with two values.")
+        return
+    split = st.segmented_control(
+        "Accuracy", ["valid", "test"], default="valid", required=True, key="compare_axes_split",
+        help="Valid: best of all epochs, what settings are chosen by. Test: measured once, at the end.",
+    )  # fmt: skip
+    reached = [settings.reached(row, compared.summaries, split) for row in rows]
+    means = [settings.mean(values) for values in reached]
+    counted = sum(mean is not None for mean in means)
+    said = f"{counted} of {len(rows)} settings with a finished run, each the mean over its finished seeds."
+    if counted < len(rows):
+        said += f" Left out: {_reasons([row for row, mean in zip(rows, means, strict=True) if mean is None])}."
+    st.caption(said)
+    if not counted:
+        return
+    name = f"{split} accuracy"
+    with parts.desk("parallel"):
+        figure = parallel_figure(parallel_info(found, means, name))
+        st.plotly_chart(figure, key="compare_parallel", alt="Settings as lines through their values")
+        st.caption("Drag along an axis to keep the lines of a range; drag an axis by its name to another place.")
+    with parts.phone("parallel"):
+        st.markdown(parts.listed(_ranked(rows, means)))
+    st.markdown("**How much each axis matters**")
+    _importance(found, reached)
+    st.markdown("**Each axis by itself**")
+    columns = st.columns(min(3, max(2, len(found))))
+    labels = [row.label for row in rows]
+    for i, axis in enumerate(found):
+        with columns[i % len(columns)]:
+            figure = slice_figure(slice_info(axis, labels, means, name))
+            st.plotly_chart(figure, key=f"compare_slice_{axis.field}", alt=f"{name} over {axis.name}")
+    st.caption("A dot a setting; the bar is the mean of all settings with that value, whatever else they have.")
+
+
+@st.cache_data(max_entries=64, show_spinner="Weighing the axes ...")
+def _weighed(found: Sequence[SettingAxis], reached: Sequence[Sequence[float]]) -> importance.Importance:
+    return importance.importance(found, reached)
+
+
+def _importance(found: Sequence[SettingAxis], reached: Sequence[Sequence[float]]) -> None:
+    weighed = _weighed(found, reached)
+    if weighed.reason:
+        st.caption(weighed.reason)
+        return
+    st.plotly_chart(importance_figure(importance_info(weighed)), key="compare_importance", alt="Importance of the axes")
+    said = (
+        f"Functional ANOVA of {weighed.settings} settings, averaged over seeds; a seed is no axis. "
+        f"The settings' means differ by {100 * weighed.between:.1f} points (standard deviation)"
+    )
+    if weighed.noise is None:
+        said += "; with one seed each nobody can tell how much of that is luck."
+    elif weighed.noise > weighed.between / 2:
+        said += f", of which seeds alone would make {100 * weighed.noise:.1f}: read the bars with doubt."
+    else:
+        said += f"; seeds alone would make {100 * weighed.noise:.1f}."
+    st.caption(said)
+
+
+def _ranked(rows: Sequence[TrialRow], means: Sequence[float | None]) -> list[str]:
+    order = sorted((i for i, mean in enumerate(means) if mean is not None), key=lambda i: -(means[i] or 0))
+    return [f"{parts.percent(means[i])} · {parts.plain(rows[i].label)}" for i in order]
+
+
+def _reasons(rows: Sequence[TrialRow]) -> str:
+    """`2 pruned, 1 failed, 3 not finished`."""
+    kinds = Counter(
+        "pruned" if row.is_pruned else "failed" if row.statuses["failed"] + row.statuses["lost"] else "not finished"
+        for row in rows
+    )
+    return ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+
+
+# Cost
+
+
+def costs(compared: Compared) -> None:
+    measure = st.segmented_control(
+        "Cost", list(cost.MEASURES), default="trainable", required=True, key="compare_cost",
+        format_func=cost.MEASURES.__getitem__,
+    )  # fmt: skip
+    points = cost.cost_points(compared.rows, measure)
+    if not points:
+        st.caption(f"No finished run has both a test result and its {cost.MEASURES[measure].lower()}.")
+        return
+    info = cost_info(points, measure)
+    with parts.desk("cost"):
+        st.plotly_chart(cost_figure(info), key="compare_cost_chart", alt="Accuracy against cost")
+    with parts.phone("cost"):
+        st.plotly_chart(cost_figure(info, names=False), key="compare_cost_phone", alt="Accuracy against cost")
+        st.markdown("**The frontier**")
+        frontier = [point for point in points if point.on_frontier]
+        st.markdown(
+            parts.listed(
+                f"{parts.percent(point.score.value)} · {cost_text(point.cost, measure)} · {parts.plain(point.name)}"
+                for point in frontier
+            )
+        )
+    said = [f"n = {_ns(point.score.n for point in points)} test clips. On the frontier nothing cheaper is as accurate."]
+    if missing := len(compared.rows) - len(points):
+        said.append(f"{missing} {'setting has' if missing == 1 else 'settings have'} no test result or no such figure.")
+    if any(point.is_control for point in points):
+        said.append("Random weights are a control and never on the frontier.")
+    if measure == "peak_memory_mib":
+        said.append("Memory of the trainer's process, not of its accelerator.")
+    used = cost.devices(compared.rows)
+    if measure != "trainable" and len(used) > 1:
+        said.append(f"Devices differ ({', '.join(used)}): such figures do not compare.")
+    st.caption(" ".join(said))
+
+
+# Scores
+
+
+def parts_of_the_test(compared: Compared) -> None:
+    with parts.open_store() as store:
+        asked = {row.number: store.clip_scores([run.id for run in row.runs], "test") for row in compared.rows}
+    rows = [row for row in compared.rows if asked[row.number]]
+    if not rows:
+        st.caption("No run has test predictions yet.")
+        return
+    kinds = {row.number: _slicings(row) for row in rows}
+    names = list(dict.fromkeys(kind.name for found in kinds.values() for kind in found))
+    part = st.segmented_control(
+        "Parts of the test split", ["Families", "Classes", *names], default="Families", required=True,
+        key="compare_parts", wrap=True,
+    )  # fmt: skip
+    found = {row.number: _scored(asked[row.number], part, kinds[row.number]) for row in rows}
+    found = {number: by_group for number, by_group in found.items() if by_group}
+    drawn = [(row.label, found[row.number]) for row in compared.shown if row.number in found]
+    if drawn:
+        figure = scores_figure(scores_info(drawn, intervals=part != "Classes"))
+        with parts.desk("scores"):
+            st.plotly_chart(figure, key="compare_scores", alt=f"Test accuracy of {part.lower()}")
+    with parts.desk("score-table"):
+        _score_table(rows, found)
+    with parts.phone("scores"):
+        st.markdown(parts.listed(_score_lines(drawn), None))
+    st.caption(" ".join(_said_of(part, names, rows, asked)))
+
+
+def _slicings(row: TrialRow) -> tuple[scores.Slicing, ...]:
+    data = row.runs[0].config.data
+    return scores.slicings(data.dataset, data.clip_s)
+
+
+def _scored(clips: Sequence[ClipScore], part: str, kinds: Sequence[scores.Slicing]) -> dict[str, scores.Score]:
+    if part == "Families":
+        return scores.family_scores(clips)
+    if part == "Classes":
+        return scores.class_scores(clips)
+    return next((scores.slice_scores(clips, kind) for kind in kinds if kind.name == part), {})
+
+
+def _score_table(rows: Sequence[TrialRow], found: Mapping[int, Mapping[str, scores.Score]]) -> None:
+    info = scores_info([(row.label, found[row.number]) for row in rows if row.number in found])
+    table = pd.DataFrame(
+        [
+            {"Setting": series.name}
+            | {
+                group: None if score is None else 100 * score.value
+                for group, score in zip(info.groups, series.scores, strict=True)
+            }
+            for series in info.series
+        ]
+    )
+    share = st.column_config.NumberColumn(format="%.1f %%")
+    st.dataframe(
+        table,
+        hide_index=True,
+        placeholder="–",
+        height="content" if len(table) <= 12 else 460,
+        column_config={"Setting": st.column_config.TextColumn(pinned=True), **dict.fromkeys(info.groups, share)},
+        alt="Test accuracy of parts of the test split",
+    )
+
+
+def _score_lines(drawn: Sequence[tuple[str, Mapping[str, scores.Score]]]) -> list[str]:
+    info = scores_info(drawn)
+    return [
+        f"**{group}**: "
+        + ", ".join(
+            f"{parts.percent(series.scores[i].value)} {parts.plain(series.name)}"  # pyright: ignore[reportOptionalMemberAccess]
+            for series in info.series
+            if series.scores[i] is not None
+        )
+        for i, group in enumerate(info.groups)
+    ]
+
+
+def _said_of(
+    part: str, slices: Sequence[str], rows: Sequence[TrialRow], asked: Mapping[int, Sequence[ClipScore]]
+) -> list[str]:
+    said = ["n: clips of that part; each dot is the mean over the seeds of a setting."]
+    if part == "Families":
+        said.append(
+            f"{families.TWINS.capitalize()}: rudiments whose strokes and accents fall at the same moments, so that "
+            "only the hand's timbre tells them apart."
+        )
+    if part == "Tempo":
+        said.append("Rudiments have tempi of their own: the slices hold different classes.")
+    if part == "Classes":
+        said.append("So few clips a class tell little: the intervals stand at the dots.")
+    if not slices:
+        said.append("Data of one's own brings no tempo, player or noise to slice by; the embedded sets do.")
+    if len({tuple(clip.clip_id for clip in asked[row.number]) for row in rows}) > 1:
+        said.append("The settings were not tested on the same clips.")
+    return said
+
+
+def _ns(numbers: Iterable[int]) -> str:
+    """200, or 200 to 480."""
+    found = sorted(set(numbers))
+    return f"{found[0]:,}" if len(found) == 1 else f"{found[0]:,} to {found[-1]:,}"
