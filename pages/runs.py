@@ -12,7 +12,7 @@ from sousa_engine.records import Run, RunStatus
 from sousa_engine.web import parts
 
 REFRESH_S, IDLE_S = 2, 15
-MOST_COMPARED = 8
+MOST_COMPARED = 40
 ORDER = (
     "title", "open", "status", "progress", "valid", "valid_n", "test", "test_n", "weights", "seed", "created", "took",
     "trainable", "targets", "backbone", "data", "device", "id",
