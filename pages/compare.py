@@ -8,10 +8,11 @@ from collections.abc import Sequence
 import pandas as pd
 import streamlit as st
 
-from sousa_engine.analysis.compare import Result, conclude, paired_sentence, results
+from sousa_engine.analysis.compare import Conclusion, Result, conclude, paired_sentence, results
 from sousa_engine.analysis.settings import best, by_valid, setting_rows
 from sousa_engine.analysis.significance import paired
 from sousa_engine.analysis.sweeps import TrialRow, latest
+from sousa_engine.analysis.verdict import ENOUGH_SEEDS, LEVEL, MARGIN, TIE, Outcome, Pair, points
 from sousa_engine.records import Prediction, Run, Sweep
 from sousa_engine.store import Store
 from sousa_engine.web import parts
@@ -48,7 +49,7 @@ def main() -> None:
             f"The verdict, curves, matrices and dots of scores are of the {len(shown)} settings with the best mean "
             f"valid accuracy. {count} {others} in the tables, axes and cost alone."
         )
-    conclusion(drawn, results(drawn, summaries), predictions)
+    conclusion(drawn, rows, results(drawn, summaries), predictions)
     outcomes(compared, runs)
     st.fragment(sections)(compared)
 
@@ -151,8 +152,17 @@ def names_of(runs: Sequence[Run]) -> list[str]:
     return names
 
 
-def conclusion(runs: Sequence[Run], found: Sequence[Result], predictions: dict[str, tuple[Prediction, ...]]) -> None:
-    said = conclude(found)
+def conclusion(
+    runs: Sequence[Run],
+    rows: Sequence[TrialRow],
+    found: Sequence[Result],
+    predictions: dict[str, tuple[Prediction, ...]],
+) -> None:
+    counts = [len(predictions[run.id]) for run in runs]
+    labels = {run.id: row.label for row in rows for run in row.runs}
+    names = {result.setting: labels[result.run_id] for result in found if result.run_id in labels}
+    pruned = {run.id: f"it was pruned at step {run.pruned_at_step:,}" for run in runs if run.is_pruned}
+    said = concluded(tuple(found), counts, names, pruned, predictions)
     with st.container(border=True):
         st.markdown(f":material/balance: **{parts.plain(said.verdict)}**")
         for note in said.notes:
@@ -164,6 +174,89 @@ def conclusion(runs: Sequence[Run], found: Sequence[Result], predictions: dict[s
             difference = paired(of_first, of_second)
             if difference:
                 st.markdown(parts.plain(paired_sentence(first, second, difference)))
+        if said.pairs:
+            with st.expander(f"How it was found: {len(said.pairs)} {'pair' if len(said.pairs) == 1 else 'pairs'}"):
+                evidence(said)
+
+
+@st.cache_data(max_entries=32, show_spinner="Comparing clip by clip ...")
+def concluded(
+    found: tuple[Result, ...],
+    counts: list[int],
+    names: dict[str, str],
+    excluded: dict[str, str],
+    _predictions: dict[str, tuple[Prediction, ...]],
+) -> Conclusion:
+    """conclude(), kept over reruns of the page. A run's predictions come all at once and never change."""
+    return conclude(found, _predictions, names=names, excluded=excluded)
+
+
+def evidence(said: Conclusion) -> None:
+    """The settings and every pair of them, as the verdict saw them."""
+    st.dataframe(
+        pd.DataFrame(
+            [
+                {
+                    "Setting": row.name,
+                    "Seeds": row.seeds,
+                    "Mean": parts.hundred(row.accuracy.value),
+                    "95 % of clips": span(row.accuracy),
+                    "Lowest seed": parts.hundred(row.lowest),
+                    "Highest seed": parts.hundred(row.highest),
+                    "n test": row.accuracy.n,
+                }
+                for row in said.order
+            ]
+        ),
+        hide_index=True,
+        column_config=dict.fromkeys(
+            ("Mean", "Lowest seed", "Highest seed"), st.column_config.NumberColumn(format="%.1f %%")
+        ),
+        alt="Settings by their mean test accuracy",
+    )
+    st.dataframe(
+        pd.DataFrame(
+            [
+                {
+                    "A": pair.first,
+                    "B": pair.second,
+                    "Outcome": outcome(pair),
+                    "A − B, points": points(pair.difference, plus=True),
+                    "95 % interval": points_span(pair),
+                    "p (Holm)": pair.adjusted_p,
+                    "Seeds": f"{pair.seeds_first}, {pair.seeds_second}",
+                    "Clips": pair.n_clips,
+                }
+                for pair in said.pairs
+            ]
+        ).astype({"p (Holm)": "Float64"}),
+        hide_index=True,
+        placeholder="–",
+        column_config={"p (Holm)": st.column_config.NumberColumn(format="%.4f")},
+        alt="Pairs of settings",
+    )
+    st.caption(
+        "Means have Wilson's interval for the choice of clips; pairs a two-level paired bootstrap: clips are resampled "
+        "together for both settings, seeds within each, with Student's t for how few they are. An interval is for its "
+        f"pair alone, p is adjusted for all pairs (Holm). A setting beats another with p below {LEVEL:g} and "
+        f"{100 * MARGIN:g} point or more; they are tied where the interval lies within {100 * TIE:g} points of zero. "
+        f"Both take {ENOUGH_SEEDS} seeds of each setting."
+    )
+
+
+def points_span(pair: Pair) -> str:
+    return "–" if pair.low is None or pair.high is None else f"{points(pair.low)} to {points(pair.high)}"
+
+
+def outcome(pair: Pair) -> str:
+    """`not enough evidence (+2 seeds would tell)`."""
+    more = []
+    if pair.more_seeds:
+        more.append(f"+{pair.more_seeds} {'seed' if pair.more_seeds == 1 else 'seeds'}")
+    if pair.more_clips:
+        more.append(f"+{pair.more_clips:,} clips")
+    arrow = "A beats B" if pair.outcome is Outcome.BEATS else pair.outcome.value
+    return f"{arrow} ({', '.join(more)} would tell)" if more else arrow
 
 
 def outcomes(compared: Compared, runs: Sequence[Run]) -> None:

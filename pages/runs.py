@@ -14,7 +14,7 @@ from sousa_engine.web.components.run_table import PAGE_ROWS, Asked, asked, run_t
 from sousa_engine.workspace import default_workspace
 
 REFRESH_S, IDLE_S = 2, 15
-MOST_COMPARED = 8
+MOST_COMPARED = 40
 
 
 def main() -> None:

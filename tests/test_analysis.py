@@ -2,6 +2,7 @@ import dataclasses
 import math
 
 import pytest
+from scipy.stats import binomtest
 
 from sousa_engine.analysis import compare, confusion, curves, log, significance
 from sousa_engine.config import LoraConfig, RunConfig, TargetModule
@@ -52,6 +53,12 @@ def test_wilson_interval_equals_the_published_table(right, n, low, high):
     found = significance.wilson(right, n)
     assert (round(found.low, 4), round(found.high, 4)) == (low, high)
     assert found.value == right / n
+
+
+@pytest.mark.parametrize(("right", "n"), [(0, 1), (1, 1), (3, 7), (143, 200), (480, 480)])
+def test_wilson_interval_equals_scipy_s(right, n):
+    found = significance.wilson(right, n)
+    assert (found.low, found.high) == pytest.approx(binomtest(right, n).proportion_ci(method="wilson"), abs=1e-12)
 
 
 @pytest.mark.parametrize(("right", "n"), [(0, 0), (3, 2), (-1, 5)])
@@ -207,19 +214,89 @@ def test_running_run_has_no_seconds_and_no_test_result():
     assert row.seconds is None and row.test is None and row.test_macro_f1 is None
 
 
+def several(counts, **config):
+    """(runs, their test accuracies, their predictions): one run a seed, right on the first so many of 200 clips."""
+    runs = [run(s, run_id=f"{'-'.join(map(str, config)) or 'plain'}-{s}", **config) for s in range(len(counts))]
+    told = {
+        r.id: predictions([("a", "a")] * n + [("a", "b")] * (200 - n)) for r, n in zip(runs, counts, strict=True)
+    }  # fmt: skip
+    return runs, [n / 200 for n in counts], told
+
+
+def compared(*settings, **more):
+    runs = [r for runs, _, _ in settings for r in runs]
+    accuracy = [a for _, accuracies, _ in settings for a in accuracies]
+    told = {run_id: found for _, _, predicted in settings for run_id, found in predicted.items()}
+    return compare.conclude(rows(runs, accuracy), told, names=compare.setting_names(runs), **more)
+
+
+RANK_4 = {"lora": LoraConfig(r=4)}
+
+
 def test_one_seed_each_is_no_conclusion_however_large_the_difference():
-    lora4 = {"lora": LoraConfig(r=4)}
-    found = compare.conclude(rows([run(0), run(1, **lora4)], [0.1, 0.99]))
+    found = compared(several([20]), several([198], **RANK_4))
     assert found.verdict == "One seed each: no conclusion about the settings."
-    two_seeds = [run(0), run(1), run(2, **lora4), run(3, **lora4)]
-    assert "Fewer than 3 seeds" in compare.conclude(rows(two_seeds, [0.1, 0.1, 0.9, 0.9])).verdict
+    assert not found.pairs and "3 seeds or more" in found.notes[-1]
 
 
-def test_three_seeds_of_each_setting_are_stated_as_ranges():
-    runs = [run(s, run_id=f"a{s}") for s in range(3)] + [run(s, run_id=f"b{s}", lora=LoraConfig(r=4)) for s in range(3)]
-    apart = compare.conclude(rows(runs, [0.5, 0.52, 0.54, 0.6, 0.62, 0.64])).verdict
-    assert "60.0 to 64.0 %" in apart and "do not overlap" in apart
-    assert "ranges overlap" in compare.conclude(rows(runs, [0.5, 0.52, 0.61, 0.6, 0.62, 0.64])).verdict
+def test_two_seeds_of_a_setting_are_too_few():
+    found = compared(several([20, 20]), several([180, 180], **RANK_4))
+    assert found.verdict.startswith("Not enough evidence: two seeds are too few;")
+
+
+def test_settings_of_three_seeds_are_judged_by_what_differs_between_them():
+    found = compared(several([100, 102, 104]), several([140, 141, 142], **RANK_4))
+    assert found.verdict.startswith("r=4 beats r=8 on the same 200 clips: +19.5 points (95 % interval ")
+    assert found.verdict.endswith("), 3 seeds.")
+    assert [(pair.first, pair.second, pair.n_clips) for pair in found.pairs] == [("r=4", "r=8", 200)]
+    assert [standing.name for standing in found.order] == ["r=4", "r=8"]
+
+
+def test_runs_that_were_pruned_never_compete():
+    winner, loser = several([140, 141, 142], **RANK_4), several([100, 102, 104])
+    pruned = {r.id: "pruned after epoch 3" for r in winner[0]}
+    found = compared(loser, winner, excluded=pruned)
+    assert "spread between seeds" in found.verdict and "50.0 to 52.0 %" in found.verdict
+    assert len(found.notes) == 3 and found.notes[0].endswith("seed 0 is left out: pruned after epoch 3.")
+    everything = compared(loser, winner, excluded=pruned | {r.id: "pruned" for r in loser[0]})
+    assert everything.verdict == "No conclusion: fewer than two runs compete."
+
+
+def test_runs_measured_on_other_clips_than_they_should_be_are_left_out_by_name():
+    runs, accuracy, told = several([100, 102, 104])
+    told[runs[2].id] = told[runs[2].id][:150]
+    found = compared((runs, accuracy, told), several([140, 141, 142], **RANK_4))
+    assert found.notes[0].endswith("seed 2 is left out: its 150 test clips are not the 200 of the other runs.")
+    assert (found.pairs[0].seeds_first, found.pairs[0].seeds_second) == (3, 2)
+
+
+def test_settings_are_called_by_what_differs_between_them():
+    paths = targets("layers.0.attention.q_proj")
+    lora = LoraConfig(targets=paths, target_set="attention")
+
+    def names(*runs):
+        found = compare.setting_names(runs)
+        return [found[row.setting] for row in rows(runs, [None] * len(runs))]
+
+    assert names(run(0), run(1)) == ["ast-mini · tiny", "ast-mini · tiny"]
+    assert names(run(0), run(1, training={"lr": 5e-4}), run(2)) == ["lr=0.002", "lr=0.0005", "lr=0.002"]
+    assert names(run(0, lora=lora), run(0, model={"weights": "random"})) == [
+        "attention",
+        "random weights · the head alone",
+    ]
+    assert names(run(0, lora=LoraConfig(method="dora")), run(3, device="cpu")) == ["DoRA", "LoRA"]
+    assert names(run(0), run(0, model={"weights": "random"})) == ["pretrained", "random weights"]
+    rank_4 = {"r": 4, "alpha": 8}
+    assert names(run(0), run(0, lora=LoraConfig(**rank_4), training={"lr": 5e-4})) == [
+        "r=8 · lr=0.002",
+        "r=4 · lr=0.0005",
+    ]
+
+
+def test_settings_that_differ_in_too_much_are_called_by_title():
+    much = {"batch_size": 8, "lr": 1e-3, "head_lr": 1e-3, "weight_decay": 0.02, "warmup": 0.2, "max_epochs": 3}
+    runs = [run(0, run_id="x-1111"), run(0, run_id="x-2222", training=much), run(0, name="slow", training={"lr": 1e-5})]
+    assert list(compare.setting_names(runs).values()) == ["ast-mini · tiny · 1111", "ast-mini · tiny · 2222", "slow"]
 
 
 def test_same_setting_with_other_seeds_is_the_spread_between_seeds():

@@ -668,6 +668,30 @@ def test_cost_names_the_control_and_the_measure_without_figures(visit_week, week
         assert alts(checked(app.run())) == ["Accuracy against cost"]
 
 
+def test_compare_names_the_winner_of_several_seeds_and_shows_every_pair(visit, workspace):
+    runs = []
+    for r, reach in ((8, 0.35), (16, 0.7)):
+        for number in range(3):
+            training = Training.begin(workspace, config(seed=number, r=r, name="mine", max_epochs=1), reach=reach)
+            runs.append(training.finish().id)
+    app = visit("compare", run=runs)
+    assert "**r=16 beats r=8 on the same 200 clips" in words(app)
+    settings, pairs = (frame.value for frame in app.expander[0].dataframe)
+    assert settings["Setting"].tolist() == ["r=16", "r=8"]
+    assert settings["Seeds"].tolist() == [3, 3] and settings["n test"].tolist() == [200, 200]
+    assert pairs["Outcome"].tolist() == ["A beats B"] and pairs["Seeds"].tolist() == ["3, 3"]
+    assert 0 < pairs["p (Holm)"][0] < 0.05
+
+
+def test_compare_draws_the_first_eight_of_many_runs_and_judges_all(visit, workspace):
+    runs = [Training.begin(workspace, config(seed=number, max_epochs=1), reach=0.5).finish().id for number in range(9)]
+    app = visit("compare", run=runs)
+    assert "One setting, 9 seeds" in words(app)
+    assert len(app.dataframe[0].value) == 9
+    assert "Curves and matrices: the first 8 of 9 runs." in words(app)
+    assert len(app.get("plotly_chart")) == 1 + 8
+
+
 def test_compare_writes_the_picked_runs_into_the_address(visit_week, week):
     app = visit_week("compare")
     assert "Choose two runs or more" in words(app)

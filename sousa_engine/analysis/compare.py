@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sousa_engine import config as configs
+from sousa_engine.analysis import verdict as verdicts
 from sousa_engine.analysis.significance import PairedDifference, Proportion, best_accuracy, last_accuracy
+from sousa_engine.analysis.verdict import ENOUGH_SEEDS, Measured, Pair, Standing, listed, points
 from sousa_engine.config import RunConfig
-from sousa_engine.records import Run, Summary
+from sousa_engine.methods import METHODS
+from sousa_engine.records import Prediction, Run, Summary
 
-ENOUGH_SEEDS = 3
+LONGEST_NAME = 60  # of a setting, in characters; beyond it the title of a run says it better
 _NOT_A_SETTING = ("name", "seed", "device", "wandb.mode", "wandb.project", "lora.target_set")
 _SAME_CLIPS = ("data.dataset", "data.clip_s", "data.valid_fraction", "data.test_fraction", "data.split_seed")
 
@@ -50,10 +52,15 @@ class Result:
 
 @dataclass(frozen=True, kw_only=True)
 class Conclusion:
-    """verdict: one sentence on what the runs allow to say. notes: sentences that qualify it."""
+    """verdict: what the runs allow to say, in a sentence or a few. notes: sentences that qualify it.
+
+    pairs and order (settings by their mean) are empty where no settings were compared.
+    """
 
     verdict: str
     notes: tuple[str, ...] = ()
+    pairs: tuple[Pair, ...] = ()
+    order: tuple[Standing, ...] = ()
 
 
 def config_differences(runs: Sequence[Run]) -> tuple[Difference, ...]:
@@ -80,8 +87,44 @@ def results(runs: Sequence[Run], summaries: Mapping[str, Mapping[str, Summary]])
     return tuple(_result(run, summaries.get(run.id, {})) for run in runs)
 
 
-def conclude(rows: Sequence[Result]) -> Conclusion:
-    """What these results allow to say about settings. One seed of a setting never makes a winner."""
+def setting_names(runs: Sequence[Run]) -> dict[str, str]:
+    """Result.setting -> short words that tell it from the settings of the other runs: "r=4", "random weights".
+
+    Every field that differs between the settings is named, and no other; alpha only where alpha / r differs. Where that
+    takes more than LONGEST_NAME characters, or does not tell them apart, it is the title of the setting's first run,
+    without its seed.
+    """
+    firsts: dict[str, Run] = {}
+    for run in runs:
+        firsts.setdefault(_setting(run), run)
+    fields = [f for f in configs.differences([run.config for run in firsts.values()]) if f not in _NOT_A_SETTING]
+    if len({run.config.lora.alpha / run.config.lora.r for run in firsts.values()}) == 1:
+        fields = [field for field in fields if field != "lora.alpha"]
+    names = {setting: _name(run.config, fields) for setting, run in firsts.items()}
+    if all(0 < len(name) <= LONGEST_NAME for name in names.values()) and len(set(names.values())) == len(names):
+        return names
+    return _titles({setting: (run.title, run.config.seed, run.id) for setting, run in firsts.items()})
+
+
+def conclude(
+    rows: Sequence[Result],
+    predictions: Mapping[str, Sequence[Prediction]] | None = None,
+    *,
+    names: Mapping[str, str] | None = None,
+    excluded: Mapping[str, str] | None = None,
+) -> Conclusion:
+    """What these results allow to say about settings. One seed of a setting never makes a winner.
+
+    predictions: run id -> its predictions of the test split. names: setting_names(), else settings are called by the
+    title of their first run. excluded: run id -> why it does not compete (pruned); such runs take no part in anything
+    that is said here, and a note names them.
+    """
+    if excluded and any(row.run_id in excluded for row in rows):
+        out = [f"{_titled(row)} is left out: {excluded[row.run_id]}." for row in rows if row.run_id in excluded]
+        found = conclude([row for row in rows if row.run_id not in excluded], predictions, names=names)
+        return replace(found, notes=(*out, *found.notes))
+    if len(rows) < 2:
+        return Conclusion(verdict="No conclusion: fewer than two runs compete.")
     notes = []
     if any(row.is_random for row in rows) and not all(row.is_random for row in rows):
         notes.append("A run on random weights is a control: it shows what training reaches without pre-training.")
@@ -93,14 +136,14 @@ def conclude(rows: Sequence[Result]) -> Conclusion:
     unmeasured = [row.title for row in rows if row.test is None]
     if unmeasured:
         missing = (
-            f"{_enumerate(unmeasured)} {'has' if len(unmeasured) == 1 else 'have'} no test result, "
+            f"{listed(unmeasured)} {'has' if len(unmeasured) == 1 else 'have'} no test result, "
             "which is measured once, at the end."
         )
         measured = [row for row in rows if row.test is not None]
         if len(measured) < 2:
             return Conclusion(verdict=f"No conclusion: {missing}", notes=tuple(notes))
-        found = conclude(measured)
-        return Conclusion(verdict=found.verdict, notes=(f"Left out of this: {missing}", *found.notes))
+        found = conclude(measured, predictions, names=names)
+        return replace(found, notes=(f"Left out of this: {missing}", *found.notes))
     groups: dict[str, list[Result]] = {}
     for row in rows:
         groups.setdefault(row.setting, []).append(row)
@@ -112,19 +155,30 @@ def conclude(rows: Sequence[Result]) -> Conclusion:
             "That is the spread between seeds, and no comparison of settings.",
             notes=tuple(notes),
         )
-    seeds = {setting: len({row.seed for row in group}) for setting, group in groups.items()}
-    fewest = min(seeds.values())
-    if fewest < ENOUGH_SEEDS:
-        few = "One seed each" if max(seeds.values()) == 1 else f"Fewer than {ENOUGH_SEEDS} seeds of a setting"
+    if all(len({row.seed for row in group}) == 1 for group in groups.values()):
         return Conclusion(
-            verdict=f"{few}: no conclusion about the settings.",
+            verdict="One seed each: no conclusion about the settings.",
             notes=(
                 *notes,
                 "An interval below covers the choice of test clips. It does not cover the luck of a seed: "
                 f"train each setting with {ENOUGH_SEEDS} seeds or more.",
             ),
         )
-    return Conclusion(verdict=_verdict(list(groups.values())), notes=tuple(notes))
+    names = names or _titles({setting: (g[0].title, g[0].seed, g[0].run_id) for setting, g in groups.items()})
+    found = verdicts.groups(
+        [
+            Measured(
+                run=_titled(row),
+                group=names[row.setting],
+                seed=row.seed,
+                predictions=(predictions or {}).get(row.run_id, ()),
+                is_control=row.is_random,
+            )
+            for row in rows
+        ]
+    )
+    said = verdicts.verdict(found.groups, excluded=found.left_out)
+    return Conclusion(verdict=said.sentence, notes=(*notes, *said.notes), pairs=said.pairs, order=said.order)
 
 
 def paired_sentence(first: str, second: str, difference: PairedDifference) -> str:
@@ -135,10 +189,10 @@ def paired_sentence(first: str, second: str, difference: PairedDifference) -> st
         if d.is_clear
         else "these clips cannot tell the two trained networks apart"
     )
-    points = [f"{100 * value:+.1f}".replace("-", "−") for value in (d.difference, d.low, d.high)]
+    lead, low, high = (points(value, plus=True) for value in (d.difference, d.low, d.high))
     return (
         f"On the same {d.n} test clips, {second} alone is right on {d.only_second} and {first} alone on "
-        f"{d.only_first}: {points[0]} points for {second} (95 % interval {points[1]} to {points[2]}); {what}."
+        f"{d.only_first}: {lead} points for {second} (95 % interval {low} to {high}); {what}."
     )
 
 
@@ -195,7 +249,7 @@ def _result(run: Run, summaries: Mapping[str, Summary]) -> Result:
         last_valid=last_accuracy(valid),
         test=last_accuracy(summaries.get("test/accuracy")),
         test_macro_f1=f1.last if f1 else None,
-        setting=_key(run.config, leave_out=_NOT_A_SETTING),
+        setting=_setting(run),
         clips=_key(run.config, only=_SAME_CLIPS),
     )
 
@@ -204,6 +258,44 @@ def parameters(run: Run) -> dict[str, int]:
     """Counts the trainer took from the network itself ("trainable", "total"); empty until it has built one."""
     counts = run.facts.get("parameters")
     return {k: int(v) for k, v in counts.items() if isinstance(v, int)} if isinstance(counts, Mapping) else {}
+
+
+def _titled(row: Result) -> str:
+    """Title with its seed: runs of one setting often have one name."""
+    seed = f" · seed {row.seed}"
+    return f"{row.title.removesuffix(seed)}{seed}"
+
+
+def _setting(run: Run) -> str:
+    return _key(run.config, leave_out=_NOT_A_SETTING)
+
+
+def _name(config: RunConfig, fields: Sequence[str]) -> str:
+    """`fields` of a config in few words: "attention · lr=0.0005"; targets by the name of their set, if any."""
+    words = []
+    for field in fields:
+        value = configs.value_of(config, field)
+        if field == "lora.targets":
+            paths = [target.path for target in value]
+            words.append(config.lora.target_set or (describe_targets(paths) if paths else "the head alone"))
+        elif field == "lora.method":
+            words.append(METHODS[value].title)
+        elif field == "model.weights":
+            words.append("random weights" if value == "random" else shown(field, value))
+        elif field == "model.variant":
+            words.append(value)
+        else:
+            words.append(f"{field.rsplit('.', 1)[-1]}={shown(field, value)}")
+    if len(words) > 1 and "pretrained" in words:
+        words.remove("pretrained")  # the usual; the other says that it is not
+    return " · ".join(words)
+
+
+def _titles(firsts: Mapping[str, tuple[str, int, str]]) -> dict[str, str]:
+    """Setting -> its title, from (title, seed, id) of its first run; the end of the id where two are alike."""
+    titles = {setting: title.removesuffix(f" · seed {seed}") for setting, (title, seed, _) in firsts.items()}
+    often = Counter(titles.values())
+    return {s: title if often[title] == 1 else f"{title} · {firsts[s][2][-4:]}" for s, title in titles.items()}
 
 
 def _key(config: RunConfig, *, leave_out: Sequence[str] = (), only: Sequence[str] | None = None) -> str:
@@ -219,33 +311,9 @@ def _key(config: RunConfig, *, leave_out: Sequence[str] = (), only: Sequence[str
     return json.dumps(kept, sort_keys=True)
 
 
-def _verdict(groups: list[list[Result]]) -> str:
-    groups = sorted(groups, key=_mean, reverse=True)
-    parts = [f"{group[0].title} (and its seeds): {_range(group)}" for group in groups]
-    apart = all(
-        min(row.test.value for row in better if row.test) > max(row.test.value for row in worse if row.test)
-        for better, worse in itertools.pairwise(groups)
-    )
-    ending = (
-        "The ranges do not overlap on this data set."
-        if apart
-        else "The ranges overlap: no setting is clearly ahead on this data set."
-    )
-    return f"Test accuracy over seeds. {'; '.join(parts)}. {ending}"
-
-
-def _mean(rows: Sequence[Result]) -> float:
-    values = [row.test.value for row in rows if row.test]
-    return sum(values) / len(values)
-
-
 def _range(rows: Sequence[Result]) -> str:
     values = [100 * row.test.value for row in rows if row.test]
     return f"{min(values):.1f} to {max(values):.1f} %, mean {sum(values) / len(values):.1f} % of {len(values)} seeds"
-
-
-def _enumerate(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def _spans(numbers: Sequence[int]) -> str:

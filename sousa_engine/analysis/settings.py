@@ -13,7 +13,7 @@ from typing import Any
 
 from sousa_engine import config as configs
 from sousa_engine import sweep
-from sousa_engine.analysis.compare import describe_targets, results, setting_fields, shown
+from sousa_engine.analysis.compare import describe_targets, results, setting_fields, setting_names, shown
 from sousa_engine.analysis.sweeps import TrialRow, trial_row, trial_rows
 from sousa_engine.config import RunConfig
 from sousa_engine.records import Run, RunStatus, Summary
@@ -77,12 +77,13 @@ def setting_rows(runs: Sequence[Run], summaries: Summaries) -> tuple[TrialRow, .
         seeds = groups.setdefault(result.setting, {})
         if run.config.seed not in seeds or run.created_at_ms >= seeds[run.config.seed].created_at_ms:
             seeds[run.config.seed] = run
+    names = list(setting_names(runs).values())  # in the order in which the groups were found
     found = [tuple(seeds[seed] for seed in sorted(seeds)) for seeds in groups.values()]
     fields = setting_fields([of[0].config for of in found])
     rows = []
     for number, of in enumerate(found):
         row = trial_row(number, of, {field: _plain(of[0].config, field) for field in fields}, summaries)
-        rows.append(replace(row, label=of[0].title.removesuffix(f" · seed {of[0].config.seed}")))
+        rows.append(replace(row, label=names[number]))
     return _told_apart(rows)
 
 

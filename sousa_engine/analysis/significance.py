@@ -42,7 +42,8 @@ class PairedDifference:
 def wilson(right: int, n: int, z: float = Z95) -> Proportion:
     """Wilson's score interval of right / n. Raises ValueError unless 0 <= right <= n and n > 0.
 
-    Source: Wilson 1927; unlike the normal interval it stays within [0, 1] and holds for small n.
+    Source: Wilson 1927; unlike the normal interval it stays within [0, 1] and holds for small n. scipy's binomtest has
+    it too, at 1 ms an interval and a second of import; a table of classes takes hundreds (tests hold the two equal).
     """
     if n <= 0 or not 0 <= right <= n:
         raise ValueError(f"{right} of {n} is no proportion: n must be above 0, and right between 0 and n.")
