@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from sousa_engine import __version__, config, grammar, launch, module_tree, run_files
 from sousa_engine.analysis.significance import wilson
+from sousa_engine.baselines_cli import baselines_command
 from sousa_engine.data import synth
 from sousa_engine.errors import ConfigError, SousaError, UserError, unknown
 from sousa_engine.records import Run, RunStatus, Summary
@@ -69,6 +70,7 @@ def main(ctx: click.Context, root: Path | None) -> None:
         click.echo(f"warning: {trouble}", err=True)
 
 
+main.add_command(baselines_command)
 main.add_command(sweep_command)
 main.add_command(sweeps)
 main.add_command(weights)
