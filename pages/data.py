@@ -12,7 +12,9 @@ from sousa_engine.data.manifest import Clip, Manifest, counts, dataset_names, ma
 from sousa_engine.data.splits import SPLITS
 from sousa_engine.errors import UserError
 from sousa_engine.web import parts
+from sousa_engine.web.baselines_view import baselines_section
 from sousa_engine.web.clip_view import SPLIT_COLORS, rudiment_card, rudiment_of, show_clip
+from sousa_engine.workspace import default_workspace
 
 OWN = "my own data"
 FOLDER_EXAMPLE = """\
@@ -68,6 +70,7 @@ def main() -> None:
         split_card(manifest)
     st.subheader("Classes and splits", anchor=False)
     class_table(manifest)
+    baselines_section(DataConfig(dataset=dataset), manifest, default_workspace())
     with st.expander("Bring your own data", icon=":material/folder_open:", expanded=False):
         bring_your_own()
 

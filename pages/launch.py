@@ -50,8 +50,8 @@ def main() -> None:
 
 def take_over_draft() -> None:
     """Fill the form from what another page left: a run's settings ("draft"), ticks of the module tree ("ticks"), or a
-    data set in the address."""
-    dataset = st.query_params.pop("dataset", None)
+    data set, with lora=probe or without, in the address."""
+    dataset, lora = st.query_params.pop("dataset", None), st.query_params.pop("lora", None)
     if dataset:
         st.session_state["launch.data"] = dataset if dataset in synth.PRESETS else OWN_DATA
         st.session_state["launch.data.dataset"] = dataset
@@ -79,6 +79,8 @@ def take_over_draft() -> None:
         for field in ("head", "r", "method"):
             if field in ticks:
                 st.session_state[f"launch.lora.{field}"] = ticks[field]
+    if lora == "probe":
+        st.session_state.update({"launch.lora.method": "lora", "launch.lora.head": "train", "launch.set": "none"})
 
 
 def as_widget(name: str, value: Any) -> Any:

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from sousa_engine import __version__, config, grammar, launch, module_tree, run_files, runs_cli
 from sousa_engine.analysis.significance import wilson
+from sousa_engine.baselines_cli import baselines_command
 from sousa_engine.data import synth
 from sousa_engine.errors import ConfigError, SousaError, UserError, unknown
 from sousa_engine.records import Run, RunStatus, Summary
@@ -72,7 +73,7 @@ def main(ctx: click.Context, root: Path | None) -> None:
 
 for _command in (
     *(runs_cli.runs, runs_cli.tag, runs_cli.note, runs_cli.archive, runs_cli.delete),
-    *(sweep_command, sweeps, weights),
+    *(baselines_command, sweep_command, sweeps, weights),
 ):
     main.add_command(_command)
 

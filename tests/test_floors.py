@@ -31,6 +31,8 @@ FLOORS = {
         "reporters",
         "sweeper",
         "sweep_cli",
+        "baselines",
+        "baselines_cli",
     ],
     5: ["web", "pages"],
 }

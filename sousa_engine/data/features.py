@@ -189,7 +189,7 @@ def _executor(manifest: Manifest) -> tuple[Executor, int]:
     if workers == 1 or len(manifest.clips) < _POOL_FROM:
         return ThreadPoolExecutor(1), 1
     # Spawned, not forked: the caller has torch's threads running, and a fork would copy their locks.
-    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_follow_parent), workers
+    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=follow_parent), workers
 
 
 def _load(sources: list[ClipPlan | Path], clip_s: float, sample_rate_hz: int) -> tuple[np.ndarray, list[str]]:
@@ -203,7 +203,7 @@ def _load(sources: list[ClipPlan | Path], clip_s: float, sample_rate_hz: int) ->
     return waveforms, failures
 
 
-def _follow_parent() -> None:
+def follow_parent() -> None:
     """In a worker: leave signals to the parent, and end when it ends, however it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

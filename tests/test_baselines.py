@@ -1,0 +1,319 @@
+"""Baselines: computed once per data set and split, chosen without a look at test, and told by command line and page."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import soundfile
+from click.testing import CliRunner
+from streamlit.testing.v1 import AppTest
+
+from sousa_engine import baselines, baselines_cli, rudiments
+from sousa_engine.analysis.significance import paired
+from sousa_engine.backbones import intake
+from sousa_engine.baselines import MAJORITY, ONSETS, POOLED
+from sousa_engine.cli import main
+from sousa_engine.config import DataConfig
+from sousa_engine.data import audio, rhythm, synth
+from sousa_engine.data.manifest import majority_baseline, open_dataset
+from sousa_engine.errors import DataError, WorkspaceError
+from sousa_engine.workspace import PROJECT_ROOT, Workspace
+
+CLASSES = ("flam", "five-stroke-roll", "single-paradiddle")
+CLIPS = {"train": 5, "valid": 2, "test": 3}
+
+
+@pytest.fixture(autouse=True)
+def few_trees(monkeypatch):
+    monkeypatch.setattr(baselines, "_TREES", 40)
+
+
+@pytest.fixture(scope="module")
+def recordings():
+    """(split, class, number) -> two seconds of it; one player a split."""
+    found = {}
+    for label in CLASSES:
+        r = rudiments.rudiment(label)
+        for player, (split, clips) in enumerate(CLIPS.items()):
+            for i in range(clips):
+                found[split, label, i], _ = synth.render_pattern(
+                    r.strokes, cycle_ticks=r.cycle_ticks, ticks_per_beat=r.ticks_per_beat, tempo_bpm=90.0 + 5 * i,
+                    player_seed=player, tier=synth.TIERS["advanced"], room="dry", snr_db=40.0, seed=i, clip_s=2.0,
+                )  # fmt: skip
+    return found
+
+
+@pytest.fixture
+def drums(tmp_path, recordings):
+    for (split, label, i), waveform in recordings.items():
+        path = tmp_path / "drums" / split / label / f"{i}.wav"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, waveform, synth.sound.SAMPLE_RATE_HZ)
+    return tmp_path / "drums"
+
+
+def opened(root, **settings):
+    return open_dataset(DataConfig(dataset=str(root), **settings))
+
+
+def never(*args, **kwargs):
+    pytest.fail("computed again")
+
+
+def test_patterns_that_sound_alike_on_average_are_told_apart_by_their_onsets(drums, workspace):
+    manifest = opened(drums)
+    found = baselines.compute(manifest, workspace)
+    assert [one.name for one in found.baselines] == [MAJORITY, POOLED, ONSETS]
+    assert found[ONSETS].right == found[ONSETS].n == 9 and found[ONSETS].macro_f1 == 1.0
+    assert found[MAJORITY].accuracy.value == majority_baseline(manifest, "test") == 1 / 3
+    assert found[ONSETS].accuracy.low < 1.0 and found[ONSETS].how in found[ONSETS].tried
+    assert len(found[ONSETS].tried) == 3 and not found[MAJORITY].tried
+
+
+def test_predictions_are_kept_clip_by_clip_and_pair_with_a_runs(drums, workspace):
+    manifest = opened(drums)
+    found = baselines.compute(manifest, workspace)
+    for one in found.baselines:
+        predictions = found.predictions(one.name)
+        assert {p.clip_id for p in predictions} == {manifest.clips[i].clip_id for i in manifest.indices("test")}
+        assert sum(p.predicted == p.label for p in predictions) == one.right
+        assert all(p.label == manifest.by_id[p.clip_id].label and p.split == "test" for p in predictions)
+        assert all(0.0 <= p.label_probability <= p.probability <= 1.0 for p in predictions)
+    difference = paired(found.predictions(MAJORITY), found.predictions(ONSETS))
+    assert difference is not None and difference.n == 9 and difference.only_second == 6
+
+
+def test_a_second_call_computes_nothing_even_in_another_process(drums, workspace, monkeypatch):
+    first = baselines.compute(opened(drums), workspace)
+    monkeypatch.setattr(rhythm, "hear", never)
+    monkeypatch.setattr(baselines, "_measure", never)
+    assert baselines.compute(opened(drums), workspace, tell=never) == first
+    assert baselines.cached_for(DataConfig(dataset=str(drums)), workspace) == first
+    assert sorted(path.name for path in first.folder.iterdir()) == sorted(
+        ["lock", "result.json", *(f"{name}.jsonl" for name in (MAJORITY, POOLED, ONSETS))]
+    )
+
+
+def test_other_clips_or_splits_or_figures_have_other_baselines(drums, workspace, monkeypatch):
+    def key():
+        return baselines.folder_of(opened(drums), workspace)
+
+    keys = [key()]
+    soundfile.write(drums / "train/flam/0.wav", np.zeros(16_000), 16_000)
+    keys.append(key())
+    (drums / "train/flam/1.wav").rename(drums / "test/flam/9.wav")
+    keys.append(key())
+    keys.append(baselines.folder_of(opened(drums, clip_s=1.0), workspace))
+    monkeypatch.setattr(baselines, "METHOD", 99)
+    keys.append(key())
+    assert len(set(keys)) == len(keys)
+    assert key() == key()
+
+
+def test_where_nothing_was_computed_or_the_data_is_gone_there_is_none(drums, workspace):
+    assert baselines.cached(opened(drums), workspace) is None
+    assert baselines.cached_for(DataConfig(dataset=str(drums / "gone")), workspace) is None
+
+
+def test_the_classifier_is_chosen_without_test_and_players_stay_whole(workspace, monkeypatch):
+    micro = open_dataset(DataConfig(dataset="micro"))
+    fit = np.array([i for i, clip in enumerate(micro.clips) if clip.split != "test"])
+    folds = baselines._folds(micro, fit)
+    assert len(folds) == 3  # players in train and valid
+    for held, out in folds:
+        players = [{micro.clips[i].group for i in part} for part in (held, out)]
+        assert not players[0] & players[1] and set(held) | set(out) == set(fit)
+    assert sorted(i for _, out in folds for i in out) == sorted(fit)
+
+
+def test_players_who_play_one_class_each_do_not_leave_a_class_out_of_a_fold(drums):
+    manifest = opened(drums)
+    manifest = replace(manifest, clips=tuple(replace(clip, group=clip.label) for clip in manifest.clips))
+    folds = baselines._folds(manifest, np.array(manifest.indices("train") + manifest.indices("valid")))
+    assert len(folds) == baselines._FOLDS
+    for held, _ in folds:
+        assert {manifest.clips[i].label for i in held} == set(CLASSES)
+
+
+def test_clips_heard_before_an_attempt_broke_off_are_not_heard_again(drums, workspace, monkeypatch):
+    heard = []
+    monkeypatch.setattr(rhythm, "hear", lambda waveform, hear=rhythm.hear: heard.append(1) or hear(waveform))
+    monkeypatch.setattr(baselines, "_BATCH", 10)
+
+    def stop(doing, done, total):
+        if done >= 20:
+            raise KeyboardInterrupt
+
+    manifest = opened(drums)
+    with pytest.raises(KeyboardInterrupt):
+        baselines.compute(manifest, workspace, tell=stop)
+    assert len(heard) == 20 and baselines.cached(manifest, workspace) is None
+    ended = baselines.look(manifest, workspace)
+    assert ended and not ended.is_running and ended.error == intake.STOPPED
+    with (baselines.folder_of(manifest, workspace) / "figures.part").open("ab") as file:
+        file.write(b"half a row")
+    told = []
+    found = baselines.compute(manifest, workspace, tell=lambda *what: told.append(what))
+    assert len(heard) == 30 and found[ONSETS].right == 9
+    assert told[0] == (baselines.LISTENING, 20, 30) and (baselines.LISTENING, 30, 30) in told
+    assert told[-1][0] == baselines.CHOOSING and told[-1][1] == told[-1][2]
+    assert baselines.look(manifest, workspace) is None
+
+
+def test_a_clip_that_cannot_be_read_is_named(drums, workspace, monkeypatch):
+    def load(source, *rest, load=audio.load):
+        if source.name == "1.wav" and source.parent.name == "flam":
+            raise DataError(f"{source} cannot be decoded.")
+        return load(source, *rest)
+
+    monkeypatch.setattr(audio, "load", load)
+    with pytest.raises(DataError, match=r"train/flam/1\.wav cannot be decoded") as caught:
+        baselines.compute(opened(drums), workspace)
+    assert str(caught.value).count("cannot be decoded") == 3
+    ended = baselines.look(opened(drums), workspace)
+    assert ended and "cannot be decoded" in ended.error
+
+
+def test_a_workspace_that_cannot_be_written_to_is_told(drums, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(WorkspaceError, match="cannot be written to"):
+        baselines.compute(opened(drums), Workspace(root=tmp_path / "file"))
+
+
+# The command line
+
+
+@pytest.fixture
+def sousa(workspace):
+    def call(*words):
+        return CliRunner().invoke(main, ["--workspace", str(workspace.root), "baselines", *map(str, words)])
+
+    return call
+
+
+def test_the_command_prints_a_table_with_n_and_intervals_and_the_next_step(sousa, drums):
+    done = sousa(drums)
+    assert done.exit_code == 0, done.output
+    lines = done.stdout.splitlines()
+    assert lines[0] == "drums: test, n = 9 clips of 3 classes; fitted on train and valid"
+    assert lines[2].startswith("Majority class") and "33.3%" in lines[2] and "12.1% to 64.6%" in lines[2]
+    assert lines[4].startswith("Onset sequence") and "100.0%" in lines[4] and "cross-validation" in lines[4]
+    assert f"data={drums} lora=probe" in lines[5]
+    assert "listening, 0 of 30 clips" in done.stderr and "choosing, 25 of 25 fits" in done.stderr
+    again = sousa(drums)
+    assert again.stdout == done.stdout and not again.stderr
+
+
+def test_the_command_prints_json(sousa, drums):
+    facts = json.loads(sousa(drums, "--json").stdout)
+    onsets = facts["baselines"][2]
+    assert onsets["name"] == "onset-sequence" and onsets["n"] == 9 and onsets["accuracy"] == 1.0
+    assert 0.6 < onsets["low"] < onsets["high"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["tinny"], "tiny"),
+        (["/no/such/folder"], "/no/such/folder"),
+        (["micro", "training.lr=1"], "data.split_seed"),
+        (["micro", "data.clip_s=abc"], "clip_s"),
+        ([], "DATASET"),
+    ],
+)
+def test_a_mistake_exits_2_with_one_sentence(sousa, words, named):
+    done = sousa(*words)
+    assert done.exit_code == 2 and named in done.stderr and "Traceback" not in done.output
+    assert len([line for line in done.stderr.splitlines() if line.startswith("error:")]) == 1
+
+
+def test_a_mistyped_workspace_is_not_made(tmp_path):
+    done = CliRunner().invoke(main, ["--workspace", str(tmp_path / "nope"), "baselines", "micro"])
+    assert done.exit_code == 2 and not (tmp_path / "nope").exists()
+
+
+@pytest.mark.process
+def test_two_starts_make_one_process_that_outlives_its_caller(drums, workspace):
+    data = DataConfig(dataset=str(drums), clip_s=1.0)
+    assert [baselines_cli.start(workspace, data) for _ in range(2)] == [True, False]
+    manifest = open_dataset(data)
+    while (doing := baselines.look(manifest, workspace)) and doing.is_running:
+        time.sleep(0.1)
+    log = (baselines.folder_of(manifest, workspace) / intake.LOG).read_text()
+    found = baselines.cached(manifest, workspace)
+    assert doing is None and found is not None, log
+    assert found[ONSETS].n == 9 and "Onset sequence" in log
+
+
+# The page
+
+
+@pytest.fixture
+def visit(drums, workspace, monkeypatch):
+    monkeypatch.setenv("SOUSA_WORKSPACE", str(workspace.root))
+
+    def go(page="data", **parameters):
+        at = AppTest.from_file(str(PROJECT_ROOT / "sousa_engine" / "web" / "main.py"), default_timeout=180)
+        at.switch_page(str(PROJECT_ROOT / "pages" / f"{page}.py"))
+        for name, value in ({"dataset": str(drums)} | parameters).items():
+            at.query_params[name] = value
+        at.run()
+        assert not at.exception
+        return at
+
+    return go
+
+
+def button(at, label):
+    return next((one for one in at.button if one.label == label), None)
+
+
+def test_the_page_offers_to_compute_and_then_shows_what_was(visit, drums, workspace, monkeypatch):
+    asked = []
+    monkeypatch.setattr(baselines_cli, "start", lambda workspace, data: asked.append(data) or True)
+    at = visit()
+    button(at, "Compute").click().run()
+    assert not at.exception and [data.dataset for data in asked] == [str(drums)]
+
+    baselines.compute(opened(drums), workspace)
+    at = visit()
+    table = next(frame.value for frame in at.dataframe if "baseline" in frame.value.columns)
+    assert table["baseline"].tolist() == ["Majority class", "Pooled log-mel statistics", "Onset sequence"]
+    assert table["accuracy"].tolist()[2] == 1.0 and table["interval"].tolist()[0] == "12.1 to 64.6 %"
+    assert button(at, "Compute") is None
+    assert any("n = 9" in caption.value for caption in at.caption)
+
+
+def test_the_page_follows_a_computation_of_any_process_and_can_stop_it(visit, drums, workspace):
+    folder = baselines.folder_of(opened(drums), workspace)
+    lock = intake.lock(folder)
+    assert lock is not None
+    try:
+        with intake.taking_in(folder, lock_fd=os.dup(lock)) as tell:
+            tell(baselines.LISTENING, 12, 30)
+            at = visit()
+            assert "Listening to clips: 12 of 30" in at.get("progress")[0].proto.text
+            assert button(at, "Compute") is None
+            button(at, "Stop").click().run()
+            assert (folder / "stop").exists()
+    finally:
+        os.close(lock)
+
+
+def test_the_page_tells_why_the_last_attempt_ended(visit, drums, workspace):
+    with pytest.raises(DataError), intake.taking_in(baselines.folder_of(opened(drums), workspace)):
+        raise DataError("flam/*3*.wav cannot be decoded.")
+    at = visit()
+    assert "flam/\\*3\\*.wav cannot be decoded" in at.error[0].value and button(at, "Compute")
+
+
+def test_the_linear_probe_opens_launch_with_the_data_set_and_no_targets(visit, drums):
+    at = visit("launch", lora="probe")
+    assert at.get_by_key("launch.set").value == "none"
+    assert at.get_by_key("launch.data.dataset").value == str(drums)
+    assert "lora" not in at.query_params
