@@ -265,7 +265,7 @@ def _axis_text(axis: Axis) -> str:
 def _read_words(words: Sequence[str]) -> SweepSpec:
     """The sweep that `sweep WORDS` would start."""
     params = sweep_command.make_context("sweep", list(words)).params
-    for option in ("skip_invalid", "dry_run", "detach"):
+    for option in ("measure", "skip_invalid", "dry_run", "detach"):
         del params[option]
     return _spec(**params)
 
@@ -320,9 +320,10 @@ def _echo_plan(found: sweeper.Plan) -> None:
     if found.seconds is not None:
         click.echo(f"about {_duration(found.seconds)}, as earlier runs and probes took; {_megabytes(found.disk_bytes)}")
     elif found.runs or spec.learns:
+        names = list(dict.fromkeys(config.model.variant for config in found.untimed))
         click.echo(
-            f"how long is not known: {', '.join(dict.fromkeys(config.model.variant for config in found.untimed))} "
-            f"was never trained so here (--probe measures it); {_megabytes(found.disk_bytes)}"
+            f"how long is not known: {', '.join(names)} {'was' if len(names) == 1 else 'were'} "
+            f"never trained so here (--probe measures it); {_megabytes(found.disk_bytes)}"
         )
 
 
