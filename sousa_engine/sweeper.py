@@ -469,8 +469,10 @@ def _predicted(
     }
     trained: dict[str, list[tuple[float, float]]] = {}
     for run in earlier:
-        steps, train_s = run.progress.total if run.progress else 0, run.facts.get("train_s")
-        if steps and train_s and run.started_at_ms and run.ended_at_ms:
+        train_s, epochs = run.facts.get("train_s"), run.facts.get("epochs")
+        clips = run.facts.get("data", {}).get("clips", {}).get("train")
+        if train_s and epochs and clips and run.started_at_ms and run.ended_at_ms:
+            steps = run.config.training.steps_per_epoch(clips) * epochs
             overhead = max(0.0, (run.ended_at_ms - run.started_at_ms) / 1000 - train_s)
             trained.setdefault(probe.key(run.config), []).append((train_s / steps, overhead))
     paces |= trained

@@ -9,7 +9,7 @@ import pytest
 from sousa_engine import launch, probe, supervisor, sweep, sweeper
 from sousa_engine.analysis.sweeps import failures, nearest_names, seconds_left, tally, trial_rows, trials
 from sousa_engine.errors import ConfigError, PreflightError, RunError, TargetError, UnknownNameError
-from sousa_engine.records import RunStatus, SweepStatus
+from sousa_engine.records import Progress, RunStatus, SweepStatus
 from sousa_engine.spool import SpoolBatch, SpoolPoint
 from sousa_engine.store import Store
 
@@ -137,6 +137,11 @@ def test_a_probe_that_fails_says_why(workspace):
         probe.measure(workspace, [missing])
 
 
+def told(store, run, progress, facts):
+    at = store.launch(run.id).spool_offset
+    assert store.ingest(run.id, SpoolBatch(start=at, end=at + 1, progress=progress, facts=facts))
+
+
 def test_earlier_runs_tell_how_long_a_sweep_takes(store):
     values = {**GRID, "axes": {"model": ["ast-mini"], "targets": ["core"]}}
     first = started(store, **values)
@@ -146,6 +151,14 @@ def test_earlier_runs_tell_how_long_a_sweep_takes(store):
     found = sweeper.plan(sweep.build(values), store.workspace)
     assert found.seconds is None, "runs that left no time are no measure"
     assert store.sweep(first.id).status is SweepStatus.RUNNING
+    for run in store.sweep_runs(first.id):  # as a trainer leaves them: 40 steps an epoch, stopped early
+        clips = {"clips": {"train": 640, "valid": 160, "test": 200}}
+        told(store, run, Progress(phase="testing", done=1, total=1), {"train_s": 40.0, "epochs": 2, "data": clips})
+    runs = store.sweep_runs(first.id)
+    around = sum((run.ended_at_ms - run.started_at_ms) / 1000 - 40.0 for run in runs) / len(runs)
+    found = sweeper.plan(sweep.build(values), store.workspace)
+    steps = 40 * found.runs[0].config.training.max_epochs
+    assert found.seconds == pytest.approx(len(found.runs) * (0.5 * steps + max(0.0, around)))
 
 
 # A grid

@@ -164,7 +164,7 @@ def test_settings_that_could_only_fail_are_grouped_by_cause_and_can_be_left_out(
 def test_earlier_runs_tell_how_long_it_takes(visit, store):
     started(store, axes={"model": ["ast-mini"]}, seeds=[0])
     run = train_next(store)
-    store.ingest(run.id, _facts({"train_s": 50.0}))
+    store.ingest(run.id, _facts({"train_s": 50.0, "epochs": 10, "data": {"clips": {"train": 640}}}))
     app = visit(state=FORM)
     metrics = {metric.label: metric.value for metric in app.metric}
     assert metrics["Time"] != "–" and "never trained here" not in words(app)
