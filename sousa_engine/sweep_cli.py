@@ -265,7 +265,7 @@ def _axis_text(axis: Axis) -> str:
 def _read_words(words: Sequence[str]) -> SweepSpec:
     """The sweep that `sweep WORDS` would start."""
     params = sweep_command.make_context("sweep", list(words)).params
-    for option in ("skip_invalid", "dry_run", "detach"):
+    for option in ("measure", "skip_invalid", "dry_run", "detach"):
         del params[option]
     return _spec(**params)
 
