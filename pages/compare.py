@@ -118,7 +118,8 @@ def pick_runs(every: Sequence[Run]) -> list[Run]:
     known = {run.id: run for run in every}
     picked = st.multiselect(
         "Runs", list(known), format_func=lambda run_id: parts.run_label(known[run_id]), key=CHOICE,
-        max_selections=parts.MOST_COMPARED, placeholder=f"2 to {parts.MOST_COMPARED} runs; {MOST_SETTINGS} settings stay readable",
+        max_selections=parts.MOST_COMPARED,
+        placeholder=f"2 to {parts.MOST_COMPARED} runs; {MOST_SETTINGS} settings stay readable",
     )  # fmt: skip
     write_address(runs=picked)
     if len(picked) < 2:

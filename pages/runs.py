@@ -140,7 +140,7 @@ def toolbar(picked: Sequence[RunRow], wanted: RunFilter, look: Asked) -> None:
             icon=":material/compare_arrows:",
             disabled=not 2 <= len(ids) <= parts.MOST_COMPARED,
             key="compare_runs",
-            help=f"Tick 2 to {parts.MOST_COMPARED} runs. A whole sweep is compared from its own page, whatever its size.",
+            help=f"Tick 2 to {parts.MOST_COMPARED} runs. A whole sweep, of any size: on its own page.",
         ):
             st.switch_page(parts.page_path("compare"), query_params={"run": ids})
         st.button(

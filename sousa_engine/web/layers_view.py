@@ -184,7 +184,8 @@ def _ablation(run: Run) -> None:
         return
     st.markdown("**Which targets earn their keep**")
     st.caption(
-        f"Trains the set again in {len(spec.sets)} versions with {len(spec.seeds)} seeds each, all else as in this run: "
+        f"Trains the set again in {len(spec.sets)} versions with {len(spec.seeds)} seeds each, all else as in this "
+        "run: "
         f"{parts.plain(', '.join(spec.sets))}."
         + (" Ranks of single modules are left out." if run.config.lora.rank_pattern else "")
     )
