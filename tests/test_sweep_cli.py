@@ -137,7 +137,7 @@ def test_seeds_and_values_are_added_to_a_sweep(sousa, store):
          "sets": sweeper.ablation("beats-mini", ["core"])},
         {"axes": {"targets": ["late layers", "core", "all"], "lora.r": [2, 4]},
          "base": {"model": {"variant": "ast-mini"}},
-         "sets": {"all": ["q_proj", "fc1"], "late layers": sweeper.ablation("ast-mini", ["q_proj", "fc1"])["late layers"]}},
+         "sets": {name: sweeper.ablation("ast-mini", ["q_proj", "fc1"])[name] for name in ("all", "late layers")}},
         {"axes": {"training.lr": {"low": 1e-5, "high": 1e-2, "log": True}, "lora.r": {"low": 4, "high": 64}},
          "sampler": "tpe", "trials": 9, "sampler_seed": 3},
         {"axes": {"model": ["ast-mini"]}, "base": {"data": {"dataset": "/a folder", "split_seed": 2},
