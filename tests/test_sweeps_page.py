@@ -337,6 +337,28 @@ def test_tiles_show_each_seed_its_numbers_and_why_one_was_given_up(visit, store)
     assert [tile["trial"] for tile in tiles(checked(app.run()))] == [0, 1, 2, 3]
 
 
+def test_a_tile_with_a_failed_and_a_pruned_seed_says_why_it_failed(visit, store):
+    made = started(store, axes={"model": ["ast-mini"]})
+    pruned = train_next(store, epochs=1, status=RunStatus.RUNNING)
+    store.prune(pruned.id, 10, "Pruned after epoch 1 (step 10): too weak.")
+    store.finish(pruned.id, RunStatus.STOPPED, None, nonce="nonce")
+    train_next(store, status=RunStatus.FAILED, reason="The loss became nan.")
+    (tile,) = tiles(visit(id=made.id))
+    assert (tile["state"], tile["note"]) == ("failed", "The loss became nan.")
+
+
+def test_all_tiles_ticked_beyond_what_compare_picks_name_the_whole_sweep(visit, store, monkeypatch):
+    made = started(store, axes={"lora.r": [1, 2, 3]}, seeds=[0])
+    monkeypatch.setattr(parts, "MOST_COMPARED", 2)
+    app = visit(id=made.id)
+    app.session_state[f"tiles-{made.id}"] = {"ticked": [0, 1, 2]}
+    app = checked(app.run())
+    compare = app.button(key="sweep.compare")
+    assert compare.disabled and compare.help == "3 are ticked; Compare takes up to 2 runs, or the whole sweep."
+    links = {link.proto.label: link.proto for link in app.get("page_link")}
+    assert f"sweep={made.id}" in links[":primary[Compare the whole sweep]"].query_string
+
+
 def test_ticked_tiles_go_to_compare_with_as_many_whole_rounds_of_seeds_as_fit(visit, store, monkeypatch):
     made = started(store, axes={"model": ["ast-mini"], "lora.r": [1, 2, 3]}, seeds=[0, 1, 2])
     monkeypatch.setattr(parts, "MOST_COMPARED", 8)
