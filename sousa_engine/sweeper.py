@@ -130,7 +130,7 @@ def ablation_of(config: RunConfig) -> SweepSpec:
     sets = ablation(variant, [target.path for target in config.lora.targets])
     return sweep.build(
         {
-            "name": f"ablation of {config.title}"[:MOST_LETTERS],
+            "name": f"ablation of {config.name or config.lora.target_set or variant}"[:MOST_LETTERS],
             "axes": {"model": [variant], "targets": list(sets)},
             "sets": sets,
             "base": {part: values for part, values in base.items() if values != {}},
