@@ -160,7 +160,7 @@ def test_the_ablation_of_a_run_differs_from_it_in_its_targets_alone(workspace):
     by_set = {run.setting["lora.targets"]: run.config for run in sweeper.plan(spec, workspace).runs}
     same = config.model_copy(update={"seed": 2, "name": by_set["all"].name})
     assert differences([same, by_set["all"]]) == {"lora.target_set": [config.lora.target_set, "all"]}
-    assert set(differences([same, by_set["early layers"]])) == {"lora.target_set", "lora.targets"}
+    assert set(differences([same, by_set["early layers"]])) == {"name", "lora.target_set", "lora.targets"}
 
 
 def test_a_probe_that_fails_says_why(workspace):

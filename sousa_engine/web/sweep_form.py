@@ -187,7 +187,7 @@ def targets_field(asked: Asked, models: Sequence[str]) -> None:
     outlines = [module_tree.load_outline(backbones.variant(name).name) for name in models if is_backbone(name)]
     outlines = outlines or [module_tree.load_outline(base.model.variant)]
     sets: dict[str, list[str]] = st.session_state.setdefault("sweep.sets", {})
-    offered: dict[str, str | list[str]] = {name: name for name in sets} | target_options(outlines, saved)
+    offered = {**{name: name for name in sets}, **target_options(outlines, saved)}
     held = st.session_state.setdefault("sweep.targets", ["default"])
     chosen = st.multiselect(
         "Target sets", [*offered, *(text for text in held if text not in offered)], key="sweep.targets",
@@ -222,7 +222,7 @@ def ablation_fields(model: str, saved: Sequence[TargetSet]) -> None:
     variant = st.selectbox("Backbone", names, index=names.index(first), key=f"sweep.ablate.of.{first}")
     outline = module_tree.load_outline(variant)
     own = {label_of(one): list(one.paths) for one in saved if one.variant == variant}
-    sets: dict[str, list[str]] = {name: [name] for name in launch.named_sets(outline)} | own
+    sets = {**{name: [name] for name in launch.named_sets(outline)}, **own}
     name = st.selectbox("Set", list(sets), key=f"sweep.ablate.set.{variant}")
     try:
         made = sweeper.ablation(variant, sets[name])
