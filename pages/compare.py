@@ -19,7 +19,6 @@ from sousa_engine.web import parts
 from sousa_engine.web.compare_parts import Compared, curves, differences, matrices, setting_table
 from sousa_engine.web.compare_sweep import axes, costs, parts_of_the_test
 
-MOST_RUNS = 40  # that can be picked one by one
 MOST_SETTINGS = 8  # with a colour, a curve and a matrix of their own
 ADDRESS, CHOICE, SWEEP = "compare_address", "compare_choice", "compare_sweep"
 
@@ -101,7 +100,7 @@ def follow_address(store: Store) -> None:
     sweep = store.sweep(asked["sweep"]) if asked["sweep"] else None
     found = [run_id for run_id in asked["run"] if store.run(run_id)]
     st.session_state[SWEEP] = sweep.id if sweep else None
-    st.session_state[CHOICE] = found[:MOST_RUNS]
+    st.session_state[CHOICE] = found[: parts.MOST_COMPARED]
     if asked["sweep"] and not sweep:
         st.warning(parts.plain(f"No sweep has the id {asked['sweep']}."), icon=":material/help:")
     strangers = [run_id for run_id in asked["run"] if run_id not in found]
@@ -119,7 +118,8 @@ def pick_runs(every: Sequence[Run]) -> list[Run]:
     known = {run.id: run for run in every}
     picked = st.multiselect(
         "Runs", list(known), format_func=lambda run_id: parts.run_label(known[run_id]), key=CHOICE,
-        max_selections=MOST_RUNS, placeholder=f"2 to {MOST_RUNS} runs; {MOST_SETTINGS} settings stay readable",
+        max_selections=parts.MOST_COMPARED,
+        placeholder=f"2 to {parts.MOST_COMPARED} runs; {MOST_SETTINGS} settings stay readable",
     )  # fmt: skip
     write_address(runs=picked)
     if len(picked) < 2:

@@ -3,11 +3,12 @@
 import json
 
 import pytest
+import yaml
 from seeding import Training, config, seed, seed_sweep
 from streamlit.testing.v1 import AppTest
 
 from sousa_engine import config as config_module
-from sousa_engine import launch, supervisor
+from sousa_engine import launch, supervisor, sweep, sweeper
 from sousa_engine.records import RunStatus
 from sousa_engine.store import Store, SweepRun
 from sousa_engine.workspace import PROJECT_ROOT
@@ -433,6 +434,25 @@ def test_a_run_without_the_weakest_is_launched_with_the_same_settings(visit, wor
     assert {path.removeprefix("audio_spectrogram_transformer.") for path in app.session_state["ticks"]["paths"]} == {
         *strong
     }
+
+
+def test_an_ablation_of_a_run_fills_the_form_of_a_sweep_and_starts_nothing(visit, workspace):
+    run = Training.begin(workspace, config(seed=5, r=4, name="wide", lr=0.004)).finish()
+    app = layers(visit, run)
+    assert "Trains the set again in 15 versions with 3 seeds each" in words(app)
+    app = checked(app.button(key="ablate").click().run())
+    assert app.title[0].value == "Sweeps" and not app.error
+    spec = sweep.build(yaml.safe_load(next(c.value for c in app.code if "axes:" in c.value)))
+    wanted = sweeper.ablation_of(run.config)
+    assert spec.model_copy(update={"base": wanted.base}) == wanted and len(spec.sets) == 15
+    assert spec.base["lora"]["r"] == 4 and spec.base["training"]["lr"] == 0.004
+    with Store.open(workspace) as store:
+        assert store.sweeps() == ()
+
+
+def test_a_run_that_adapted_nothing_has_no_ablation(visit, workspace):
+    run = Training.begin(workspace, config(roles=("none",))).finish()
+    assert not [button for button in layers(visit, run).button if button.key == "ablate"]
 
 
 def test_layers_of_a_live_run_show_its_last_epoch_and_nothing_to_leave_out(visit_week, week):

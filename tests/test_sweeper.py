@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import time
 
 import pytest
 
-from sousa_engine import launch, probe, supervisor, sweep, sweeper
+from sousa_engine import grammar, launch, probe, supervisor, sweep, sweeper
 from sousa_engine.analysis.sweeps import failures, nearest_names, seconds_left, tally, trial_rows, trials
+from sousa_engine.backbones import intake
+from sousa_engine.config import differences
 from sousa_engine.errors import ConfigError, PreflightError, RunError, TargetError, UnknownNameError
 from sousa_engine.records import Progress, RunStatus, SweepStatus
 from sousa_engine.spool import SpoolBatch, SpoolPoint
@@ -128,6 +131,36 @@ def test_a_probe_tells_how_long_a_sweep_takes_before_anything_was_trained(worksp
     assert pace.step_s > 0 and pace.peak_memory_mib > 100
     assert after.untimed == () and after.seconds == pytest.approx(2 * (steps * pace.step_s + pace.start_s))
     assert probe.measure(workspace, before.untimed) == paces, "measured once"
+
+
+def test_measuring_goes_on_in_a_process_of_its_own(workspace):
+    spec = sweep.build({**GRID, "axes": {"model": ["efficientat-mini"]}})
+    untimed = sweeper.plan(spec, workspace).untimed
+    assert probe.start(workspace, untimed) and not probe.start(workspace, untimed), "one measures at a time"
+    end = time.monotonic() + 300
+    while (doing := intake.look(probe.folder(workspace))) and doing.is_running:
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    assert doing is None, doing
+    assert sweeper.plan(spec, workspace).seconds
+
+
+def test_sets_of_an_ablation_are_measured_once_where_they_are_as_large(workspace):
+    sets = sweeper.ablation("ast-mini", ["core"])
+    spec = sweep.build({**GRID, "axes": {"model": ["ast-mini"], "targets": list(sets)}, "sets": sets})
+    counts = [len(config.lora.targets) for config in sweeper.plan(spec, workspace).untimed]
+    assert counts == [16, 12, 4, 8]
+
+
+def test_the_ablation_of_a_run_differs_from_it_in_its_targets_alone(workspace):
+    words = ["model=ast-mini", "data=micro", "lora.r=4", "training.lr=0.002", "seed=7", "name=mine"]
+    config = launch.prepare(grammar.parse(words)).config
+    spec = sweeper.ablation_of(config)
+    assert spec.title == "ablation of mine" and spec.seeds == (0, 1, 2)
+    by_set = {run.setting["lora.targets"]: run.config for run in sweeper.plan(spec, workspace).runs}
+    same = config.model_copy(update={"seed": 2, "name": by_set["all"].name})
+    assert differences([same, by_set["all"]]) == {"lora.target_set": [config.lora.target_set, "all"]}
+    assert set(differences([same, by_set["early layers"]])) == {"name", "lora.target_set", "lora.targets"}
 
 
 def test_a_probe_that_fails_says_why(workspace):
