@@ -373,11 +373,12 @@ def _result(
         )
         for i, guess, label, row in zip(test, predicted, truth, probabilities, strict=True)
     ]
+    no_clip: dict[str, Any] = {"zero_division": 0}
     baseline = Baseline(
         name=name,
         right=int(np.sum(truth == predicted)),
         n=len(test),
-        macro_f1=float(f1_score(truth, predicted, average="macro", labels=np.unique(truth), zero_division=0)),
+        macro_f1=float(f1_score(truth, predicted, average="macro", labels=np.unique(truth), **no_clip)),
         how=how,
         tried=tried,
     )

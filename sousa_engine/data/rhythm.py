@@ -68,6 +68,8 @@ def hear(waveform: np.ndarray) -> Heard:
     db = 10.0 * np.log10(power + floor + 1e-12)
     envelope = librosa.onset.onset_strength(S=db, sr=SAMPLE_RATE_HZ, hop_length=_HOP, lag=2, center=False)
     top = float(np.quantile(envelope, 0.99)) if envelope.size else 0.0
+    if top < 1.0:  # strokes are few and far between, or there is none
+        top = float(envelope.max(initial=0.0))
     if top < 1.0:
         nothing = np.zeros(0)
         return Heard(nothing, nothing, np.zeros((0, _BANDS)), envelope)

@@ -48,7 +48,7 @@ def section(data: DataConfig, manifest: Manifest, workspace: Workspace, was_runn
     found = baselines.cached(manifest, workspace)
     if found:
         table(found)
-    elif running:
+    elif doing and running:
         progress(doing, baselines.folder_of(manifest, workspace))
     else:
         offer(data, workspace, doing)
