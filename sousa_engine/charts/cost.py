@@ -108,8 +108,10 @@ def cost_figure(info: CostInfo, names: bool = True) -> go.Figure:
 
 def _labels(info: CostInfo) -> list[dict]:
     """At the right end, above each line; below it where the next line is too near."""
+    if not info.levels:
+        return []
     near = NEAR * _span([*_ends(info.points), *(level.value for level in info.levels)])
-    followers = [*info.levels[1:], None]
+    followers = [*info.levels, None][1:]
     return [
         {
             "xref": "paper",
