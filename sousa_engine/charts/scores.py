@@ -65,6 +65,7 @@ def scores_figure(info: ScoresInfo) -> go.Figure:
         layout=template.layout(
             height=row_px * count + 110,
             showlegend=True,
+            legend={"itemsizing": "constant"},
             hovermode="closest",
             xaxis={
                 "title": {"text": "test accuracy, 95 % interval" if info.intervals else "test accuracy"},
@@ -117,7 +118,7 @@ def _level(info: ScoresInfo, level: ScoreSeries, row_px: int) -> go.Scatter:
         mode="markers",
         marker={
             "symbol": "line-ns-open",
-            "size": row_px - 8,
+            "size": (row_px - 4) / 1.4,  # plotly draws this symbol 1.4 times as long
             "line": {"width": 1.5},
             "color": template.GREY.format(0.8),
         },

@@ -57,8 +57,8 @@ def section(data: DataConfig, manifest: Manifest, workspace: Workspace, was_runn
 def table(found: Baselines) -> None:
     n = found.baselines[0].n
     st.caption(
-        "What the data gives away without a network: a run that is no better has learned nothing that these do not "
-        f"know. Test accuracy, n = {n:,}; fitted on train, chosen by valid, as runs are. "
+        "What the data gives away without a network: a run has to be better to justify its own. "
+        f"Test accuracy, n = {n:,}; fitted on train, chosen by valid, as runs are. "
         f"Computed {parts.when(found.computed_at_ms)}."
     )
     rows = []

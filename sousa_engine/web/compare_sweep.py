@@ -131,7 +131,10 @@ def costs(compared: Compared) -> None:
     if any(point.is_control for point in points):
         said.append("Random weights are a control and never on the frontier.")
     if info.levels:
-        said.append("Dashed: baselines on the same clips" + ("." if len(info.levels) == len(known) else ", the best."))
+        said.append(
+            "Dashed: baselines on the same clips"
+            + ("." if len(info.levels) == len(known) else "; others lie far below.")
+        )
     if measure == "peak_memory_mib":
         said.append("Memory of the trainer's process, not of its accelerator.")
     used = cost.devices(compared.rows)
