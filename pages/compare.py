@@ -16,6 +16,7 @@ from sousa_engine.analysis.verdict import ENOUGH_SEEDS, LEVEL, MARGIN, TIE, Outc
 from sousa_engine.records import Prediction, Run, Sweep
 from sousa_engine.store import Store
 from sousa_engine.web import parts
+from sousa_engine.web.compare_baselines import reference, remark
 from sousa_engine.web.compare_parts import Compared, curves, differences, matrices, setting_table
 from sousa_engine.web.compare_sweep import axes, costs, parts_of_the_test
 
@@ -36,9 +37,11 @@ def main() -> None:
         shown = best(rows, MOST_SETTINGS)
         drawn = runs if len(shown) == len(rows) and not sweep else [run for row in shown for run in row.runs]
         predictions = {run.id: store.predictions(run.id, "test") for run in drawn}
+    beside = reference(rows, predictions)
     compared = Compared(
-        rows=rows, shown=shown, summaries=summaries, predictions=predictions, of_sweep=sweep is not None
-    )
+        rows=rows, shown=shown, summaries=summaries, predictions=predictions, of_sweep=sweep is not None,
+        baselines=beside.found if beside else None,
+    )  # fmt: skip
     if sweep:
         headline(sweep, runs, rows)
     if len(shown) < len(rows):
@@ -49,6 +52,7 @@ def main() -> None:
             f"valid accuracy. {count} {others} in the tables, axes and cost alone."
         )
     conclusion(drawn, rows, results(drawn, summaries), predictions)
+    remark(beside)
     outcomes(compared, runs)
     st.fragment(sections)(compared)
 

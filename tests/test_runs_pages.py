@@ -1,14 +1,18 @@
 """Runs, Run and Compare as a visitor meets them, without a browser."""
 
 import json
+import shutil
 
+import numpy as np
 import pytest
 import yaml
 from seeding import Training, config, seed, seed_sweep
 from streamlit.testing.v1 import AppTest
 
+from sousa_engine import baselines, launch, supervisor, sweep, sweeper
 from sousa_engine import config as config_module
-from sousa_engine import launch, supervisor, sweep, sweeper
+from sousa_engine.config import DataConfig
+from sousa_engine.data.manifest import open_dataset
 from sousa_engine.records import RunStatus
 from sousa_engine.store import Store, SweepRun
 from sousa_engine.workspace import PROJECT_ROOT
@@ -803,3 +807,68 @@ def test_leaving_a_sweep_leads_back_to_single_runs_and_the_address_follows(swept
 def test_a_sweep_that_is_not_there_is_said_and_runs_can_be_chosen(visit_week):
     app = visit_week("compare", sweep="nonsense")
     assert "No sweep has the id nonsense" in words(app) and app.multiselect
+
+
+# Baselines beside the compared runs
+
+
+@pytest.fixture
+def baselines_of_tiny(week, monkeypatch):
+    """Baselines of the week's data set as `compute` keeps them, from a guesser that hears nothing. Gone afterwards."""
+    from sklearn.dummy import DummyClassifier
+
+    def hears_nothing(manifest, asked, *rest):
+        return np.zeros((len(asked.clips), 1)), np.zeros((len(asked.clips), 1))
+
+    def guess(seed):
+        return lambda: DummyClassifier(strategy="stratified", random_state=int(seed))
+
+    monkeypatch.setattr(baselines, "_figures", hears_nothing)
+    monkeypatch.setattr(baselines, "_linear", lambda c: {f"a guess {c}": guess(100 * c)})
+    monkeypatch.setattr(baselines, "_trees", lambda manifest: {"another guess": guess(2)})
+    manifest, workspace = open_dataset(DataConfig(dataset="tiny")), week[0]
+    folder = baselines.folder_of(manifest, workspace)
+    folder.mkdir(parents=True)
+    (folder / "figures.part").touch()
+    found = baselines.compute(manifest, workspace)
+    yield found
+    shutil.rmtree(folder)
+
+
+def links(app):
+    return {element.proto.label for element in app.get("page_link")}
+
+
+def figures(app):
+    return [json.loads(element.proto.spec) for element in app.get("plotly_chart")]
+
+
+def test_compare_offers_baselines_and_then_tells_them_as_a_line_and_in_charts(visit_week, week, request):
+    chosen = [week[1]["finished"].id, week[1]["rank 16"].id]
+    app = visit_week("compare", run=chosen)
+    assert "Compute baselines" in links(app) and "majority class" not in words(app)
+    verdict = words(app).split("**")[1]
+    known = request.getfixturevalue("baselines_of_tiny")
+    app = visit_week("compare", run=chosen)
+    assert "Compute baselines" not in links(app)
+    assert "On the same 200 clips: majority class 2.5 %, pooled log-mel " in words(app)
+    assert words(app).split("**")[1] == verdict, "baselines are no part of the verdict"
+    app = section(app, "Cost")
+    assert "Dashed: baselines on the same clips" in words(app)
+    best = max(known.baselines, key=lambda one: one.right)
+    for figure in figures(app):
+        drawn = [shape["y0"] for shape in figure["layout"]["shapes"]]
+        assert best.accuracy.value in drawn and all(shape["line"]["dash"] for shape in figure["layout"]["shapes"])
+    app = section(app, "Scores")
+    dashes = next(trace for trace in figures(app)[0]["data"] if trace["name"] == best.short)
+    assert dashes["customdata"][0].startswith("<b>all clips · n 200</b>")
+    assert f"{100 * best.accuracy.value:.1f} % of 200 clips" in dashes["customdata"][0]
+
+
+def test_baselines_of_other_clips_are_not_shown(visit_week, week, baselines_of_tiny):
+    chosen = [week[1]["finished"].id, week[1]["rank 16"].id]
+    facts = json.loads((baselines_of_tiny.folder / "result.json").read_text())
+    (baselines_of_tiny.folder / "result.json").write_text(json.dumps(facts | {"test_key": "of others"}))
+    app = section(visit_week("compare", run=chosen), "Cost")
+    assert "majority class" not in words(app) and "Dashed" not in words(app) and "Compute baselines" not in links(app)
+    assert not any(figure["layout"].get("shapes") for figure in figures(app))
