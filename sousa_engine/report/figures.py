@@ -30,13 +30,14 @@ from sousa_engine.report.read import METRIC, Report
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """title: above it, or "". wide: it needs a desk, and a phone scrolls it sideways. by_setting: in their colours."""
+    """title: above it, note: below it, or "". wide: it needs a desk, and a phone scrolls it sideways. by_setting: in their colours."""
 
     title: str
     alt: str
     figure: go.Figure
     wide: bool = False
     by_setting: bool = False
+    note: str = ""
 
 
 def figures(report: Report, names: Sequence[str]) -> dict[str, Chart]:
@@ -71,7 +72,12 @@ def _confusion(report: Report) -> Chart:
     assert report.best is not None
     matrix, blocks = _matrix(report, report.best, _classes(report))
     figure = confusion_figure(confusion_info(matrix, blocks), labels=False)
-    return Chart(title=report.best.label, alt=f"Confusion matrix of {report.best.label}", figure=figure)
+    return Chart(
+        title=report.best.label,
+        alt=f"Confusion matrix of {report.best.label}",
+        figure=figure,
+        note="Rows: what was played; columns: what it was taken for. Petrol is recognised, brick is mistaken.",
+    )
 
 
 def _difference(report: Report) -> Chart:
@@ -85,6 +91,8 @@ def _difference(report: Report) -> Chart:
         title=f"{report.best.label} against {report.second.label}",
         alt=f"Where {report.best.label} does better (petrol) or worse (brick) than {report.second.label}",
         figure=confusion_difference_figure(info, labels=False),
+        note=f"Petrol: {report.best.label} does better (more recognised, or fewer of this mistake); brick: worse. "
+        f"The darkest cell is {100 * info.largest:.0f} points of its row.",
     )
 
 

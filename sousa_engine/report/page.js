@@ -13,6 +13,7 @@ function draw() {
     const { data, layout } = structuredClone(figures[place.dataset.chart]);
     layout.font = { color: ink, family: getComputedStyle(document.body).fontFamily, size: 13 };
     layout.hoverlabel = { ...layout.hoverlabel, bgcolor: panel, bordercolor: line, font: { color: ink } };
+    for (const axis of [layout.xaxis, layout.yaxis]) if (axis?.title) axis.title.font = { size: 13 };
     if (printing) layout.width = PAPER_PX;
     else layout.autosize = true;
     if (narrow.matches) {  // names beside points would lie on each other

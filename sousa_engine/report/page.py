@@ -26,6 +26,7 @@ def html(report: Report) -> str:
         report=report,
         sections=found,
         lead=sections.lead(report),
+        counted=sections.counted(report),
         made=sections.made(report),
         caveats=sections.caveats(report),
         legend=[(template.series(i), sections.setting_name(row)) for i, row in enumerate(report.shown)],

@@ -6,14 +6,14 @@ import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 from sousa_engine import __version__, sweep
 from sousa_engine.analysis import cost, families, settings, verdict
 from sousa_engine.analysis.compare import changes_from_defaults
 from sousa_engine.analysis.confusion import confusion, mistakes
 from sousa_engine.analysis.significance import Proportion
-from sousa_engine.analysis.sweeps import Failure, TrialRow, nearest_names
+from sousa_engine.analysis.sweeps import Failure, TrialRow, nearest_names, status_word
+from sousa_engine.records import Run
 from sousa_engine.report.read import Report, peak_mib
 
 NONE = "–"
@@ -68,12 +68,16 @@ def sections(report: Report) -> tuple[Section, ...]:
 
 
 def lead(report: Report) -> str:
-    """`9 settings, 18 runs: 16 finished, 2 pruned.`"""
+    """`9 settings, 18 runs`; their statuses stand in `counted`."""
     if not report.runs:
         return "No run yet: the first setting is drawn when a slot is free."
-    counted = ", ".join(f"{count:,} {status}" for status, count in report.statuses.most_common())
-    more = f" {report.to_come:,} more to come." if report.to_come else ""
-    return f"{_count(len(report.rows), 'setting')}, {_count(len(report.runs), 'run')}: {counted}.{more}"
+    return f"{_count(len(report.rows), 'setting')}, {_count(len(report.runs), 'run')}"
+
+
+def counted(report: Report) -> tuple[tuple[str, str], ...]:
+    """(status, `16 finished`), the most frequent first; last what is to come."""
+    found = [(status, f"{count:,} {status}") for status, count in report.statuses.most_common()]
+    return (*found, ("queued", f"{report.to_come:,} to come")) if report.to_come else tuple(found)
 
 
 def made(report: Report) -> str:
@@ -195,20 +199,20 @@ def _pairs(report: Report) -> Section:
 def _runs(report: Report) -> Section:
     rows = tuple(
         (
-            name + (" (control: random weights)" if run.is_random else ""), run.id, _status(report, run),
+            name + (" (control: random weights)" if run.is_random else ""), status_word(run),
             str(run.config.seed), percent(result.test and result.test.value), span(result.test),
             _number(result.test and result.test.n), percent(result.test_macro_f1),
             percent(result.best_valid and result.best_valid.value),
             _number(result.best_step if result.best_valid else None),
-            _number(result.best_valid and result.best_valid.n), _number(result.seconds), _number(peak_mib(run)),
+            _number(result.best_valid and result.best_valid.n), _number(result.seconds), _number(peak_mib(run)), run.id,
         )
         for run, name, result in zip(report.runs, report.names, report.results, strict=True)
     )  # fmt: skip
     columns = (
-        "Run", "Id", "Status", "Seed", "Test accuracy", "95 % of test", "n test", "Test macro-F1", "Best valid",
-        "at step", "n valid", "Seconds", "Peak MiB",
+        "Run", "Status", "Seed", "Test accuracy", "95 % of test", "n test", "Test macro-F1", "Best valid", "at step",
+        "n valid", "Seconds", "Peak MiB", "Id",
     )  # fmt: skip
-    table = Table(name="Runs", columns=columns, rows=rows, numbers=tuple(range(3, 13)))
+    table = Table(name="Runs", columns=columns, rows=rows, numbers=tuple(range(2, 12)))
     return Section(
         title="Runs",
         tables=(table,) if rows else (),
@@ -221,12 +225,8 @@ def _failures(report: Report) -> Section:
     lines = []
     for failure in report.failures:
         names = [name for name, run in zip(report.names, report.runs, strict=True) if run in failure.runs]
-        more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
         alike = ", same cause" if len(names) > 1 else ""
-        lines.append(
-            f"{_count(len(names), 'run')}{alike}: {failure.cause} ({', '.join(names[:MOST_NAMED])}{more}) "
-            f"{_cure(report, failure)}"
-        )
+        lines.append(f"{_count(len(names), 'run')}{alike}: {failure.cause} ({_some(names)}) {_cure(report, failure)}")
     return Section(title=f"{_count(count, 'run')} failed", lines=tuple(lines))
 
 
@@ -239,12 +239,15 @@ def _cure(report: Report, failure: Failure) -> str:
 
 
 def _pruned(report: Report) -> Section:
-    lines = tuple(
-        f"{name}: given up at step {run.pruned_at_step:,}. {run.reason or 'No reason was recorded.'}"
-        for name, run in report.pruned
+    by_reason: dict[str, list[str]] = {}
+    for name, run in report.pruned:
+        by_reason.setdefault(run.reason or f"Given up at step {run.pruned_at_step:,}.", []).append(name)
+    lines = tuple(f"{reason} ({_some(names)})" for reason, names in by_reason.items())
+    return Section(
+        title=f"{_count(len(report.pruned), 'run')} pruned",
+        lines=lines,
+        small=("Pruned runs take no part in the verdict: they were not trained to their end.",),
     )
-    small = ("Pruned runs take no part in the verdict: they were not trained to their end.",) if lines else ()
-    return Section(title=f"{_count(len(lines), 'run')} pruned", lines=lines, small=small)
 
 
 def _curves(report: Report) -> Section:
@@ -393,15 +396,11 @@ def _method(report: Report) -> Section:
 # Words
 
 
-def _status(report: Report, run: Any) -> str:
-    return "pruned" if run.is_pruned else run.status.value
-
-
-def _weights(run: Any) -> str:
+def _weights(run: Run) -> str:
     return run.weights_label or ("random weights" if run.is_random else run.config.model.weights)
 
 
-def _data(run: Any) -> str:
+def _data(run: Run) -> str:
     data = run.facts.get("data") or {}
     clips = data.get("clips") or {}
     counted = ", ".join(f"{split} {count:,}" for split, count in clips.items())
@@ -412,6 +411,11 @@ def _data(run: Any) -> str:
 
 def _each(texts: Iterable[str]) -> Sequence[str]:
     return list(dict.fromkeys(texts))
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return ", ".join(names[:MOST_NAMED]) + more
 
 
 def _count(number: int, noun: str) -> str:

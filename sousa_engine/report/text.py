@@ -16,7 +16,7 @@ def markdown(report: Report) -> str:
 
 
 def _head(report: Report) -> Iterator[str]:
-    yield from (f"# {plain(report.title)}", "", plain(sections.made(report)), "", plain(sections.lead(report)), "")
+    yield from (f"# {plain(report.title)}", "", plain(sections.made(report)), "", plain(_lead(report)), "")
     for caveat in sections.caveats(report):
         yield from (plain(caveat), "")
     yield from ("## Verdict", "", f"**{plain(report.conclusion.verdict)}**", "")
@@ -24,15 +24,20 @@ def _head(report: Report) -> Iterator[str]:
         yield from (*(f"- {plain(note)}" for note in report.conclusion.notes), "")
 
 
+def _lead(report: Report) -> str:
+    counted = ", ".join(text for _, text in sections.counted(report))
+    return f"{sections.lead(report)}: {counted}." if counted else sections.lead(report)
+
+
 def _section(section: Section) -> Iterator[str]:
     if not (section.lines or section.code or section.tables):
-        return  # a chart alone
+        return  # charts alone
     yield from (f"## {section.title}", "")
     if section.lines:
         mark = "- " if len(section.lines) > 1 else ""
         yield from (*(f"{mark}{plain(line)}" for line in section.lines), "")
     for table in section.tables:
-        if len(section.tables) + len(section.lines) > 1 and table.name not in ("Asked", "Importance"):
+        if table.name == "Most frequent mistakes":
             yield from (f"### {table.name}", "")
         yield from (*_table(table), "")
     if section.code:
