@@ -70,13 +70,13 @@ def _target(form: str | None, out: str, force: bool) -> tuple[str, Path | None]:
             raise UserError("An HTML report is a file of 5 MB: write it to one with --out report.html.")
         return form or "markdown", None
     path = Path(out).expanduser()
+    if path.is_dir():
+        raise UserError(f"{out} is a folder. Name a file in it: {path / 'report.html'}")
     told = report.SUFFIXES.get(path.suffix.lower())
     if told is None and form is None:
         raise UserError(f"{out}: name it .md, .csv or .html, or say --format.")
     if told and form and told != form:
         raise UserError(f"{out} is {told} by its name, and --format says {form}: leave one of them away.")
-    if path.is_dir():
-        raise UserError(f"{out} is a folder. Name a file in it: {path / 'report.html'}")
     if not path.parent.is_dir():
         raise UserError(f"There is no folder {path.parent} to write {path.name} into. Make it first.")
     if path.exists() and not force:
@@ -92,7 +92,7 @@ def _asked(store: Store, sweep: str | None, runs: Sequence[str]) -> tuple[Sweep 
     found = [run for run in store.runs(newest_first=False) if run.archived_at_ms is None]
     if not found:
         raise UserError(
-            "There is nothing to report: no run in this workspace. Try: python -m sousa_engine sweep --help"
+            "There is nothing to report: no run that is not archived. Try: python -m sousa_engine sweep --help"
         )
     return None, tuple(found)
 

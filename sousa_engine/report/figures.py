@@ -30,7 +30,10 @@ from sousa_engine.report.read import METRIC, Report
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """title: above it, note: below it, or "". wide: it needs a desk, and a phone scrolls it sideways. by_setting: in their colours."""
+    """title stands above it, note below, either may be "". wide: needs a desk, so that a phone scrolls it sideways.
+
+    by_setting: in the colours of the shown settings, so that a legend of theirs belongs to it.
+    """
 
     title: str
     alt: str
