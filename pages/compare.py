@@ -18,6 +18,7 @@ from sousa_engine.store import Store
 from sousa_engine.web import parts
 from sousa_engine.web.compare_parts import Compared, curves, differences, matrices, setting_table
 from sousa_engine.web.compare_sweep import axes, costs, parts_of_the_test
+from sousa_engine.web.report_view import report_downloads
 
 MOST_RUNS = 40  # that can be picked one by one
 ADDRESS, CHOICE, SWEEP = "compare_address", "compare_choice", "compare_sweep"
@@ -49,6 +50,10 @@ def main() -> None:
             f"valid accuracy. {count} {others} in the tables, axes and cost alone."
         )
     conclusion(drawn, rows, results(drawn, summaries), predictions)
+    if sweep:
+        report_downloads(sweep.name, sweep_id=sweep.id)
+    else:
+        report_downloads("compared runs", run_ids=[run.id for run in runs])
     outcomes(compared, runs)
     st.fragment(sections)(compared)
 

@@ -13,14 +13,16 @@ import tomllib
 import pytest
 from click.testing import CliRunner
 from seeding import CLASSES, Training, config, seed_sweep, train_next
+from streamlit.testing.v1 import AppTest
 
-from sousa_engine import report, sweep, sweeper
+from sousa_engine import report, supervisor, sweep, sweeper
 from sousa_engine.analysis.significance import wilson
 from sousa_engine.cli import main
 from sousa_engine.records import RunStatus
 from sousa_engine.report import sections
 from sousa_engine.report.figures import figures
 from sousa_engine.store import Store
+from sousa_engine.web import report_view
 from sousa_engine.workspace import PROJECT_ROOT, Workspace
 
 NASTY = '<script>alert("1")</script> | *a* [b](http://c.d)'
@@ -307,3 +309,34 @@ def test_a_workspace_without_runs_has_nothing_to_report(sousa):
 def test_classes_of_the_matrix_are_those_of_the_test_clips(found):
     chart = figures(found, ["confusion"])["confusion"]
     assert len(chart.figure.data[0].z) == len(CLASSES)
+
+
+# The pages
+
+
+@pytest.mark.parametrize(("page", "query"), [("compare", "sweep"), ("sweeps", "id")])
+def test_the_pages_offer_the_report_of_their_sweep(swept, monkeypatch, page, query):
+    workspace, sweep_id = swept
+    monkeypatch.setenv("SOUSA_WORKSPACE", str(workspace.root))
+    monkeypatch.setattr(supervisor, "ensure", lambda workspace, options=(): False)
+    app = AppTest.from_file(str(PROJECT_ROOT / "sousa_engine" / "web" / "main.py"), default_timeout=300).run()
+    app.query_params[query] = sweep_id
+    app.switch_page(str(PROJECT_ROOT / "pages" / f"{page}.py")).run()
+    assert not app.exception, app.exception
+    assert [button.label for button in app.get("download_button") if "report" in button.proto.id] == [
+        "HTML with charts", "Markdown", "CSV of the runs",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("form", "begins"), [("markdown", "# rank and rate"), ("csv", "\ufeffid,title"), ("html", "<!doc")]
+)
+def test_a_download_is_the_report(swept, monkeypatch, form, begins):
+    monkeypatch.setenv("SOUSA_WORKSPACE", str(swept[0].root))
+    assert report_view.made(form, sweep_id=swept[1]).decode().startswith(begins)
+
+
+def test_a_download_of_runs_leaves_out_what_is_gone(workspace, store, monkeypatch):
+    monkeypatch.setenv("SOUSA_WORKSPACE", str(workspace.root))
+    run = store.enqueue(config())
+    assert report_view.made("csv", run_ids=[run.id, "gone"]).count(b"\r\n") == 2
