@@ -10,7 +10,7 @@ app: $(READY)
 	$(PY) -m streamlit run app.py
 
 test: $(READY)
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest -n auto $(ARGS)
 
 check: $(READY)
 	$(PY) -m ruff check .

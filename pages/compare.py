@@ -16,11 +16,11 @@ from sousa_engine.analysis.sweeps import TrialRow, latest, out_of_competition
 from sousa_engine.records import Prediction, Run, Sweep
 from sousa_engine.store import Store
 from sousa_engine.web import parts
+from sousa_engine.web.compare_baselines import reference, remark
 from sousa_engine.web.compare_parts import Compared, curves, differences, matrices, setting_table
 from sousa_engine.web.compare_sweep import axes, costs, parts_of_the_test
 from sousa_engine.web.report_view import report_downloads
 
-MOST_RUNS = 40  # that can be picked one by one
 ADDRESS, CHOICE, SWEEP = "compare_address", "compare_choice", "compare_sweep"
 
 
@@ -37,9 +37,11 @@ def main() -> None:
         shown = best(rows, MOST_SHOWN)
         drawn = runs if len(shown) == len(rows) and not sweep else [run for row in shown for run in row.runs]
         predictions = {run.id: store.predictions(run.id, "test") for run in drawn}
+    beside = reference(rows, predictions)
     compared = Compared(
-        rows=rows, shown=shown, summaries=summaries, predictions=predictions, of_sweep=sweep is not None
-    )
+        rows=rows, shown=shown, summaries=summaries, predictions=predictions, of_sweep=sweep is not None,
+        baselines=beside.found if beside else None,
+    )  # fmt: skip
     if sweep:
         headline(sweep, runs, rows)
     if len(shown) < len(rows):
@@ -50,6 +52,7 @@ def main() -> None:
             f"valid accuracy. {count} {others} in the tables, axes and cost alone."
         )
     conclusion(drawn, rows, results(drawn, summaries), predictions)
+    remark(beside)
     if sweep:
         report_downloads(sweep.name, sweep_id=sweep.id)
     else:
@@ -105,7 +108,7 @@ def follow_address(store: Store) -> None:
     sweep = store.sweep(asked["sweep"]) if asked["sweep"] else None
     found = [run_id for run_id in asked["run"] if store.run(run_id)]
     st.session_state[SWEEP] = sweep.id if sweep else None
-    st.session_state[CHOICE] = found[:MOST_RUNS]
+    st.session_state[CHOICE] = found[: parts.MOST_COMPARED]
     if asked["sweep"] and not sweep:
         st.warning(parts.plain(f"No sweep has the id {asked['sweep']}."), icon=":material/help:")
     strangers = [run_id for run_id in asked["run"] if run_id not in found]
@@ -123,7 +126,8 @@ def pick_runs(every: Sequence[Run]) -> list[Run]:
     known = {run.id: run for run in every}
     picked = st.multiselect(
         "Runs", list(known), format_func=lambda run_id: parts.run_label(known[run_id]), key=CHOICE,
-        max_selections=MOST_RUNS, placeholder=f"2 to {MOST_RUNS} runs; {MOST_SHOWN} settings stay readable",
+        max_selections=parts.MOST_COMPARED,
+        placeholder=f"2 to {parts.MOST_COMPARED} runs; {MOST_SHOWN} settings stay readable",
     )  # fmt: skip
     write_address(runs=picked)
     if len(picked) < 2:

@@ -14,7 +14,6 @@ from sousa_engine.web.components.run_table import PAGE_ROWS, Asked, asked, run_t
 from sousa_engine.workspace import default_workspace
 
 REFRESH_S, IDLE_S = 2, 15
-MOST_COMPARED = 40
 
 
 def main() -> None:
@@ -139,9 +138,9 @@ def toolbar(picked: Sequence[RunRow], wanted: RunFilter, look: Asked) -> None:
         if st.button(
             "Compare",
             icon=":material/compare_arrows:",
-            disabled=not 2 <= len(ids) <= MOST_COMPARED,
+            disabled=not 2 <= len(ids) <= parts.MOST_COMPARED,
             key="compare_runs",
-            help=f"Tick 2 to {MOST_COMPARED} runs.",
+            help=f"Tick 2 to {parts.MOST_COMPARED} runs. A whole sweep, of any size: on its own page.",
         ):
             st.switch_page(parts.page_path("compare"), query_params={"run": ids})
         st.button(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -54,8 +55,8 @@ def analyze_command(
 
 def of_workspace(store: Store, sweep: Sweep | None, runs: Sequence[Run] = ()) -> Report:
     """The report of a sweep, or of these runs, with the baselines of their data set where they were computed."""
-    of = store.sweep_runs(sweep.id) if sweep else runs
-    return report.read(store, sweep=sweep, runs=runs, baselines=_references(store.workspace, of))
+    found = report.read(store, sweep=sweep, runs=runs)
+    return replace(found, baselines=_references(store.workspace, found))
 
 
 def encoded(text: str, form: str) -> bytes:
@@ -97,15 +98,20 @@ def _asked(store: Store, sweep: str | None, runs: Sequence[str]) -> tuple[Sweep 
     return None, tuple(found)
 
 
-def _references(workspace: Workspace, runs: Sequence[Run]) -> tuple[Reference, ...]:
-    """The baselines, if all runs were measured on one data set and split."""
-    data = {run.config.data for run in runs}
-    found = baselines.cached_for(data.pop(), workspace) if len(data) == 1 else None
-    if found is None:
+def _references(workspace: Workspace, found: Report) -> tuple[Reference, ...]:
+    """The baselines, where all runs that were tested were asked the very clips that the baselines were."""
+    tested = [clips for clips in found.predictions.values() if clips]
+    data = {run.config.data for run in found.runs}
+    folders = {baselines.folder_for(one, workspace) for one in data} if tested else set()
+    folder = folders.pop() if len(folders) == 1 else None
+    known = baselines.read(folder) if folder else None
+    if known is None or not all(baselines.of_clips(known, clips) for clips in tested):
+        return ()
+    if any(row.clips not in (None, known.baselines[0].n) for row in found.rows):
         return ()
     return tuple(
         Reference(title=one.title, accuracy=one.accuracy, macro_f1=one.macro_f1, how=baselines_cli.tried_text(one))
-        for one in found.baselines
+        for one in known.baselines
     )
 
 

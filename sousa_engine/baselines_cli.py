@@ -32,8 +32,8 @@ def baselines_command(
 ) -> None:
     """Baselines of DATASET (an embedded set, a folder of classes, or a CSV file): python -m sousa_engine baselines tiny
 
-    Majority class, pooled log-mel statistics, onset sequence: fitted on train and valid, measured once on test. They
-    are computed once per data set and split; afterwards this prints what is known.
+    Majority class, pooled log-mel statistics, onset sequence: fitted on train, chosen by valid, measured once on
+    test. They are computed once per data set and split; afterwards this prints what is known.
     """
     if not workspace.root.is_dir():
         raise UserError(f"There is no folder {workspace.root}, so no baselines can lie in it. Check --workspace.")
@@ -75,10 +75,10 @@ def start(workspace: Workspace, data: DataConfig) -> bool:
 
 
 def tried_text(one: Baseline) -> str:
-    """`extra trees; best of 3 by cross-validation, there 84.1%` (on train and valid); the name alone if no choice."""
+    """`extra trees; best of 3 on valid, there 84.1%`; the name alone if there was no choice."""
     if not one.tried:
         return one.how
-    return f"{one.how}; best of {len(one.tried)} by cross-validation, there {one.tried[one.how]:.1%}"
+    return f"{one.how}; best of {len(one.tried)} on valid, there {one.tried[one.how]:.1%}"
 
 
 def _data_config(dataset: str, words: tuple[str, ...]) -> DataConfig:
@@ -102,7 +102,7 @@ def _table(found: Baselines, dataset: str) -> str:
     ]
     return "\n".join(
         [
-            f"{found.dataset}: test, n = {n:,} clips of {found.classes} classes; fitted on train and valid",
+            f"{found.dataset}: test, n = {n:,} clips of {found.classes} classes; fitted on train, chosen by valid",
             *lines,
             f"A linear probe is a run: python -m sousa_engine train data={dataset} lora=probe",
         ]

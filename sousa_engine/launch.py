@@ -199,6 +199,24 @@ def to_yaml(run_config: RunConfig) -> str:
 
 def to_command(run_config: RunConfig) -> str:
     """The shell command that queues an equal run: only what differs from the defaults, presets counted in."""
+    return "python -m sousa_engine train " + " ".join(shlex.quote(word) for word in _words(run_config))
+
+
+def to_draft(run_config: RunConfig) -> grammar.Draft:
+    """What `to_command` says, as `prepare` reads it: it makes an equal config."""
+    return grammar.parse(_words(run_config))
+
+
+def short_names(outline: Outline, paths: Sequence[str]) -> list[str]:
+    """A recommended set, else the shortest names, that mean exactly these modules to `resolve`."""
+    name = _set_name(outline, paths)
+    if name or not paths:
+        return [name] if name else []
+    names = grammar.entries(module_tree.to_yaml(outline, paths))
+    return names if set(resolve(outline, names).paths) == set(paths) else list(paths)
+
+
+def _words(run_config: RunConfig) -> list[str]:
     words = [f"model={run_config.model.variant}", f"data={run_config.data.dataset}"]
     base = prepare(grammar.parse(words)).config
     outline = module_tree.load_outline(run_config.model.variant)
@@ -206,13 +224,13 @@ def to_command(run_config: RunConfig) -> str:
         if dotted == "lora.target_set" and value in (*recommended_sets(outline), ""):
             continue  # follows from the targets
         if dotted == "lora.targets":
-            value = "[" + ",".join(_shortest(run_config)) + "]"
+            value = "[" + ",".join(short_names(outline, [target.path for target in run_config.lora.targets])) + "]"
         elif dotted == "lora.rank_pattern":
             value = "{" + ", ".join(f"{path}: {rank}" for path, rank in run_config.lora.rank_pattern) + "}"
         elif value is None:
             value = "null"
         words.append(f"{dotted}={value}")
-    return "python -m sousa_engine train " + " ".join(shlex.quote(word) for word in words)
+    return words
 
 
 def _make_paths_absolute(draft: dict[str, Any]) -> None:
@@ -223,16 +241,6 @@ def _make_paths_absolute(draft: dict[str, Any]) -> None:
     weights = str(draft["model"].get("weights", "pretrained"))
     if weights not in ("pretrained", "random") and Path(weights).expanduser().exists():
         draft["model"]["weights"] = str(Path(weights).expanduser().resolve())
-
-
-def _shortest(run_config: RunConfig) -> list[str]:
-    """Recommended set, else the shortest names that mean exactly these modules."""
-    outline = module_tree.load_outline(run_config.model.variant)
-    paths = [target.path for target in run_config.lora.targets]
-    name = _set_name(outline, paths)
-    if name:
-        return [name]
-    return grammar.entries(module_tree.to_yaml(outline, paths)) if paths else []
 
 
 def _set_name(outline: Outline, paths: Sequence[str]) -> str:

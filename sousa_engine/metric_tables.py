@@ -66,7 +66,7 @@ def curve(db: Database, run_number: int, metric: str, *, first: int | None, last
 
 def moments(db: Database, run_number: int, metric: str, steps: Iterable[int]) -> dict[int, int]:
     """See Store.moments."""
-    key = {"run": run_number, "metric": _numbers(db).get(metric), "steps": json.dumps(list(steps))}
+    key = {"run": run_number, "metric": _numbers(db, [metric]).get(metric), "steps": json.dumps(list(steps))}
     return dict(db.execute(_MOMENTS, key))
 
 

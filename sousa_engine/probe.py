@@ -1,25 +1,29 @@
 """How long a run would take here: builds what it would train, on random weights, and times some steps on noise.
 
     python -m sousa_engine.probe ROOT CONFIG.json     # prints {"step_s": ..., "start_s": ..., "peak_memory_mib": ...}
+    python -m sousa_engine.probe ROOT CONFIGS.json --lock-fd N     # what `start` begins: measures each, notes how far
 
 Needs neither data nor weights. What was measured is kept in the workspace, for the plans of sweeps.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sousa_engine import run_files
+from sousa_engine import processes, run_files
+from sousa_engine.backbones import intake
 from sousa_engine.config import RunConfig
-from sousa_engine.errors import RunError
+from sousa_engine.errors import RunError, WorkspaceError
 from sousa_engine.workspace import Workspace
 
 STEPS, WARM_UP = 6, 2
@@ -35,11 +39,11 @@ class Pace:
 
 
 def key(config: RunConfig) -> str:
-    """Equal for runs whose steps cost the same: ranks and rates hardly matter."""
+    """Equal for runs whose steps cost the same: ranks and rates hardly matter, nor which modules, if as many."""
     parts = (
         config.model.variant,
         config.lora.method,
-        config.lora.target_set or str(len(config.lora.targets)),
+        len(config.lora.targets),
         config.data.dataset,
         config.data.clip_s,
         config.training.batch_size,
@@ -57,15 +61,19 @@ def known(workspace: Workspace) -> dict[str, Pace]:
         return {}
 
 
-def measure(workspace: Workspace, configs: Iterable[RunConfig]) -> dict[str, Pace]:
+def measure(
+    workspace: Workspace, configs: Sequence[RunConfig], tell: intake.Tell = lambda doing, done, total: None
+) -> dict[str, Pace]:
     """Time one run of each kind that is not known yet, one after another, each in a process of its own.
 
-    Returns all that is known then. Raises RunError with what a probe said if it failed.
+    tell: called before each with its title, how many are done and how many there are. Returns all that is known then.
+    Raises RunError with what a probe said if it failed.
     """
     found = known(workspace)
-    for config in configs:
+    for done, config in enumerate(configs):
         if key(config) in found:
             continue
+        tell(config.title, done, len(configs))
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / run_files.CONFIG
             file.write_text(config.model_dump_json())
@@ -80,15 +88,54 @@ def measure(workspace: Workspace, configs: Iterable[RunConfig]) -> dict[str, Pac
     return found
 
 
+def start(workspace: Workspace, configs: Sequence[RunConfig]) -> bool:
+    """`measure` in a process that outlives the caller; `intake.look(folder(workspace))` tells how far it is.
+
+    False if somebody measures already. Raises WorkspaceError if the workspace cannot be written to.
+    """
+    where = folder(workspace)
+    try:
+        lock = intake.lock(where)
+        if lock is None:
+            return False
+        try:
+            asked = where / "asked.json"
+            run_files.write_json(asked, {"configs": [config.model_dump(mode="json") for config in configs]})
+            command = [sys.executable, "-m", "sousa_engine.probe", str(workspace.root), str(asked)]
+            with (where / intake.LOG).open("wb") as log:
+                process = processes.start_detached([*command, "--lock-fd", str(lock)], log=log, lock=lock)
+        finally:
+            os.close(lock)  # the child has it
+    except OSError as error:
+        raise WorkspaceError(f"{where} cannot be written to: {error.strerror or error}.") from None
+    processes.reap(process)
+    return True
+
+
+def folder(workspace: Workspace) -> Path:
+    """Where whoever measures holds a lock and notes how far it is, as an intake of weights does."""
+    return workspace.cache / "probes"
+
+
 def _file(workspace: Workspace) -> Path:
     return workspace.cache / "probes.json"
 
 
 def main(arguments: list[str]) -> None:
     began = time.monotonic()
-    root, file = arguments
-    config = RunConfig.model_validate_json(Path(file).read_text())
-    print(json.dumps(asdict(_timed(config, Workspace(root=Path(root)), began))))
+    parser = argparse.ArgumentParser(prog="python -m sousa_engine.probe")
+    parser.add_argument("root", type=Path)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--lock-fd", type=int)
+    options = parser.parse_args(arguments)
+    workspace = Workspace(root=options.root)
+    if options.lock_fd is None:
+        config = RunConfig.model_validate_json(options.file.read_text())
+        print(json.dumps(asdict(_timed(config, workspace, began))))
+        return
+    with intake.taking_in(folder(workspace), lock_fd=options.lock_fd) as tell:
+        configs = [RunConfig.model_validate(values) for values in json.loads(options.file.read_text())["configs"]]
+        measure(workspace, configs, tell)
 
 
 def _timed(config: RunConfig, workspace: Workspace, began: float) -> Pace:

@@ -5,6 +5,7 @@
       model: [ast-mini, beats-mini]        # presets: model, lora, training, augment; data: a data set
       targets: [core, attention+mlp]       # any config field; targets is short for lora.targets
       training.lr: {low: 1e-4, high: 1e-2, log: true}
+    sets: {late: [layers.2, layers.3]}     # names for lists of modules, for the axis targets to list
     seeds: [0, 1, 2]
     sampler: random                        # grid, random, tpe, asha
     trials: 12
@@ -61,7 +62,7 @@ class Axis(Part):
     @field_validator("field")
     @classmethod
     def _known(cls, field: str) -> str:
-        field = _SHORT.get(field, field)
+        field = full_name(field)
         if field in _NO_AXIS:
             raise ValueError(f"{field} cannot be an axis. {_NO_AXIS[field]}")
         if field not in grammar.PRESET_GROUPS and field not in _fields():
@@ -127,6 +128,9 @@ class SweepSpec(Part):
     sampler_seed: int = Field(0, ge=0, description="seed of the drawing itself")
     axes: tuple[Axis, ...] = Field(min_length=1, description="what differs")
     base: dict[str, Any] = Field(default_factory=dict, description="fields that are the same for all, as of a run")
+    sets: dict[str, tuple[str, ...]] = Field(
+        default_factory=dict, description="target sets of this sweep alone: a name, and the modules it means"
+    )
 
     @field_validator("axes", mode="before")
     @classmethod
@@ -156,6 +160,12 @@ class SweepSpec(Part):
         twice = {field for field in fields if fields.count(field) > 1}
         if twice:
             raise ValueError(f"{', '.join(sorted(twice))} is an axis twice.")
+        listed = [value for axis in self.axes if axis.field == "lora.targets" for value in axis.values]
+        for name, entries in self.sets.items():
+            if name not in listed:
+                raise ValueError(f"sets names {name!r}, and the axis targets does not list it.")
+            if not entries:
+                raise ValueError(f"sets: {name!r} has no modules.")
         ranges = [axis.field for axis in self.axes if axis.is_range]
         if self.sampler == "grid" and ranges:
             raise ValueError(f"A grid needs listed values for {', '.join(ranges)}; or choose random, tpe or asha.")
@@ -243,10 +253,11 @@ def axis_fields() -> list[str]:
     return [name for name in (*grammar.PRESET_GROUPS, *_fields()) if name not in _NO_AXIS]
 
 
-def draft(base: Mapping[str, Any], setting: Setting) -> grammar.Draft:
+def draft(base: Mapping[str, Any], setting: Setting, sets: Mapping[str, Sequence[str]] | None = None) -> grammar.Draft:
     """The draft of a run (launch.prepare reads it): base, then presets of the setting, then its fields.
 
-    What a model's preset says beside the model (a learning rate, say) is a default, and lies below the base.
+    What a model's preset says beside the model (a learning rate, say) is a default, and lies below the base. sets: what
+    the sweep's own names of target sets mean.
     """
     model = grammar.preset("model", str(setting["model"])) if "model" in setting else {}
     made: grammar.Draft = {}
@@ -257,9 +268,17 @@ def draft(base: Mapping[str, Any], setting: Setting) -> grammar.Draft:
         if field in grammar.PRESET_GROUPS and field != "model":
             grammar.merge(made, grammar.preset(field, str(value)))
     for field, value in setting.items():
-        if field not in grammar.PRESET_GROUPS:
+        if field == "lora.targets" and isinstance(value, str) and value in (sets or {}):
+            grammar.set_field(made, field, list((sets or {})[value]))
+            grammar.set_field(made, "lora.target_set", value)
+        elif field not in grammar.PRESET_GROUPS:
             grammar.set_field(made, field, value)
     return made
+
+
+def full_name(field: str) -> str:
+    """`targets` is lora.targets, `data` is data.dataset; any other field is as written."""
+    return _SHORT.get(field, field)
 
 
 def label(setting: Setting) -> str:

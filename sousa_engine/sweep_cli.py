@@ -6,15 +6,16 @@ import copy
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 from tqdm import tqdm
 
-from sousa_engine import grammar, probe, sweep, sweeper
+from sousa_engine import backbones, grammar, launch, module_tree, probe, sweep, sweeper
 from sousa_engine.analysis.sweeps import TrialRow, best_first, failures, trial_rows, trials
+from sousa_engine.config import RunConfig
 from sousa_engine.errors import ConfigError, UserError
 from sousa_engine.records import RunStatus, Sweep
 from sousa_engine.store import Store
@@ -53,6 +54,11 @@ class _TakesMany(click.Command):
     multiple=True,
     metavar="SET...",
     help="Target sets to compare: core, default, attention, ...; or names with commas: q_proj,v_proj.",
+)
+@click.option(
+    "--ablate",
+    metavar="SET",
+    help="Target sets made from SET, of one backbone: all of it, without each role, each role alone, half the layers.",
 )
 @click.option(
     "--axis", "axes", multiple=True, metavar="FIELD=A,B", help="Another field: a,b or low..high or log:low..high."
@@ -236,11 +242,19 @@ def _words(spec: SweepSpec) -> list[str]:
         words += ["--max-epochs", str(epochs)]
     if spec.axes[0].field == "model":
         words += ["--models", *map(str, axes.pop("model").values)]
+    made: list[str] = []
+    if spec.sets:
+        outline = module_tree.load_outline(backbones.variant(_only_model(spec.base, spec.axes)).name)
+        paths = launch.resolve(outline, [entry for entries in spec.sets.values() for entry in entries]).paths
+        whole = launch.short_names(outline, paths)
+        words += ["--ablate", ",".join(whole)]
+        made = list(sweeper.ablation(outline.variant, whole))
     targets = []
     if spec.axes[-1].field == "lora.targets" and all(
         len(value) > 1 if isinstance(value, list) else "," not in value for value in spec.axes[-1].values
     ):
-        targets = ["--targets", *map(sweep.show, axes.pop("lora.targets").values)]
+        values = axes.pop("lora.targets").values
+        targets = [] if list(values) == made else ["--targets", *map(sweep.show, values)]
     for axis in axes.values():
         words += ["--axis", _axis_text(axis)]
     words += [*targets, "--seeds", *map(str, spec.seeds)]
@@ -265,7 +279,7 @@ def _axis_text(axis: Axis) -> str:
 def _read_words(words: Sequence[str]) -> SweepSpec:
     """The sweep that `sweep WORDS` would start."""
     params = sweep_command.make_context("sweep", list(words)).params
-    for option in ("skip_invalid", "dry_run", "detach"):
+    for option in ("measure", "skip_invalid", "dry_run", "detach"):
         del params[option]
     return _spec(**params)
 
@@ -278,6 +292,7 @@ def _spec(
     max_epochs: int | None,
     models: Sequence[str],
     targets: Sequence[str],
+    ablate: str | None,
     axes: Sequence[str],
     seeds: Sequence[int],
     sampler: str | None,
@@ -296,16 +311,35 @@ def _spec(
     made: dict[str, Any] = {axis["field"]: axis for axis in values.get("axes", ())}
     for axis in axes:
         field, what = sweep.parse_axis(axis)
-        made[field] = what
+        made[sweep.full_name(field)] = what
     if models:
-        made = {"model": _listed(models), **made}
+        made = {"model": _listed(models), **{field: what for field, what in made.items() if field != "model"}}
     if targets:
-        made["targets"] = [grammar.entries(text) if "," in text else text for text in targets]
+        made["lora.targets"] = [grammar.entries(text) if "," in text else text for text in targets]
+    sets = values.get("sets", {})
+    if ablate is not None:
+        axis = sweep.build({"axes": {"model": made["model"]}}).axes if "model" in made else ()
+        sets = sweeper.ablation(_only_model(base, axis), grammar.entries(ablate))
+        if not isinstance(
+            made.get("lora.targets"), list
+        ):  # what the file listed gives way, what the line lists does not
+            made["lora.targets"] = list(sets)
     if not made:
-        raise ConfigError("A sweep needs something that differs: --models, --targets or --axis FIELD=A,B.")
-    values |= {"base": base, "axes": made}
+        raise ConfigError("A sweep needs something that differs: --models, --targets, --ablate or --axis FIELD=A,B.")
+    if targets or ablate:
+        sets = {name: entries for name, entries in sets.items() if name in made["lora.targets"]}
+    values |= {"base": base, "axes": made, "sets": sets}
     given = {"seeds": list(seeds), "sampler": sampler, "trials": trials, "sampler_seed": sampler_seed, "name": name}
     return sweep.build(values | {key: value for key, value in given.items() if value})
+
+
+def _only_model(base: Mapping[str, Any], axes: Sequence[Axis]) -> str:
+    """The backbone whose modules an ablation is made of. Raises ConfigError if there are several."""
+    models = next((axis.values for axis in axes if axis.field == "model"), ())
+    if len(models) > 1:
+        raise ConfigError(f"--ablate takes one backbone, for each has modules of its own: not {', '.join(models)}.")
+    usual = RunConfig().model.variant  # pyright: ignore[reportCallIssue]
+    return str(models[0] if models else base.get("model", {}).get("variant", usual))
 
 
 def _listed(words: Sequence[str]) -> list[str]:
@@ -320,9 +354,10 @@ def _echo_plan(found: sweeper.Plan) -> None:
     if found.seconds is not None:
         click.echo(f"about {_duration(found.seconds)}, as earlier runs and probes took; {_megabytes(found.disk_bytes)}")
     elif found.runs or spec.learns:
+        names = list(dict.fromkeys(config.model.variant for config in found.untimed))
         click.echo(
-            f"how long is not known: {', '.join(dict.fromkeys(config.model.variant for config in found.untimed))} "
-            f"was never trained so here (--probe measures it); {_megabytes(found.disk_bytes)}"
+            f"how long is not known: {', '.join(names)} {'was' if len(names) == 1 else 'were'} "
+            f"never trained so here (--probe measures it); {_megabytes(found.disk_bytes)}"
         )
 
 

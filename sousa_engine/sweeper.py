@@ -15,13 +15,14 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
-from sousa_engine import launch, module_tree, probe, supervisor, sweep
+from sousa_engine import backbones, launch, module_tree, probe, supervisor, sweep
+from sousa_engine.analysis.layers import ablations
 from sousa_engine.analysis.sweeps import trials
 from sousa_engine.config import RunConfig
-from sousa_engine.errors import PreflightError, UserError
+from sousa_engine.errors import ConfigError, PreflightError, UserError
 from sousa_engine.records import Run, RunStatus, Sweep, SweepStatus
 from sousa_engine.store import Store, SweepRun
-from sousa_engine.sweep import Axis, Setting, SweepSpec
+from sousa_engine.sweep import MOST_LETTERS, Axis, Setting, SweepSpec
 from sousa_engine.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def plan(spec: SweepSpec, workspace: Workspace) -> Plan:
     notes: dict[str, None] = {}
     for number, setting in enumerate(settings):
         try:
-            prepared = launch.prepare(sweep.draft(spec.base, setting))
+            prepared = launch.prepare(sweep.draft(spec.base, setting, spec.sets))
             found = _looked_at(prepared.config, workspace, checked)
         except UserError as error:
             causes.setdefault(str(error), []).append(setting)
@@ -96,6 +97,44 @@ def plan(spec: SweepSpec, workspace: Workspace) -> Plan:
         seconds=None if seconds is None else seconds * share,
         untimed=untimed,
         disk_bytes=round(share * sum(_folder_bytes(run.config) for run in runs)),
+    )
+
+
+def ablation(variant: str, entries: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Name -> module names: a target set with and without its parts (analysis.layers), as `sets` of a sweep.
+
+    entries: names, as launch.resolve reads them. Raises UnknownNameError, TargetError; ConfigError if the set has no
+    parts.
+    """
+    outline = module_tree.load_outline(backbones.variant(variant).name)
+    sets = ablations(outline, launch.resolve(outline, list(entries)).paths)
+    if len(sets) < 2:
+        raise ConfigError(
+            f"{sweep.show(list(entries))} has no parts in {variant} that could be left out: an ablation takes modules "
+            "of two roles, or of two layers."
+        )
+    return {name: tuple(launch.short_names(outline, paths)) for name, paths in sets.items()}
+
+
+def ablation_of(config: RunConfig) -> SweepSpec:
+    """The sweep that ablates a run's targets: its settings, three seeds; ranks of single targets are left out.
+
+    Raises ConfigError, TargetError as `ablation` does.
+    """
+    base = launch.to_draft(config)
+    for name in ("name", "seed"):
+        base.pop(name, None)
+    for part, leaf in (("model", "variant"), ("lora", "targets"), ("lora", "target_set"), ("lora", "rank_pattern")):
+        base.get(part, {}).pop(leaf, None)
+    variant = config.model.variant
+    sets = ablation(variant, [target.path for target in config.lora.targets])
+    return sweep.build(
+        {
+            "name": f"ablation of {config.name or config.lora.target_set or variant}"[:MOST_LETTERS],
+            "axes": {"model": [variant], "targets": list(sets)},
+            "sets": sets,
+            "base": {part: values for part, values in base.items() if values != {}},
+        }
     )
 
 
@@ -282,7 +321,7 @@ class _Learner:
 
         setting = {axis.field: _suggest(trial, axis) for axis in self._spec.axes}
         try:
-            config = launch.prepare(sweep.draft(self._spec.base, setting)).config
+            config = launch.prepare(sweep.draft(self._spec.base, setting, self._spec.sets)).config
             errors = launch.preflight(config, self._store.workspace).errors
             if errors:
                 raise PreflightError(" ".join(check.detail for check in errors))
@@ -469,8 +508,10 @@ def _predicted(
     }
     trained: dict[str, list[tuple[float, float]]] = {}
     for run in earlier:
-        steps, train_s = run.progress.total if run.progress else 0, run.facts.get("train_s")
-        if steps and train_s and run.started_at_ms and run.ended_at_ms:
+        train_s, epochs = run.facts.get("train_s"), run.facts.get("epochs")
+        clips = run.facts.get("data", {}).get("clips", {}).get("train")
+        if train_s and epochs and clips and run.started_at_ms and run.ended_at_ms:
+            steps = run.config.training.steps_per_epoch(clips) * epochs
             overhead = max(0.0, (run.ended_at_ms - run.started_at_ms) / 1000 - train_s)
             trained.setdefault(probe.key(run.config), []).append((train_s / steps, overhead))
     paces |= trained

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections import namedtuple
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # before anything imports torch: workers beside each other, one thread each
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
 from sousa_engine.workspace import Workspace
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores, since browsers and trainings are waited for; few enough for their memory."""
+    return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 5) + 1
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -18,7 +19,7 @@ from sousa_engine.analysis.significance import paired
 from sousa_engine.backbones import intake
 from sousa_engine.baselines import MAJORITY, ONSETS, POOLED
 from sousa_engine.cli import main
-from sousa_engine.config import DataConfig
+from sousa_engine.config import DataConfig, RunConfig
 from sousa_engine.data import audio, rhythm, synth
 from sousa_engine.data.manifest import majority_baseline, open_dataset
 from sousa_engine.errors import DataError, WorkspaceError
@@ -93,7 +94,7 @@ def test_a_second_call_computes_nothing_even_in_another_process(drums, workspace
     monkeypatch.setattr(rhythm, "hear", never)
     monkeypatch.setattr(baselines, "_measure", never)
     assert baselines.compute(opened(drums), workspace, tell=never) == first
-    assert baselines.cached_for(DataConfig(dataset=str(drums)), workspace) == first
+    assert baselines.cached(opened(drums), workspace) == first
     assert sorted(path.name for path in first.folder.iterdir()) == sorted(
         ["lock", "result.json", *(f"{name}.jsonl" for name in (MAJORITY, POOLED, ONSETS))]
     )
@@ -117,27 +118,49 @@ def test_other_clips_or_splits_or_figures_have_other_baselines(drums, workspace,
 
 def test_where_nothing_was_computed_or_the_data_is_gone_there_is_none(drums, workspace):
     assert baselines.cached(opened(drums), workspace) is None
-    assert baselines.cached_for(DataConfig(dataset=str(drums / "gone")), workspace) is None
+    assert baselines.find(workspace, RunConfig(data=DataConfig(dataset=str(drums / "gone")))) == ()
 
 
-def test_the_classifier_is_chosen_without_test_and_players_stay_whole(workspace, monkeypatch):
-    micro = open_dataset(DataConfig(dataset="micro"))
-    fit = np.array([i for i, clip in enumerate(micro.clips) if clip.split != "test"])
-    folds = baselines._folds(micro, fit)
-    assert len(folds) == 3  # players in train and valid
-    for held, out in folds:
-        players = [{micro.clips[i].group for i in part} for part in (held, out)]
-        assert not players[0] & players[1] and set(held) | set(out) == set(fit)
-    assert sorted(i for _, out in folds for i in out) == sorted(fit)
-
-
-def test_players_who_play_one_class_each_do_not_leave_a_class_out_of_a_fold(drums):
+def test_classifiers_are_fitted_on_train_and_chosen_by_valid_never_by_test(drums, workspace, monkeypatch):
+    """Whatever test holds: with test recordings of all other classes, fit and choice stay as they are."""
     manifest = opened(drums)
-    manifest = replace(manifest, clips=tuple(replace(clip, group=clip.label) for clip in manifest.clips))
-    folds = baselines._folds(manifest, np.array(manifest.indices("train") + manifest.indices("valid")))
-    assert len(folds) == baselines._FOLDS
-    for held, _ in folds:
-        assert {manifest.clips[i].label for i in held} == set(CLASSES)
+    found = baselines.compute(manifest, workspace)
+    asked = baselines._ask(manifest)
+    moved = {c.clip_id: manifest.classes[(manifest.classes.index(c.label) + 1) % 3] for c in manifest.clips}
+    wrong = replace(
+        manifest,
+        clips=tuple(replace(c, label=moved[c.clip_id]) if c.split == "test" else c for c in manifest.clips),
+    )
+    again = baselines.compute(wrong, workspace)
+    assert asked.clips.tolist() == baselines._ask(wrong).clips.tolist()
+    for name in (POOLED, ONSETS):
+        assert again[name].how == found[name].how and again[name].tried == found[name].tried
+        named = [{p.clip_id: p.predicted for p in one.predictions(name)} for one in (found, again)]
+        assert named[0] == named[1]
+    assert again[ONSETS].right == 0
+
+
+def test_of_many_clips_some_are_drawn_evenly_but_test_is_whole(drums, monkeypatch):
+    manifest = opened(drums)
+    assert len(baselines._ask(manifest).clips) == len(manifest.clips)
+    monkeypatch.setattr(baselines, "MOST_CLIPS", {"train": 7, "valid": 3})
+    asked, again = baselines._ask(manifest), baselines._ask(manifest)
+    assert [len(asked.of(split)) for split in ("train", "valid", "test")] == [7, 3, 9]
+    assert asked.clips.tolist() == sorted(asked.clips) == again.clips.tolist()
+    train = [manifest.clips[asked.clips[i]] for i in asked.of("train")]
+    assert all(clip.split == "train" for clip in train)
+    assert sorted(Counter(clip.label for clip in train).values()) == [2, 2, 3]
+
+
+def test_what_a_page_or_a_report_finds_is_of_exactly_the_clips_that_a_run_was_asked(drums, workspace):
+    config = RunConfig(data=DataConfig(dataset=str(drums)))
+    assert baselines.find(workspace, config) == ()
+    found = baselines.compute(opened(drums), workspace)
+    assert baselines.find(workspace, config) == found.baselines
+    assert baselines.find(workspace, RunConfig(data=DataConfig(dataset=str(drums), clip_s=1.0))) == ()
+    asked = found.predictions(ONSETS)
+    assert baselines.of_clips(found, asked[::-1]) and not baselines.of_clips(found, asked[1:])
+    assert not baselines.of_clips(found, (replace(asked[0], label="other"), *asked[1:]))
 
 
 def test_clips_heard_before_an_attempt_broke_off_are_not_heard_again(drums, workspace, monkeypatch):
@@ -200,11 +223,11 @@ def test_the_command_prints_a_table_with_n_and_intervals_and_the_next_step(sousa
     done = sousa(drums)
     assert done.exit_code == 0, done.output
     lines = done.stdout.splitlines()
-    assert lines[0] == "drums: test, n = 9 clips of 3 classes; fitted on train and valid"
+    assert lines[0] == "drums: test, n = 9 clips of 3 classes; fitted on train, chosen by valid"
     assert lines[2].startswith("Majority class") and "33.3%" in lines[2] and "12.1% to 64.6%" in lines[2]
-    assert lines[4].startswith("Onset sequence") and "100.0%" in lines[4] and "cross-validation" in lines[4]
+    assert lines[4].startswith("Onset sequence") and "100.0%" in lines[4] and "best of 3 on valid" in lines[4]
     assert f"data={drums} lora=probe" in lines[5]
-    assert "listening, 0 of 30 clips" in done.stderr and "choosing, 25 of 25 fits" in done.stderr
+    assert "listening, 0 of 30 clips" in done.stderr and "choosing, 4 of 4 fits" in done.stderr
     again = sousa(drums)
     assert again.stdout == done.stdout and not again.stderr
 

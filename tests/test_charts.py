@@ -13,7 +13,7 @@ from sousa_engine.charts.confusion import (
     confusion_figure,
     confusion_info,
 )
-from sousa_engine.charts.cost import cost_figure, cost_info, cost_text
+from sousa_engine.charts.cost import Level, cost_figure, cost_info, cost_text
 from sousa_engine.charts.curves import curves_figure, curves_info
 from sousa_engine.charts.importance import REST, importance_figure, importance_info
 from sousa_engine.charts.parallel import parallel_figure, parallel_info
@@ -116,6 +116,22 @@ def test_cost_chart_says_n_and_interval_and_draws_the_frontier():
     assert cost_text(200, "train_s") == "3 min 20 s" and cost_text(812.4, "peak_memory_mib") == "812 MiB"
 
 
+def test_baselines_are_dashed_lines_that_do_not_squeeze_the_dots():
+    points = [CostPoint(name="a", cost=1_000, score=score(0.8), is_control=False, on_frontier=True)]
+    levels = [Level("onset sequence", 0.7), Level("pooled log-mel", 0.135), Level("majority class", 0.025)]
+    info = cost_info(points, "trainable", levels)
+    assert [level.name for level in info.levels] == ["onset sequence"], "the best always, far ones never"
+    points.append(CostPoint(name="b", cost=90, score=score(0.2), is_control=False))
+    info = cost_info(points, "trainable", levels)
+    assert [level.value for level in info.levels] == [0.025, 0.135, 0.7]
+    layout = cost_figure(info).layout
+    assert [shape.y0 for shape in layout.shapes] == [0.025, 0.135, 0.7]
+    assert layout.annotations[2].text == "onset sequence 70.0 %"
+    near = cost_figure(cost_info(points, "trainable", [Level("x", 0.5), Level("y", 0.51)])).layout.annotations
+    assert [one.yanchor for one in near] == ["top", "bottom"], "labels stand apart"
+    assert not cost_info(points, "trainable").levels
+
+
 def axis(field, *values):
     return SettingAxis(field=field, values=values)
 
@@ -159,3 +175,5 @@ def test_scores_name_n_once_where_all_were_asked_the_same_clips():
     assert figure.data[0].y[0] < figure.data[1].y[0], "dots of one part lie below each other"
     flat = scores_figure(scores_info(found, intervals=False))
     assert flat.data[0].y[0] == flat.data[1].y[0] and flat.data[0].error_x.array is None
+    dashes = scores_figure(scores_info(found, level=("onset sequence", {"roll": score(0.4, n=75)}))).data[0]
+    assert dashes.name == "onset sequence" and dashes.x == (0.4,) and dashes.y == (0,), "a dash where it was measured"

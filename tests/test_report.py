@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import re
@@ -15,7 +16,7 @@ from click.testing import CliRunner
 from seeding import CLASSES, Training, config, seed_sweep, train_next
 from streamlit.testing.v1 import AppTest
 
-from sousa_engine import report, supervisor, sweep, sweeper
+from sousa_engine import baselines, report, supervisor, sweep, sweeper
 from sousa_engine.analysis.significance import wilson
 from sousa_engine.cli import main
 from sousa_engine.records import RunStatus
@@ -299,6 +300,21 @@ def test_a_mistake_costs_one_line_and_exit_code_2(sousa, store, words, message):
     started(store)
     said = sousa(*words, code=2)
     assert message in said and "Traceback" not in said
+
+
+def test_baselines_stand_beside_runs_of_the_very_same_clips_alone(sousa, workspace, store, monkeypatch):
+    run = Training.begin(workspace, config(seed=1, max_epochs=1)).finish()
+    asked = store.predictions(run.id, "test")
+    one = baselines.Baseline(name=baselines.MAJORITY, right=5, n=200, macro_f1=0.01, how="always flam", tried={})
+    known = baselines.Baselines(
+        dataset="tiny", classes=40, baselines=(one,), computed_at_ms=0, compute_s=1.0, folder=workspace.root,
+        test_key=baselines.test_key(asked),
+    )  # fmt: skip
+    monkeypatch.setattr(baselines, "read", lambda folder: known)
+    assert "always flam" in sousa("--run", run.id)
+    other = dataclasses.replace(known, test_key=baselines.test_key(asked[1:]))
+    monkeypatch.setattr(baselines, "read", lambda folder: other)
+    assert "always flam" not in sousa("--run", run.id)
 
 
 def test_a_workspace_without_runs_has_nothing_to_report(sousa):

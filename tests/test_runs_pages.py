@@ -1,13 +1,18 @@
 """Runs, Run and Compare as a visitor meets them, without a browser."""
 
 import json
+import shutil
 
+import numpy as np
 import pytest
+import yaml
 from seeding import Training, config, seed, seed_sweep
 from streamlit.testing.v1 import AppTest
 
+from sousa_engine import baselines, launch, supervisor, sweep, sweeper
 from sousa_engine import config as config_module
-from sousa_engine import launch, supervisor
+from sousa_engine.config import DataConfig
+from sousa_engine.data.manifest import open_dataset
 from sousa_engine.records import RunStatus
 from sousa_engine.store import Store, SweepRun
 from sousa_engine.workspace import PROJECT_ROOT
@@ -435,6 +440,25 @@ def test_a_run_without_the_weakest_is_launched_with_the_same_settings(visit, wor
     }
 
 
+def test_an_ablation_of_a_run_fills_the_form_of_a_sweep_and_starts_nothing(visit, workspace):
+    run = Training.begin(workspace, config(seed=5, r=4, name="wide", lr=0.004)).finish()
+    app = layers(visit, run)
+    assert "Trains the set again in 15 versions with 3 seeds each" in words(app)
+    app = checked(app.button(key="ablate").click().run())
+    assert app.title[0].value == "Sweeps" and not app.error
+    spec = sweep.build(yaml.safe_load(next(c.value for c in app.code if "axes:" in c.value)))
+    wanted = sweeper.ablation_of(run.config)
+    assert spec.model_copy(update={"base": wanted.base}) == wanted and len(spec.sets) == 15
+    assert spec.base["lora"]["r"] == 4 and spec.base["training"]["lr"] == 0.004
+    with Store.open(workspace) as store:
+        assert store.sweeps() == ()
+
+
+def test_a_run_that_adapted_nothing_has_no_ablation(visit, workspace):
+    run = Training.begin(workspace, config(roles=("none",))).finish()
+    assert not [button for button in layers(visit, run).button if button.key == "ablate"]
+
+
 def test_layers_of_a_live_run_show_its_last_epoch_and_nothing_to_leave_out(visit_week, week):
     run = week[1]["running"]
     app = layers(visit_week, run, "Log")
@@ -605,6 +629,11 @@ def test_compare_reads_the_runs_from_the_address(visit_week, week):
     assert alts(app) == ["valid/accuracy over step"], "other sections wait until they are opened"
 
 
+def outcomes(app):
+    """The table of results; those of the verdict stand before it."""
+    return next(frame.value for frame in app.dataframe if {"Runs", "Status"} & set(frame.value.columns))
+
+
 def test_differences_are_shown_against_a_base_that_can_be_chosen(visit_week, week):
     runs = week[1]["finished"], week[1]["attention"], week[1]["rank 16"]
     app = section(visit_week("compare", run=[run.id for run in runs]), "What differs")
@@ -622,7 +651,7 @@ def test_differences_are_shown_against_a_base_that_can_be_chosen(visit_week, wee
 def test_seeds_of_a_setting_are_one_row_one_band_and_one_matrix(visit_week, week):
     seeds = [week[1][name].id for name in ("finished", "seed 2", "seed 3")]
     app = visit_week("compare", run=[*seeds, week[1]["rank 16"].id])
-    table = app.dataframe[0].value
+    table = outcomes(app)
     assert table["Runs"].tolist() == ["3 finished", "1 finished"] and table["n test"].tolist() == [200, 200]
     assert (table["Lowest"] <= table["Test accuracy"]).all() and (table["Test accuracy"] <= table["Highest"]).all()
     assert "Band: from the lowest seed to the highest" in words(app)
@@ -635,7 +664,7 @@ def test_seeds_of_a_setting_are_one_row_one_band_and_one_matrix(visit_week, week
     assert "3 seeds added up" in words(app) and "Families stand together" in words(app)
     assert len(app.get("plotly_chart")) == 3, "two matrices and their difference"
     app.session_state["compare_unit"] = "Runs"
-    assert len(checked(app.run()).dataframe[0].value) == 4
+    assert len(outcomes(checked(app.run()))) == 4
 
 
 def test_runs_of_few_settings_have_no_axes_to_weigh(visit_week, week):
@@ -683,13 +712,14 @@ def test_compare_names_the_winner_of_several_seeds_and_shows_every_pair(visit, w
     assert 0 < pairs["p (Holm)"][0] < 0.05
 
 
-def test_compare_draws_the_first_eight_of_many_runs_and_judges_all(visit, workspace):
+def test_many_seeds_of_one_setting_are_one_row_or_a_row_each(visit, workspace):
     runs = [Training.begin(workspace, config(seed=number, max_epochs=1), reach=0.5).finish().id for number in range(9)]
     app = visit("compare", run=runs)
     assert "One setting, 9 seeds" in words(app)
-    assert len(app.dataframe[0].value) == 9
-    assert "Curves and matrices: the first 8 of 9 runs." in words(app)
-    assert len(app.get("plotly_chart")) == 1 + 8
+    assert outcomes(app)["Runs"].tolist() == ["9 finished"]
+    app.session_state["compare_unit"] = "Runs"
+    assert len(outcomes(checked(app.run()))) == 9
+    assert len(section(app, "Confusion").get("plotly_chart")) == 1, "nine seeds added up"
 
 
 def test_compare_writes_the_picked_runs_into_the_address(visit_week, week):
@@ -715,7 +745,7 @@ def test_compare_follows_a_live_run_with_the_live_chart(visit_week, week):
 def test_compare_calls_random_weights_a_control(visit_week, week):
     app = visit_week("compare", run=[week[1]["finished"].id, week[1]["random"].id])
     assert "control" in words(app)
-    assert "random weights" in app.dataframe[0].value["Weights"].tolist()
+    assert "random weights" in outcomes(app)["Weights"].tolist()
 
 
 def test_compare_says_when_an_address_names_a_run_that_is_gone(visit_week, week):
@@ -742,7 +772,7 @@ def test_a_sweep_is_compared_by_its_address(swept, monkeypatch, visit):
     said = words(app)
     assert "rank and rate: 9 settings, 18 runs (16 finished, 2 pruned)." in said
     assert "of the 8 settings with the best mean valid accuracy. 1 other is in the tables" in said
-    assert len(app.dataframe[0].value) == 9
+    assert len(outcomes(app)) == 9
     curves = app.get("plotly_chart")[0].proto.spec
     assert curves.count('"fill":"toself"') == 8, "a band a setting that is shown"
     app = section(app, "What matters")
@@ -777,3 +807,68 @@ def test_leaving_a_sweep_leads_back_to_single_runs_and_the_address_follows(swept
 def test_a_sweep_that_is_not_there_is_said_and_runs_can_be_chosen(visit_week):
     app = visit_week("compare", sweep="nonsense")
     assert "No sweep has the id nonsense" in words(app) and app.multiselect
+
+
+# Baselines beside the compared runs
+
+
+@pytest.fixture
+def baselines_of_tiny(week, monkeypatch):
+    """Baselines of the week's data set as `compute` keeps them, from a guesser that hears nothing. Gone afterwards."""
+    from sklearn.dummy import DummyClassifier
+
+    def hears_nothing(manifest, asked, *rest):
+        return np.zeros((len(asked.clips), 1)), np.zeros((len(asked.clips), 1))
+
+    def guess(seed):
+        return lambda: DummyClassifier(strategy="stratified", random_state=int(seed))
+
+    monkeypatch.setattr(baselines, "_figures", hears_nothing)
+    monkeypatch.setattr(baselines, "_linear", lambda c: {f"a guess {c}": guess(100 * c)})
+    monkeypatch.setattr(baselines, "_trees", lambda manifest: {"another guess": guess(2)})
+    manifest, workspace = open_dataset(DataConfig(dataset="tiny")), week[0]
+    folder = baselines.folder_of(manifest, workspace)
+    folder.mkdir(parents=True)
+    (folder / "figures.part").touch()
+    found = baselines.compute(manifest, workspace)
+    yield found
+    shutil.rmtree(folder)
+
+
+def links(app):
+    return {element.proto.label for element in app.get("page_link")}
+
+
+def figures(app):
+    return [json.loads(element.proto.spec) for element in app.get("plotly_chart")]
+
+
+def test_compare_offers_baselines_and_then_tells_them_as_a_line_and_in_charts(visit_week, week, request):
+    chosen = [week[1]["finished"].id, week[1]["rank 16"].id]
+    app = visit_week("compare", run=chosen)
+    assert "Compute baselines" in links(app) and "majority class" not in words(app)
+    verdict = words(app).split("**")[1]
+    known = request.getfixturevalue("baselines_of_tiny")
+    app = visit_week("compare", run=chosen)
+    assert "Compute baselines" not in links(app)
+    assert "On the same 200 clips: majority class 2.5 %, pooled log-mel " in words(app)
+    assert words(app).split("**")[1] == verdict, "baselines are no part of the verdict"
+    app = section(app, "Cost")
+    assert "Dashed: baselines on the same clips" in words(app)
+    best = max(known.baselines, key=lambda one: one.right)
+    for figure in figures(app):
+        drawn = [shape["y0"] for shape in figure["layout"]["shapes"]]
+        assert best.accuracy.value in drawn and all(shape["line"]["dash"] for shape in figure["layout"]["shapes"])
+    app = section(app, "Scores")
+    dashes = next(trace for trace in figures(app)[0]["data"] if trace["name"] == best.short)
+    assert dashes["customdata"][0].startswith("<b>all clips · n 200</b>")
+    assert f"{100 * best.accuracy.value:.1f} % of 200 clips" in dashes["customdata"][0]
+
+
+def test_baselines_of_other_clips_are_not_shown(visit_week, week, baselines_of_tiny):
+    chosen = [week[1]["finished"].id, week[1]["rank 16"].id]
+    facts = json.loads((baselines_of_tiny.folder / "result.json").read_text())
+    (baselines_of_tiny.folder / "result.json").write_text(json.dumps(facts | {"test_key": "of others"}))
+    app = section(visit_week("compare", run=chosen), "Cost")
+    assert "majority class" not in words(app) and "Dashed" not in words(app) and "Compute baselines" not in links(app)
+    assert not any(figure["layout"].get("shapes") for figure in figures(app))

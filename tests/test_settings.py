@@ -65,7 +65,7 @@ def test_seeds_of_a_setting_are_one_row_and_the_latest_of_a_seed_counts():
     rows = rows_of(run(1), run(2, seed=1), run(3, seed=1), run(4, **{"lora.r": 16}))
     assert [[r.id for r in row.runs] for row in rows] == [["run1", "run3"], ["run4"]]
     assert [row.setting for row in rows] == [{"lora.r": 8}, {"lora.r": 16}], "only what differs"
-    assert [row.label for row in rows] == ["ast-mini · tiny · r 8", "ast-mini · tiny · r 16"]
+    assert [row.label for row in rows] == ["r=8", "r=16"]
 
 
 def test_runs_of_one_sweep_keep_its_trials_and_its_names():
@@ -82,7 +82,7 @@ def test_runs_of_one_sweep_keep_its_trials_and_its_names():
 def test_names_that_are_alike_are_told_apart():
     first, second = run(1), run(2, **{"lora.r": 16})
     named = [dataclasses.replace(r, config=r.config.model_copy(update={"name": "same"})) for r in (first, second)]
-    assert [row.label for row in rows_of(*named)] == ["same · r 8", "same · r 16"]
+    assert [row.label for row in rows_of(*named)] == ["r=8", "r=16"]
     swept = [run(1, trial=0), run(2, trial=1)]
     assert [row.label for row in rows_of(*swept)] == ["r 8 · lr 0.002 · setting 0", "r 8 · lr 0.002 · setting 1"]
 

@@ -27,6 +27,19 @@ def test_a_draft_lays_presets_first_and_fields_over_them():
     assert base["training"] == {"max_epochs": 3}, "the base is not written into"
 
 
+def test_a_name_of_the_sweeps_own_means_its_modules():
+    spec = sweep.build({"axes": {"targets": ["late", "core"]}, "sets": {"late": ["layers.3"]}})
+    assert sweep.build(sweep.yaml.safe_load(sweep.to_yaml(spec))) == spec
+    late, core = (sweep.draft({}, setting, spec.sets) for setting in sweep.combinations(spec.axes))
+    assert late["lora"] == {"targets": ["layers.3"], "target_set": "late"} and core["lora"] == {"targets": "core"}
+
+
+@pytest.mark.parametrize(("sets", "said"), [({"lte": ["x"]}, "sets names 'lte'"), ({"late": []}, "has no modules")])
+def test_a_set_that_nothing_names_or_that_is_empty_is_refused(sets, said):
+    with pytest.raises(ConfigError, match=said):
+        sweep.build({"axes": {"targets": ["late"]}, "sets": sets})
+
+
 def test_what_is_the_same_for_all_wins_over_the_defaults_that_come_with_a_backbone():
     made = sweep.draft({"training": {"lr": 0.1}, "model": {"weights": "random"}}, {"model": "ast-base"})
     assert made["model"] == {"variant": "ast-base", "weights": "random"}

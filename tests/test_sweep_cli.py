@@ -73,7 +73,7 @@ def test_the_missing_weights_of_each_family_are_named_with_their_mini_and_the_im
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ((), "A sweep needs something that differs: --models, --targets or --axis"),
+        ((), "A sweep needs something that differs: --models, --targets, --ablate or --axis"),
         (("--axis", "training.rl=1,2"), "Nearest: training.lr"),
         (("--axis", "training.lr=1e-3..1e-2"), "A grid needs listed values for training.lr"),
         (("--models", "ast-mini", "--sampler", "tpe"), "Say how many trials tpe may draw"),
@@ -133,6 +133,11 @@ def test_seeds_and_values_are_added_to_a_sweep(sousa, store):
         {"axes": {"targets": ["core"], "model": ["ast-mini"]}, "seeds": [4]},
         {"axes": {"targets": [["qkv"], [], "core"]}, "name": "one name, and none"},
         {"axes": {"lora.method": ["lora", "dora"], "data.clip_s": [None, 1.5], "targets": ["attention+mlp"]}},
+        {"axes": {"model": ["beats-mini"], "targets": list(sweeper.ablation("beats-mini", ["core"]))},
+         "sets": sweeper.ablation("beats-mini", ["core"])},
+        {"axes": {"targets": ["late layers", "core", "all"], "lora.r": [2, 4]},
+         "base": {"model": {"variant": "ast-mini"}},
+         "sets": {name: sweeper.ablation("ast-mini", ["q_proj", "fc1"])[name] for name in ("all", "late layers")}},
         {"axes": {"training.lr": {"low": 1e-5, "high": 1e-2, "log": True}, "lora.r": {"low": 4, "high": 64}},
          "sampler": "tpe", "trials": 9, "sampler_seed": 3},
         {"axes": {"model": ["ast-mini"]}, "base": {"data": {"dataset": "/a folder", "split_seed": 2},
@@ -151,6 +156,37 @@ def test_the_command_of_a_sweep_starts_an_equal_one(sousa, monkeypatch, values):
     assert words[:3] == ["python", "-m", "sousa_engine"] and words[-1] == "--skip-invalid"
     assert "seen enough" in sousa(*words[3:], code=2)
     assert seen == [spec]
+
+
+def test_an_ablation_is_shown_and_its_yaml_starts_the_same(sousa, store, tmp_path):
+    words = ("sweep", "--data", "micro", "--models", "ast-mini", "--ablate", "core", "--dry-run")
+    said = sousa(*words)
+    assert "model × targets: grid, 3 seeds, 33 runs" in said and store.sweeps() == ()
+    file = tmp_path / "sweep.yaml"
+    file.write_text(said[said.index("axes:") :])
+    spec = sweep.read(file)
+    assert spec.sets == sweeper.ablation("ast-mini", ["core"])
+    assert spec.axis("lora.targets").values[:3] == ("all", "without attention.query", "without attention.key")
+    fewer = sousa("sweep", "--file", str(file), "--targets", "all", "late layers", "--seeds", "0", "--detach")
+    assert "2 runs" in fewer
+    (made,) = store.sweeps()
+    assert list(made.spec["sets"]) == ["all", "late layers"]
+    runs = {run.title: run.config.lora for run in store.sweep_runs(made.id)}
+    late = runs["ast-mini · late layers"]
+    assert late.target_set == "late layers" and {t.path.split(".")[-3] for t in late.targets} == {"2", "3"}
+    assert len(runs["ast-mini · all"].targets) == 16
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--models", "ast-mini", "beats-mini", "--ablate", "core"), "--ablate takes one backbone"),
+        (("--models", "ast-mini", "--ablate", "corr"), "Nearest"),
+        (("--models", "ast-mini", "--ablate", "layers.0.attention.q_proj"), "has no parts in ast-mini"),
+    ],
+)
+def test_what_cannot_be_ablated_is_refused(sousa, words, message):
+    assert message in sousa("sweep", *words, code=2)
 
 
 def test_a_sweep_that_no_line_can_say_names_the_file_as_the_way():

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+import time
 
 import pytest
 
-from sousa_engine import launch, probe, supervisor, sweep, sweeper
+from sousa_engine import grammar, launch, probe, supervisor, sweep, sweeper
 from sousa_engine.analysis.sweeps import failures, nearest_names, seconds_left, tally, trial_rows, trials
+from sousa_engine.backbones import intake
+from sousa_engine.config import differences
 from sousa_engine.errors import ConfigError, PreflightError, RunError, TargetError, UnknownNameError
-from sousa_engine.records import RunStatus, SweepStatus
+from sousa_engine.records import Progress, RunStatus, SweepStatus
 from sousa_engine.spool import SpoolBatch, SpoolPoint
 from sousa_engine.store import Store
 
@@ -130,11 +133,46 @@ def test_a_probe_tells_how_long_a_sweep_takes_before_anything_was_trained(worksp
     assert probe.measure(workspace, before.untimed) == paces, "measured once"
 
 
+def test_measuring_goes_on_in_a_process_of_its_own(workspace):
+    spec = sweep.build({**GRID, "axes": {"model": ["efficientat-mini"]}})
+    untimed = sweeper.plan(spec, workspace).untimed
+    assert probe.start(workspace, untimed) and not probe.start(workspace, untimed), "one measures at a time"
+    end = time.monotonic() + 300
+    while (doing := intake.look(probe.folder(workspace))) and doing.is_running:
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    assert doing is None, doing
+    assert sweeper.plan(spec, workspace).seconds
+
+
+def test_sets_of_an_ablation_are_measured_once_where_they_are_as_large(workspace):
+    sets = sweeper.ablation("ast-mini", ["core"])
+    spec = sweep.build({**GRID, "axes": {"model": ["ast-mini"], "targets": list(sets)}, "sets": sets})
+    counts = [len(config.lora.targets) for config in sweeper.plan(spec, workspace).untimed]
+    assert counts == [16, 12, 4, 8]
+
+
+def test_the_ablation_of_a_run_differs_from_it_in_its_targets_alone(workspace):
+    words = ["model=ast-mini", "data=micro", "lora.r=4", "training.lr=0.002", "seed=7", "name=mine"]
+    config = launch.prepare(grammar.parse(words)).config
+    spec = sweeper.ablation_of(config)
+    assert spec.title == "ablation of mine" and spec.seeds == (0, 1, 2)
+    by_set = {run.setting["lora.targets"]: run.config for run in sweeper.plan(spec, workspace).runs}
+    same = config.model_copy(update={"seed": 2, "name": by_set["all"].name})
+    assert differences([same, by_set["all"]]) == {"lora.target_set": [config.lora.target_set, "all"]}
+    assert set(differences([same, by_set["early layers"]])) == {"name", "lora.target_set", "lora.targets"}
+
+
 def test_a_probe_that_fails_says_why(workspace):
     (config,) = sweeper.plan(sweep.build({**GRID, "axes": {"model": ["beats-mini"]}}), workspace).untimed
     missing = config.model_copy(update={"data": config.data.model_copy(update={"dataset": "/nowhere"})})
     with pytest.raises(RunError, match=r"The probe of beats-mini failed: .*/nowhere"):
         probe.measure(workspace, [missing])
+
+
+def told(store, run, progress, facts):
+    at = store.launch(run.id).spool_offset
+    assert store.ingest(run.id, SpoolBatch(start=at, end=at + 1, progress=progress, facts=facts))
 
 
 def test_earlier_runs_tell_how_long_a_sweep_takes(store):
@@ -146,6 +184,14 @@ def test_earlier_runs_tell_how_long_a_sweep_takes(store):
     found = sweeper.plan(sweep.build(values), store.workspace)
     assert found.seconds is None, "runs that left no time are no measure"
     assert store.sweep(first.id).status is SweepStatus.RUNNING
+    for run in store.sweep_runs(first.id):  # as a trainer leaves them: 40 steps an epoch, stopped early
+        clips = {"clips": {"train": 640, "valid": 160, "test": 200}}
+        told(store, run, Progress(phase="testing", done=1, total=1), {"train_s": 40.0, "epochs": 2, "data": clips})
+    runs = store.sweep_runs(first.id)
+    around = sum((run.ended_at_ms - run.started_at_ms) / 1000 - 40.0 for run in runs) / len(runs)
+    found = sweeper.plan(sweep.build(values), store.workspace)
+    steps = 40 * found.runs[0].config.training.max_epochs
+    assert found.seconds == pytest.approx(len(found.runs) * (0.5 * steps + max(0.0, around)))
 
 
 # A grid

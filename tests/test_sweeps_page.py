@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from seeding import train_next
 from streamlit.testing.v1 import AppTest
 
-from sousa_engine import launch, module_tree, supervisor, sweep, sweeper
+from sousa_engine import launch, module_tree, probe, processes, run_files, supervisor, sweep, sweeper
 from sousa_engine.analysis.sweeps import trial_rows
+from sousa_engine.backbones import intake
+from sousa_engine.config import RunConfig
+from sousa_engine.errors import RunError
 from sousa_engine.records import Curve, RunStatus, SweepStatus
 from sousa_engine.store import Store
+from sousa_engine.web import parts
 from sousa_engine.web.components.trial_tiles import MOST_POINTS, tiles_data
 from sousa_engine.workspace import PROJECT_ROOT
 
@@ -164,7 +172,7 @@ def test_settings_that_could_only_fail_are_grouped_by_cause_and_can_be_left_out(
 def test_earlier_runs_tell_how_long_it_takes(visit, store):
     started(store, axes={"model": ["ast-mini"]}, seeds=[0])
     run = train_next(store)
-    store.ingest(run.id, _facts({"train_s": 50.0}))
+    store.ingest(run.id, _facts({"train_s": 50.0, "epochs": 10, "data": {"clips": {"train": 640}}}))
     app = visit(state=FORM)
     metrics = {metric.label: metric.value for metric in app.metric}
     assert metrics["Time"] != "–" and "never trained here" not in words(app)
@@ -210,6 +218,7 @@ def test_what_was_typed_is_still_there_after_a_visit_to_another_page(visit, stor
     "values",
     [
         GRID,
+        {**GRID, "axes": {"model": ["ast-mini"], "targets": ["core", "late"]}, "sets": {"late": ["layers.3.mlp.fc1"]}},
         {**GRID, "name": "which rank", "axes": {"lora.r": [2, 4], "model": ["ast-mini"]}, "seeds": [3]},
         {**GRID, "axes": {"training.lr": {"low": 1e-4, "high": 1e-2, "log": True}, "lora": ["attention", "probe"]},
          "sampler": "random", "trials": 3, "sampler_seed": 2},
@@ -227,6 +236,68 @@ def test_a_clone_asks_for_the_same_sweep(visit, values):
 def canonical(spec):
     """Backbones and target sets stand first in the form; the order of axes means only the order of the trials."""
     return {**spec.model_dump(), "axes": sorted(spec.model_dump()["axes"], key=lambda axis: axis["field"])}
+
+
+# Measuring
+
+
+def test_measuring_is_started_once_and_then_the_time_is_known(visit, workspace, monkeypatch):
+    started, locks = [], []
+
+    def detached(command, *, log, lock):
+        started.append(command)
+        locks.append(os.dup(lock))
+        return SimpleNamespace(wait=lambda: 0)
+
+    monkeypatch.setattr(processes, "start_detached", detached)
+    app = visit(state=FORM)
+    app = checked(app.button(key="sweep.measure").click().run())
+    assert app.get("progress")[0].proto.text == "Measuring ..." and started[0][2] == "sousa_engine.probe"
+    asked_for = [RunConfig.model_validate(values) for values in json.loads(Path(started[0][4]).read_text())["configs"]]
+    assert not probe.start(workspace, asked_for) and len(started) == 1
+    with intake.taking_in(probe.folder(workspace), lock_fd=locks[0]) as tell:
+        tell("ast-mini · default", 0, 3)
+        app = checked(app.run())
+        assert app.get("progress")[0].proto.text == "Measuring ast-mini · default, 1 of 3 ..."
+        paces = {probe.key(config): {"step_s": 2.0, "start_s": 5.0, "peak_memory_mib": 9.0} for config in asked_for}
+        run_files.write_json(workspace.cache / "probes.json", paces)
+    app = checked(app.run())
+    assert "not known yet" not in words(app)
+    steps = launch.preflight(asked_for[0], workspace).total_steps
+    shown = {metric.label: metric.value for metric in app.metric}["Time"]
+    assert shown == parts.duration(3 * (2.0 * steps + 5.0))
+
+
+def test_a_probe_that_fails_is_a_sentence_and_can_be_tried_again(visit, workspace):
+    with (
+        contextlib.suppress(RunError),
+        intake.taking_in(probe.folder(workspace)) as tell,
+    ):
+        tell("ast-mini · default", 0, 1)
+        raise RunError("The probe of ast-mini failed: out of memory.")
+    app = visit(state=FORM)
+    assert "The probe of ast-mini failed: out of memory." in words(app)
+    assert app.button(key="sweep.measure").label == "Measure" and not app.get("progress")
+
+
+# An ablation
+
+
+def test_an_ablation_fills_the_form_and_starts_nothing(visit, store):
+    app = visit(state=FORM | {"sweep.axes": [0], "sweep.seeds": "5"})
+    app = checked(app.button(key="sweep.ablate").click().run())
+    spec = asked(app)
+    assert store.sweeps() == () and not app.error
+    assert spec.sets == sweeper.ablation("ast-mini", ["attention"]) and spec.seeds == (0, 1, 2)
+    assert spec.axis("lora.targets").values == tuple(spec.sets) and spec.base["data"] == {"dataset": "micro"}
+    assert "--ablate attention" in command(app) and "--targets" not in command(app)
+    assert app.button(key="sweep.start").label == "Start 33 runs"
+    app = checked(app.multiselect(key="sweep.targets").set_value(["all", "late layers"]).run())
+    assert list(asked(app).sets) == ["all", "late layers"]
+    checked(app.button(key="sweep.start").click().run())
+    (made,) = store.sweeps()
+    titles = [run.title for run in store.sweep_runs(made.id)]
+    assert titles == ["ast-mini · all"] * 3 + ["ast-mini · late layers"] * 3
 
 
 # One sweep
@@ -266,8 +337,31 @@ def test_tiles_show_each_seed_its_numbers_and_why_one_was_given_up(visit, store)
     assert [tile["trial"] for tile in tiles(checked(app.run()))] == [0, 1, 2, 3]
 
 
-def test_ticked_tiles_go_to_compare_with_as_many_whole_rounds_of_seeds_as_fit(visit, store):
+def test_a_tile_with_a_failed_and_a_pruned_seed_says_why_it_failed(visit, store):
+    made = started(store, axes={"model": ["ast-mini"]})
+    pruned = train_next(store, epochs=1, status=RunStatus.RUNNING)
+    store.prune(pruned.id, 10, "Pruned after epoch 1 (step 10): too weak.")
+    store.finish(pruned.id, RunStatus.STOPPED, None, nonce="nonce")
+    train_next(store, status=RunStatus.FAILED, reason="The loss became nan.")
+    (tile,) = tiles(visit(id=made.id))
+    assert (tile["state"], tile["note"]) == ("failed", "The loss became nan.")
+
+
+def test_all_tiles_ticked_beyond_what_compare_picks_name_the_whole_sweep(visit, store, monkeypatch):
+    made = started(store, axes={"lora.r": [1, 2, 3]}, seeds=[0])
+    monkeypatch.setattr(parts, "MOST_COMPARED", 2)
+    app = visit(id=made.id)
+    app.session_state[f"tiles-{made.id}"] = {"ticked": [0, 1, 2]}
+    app = checked(app.run())
+    compare = app.button(key="sweep.compare")
+    assert compare.disabled and compare.help == "3 are ticked; Compare takes up to 2 runs, or the whole sweep."
+    links = {link.proto.label: link.proto for link in app.get("page_link")}
+    assert f"sweep={made.id}" in links[":primary[Compare the whole sweep]"].query_string
+
+
+def test_ticked_tiles_go_to_compare_with_as_many_whole_rounds_of_seeds_as_fit(visit, store, monkeypatch):
     made = started(store, axes={"model": ["ast-mini"], "lora.r": [1, 2, 3]}, seeds=[0, 1, 2])
+    monkeypatch.setattr(parts, "MOST_COMPARED", 8)
     runs = store.sweep_runs(made.id)
     app = visit(id=made.id)
     assert app.button(key="sweep.compare").disabled

@@ -16,6 +16,7 @@ from sousa_engine.config import RunConfig
 from sousa_engine.methods import METHODS
 from sousa_engine.records import Prediction, Run, Summary
 
+MOST_NAMED = 3  # runs in a note; more are counted
 LONGEST_NAME = 60  # of a setting, in characters; beyond it the title of a run says it better
 _NOT_A_SETTING = ("name", "seed", "device", "wandb.mode", "wandb.project", "lora.target_set")
 _SAME_CLIPS = ("data.dataset", "data.clip_s", "data.valid_fraction", "data.test_fraction", "data.split_seed")
@@ -142,12 +143,10 @@ def conclude(
             verdict="No conclusion: the runs were not measured on the same clips (data set or split differ).",
             notes=tuple(notes),
         )
-    unmeasured = [row.title for row in rows if row.test is None]
+    unmeasured = [_titled(row) for row in rows if row.test is None]
     if unmeasured:
-        missing = (
-            f"{listed(unmeasured)} {'has' if len(unmeasured) == 1 else 'have'} no test result, "
-            "which is measured once, at the end."
-        )
+        named = listed(unmeasured) if len(unmeasured) <= MOST_NAMED else f"{len(unmeasured)} of {len(rows)} runs"
+        missing = f"{named} {'has' if len(unmeasured) == 1 else 'have'} no test result, which is measured at the end."
         measured = [row for row in rows if row.test is not None]
         if len(measured) < 2:
             return Conclusion(verdict=f"No conclusion: {missing}", notes=tuple(notes))

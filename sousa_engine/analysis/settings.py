@@ -78,9 +78,11 @@ def setting_rows(runs: Sequence[Run], summaries: Summaries) -> tuple[TrialRow, .
         seeds = groups.setdefault(result.setting, {})
         if run.config.seed not in seeds or run.created_at_ms >= seeds[run.config.seed].created_at_ms:
             seeds[run.config.seed] = run
-    names = list(setting_names(runs).values())  # in the order in which the groups were found
     found = [tuple(seeds[seed] for seed in sorted(seeds)) for seeds in groups.values()]
     fields = setting_fields([of[0].config for of in found])
+    given = [of[0].config.name.removesuffix(f" · seed {of[0].config.seed}") for of in found]
+    often, short = Counter(given), list(setting_names(runs).values())
+    names = [name if name and often[name] == 1 else other for name, other in zip(given, short, strict=True)]
     rows = []
     for number, of in enumerate(found):
         row = trial_row(number, of, {field: _plain(of[0].config, field) for field in fields}, summaries)

@@ -12,21 +12,37 @@ from sousa_engine.charts import template
 
 MOST_NAMED = 8  # points of the frontier with their name beside them
 LOG_FROM = 8
+NEAR = 0.05  # of the axis: labels of levels nearer than this would overlap
+
+
+class Level(NamedTuple):
+    """An accuracy to compare with: a dashed line across the chart."""
+
+    name: str
+    value: float
 
 
 class CostInfo(NamedTuple):
-    """notes: what to say of each point."""
+    """notes: what to say of each point. levels: those that are drawn, lowest first."""
 
     measure: str
     points: tuple[CostPoint, ...]
     notes: tuple[str, ...]
     log: bool
+    levels: tuple[Level, ...] = ()
 
 
-def cost_info(points: Sequence[CostPoint], measure: str) -> CostInfo:
+def cost_info(points: Sequence[CostPoint], measure: str, levels: Sequence[Level] = ()) -> CostInfo:
+    """The highest of `levels` is drawn, and of the others those that would not stretch the axis by a third."""
     costs = [point.cost for point in points]
     log = bool(costs) and min(costs) > 0 and max(costs) >= LOG_FROM * min(costs)
-    return CostInfo(measure=measure, points=tuple(points), notes=tuple(_note(p, measure) for p in points), log=log)
+    return CostInfo(
+        measure=measure,
+        points=tuple(points),
+        notes=tuple(_note(p, measure) for p in points),
+        log=log,
+        levels=_drawn(points, levels),
+    )
 
 
 def cost_text(cost: float, measure: str) -> str:
@@ -72,8 +88,60 @@ def cost_figure(info: CostInfo, names: bool = True) -> go.Figure:
                 **(template.log_axis([_shown(info, i) for i in range(len(info.points))]) if info.log else {}),
             },
             yaxis={"title": {"text": "test accuracy, 95 % interval"}, "tickformat": ".0%"},
+            shapes=[
+                {
+                    "type": "line",
+                    "xref": "paper",
+                    "x0": 0,
+                    "x1": 1,
+                    "y0": level.value,
+                    "y1": level.value,
+                    "layer": "below",
+                    "line": {"dash": "dash", "width": 1, "color": template.GREY.format(0.7)},
+                }
+                for level in info.levels
+            ],
+            annotations=_labels(info),
         ),
     )
+
+
+def _labels(info: CostInfo) -> list[dict]:
+    """At the right end, above each line; below it where the next line is too near."""
+    if not info.levels:
+        return []
+    near = NEAR * _span([*_ends(info.points), *(level.value for level in info.levels)])
+    followers = [*info.levels, None][1:]
+    return [
+        {
+            "xref": "paper",
+            "x": 1,
+            "xanchor": "right",
+            "y": level.value,
+            "yanchor": "top" if after and after.value - level.value < near else "bottom",
+            "text": f"{level.name} {100 * level.value:.1f} %",
+            "showarrow": False,
+            "font": {"size": 11, "color": template.GREY.format(1)},
+        }
+        for level, after in zip(info.levels, followers, strict=True)
+    ]
+
+
+def _drawn(points: Sequence[CostPoint], levels: Sequence[Level]) -> tuple[Level, ...]:
+    ordered = sorted(levels, key=lambda level: level.value)
+    if not ordered:
+        return ()
+    held = [*_ends(points), ordered[-1].value]
+    lowest = min(held) - _span(held) / 3
+    return tuple(level for level in ordered if level.value >= lowest)
+
+
+def _ends(points: Sequence[CostPoint]) -> list[float]:
+    return [end for point in points for end in (point.score.low, point.score.high)]
+
+
+def _span(values: Sequence[float]) -> float:
+    return max(values) - min(values)
 
 
 def _dots(info: CostInfo, which: Sequence[int], name: str, marker: dict, named: bool = False) -> go.Scatter:

@@ -22,21 +22,33 @@ class ScoreSeries(NamedTuple):
 
 
 class ScoresInfo(NamedTuple):
-    """groups: with their n, where all settings were asked the same number of clips. intervals: whether to draw them."""
+    """groups: with their n, where all settings were asked the same number of clips. intervals: whether to draw them.
+
+    level: something to compare with, without a colour of its own.
+    """
 
     groups: tuple[str, ...]
     series: tuple[ScoreSeries, ...]
     intervals: bool
+    level: ScoreSeries | None = None
 
 
-def scores_info(found: Sequence[tuple[str, Mapping[str, Score]]], intervals: bool = True) -> ScoresInfo:
-    """found: (name, group -> score) of each setting. Groups stand in the order in which they first come."""
+def scores_info(
+    found: Sequence[tuple[str, Mapping[str, Score]]],
+    intervals: bool = True,
+    level: tuple[str, Mapping[str, Score]] | None = None,
+) -> ScoresInfo:
+    """found: (name, group -> score) of each setting, level: of a baseline on the same clips.
+
+    Groups stand in the order in which they first come.
+    """
     groups = tuple(dict.fromkeys(group for _, scores in found for group in scores))
     clips = {group: {scores[group].n for _, scores in found if group in scores} for group in groups}
     return ScoresInfo(
         groups=tuple(f"{group} · n {min(clips[group])}" if len(clips[group]) == 1 else group for group in groups),
         series=tuple(ScoreSeries(name, tuple(scores.get(group) for group in groups)) for name, scores in found),
         intervals=intervals,
+        level=ScoreSeries(level[0], tuple(level[1].get(group) for group in groups)) if level else None,
     )
 
 
@@ -46,10 +58,14 @@ def scores_figure(info: ScoresInfo) -> go.Figure:
     row_px = max(28, DOT_PX * size + 14) if info.intervals else SHORT_ROW_PX
     shift = DOT_PX / row_px if info.intervals else 0.0
     return go.Figure(
-        [_dots(info, number, (number - (size - 1) / 2) * shift) for number in range(size)],
+        [
+            *([_level(info, info.level, row_px)] if info.level else []),
+            *(_dots(info, number, (number - (size - 1) / 2) * shift) for number in range(size)),
+        ],
         layout=template.layout(
             height=row_px * count + 110,
             showlegend=True,
+            legend={"itemsizing": "constant"},
             hovermode="closest",
             xaxis={
                 "title": {"text": "test accuracy, 95 % interval" if info.intervals else "test accuracy"},
@@ -87,6 +103,25 @@ def _dots(info: ScoresInfo, number: int, shift: float) -> go.Scatter:
         mode="markers",
         marker={"size": 8, "color": template.series(number)},
         error_x=error if info.intervals else None,
+        customdata=[f"<b>{info.groups[i]}</b><br>{_note(score)}" for i, score in known],
+        hovertemplate="%{customdata}<extra>%{fullData.name}</extra>",
+    )
+
+
+def _level(info: ScoresInfo, level: ScoreSeries, row_px: int) -> go.Scatter:
+    """A thin upright dash in each group, as high as its dots."""
+    known = [(i, score) for i, score in enumerate(level.scores) if score is not None]
+    return go.Scatter(
+        x=[score.value for _, score in known],
+        y=[i for i, _ in known],
+        name=level.name,
+        mode="markers",
+        marker={
+            "symbol": "line-ns-open",
+            "size": (row_px - 4) / 1.4,  # plotly draws this symbol 1.4 times as long
+            "line": {"width": 1.5},
+            "color": template.GREY.format(0.8),
+        },
         customdata=[f"<b>{info.groups[i]}</b><br>{_note(score)}" for i, score in known],
         hovertemplate="%{customdata}<extra>%{fullData.name}</extra>",
     )

@@ -54,6 +54,15 @@ class Manifest:
     def by_id(self) -> dict[str, Clip]:
         return {clip.clip_id: clip for clip in self.clips}
 
+    @cached_property
+    def split_key(self) -> str:
+        """32 hex digits that change with any clip's name, label, split or player: what content_key leaves open."""
+        digest = hashlib.sha256()
+        for clip in self.clips:
+            facts = "\0".join((clip.clip_id, clip.label, clip.split, clip.group))
+            digest.update(f"{facts}\n".encode("utf-8", "surrogateescape"))
+        return digest.hexdigest()[:32]
+
     def indices(self, split: str) -> tuple[int, ...]:
         """Positions in `clips` (and in a feature cache) of one split's clips."""
         return tuple(i for i, clip in enumerate(self.clips) if clip.split == split)

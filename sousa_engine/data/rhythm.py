@@ -46,7 +46,7 @@ class Strokes(NamedTuple):
     """Primary strokes, (n,) each, with what is attached to them.
 
     before, after: how many softer onsets lie within a few hundredths of a second before (grace strokes: one a flam,
-    two a drag) and after it (a bounce, many a buzz).
+    one or two a drag, whose two may be heard as one) and after it (a bounce, many a buzz).
     """
 
     onset_s: np.ndarray
@@ -68,6 +68,8 @@ def hear(waveform: np.ndarray) -> Heard:
     db = 10.0 * np.log10(power + floor + 1e-12)
     envelope = librosa.onset.onset_strength(S=db, sr=SAMPLE_RATE_HZ, hop_length=_HOP, lag=2, center=False)
     top = float(np.quantile(envelope, 0.99)) if envelope.size else 0.0
+    if top < 1.0:  # strokes are few and far between, or there is none
+        top = float(envelope.max(initial=0.0))
     if top < 1.0:
         nothing = np.zeros(0)
         return Heard(nothing, nothing, np.zeros((0, _BANDS)), envelope)
@@ -132,7 +134,8 @@ def unit_s(onset_s: np.ndarray) -> float:
 
 def pattern(waveform: np.ndarray) -> np.ndarray:
     """The figures of float32 (samples,) at SAMPLE_RATE_HZ as float32 (PATTERN,); finite also for silence."""
-    found = np.concatenate(list(blocks(hear(waveform)).values())).astype(np.float32)
+    # Rounded: the tails of soft bins are noise, and so small that their deviation would be zero in float32.
+    found = np.concatenate(list(blocks(hear(waveform)).values())).round(5).astype(np.float32)
     assert found.shape == (PATTERN,) and np.isfinite(found).all()
     return found
 
@@ -283,10 +286,10 @@ def _autocorrelation(x: np.ndarray) -> np.ndarray:
 
 def _lagged(x: np.ndarray, most: int) -> np.ndarray:
     """(most,): correlation of a sequence (n,) or (n, d) with itself 1 to `most` places on; 0 where it is too short."""
-    x = x.reshape(len(x), -1)
     found = np.zeros(most)
     if len(x) < 4:
         return found
+    x = x.reshape(len(x), -1)
     x = x - x.mean(axis=0)
     scale = float((x * x).sum(axis=1).mean())
     if scale < 1e-9:

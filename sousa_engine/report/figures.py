@@ -20,7 +20,7 @@ from sousa_engine.charts.confusion import (
     confusion_figure,
     confusion_info,
 )
-from sousa_engine.charts.cost import cost_figure, cost_info
+from sousa_engine.charts.cost import Level, cost_figure, cost_info
 from sousa_engine.charts.curves import curves_figure, curves_info
 from sousa_engine.charts.importance import importance_figure, importance_info
 from sousa_engine.charts.parallel import parallel_figure, parallel_info
@@ -60,7 +60,8 @@ def _curves(report: Report) -> Chart:
 
 def _cost(report: Report, measure: str) -> Chart:
     rows = [replace(row, label=safe(row.label)) for row in report.rows]
-    figure = cost_figure(cost_info(cost.cost_points(rows, measure), measure))
+    levels = [Level(one.title, one.accuracy.value) for one in report.baselines]
+    figure = cost_figure(cost_info(cost.cost_points(rows, measure), measure, levels))
     title = cost.MEASURES[measure]
     return Chart(title=title, alt=f"Test accuracy against {title.lower()}", figure=figure)
 

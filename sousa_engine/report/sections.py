@@ -361,7 +361,10 @@ def _baselines(report: Report) -> Section:
     return Section(
         title="Baselines",
         tables=(Table(name="Baselines", columns=columns, rows=rows, numbers=(1, 2, 3, 4)),) if rows else (),
-        small=("What the data gives away without a network, fitted on train and valid, measured once on test.",),
+        small=(
+            "What the data gives away without a network: fitted on train, chosen by valid, measured once on the same "
+            "test clips. They take no part in the verdict.",
+        ),
     )
 
 

@@ -6,6 +6,8 @@ other. Every page finds its progress again in the workspace; so does this one, a
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pandas as pd
 import streamlit as st
 
@@ -46,7 +48,7 @@ def section(data: DataConfig, manifest: Manifest, workspace: Workspace, was_runn
     found = baselines.cached(manifest, workspace)
     if found:
         table(found)
-    elif running:
+    elif doing and running:
         progress(doing, baselines.folder_of(manifest, workspace))
     else:
         offer(data, workspace, doing)
@@ -55,8 +57,9 @@ def section(data: DataConfig, manifest: Manifest, workspace: Workspace, was_runn
 def table(found: Baselines) -> None:
     n = found.baselines[0].n
     st.caption(
-        "What the data gives away without a network: a run that is no better has learned nothing that these do not "
-        f"know. Test accuracy, n = {n:,}; fitted on train and valid, computed {parts.when(found.computed_at_ms)}."
+        "What the data gives away without a network: a run has to be better to justify its own. "
+        f"Test accuracy, n = {n:,}; fitted on train, chosen by valid, as runs are. "
+        f"Computed {parts.when(found.computed_at_ms)}."
     )
     rows = []
     for one in found.baselines:
@@ -87,8 +90,8 @@ def table(found: Baselines) -> None:
     )
 
 
-def progress(doing: Intake, folder) -> None:
-    words = {baselines.LISTENING: "Listening to clips", baselines.CHOOSING: "Choosing classifiers on train and valid"}
+def progress(doing: Intake, folder: Path) -> None:
+    words = {baselines.LISTENING: "Listening to clips", baselines.CHOOSING: "Fitting classifiers on train"}
     if doing.doing not in words or not doing.total:
         st.progress(0.0, text="Starting ...")
     else:

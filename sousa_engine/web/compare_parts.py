@@ -14,6 +14,7 @@ from sousa_engine.analysis.confusion import Confusion, changes, confusion, diffe
 from sousa_engine.analysis.curves import AXES, Line, placed, seed_line
 from sousa_engine.analysis.settings import AgainstBase, Summaries
 from sousa_engine.analysis.sweeps import TrialRow
+from sousa_engine.baselines import Baselines
 from sousa_engine.charts import template
 from sousa_engine.charts.confusion import (
     confusion_difference_figure,
@@ -33,13 +34,17 @@ SAME, OTHER = "color: rgba(128,128,128,0.8)", "background-color: rgba(27,156,144
 
 @dataclass(frozen=True, kw_only=True)
 class Compared:
-    """What a visitor compares. rows: all settings; shown: those that get a colour, a curve and a matrix."""
+    """What a visitor compares. rows: all settings; shown: those that get a colour, a curve and a matrix.
+
+    baselines: of the very clips that all of them were tested on, if they were computed.
+    """
 
     rows: tuple[TrialRow, ...]
     shown: tuple[TrialRow, ...]
     summaries: Summaries
     predictions: Mapping[str, Sequence[Prediction]]  # of the shown runs: run id -> its test split
     of_sweep: bool
+    baselines: Baselines | None = None
 
     @property
     def has_axes(self) -> bool:

@@ -11,7 +11,7 @@ import streamlit as st
 from sousa_engine.analysis import cost, families, importance, scores, settings
 from sousa_engine.analysis.settings import SettingAxis
 from sousa_engine.analysis.sweeps import TrialRow
-from sousa_engine.charts.cost import cost_figure, cost_info, cost_text
+from sousa_engine.charts.cost import Level, cost_figure, cost_info, cost_text
 from sousa_engine.charts.importance import importance_figure, importance_info
 from sousa_engine.charts.parallel import parallel_figure, parallel_info
 from sousa_engine.charts.scores import scores_figure, scores_info
@@ -101,7 +101,8 @@ def costs(compared: Compared) -> None:
     if not points:
         st.caption(f"No finished run has both a test result and its {cost.MEASURES[measure].lower()}.")
         return
-    info = cost_info(points, measure)
+    known = compared.baselines.baselines if compared.baselines else ()
+    info = cost_info(points, measure, [Level(one.short, one.accuracy.value) for one in known])
     with parts.desk("cost"):
         st.plotly_chart(cost_figure(info), key="compare_cost_chart", alt="Accuracy against cost")
     with parts.phone("cost"):
@@ -119,6 +120,11 @@ def costs(compared: Compared) -> None:
         said.append(f"{missing} {'setting has' if missing == 1 else 'settings have'} no test result or no such figure.")
     if any(point.is_control for point in points):
         said.append("Random weights are a control and never on the frontier.")
+    if info.levels:
+        said.append(
+            "Dashed: baselines on the same clips"
+            + ("." if len(info.levels) == len(known) else "; others lie far below.")
+        )
     if measure == "peak_memory_mib":
         said.append("Memory of the trainer's process, not of its accelerator.")
     used = cost.devices(compared.rows)
@@ -146,15 +152,30 @@ def parts_of_the_test(compared: Compared) -> None:
     found = {row.number: _scored(asked[row.number], part, kinds[row.number]) for row in rows}
     found = {number: by_group for number, by_group in found.items() if by_group}
     drawn = [(row.label, found[row.number]) for row in compared.shown if row.number in found]
+    level = _level(compared, part, kinds)
     if drawn:
-        figure = scores_figure(scores_info(drawn, intervals=part != "Classes"))
+        figure = scores_figure(scores_info(drawn, intervals=part != "Classes", level=level))
         with parts.desk("scores"):
             st.plotly_chart(figure, key="compare_scores", alt=f"Test accuracy of {part.lower()}")
+            if level:
+                st.caption(f"Upright dashes: the baseline {level[0]} on the same clips.")
     with parts.desk("score-table"):
         _score_table(rows, found)
     with parts.phone("scores"):
         st.markdown(parts.listed(_score_lines(drawn), None))
     st.caption(" ".join(_said_of(part, names, rows, asked)))
+
+
+def _level(
+    compared: Compared, part: str, kinds: Mapping[int, Sequence[scores.Slicing]]
+) -> tuple[str, Mapping[str, scores.Score]] | None:
+    """The best baseline on the same clips, and its scores of this part."""
+    known = compared.baselines
+    if known is None:
+        return None
+    best = max(known.baselines, key=lambda one: one.right)
+    clips = [ClipScore(p.clip_id, p.label, int(p.predicted == p.label), 1) for p in known.predictions(best.name)]
+    return best.short, _scored(clips, part, next(iter(kinds.values())))
 
 
 def _slicings(row: TrialRow) -> tuple[scores.Slicing, ...]:

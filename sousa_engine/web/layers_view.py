@@ -5,13 +5,13 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from sousa_engine import module_tree
+from sousa_engine import module_tree, sweeper
 from sousa_engine.analysis.compare import parameters
 from sousa_engine.analysis.layers import Updates, grid, pruned, ranked, strongest, updates
 from sousa_engine.charts.layers import layers_figure, layers_info
-from sousa_engine.errors import SousaError
+from sousa_engine.errors import SousaError, UserError
 from sousa_engine.records import Run
-from sousa_engine.web import parts
+from sousa_engine.web import parts, sweep_form
 
 MEANING = (
     "Per cent: the norm of each target's update against the norm of its weight, ‖ΔW‖ / ‖W‖. A small one is a hint that "
@@ -23,6 +23,8 @@ MEANING = (
 def layers_section(run: Run, *, refresh_s: float) -> None:
     """Draws itself anew while the run is alive, and offers to leave out the weakest once it is over."""
     st.fragment(_layers, run_every=None if run.status.is_over else refresh_s)(run)
+    if not _nothing_to_measure(run):
+        _ablation(run)
 
 
 def _layers(run: Run) -> None:
@@ -171,6 +173,28 @@ def _leave_out(run: Run, found: Updates) -> tuple[str, ...]:
                 st.session_state["draft"] = config.model_dump(mode="json")
                 st.switch_page(parts.page_path("launch"))
     return kept
+
+
+def _ablation(run: Run) -> None:
+    """The way to a sweep that trains the run's target set with and without its parts; the form there is filled."""
+    try:
+        spec = sweeper.ablation_of(run.config)
+    except UserError as error:
+        st.caption(parts.plain(str(error)))
+        return
+    st.markdown("**Which targets earn their keep**")
+    st.caption(
+        f"Trains the set again in {len(spec.sets)} versions with {len(spec.seeds)} seeds each, all else as in this "
+        "run: "
+        f"{parts.plain(', '.join(spec.sets))}."
+        + (" Ranks of single modules are left out." if run.config.lora.rank_pattern else "")
+    )
+    if st.button(
+        "Sweep an ablation", icon=":material/content_cut:", key="ablate",
+        help=f"Fills the form on the page Sweeps: {spec.run_count} runs. Nothing starts before you press Start there.",
+    ):  # fmt: skip
+        st.session_state[sweep_form.DRAFT] = spec.model_dump(mode="json")
+        st.switch_page(parts.page_path("sweeps"))
 
 
 def _save(run: Run, name: str, paths: tuple[str, ...]) -> None:

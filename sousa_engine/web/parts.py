@@ -20,6 +20,7 @@ from sousa_engine.records import Run, RunRow, RunStatus, Sweep, SweepStatus
 from sousa_engine.store import Store
 from sousa_engine.workspace import PROJECT_ROOT, default_workspace
 
+MOST_COMPARED = 40  # runs that the page Compare takes one by one; a sweep is compared whole, whatever its size
 _R = TypeVar("_R", Run, RunRow)
 STATUS_COLORS = {
     RunStatus.QUEUED: "gray",

@@ -13,7 +13,8 @@ from typing import Any, Literal, get_args, get_origin
 
 import streamlit as st
 
-from sousa_engine import backbones, config, grammar, launch, module_tree, sweep, sweep_cli, sweeper
+from sousa_engine import backbones, config, grammar, launch, module_tree, probe, sweep, sweep_cli, sweeper
+from sousa_engine.backbones import intake
 from sousa_engine.config import RunConfig
 from sousa_engine.data import synth
 from sousa_engine.errors import ConfigError, SousaError, TargetError, UserError
@@ -43,6 +44,7 @@ NO_ROW = (
 )  # above, or no axis
 USUAL_FIELDS = ("training.lr", "lora.r", "lora.method", "training.max_epochs", "augment")
 EACH_ITS_OWN = "each backbone's own"
+REFRESH_S = 1
 base = RunConfig()  # pyright: ignore[reportCallIssue]
 
 
@@ -88,6 +90,7 @@ def take_over_draft() -> None:
         "name": spec.name,
         "models": [],
         "targets": [],
+        "sets": {name: list(entries) for name, entries in spec.sets.items()},
         "sampler": spec.sampler,
         "trials": spec.trials or 12,
         "sampler_seed": spec.sampler_seed,
@@ -183,7 +186,8 @@ def targets_field(asked: Asked, models: Sequence[str]) -> None:
         saved = store.target_sets()
     outlines = [module_tree.load_outline(backbones.variant(name).name) for name in models if is_backbone(name)]
     outlines = outlines or [module_tree.load_outline(base.model.variant)]
-    offered = target_options(outlines, saved)
+    sets: dict[str, list[str]] = st.session_state.setdefault("sweep.sets", {})
+    offered = {**{name: name for name in sets}, **target_options(outlines, saved)}
     held = st.session_state.setdefault("sweep.targets", ["default"])
     chosen = st.multiselect(
         "Target sets", [*offered, *(text for text in held if text not in offered)], key="sweep.targets",
@@ -193,8 +197,11 @@ def targets_field(asked: Asked, models: Sequence[str]) -> None:
         "Backbones.", persist_state="session",
     )  # fmt: skip
     asked.slots["targets"] = st.empty()
+    with st.popover("Target-set ablation", icon=":material/content_cut:", help="Which parts of a set earn their keep?"):
+        ablation_fields(models[0] if models else base.model.variant, saved)
     if not chosen:
         return
+    asked.values["sets"] = {text: sets[text] for text in chosen if text in sets}
     named = {label_of(one): list(one.paths) for one in saved} | offered
     try:
         values = [named[text] if text in named else free_entry(text) for text in chosen]
@@ -202,6 +209,45 @@ def targets_field(asked: Asked, models: Sequence[str]) -> None:
         asked.problems["targets"] = str(error)
         return
     asked.add_axis("targets", {"field": "targets", "values": values})
+
+
+def ablation_fields(model: str, saved: Sequence[TargetSet]) -> None:
+    """A backbone and a set of it, what an ablation would train, and a button that fills the form with it."""
+    st.caption(
+        "One set of one backbone: all of it, without each role, each role alone, and half of the layers, with three "
+        "seeds. Filling in replaces backbones, target sets, seeds and further axes; nothing starts by that."
+    )
+    names = list(backbones.VARIANTS)
+    first = backbones.variant(model).name if is_backbone(model) else base.model.variant
+    variant = st.selectbox("Backbone", names, index=names.index(first), key=f"sweep.ablate.of.{first}")
+    outline = module_tree.load_outline(variant)
+    own = {label_of(one): list(one.paths) for one in saved if one.variant == variant}
+    sets = {**{name: [name] for name in launch.named_sets(outline)}, **own}
+    name = st.selectbox("Set", list(sets), key=f"sweep.ablate.set.{variant}")
+    try:
+        made = sweeper.ablation(variant, sets[name])
+    except UserError as error:
+        st.caption(parts.plain(str(error)))
+        return
+    st.caption(parts.plain(f"{len(made)} sets: {', '.join(made)}."))
+    st.button(
+        f"Fill in {len(made)} target sets", key="sweep.ablate", type="primary", on_click=fill_in_ablation,
+        args=(variant, name, made),
+    )  # fmt: skip
+
+
+def fill_in_ablation(variant: str, name: str, sets: Mapping[str, Sequence[str]]) -> None:
+    """What is the same for all stays as it was typed."""
+    state: dict[str, Any] = {
+        "name": f"ablation of {name}, {variant}"[:120],
+        "models": [variant],
+        "targets": list(sets),
+        "sets": {label: list(entries) for label, entries in sets.items()},
+        "sampler": "grid",
+        "seeds": "0 1 2",
+        "axes": [],
+    }
+    st.session_state.update({f"sweep.{key}": value for key, value in state.items()})
 
 
 def is_backbone(name: str) -> bool:
@@ -482,8 +528,11 @@ def built(asked: Asked) -> SweepSpec | None:
 
 
 @st.cache_data(ttl=60, max_entries=50, show_spinner="Checking every setting ...")
-def look(spec: str, workspace_root: str) -> sweeper.Plan:
-    """The plan of a sweep given as JSON, without its runs; remembered briefly, since each keystroke reruns the page."""
+def look(spec: str, workspace_root: str, paces: int) -> sweeper.Plan:
+    """The plan of a sweep given as JSON, without its runs; remembered briefly, since each keystroke reruns the page.
+
+    paces: how many kinds were measured by now. With one more, the time may be known.
+    """
     found = sweeper.plan(SweepSpec.model_validate_json(spec), Workspace(root=Path(workspace_root)))
     return replace(found, runs=())
 
@@ -499,7 +548,7 @@ def preview(asked: Asked, spec: SweepSpec | None) -> None:
             start_button("To start, mend: " + ", ".join(title_of(asked, place) for place in list(asked.problems)[:3]))
         return
     try:
-        found = look(spec.model_dump_json(), str(default_workspace().root))
+        found = look(spec.model_dump_json(), str(default_workspace().root), len(probe.known(default_workspace())))
     except UserError as error:
         st.error(parts.plain(str(error)), icon=":material/error:")
         with top:
@@ -543,14 +592,57 @@ def numbers(spec: SweepSpec, found: sweeper.Plan) -> None:
         f"{'seed' if seeds == 1 else 'seeds'}; at most {sweep.MOST_RUNS:,} runs a sweep."
     )
     if found.untimed:
-        was = "was" if len(found.untimed) == 1 else "were"
-        st.caption(
-            f"Time: not known yet. {parts.plain(', '.join(found.untimed))} {was} never trained here on this data with "
-            "this batch size."
-        )
+        doing = intake.look(probe.folder(default_workspace()))
+        running = doing is not None and doing.is_running
+        st.fragment(time_unknown, run_every=REFRESH_S if running else None)(found.untimed, running)
     free = shutil.disk_usage(default_workspace().root).free
     if found.disk_bytes > free:
         st.warning(f"Only {size_text(free)} of disk are free.", icon=":material/hard_drive:")
+
+
+def time_unknown(untimed: Sequence[RunConfig], was_running: bool) -> None:
+    """Which kinds nobody timed here, and measuring them; the whole page is drawn anew when that begins or ends."""
+    workspace = default_workspace()
+    doing = intake.look(probe.folder(workspace))
+    if (doing is not None and doing.is_running) != was_running:
+        st.rerun()
+    variants = list(dict.fromkeys(config.model.variant for config in untimed))
+    was = "was" if len(variants) == 1 else "were"
+    st.caption(
+        f"Time: not known yet. {', '.join(variants)} {was} never trained here on this data with this batch size and "
+        "as many targets."
+    )
+    if doing and doing.is_running:
+        done, total = doing.done, doing.total or len(untimed)
+        what = f" {doing.doing}, {done + 1} of {total}" if doing.total else ""
+        st.progress(min(1.0, done / total), text=parts.plain(f"Measuring{what} ..."))
+        st.button(
+            "Stop measuring", icon=":material/stop_circle:", key="sweep.measure.stop", on_click=intake.ask_to_stop,
+            args=(probe.folder(workspace),), help="After the one that is being timed. What was measured is kept.",
+        )  # fmt: skip
+        return
+    count = len(untimed)
+    st.button(
+        "Measure" if count == 1 else f"Measure {count} kinds", icon=":material/timer:", key="sweep.measure",
+        on_click=measure, args=(untimed,),
+        help=f"Times {probe.STEPS} steps of each on noise, in a process of its own, which takes some seconds to start; "
+        "neither data nor weights are needed. Goes on while this page is closed. While something trains here, it comes "
+        "out too slow.",
+    )  # fmt: skip
+    if doing:
+        stopped = doing.error == intake.STOPPED
+        said = "Measuring was stopped. What was measured is kept." if stopped else doing.error
+        show, icon = (st.info, "stop_circle") if stopped else (st.error, "error")
+        show(parts.plain(f"{parts.when(doing.at_ms)}: {said}"), icon=f":material/{icon}:")
+    if refused := st.session_state.pop("sweep.measure.refused", ""):
+        st.error(parts.plain(refused), icon=":material/error:")
+
+
+def measure(untimed: Sequence[RunConfig]) -> None:
+    try:
+        probe.start(default_workspace(), untimed)  # False: somebody was faster; theirs is shown instead
+    except SousaError as error:
+        st.session_state["sweep.measure.refused"] = str(error)
 
 
 def problems(spec: SweepSpec, found: sweeper.Plan) -> bool:

@@ -31,7 +31,6 @@ from sousa_engine.web.components.trial_tiles import Wish, trial_tiles
 from sousa_engine.web.report_view import report_downloads
 
 REFRESH_S = 3
-MOST_COMPARED = 8
 POINTS = 200  # of a curve that becomes a tile's line
 ORDERS = ("by number", "best first")
 SHOWN_STATUSES = ("running", "starting", "stopping", "queued", "finished", "pruned", "failed", "lost", "stopped")
@@ -229,11 +228,14 @@ def progress(found: Sweep, runs: Sequence[Run]) -> None:
 
 def compare_buttons(sweep_id: str, rows: Sequence[TrialRow], wish: Wish) -> None:
     runs, seeds = to_compare(rows, wish.ticked)
-    count = len(wish.ticked)
-    if count > MOST_COMPARED:
-        said = f"{count} are ticked; Compare takes up to {MOST_COMPARED} runs."
+    count, most = len(wish.ticked), parts.MOST_COMPARED
+    if count > most:
+        said = f"{count} are ticked; Compare takes up to {most} runs, or the whole sweep."
     elif seeds and any(len(row.runs) > seeds for row in rows if row.number in wish.ticked):
-        said = f"Compare takes up to {MOST_COMPARED} runs: the first {seeds} seeds of each."
+        said = (
+            f"Compare takes up to {most} runs: the first {'seed' if seeds == 1 else f'{seeds} seeds'} of each. Or the "
+            "whole sweep."
+        )
     else:
         said = "All seeds of the ticked tiles, side by side."
     if st.button(
@@ -250,7 +252,7 @@ def compare_buttons(sweep_id: str, rows: Sequence[TrialRow], wish: Wish) -> None
 def to_compare(rows: Sequence[TrialRow], ticked: Sequence[int]) -> tuple[list[str], int]:
     """(run ids, seeds of each trial at most): as many whole rounds of seeds as Compare takes, so that none has more."""
     chosen = [row.runs for row in rows if row.number in ticked]
-    seeds = MOST_COMPARED // len(chosen) if chosen else 0
+    seeds = parts.MOST_COMPARED // len(chosen) if chosen else 0
     return [run.id for runs in chosen for run in runs[:seeds]], seeds
 
 

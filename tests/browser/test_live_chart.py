@@ -204,21 +204,3 @@ def test_charts_stand_side_by_side_and_are_stacked_on_a_phone(page, watch, train
     expect(loss.locator("canvas")).to_have_css("width", f"{loss.bounding_box()['width']:g}px")
     assert accuracy.bounding_box()["y"] > loss.bounding_box()["y"] + 200
     assert loss.bounding_box()["x"] + loss.bounding_box()["width"] <= 390
-
-
-def test_ticked_rows_of_the_list_are_the_runs_that_are_compared(page, settled, studio):
-    runs = []
-    for seed in (21, 22):
-        training = Training.begin(studio.workspace, config(seed=seed, max_epochs=1))
-        runs.append(training.finish())
-    page.goto("/runs?q=seed+2")
-    settled(page)
-    table = page.locator("[data-testid=stDataFrame]")
-    box = table.bounding_box()
-    for row in (0, 1):
-        page.mouse.click(box["x"] + 17, box["y"] + 35 * (row + 1) + 17)
-    page.get_by_role("button", name="Compare selected (2)").click()
-    page.wait_for_url("**/compare?*")
-    expect(page.get_by_text("spread between seeds")).to_be_visible()
-    for run in runs:
-        assert f"run={run.id}" in page.url

@@ -131,7 +131,8 @@ def test_a_finished_run_is_compared_with_the_stopped_one(studio, page, settled, 
     assert run_of(studio, run_id).status is RunStatus.FINISHED
     page.goto(f"/compare?run={told['stopped']}&run={run_id}")
     settled(page)
-    differing = page.get_by_role("region", name="Settings that differ between the runs")
+    page.get_by_role("tab", name="What differs").click()
+    differing = page.get_by_role("region", name="Settings that differ, against the base")
     for field in ("seed", "training.max_epochs", "lora.targets"):
         expect(differing).to_contain_text(field)
     expect(page.get_by_text(re.compile("no conclusion", re.IGNORECASE)).first).to_be_visible()

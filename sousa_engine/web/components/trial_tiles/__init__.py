@@ -92,11 +92,9 @@ def state_of(row: TrialRow) -> str:
 
 
 def note_of(row: TrialRow) -> str:
-    """Why it failed or was pruned, in the words of the first run that was."""
-    for run in row.runs:
-        if run.is_pruned or run.status in (RunStatus.FAILED, RunStatus.LOST):
-            return run.reason or ""
-    return ""
+    """Why it failed, or else was pruned, in the words of the first run that did."""
+    failed = [run.reason for run in row.runs if run.status in (RunStatus.FAILED, RunStatus.LOST)]
+    return next(iter([*failed, *(run.reason for run in row.runs if run.is_pruned)]), "") or ""
 
 
 def _lines(rows: Sequence[TrialRow], curves: Mapping[str, Curve]) -> Iterable[tuple[str, list[int | None]]]:
