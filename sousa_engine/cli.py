@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from sousa_engine import __version__, config, grammar, launch, module_tree, run_files, runs_cli
 from sousa_engine.analysis.significance import wilson
+from sousa_engine.analyze_cli import analyze_command
 from sousa_engine.baselines_cli import baselines_command
 from sousa_engine.data import synth
 from sousa_engine.errors import ConfigError, SousaError, UserError, unknown
@@ -29,7 +30,7 @@ from sousa_engine.weights_cli import weights
 from sousa_engine.workspace import Workspace, default_workspace
 
 POLL_S = 0.3
-_OF_RUNS = ("runs", "show", "stop", "tag", "note", "archive", "delete")
+_OF_RUNS = ("runs", "show", "stop", "tag", "note", "archive", "delete", "analyze")
 
 
 class _Commands(click.Group):
@@ -73,7 +74,7 @@ def main(ctx: click.Context, root: Path | None) -> None:
 
 for _command in (
     *(runs_cli.runs, runs_cli.tag, runs_cli.note, runs_cli.archive, runs_cli.delete),
-    *(baselines_command, sweep_command, sweeps, weights),
+    *(analyze_command, baselines_command, sweep_command, sweeps, weights),
 ):
     main.add_command(_command)
 

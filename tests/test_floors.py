@@ -15,7 +15,7 @@ FLOORS = {
     0: ["errors", "config", "grammar", "records", "module_tree", "methods", "rudiments", "run_files", "workspace"],
     1: ["store", "listing", "metric_tables", "migrations", "spool", "trash"],
     2: ["backbones", "lora", "frontends", "data", "training"],
-    3: ["analysis", "charts", "sweep"],
+    3: ["analysis", "charts", "report", "sweep"],
     4: [
         "launch",
         "cli",
@@ -33,6 +33,7 @@ FLOORS = {
         "sweep_cli",
         "baselines",
         "baselines_cli",
+        "analyze_cli",
     ],
     5: ["web", "pages"],
 }
