@@ -37,11 +37,17 @@ def main() -> None:
     workspace = Workspace(root=parser.parse_args().workspace.resolve())
     workspace.root.mkdir(parents=True, exist_ok=True)
     with Store.open(workspace) as store:
-        made = next((found for found in store.sweeps() if found.name == NAME), None)
-        made = made or sweeper.start(workspace, sweep.build(SPEC), created_by="benchmark")
-        follow(store, made)
+        made = train(store)
         RESULTS.write_text(json.dumps(record(store, made), indent=1) + "\n")
     print(summary())
+
+
+def train(store: Store) -> Sweep:
+    """The sweep, over: started if it is not there yet."""
+    made = next((found for found in store.sweeps() if found.name == NAME), None)
+    made = made or sweeper.start(store.workspace, sweep.build(SPEC), created_by="benchmark")
+    follow(store, made)
+    return made
 
 
 def follow(store: Store, made: Sweep) -> None:
