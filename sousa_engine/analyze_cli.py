@@ -101,8 +101,8 @@ def _asked(store: Store, sweep: str | None, runs: Sequence[str]) -> tuple[Sweep 
 def _references(workspace: Workspace, found: Report) -> tuple[Reference, ...]:
     """The baselines, where all runs that were tested were asked the very clips that the baselines were."""
     tested = [clips for clips in found.predictions.values() if clips]
-    data = {run.config.data for run in found.runs}
-    folders = {baselines.folder_for(one, workspace) for one in data} if tested else set()
+    data = {run.config.data.model_dump_json(): run.config.data for run in found.runs}
+    folders = {baselines.folder_for(one, workspace) for one in data.values()} if tested else set()
     folder = folders.pop() if len(folders) == 1 else None
     known = baselines.read(folder) if folder else None
     if known is None or not all(baselines.of_clips(known, clips) for clips in tested):

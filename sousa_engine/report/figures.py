@@ -68,7 +68,7 @@ def _cost(report: Report, measure: str) -> Chart:
 
 def _scores(report: Report) -> Chart:
     figure = scores_figure(scores_info([(safe(label), found) for label, found in report.scores]))
-    figure.update_layout(showlegend=False, height=figure.layout.height - 40)
+    figure.update_layout(showlegend=False)
     return Chart(title="", alt="Test accuracy of each family, a dot for each setting", figure=figure, by_setting=True)
 
 

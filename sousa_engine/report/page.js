@@ -8,7 +8,8 @@ let printing = false;
 function draw() {
   const style = getComputedStyle(document.documentElement);
   const color = (name) => style.getPropertyValue(name).trim();
-  const [ink, panel, line] = printing ? ["#1d282c", "#f4f1ea", "#e2ddd1"] : [color("--ink"), color("--panel"), color("--line")];
+  const light = { "--ink": "#1d282c", "--panel": "#f4f1ea", "--line": "#e2ddd1" };
+  const [ink, panel, line] = Object.keys(light).map((name) => (printing ? light[name] : color(name)));
   return Promise.all([...document.querySelectorAll("[data-chart]")].map((place) => {
     const { data, layout } = structuredClone(figures[place.dataset.chart]);
     layout.font = { color: ink, family: getComputedStyle(document.body).fontFamily, size: 13 };

@@ -41,4 +41,4 @@ def _setting(value: object) -> str | float | None:
 
 def _share(found: Proportion | None) -> tuple[float | None, float | None, float | None, int | None]:
     """(accuracy, low, high, clips)."""
-    return (None,) * 4 if found is None else (found.value, found.low, found.high, found.n)
+    return (None, None, None, None) if found is None else (found.value, found.low, found.high, found.n)
