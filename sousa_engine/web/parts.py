@@ -118,6 +118,22 @@ def sweep_badge(status: SweepStatus) -> None:
     st.badge(status.value, icon=SWEEP_ICONS[status], color=SWEEP_COLORS[status])  # pyright: ignore[reportArgumentType]
 
 
+def sweep_line(found: Sweep, over: int, expected: int, best: str = "") -> None:
+    """A sweep in a list: its name as a link, status, how far it is, what it has come to."""
+    with st.container(horizontal=True, vertical_alignment="center", gap="small", border=True):
+        st.page_link(
+            page_path("sweeps"),
+            label=f":primary[{plain(found.name)}]",
+            query_params={"id": found.id},
+            width="content",
+        )
+        sweep_badge(found.status)
+        st.caption(f"{over} of {expected} runs are over", width="content")
+        if best:
+            st.caption(f"best: {best}", width="content")
+        st.caption(when(found.created_at_ms), width="content")
+
+
 def weights_badge(run: Run | RunRow) -> None:
     """Which weights the backbone started from; random ones are never shown without saying so."""
     if run.is_random:
