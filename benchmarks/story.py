@@ -2,8 +2,9 @@
 
     python -m benchmarks.story [--workspace DIR]
 
-Starts the sweep (or goes on with the one that is there), waits until it is over, writes benchmarks/results/story.json
-and prints README's table and verdict. It can be stopped and started again: what is finished is not trained twice.
+Starts the sweep (or goes on with the one that is there), waits until it is over, computes the data set's baselines,
+writes benchmarks/results/story.json and prints README's table, verdict and baselines. It can be stopped and started
+again: what is finished is not trained twice.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from benchmarks import controls
-from sousa_engine import report, supervisor, sweep, sweeper
+from sousa_engine import baselines, report, supervisor, sweep, sweeper
+from sousa_engine.config import DataConfig
+from sousa_engine.data import manifest as manifests
 from sousa_engine.records import RunStatus, Sweep
 from sousa_engine.store import Store
 from sousa_engine.workspace import Workspace
@@ -40,6 +43,7 @@ def main() -> None:
         made = train(store)
         RESULTS.write_text(json.dumps(record(store, made), indent=1) + "\n")
     print(summary())
+    print(baseline_line())
 
 
 def train(store: Store) -> Sweep:
@@ -47,6 +51,7 @@ def train(store: Store) -> Sweep:
     made = next((found for found in store.sweeps() if found.name == NAME), None)
     made = made or sweeper.start(store.workspace, sweep.build(SPEC), created_by="benchmark")
     follow(store, made)
+    baselines.compute(manifests.open_dataset(DataConfig(dataset="tiny")), store.workspace)
     return made
 
 
@@ -96,6 +101,10 @@ def record(store: Store, made: Sweep) -> dict:
             for row in sorted(found.rows, key=lambda row: -row.mean_test)
         ],
         "verdict": found.conclusion.verdict,
+        "baselines": [
+            {"name": one.short, "value": one.accuracy.value, "low": one.accuracy.low, "high": one.accuracy.high}
+            for one in baselines.find(store.workspace, found.runs[0].config)
+        ],
         "versions": found.runs[0].facts["versions"],
     }
 
@@ -112,6 +121,14 @@ def summary() -> str:
             f"| {100 * control(row['model']):.1f} % |"
         )
     return "\n".join(lines) + f"\n\n> {story['verdict']}"
+
+
+def baseline_line() -> str:
+    """README's baselines, from the results on disk."""
+    found = json.loads(RESULTS.read_text())["baselines"]
+    return ", ".join(
+        f"{one['name']} {100 * one['value']:.1f} % ({100 * one['low']:.1f} to {100 * one['high']:.1f})" for one in found
+    )
 
 
 def control(model: str) -> float:

@@ -13,6 +13,7 @@ TOLD = json.loads(story.RESULTS.read_text())
 
 def test_readme_shows_the_table_and_the_verdict_of_the_results_on_disk():
     assert story.summary() in README.read_text()
+    assert story.baseline_line() in README.read_text()
 
 
 def test_every_run_of_the_sweep_was_finished_with_its_metrics():
