@@ -153,7 +153,7 @@ def start(workspace: Workspace, spec: SweepSpec, *, created_by: str, leave_out_i
 
 
 def describe(problems: Sequence[Problem]) -> str:
-    """One sentence for each cause, with how many settings it hits and the first of them."""
+    """A line for each cause, with how many settings it hits and the first of them."""
     parts = []
     for problem in problems:
         count = len(problem.settings)
@@ -163,7 +163,7 @@ def describe(problems: Sequence[Problem]) -> str:
             else sweep.label(problem.settings[0])
         )
         parts.append(f"{where}: {problem.message}")
-    return " ".join(parts)
+    return "\n".join(parts)
 
 
 # While it runs: pages and the command line
