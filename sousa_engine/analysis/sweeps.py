@@ -11,7 +11,7 @@ from typing import Any
 
 from sousa_engine import sweep
 from sousa_engine.analysis.compare import parameters
-from sousa_engine.analysis.significance import Proportion, wilson
+from sousa_engine.analysis.significance import Proportion, wilson_of_mean
 from sousa_engine.records import Run, RunStatus, Summary, Sweep
 
 
@@ -53,7 +53,7 @@ class TrialRow:
         """Wilson's interval of the mean: of the choice of clips, not of the luck of seeds, which share them."""
         if self.mean_test is None or not self.clips:
             return None
-        return wilson(round(self.mean_test * self.clips), self.clips)
+        return wilson_of_mean(self.mean_test, self.clips)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,7 +32,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sousa_engine.analysis import two_level
-from sousa_engine.analysis.significance import Proportion, wilson
+from sousa_engine.analysis.significance import Proportion, wilson_of_mean
 from sousa_engine.records import Prediction
 
 LEVEL = 0.05
@@ -250,7 +250,7 @@ def _standing(name: str, right: np.ndarray) -> Standing:
     by_seed = right.mean(1)
     return Standing(
         name=name,
-        accuracy=wilson(round(float(right.mean()) * n), n),
+        accuracy=wilson_of_mean(float(right.mean()), n),
         lowest=float(by_seed.min()),
         highest=float(by_seed.max()),
         seeds=seeds,

@@ -106,8 +106,8 @@ def listed(lines: Iterable[str], most: int | None = 12) -> str:
 
 
 def hundred(share: float | None) -> float | None:
-    """A share as per cent, for tables."""
-    return None if share is None else 100 * share
+    """A share as per cent, for tables; rounded here, so that a table says what percent() says."""
+    return None if share is None else round(100 * share, 1)
 
 
 def status_badge(status: RunStatus) -> None:
