@@ -266,7 +266,7 @@ def measures(runs: Sequence[Run], found: Sequence[Result]) -> None:
                 "Best step": row.best_step,
                 "Last valid": parts.hundred(row.last_valid and row.last_valid.value),
                 "Trainable": row.trainable,
-                "Seconds": row.seconds,
+                "Whole run s": row.seconds,
             }
         )
     whole = ["n test", "n valid", "Best step", "Trainable"]
@@ -284,7 +284,7 @@ def measures(runs: Sequence[Run], found: Sequence[Result]) -> None:
                 "Best valid": share,
                 "Last valid": share,
                 "Trainable": st.column_config.NumberColumn(format="localized"),
-                "Seconds": st.column_config.NumberColumn(format="%.0f"),
+                "Whole run s": st.column_config.NumberColumn(format="%.0f"),
             },
             alt="Results of the compared runs",
         )

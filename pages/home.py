@@ -69,7 +69,7 @@ def sweeps(store: Store) -> None:
         st.caption("Backbones, target sets and any other fields against each other, several seeds each.")
     for found in newest:
         count = tally(found, store.sweep_runs(found.id))
-        parts.sweep_line(found, count.over, count.expected)
+        parts.sweep_line(found, count)
 
 
 def run_line(run: RunRow) -> None:

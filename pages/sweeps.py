@@ -57,7 +57,7 @@ def line(found: Sweep, store: Store) -> None:
     count = tally(found, runs)
     best = next(iter(best_first(trial_rows(runs, store.summaries([run.id for run in runs])))), None)
     reached = f"{parts.plain(best.label)}, {parts.reached(best)}" if best and parts.reached(best) else ""
-    parts.sweep_line(found, count.over, count.expected, reached)
+    parts.sweep_line(found, count, reached)
 
 
 main()

@@ -76,5 +76,6 @@ def unknown(what: str, name: str, known: Iterable[str]) -> UnknownNameError:
     """`unknown("model", "ats", ["ast", "ast-mini"])` -> "No model named 'ats'. Nearest: ast. ..."."""
     pool = list(known)
     near = nearest(name, pool)
-    hint = f"Nearest: {', '.join(near)}." if near else f"Known: {', '.join(pool[:12])}."
+    more = f" and {len(pool) - 12} more" if len(pool) > 12 else ""
+    hint = f"Nearest: {', '.join(near)}." if near else f"Known: {', '.join(pool[:12])}{more}."
     return UnknownNameError(f"No {what} named {name!r}. {hint}")

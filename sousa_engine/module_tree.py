@@ -390,11 +390,15 @@ def _near(outline: Outline, entry: str) -> tuple[str, ...]:
         short = _short_names([node])[0]
         names |= {short: short, old[-1]: short, ".".join(old[-2:]): short, ".".join(parts[-2:]): ".".join(parts[-2:])}
         names[node.path] = node.path
+    names = {
+        name: short for name, short in names.items() if not short.isdecimal()
+    }  # a place in a Sequential is no name
     parts = entry.split(".")
     plain = [k for k in names if k.count(".") < 2] if len(parts) < 3 else names
     found = nearest(entry, plain, n=6) or nearest(parts[-1], plain, n=6)
     if not found:  # nothing like it: all short names of the tree
-        return _short_names(node for node in outline.nodes if node.adaptable)[:8]
+        every = _short_names(node for node in outline.nodes if node.adaptable)
+        return tuple(name for name in every if not name.isdecimal())[:8]
     return tuple(dict.fromkeys(names[name] for name in found))[:4]
 
 

@@ -172,7 +172,7 @@ class SweepSpec(Part):
         if self.sampler == "grid" and self.trials is not None:
             raise ValueError(f"A grid takes every combination: leave trials = {self.trials} out, or choose random.")
         if self.sampler != "grid" and self.trials is None:
-            raise ValueError(f"Say how many trials {self.sampler} may draw: trials = 12, for instance.")
+            raise ValueError(f"Say how many trials {self.sampler} may draw: trials: 12 (--trials 12), for instance.")
         if self.run_count > MOST_RUNS:
             settings = f"{self.trial_count:,} {'setting' if self.trial_count == 1 else 'settings'}"
             raise ValueError(

@@ -14,7 +14,7 @@ import click
 from tqdm import tqdm
 
 from sousa_engine import backbones, grammar, launch, module_tree, probe, sweep, sweeper
-from sousa_engine.analysis.sweeps import TrialRow, best_first, failures, trial_rows, trials
+from sousa_engine.analysis.sweeps import TrialRow, best_first, failures, tally, trial_rows, trials
 from sousa_engine.config import RunConfig
 from sousa_engine.errors import ConfigError, UserError
 from sousa_engine.records import RunStatus, Sweep
@@ -99,6 +99,8 @@ def sweep_command(
         click.echo(sweep.to_yaml(spec))
         return
     made = sweeper.start(workspace, spec, created_by="cli", leave_out_invalid=skip_invalid)
+    for line in sweeper.describe(found.problems).splitlines():
+        click.echo(f"left out: {line}")
     click.echo(f"sweep {made.id} queued: {made.name}")
     if detach:
         click.echo(f"follow it with: python -m sousa_engine sweeps show {made.id}")
@@ -124,8 +126,10 @@ def sweeps(ctx: click.Context) -> None:
         click.echo(f"{'SWEEP':<20} {'STATUS':<9} {'RUNS':<9} NAME")
         for one in every:
             runs = store.sweep_runs(one.id)
-            over = sum(run.status.is_over for run in runs)
-            click.echo(f"{one.id:<20} {one.status.value:<9} {f'{over}/{len(runs)}':<9} {one.name}")
+            count = tally(one, runs)
+            failed = f"  ({count.failed} failed)" if count.failed else ""
+            over = f"{count.over}/{count.expected}"
+            click.echo(f"{one.id:<20} {one.status.value:<9} {over:<9} {one.name}{failed}")
 
 
 @sweeps.command("show")
@@ -205,12 +209,15 @@ def add_trials(workspace: Workspace, name: str, count: int) -> None:
 @click.option("--targets", help="Other targets for them: a set's name, or names with commas.")
 @click.pass_obj
 def rerun_failed(workspace: Workspace, name: str, targets: str | None) -> None:
-    """Train what failed again, as it was or with other targets."""
+    """Train again what failed or was stopped, as it was or with other targets:
+
+    sweeps rerun-failed last --targets qkv
+    """
     with Store.open(workspace) as store:
         found = store.find_sweep(name)
-        failed = [run for failure in failures(store.sweep_runs(found.id)) for run in failure.runs]
+        failed = [run for failure in failures(store.sweep_runs(found.id), stopped=True) for run in failure.runs]
         if not failed:
-            raise UserError(f"Nothing of sweep {found.id} failed.")
+            raise UserError(f"Nothing of sweep {found.id} failed or was stopped.")
         entries = None if targets is None else grammar.entries(targets)
         _echo_queued(sweeper.rerun(store, found, failed, targets=entries, created_by="cli"))
 
@@ -314,6 +321,8 @@ def _spec(
         made[sweep.full_name(field)] = what
     if models:
         made = {"model": _listed(models), **{field: what for field, what in made.items() if field != "model"}}
+    if targets and not all(text.strip() for text in targets):
+        raise ConfigError("--targets has an empty name. For the head alone (a linear probe): lora=probe.")
     if targets:
         made["lora.targets"] = [grammar.entries(text) if "," in text else text for text in targets]
     sets = values.get("sets", {})
@@ -399,10 +408,14 @@ def _echo_sweep(store: Store, found: Sweep) -> None:
     )
     for row in best_first(rows):
         click.echo(f"{row.label:<{width}}  {_row_text(row)}")
-    for failure in failures(runs):
+    for failure in failures(runs, stopped=True):
         count = len(failure.runs)
-        click.echo(f"{count} {'run' if count == 1 else 'runs'} failed, same cause: {failure.cause}")
-        click.echo(f"    again: python -m sousa_engine sweeps rerun-failed {found.id} [--targets SET]")
+        what = "was not finished" if failure.is_stop else "failed"
+        what = what.replace("was", "were") if count > 1 else what
+        same = ", same cause" if count > 1 else ""
+        click.echo(f"{count} {'run' if count == 1 else 'runs'} {what}{same}: {failure.cause}")
+        other = " [--targets SET]" if failure.is_of_targets else ""
+        click.echo(f"    again: python -m sousa_engine sweeps rerun-failed {found.id}{other}")
 
 
 def _row_text(row: TrialRow) -> str:

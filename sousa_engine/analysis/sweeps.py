@@ -63,6 +63,16 @@ class Failure:
     cause: str
     runs: tuple[Run, ...]
 
+    @property
+    def is_stop(self) -> bool:
+        """Nothing went wrong: people stopped them."""
+        return all(run.status is RunStatus.STOPPED for run in self.runs)
+
+    @property
+    def is_of_targets(self) -> bool:
+        """Other targets may be the cure: the reason speaks of modules or offers names."""
+        return bool(nearest_names(self.cause)) or bool(re.search(r"\b(target|module|rank)s?\b", self.cause))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Tally:
@@ -79,6 +89,10 @@ class Tally:
     @property
     def expected(self) -> int:
         return self.statuses.total() + self.to_come
+
+    @property
+    def failed(self) -> int:
+        return self.statuses[RunStatus.FAILED.value] + self.statuses[RunStatus.LOST.value]
 
 
 def tally(found: Sweep, runs: Sequence[Run]) -> Tally:
@@ -161,16 +175,17 @@ def best_first(rows: Sequence[TrialRow]) -> list[TrialRow]:
     return sorted(rows, key=lambda row: (row.mean_test or -1.0, row.mean_valid or -1.0), reverse=True)
 
 
-def failures(runs: Sequence[Run]) -> tuple[Failure, ...]:
-    """The runs of a sweep that failed and were not trained again, by cause."""
-    return by_cause(latest(runs))
+def failures(runs: Sequence[Run], *, stopped: bool = False) -> tuple[Failure, ...]:
+    """The runs of a sweep that failed and were not trained again, by cause. stopped: also those that people stopped."""
+    return by_cause(latest(runs), stopped=stopped)
 
 
-def by_cause(runs: Sequence[Run]) -> tuple[Failure, ...]:
+def by_cause(runs: Sequence[Run], *, stopped: bool = False) -> tuple[Failure, ...]:
     """Those of these runs that failed or were lost: reasons that differ in numbers and ids alone are one cause."""
     causes: dict[str, list[Run]] = {}
     for run in runs:
-        if run.status in (RunStatus.FAILED, RunStatus.LOST):
+        unfinished = stopped and run.status is RunStatus.STOPPED and not run.is_pruned
+        if unfinished or run.status in (RunStatus.FAILED, RunStatus.LOST):
             causes.setdefault(_same_cause(run.reason or ""), []).append(run)
     return tuple(
         Failure(cause=found[0].reason or "No reason was recorded.", runs=tuple(found))

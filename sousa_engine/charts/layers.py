@@ -11,6 +11,7 @@ from sousa_engine.analysis.layers import Cell, Grid
 from sousa_engine.charts import template
 
 ROW_PX = 30
+PETROL, DARK_FROM = "rgba(15,112,105,{})", 0.7  # of the highest value: from here on white is easier to read
 
 
 class LayersInfo(NamedTuple):
@@ -45,10 +46,11 @@ def layers_info(grid: Grid, kept: Collection[str] | None = None) -> LayersInfo:
 
 
 def layers_figure(info: LayersInfo) -> go.Figure:
-    """Colours are the theme's own sequential scale, so that plotly finds the ink that reads on each of them."""
+    """One colour, stronger on either theme's paper; numbers are the theme's ink, and white where the colour is dark."""
     top = max((value for row in info.values for value in row if value is not None), default=0.0)
     rows, columns = range(len(info.layers)), range(len(info.roles))
     faded = [(i, j) for i in rows for j in columns if info.fades[i][j]]
+    plain = [(i, j) for i in rows for j in columns if info.texts[i][j] and not info.fades[i][j]]
     return go.Figure(
         [
             go.Heatmap(
@@ -58,9 +60,8 @@ def layers_figure(info: LayersInfo) -> go.Figure:
                 xgap=2,
                 ygap=2,
                 showscale=False,
-                text=info.texts,
-                texttemplate="%{text}",
-                textfont={"size": 11},
+                text=info.texts,  # not drawn here: the ink depends on the cell
+                colorscale=[[0, PETROL.format(0.06)], [1, PETROL.format(1)]],
                 hoverinfo="skip",
             ),
             go.Scatter(
@@ -80,6 +81,8 @@ def layers_figure(info: LayersInfo) -> go.Figure:
                 text=info.notes,
                 hovertemplate="%{text}<extra></extra>",
             ),
+            _numbers(info, [(i, j) for i, j in plain if not _is_dark(info, i, j, top)], {"size": 11}),
+            _numbers(info, [(i, j) for i, j in plain if _is_dark(info, i, j, top)], {"size": 11, "color": "white"}),
         ],
         layout=template.layout(
             height=max(300, ROW_PX * len(info.layers) + 62),
@@ -137,3 +140,19 @@ def _note(cell: Cell | None, layer: str, role: str, stays: set[str] | None) -> s
 
 def _staying(cell: Cell, stays: set[str]) -> int:
     return sum(target.path in stays for target in cell.targets)
+
+
+def _is_dark(info: LayersInfo, i: int, j: int, top: float) -> bool:
+    value = info.values[i][j]
+    return value is not None and value >= DARK_FROM * top > 0
+
+
+def _numbers(info: LayersInfo, cells: list[tuple[int, int]], font: dict) -> go.Scatter:
+    return go.Scatter(
+        x=[j for _, j in cells],
+        y=[i for i, _ in cells],
+        text=[info.texts[i][j] for i, j in cells],
+        mode="text",
+        textfont=font,
+        hoverinfo="skip",
+    )

@@ -76,7 +76,7 @@ def slice_figure(info: SliceInfo) -> go.Figure:
                 **(template.log_axis(info.x) if info.log else {}),
                 **({**named, **room} if info.ticks else {}),
             },
-            yaxis={"title": {"text": info.accuracy}, "tickformat": ".0%"},
+            yaxis={"title": {"text": info.accuracy}, "tickformat": ".1~%"},
         ),
     )  # fmt: skip
 

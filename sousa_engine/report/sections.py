@@ -116,8 +116,9 @@ def asked(report: Report) -> tuple[tuple[str, str], ...]:
         found.append(("seeds", ", ".join(map(str, sorted({run.config.seed for run in report.runs})))))
     if report.runs:
         found.append(("backbone", ", ".join(_each(run.config.model.variant for run in report.runs))))
-        found.append(("weights", ", ".join(_each(_weights(run) for run in report.runs))))
-        found.append(("data set", "; ".join(_each(_data(run) for run in report.runs))))
+        told = [run for run in report.runs if run.facts.get("data")] or report.runs  # the others would say less
+        found.append(("weights", ", ".join(_each(_weights(run) for run in told))))
+        found.append(("data set", "; ".join(_each(_data(run) for run in told))))
         devices = cost.devices(report.rows)
         found += [("trained on", ", ".join(devices))] if devices else []
         versions = _each(
@@ -166,7 +167,7 @@ def _settings(report: Report) -> Section:
         )  # fmt: skip
     columns = (
         "Setting", "Test accuracy", "Seeds", "Lowest", "Highest", "95 % of clips", "n test", "Best valid", "Trainable",
-        "Seconds", "Peak MiB", "Runs",
+        "Training s", "Peak MiB", "Runs",
     )  # fmt: skip
     table = Table(name="Settings", columns=columns, rows=tuple(rows), numbers=tuple(range(1, 11)))
     return Section(
@@ -174,7 +175,8 @@ def _settings(report: Report) -> Section:
         tables=(table,) if rows else (),
         small=(
             "Means over finished seeds (valid: over all that have one; the best of all epochs). An interval is "
-            "Wilson's, of the choice of test clips, not of the luck of seeds. Seconds and memory are of training.",
+            "Wilson's, of the choice of test clips, not of the luck of seeds. "
+            "Ordered by best valid accuracy, by which a setting is chosen. Time and memory are of training.",
         ),
     )
 
@@ -210,13 +212,13 @@ def _runs(report: Report) -> Section:
     )  # fmt: skip
     columns = (
         "Run", "Status", "Seed", "Test accuracy", "95 % of test", "n test", "Test macro-F1", "Best valid", "at step",
-        "n valid", "Seconds", "Peak MiB", "Id",
+        "n valid", "Whole run s", "Peak MiB", "Id",
     )  # fmt: skip
     table = Table(name="Runs", columns=columns, rows=rows, numbers=tuple(range(2, 12)))
     return Section(
         title="Runs",
         tables=(table,) if rows else (),
-        small=("Seconds from start to end, preparation and test included.",) if rows else (),
+        small=("A whole run is from start to end, preparation and test included.",) if rows else (),
     )
 
 

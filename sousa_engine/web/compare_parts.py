@@ -70,7 +70,7 @@ def setting_table(compared: Compared) -> None:
                 "Setting": st.column_config.TextColumn(pinned=True),
                 **dict.fromkeys(("Test accuracy", "Lowest", "Highest", "Best valid"), share),
                 "Trainable": whole,
-                "Seconds": st.column_config.NumberColumn(format="%.0f"),
+                "Training s": st.column_config.NumberColumn(format="%.0f"),
                 "Peak MiB": st.column_config.NumberColumn(format="%.0f"),
             },
             alt="Results of the compared settings, mean over seeds",
@@ -79,7 +79,7 @@ def setting_table(compared: Compared) -> None:
         st.markdown(parts.listed(_result_line(row) for row in compared.rows))
     st.caption(
         "Means over finished seeds (valid: over all that have one). An interval is of the choice of test clips, not of "
-        "the luck of seeds."
+        "the luck of seeds." + (" Ordered by best valid accuracy." if compared.of_sweep else "")
     )
 
 
@@ -310,7 +310,7 @@ def _results_of(row: TrialRow, summaries: Summaries) -> dict[str, object]:
         "Best valid": parts.hundred(row.mean_valid),
         "n valid": valid[0].n if valid else None,
         "Trainable": row.trainable,
-        "Seconds": seconds,
+        "Training s": seconds,
         "Peak MiB": memory,
     }
 

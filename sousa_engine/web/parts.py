@@ -14,7 +14,7 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from sousa_engine.analysis.significance import Proportion
-from sousa_engine.analysis.sweeps import TrialRow
+from sousa_engine.analysis.sweeps import Tally, TrialRow
 from sousa_engine.errors import WorkspaceError
 from sousa_engine.records import Run, RunRow, RunStatus, Sweep, SweepStatus
 from sousa_engine.store import Store
@@ -114,11 +114,15 @@ def status_badge(status: RunStatus) -> None:
     st.badge(status.value, icon=STATUS_ICONS[status], color=STATUS_COLORS[status])  # pyright: ignore[reportArgumentType]
 
 
-def sweep_badge(status: SweepStatus) -> None:
+def sweep_badge(status: SweepStatus, failed: int = 0) -> None:
+    """failed: runs of it that did; an end with some is no success."""
+    if failed and status is SweepStatus.FINISHED:
+        st.badge(f"over, {failed} failed", icon=":material/warning:", color="orange")
+        return
     st.badge(status.value, icon=SWEEP_ICONS[status], color=SWEEP_COLORS[status])  # pyright: ignore[reportArgumentType]
 
 
-def sweep_line(found: Sweep, over: int, expected: int, best: str = "") -> None:
+def sweep_line(found: Sweep, count: Tally, best: str = "") -> None:
     """A sweep in a list: its name as a link, status, how far it is, what it has come to."""
     with st.container(horizontal=True, vertical_alignment="center", gap="small", border=True):
         st.page_link(
@@ -127,8 +131,9 @@ def sweep_line(found: Sweep, over: int, expected: int, best: str = "") -> None:
             query_params={"id": found.id},
             width="content",
         )
-        sweep_badge(found.status)
-        st.caption(f"{over} of {expected} runs are over", width="content")
+        sweep_badge(found.status, count.failed)
+        failed = f", {count.failed} failed" if count.failed else ""
+        st.caption(f"{count.over} of {count.expected} runs are over{failed}", width="content")
         if best:
             st.caption(f"best: {best}", width="content")
         st.caption(when(found.created_at_ms), width="content")

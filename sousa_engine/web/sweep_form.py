@@ -576,7 +576,7 @@ def title_of(asked: Asked, place: str) -> str:
     titles = {"models": "Backbones", "targets": "Target sets", "seeds": "Seeds", "lines": "More fields", **OWN_FIELD}
     if place.startswith("axis "):
         return str(st.session_state.get(f"sweep.axis.{place.removeprefix('axis ')}", "an axis"))
-    return titles.get(place, place or "the axes")
+    return titles.get(place, place or "the axes or the seeds")
 
 
 def numbers(spec: SweepSpec, found: sweeper.Plan) -> None:

@@ -41,11 +41,11 @@ def one_sweep(found: Sweep) -> None:
     with parts.open_store() as store:
         runs = store.sweep_runs(found.id)
     spec = sweep.build(found.spec)
-    header(found, spec)
+    header(found, spec, tally(found, runs).failed)
     if found.reason:
         show = st.error if found.status is SweepStatus.FAILED else st.info
         show(parts.plain(found.reason), icon=":material/info:")
-    failed = failures(runs)
+    failed = failures(runs, stopped=True)
     drawn = standing(found, runs)
     st.fragment(wall, run_every=REFRESH_S if is_open(found, runs) else None)(found.id, drawn)
     failures_section(found, failed)
@@ -58,21 +58,21 @@ def is_open(found: Sweep, runs: Sequence[Run]) -> bool:
 
 def standing(found: Sweep, runs: Sequence[Run]) -> tuple[object, ...]:
     """What the page outside of the tiles depends on: when it changes, the whole page is drawn anew."""
-    failed = tuple(run.id for failure in failures(runs) for run in failure.runs)
+    failed = tuple(run.id for failure in failures(runs, stopped=True) for run in failure.runs)
     return found.status, found.reason, found.spec, is_open(found, runs), failed
 
 
 # What it is, and what can be done
 
 
-def header(found: Sweep, spec: SweepSpec) -> None:
+def header(found: Sweep, spec: SweepSpec, failed: int) -> None:
     st.page_link(parts.page_path("sweeps"), label=":primary[All sweeps]", icon=":material/arrow_back:")
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
         st.title(parts.plain(found.name), anchor=False, width="content")
         with st.container(horizontal=True, width="content", vertical_alignment="center"):
             actions(found, spec)
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
-        parts.sweep_badge(found.status)
+        parts.sweep_badge(found.status, failed)
         st.badge(spec.sampler, icon=":material/grid_view:", color="gray", help=sweep.SAMPLERS[spec.sampler])
         seeds = ", ".join(map(str, spec.seeds))
         st.badge(f"seeds {seeds}", icon=":material/tag:", color="gray", help="Each setting is trained with each")
@@ -263,7 +263,14 @@ def failures_section(found: Sweep, failed: Sequence[Failure]) -> None:
     if not failed:
         return
     count = sum(len(failure.runs) for failure in failed)
-    st.subheader(f"{count} {'run' if count == 1 else 'runs'} failed", anchor=False)
+    what = (
+        "stopped"
+        if all(f.is_stop for f in failed)
+        else "failed or stopped"
+        if any(f.is_stop for f in failed)
+        else "failed"
+    )
+    st.subheader(f"{count} {'run' if count == 1 else 'runs'} {what}", anchor=False)
     for failure in failed:
         with st.container(border=True, gap="small"):
             one_failure(found, failure)
@@ -272,7 +279,8 @@ def failures_section(found: Sweep, failed: Sequence[Failure]) -> None:
 def one_failure(found: Sweep, failure: Failure) -> None:
     count = len(failure.runs)
     mark = hashlib.sha1(failure.cause.encode()).hexdigest()[:10]
-    st.markdown(f":red[:material/error:] **{count} {'run' if count == 1 else 'runs, same cause'}**")
+    icon = ":material/stop_circle:" if failure.is_stop else ":red[:material/error:]"
+    st.markdown(f"{icon} **{count} {'run' if count == 1 else 'runs, same cause'}**")
     st.text(failure.cause)
     labels = [f"{sweep.label(dict(run.setting))} (seed {run.config.seed})" for run in failure.runs]
     st.caption(parts.plain("; ".join(labels[:6]) + (f" and {count - 6} more" if count > 6 else "")))
@@ -283,6 +291,8 @@ def one_failure(found: Sweep, failure: Failure) -> None:
         f"Re-run {these}", icon=":material/replay:", key=f"sweep.again.{mark}", width="stretch",
         on_click=rerun, args=(found.id, ids, None), help="As before, as new runs of the same trials.",
     )  # fmt: skip
+    if not failure.is_of_targets:
+        return
     typed = f"sweep.targets.{found.id}.{mark}"
     st.session_state.setdefault(typed, ",".join(nearest_names(failure.cause)))
     text = b.text_input("Other targets", key=typed, placeholder="qkv, or the name of a set: core, default, all-linear")
