@@ -11,6 +11,7 @@ from sousa_engine.analysis.layers import Cell, Grid
 from sousa_engine.charts import template
 
 ROW_PX = 30
+INKS = {False: "#12302e", True: "#e8f0ef"}
 PETROL, DARK_FROM = "rgba(15,112,105,{})", 0.7  # of the highest value: from here on white is easier to read
 
 
@@ -45,8 +46,8 @@ def layers_info(grid: Grid, kept: Collection[str] | None = None) -> LayersInfo:
     )
 
 
-def layers_figure(info: LayersInfo) -> go.Figure:
-    """One colour, stronger on either theme's paper; numbers are the theme's ink, and white where the colour is dark."""
+def layers_figure(info: LayersInfo, *, dark: bool = False) -> go.Figure:
+    """One colour, stronger on either theme's paper. dark: the theme; it settles the ink of the numbers."""
     top = max((value for row in info.values for value in row if value is not None), default=0.0)
     rows, columns = range(len(info.layers)), range(len(info.roles))
     faded = [(i, j) for i in rows for j in columns if info.fades[i][j]]
@@ -81,7 +82,9 @@ def layers_figure(info: LayersInfo) -> go.Figure:
                 text=info.notes,
                 hovertemplate="%{text}<extra></extra>",
             ),
-            _numbers(info, [(i, j) for i, j in plain if not _is_dark(info, i, j, top)], {"size": 11}),
+            _numbers(
+                info, [(i, j) for i, j in plain if not _is_dark(info, i, j, top)], {"size": 11, "color": INKS[dark]}
+            ),
             _numbers(info, [(i, j) for i, j in plain if _is_dark(info, i, j, top)], {"size": 11, "color": "white"}),
         ],
         layout=template.layout(

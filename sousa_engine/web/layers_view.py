@@ -56,7 +56,7 @@ def _layers(run: Run) -> None:
         st.caption(MEANING)
     with chart:
         left, right = st.columns([3, 2], gap="medium")
-        figure = layers_figure(layers_info(grid(found), kept))
+        figure = layers_figure(layers_info(grid(found), kept), dark=st.context.theme.type == "dark")
         left.plotly_chart(
             figure, key=f"layers-{run.id}", alt="Updates by layer and role", config={"displayModeBar": False}
         )
