@@ -470,8 +470,8 @@ def _predicted(
     trained: dict[str, list[tuple[float, float]]] = {}
     for run in earlier:
         steps, train_s = run.progress.total if run.progress else 0, run.facts.get("train_s")
-        if steps and train_s and run.started_at_ms and run.ended_at_ms:
-            overhead = max(0.0, (run.ended_at_ms - run.started_at_ms) / 1000 - train_s)
+        if steps and train_s and run.seconds:
+            overhead = max(0.0, run.seconds - train_s)
             trained.setdefault(probe.key(run.config), []).append((train_s / steps, overhead))
     paces |= trained
     total, untimed = 0.0, {}
