@@ -204,11 +204,18 @@ class Resumable:
 
 
 def resumable(run: Run, store: Store, *, thorough: bool = False) -> Resumable:
-    """A quick look at what stands in the run's folder; thorough: every byte of the checkpoint is checked."""
+    """A quick look at what stands in the run's folder; thorough: every byte of the checkpoint is checked, and the data.
+
+    What else changed since then (weights, versions) is for the trainer to see.
+    """
     if why_not := not_resumable(run):
         return Resumable(why_not=why_not)
     try:
         found = checkpoints.find(store.workspace.run_dir(run.id), thorough=thorough)
+        if thorough and manifests.fingerprint(manifests.open_dataset(run.config.data)) != found.facts.get("data"):
+            raise RunError("Its data set is another one since then: clips, labels or splits changed.")
+    except UserError as error:
+        return Resumable(why_not=f"It cannot be resumed. {error}")
     except (RunError, OSError) as error:
         return Resumable(why_not=f"It cannot be resumed. {error} Launch it again instead.")
     notes = []
