@@ -35,8 +35,13 @@ def main() -> None:
         predictions = {split: store.predictions(run.id, split) for split in ("test", "valid")}
         of_sweep = store.sweep(run.sweep_id) if run.sweep_id else None
         known_tags = list(store.tags())
-    header(run, of_sweep, known_tags)
+        ended_early = run.status.is_over and run.status is not RunStatus.FINISHED
+        resumable = launch.resumable(run, store) if ended_early else None
+    header(run, of_sweep, known_tags, resumable)
     cause(run, store, divergence)
+    if resumable:
+        where = f"It can be resumed from step {resumable.step:,}, epoch {resumable.epoch}. {resumable.note}"
+        st.caption(parts.plain(resumable.why_not or where.strip()))
     live_chart([run], key=f"chart-{run.id}")
     st.space("small")
     st.fragment(numbers, run_every=None if run.status.is_over else REFRESH_S)(run)
@@ -66,7 +71,7 @@ def choose(store: Store, run_id: str) -> None:
 # What it is, and what can be done
 
 
-def header(run: Run, of_sweep: Sweep | None, known_tags: list[str]) -> None:
+def header(run: Run, of_sweep: Sweep | None, known_tags: list[str], resumable: launch.Resumable | None) -> None:
     with st.container(horizontal=True, gap="medium"):
         st.page_link(parts.page_path("runs"), label=":primary[All runs]", icon=":material/arrow_back:", width="content")
         if of_sweep:
@@ -80,7 +85,7 @@ def header(run: Run, of_sweep: Sweep | None, known_tags: list[str]) -> None:
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
         st.title(parts.plain(run.title), anchor=False, width="content")
         with st.container(horizontal=True, width="content", vertical_alignment="center"):
-            actions(run, known_tags)
+            actions(run, known_tags, resumable)
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         if run.status.is_over:  # until then the chart's own line tells it, every second
             parts.status_badge(run.status)
@@ -94,14 +99,14 @@ def header(run: Run, of_sweep: Sweep | None, known_tags: list[str]) -> None:
         if run.archived_at_ms:
             st.badge("archived", icon=":material/archive:", color="gray", help=parts.when(run.archived_at_ms))
         took = ""
-        if run.status.is_over and run.started_at_ms and run.ended_at_ms:
-            took = f" · took {parts.duration((run.ended_at_ms - run.started_at_ms) / 1000)}"
+        if run.status.is_over and run.seconds is not None:
+            took = f" · took {parts.duration(run.seconds)}"
         st.caption(f"{run.id} · {parts.when(run.created_at_ms)}{took}")
     if run.note:
         st.markdown(parts.plain(run.note).replace("\n", "  \n"))
 
 
-def actions(run: Run, known_tags: list[str]) -> None:
+def actions(run: Run, known_tags: list[str], resumable: launch.Resumable | None) -> None:
     if run.status is RunStatus.QUEUED:
         label = "Take out of the queue"
         st.button(label, icon=":material/cancel:", on_click=manage.stop, args=([run.id],), key="stop")
@@ -114,6 +119,16 @@ def actions(run: Run, known_tags: list[str]) -> None:
             disabled=run.status is RunStatus.STOPPING,
             help="Saves a checkpoint first, then ends. All metrics are kept.",
             key="stop",
+        )
+    if resumable:
+        st.button(
+            "Resume",
+            icon=":material/resume:",
+            on_click=manage.resume,
+            args=(run.id,),
+            disabled=bool(resumable.why_not),
+            help="Goes on from its last checkpoint, as the same run with the same curves.",
+            key="resume",
         )
     if st.button("Launch again", icon=":material/replay:", help="Open Launch with these settings.", key="again"):
         st.session_state["draft"] = run.config.model_dump(mode="json")

@@ -1,4 +1,4 @@
-"""The command line: train, show, stop, modules, targets here; runs, sweeps and weights in files of their own.
+"""The command line: train, show, stop, resume, modules, targets here; runs, sweeps and weights in files of their own.
 
 Exit code 0 for success, 2 for a user's mistake, 1 for a run that failed, 3 for one that was stopped.
 """
@@ -30,7 +30,7 @@ from sousa_engine.weights_cli import weights
 from sousa_engine.workspace import Workspace, default_workspace
 
 POLL_S = 0.3
-_OF_RUNS = ("runs", "show", "stop", "tag", "note", "archive", "delete", "analyze")
+_OF_RUNS = ("runs", "show", "stop", "resume", "tag", "note", "archive", "delete", "analyze")
 
 
 class _Commands(click.Group):
@@ -126,12 +126,7 @@ def train(workspace: Workspace, words: tuple[str, ...], file: Path | None, detac
         return
     run = launch.start(workspace, prepared.config, created_by="cli")
     click.echo(f"run {run.id} queued: {run.title}")
-    if detach:
-        click.echo(f"follow it with: python -m sousa_engine show {run.id}")
-        return
-    over = _follow(workspace, run)
-    _echo_end(workspace, over)
-    sys.exit({RunStatus.FINISHED: 0, RunStatus.STOPPED: run_files.EXIT_STOPPED}.get(over.status, 1))
+    _see_through(workspace, run, detach)
 
 
 @main.command()
@@ -181,6 +176,21 @@ def stop(workspace: Workspace, run: str) -> None:
         after = store.request_stop(found.id)
     launch.supervisor.ensure(workspace)
     click.echo(f"run {after.id}: {after.status.value}")
+
+
+@main.command()
+@click.argument("run")
+@click.option("--detach", is_flag=True, help="Queue the run and return at once.")
+@click.pass_obj
+def resume(workspace: Workspace, run: str, detach: bool) -> None:
+    """Go on with a stopped, failed or lost run from its last good checkpoint, as the same run."""
+    with Store.open(workspace) as store:
+        found = store.find(run)
+    again, point = launch.resume(workspace, found.id)
+    click.echo(f"run {again.id} queued: goes on from step {point.step}, epoch {point.epoch}")
+    if point.note:
+        click.echo(f"warning: {point.note}")
+    _see_through(workspace, again, detach)
 
 
 @main.command()
@@ -261,6 +271,15 @@ def _echo_preflight(prepared: launch.Prepared, found: launch.Preflight) -> None:
     for check in found.checks:
         if check.level == "warning":
             click.echo(f"warning: {check.detail}")
+
+
+def _see_through(workspace: Workspace, run: Run, detach: bool) -> None:
+    if detach:
+        click.echo(f"follow it with: python -m sousa_engine show {run.id}")
+        return
+    over = _follow(workspace, run)
+    _echo_end(workspace, over)
+    sys.exit({RunStatus.FINISHED: 0, RunStatus.STOPPED: run_files.EXIT_STOPPED}.get(over.status, 1))
 
 
 def _follow(workspace: Workspace, run: Run) -> Run:

@@ -18,12 +18,13 @@ from sousa_engine import backbones, config, grammar, module_tree, reporters, sup
 from sousa_engine.config import RunConfig
 from sousa_engine.data import manifest as manifests
 from sousa_engine.data.splits import SPLITS
-from sousa_engine.errors import ConfigError, PreflightError, TargetError, UserError
+from sousa_engine.errors import ConfigError, PreflightError, RunError, TargetError, UnknownNameError, UserError
 from sousa_engine.executors import local
 from sousa_engine.methods import METHODS, Method
 from sousa_engine.module_tree import Counts, Outline, Resolution
-from sousa_engine.records import Run
-from sousa_engine.store import Store
+from sousa_engine.records import Run, RunStatus, SweepStatus
+from sousa_engine.store import Store, not_resumable
+from sousa_engine.training import resume as checkpoints
 from sousa_engine.workspace import Workspace
 
 
@@ -190,6 +191,66 @@ def start(workspace: Workspace, run_config: RunConfig, *, created_by: str) -> Ru
         run = store.enqueue(run_config, created_by=created_by)
     supervisor.ensure(workspace)
     return run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resumable:
+    """Whether a run can go on. step, epoch: of the checkpoint it would go on from. why_not: "" if it can.
+
+    note: what to expect, "" for nothing: a sentence.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    why_not: str = ""
+    note: str = ""
+
+
+def resumable(run: Run, store: Store, *, thorough: bool = False) -> Resumable:
+    """A quick look at what stands in the run's folder; thorough: every byte of the checkpoint is checked, and the data.
+
+    What else changed since then (weights, versions) is for the trainer to see.
+    """
+    if why_not := not_resumable(run):
+        return Resumable(why_not=why_not)
+    try:
+        found = checkpoints.find(store.workspace.run_dir(run.id), thorough=thorough)
+        if thorough and manifests.fingerprint(manifests.open_dataset(run.config.data)) != found.facts.get("data"):
+            raise RunError("Its data set is another one since then: clips, labels or splits changed.")
+    except UserError as error:
+        return Resumable(why_not=f"It cannot be resumed. {error}")
+    except (RunError, OSError) as error:
+        return Resumable(why_not=f"It cannot be resumed. {error} Launch it again instead.")
+    notes = []
+    if found.damaged:
+        notes.append(f"A newer checkpoint is damaged, so it goes on from the one before. {found.damaged[0]}")
+    divergence = store.first_divergence(run.id)
+    if run.status is RunStatus.FAILED and divergence:
+        notes.append(f"{divergence[0]} was no number at step {divergence[1]}: expect the same again.")
+    sweep = store.sweep(run.sweep_id) if run.sweep_id else None
+    if sweep and sweep.status is SweepStatus.PAUSED:
+        notes.append("Its sweep is paused: it waits until the sweep goes on.")
+    return Resumable(step=found.step, epoch=found.epoch, note=" ".join(notes))
+
+
+def resume(workspace: Workspace, run_id: str) -> tuple[Run, Resumable]:
+    """Queue a stopped, failed or lost run again, as the same run, to go on from its last good checkpoint.
+
+    Raises PreflightError saying why it cannot be; UserError if it is not over or finished; UnknownNameError.
+    """
+    with Store.open(workspace) as store:
+        run = store.run(run_id)
+        if run is None:
+            raise UnknownNameError(f"No run has the id {run_id!r}.")
+        found = resumable(run, store, thorough=True)
+        if found.why_not:
+            raise PreflightError(found.why_not)
+        errors = preflight(run.config, workspace).errors
+        if errors:
+            raise PreflightError(" ".join(check.detail for check in errors))
+        run = store.resume(run_id, f"Resumed from step {found.step}, epoch {found.epoch}.")
+    supervisor.ensure(workspace)
+    return run, found
 
 
 def to_yaml(run_config: RunConfig) -> str:

@@ -21,7 +21,7 @@ SORTS = {  # what a list can be sorted by; missing values come last either way
     "valid": "valid.best_value",
     "test": "test.last_value",
     "trainable": "run.trainable_parameters",
-    "took": "run.ended_at_ms - run.started_at_ms",
+    "took": "run.ended_at_ms - run.started_at_ms + {earlier}",
 }
 _OF_AN_ID = 4  # characters: fewer are in every id, as the 1 of "seed 1" is in its date
 UP_FIRST = ("title", "status")  # read from their beginning; the rest from its highest
@@ -37,7 +37,7 @@ def matching(db: Database, wanted: RunFilter, sort: str, descending: bool) -> li
     if sort not in SORTS:
         raise unknown("sort order", sort, SORTS)
     tests, values = _tests(wanted)
-    key, metric = SORTS[sort], sort if sort in _METRICS else None
+    key, metric = SORTS[sort].format(earlier=_EARLIER), sort if sort in _METRICS else None
     sql = f"""
         SELECT run.run_number FROM listed_runs AS run {_METRICS[metric] if metric else ""}
         WHERE {" AND ".join(tests) or "true"}
@@ -109,6 +109,10 @@ def _row(row: Mapping[str, Any]) -> RunRow:
     )
 
 
+# Milliseconds that a run ran before it was resumed.
+_EARLIER = """(SELECT coalesce(sum(json_extract(value, '$[1]') - json_extract(value, '$[0]')), 0)
+        FROM runs, json_each(runs.facts_json, '$.earlier') WHERE runs.run_number = run.run_number)"""
+
 _METRICS = {
     metric: f"""LEFT JOIN metric_summaries AS {metric} ON {metric}.run_number = run.run_number
         AND {metric}.metric_number = (SELECT metric_number FROM metric_names WHERE metric = '{metric}/accuracy')
@@ -120,7 +124,7 @@ _ROWS = f"""
 SELECT run.*, valid.best_value AS valid, valid.last_clip_count AS valid_n,
        test.last_value AS test, test.last_clip_count AS test_n,
        iif(run.status = 'finished', NULL, (SELECT progress_json FROM runs WHERE runs.run_number = run.run_number))
-           AS progress_json
+           AS progress_json, {_EARLIER} AS earlier_ms
 FROM json_each(?) AS wanted
 JOIN listed_runs AS run ON run.run_number = wanted.value
 {_METRICS["valid"]}

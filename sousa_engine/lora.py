@@ -231,6 +231,32 @@ def load_trained(module: nn.Module, state: Mapping[str, Tensor]) -> None:
             own[name].copy_(value)
 
 
+def method_state(module: nn.Module) -> dict[str, Any]:
+    """What a method remembers between steps beside its parameters: AdaLoRA's scores and the ranks it gave away."""
+    if not _is_adalora(module):
+        return {}
+    tuner: Any = module.base_model
+    scores = {
+        name: {key: value.cpu().clone() for key, value in getattr(tuner.rankallocator, name).items()}
+        for name in _SCORES
+    }
+    return {**scores, "rank_pattern": module.active_peft_config.rank_pattern}  # pyright: ignore
+
+
+def load_method_state(module: nn.Module, state: Mapping[str, Any]) -> None:
+    """Put back what `method_state` took."""
+    if not state:
+        return
+    tuner: Any = module.base_model
+    device = {name: parameter.device for name, parameter in tuner.model.named_parameters()}
+    for name in _SCORES:
+        setattr(tuner.rankallocator, name, {key: value.to(device[key]) for key, value in state[name].items()})
+    module.active_peft_config.rank_pattern = state["rank_pattern"]  # pyright: ignore
+
+
+_SCORES = ("ipt", "exp_avg_ipt", "exp_avg_unc")  # of PEFT's RankAllocator
+
+
 def _peft_config(lora: LoraConfig, ranks: Mapping[str, int], head_path: str, total_steps: int) -> Any:
     """PEFT's own config. ranks: every module that is adapted. Paths are patterns to PEFT, so they are escaped."""
     shared: dict[str, Any] = {

@@ -91,6 +91,18 @@ class Run:
     archived_at_ms: int | None = None  # None: shown in lists
 
     @property
+    def earlier_ms(self) -> tuple[tuple[int, int], ...]:
+        """Start and end of each launch before the last one: it was resumed so often."""
+        return tuple((start, end) for start, end in self.facts.get("earlier", ()))
+
+    @property
+    def seconds(self) -> float | None:
+        """From start to end, without the time between an end and a resume; None while it runs or never started."""
+        if self.started_at_ms is None or self.ended_at_ms is None:
+            return None
+        return sum(end - start for start, end in (*self.earlier_ms, (self.started_at_ms, self.ended_at_ms))) / 1000
+
+    @property
     def is_pruned(self) -> bool:
         return self.pruned_at_step is not None and self.status is RunStatus.STOPPED
 
@@ -134,6 +146,7 @@ class RunRow:
     valid_n: int | None
     test: float | None
     test_n: int | None
+    earlier_ms: int = 0  # that it ran before it was resumed
 
     @property
     def is_random(self) -> bool:
@@ -151,10 +164,10 @@ class RunRow:
 
     @property
     def seconds(self) -> float | None:
-        """From start to end; None while it runs, and where it never started."""
+        """From start to end, without the time between an end and a resume; None while it runs or never started."""
         if self.started_at_ms is None or self.ended_at_ms is None:
             return None
-        return (self.ended_at_ms - self.started_at_ms) / 1000
+        return (self.earlier_ms + self.ended_at_ms - self.started_at_ms) / 1000
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,7 @@ class RunReporter(Protocol):
     def progress(self, progress: Progress) -> None: ...
     def event(self, kind: str, message: str) -> None: ...
     def facts(self, facts: Mapping[str, Any]) -> None: ...
+    def sync(self) -> None: ...
     def close(self) -> None: ...
 
 
@@ -53,6 +54,7 @@ class _WandbReporter:
                 dir=str(folder),
                 name=run_config.title,
                 id=folder.name,
+                resume="allow",  # a run that was stopped goes on as the same one
                 config=run_config.model_dump(mode="json"),
             )
         except Exception as error:  # W&B raises errors of its own, of its server and of the network
@@ -75,6 +77,9 @@ class _WandbReporter:
     def facts(self, facts: Mapping[str, Any]) -> None:
         self._spool.facts(facts)
         self._run.summary.update(dict(facts))
+
+    def sync(self) -> None:
+        self._spool.sync()
 
     def close(self) -> None:
         self._spool.close()

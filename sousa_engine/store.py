@@ -69,6 +69,13 @@ class Launch(NamedTuple):
     spool_offset: int
 
 
+def not_resumable(run: Run) -> str:
+    """Why the status of a run forbids to resume it; "" where it does not."""
+    if run.status is RunStatus.FINISHED:
+        return f"Run {run.id} is finished. To train longer, launch it again with more epochs."
+    return "" if run.status.is_over else f"Run {run.id} is {run.status.value}: it is not over."
+
+
 def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
@@ -211,6 +218,31 @@ class Store:
             if stopped or stopping:
                 self._add_event(run_id, "stop requested", "Stop and save was asked for.", now)
         return self._existing(run_id)
+
+    def resume(self, run_id: str, message: str) -> Run:
+        """A stopped, failed or lost run is QUEUED again, behind all others, as the same run: `launch.resume` asks.
+
+        Its earlier ends stay as events, and in its facts as "earlier": [start, end] of each launch, in ms. Raises
+        UserError if it is not over or finished, UnknownNameError.
+        """
+        now = self._clock_ms()
+        with self._writing() as db:
+            # All that belongs to the launch before goes, its nonce first: no note of it counts for the next one.
+            resumed = db.execute(
+                "UPDATE runs SET status = 'queued', queue_position = :now, slot = NULL, launch_nonce = NULL,"
+                " launches = 0, claimed_at_ms = NULL, started_at_ms = NULL, stop_requested_at_ms = NULL,"
+                " ended_at_ms = NULL, reason = NULL, pruned_at_step = NULL, archived_at_ms = NULL,"
+                " facts_json = iif(started_at_ms IS NULL, facts_json, json_set(facts_json, '$.earlier', json_insert("
+                "coalesce(json_extract(facts_json, '$.earlier'), '[]'), '$[#]', json_array(started_at_ms, ended_at_ms)"
+                "))) WHERE id = :id AND status IN ('stopped', 'failed', 'lost')",
+                {"id": run_id, "now": now},
+            ).rowcount
+            if resumed:
+                self._add_event(run_id, "resumed", message, now)
+        run = self._existing(run_id)
+        if not resumed:
+            raise UserError(not_resumable(run) or f"Run {run_id} is {run.status.value}.")
+        return run
 
     def rename(self, run_id: str, name: str) -> Run:
         """Give a run another name to be shown by; "" is the one made of model, data and seed.

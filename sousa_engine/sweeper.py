@@ -510,9 +510,9 @@ def _predicted(
     for run in earlier:
         train_s, epochs = run.facts.get("train_s"), run.facts.get("epochs")
         clips = run.facts.get("data", {}).get("clips", {}).get("train")
-        if train_s and epochs and clips and run.started_at_ms and run.ended_at_ms:
+        if train_s and epochs and clips and run.seconds:
             steps = run.config.training.steps_per_epoch(clips) * epochs
-            overhead = max(0.0, (run.ended_at_ms - run.started_at_ms) / 1000 - train_s)
+            overhead = max(0.0, run.seconds - train_s)
             trained.setdefault(probe.key(run.config), []).append((train_s / steps, overhead))
     paces |= trained
     total, untimed = 0.0, {}

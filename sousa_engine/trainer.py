@@ -1,8 +1,8 @@
 """`python -m sousa_engine.trainer RUN_DIR`: one run, then exit. The only file that joins floors 1 and 2.
 
 Reads config.json, writes spool.jsonl (metrics, progress, events, facts), predictions.jsonl, adapter/, checkpoints/,
-best/ and result.json. Never opens runs.db. Exit codes: 0 finished, 3 stopped after a checkpoint, 2 a user's mistake,
-1 anything else; the reason stands in result.json.
+best/ and result.json. In a folder with checkpoints it goes on from the newest good one. Never opens runs.db. Exit
+codes: 0 finished, 3 stopped after a checkpoint, 2 a user's mistake, 1 anything else; the reason stands in result.json.
 """
 
 from __future__ import annotations
@@ -25,11 +25,13 @@ from sousa_engine import __version__, reporters, run_files, spool
 from sousa_engine.config import RunConfig
 from sousa_engine.errors import PreflightError, SousaError, UserError
 from sousa_engine.records import Prediction, Progress
+from sousa_engine.training import resume
 from sousa_engine.workspace import Workspace
 
 if TYPE_CHECKING:
     from sousa_engine.data.manifest import Manifest
     from sousa_engine.training.loop import Outcome
+    from sousa_engine.training.resume import ResumePoint
 
 EXIT_CRASHED = 1
 
@@ -45,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
         run_config = RunConfig.model_validate_json((folder / run_files.CONFIG).read_text())
         outcome = run(folder, run_config, stop=lambda: bool(stopping))
     except _StopRequested:
-        _result(folder, outcome="stopped", reason="Stopped before the first step.")
+        _result(folder, outcome="stopped", reason="Stopped before it trained a step.")
         return run_files.EXIT_STOPPED
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -76,11 +78,52 @@ def run(folder: Path, run_config: RunConfig, *, stop: Callable[[], bool]) -> Out
     with closing(reporters.open_reporter(folder, run_config)) as reporter:
         # The first report comes before the heavy imports, so that the page shows at once that something happens.
         reporter.progress(Progress(phase="preparing", done=0, total=1))
-        return _train(folder, run_config, device, reporter, stop)
+        return _train(folder, run_config, device, reporter, stop, _resume_point(folder, reporter))
+
+
+def _resume_point(folder: Path, reporter: reporters.RunReporter) -> ResumePoint | None:
+    """Where to go on; None for a run that has not trained yet. Raises RunError where it has, and nothing is left.
+
+    The folder alone decides: a launch that is made twice, by whomever, goes on from the same place.
+    """
+    if not resume.has_checkpoints(folder) and not _has_measured(folder):
+        return None
+    found = resume.find(folder)
+    for sentence in found.damaged:
+        _tell(reporter, "checkpoint damaged", f"{sentence} The one before is used: step {found.step}.")
+    return found
+
+
+def _has_measured(folder: Path) -> bool:
+    offset = 0
+    while not (batch := spool.read_batch(folder / run_files.SPOOL, offset)).is_empty:
+        if batch.points:
+            return True
+        offset = batch.end
+    return False
+
+
+def _check_unchanged(found: ResumePoint, now: dict[str, Any], reporter: reporters.RunReporter) -> None:
+    forbids, loosens = resume.differences(found.facts, now)
+    if forbids:
+        raise PreflightError(f"It cannot go on. {' '.join(forbids)} Launch it again as a new run.")
+    if loosens:
+        message = "What follows may differ in its last digits from a run that was never stopped"
+        _tell(reporter, "not the same", f"{message}: {'; '.join(loosens)}.")
+
+
+def _tell(reporter: reporters.RunReporter, kind: str, message: str) -> None:
+    reporter.event(kind, message)
+    print(f"{kind}: {message}", flush=True)
 
 
 def _train(
-    folder: Path, run_config: RunConfig, device: str, reporter: reporters.RunReporter, stop: Callable[[], bool]
+    folder: Path,
+    run_config: RunConfig,
+    device: str,
+    reporter: reporters.RunReporter,
+    stop: Callable[[], bool],
+    resumed: ResumePoint | None,
 ) -> Outcome:
     workspace = Workspace(root=folder.parent.parent)
     began = time.monotonic()
@@ -168,6 +211,16 @@ def _train(
             "prepare_s": round(time.monotonic() - began, 2),
         }
     )
+    kept = {
+        "versions": _versions(),
+        "device": str(accelerator.device),
+        "threads": torch.get_num_threads(),
+        "weights": network.weights_label,
+        "data": manifests.fingerprint(manifest),
+    }
+    if resumed is not None:
+        _check_unchanged(resumed, kept, reporter)
+        _tell(reporter, "goes on", f"From the checkpoint of step {resumed.step}, epoch {resumed.epoch}.")
     if stop():
         raise _StopRequested
     outcome = loop.train(
@@ -182,6 +235,8 @@ def _train(
         folder=folder,
         reporter=reporter,
         stop=stop,
+        resume_from=resumed.path if resumed else None,
+        facts=kept,
     )
     _save_adapter(accelerator.unwrap_model(module), folder / "adapter", manifest, run_config, network.weights_label)
     _write_predictions(folder, manifest, data, outcome)

@@ -9,6 +9,7 @@ It writes a real spool and obeys the real rules, without torch. What it does sta
                                deaf (ignores SIGTERM from there on), child (leaves a process of its group behind)
 
 After each spool write it bumps a counter outside the product (the file `acknowledged`): the tests compare with that.
+A run that is resumed goes on behind its last counted step.
 """
 
 from __future__ import annotations
@@ -36,9 +37,10 @@ def main() -> int:
     words = dict(word.split("=", 1) for word in config.name.split())
     steps, at, do = int(words.get("steps", 20)), int(words.get("at", 0)), words.get("do", "")
     counter = os.open(folder / "acknowledged", os.O_RDWR | os.O_CREAT)
+    done = struct.unpack("q", os.pread(counter, 8, 0) or bytes(8))[0]  # by the launch before, if the run was resumed
     with SpoolWriter(folder / run_files.SPOOL) as spool:
         spool.facts({"weights_label": "none: a double", "pid": os.getpid(), "device": config.device})
-        for step in range(1, steps + 1):
+        for step in range(done + 1, steps + 1):
             value = math.nan if do == "nan" and step == at else 1 / step
             spool.metrics(step, {"train/loss": value}, epoch=1)
             os.pwrite(counter, struct.pack("q", step), 0)

@@ -177,6 +177,9 @@ def test_steps_lie_at_epochs_and_minutes_of_their_run():
     assert curves.placed(ran, found, "epoch").x == (0.5, 1.0, 2.0)
     moments = {19: 31_000, 38: 61_000, 76: 121_000}
     assert curves.placed(ran, found, "minutes", moments).x == (0.5, 1.0, 2.0), "from its start, at 1 s"
+    resumed = dataclasses.replace(ran, started_at_ms=901_000, facts={"earlier": [[1_000, 61_000]]})
+    later = {step: moment if moment <= 61_000 else moment + 840_000 for step, moment in moments.items()}
+    assert curves.placed(resumed, found, "minutes", later).x == (0.5, 1.0, 2.0), "a pause of 14 minutes does not count"
     assert curves.placed(ran, found, "minutes", {19: 31_000}) is None
     assert curves.placed(run(0), found, "epoch") is None, "a run that does not know its data has no epochs"
 

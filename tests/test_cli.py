@@ -12,8 +12,10 @@ from click.testing import CliRunner
 
 from sousa_engine import cli, launch
 from sousa_engine.cli import main
+from sousa_engine.data import manifest
 from sousa_engine.records import RunStatus
 from sousa_engine.store import Store
+from sousa_engine.training import checkpoint
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 
@@ -226,3 +228,21 @@ def test_a_run_that_waits_is_neither_archived_nor_deleted(sousa):
     for words in (["archive", "last"], ["delete", "last", "--yes"]):
         result = sousa(*words)
         assert result.exit_code == 2 and "Stop it first" in result.stderr
+
+
+def test_resume_says_from_where_or_why_not(sousa, workspace):
+    assert sousa("train", "data=micro", "--detach").exit_code == 0
+    result = sousa("resume", "last", "--detach")
+    assert result.exit_code == 2 and "it is not over" in result.stderr
+    assert sousa("stop", "last").exit_code == 0
+    result = sousa("resume", "last", "--detach")
+    assert result.exit_code == 2 and "no checkpoint" in result.stderr and "Launch it again" in result.stderr
+    with Store.open(workspace) as store:
+        (run,) = store.runs()
+    data = manifest.fingerprint(manifest.open_dataset(run.config.data))
+    told = {"epoch": 2, "best": None, "run": {"data": data}}
+    checkpoint.save(workspace.run_dir(run.id) / "checkpoints", 7, {}, told)
+    result = sousa("resume", "last", "--detach")
+    assert result.exit_code == 0 and f"run {run.id} queued: goes on from step 7, epoch 2" in result.output
+    with Store.open(workspace) as store:
+        assert [found.status for found in store.runs()] == [RunStatus.QUEUED]

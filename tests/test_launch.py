@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import shlex
+import shutil
 
 import pytest
 import yaml
 
 from sousa_engine import backbones, config, grammar, launch, module_tree
+from sousa_engine.data import manifest
 from sousa_engine.errors import ConfigError, PreflightError, TargetError, UnknownNameError
 from sousa_engine.records import RunStatus
+from sousa_engine.spool import SpoolBatch, SpoolPoint
 from sousa_engine.store import Store
+from sousa_engine.training import checkpoint
 
 
 def prepared(*words: str) -> launch.Prepared:
@@ -229,3 +234,71 @@ def test_a_head_that_the_method_cannot_adapt_is_an_error_before_the_start(worksp
 def test_ranks_that_are_no_pairs_are_refused_with_how_to_write_them(written):
     with pytest.raises(ConfigError, match=r"is no set of module: rank\. Write '\{q_proj: 4"):
         launch.prepare(grammar.parse([f"lora.rank_pattern={written}"]))
+
+
+# Going on with a run
+
+
+@pytest.fixture
+def stopped(workspace, monkeypatch):
+    """A run that was stopped at step 12, with two checkpoints as a training leaves them; no supervisor starts."""
+    monkeypatch.setattr(launch.supervisor, "ensure", lambda workspace: None)
+    settings = launch.prepare({"data": {"dataset": "micro"}, "device": "cpu"}).config
+    data = manifest.fingerprint(manifest.open_dataset(settings.data))
+    with Store.open(workspace) as store:
+        run = store.enqueue(settings)
+        store.claim("cpu", "n1")
+        store.finish(run.id, RunStatus.STOPPED, "Stopped at step 12.", nonce="n1")
+    folder = workspace.run_dir(run.id)
+    checkpoint.save(folder / "best", 10, {}, {})
+    for step in (10, 12):
+        told = {"epoch": 1, "best": "step-00000010", "run": {"data": data}}
+        checkpoint.save(folder / "checkpoints", step, {"step": step}, told)
+    return run.id
+
+
+def test_a_stopped_run_is_queued_again_and_says_from_where(workspace, stopped):
+    run, found = launch.resume(workspace, stopped)
+    assert (run.id, run.status, found.step, found.epoch, found.note) == (stopped, RunStatus.QUEUED, 12, 1, "")
+    with Store.open(workspace) as store:
+        assert store.events(stopped)[-1].message == "Resumed from step 12, epoch 1."
+        with pytest.raises(PreflightError, match="it is not over"):
+            launch.resume(workspace, stopped)
+
+
+def test_a_damaged_newest_checkpoint_is_told_before_the_run_is_queued(workspace, stopped):
+    state = workspace.run_dir(stopped) / "checkpoints" / "step-00000012" / checkpoint.STATE
+    state.write_bytes(state.read_bytes()[:-1] + b"?")  # of the same size: only reading it all tells
+    with Store.open(workspace) as store:
+        assert launch.resumable(store.run(stopped), store).step == 12
+    _, found = launch.resume(workspace, stopped)
+    assert found.step == 10 and "step-00000012 is damaged" in found.note
+
+
+def test_what_cannot_go_on_is_refused_with_a_sentence_and_stays_as_it_is(workspace, stopped, monkeypatch):
+    with pytest.raises(UnknownNameError):
+        launch.resume(workspace, "nope")
+    monkeypatch.setattr(manifest, "fingerprint", lambda found: "another")
+    with pytest.raises(PreflightError, match="data set is another one since then"):
+        launch.resume(workspace, stopped)
+    shutil.rmtree(workspace.run_dir(stopped))
+    with pytest.raises(PreflightError, match=r"no checkpoint.*Launch it again"):
+        launch.resume(workspace, stopped)
+    with Store.open(workspace) as store:
+        assert store.run(stopped).status is RunStatus.STOPPED
+        other = store.enqueue(store.run(stopped).config)
+        store.claim("cpu", "n2")
+        store.finish(other.id, RunStatus.FINISHED, None, nonce="n2")
+    with pytest.raises(PreflightError, match="more epochs"):
+        launch.resume(workspace, other.id)
+
+
+def test_a_run_that_diverged_is_resumed_with_a_warning(workspace, stopped):
+    with Store.open(workspace) as store:
+        run = store.enqueue(store.run(stopped).config)
+        store.claim("cpu", "n2")
+        point = SpoolPoint("train/loss", 13, math.nan, 1, None, 0)
+        store.ingest(run.id, SpoolBatch(start=0, end=1, points=[point]))
+        store.finish(run.id, RunStatus.FAILED, "The loss became nan at step 13.", nonce="n2")
+        shutil.copytree(workspace.run_dir(stopped), workspace.run_dir(run.id))
+        assert "no number at step 13: expect the same" in launch.resumable(store.run(run.id), store).note

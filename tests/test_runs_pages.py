@@ -12,9 +12,11 @@ from streamlit.testing.v1 import AppTest
 from sousa_engine import baselines, launch, supervisor, sweep, sweeper
 from sousa_engine import config as config_module
 from sousa_engine.config import DataConfig
+from sousa_engine.data import manifest as manifests
 from sousa_engine.data.manifest import open_dataset
 from sousa_engine.records import RunStatus
 from sousa_engine.store import Store, SweepRun
+from sousa_engine.training import checkpoint
 from sousa_engine.workspace import PROJECT_ROOT
 
 PAGES = PROJECT_ROOT / "pages"
@@ -872,3 +874,39 @@ def test_baselines_of_other_clips_are_not_shown(visit_week, week, baselines_of_t
     app = section(visit_week("compare", run=chosen), "Cost")
     assert "majority class" not in words(app) and "Dashed" not in words(app) and "Compute baselines" not in links(app)
     assert not any(figure["layout"].get("shapes") for figure in figures(app))
+
+
+# Going on
+
+
+@pytest.fixture
+def stopped(workspace):
+    """A run that was stopped within its second epoch, with a checkpoint that could be gone on from."""
+    training = Training.begin(workspace, config(max_epochs=3))
+    training.steps(50)
+    data = manifests.fingerprint(manifests.open_dataset(training.run.config.data))
+    told = {"epoch": 2, "best": None, "run": {"data": data}}
+    checkpoint.save(training.folder / "checkpoints", 50, {}, told)
+    return training.end(RunStatus.STOPPED, "Stopped at step 50. A checkpoint was saved.")
+
+
+def test_a_stopped_run_is_resumed_by_a_button_that_says_from_where(visit, workspace, ensured, stopped):
+    app = visit("run", id=stopped.id)
+    assert "It can be resumed from step 50, epoch 2." in words(app) and not app.button(key="resume").disabled
+    app = checked(app.button(key="resume").click().run())
+    with Store.open(workspace) as store:
+        assert store.run(stopped.id).status is RunStatus.QUEUED
+    assert ensured == [workspace] and "resume" not in {button.key for button in app.button}
+    assert "goes on from step 50" in app.toast[0].value
+
+
+def test_a_run_that_cannot_be_resumed_says_why(visit, workspace, stopped):
+    (workspace.run_dir(stopped.id) / "checkpoints" / "step-00000050" / checkpoint.STATE).unlink()
+    app = visit("run", id=stopped.id)
+    assert "cannot be resumed" in words(app) and "no state.pt" in words(app)
+    assert app.button(key="resume").disabled
+
+
+def test_a_finished_run_has_no_button_to_resume(visit_week, week):
+    app = visit_week("run", id=week[1]["finished"].id)
+    assert "resume" not in {button.key for button in app.button} and "resumed" not in words(app)

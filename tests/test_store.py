@@ -11,7 +11,7 @@ import pytest
 
 from sousa_engine import metric_tables
 from sousa_engine.config import RunConfig, build
-from sousa_engine.errors import UnknownNameError, WorkspaceError
+from sousa_engine.errors import UnknownNameError, UserError, WorkspaceError
 from sousa_engine.records import Event, Prediction, Progress, RunStatus
 from sousa_engine.spool import SpoolBatch, SpoolPoint
 from sousa_engine.store import Store
@@ -414,3 +414,77 @@ def test_levels_are_prepared_for_the_widths_that_curves_use(store):
     rows = store._query("SELECT width, count(*) AS buckets, sum(point_count) AS n FROM metric_levels GROUP BY width")
     assert [row["width"] for row in rows] == [1 << shift for shift in metric_tables.LEVEL_SHIFTS]
     assert all(row["n"] == 100 for row in rows)
+
+
+# Going on
+
+
+def ended(store, status, *, nonce="n1", at=(10, 50)):
+    run = store.enqueue(RunConfig())
+    store.claim("cpu", nonce)
+    store.mark_running(run.id, nonce, started_at_ms=at[0])
+    store.ingest(run.id, batch(points=points("train/loss", [3.0, 2.0, 1.0]), facts={"train_s": 1}))
+    store.finish(run.id, status, "Why.", nonce=nonce, ended_at_ms=at[1])
+    return run.id
+
+
+@pytest.mark.parametrize("status", [RunStatus.STOPPED, RunStatus.FAILED, RunStatus.LOST])
+def test_a_resumed_run_is_queued_again_as_the_same_run(store, status):
+    other, run_id = store.enqueue(build({"device": "cuda:0"})).id, ended(store, status)
+    store.archive([run_id])
+    run = store.resume(run_id, "Resumed from step 3.")
+    assert (run.status, run.reason, run.device, run.launches) == (RunStatus.QUEUED, None, None, 0)
+    assert run.started_at_ms is None and run.ended_at_ms is None and run.archived_at_ms is None
+    assert store.launch(run_id) == (None, 100), "no nonce of before, and its spool is read on from there"
+    assert store.curve(run_id, "train/loss").steps == (1, 2, 3)
+    assert [event.kind for event in store.events(run_id)].count(status.value) == 1, "its end stays told"
+    with pytest.raises(UserError, match="is queued"):
+        store.resume(run_id, "Twice.")
+    assert store.run(other).status is RunStatus.QUEUED
+    assert store.claim("cpu", "n2").id == run_id
+    assert not store.finish(run_id, RunStatus.LOST, "?", nonce="n1")
+    store.mark_running(run_id, "n2", started_at_ms=1_000)
+    store.finish(run_id, RunStatus.FINISHED, None, nonce="n2", ended_at_ms=1_020)
+    run = store.run(run_id)
+    assert run.earlier_ms == ((10, 50),) and run.seconds == 0.06 and run.facts["train_s"] == 1
+    assert store.rows([run_id])[0].seconds == 0.06
+    with pytest.raises(UserError, match=r"finished.*more epochs"):
+        store.resume(run_id, "For more.")
+
+
+def test_lists_sort_by_the_time_of_all_launches(store):
+    often = ended(store, RunStatus.STOPPED, at=(0, 100))
+    store.resume(often, "On.")
+    store.claim("cpu", "n2")
+    store.mark_running(often, "n2", started_at_ms=500)
+    store.finish(often, RunStatus.STOPPED, "Why.", nonce="n2", ended_at_ms=510)
+    store.resume(often, "Taken out of the queue again.")
+    store.request_stop(often)
+    assert store.run(often).seconds is None and store.run(often).earlier_ms == ((0, 100), (500, 510))
+    store.resume(often, "On.")
+    store.claim("cpu", "n3")
+    store.mark_running(often, "n3", started_at_ms=900)
+    store.finish(often, RunStatus.STOPPED, "Why.", nonce="n3", ended_at_ms=901)
+    once = ended(store, RunStatus.STOPPED, nonce="n4", at=(0, 60))
+    assert [row.id for row in store.listing(sort="took").rows] == [often, once]
+    assert store.run(often).seconds == 0.111
+
+
+def test_a_run_is_resumed_by_one_of_many_who_ask_at_once(workspace):
+    with Store.open(workspace) as store:
+        run_id = ended(store, RunStatus.STOPPED)
+    won = []
+
+    def ask():
+        with Store.open(workspace) as mine:
+            try:
+                won.append(mine.resume(run_id, "On."))
+            except UserError:
+                pass
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1

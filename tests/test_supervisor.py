@@ -467,3 +467,17 @@ def test_the_config_of_a_launch_names_the_device_it_was_given(workspace, store, 
     written = json.loads((workspace.run_dir(run.id) / run_files.CONFIG).read_text())
     assert RunConfig.model_validate(written) == run.config.model_copy(update={"device": "cpu"})
     assert executor.poll(run, "n1") == ABSENT  # nobody took the lock over
+
+
+def test_what_a_launch_before_left_says_nothing_of_the_next_one(studio):
+    """A supervisor claims a resumed run and dies before it removes the notes of the launch before."""
+    folder = studio.folder(run_id := studio.queue())
+    for nonce, wanted in (("n1", True), ("n2", False)):
+        run_files.write_json(folder / run_files.RESULT, {"outcome": "stopped", "reason": "Stopped at step 3."})
+        note = {"nonce": "n1", "pid": 1, "trainer_pid": 2, "started_ms": 5}
+        run_files.write_json(folder / run_files.KEEPER, note)
+        run_files.write_json(
+            folder / run_files.EXIT, {**note, "exit_code": 3, "signal": None, "ended_ms": 9, "steps": []}
+        )
+        seen = local.LocalExecutor(studio.store.workspace).poll(studio.store.run(run_id), nonce)
+        assert (seen.result is not None, seen.exit is not None, seen.trainer_started) == (wanted,) * 3

@@ -454,3 +454,21 @@ def test_a_sweep_is_found_by_id_name_and_last(store):
     assert store.find_sweep(first.id[-4:]).id == first.id
     with pytest.raises(UnknownNameError, match=r"Nearest: .*second"):
         store.find_sweep("secund")
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "asha"])
+@pytest.mark.parametrize("told", [True, False], ids=["after its trial was told", "before"])
+def test_a_resumed_run_stays_the_run_of_its_trial_and_the_sweep_ends(store, sampler, told):
+    made = started(store, **RATES | {"sampler": sampler, "trials": 3})
+    trainers = Trainers(store, by_rate)
+    sweeper.step(store, made, 1)
+    first = trainers.claim()
+    trainers.epoch(first, 1)
+    trainers.end(first, RunStatus.STOPPED, "Stopped by hand.")
+    if told:
+        sweeper.step(store, made, 1)
+    store.resume(first.id, "Resumed.")
+    assert trainers.play(made.id).status is SweepStatus.FINISHED
+    runs = store.sweep_runs(made.id)
+    assert [run.trial for run in runs] == [0, 1, 2] and runs[0].id == first.id
+    assert all(run.status is RunStatus.FINISHED or run.is_pruned for run in runs)

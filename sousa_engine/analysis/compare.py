@@ -242,7 +242,6 @@ def _result(run: Run, summaries: Mapping[str, Summary]) -> Result:
     f1 = summaries.get("test/macro_f1")
     valid = summaries.get("valid/accuracy")
     counts = parameters(run)
-    over = run.status.is_over and run.started_at_ms is not None and run.ended_at_ms is not None
     return Result(
         run_id=run.id,
         title=run.title,
@@ -251,7 +250,7 @@ def _result(run: Run, summaries: Mapping[str, Summary]) -> Result:
         seed=run.config.seed,
         trainable=counts.get("trainable"),
         total=counts.get("total"),
-        seconds=(run.ended_at_ms - run.started_at_ms) / 1000 if over else None,  # pyright: ignore[reportOptionalOperand]
+        seconds=run.seconds if run.status.is_over else None,
         best_valid=best_accuracy(valid),
         best_step=valid.best_step if valid else None,
         last_valid=last_accuracy(valid),

@@ -38,7 +38,8 @@ def placed(run: Run, curve: Curve, axis: str, moments: Mapping[int, int] | None 
     """The curve over one of AXES; None where the run does not say where its steps lie there.
 
     Epochs count from its data's clips and its batch size: 1.5 is half-way through the second. Minutes count from the
-    run's start, its preparation included. moments: step -> ms since 1970, for minutes.
+    run's start, its preparation included, the time between an end and a resume left out. moments: step -> ms since
+    1970, for minutes.
     """
     if axis == "step":
         return SeedCurve(curve=curve, x=curve.steps)
@@ -51,7 +52,7 @@ def placed(run: Run, curve: Curve, axis: str, moments: Mapping[int, int] | None 
     start = run.started_at_ms
     if start is None or moments is None or any(step not in moments for step in curve.steps):
         return None
-    return SeedCurve(curve=curve, x=tuple((moments[step] - start) / 60_000 for step in curve.steps))
+    return SeedCurve(curve=curve, x=tuple(_ran_ms(run, start, moments[step]) / 60_000 for step in curve.steps))
 
 
 def seed_line(label: str, seeds: Sequence[SeedCurve], smoothing: float = 0.0, group: int = 0) -> Line:
@@ -92,6 +93,12 @@ def smooth(values: Sequence[float | None], weight: float) -> tuple[float | None,
         mass = weight * mass + (1 - weight)
         smoothed.append(mean / mass)
     return tuple(smoothed)
+
+
+def _ran_ms(run: Run, start_ms: int, at_ms: int) -> int:
+    """How long the run had run by then, over all its launches."""
+    before = sum(min(end, max(at_ms, start)) - start for start, end in run.earlier_ms)
+    return before + (max(0, at_ms - start_ms) if run.earlier_ms else at_ms - start_ms)
 
 
 def _buckets(seed: SeedCurve, width: int, smoothing: float) -> dict[int, tuple[float, float | None]]:

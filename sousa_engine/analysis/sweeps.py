@@ -114,8 +114,8 @@ def seconds_left(runs: Sequence[Run], to_come: int, now_ms: int) -> float | None
     as train now. None before the first of them."""
     took: dict[str, list[float]] = {}
     for run in runs:
-        if (run.status is RunStatus.FINISHED or run.is_pruned) and run.started_at_ms and run.ended_at_ms:
-            took.setdefault(run.config.model.variant, []).append((run.ended_at_ms - run.started_at_ms) / 1000)
+        if (run.status is RunStatus.FINISHED or run.is_pruned) and run.seconds:
+            took.setdefault(run.config.model.variant, []).append(run.seconds)
     if not took:
         return None
     usual = fmean(seconds for of_one in took.values() for seconds in of_one)

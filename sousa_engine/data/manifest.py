@@ -139,6 +139,14 @@ def counts(manifest: Manifest) -> dict[str, dict[str, int]]:
     return {label: {split: held[label, split] for split in SPLITS} for label in manifest.classes}
 
 
+def fingerprint(manifest: Manifest) -> str:
+    """32 hex digits that change whenever a training on it would: waveforms, labels or splits."""
+    digest = hashlib.sha256(f"{manifest.content_key}\n{manifest.classes!r}\n".encode("utf-8", "surrogateescape"))
+    for clip in manifest.clips:
+        digest.update(f"{clip.clip_id}\0{clip.label}\0{clip.split}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()[:32]
+
+
 def majority_baseline(manifest: Manifest, split: str) -> float:
     """Accuracy on `split` of always answering with the class that train holds most of (the first one, if tied)."""
     held = counts(manifest)

@@ -71,7 +71,8 @@ class LocalExecutor:
             started_at_ms=started["started_ms"] if started else None,
             trainer_started=started is not None,
             exit=exit_note,
-            result=run_files.read_json(folder / run_files.RESULT),
+            # It names no launch, but submit removed the one before: under a note of this launch, it is of this launch.
+            result=run_files.read_json(folder / run_files.RESULT) if note or exit_note else None,
         )
 
     def stop(self, run: Run, nonce: str, *, now: bool = False) -> bool:

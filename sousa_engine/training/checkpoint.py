@@ -1,4 +1,7 @@
-"""Checkpoints that are whole or absent: written to a temporary folder, fsynced, renamed; read back by checksum."""
+"""Checkpoints that are whole or absent: written to a temporary folder, fsynced, renamed; read back by checksum.
+
+Finding and checking them needs no torch, so that pages can say whether a run can be resumed.
+"""
 
 from __future__ import annotations
 
@@ -6,42 +9,48 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from sousa_engine.errors import RunError
 
+FORMAT = 2  # 1 kept no place in the epoch and no randomness: nothing can go on from it exactly
+STATE, FACTS = "state.pt", "facts.json"
 
-def save(folder: Path, step: int, state: dict[str, Any], facts: dict[str, Any], *, keep: int = 2) -> Path:
+
+def save(folder: Path, step: int, state: dict[str, Any], facts: dict[str, Any], *, keep: int | None = 2) -> Path:
     """Write folder/step-<step>/ (state.pt, facts.json with its sha256) and drop all but the newest `keep`.
 
-    state: tensors and plain values only, so that it loads with weights_only=True.
+    state: tensors and plain values only, so that it loads with weights_only=True. keep: None drops nothing. A second
+    one of the same step stands beside the first, step-<step>-2: to replace it would be a moment without any.
     """
+    import torch
+
     folder.mkdir(parents=True, exist_ok=True)
-    final = folder / f"step-{step:08d}"
+    final = _unused(folder, step)
     temporary = folder / f".{final.name}.tmp"
     _clear(temporary)
     temporary.mkdir()
     try:
-        with (temporary / "state.pt").open("wb") as file:
+        with (temporary / STATE).open("wb") as file:
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
-        facts = {**facts, "step": step, "sha256": _sha256(temporary / "state.pt")}
-        with (temporary / "facts.json").open("w") as file:
+        facts = {**facts, "format": FORMAT, "step": step, "sha256": _sha256(temporary / STATE)}
+        facts["bytes"] = (temporary / STATE).stat().st_size
+        with (temporary / FACTS).open("w") as file:
             json.dump(facts, file, indent=1)
             file.flush()
             os.fsync(file.fileno())
     except BaseException:
         _clear(temporary)  # on a full disk, half a checkpoint takes the room that telling of it needs
         raise
-    _clear(final)
     temporary.rename(final)
     _sync_folder(folder)
-    for old in steps(folder)[:-keep]:
-        _clear(old)
+    if keep is not None:
+        for old in steps(folder)[:-keep]:
+            _clear(old)
     return final
 
 
@@ -50,13 +59,55 @@ def steps(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*") if path.is_dir())
 
 
-def load(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(state, facts). Raises RunError when the file is not what was written."""
-    facts = json.loads((path / "facts.json").read_text())
-    found = _sha256(path / "state.pt")
+def facts_of(path: Path) -> dict[str, Any]:
+    """What stands beside a checkpoint, its state not yet read. Raises RunError if it cannot be whole."""
+    try:
+        facts = json.loads((path / FACTS).read_bytes())
+    except FileNotFoundError:
+        raise RunError(f"Checkpoint {path.name} is damaged: it has no {FACTS}.") from None
+    except ValueError:
+        facts = None
+    if not isinstance(facts, dict) or not isinstance(facts.get("sha256"), str):
+        raise RunError(f"Checkpoint {path.name} is damaged: its {FACTS} cannot be read.")
+    try:
+        size = (path / STATE).stat().st_size
+    except FileNotFoundError:
+        raise RunError(f"Checkpoint {path.name} is damaged: it has no {STATE}.") from None
+    if size != facts.get("bytes", size):
+        raise RunError(f"Checkpoint {path.name} is damaged: {size:,} bytes of {facts['bytes']:,} are there.")
+    return facts
+
+
+def check(path: Path) -> dict[str, Any]:
+    """Its facts, once every byte was read and compared. Raises RunError when the file is not what was written."""
+    facts = facts_of(path)
+    found = _sha256(path / STATE)
     if found != facts["sha256"]:
         raise RunError(f"Checkpoint {path.name} is damaged: sha256 {found[:12]}, written as {facts['sha256'][:12]}.")
-    return torch.load(path / "state.pt", map_location="cpu", weights_only=True), facts
+    return facts
+
+
+def load(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(state, facts). Raises RunError when the file is not what was written."""
+    import torch
+
+    facts = check(path)
+    return torch.load(path / STATE, map_location="cpu", weights_only=True), facts
+
+
+def drop(folder: Path, *, but: Collection[str]) -> None:
+    """Remove the checkpoints of a folder that are not named."""
+    for path in steps(folder):
+        if path.name not in but:
+            _clear(path)
+
+
+def _unused(folder: Path, step: int) -> Path:
+    path, number = folder / f"step-{step:08d}", 1
+    while path.exists():
+        number += 1
+        path = folder / f"step-{step:08d}-{number}"
+    return path
 
 
 def _sha256(path: Path) -> str:

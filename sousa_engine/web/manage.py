@@ -1,4 +1,4 @@
-"""What the pages Runs and Run do alike to runs: stop, archive, tag, delete; with the dialogs that ask first.
+"""What the pages Runs and Run do alike to runs: stop, resume, archive, tag, delete; with the dialogs that ask first.
 
 A button asks with `ask`; the page draws what was asked for with `dialogs`, outside of what refreshes by itself.
 """
@@ -11,7 +11,7 @@ from typing import Literal
 
 import streamlit as st
 
-from sousa_engine import supervisor, trash
+from sousa_engine import launch, supervisor, trash
 from sousa_engine.errors import SousaError
 from sousa_engine.records import LONGEST_TAG, RunRow, RunStatus, checked_note, checked_tags
 from sousa_engine.store import Store
@@ -45,6 +45,14 @@ def stop(run_ids: Sequence[str]) -> None:
         return said.get(after[0].status, f"The run is over already: {after[0].status.value}.")
 
     _do(work, ":material/stop_circle:")
+
+
+def resume(run_id: str) -> None:
+    def work(store: Store) -> str:
+        _, found = launch.resume(store.workspace, run_id)
+        return f"Queued: it goes on from step {found.step:,}."
+
+    _do(work, ":material/resume:")
 
 
 def archive(run_ids: Sequence[str]) -> None:

@@ -303,6 +303,32 @@ def test_a_supervisor_told_to_leave_leaves_the_training_alone(studio):
     assert_nothing_lost_or_doubled(studio, run_id)
 
 
+@pytest.mark.parametrize("end", ["stop", "kill", "lose"])
+def test_a_resumed_run_goes_on_as_the_same_run_whatever_ended_it(studio, end):
+    run_id = studio.queue("steps=60 hold=30 pause_s=0" + (" at=20 do=kill" if end == "kill" else ""))
+    studio.supervise()
+    if end != "kill":
+        studio.running_at(run_id, 10)
+    if end == "stop":
+        studio.store.request_stop(run_id)
+    if end == "lose":
+        for pid in (studio.supervisor_pid(), *studio.pids(run_id)):
+            os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: not studio.processes())
+        wait_for(studio.supervise)
+    status = {"stop": RunStatus.STOPPED, "kill": RunStatus.FAILED, "lose": RunStatus.LOST}[end]
+    assert studio.over(run_id).status is status
+    studio.let_go(run_id)
+    studio.store.resume(run_id, "Resumed.")
+    wait_for(lambda: studio.supervise() or studio.processes("sousa_engine.supervisor"))
+    run = studio.over(run_id)
+    assert (run.status, run.reason, run.launches) == (RunStatus.FINISHED, None, 1)
+    assert len(run.earlier_ms) == 1 and run.started_at_ms >= run.earlier_ms[0][1]
+    assert_nothing_lost_or_doubled(studio, run_id)
+    assert len(studio.steps(run_id)) == 60
+    assert {status.value, "resumed", "finished"} <= set(studio.kinds(run_id))
+
+
 _ENSURE_EIGHTFOLD = """
 import os, sys
 from pathlib import Path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from sousa_engine import lora as loras
 from sousa_engine.config import RunConfig
 from sousa_engine.data import manifest as manifests
 from sousa_engine.data.features import feature_cache
+from sousa_engine.errors import PreflightError, RunError
 from sousa_engine.records import UPDATE
 from sousa_engine.spool import read_batch, read_predictions
 from sousa_engine.training.statistics import measure_statistics
@@ -136,3 +138,77 @@ def test_a_workspace_that_cannot_be_used_is_one_line_as_reason(workspace):
     result = run_files.read_json(folder / run_files.RESULT)
     assert result["outcome"] == "failed" and "features" in result["reason"] and "\n" not in result["reason"]
     assert done.returncode != 0
+
+
+# Going on
+
+
+LORA = {"method": "adalora", "r": 2, "dropout": 0.1, "targets": ["attention"]}
+
+
+def in_process(folder: Path, settings: RunConfig, *, stop_at: int | None = None) -> None:
+    """One launch of the trainer without a process of its own; stop_at: the step at which it is asked to stop."""
+    folder.mkdir(parents=True, exist_ok=True)
+    run_files.write_json(folder / run_files.CONFIG, settings.model_dump(mode="json"))
+    trainer.run(folder, settings, stop=lambda: stop_at is not None and last_step(folder) >= stop_at)
+
+
+def last_step(folder: Path) -> int:
+    steps = [p.step for p in read_batch(folder / run_files.SPOOL, 0).points if p.metric == "train/loss"]
+    return steps[-1] if steps else 0
+
+
+def measured(folder: Path) -> dict[tuple[str, int], float]:
+    """As the store keeps them: the last value of a step counts. Without what a stop alone measures."""
+    found = {(p.metric, p.step): p.value for p in read_batch(folder / run_files.SPOOL, 0).points}
+    ends = {step for metric, step in found if metric == "valid/loss"}
+    return {key: v for key, v in found.items() if not key[0].startswith(UPDATE) or key[1] in ends}
+
+
+@pytest.fixture(scope="module")
+def never_stopped(tmp_path_factory) -> Path:
+    folder = Workspace(root=tmp_path_factory.mktemp("never")).run_dir("20260101-aaaa")
+    in_process(folder, draft(lora=LORA, training={"max_epochs": 2}))
+    return folder
+
+
+def test_a_run_killed_and_stopped_and_resumed_equals_one_never_stopped(workspace, never_stopped):
+    settings = draft(lora=LORA, training={"max_epochs": 2})
+    folder = workspace.run_dir("20260101-aaaa")
+    folder.mkdir(parents=True)
+    run_files.write_json(folder / run_files.CONFIG, settings.model_dump(mode="json"))
+    command = [sys.executable, "-m", "sousa_engine.trainer", str(folder)]
+    process = subprocess.Popen(command, cwd=PROJECT_ROOT, stdout=subprocess.DEVNULL)
+    per_epoch = max(step for _, step in measured(never_stopped)) // 2
+    while last_step(folder) <= per_epoch:
+        assert process.poll() is None
+    process.kill()
+    process.wait()
+    in_process(folder, settings, stop_at=per_epoch + 2)
+    assert not any(metric.startswith("test/") for metric, _ in measured(folder))
+    in_process(folder, settings)
+    assert measured(folder) == measured(never_stopped)
+    assert read_predictions(folder / run_files.PREDICTIONS) == read_predictions(never_stopped / run_files.PREDICTIONS)
+    kinds = [event.kind for event in read_batch(folder / run_files.SPOOL, 0).events]
+    assert kinds.count("goes on") == 2 and "not the same" not in kinds
+
+
+def test_data_that_changed_since_forbid_to_go_on_and_versions_only_warn(workspace, never_stopped, monkeypatch):
+    folder = workspace.run_dir("20260101-aaaa")
+    shutil.copytree(never_stopped, folder)
+    settings = draft(lora=LORA, training={"max_epochs": 2})
+    monkeypatch.setattr(trainer, "_versions", lambda: {"torch": "0.1"})
+    in_process(folder, settings)
+    (told,) = [e.message for e in read_batch(folder / run_files.SPOOL, 0).events if e.kind == "not the same"]
+    assert "torch" in told and "0.1 now" in told
+    monkeypatch.setattr(manifests, "fingerprint", lambda manifest: "another")
+    with pytest.raises(PreflightError, match=r"data set is another.*new run"):
+        in_process(folder, settings)
+
+
+def test_a_run_that_measured_and_has_no_checkpoint_does_not_begin_anew(workspace, never_stopped):
+    folder = workspace.run_dir("20260101-aaaa")
+    shutil.copytree(never_stopped, folder)
+    shutil.rmtree(folder / "checkpoints")
+    with pytest.raises(RunError, match="no checkpoint"):
+        in_process(folder, draft(lora=LORA, training={"max_epochs": 2}))

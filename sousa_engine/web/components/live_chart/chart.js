@@ -83,7 +83,9 @@ class View {
       this.theme = theme
       this.build()
     }
-    if (changed) this.poll()
+    // A run that was over has been resumed: the polling had ended with it.
+    const woken = data.runs.some(run => (this.answers.get(run.id)?.status ?? run.status) !== run.status)
+    if (changed || woken) this.poll()
     else this.draw()
   }
 
