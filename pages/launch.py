@@ -21,7 +21,7 @@ LABELS = {  # of the fields: on their widgets, and where something is wrong with
     "model.variant": "Backbone", "model.weights": "Weights", "lora.targets": "Target modules", "lora.r": "Rank r",
     "lora.method": "Method", "lora.rank_pattern": "Ranks", "lora.plus_ratio": "B's rate / A's",
     "lora.alpha": "Alpha", "lora.dropout": "Dropout", "lora.head": "Head", "data.dataset": "Data set",
-    "training.max_epochs": "Epochs", "training.batch_size": "Batch size", "training.lr": "Learning rate",
+    "data.strict": "Strict", "training.max_epochs": "Epochs", "training.batch_size": "Batch size", "training.lr": "Learning rate",
     "training.head_lr": "Head's rate", "training.weight_decay": "Weight decay", "training.warmup": "Warm-up",
     "training.label_smoothing": "Label smoothing", "training.grad_clip": "Gradient clip",
     "training.patience": "Patience (epochs)", "training.precision": "Precision", "augment.time_mask": "Time mask",
@@ -52,9 +52,11 @@ def take_over_draft() -> None:
     """Fill the form from what another page left: a run's settings ("draft"), ticks of the module tree ("ticks"), or a
     data set, with lora=probe or without, in the address."""
     dataset, lora = st.query_params.pop("dataset", None), st.query_params.pop("lora", None)
+    strict = st.query_params.pop("strict", None)
     if dataset:
         st.session_state["launch.data"] = dataset if dataset in synth.PRESETS else OWN_DATA
         st.session_state["launch.data.dataset"] = dataset
+        st.session_state["launch.data.strict"] = strict == "true"
     draft = st.session_state.pop("draft", None)
     if draft is not None:
         settings = RunConfig.model_validate(draft)
@@ -293,6 +295,7 @@ def data_field(field, values: dict[str, Any]) -> None:
                 lambda **k: st.text_input(placeholder="/path/to/folder or clips.csv", **k),
                 "Folder or CSV file",
             )
+            field("data.strict", st.toggle)
         else:
             st.session_state["launch.data.dataset"] = chosen
             grammar.set_field(values, "data.dataset", chosen)

@@ -28,8 +28,8 @@ from sousa_engine.analysis.significance import Proportion, wilson
 from sousa_engine.backbones import intake
 from sousa_engine.backbones.intake import Intake, Tell
 from sousa_engine.config import DataConfig
-from sousa_engine.data import audio, features, rhythm
-from sousa_engine.data.manifest import Manifest, counts, open_dataset
+from sousa_engine.data import audio, features, rhythm, scan
+from sousa_engine.data.manifest import Manifest, counts
 from sousa_engine.data.synth import ClipPlan
 from sousa_engine.errors import DataError, UserError, WorkspaceError
 from sousa_engine.records import Prediction
@@ -102,7 +102,7 @@ def cached_for(data: DataConfig, workspace: Workspace) -> Baselines | None:
     Opens the data set, which for files reads every header: a page should remember the answer for a while.
     """
     try:
-        return cached(open_dataset(data), workspace)
+        return cached(scan.open_dataset(data, workspace), workspace)
     except UserError:
         return None
 

@@ -33,6 +33,7 @@ FLOORS = {
         "sweep_cli",
         "baselines",
         "baselines_cli",
+        "scan_cli",
     ],
     5: ["web", "pages"],
 }

@@ -1,4 +1,4 @@
-"""Runs as a table for other programs."""
+"""Runs, and what a scan found, as tables for other programs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
+from sousa_engine.data.findings import KINDS, Finding
 from sousa_engine.records import RunRow
 
 _BEGINS_A_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
@@ -22,16 +23,28 @@ def runs_csv(rows: Iterable[RunRow]) -> str:
 
     Text that a spreadsheet would take for a formula gets an apostrophe in front; numbers stay numbers.
     """
-    file = io.StringIO(newline="")
-    writer = csv.writer(file, lineterminator="\r\n")
-    writer.writerow(_COLUMNS)
+    lines = []
     for row in rows:
         values = (
             row.id, row.title, row.status.value, _utc(row.created_at_ms), row.seconds, row.backbone, row.weights,
             row.dataset, row.trains, row.seed, row.device, row.trainable, row.valid, row.valid_n, row.test, row.test_n,
             row.sweep_id, ", ".join(row.tags), row.note, _utc(row.archived_at_ms),
         )  # fmt: skip
-        writer.writerow([_harmless(value) for value in values])
+        lines.append(values)
+    return _csv(_COLUMNS, lines)
+
+
+def findings_csv(findings: Iterable[Finding]) -> str:
+    """One line a finding: level, kind, what it is called, file, reason; formulas as in runs_csv."""
+    lines = [(found.level, found.kind, KINDS[found.kind], found.name, found.reason) for found in findings]
+    return _csv(("level", "kind", "what", "file", "reason"), lines)
+
+
+def _csv(columns: Iterable[str], lines: Iterable[Iterable[str | float | None]]) -> str:
+    file = io.StringIO(newline="")
+    writer = csv.writer(file, lineterminator="\r\n")
+    writer.writerow(columns)
+    writer.writerows([_harmless(value) for value in line] for line in lines)
     return file.getvalue()
 
 

@@ -53,10 +53,14 @@ class AudioHeader:
 def file_facts(path: Path) -> os.stat_result:
     """What the file system says of a file that may hold audio. Raises Unusable; opens nothing."""
     try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise Unusable("name", "its name is not UTF-8 text; rename it") from None
+    try:
         facts = path.stat()
     except FileNotFoundError:
         if path.is_symlink():
-            raise Unusable("missing", f"it is a link to {os.readlink(path)!r}, which does not exist") from None
+            raise Unusable("missing", f"it is a link to {str(path.readlink())!r}, which does not exist") from None
         raise Unusable("missing", "there is no such file") from None
     except OSError as error:
         kind = "link" if error.errno == errno.ELOOP else "permission" if error.errno == errno.EACCES else "missing"
@@ -89,7 +93,9 @@ def probe(path: Path) -> AudioHeader:
         raise _unreadable(path, error.error_string.rstrip(".")) from None
     check_header(info.samplerate, info.channels)
     if info.frames <= 0:
-        raise Unusable("no-samples", f"no samples stand behind its header (the file has {facts.st_size:,} bytes); {CURE}")
+        raise Unusable(
+            "no-samples", f"no samples stand behind its header (the file has {facts.st_size:,} bytes); {CURE}"
+        )
     if info.duration < SHORTEST_S:
         raise too_short(info.frames, info.samplerate)
     return AudioHeader(
@@ -136,6 +142,8 @@ def _unreadable(path: Path, said: str) -> Unusable:
             return error
     if head and all(byte >= 32 or byte in b"\t\n\r\f" for byte in head):
         return Unusable("text", "it is not readable as audio: it holds text; put the recording there, or remove it")
+    if "not a regular file" in said:  # libsndfile's words for an mp3 that is none; it was seen to be a regular file
+        said = "Format not recognised"
     return Unusable("unreadable", f"it is not readable as audio ({said}); {CURE}")
 
 

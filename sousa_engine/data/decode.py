@@ -76,7 +76,9 @@ def decode(path: Path) -> Verdict:
     except Unusable as error:
         return Verdict(**stamp, error=str(error), kind=error.kind)
     except MemoryError:
-        return Verdict(**stamp, error=f"decoding it needs more than {MEMORY_BYTES / 2**30:g} GiB; {CURE}", kind="memory")
+        return Verdict(
+            **stamp, error=f"decoding it needs more than {MEMORY_BYTES / 2**30:g} GiB; {CURE}", kind="memory"
+        )
 
 
 def cpu_limit_s(size: int) -> int:
@@ -111,6 +113,7 @@ def _decoded(path: Path) -> dict[str, Any]:
     read = bad = 0
     with soundfile.SoundFile(str(path)) as file:
         promised, said = file.frames, file.extra_info
+        digest.update(f"{file.samplerate} Hz".encode())
         buffer = np.empty((_BLOCK, file.channels), dtype=np.float32)
         try:
             while len(block := file.read(out=buffer)):
@@ -121,7 +124,9 @@ def _decoded(path: Path) -> dict[str, Any]:
                 read += len(block)
         except soundfile.LibsndfileError as error:
             why = error.error_string.removeprefix("Error : ").rstrip(".") or "the data are damaged"
-            raise Unusable("corrupt", f"it cannot be decoded beyond sample {read:,} of {promised:,} ({why}); {CURE}") from None
+            raise Unusable(
+                "corrupt", f"it cannot be decoded beyond sample {read:,} of {promised:,} ({why}); {CURE}"
+            ) from None
     promised, warnings = _promises(said, promised, header.size)
     if read < _ENOUGH * promised:
         raise Unusable(
@@ -174,7 +179,9 @@ def _odd(header: AudioHeader, *, silent: bool, peak: float) -> list[tuple[str, s
         level = "all its samples are zero" if peak == 0 else f"its samples never move (peak {peak:.2g} of 1)"
         found.append(("silent", f"it is silent: {level}; record it again, or remove it"))
     if header.channels > 2:
-        found.append(("channels", f"it has {header.channels} channels, which are mixed down to one; export the one you mean"))
+        found.append(
+            ("channels", f"it has {header.channels} channels, which are mixed down to one; export the one you mean")
+        )
     if header.sample_rate_hz not in _USUAL_HZ:
         found.append(("rate", f"its rate of {header.sample_rate_hz:,} Hz is unusual; check that it is the true one"))
     if header.duration_s > LONG_S:

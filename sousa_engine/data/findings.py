@@ -21,6 +21,7 @@ from sousa_engine.errors import DataError
 
 KINDS = {
     "missing": "no such file",
+    "name": "name that is no text",
     "permission": "may not be read",
     "link": "link to nowhere or to a folder",
     "no-file": "no regular file",
@@ -51,7 +52,8 @@ KINDS = {
 }
 """Kind of a finding -> what it is called in a table."""
 _STRICT = {"copy", "two-labels"}  # warnings that strict mode takes for errors
-_MARKS = '<>&"`*|=@\\/'
+_MARKS = "<>|/\\"
+_FORMULA = ("=", "+", "-", "@")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,18 +95,28 @@ class Report:
         return len(self.findings) - self.errors
 
     @property
+    def odd(self) -> str:
+        """`2 warnings: a.wav: it is silent ...; 'Flam': it looks like ...`; "" if nothing is odd."""
+        odd = [f"{found.name}: {found.reason}" for found in self.findings if found.level == "warning"]
+        if not odd:
+            return ""
+        more = f"; and {len(odd) - 3:,} more (page Data lists them)" if len(odd) > 3 else ""
+        return f"{len(odd):,} {'warning' if len(odd) == 1 else 'warnings'}: {'; '.join(odd[:3])}{more}."
+
+    @property
     def kinds(self) -> dict[str, int]:
         """Kind -> how often, errors first."""
         return dict(Counter(found.kind for found in self.findings))
 
 
-def report(config: DataConfig, verdicts: Mapping[str, Verdict]) -> Report:
+def report(config: DataConfig, verdicts: Mapping[str, Verdict], opened: Manifest | None = None) -> Report:
     """What is known of a data set. config.strict: what two splits share, or two labels, is an error; errors refuse.
 
-    Raises UnknownNameError or DataError where there is no data set at all; one that cannot be trained on is reported.
+    opened: the data set, where the caller has opened it with the same verdicts already. Raises UnknownNameError or
+    DataError where there is no data set at all; one that cannot be trained on is reported.
     """
     if config.dataset in synth.PRESETS:
-        opened = manifests.open_dataset(config)
+        opened = opened or manifests.open_dataset(config)
         clips, classes = len(opened.clips), len(opened.classes)
         return Report(
             dataset=opened.name, strict=config.strict, files=clips, scanned=clips, usable=clips, classes=classes,
@@ -113,7 +125,7 @@ def report(config: DataConfig, verdicts: Mapping[str, Verdict]) -> Report:
     _, listing = manifests.list_files(config)
     known = dict(_known(listing.rows, verdicts))
     try:
-        opened, refusal = manifests.open_dataset(config, verdicts), ""
+        opened, refusal = opened or manifests.open_dataset(config, verdicts), ""
         excluded = opened.excluded
     except DataError as error:
         opened, refusal = None, str(error)
@@ -122,10 +134,12 @@ def report(config: DataConfig, verdicts: Mapping[str, Verdict]) -> Report:
     if refusal:
         found.insert(0, Finding(level="error", kind="data-set", name="", reason=refusal.rstrip(".")))
     left_out = {e.name for e in excluded}
-    rows = [row for row in listing.rows if row.clip_id not in left_out]
+    rows = [row for row in listing.rows if layouts.shown(row.clip_id) not in left_out]
     for row in rows:
         warnings = known[row.clip_id].warnings if row.clip_id in known else ()
-        found += [Finding(level="warning", kind=kind, name=row.clip_id, reason=why) for kind, why in warnings]
+        found += [
+            Finding(level="warning", kind=kind, name=layouts.shown(row.clip_id), reason=why) for kind, why in warnings
+        ]
     found += _labels(listing.rows)
     found += _copies(rows, known, opened)
     if config.strict:
@@ -178,7 +192,9 @@ def _labels(rows: Sequence[Row]) -> list[Finding]:
     for label, written in sorted(spellings.items()):
         if len(written) > 1:
             forms = " and ".join(f"{len(one)} letters ({_points(one)})" for one in sorted(written, key=len))
-            why = f"it is written in {len(written)} ways that look the same, {forms}, read as one class; write it one way"
+            why = (
+                f"it is written in {len(written)} ways that look the same, {forms}, read as one class; write it one way"
+            )
             found.append(Finding(level="warning", kind="twins", name=repr(label), reason=why))
         if why := _odd(label):
             found.append(Finding(level="warning", kind="label", name=repr(label), reason=why))
@@ -187,7 +203,7 @@ def _labels(rows: Sequence[Row]) -> list[Finding]:
         alike[_folded(label)].append(label)
     for first, *others in alike.values():
         for other in others:
-            why = f"it looks like {other!r} and is another class ({_difference(first, other)}); rename one if they are one"
+            why = f"it looks like {other!r}, another class ({_difference(first, other)}); rename one if they are one"
             found.append(Finding(level="warning", kind="twins", name=repr(first), reason=why))
     return found
 
@@ -197,7 +213,7 @@ def _odd(label: str) -> str:
     hidden = [c for c in label if unicodedata.category(c) in ("Cc", "Cf", "Co", "Cn", "Zl", "Zp") and c != "\u200d"]
     if hidden:
         return f"it holds a character that is not seen ({_points(hidden[0])}); type the label anew"
-    marks = [c for c in label if c in _MARKS]
+    marks = [c for c in label if c in _MARKS] or [label[0]] * label.startswith(_FORMULA)
     if ".." in label or marks:
         what = ".." if ".." in label else marks[0]
         return f"it holds {what!r}, which other programs take for a path, markup or formula; here it is text"
@@ -212,7 +228,7 @@ def _odd(label: str) -> str:
 def _folded(label: str) -> str:
     """Equal for labels that differ in case, blanks, dashes or compatible letters alone."""
     text = unicodedata.normalize("NFKC", label).casefold()
-    return "".join(c for c in text if c.isalnum() or unicodedata.category(c) in ("So", "Mn")) or label
+    return "".join(c for c in text if not c.isspace() and c not in "-_") or label
 
 
 def _difference(a: str, b: str) -> str:
@@ -237,11 +253,13 @@ def _copies(rows: Sequence[Row], known: Mapping[str, Verdict], opened: Manifest 
             same[known[row.clip_id].content].append(row)
     split = {clip.clip_id: clip.split for clip in opened.clips} if opened else {}
     for first, *others in same.values():
+        name = layouts.shown(first.clip_id)
         for other in others:
+            twin = layouts.shown(other.clip_id)
             here, there = (split.get(row.clip_id, row.split) for row in (first, other))
             if first.label != other.label:
-                why = f"it sounds exactly like {other.clip_id}, labelled {other.label!r} and not {first.label!r}; keep one"
-                yield Finding(level="warning", kind="two-labels", name=first.clip_id, reason=why)
+                why = f"it sounds exactly like {twin}, labelled {other.label!r}, not {first.label!r}; keep one"
+                yield Finding(level="warning", kind="two-labels", name=name, reason=why)
             if here and there and here != there:
-                why = f"it is in {here}, and the same samples are in {there} as {other.clip_id}; keep one of them"
-                yield Finding(level="warning", kind="copy", name=first.clip_id, reason=why)
+                why = f"it is in {here}, and the same samples are in {there} as {twin}; keep one of them"
+                yield Finding(level="warning", kind="copy", name=name, reason=why)

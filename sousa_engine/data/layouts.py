@@ -154,7 +154,7 @@ def probe(listing: Listing, verdicts: Mapping[str, Verdict]) -> Found:
                 raise audio.Unusable(known.kind, known.error)
             header = known.header if known is not None else audio.probe(row.path)
         except audio.Unusable as error:
-            excluded.append(Excluded(name=row.clip_id, reason=str(error), kind=error.kind))
+            excluded.append(Excluded(name=shown(row.clip_id), reason=str(error), kind=error.kind))
             continue
         recordings.append(
             Recording(
@@ -179,6 +179,11 @@ def current(path: Path, verdicts: Mapping[str, Verdict]) -> Verdict | None:
     return known if known and (known.size, known.mtime_ns) == (facts.st_size, facts.st_mtime_ns) else None
 
 
+def shown(name: str) -> str:
+    """A file's name for tables and sentences: what cannot be seen or stored is written as an escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+
+
 def clean_label(text: str) -> str:
     """A label as it is compared: without outer blanks, and letters with accents in one spelling (NFC)."""
     return unicodedata.normalize("NFC", text.strip())
@@ -200,7 +205,9 @@ def _csv_rows(path: Path, reader: csv.DictReader) -> tuple[list[Row], list[Exclu
         where, written = values[columns["path"]], values[columns["label"]]
         label = clean_label(written)
         if not where or not label:
-            excluded.append(Excluded(name=f"line {line}", reason=f"it has no {'label' if where else 'path'}", kind="row"))
+            excluded.append(
+                Excluded(name=f"line {line}", reason=f"it has no {'label' if where else 'path'}", kind="row")
+            )
             continue
         if where in seen:
             raise DataError(

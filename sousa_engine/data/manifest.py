@@ -92,7 +92,7 @@ def open_dataset(config: DataConfig, verdicts: Mapping[str, Verdict] | None = No
 
 
 def list_files(config: DataConfig) -> tuple[Path, Listing]:
-    """Where a data set of files lies, and what it claims to hold; no file of it is looked at. Raises as open_dataset."""
+    """Where a data set of files lies, and what it claims to hold; no file is looked at. Raises as open_dataset."""
     path = Path(config.dataset).expanduser()
     if path.is_dir():
         return path, layouts.list_folder(path.resolve())
@@ -132,7 +132,9 @@ def left_out(manifest: Manifest) -> str:
         return ""
     shown = "; ".join(f"{found.name}: {found.reason}" for found in manifest.excluded[:3])
     more = f"; and {count - 3:,} more (page Data lists them)" if count > 3 else ""
-    return f"{count:,} of {len(manifest.clips) + count:,} files {'is' if count == 1 else 'are'} left out: {shown}{more}."
+    return (
+        f"{count:,} of {len(manifest.clips) + count:,} files {'is' if count == 1 else 'are'} left out: {shown}{more}."
+    )
 
 
 def absolute(dataset: str) -> str:
@@ -252,7 +254,7 @@ def _trainable(
             for label, why in error.classes.items():
                 notes.append(f"Class {label!r} {why}: it is left out.")
                 clause = f"its class {label!r} {why}; add recordings"
-                names = [r.clip_id for r in recordings if r.label == label]
+                names = [layouts.shown(r.clip_id) for r in recordings if r.label == label]
                 excluded += [Excluded(name=name, reason=clause, kind="class") for name in names]
             recordings = tuple(r for r in recordings if r.label not in error.classes)
 

@@ -232,7 +232,7 @@ class _Worker:
     """One worker process. path: what it decodes just now. Its answers come in lines, read as far as they are there."""
 
     def __init__(self, command: Sequence[str]):
-        self._errors: IO[bytes] = tempfile.TemporaryFile()
+        self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed in close)
         env = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}  # each thread costs address space
         self._process = subprocess.Popen(
             command, cwd=PROJECT_ROOT, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors
@@ -293,6 +293,7 @@ class _Worker:
         """`signal SIGSEGV`, or `exit code 1`."""
         code = self._process.returncode
         return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
 
 def _killer(path: Path, worker: _Worker, *, late: bool) -> Verdict | None:
     """The verdict on a file that its worker did not survive."""

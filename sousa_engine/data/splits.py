@@ -85,7 +85,10 @@ def check(items: Sequence[Item], splits: Sequence[str]) -> None:
         "Every class needs clips in train, valid and test"
         + (", each by other players" if groups else "")
         + ": add recordings, move some over, or leave the class out.",
-        {label: f"has no clip in {' and '.join(missing)}, of {_count(clips[label], 'clip')}" for label, missing in gaps},
+        {
+            label: f"has no clip in {' and '.join(missing)}, of {_count(clips[label], 'clip')}"
+            for label, missing in gaps
+        },
     )
 
 
