@@ -143,7 +143,7 @@ def default_set(outline: Outline) -> str:
 def preflight(run_config: RunConfig, workspace: Workspace) -> Preflight:
     """Everything that can be known before a run without loading the network. Raises DataError for unusable data."""
     outline = module_tree.load_outline(run_config.model.variant)
-    verdicts = scan.cached(run_config.data, workspace)
+    verdicts = scan.verdicts(run_config.data, workspace)
     manifest = manifests.open_dataset(run_config.data, verdicts)
     sizes = {split: sum(clip.split == split for clip in manifest.clips) for split in SPLITS}
     steps_per_epoch = run_config.training.steps_per_epoch(sizes["train"])

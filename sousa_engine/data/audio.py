@@ -78,7 +78,7 @@ def file_facts(path: Path) -> os.stat_result:
     if facts.st_size == 0:
         raise Unusable("empty", f"the file is empty (0 bytes); {CURE}")
     if path.suffix.lower() in FOREIGN_SUFFIXES:
-        raise Unusable("format", f"{path.suffix} cannot be read; convert it to wav or flac")
+        raise Unusable("format", f"it is {path.suffix}, which cannot be read; convert it to wav or flac")
     return facts
 
 

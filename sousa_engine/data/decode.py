@@ -2,7 +2,7 @@
 
 As a program (`python -m sousa_engine.data.decode`) it is a worker of data/scan.py: it reads {"path": ...} a line from
 stdin, answers with a verdict a line on stdout, and may use so much memory and processor time and no more. A decoder
-that crashes or never ends takes this process with it, and nothing else.
+that crashes or never ends takes this process with it, and nothing else. With --headers it reads headers alone.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ class Verdict:
 
     kind: of that error, in a word. warnings: (kind, clause) of what is odd about a file that can be used. duration_s,
     sample_rate_hz, channels: as its header says, 0 where it cannot be used. content: 32 hex digits of the decoded
-    samples, equal for equal sound in different containers; "" for silence, which is no sign of a copy.
+    samples, equal for equal sound in different containers; "" for silence, which is no sign of a copy. whole: decoded
+    to the end; else its header alone was read, and nothing is known of what follows.
     """
 
     size: int
@@ -55,6 +56,7 @@ class Verdict:
     sample_rate_hz: int = 0
     channels: int = 0
     content: str = ""
+    whole: bool = True
 
     @property
     def header(self) -> AudioHeader:
@@ -79,6 +81,16 @@ def decode(path: Path) -> Verdict:
         return Verdict(
             **stamp, error=f"decoding it needs more than {MEMORY_BYTES / 2**30:g} GiB; {CURE}", kind="memory"
         )
+
+
+def read_header(path: Path) -> Verdict:
+    """As `decode`, of the header alone."""
+    try:
+        header = audio.probe(path)
+    except Unusable as error:
+        facts = audio.file_facts(path)
+        return Verdict(size=facts.st_size, mtime_ns=facts.st_mtime_ns, error=str(error), kind=error.kind, whole=False)
+    return Verdict(**asdict(header), whole=False)
 
 
 def cpu_limit_s(size: int) -> int:
@@ -208,4 +220,4 @@ def _say(value: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    serve()
+    serve(read_header if "--headers" in sys.argv else decode)

@@ -161,7 +161,7 @@ def _known(rows: Sequence[Row], verdicts: Mapping[str, Verdict]) -> Iterator[tup
     """clip_id -> verdict on the file as it is now; one that the file system forbids counts as judged."""
     for row in rows:
         try:
-            if (verdict := layouts.current(row.path, verdicts)) is not None:
+            if (verdict := layouts.current(row.path, verdicts)) is not None and verdict.whole:
                 yield row.clip_id, verdict
         except audio.Unusable as error:
             yield row.clip_id, Verdict(size=0, mtime_ns=0, error=str(error), kind=error.kind)

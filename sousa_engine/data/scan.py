@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO
 
@@ -42,16 +42,42 @@ _VERSION = 1  # raised when the same file would get another verdict
 _MOST_WORKERS = 8
 _START_S = 60.0  # for a worker to import what it needs
 _POLL_S = 0.2
+_MOST_HEADERS = 200_000  # that one process remembers
 _TRIES = 2  # a worker may die of something else than its file: only the second death is the file's
+
+_headers: dict[str, Verdict] = {}  # of files that no scan has seen, for as long as this process lives
 
 
 def open_dataset(config: DataConfig, workspace: Workspace) -> Manifest:
-    """manifest.open_dataset without the files that scans so far found unusable. Decodes nothing."""
-    return manifests.open_dataset(config, cached(config, workspace))
+    """manifest.open_dataset without the files that scans so far found unusable, and without trusting the others."""
+    return manifests.open_dataset(config, verdicts(config, workspace))
+
+
+def verdicts(config: DataConfig, workspace: Workspace) -> dict[str, Verdict]:
+    """`cached`, and of files that no scan has seen what their headers say, read by workers just now.
+
+    A page or a supervisor thus opens no file of unknown origin itself. Raises as manifest.open_dataset, and
+    WorkspaceError if no worker can be started.
+    """
+    found = cached(config, workspace)
+    unseen = unscanned(config, found)
+    fresh = []
+    for path in unseen:
+        with contextlib.suppress(audio.Unusable):
+            if current(path, _headers) is None:
+                fresh.append(path)
+    if len(_headers) + len(fresh) > _MOST_HEADERS:
+        _headers.clear()
+        fresh = list(unseen)
+    with contextlib.closing(judge(fresh, _cores(), command=(*WORKER, "--headers"), wall_s=lambda size: 30.0)) as judged:
+        for path, verdict in judged:
+            if verdict is not None:
+                _headers[str(path)] = replace(verdict, whole=False)
+    return found | {str(path): _headers[str(path)] for path in unseen if str(path) in _headers}
 
 
 def cached(config: DataConfig, workspace: Workspace) -> dict[str, Verdict]:
-    """Path -> what scans so far found, perhaps of a file that has changed since; {} for embedded sets."""
+    """Path -> what scans found, perhaps of a file that has changed since; {} for embedded sets. Opens no audio."""
     return {} if config.dataset in synth.PRESETS else _read(folder_of(config, workspace) / _FILE)
 
 

@@ -79,7 +79,7 @@ def section(data: DataConfig, workspace: Workspace, was_running: bool) -> None:
 def _report(config: str, root: str, stamp: tuple[int, int]) -> Report:
     """stamp: of what scans so far found."""
     data = DataConfig.model_validate_json(config)
-    return findings.report(data, scan.cached(data, Workspace(root=Path(root))))
+    return findings.report(data, scan.verdicts(data, Workspace(root=Path(root))))
 
 
 def in_short(found: Report) -> None:
