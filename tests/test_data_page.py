@@ -239,6 +239,8 @@ def test_the_switch_of_strict_mode_says_what_it_would_do_and_is_in_the_address(d
     assert "a strict run is refused" not in said(at)
     at.toggle(key="strict").set_value(True).run()
     assert "a strict run is refused" in said(at) and at.query_params["strict"]
+    link = next(link for link in at.get("page_link") if link.proto.label == "Train on this data set")
+    assert "strict=true" in link.proto.query_string
 
 
 def test_the_button_has_the_scan_done_by_another_process(drums, workspace_of_its_own, monkeypatch):

@@ -40,7 +40,7 @@ SCANNING = "scanning"  # what `tell` says: files looked at so far
 WORKER = (sys.executable, "-m", "sousa_engine.data.decode")
 _VERSION = 1  # raised when the same file would get another verdict
 _MOST_WORKERS = 8
-_START_S = 60.0  # for a worker to import what it needs
+_START_S = 300.0  # for a worker to import what it needs: on a crowded machine, a second takes twenty
 _POLL_S = 0.2
 _MOST_HEADERS = 200_000  # that one process remembers
 _TRIES = 2  # a worker may die of something else than its file: only the second death is the file's
@@ -212,7 +212,7 @@ def judge(
     workers: int = 1,
     *,
     command: Sequence[str] = WORKER,
-    wall_s: Callable[[int], float] = lambda size: 2.0 * cpu_limit_s(size),
+    wall_s: Callable[[int], float] = lambda size: 5.0 * cpu_limit_s(size),
 ) -> Generator[tuple[Path, Verdict | None], None, None]:
     """Each file with its verdict, in the order in which they come; None for one that went away meanwhile.
 
@@ -249,7 +249,7 @@ def judge(
                     continue  # somebody ended it while it had nothing to do
                 tries[path] = tries.get(path, 0) + 1
                 if late or worker.was_out_of_time or tries[path] >= _TRIES:
-                    yield path, _killer(path, worker, late=late)
+                    yield path, _killer(path, worker, late_s=worker.limit_s if late else None)
                 else:
                     todo.appendleft(path)
 
@@ -268,6 +268,7 @@ class _Worker:
         self._rest = b""
         self.ready = self.ended = False
         self.path: Path | None = None
+        self.limit_s = 0.0
         self.last_words = ""
         self.deadline = time.monotonic() + _START_S
 
@@ -276,7 +277,8 @@ class _Worker:
             size = path.stat().st_size
         except OSError:
             size = 0
-        self.path, self.deadline = path, time.monotonic() + wall_s(size)
+        self.path, self.limit_s = path, wall_s(size)
+        self.deadline = time.monotonic() + self.limit_s
         try:
             self._in.write((json.dumps({"path": str(path)}) + "\n").encode())
             self._in.flush()
@@ -321,7 +323,7 @@ class _Worker:
         return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
 
-def _killer(path: Path, worker: _Worker, *, late: bool) -> Verdict | None:
+def _killer(path: Path, worker: _Worker, *, late_s: float | None) -> Verdict | None:
     """The verdict on a file that its worker did not survive."""
     try:
         facts = audio.file_facts(path)
@@ -329,8 +331,8 @@ def _killer(path: Path, worker: _Worker, *, late: bool) -> Verdict | None:
         return None
     if worker.was_out_of_time:
         kind, why = "time", f"decoding it takes more than {cpu_limit_s(facts.st_size)} s of processor time"
-    elif late:
-        kind, why = "time", "decoding it did not come to an end"
+    elif late_s is not None:
+        kind, why = "time", f"decoding it did not end within {late_s:.0f} s"
     else:
         kind, why = "crash", f"the decoder dies of it ({worker.end()})"
     return Verdict(size=facts.st_size, mtime_ns=facts.st_mtime_ns, error=f"{why}; {CURE}", kind=kind)

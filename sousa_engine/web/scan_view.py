@@ -38,6 +38,12 @@ def files_section(data: DataConfig, workspace: Workspace) -> None:
     except UserError:
         return
     st.subheader("Files", anchor=False)
+    # Not in the fragment: the link to Launch, above, says the same.
+    strict = st.toggle(
+        "Strict", key=_STRICT, bind="query-params",
+        help="Refuse to train while a file or label is wrong. Off: such files are left out, and the rest trains.",
+    )  # fmt: skip
+    data = data.model_copy(update={"strict": strict})
     doing = scan.look(data, workspace)
     running = doing is not None and doing.is_running
     st.fragment(section, run_every=REFRESH_S if running else None)(data, workspace, running)
@@ -60,15 +66,10 @@ def section(data: DataConfig, workspace: Workspace, was_running: bool) -> None:
     if running != was_running:
         forget()
         st.rerun()
-    strict = st.toggle(
-        "Strict", key=_STRICT, bind="query-params",
-        help="Refuse to train while a file or label is wrong. Off: such files are left out, and the rest trains.",
-    )  # fmt: skip
-    config = data.model_copy(update={"strict": strict})
     if running:
         progress(doing, scan.folder_of(data, workspace))
         return
-    found = _report(config.model_dump_json(), str(workspace.root), scan.verdicts_stamp(data, workspace))
+    found = _report(data.model_dump_json(), str(workspace.root), scan.verdicts_stamp(data, workspace))
     in_short(found)
     if found.findings:
         table(found)
@@ -116,10 +117,10 @@ def table(found: Report) -> None:
         hide_index=True,
         height="auto" if len(rows) < 10 else 360,
         column_config={
-            "file": st.column_config.TextColumn("File, row or label", width="medium"),
-            "why": st.column_config.TextColumn("Reason and cure", width="large"),
+            "file": st.column_config.TextColumn("File, row or label", width=210),
+            "why": st.column_config.TextColumn("Reason and cure", width=620),
             "level": st.column_config.TextColumn("Level", width=76, help="Errors are left out; warnings are used."),
-            "kind": st.column_config.TextColumn("Kind", width="small"),
+            "kind": st.column_config.TextColumn("Kind", width=150),
         },
         alt="Findings: file, reason, level and kind",
     )
