@@ -10,7 +10,7 @@ from sousa_engine.config import DataConfig
 from sousa_engine.data import scan, synth
 from sousa_engine.data.manifest import Clip, Manifest, counts, dataset_names, majority_baseline
 from sousa_engine.data.splits import SPLITS
-from sousa_engine.errors import UserError
+from sousa_engine.errors import UserError, WorkspaceError
 from sousa_engine.web import parts, scan_view
 from sousa_engine.web.baselines_view import baselines_section
 from sousa_engine.web.clip_view import SPLIT_COLORS, rudiment_card, rudiment_of, show_clip
@@ -43,7 +43,7 @@ def main() -> None:
     workspace = default_workspace()
     try:
         manifest = opened(dataset, scan.verdicts_stamp(data, workspace))
-    except UserError as error:
+    except (UserError, WorkspaceError) as error:
         st.error(parts.plain(str(error)), icon=":material/error:")
         scan_view.files_section(data, workspace)
         bring_your_own()

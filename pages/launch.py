@@ -10,7 +10,7 @@ from sousa_engine import backbones, config, grammar, launch, module_tree
 from sousa_engine.config import RunConfig
 from sousa_engine.data import synth
 from sousa_engine.data.splits import SPLITS
-from sousa_engine.errors import SousaError, UserError
+from sousa_engine.errors import SousaError
 from sousa_engine.executors import local
 from sousa_engine.methods import METHODS, Method
 from sousa_engine.web import parts
@@ -329,7 +329,7 @@ def summary(values: dict[str, Any], problems: dict[str, str]) -> None:
             settings = launch.prepare(values).config
             found = check(settings.model_dump_json(), str(workspace.root))
             missing += [item.title.lower() for item in found.errors]
-        except UserError as error:
+        except SousaError as error:
             st.error(str(error), icon=":material/error:")
             missing.append(getattr(error, "field", None) or "data set")
 

@@ -35,7 +35,7 @@ def files_section(data: DataConfig, workspace: Workspace) -> None:
     try:
         stamp = scan.verdicts_stamp(data, workspace)
         _report(data.model_dump_json(), str(workspace.root), stamp)
-    except UserError:
+    except (UserError, WorkspaceError):  # said above, where the data set is opened
         return
     st.subheader("Files", anchor=False)
     # Not in the fragment: the link to Launch, above, says the same.
