@@ -232,15 +232,16 @@ def test_after_a_scan_findings_are_listed_counted_and_can_be_downloaded(drums, w
     assert any(b.proto.label == "Download as CSV" for b in at.get("download_button"))
 
 
-def test_the_switch_of_strict_mode_says_what_it_would_do_and_is_in_the_address(drums, workspace_of_its_own):
+def test_the_switch_of_strict_mode_says_what_it_would_do_and_goes_along_to_launch(drums, workspace_of_its_own):
     truncate(drums / "flam/2.wav")
     scan.scan(DataConfig(dataset=str(drums)), workspace_of_its_own)
     at = visit(dataset=str(drums))
     assert "a strict run is refused" not in said(at)
     at.toggle(key="strict").set_value(True).run()
-    assert "a strict run is refused" in said(at) and at.query_params["strict"]
+    assert "a strict run is refused" in said(at)
     link = next(link for link in at.get("page_link") if link.proto.label == "Train on this data set")
     assert "strict=true" in link.proto.query_string
+    assert "a strict run is refused" in said(visit(dataset=str(drums), strict="true"))
 
 
 def test_the_button_has_the_scan_done_by_another_process(drums, workspace_of_its_own, monkeypatch):
