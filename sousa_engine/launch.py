@@ -349,7 +349,7 @@ def _files_checks(found: findings.Report, manifest: manifests.Manifest) -> list[
         detail = f"{waiting:,} of {found.files:,} files are still to be decoded: the run does it before it trains."
         checks.append(Check(level="ok", title="Files", detail=detail))
     elif manifest.layout != "embedded":
-        checks.append(Check(level="ok", title="Files", detail=f"All {found.files:,} files were decoded to their end."))
+        checks.append(Check(level="ok", title="Files", detail=f"All {found.files:,} files were scanned."))
     return checks
 
 

@@ -361,7 +361,7 @@ def test_preflight_says_what_is_still_to_be_decoded(drums, workspace):
 
     assert said().startswith("12 of 12 files are still to be decoded")
     scan.scan(data(drums), workspace)
-    assert said() == "All 12 files were decoded to their end."
+    assert said() == "All 12 files were scanned."
 
 
 # The command
