@@ -7,11 +7,11 @@ import streamlit as st
 
 from sousa_engine import rudiments
 from sousa_engine.config import DataConfig
-from sousa_engine.data import synth
-from sousa_engine.data.manifest import Clip, Manifest, counts, dataset_names, majority_baseline, open_dataset
+from sousa_engine.data import scan, synth
+from sousa_engine.data.manifest import Clip, Manifest, counts, dataset_names, majority_baseline
 from sousa_engine.data.splits import SPLITS
-from sousa_engine.errors import UserError
-from sousa_engine.web import parts
+from sousa_engine.errors import UserError, WorkspaceError
+from sousa_engine.web import parts, scan_view
 from sousa_engine.web.baselines_view import baselines_section
 from sousa_engine.web.clip_view import SPLIT_COLORS, rudiment_card, rudiment_of, show_clip
 from sousa_engine.workspace import default_workspace
@@ -39,10 +39,13 @@ def main() -> None:
     if not dataset:
         bring_your_own()
         return
+    data = DataConfig(dataset=dataset)
+    workspace = default_workspace()
     try:
-        manifest = opened(dataset)
-    except UserError as error:
+        manifest = opened(dataset, scan.verdicts_stamp(data, workspace))
+    except (UserError, WorkspaceError) as error:
         st.error(parts.plain(str(error)), icon=":material/error:")
+        scan_view.files_section(data, workspace)
         bring_your_own()
         return
     headline(manifest)
@@ -50,9 +53,10 @@ def main() -> None:
         parts.page_path("launch"),
         label="Train on this data set",
         icon=":material/rocket_launch:",
-        query_params={"dataset": dataset},
+        query_params={"dataset": dataset, **({"strict": "true"} if scan_view.is_strict() else {})},
     )
     how_it_was_read(manifest)
+    scan_view.files_section(data, workspace)
     left, right = st.columns([5, 7], gap="large")
     with left:
         shown = filtered(manifest)
@@ -70,7 +74,7 @@ def main() -> None:
         split_card(manifest)
     st.subheader("Classes and splits", anchor=False)
     class_table(manifest)
-    baselines_section(DataConfig(dataset=dataset), manifest, default_workspace())
+    baselines_section(data, manifest, workspace)
     with st.expander("Bring your own data", icon=":material/folder_open:", expanded=False):
         bring_your_own()
 
@@ -119,8 +123,9 @@ def go_to(**parameters: str | None) -> None:
 
 
 @st.cache_resource(max_entries=6, ttl=600, show_spinner="Opening the data set ...")
-def opened(dataset: str) -> Manifest:
-    return open_dataset(DataConfig(dataset=dataset))
+def opened(dataset: str, stamp: tuple[int, int]) -> Manifest:
+    """stamp: of what scans so far found; another one is another data set."""
+    return scan.open_dataset(DataConfig(dataset=dataset), default_workspace())
 
 
 # The data set as a whole
@@ -159,14 +164,9 @@ def how_it_was_read(manifest: Manifest) -> None:
             st.markdown("\n".join(f"- {parts.plain(note)}" for note in manifest.notes))
     if manifest.layout == "embedded":
         return
-    excluded = manifest.excluded
-    if excluded:
-        count = f"{len(excluded):,} files or rows are" if len(excluded) > 1 else "One file or row is"
-        with st.expander(f"{count} left out", icon=":material/warning:"):
-            table = pd.DataFrame({"file": [e.name for e in excluded], "why": [e.reason for e in excluded]})
-            st.dataframe(table, hide_index=True, height="auto" if len(table) < 10 else 320)
     if st.button("Read again", icon=":material/refresh:", type="tertiary", help="After files or the table changed."):
         opened.clear()
+        scan_view.forget()
         st.rerun()
 
 

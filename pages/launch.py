@@ -10,7 +10,7 @@ from sousa_engine import backbones, config, grammar, launch, module_tree
 from sousa_engine.config import RunConfig
 from sousa_engine.data import synth
 from sousa_engine.data.splits import SPLITS
-from sousa_engine.errors import SousaError, UserError
+from sousa_engine.errors import SousaError
 from sousa_engine.executors import local
 from sousa_engine.methods import METHODS, Method
 from sousa_engine.web import parts
@@ -21,6 +21,7 @@ LABELS = {  # of the fields: on their widgets, and where something is wrong with
     "model.variant": "Backbone", "model.weights": "Weights", "lora.targets": "Target modules", "lora.r": "Rank r",
     "lora.method": "Method", "lora.rank_pattern": "Ranks", "lora.plus_ratio": "B's rate / A's",
     "lora.alpha": "Alpha", "lora.dropout": "Dropout", "lora.head": "Head", "data.dataset": "Data set",
+    "data.strict": "Strict",
     "training.max_epochs": "Epochs", "training.batch_size": "Batch size", "training.lr": "Learning rate",
     "training.head_lr": "Head's rate", "training.weight_decay": "Weight decay", "training.warmup": "Warm-up",
     "training.label_smoothing": "Label smoothing", "training.grad_clip": "Gradient clip",
@@ -52,9 +53,11 @@ def take_over_draft() -> None:
     """Fill the form from what another page left: a run's settings ("draft"), ticks of the module tree ("ticks"), or a
     data set, with lora=probe or without, in the address."""
     dataset, lora = st.query_params.pop("dataset", None), st.query_params.pop("lora", None)
+    strict = st.query_params.pop("strict", None)
     if dataset:
         st.session_state["launch.data"] = dataset if dataset in synth.PRESETS else OWN_DATA
         st.session_state["launch.data.dataset"] = dataset
+        st.session_state["launch.data.strict"] = strict == "true"
     draft = st.session_state.pop("draft", None)
     if draft is not None:
         settings = RunConfig.model_validate(draft)
@@ -293,6 +296,7 @@ def data_field(field, values: dict[str, Any]) -> None:
                 lambda **k: st.text_input(placeholder="/path/to/folder or clips.csv", **k),
                 "Folder or CSV file",
             )
+            field("data.strict", st.toggle)
         else:
             st.session_state["launch.data.dataset"] = chosen
             grammar.set_field(values, "data.dataset", chosen)
@@ -325,7 +329,7 @@ def summary(values: dict[str, Any], problems: dict[str, str]) -> None:
             settings = launch.prepare(values).config
             found = check(settings.model_dump_json(), str(workspace.root))
             missing += [item.title.lower() for item in found.errors]
-        except UserError as error:
+        except SousaError as error:
             st.error(str(error), icon=":material/error:")
             missing.append(getattr(error, "field", None) or "data set")
 

@@ -27,8 +27,8 @@ from sousa_engine.analysis.significance import Proportion, wilson
 from sousa_engine.backbones import intake
 from sousa_engine.backbones.intake import Intake, Tell
 from sousa_engine.config import DataConfig, RunConfig
-from sousa_engine.data import audio, features, rhythm
-from sousa_engine.data.manifest import Manifest, counts, open_dataset
+from sousa_engine.data import audio, features, rhythm, scan
+from sousa_engine.data.manifest import Manifest, counts
 from sousa_engine.data.splits import SPLITS
 from sousa_engine.data.synth import ClipPlan
 from sousa_engine.errors import DataError, UserError, WorkspaceError
@@ -140,7 +140,7 @@ def folder_for(data: DataConfig, workspace: Workspace) -> Path | None:
     A page should remember the answer for a while: for files, every header is read.
     """
     try:
-        return folder_of(open_dataset(data), workspace)
+        return folder_of(scan.open_dataset(data, workspace), workspace)
     except UserError:
         return None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
 import click
@@ -16,6 +16,7 @@ from sousa_engine.backbones import intake
 from sousa_engine.baselines import Baseline, Baselines
 from sousa_engine.config import DataConfig
 from sousa_engine.data import manifest as manifests
+from sousa_engine.data import scan
 from sousa_engine.errors import ConfigError, UserError
 from sousa_engine.workspace import Workspace
 
@@ -36,7 +37,7 @@ def baselines_command(
     """
     if not workspace.root.is_dir():
         raise UserError(f"There is no folder {workspace.root}, so no baselines can lie in it. Check --workspace.")
-    manifest = manifests.open_dataset(_data_config(dataset, words))
+    manifest = scan.open_dataset(data_config(dataset, words), workspace)
     if lock_fd is None and (doing := baselines.look(manifest, workspace)) and doing.is_running:
         click.echo("Another process computes them already; waiting for it.", err=True)
     try:
@@ -54,7 +55,7 @@ def start(workspace: Workspace, data: DataConfig) -> bool:
     False if somebody computes them already. Raises DataError for data that cannot be opened, WorkspaceError if the
     workspace cannot be written to.
     """
-    folder = baselines.folder_of(manifests.open_dataset(data), workspace)
+    folder = baselines.folder_of(scan.open_dataset(data, workspace), workspace)
     changed = data.model_dump(exclude_defaults=True, exclude={"dataset"})
     words = [manifests.absolute(data.dataset), *(f"data.{name}={value}" for name, value in changed.items())]
     command = [sys.executable, "-m", "sousa_engine", "--workspace", str(workspace.root), "baselines", *words]
@@ -68,10 +69,11 @@ def tried_text(one: Baseline) -> str:
     return f"{one.how}; best of {len(one.tried)} on valid, there {one.tried[one.how]:.1%}"
 
 
-def _data_config(dataset: str, words: tuple[str, ...]) -> DataConfig:
+def data_config(dataset: str, words: Sequence[str]) -> DataConfig:
+    """`data_config("tiny", ["data.split_seed=1"])`. Raises ConfigError for fields of anything but data."""
     draft = grammar.parse([f"data={dataset}", *words])
     if strangers := [name for name in draft if name != "data"]:
-        raise ConfigError(f"{', '.join(strangers)}: only fields of data, such as data.split_seed=1, go with baselines.")
+        raise ConfigError(f"{', '.join(strangers)}: only fields of data, such as data.split_seed=1, go here.")
     return config.build(draft).data
 
 

@@ -24,6 +24,7 @@ from sousa_engine.baselines_cli import baselines_command
 from sousa_engine.data import synth
 from sousa_engine.errors import ConfigError, SousaError, UserError, unknown
 from sousa_engine.records import Run, RunStatus, Summary
+from sousa_engine.scan_cli import scan_command
 from sousa_engine.store import Store
 from sousa_engine.sweep_cli import sweep_command, sweeps
 from sousa_engine.weights_cli import weights
@@ -74,7 +75,7 @@ def main(ctx: click.Context, root: Path | None) -> None:
 
 for _command in (
     *(runs_cli.runs, runs_cli.tag, runs_cli.note, runs_cli.archive, runs_cli.delete),
-    *(analyze_command, baselines_command, sweep_command, sweeps, weights),
+    *(analyze_command, baselines_command, scan_command, sweep_command, sweeps, weights),
 ):
     main.add_command(_command)
 

@@ -156,6 +156,10 @@ class DataConfig(Part):
     valid_fraction: float = Field(0.15, gt=0, lt=0.5, description="share for valid, where the data brings no split")
     test_fraction: float = Field(0.2, gt=0, lt=0.5, description="share for test, where the data brings no split")
     split_seed: int = Field(0, ge=0, description="seed of that split; players (groups) are kept whole")
+    strict: bool = Field(
+        False,
+        description="refuse to train while a file or label is wrong; off: such files are left out, and the rest trains",
+    )
 
 
 class AugmentConfig(Part):

@@ -16,6 +16,7 @@ import yaml
 
 from sousa_engine import backbones, config, grammar, module_tree, reporters, supervisor
 from sousa_engine.config import RunConfig
+from sousa_engine.data import findings, scan
 from sousa_engine.data import manifest as manifests
 from sousa_engine.data.splits import SPLITS
 from sousa_engine.errors import ConfigError, PreflightError, RunError, TargetError, UnknownNameError, UserError
@@ -146,7 +147,8 @@ def default_set(outline: Outline) -> str:
 def preflight(run_config: RunConfig, workspace: Workspace) -> Preflight:
     """Everything that can be known before a run without loading the network. Raises DataError for unusable data."""
     outline = module_tree.load_outline(run_config.model.variant)
-    manifest = manifests.open_dataset(run_config.data)
+    verdicts = scan.verdicts(run_config.data, workspace)
+    manifest = manifests.open_dataset(run_config.data, verdicts)
     sizes = {split: sum(clip.split == split for clip in manifest.clips) for split in SPLITS}
     steps_per_epoch = run_config.training.steps_per_epoch(sizes["train"])
     counts = module_tree.count(
@@ -166,7 +168,7 @@ def preflight(run_config: RunConfig, workspace: Workspace) -> Preflight:
         _classes_check(manifest),
         _device_check(run_config),
         *([] if run_config.wandb.mode == "disabled" else [_wandb_check(run_config)]),
-        *_left_out(manifest),
+        *_files_checks(findings.report(run_config.data, verdicts, manifest), manifest),
         *(Check(level="warning", title="Data", detail=note) for note in manifest.notes),
     )
     majority = manifests.majority_baseline(manifest, "test") if sizes["test"] else None
@@ -406,15 +408,21 @@ def _head_check(run_config: RunConfig, outline: Outline, counts: Counts) -> Chec
     return Check(level="ok", title="Head", detail=f"New, {how}: {counts.head_parameters:,} parameters.")
 
 
-def _left_out(manifest: manifests.Manifest) -> list[Check]:
-    """Files and rows that cannot be used, so that nobody finds out only from the counts."""
-    if not manifest.excluded:
-        return []
-    shown = "; ".join(f"{found.name}: {found.reason}" for found in manifest.excluded[:3])
-    more = f"; and {len(manifest.excluded) - 3} more (page Data lists them)" if len(manifest.excluded) > 3 else ""
-    count = len(manifest.excluded)
-    detail = f"{count} {'file or row is' if count == 1 else 'files or rows are'} left out: {shown}{more}"
-    return [Check(level="warning", title="Data", detail=detail)]
+def _files_checks(found: findings.Report, manifest: manifests.Manifest) -> list[Check]:
+    """What scans so far say of the files, so that nobody finds out only from the counts. Embedded sets have none."""
+    checks = []
+    if found.refusal:
+        checks.append(Check(level="error", title="Data", detail=found.refusal))
+    elif left_out := manifests.left_out(manifest):
+        checks.append(Check(level="warning", title="Data", detail=left_out))
+    if found.odd:
+        checks.append(Check(level="warning", title="Data", detail=found.odd))
+    if waiting := found.files - found.scanned:
+        detail = f"{waiting:,} of {found.files:,} files are still to be decoded: the run does it before it trains."
+        checks.append(Check(level="ok", title="Files", detail=detail))
+    elif manifest.layout != "embedded":
+        checks.append(Check(level="ok", title="Files", detail=f"All {found.files:,} files were scanned."))
+    return checks
 
 
 def _classes_check(manifest: manifests.Manifest) -> Check:

@@ -131,7 +131,7 @@ def _timed(config: RunConfig, workspace: Workspace, began: float) -> Pace:
     from accelerate import Accelerator
 
     from sousa_engine import backbones, frontends, lora
-    from sousa_engine.data import manifest as manifests
+    from sousa_engine.data import scan
     from sousa_engine.trainer import peak_memory_mib
     from sousa_engine.training import precision
 
@@ -139,7 +139,7 @@ def _timed(config: RunConfig, workspace: Workspace, began: float) -> Pace:
         cpu=config.device == "cpu", mixed_precision="bf16" if config.training.precision == "bf16" else "no"
     )
     precision.use_fast_float32()
-    manifest = manifests.open_dataset(config.data)
+    manifest = scan.open_dataset(config.data, workspace)
     classes = len(manifest.classes)
     network = backbones.open_network(
         config.model.variant, num_classes=classes, weights="random", workspace=workspace, seed=config.seed

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from sousa_engine import __version__, reporters, run_files, spool
 from sousa_engine.config import RunConfig
-from sousa_engine.errors import PreflightError, SousaError, UserError
+from sousa_engine.errors import DataError, PreflightError, SousaError, UserError
 from sousa_engine.records import Prediction, Progress
 from sousa_engine.training import resume
 from sousa_engine.workspace import Workspace
@@ -134,6 +134,7 @@ def _train(
 
     from sousa_engine import backbones, lora
     from sousa_engine.data import features as feature_store
+    from sousa_engine.data import findings, scan
     from sousa_engine.data import manifest as manifests
     from sousa_engine.training import loop, precision, statistics
 
@@ -151,7 +152,17 @@ def _train(
             raise _StopRequested
         reporter.progress(Progress(phase="preparing", done=done, total=total))
 
-    manifest = manifests.open_dataset(run_config.data)
+    verdicts = scan.scan(
+        run_config.data, workspace, tell=lambda doing, done, total: progress(done, total or max(done, 1))
+    )
+    manifest = manifests.open_dataset(run_config.data, verdicts)
+    scanned = findings.report(run_config.data, verdicts, manifest)
+    if scanned.refusal:
+        raise DataError(scanned.refusal)
+    about_files = [note for note in (manifests.left_out(manifest), scanned.odd) if note]
+    for note in about_files:
+        reporter.event("data", note)
+        print(note, flush=True)
     network = backbones.open_network(
         run_config.model.variant,
         num_classes=len(manifest.classes),
@@ -206,7 +217,8 @@ def _train(
                 "clip_s": manifest.clip_s,
                 "clips": {split: len(rows) for split, rows in data.splits.items()},
                 "majority_test": manifests.majority_baseline(manifest, "test"),
-                "notes": list(manifest.notes),
+                "notes": [*about_files, *manifest.notes],
+                "left_out": len(manifest.excluded),
             },
             "prepare_s": round(time.monotonic() - began, 2),
         }

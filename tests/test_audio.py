@@ -97,7 +97,7 @@ def test_a_file_that_went_away_is_named(tmp_path):
 
 def test_a_header_is_refused_with_its_reason(tmp_path):
     soundfile.write(tmp_path / "slow.wav", np.zeros(4000), 1_000)
-    with pytest.raises(DataError, match="claims 1000 Hz"):
+    with pytest.raises(DataError, match="claims 1,000 Hz"):
         audio.probe(tmp_path / "slow.wav")
     with pytest.raises(DataError, match="no regular file"):
         audio.probe(tmp_path)

@@ -99,7 +99,7 @@ def test_files_that_cannot_be_used_are_told(sousa, tmp_path):
             soundfile.write(tmp_path / "own" / label / f"{i}.wav", np.zeros(8000), 16_000)
     (tmp_path / "own" / "one" / "broken.wav").write_text("no audio")
     result = sousa("train", f"data={tmp_path / 'own'}", "--dry-run")
-    assert result.exit_code == 0 and "1 file or row is left out: one/broken.wav" in result.output
+    assert result.exit_code == 0 and "1 of 9 files is left out: one/broken.wav" in result.output
 
 
 def test_dry_run_starts_nothing_and_prints_a_config_that_loads(sousa, workspace, tmp_path):

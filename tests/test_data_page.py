@@ -11,10 +11,13 @@ import pytest
 import soundfile
 from streamlit.testing.v1 import AppTest
 
+from sousa_engine import scan_cli
 from sousa_engine.analysis import listen
+from sousa_engine.analysis.export import findings_csv
+from sousa_engine.backbones import intake
 from sousa_engine.charts.spectrogram import StrokeMark, spectrogram_figure, spectrogram_info
 from sousa_engine.config import DataConfig
-from sousa_engine.data import audio, synth
+from sousa_engine.data import audio, findings, scan, synth
 from sousa_engine.data.manifest import open_dataset
 from sousa_engine.workspace import PROJECT_ROOT
 
@@ -190,3 +193,87 @@ def test_the_picture_has_strokes_wave_spectrogram_and_onsets_on_one_axis():
     assert names == ["right hand", "left hand", "waveform", "mel spectrogram", "onset heard by librosa"]
     without = spectrogram_figure(info._replace(strokes=(), onsets_s=()))
     assert [trace.name for trace in without.data] == ["waveform", "mel spectrogram"]
+
+
+# Files, as a scan sees them
+
+
+@pytest.fixture
+def workspace_of_its_own(workspace, monkeypatch):
+    monkeypatch.setenv("SOUSA_WORKSPACE", str(workspace.root))
+    return workspace
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:4000])
+
+
+def findings_table(at: AppTest):
+    return next((frame.value for frame in at.dataframe if "why" in frame.value.columns), None)
+
+
+def test_before_a_scan_the_page_says_so_and_offers_one(drums, workspace_of_its_own):
+    truncate(drums / "flam/2.wav")
+    at = visit(dataset=str(drums))
+    assert "12 of the files are still to be decoded" in said(at) and findings_table(at) is None
+    assert any(b.label == "Scan the files" for b in at.button)
+
+
+def test_after_a_scan_findings_are_listed_counted_and_can_be_downloaded(drums, workspace_of_its_own):
+    truncate(drums / "flam/2.wav")
+    soundfile.write(drums / "flam/3.wav", np.zeros(4000), 8_000)
+    scan.scan(DataConfig(dataset=str(drums)), workspace_of_its_own)
+    at = visit(dataset=str(drums))
+    table = findings_table(at)
+    assert table["file"].tolist() == ["flam/2.wav", "flam/3.wav"] and table["level"].tolist() == ["error", "warning"]
+    assert "promises 4,000 samples, it holds 1,978" in table["why"][0]
+    assert "12 files, 11 used in 2 classes; 1 error, 1 warning" in said(at)
+    assert len(clip_table(at)) == 11, "the page shows what a training gets"
+    assert any(b.proto.label == "Download as CSV" for b in at.get("download_button"))
+
+
+def test_the_switch_of_strict_mode_says_what_it_would_do_and_goes_along_to_launch(drums, workspace_of_its_own):
+    truncate(drums / "flam/2.wav")
+    scan.scan(DataConfig(dataset=str(drums)), workspace_of_its_own)
+    at = visit(dataset=str(drums))
+    assert "a strict run is refused" not in said(at)
+    at.toggle(key="strict").set_value(True).run()
+    assert "a strict run is refused" in said(at)
+    link = next(link for link in at.get("page_link") if link.proto.label == "Train on this data set")
+    assert "strict=true" in link.proto.query_string
+    assert "a strict run is refused" in said(visit(dataset=str(drums), strict="true"))
+
+
+def test_the_button_has_the_scan_done_by_another_process(drums, workspace_of_its_own, monkeypatch):
+    started = []
+    monkeypatch.setattr(scan_cli, "start", lambda *args, **more: started.append((args[1].dataset, more)))
+    at = visit(dataset=str(drums))
+    at.get_by_key("scan.start").click().run()
+    assert started == [(str(drums), {"fresh": False})]
+
+
+def test_a_scan_that_runs_is_shown_with_its_progress_and_can_be_stopped(drums, workspace_of_its_own):
+    data = DataConfig(dataset=str(drums))
+    folder = scan.folder_of(data, workspace_of_its_own)
+    with intake.taking_in(folder) as tell:
+        tell(scan.SCANNING, 5, 12)
+        at = visit(dataset=str(drums))
+        assert "Decoding files: 5 of 12" in at.get("progress")[0].proto.text
+        at.get_by_key("scan.stop").click().run()
+        assert (folder / "stop").exists()
+
+
+def test_data_that_cannot_be_trained_on_still_lists_its_files(drums, workspace_of_its_own):
+    for path in (drums / "flam").iterdir():
+        truncate(path)
+    scan.scan(DataConfig(dataset=str(drums)), workspace_of_its_own)
+    at = visit(dataset=str(drums))
+    assert "one class only" in at.error[0].value.replace("\\", "")
+    assert findings_table(at)["file"].tolist()[:2] == ["the whole data set", "flam/0.wav"]
+
+
+def test_findings_as_csv_keep_formulas_harmless():
+    found = findings.Finding(level="warning", kind="label", name="=cmd()|'x'", reason='it holds "<", U+003C')
+    lines = findings_csv([found]).splitlines()
+    assert lines[0] == "level,kind,what,file,reason"
+    assert lines[1] == 'warning,label,unusual label,\'=cmd()|\'x\',"it holds ""<"", U+003C"'

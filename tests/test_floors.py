@@ -34,6 +34,7 @@ FLOORS = {
         "baselines",
         "baselines_cli",
         "analyze_cli",
+        "scan_cli",
     ],
     5: ["web", "pages"],
 }

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import bad_audio
 import pytest
 from streamlit.testing.v1 import AppTest
 
 from sousa_engine import grammar, launch, module_tree
+from sousa_engine.config import DataConfig
+from sousa_engine.data import scan
 from sousa_engine.store import Store
 from sousa_engine.workspace import PROJECT_ROOT
 
@@ -151,3 +154,17 @@ def test_ranks_of_the_tree_arrive_and_leave_with_the_ticks(page, workspace):
     with Store.open(workspace) as store:
         (run,) = store.runs()
     assert run.config.lora.ranks == {paths[1]: 3} and run.config.lora.method == "rslora"
+
+
+def test_strict_is_a_switch_beside_a_path_of_ones_own_and_refuses_bad_files(page, workspace, tmp_path):
+    drums = bad_audio.write_all(tmp_path / "drums")
+    scan.scan(DataConfig(dataset=str(drums)), workspace)
+    page.query_params["dataset"] = str(drums)
+    page.run()
+    assert not page.exception and not start_button(page).disabled
+    assert any("files are left out" in text.value for text in page.text)
+    page.toggle(key="launch.data.strict").set_value(True).run()
+    assert start_button(page).disabled
+    assert any("things are wrong with" in text.value and "data.strict=false" in text.value for text in page.text)
+    page.selectbox(key="launch.data").set_value("micro").run()
+    assert not start_button(page).disabled and not any(t.key == "launch.data.strict" for t in page.toggle)

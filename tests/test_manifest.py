@@ -151,19 +151,44 @@ def test_unusable_files_are_excluded_with_their_reason_and_the_rest_stays(tmp_pa
     assert "not readable" in reasons["tap/text.wav"] and "convert it" in reasons["roll/song.m4a"]
 
 
-def test_a_class_without_any_usable_file_is_named_with_its_first_reason(tmp_path):
+def test_a_class_without_any_usable_file_is_left_out_and_named(tmp_path):
     root = write_classes(tmp_path / "drums")
     (root / "flam").mkdir()
     (root / "flam/a.wav").touch()
-    with pytest.raises(DataError, match=r"Class 'flam' has no usable clip: flam/a.wav: the file is empty"):
-        open_path(root)
+    found = open_path(root)
+    assert found.classes == ("roll", "tap") and found.excluded[0].name == "flam/a.wav"
+    assert "Class 'flam' has no usable clip: it is left out." in found.notes
+    assert manifests.left_out(found).startswith("1 of 13 files is left out: flam/a.wav: the file is empty (0 bytes);")
 
 
-def test_too_few_clips_of_a_class_are_named_with_the_cure(tmp_path):
+def test_too_few_clips_of_a_class_leave_it_out_file_by_file(tmp_path):
     root = write_classes(tmp_path / "drums")
+    write_classes(root, classes=("flam",), n=2)
+    found = open_path(root)
+    assert found.classes == ("roll", "tap")
+    assert {e.name: e.kind for e in found.excluded} == {"flam/00.wav": "class", "flam/01.wav": "class"}
+    assert "its class 'flam' has 2 clips, and 3 splits need at least 3" in found.excluded[0].reason
+    assert any(note.startswith("Class 'flam' has 2 clips") for note in found.notes)
+
+
+def test_where_less_than_two_classes_would_be_left_the_cause_is_named(tmp_path):
+    root = write_classes(tmp_path / "drums", classes=("tap",))
     write_classes(root, classes=("flam",), n=2)
     with pytest.raises(DataError, match=r"Class 'flam' has 2 clips.*at least 3"):
         open_path(root)
+    (root / "flam/00.wav").write_bytes(b"")
+    (root / "flam/01.wav").write_bytes(b"")
+    with pytest.raises(DataError, match=r"one class only \('tap'\).*flam/00.wav: the file is empty"):
+        open_path(root)
+
+
+def test_a_class_that_a_given_split_lacks_is_left_out_and_the_rest_stays(tmp_path):
+    rows = table(tmp_path, labels=("tap", "roll", "flam"))
+    for i, row in enumerate(rows):
+        row["split"] = "train" if row["label"] == "flam" else ("train", "valid", "test")[i % 3]
+    found = open_path(write_table(tmp_path / "clips.csv", rows))
+    assert found.classes == ("roll", "tap") and len(found.excluded) == 6
+    assert "has no clip in valid and test, of 6 clips" in found.excluded[0].reason
 
 
 @pytest.mark.parametrize(
@@ -212,9 +237,9 @@ def test_content_key_changes_with_a_file_and_not_with_the_split(tmp_path):
 # CSV
 
 
-def table(tmp_path, *, n=6, players=0, extra=None):
+def table(tmp_path, *, n=6, players=0, extra=None, labels=("tap", "roll")):
     rows = []
-    for label in ("tap", "roll"):
+    for label in labels:
         for i in range(n):
             write_wav(tmp_path / f"audio/{label}{i}.wav")
             row = {"path": f"audio/{label}{i}.wav", "label": label}

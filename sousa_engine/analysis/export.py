@@ -1,4 +1,4 @@
-"""Runs as a table for other programs."""
+"""Runs, and what a scan found, as tables for other programs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
+from sousa_engine.data.findings import KINDS, Finding
 from sousa_engine.records import RunRow
 
 _BEGINS_A_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
@@ -28,6 +29,12 @@ def runs_csv(rows: Iterable[RunRow]) -> str:
         for row in rows
     )  # fmt: skip
     return csv_text(_COLUMNS, lines)
+
+
+def findings_csv(findings: Iterable[Finding]) -> str:
+    """One line a finding: level, kind, what it is called, file, reason; formulas as in runs_csv."""
+    lines = [(found.level, found.kind, KINDS[found.kind], found.name, found.reason) for found in findings]
+    return csv_text(("level", "kind", "what", "file", "reason"), lines)
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Sequence[str | float | None]]) -> str:

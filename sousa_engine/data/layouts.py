@@ -7,11 +7,12 @@ import io
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from sousa_engine.data import audio
+from sousa_engine.data.decode import Verdict
 from sousa_engine.data.splits import split_name
 from sousa_engine.errors import DataError, nearest
 
@@ -34,10 +35,11 @@ class Recording:
 
 @dataclass(frozen=True, kw_only=True)
 class Excluded:
-    """A file or row that is left out, and why: one clause, fit to stand behind the name."""
+    """A file or row that is left out, and why: one clause, fit to stand behind the name. kind: the same in a word."""
 
     name: str
     reason: str
+    kind: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,25 +52,35 @@ class Found:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Row:
-    """A file that is claimed to be a clip, before anybody looked at it."""
+class Row:
+    """A file that is claimed to be a clip, before anybody looked at it. written: its label, letter by letter."""
 
     clip_id: str
     path: Path
     label: str
+    written: str
     split: str = ""
     group: str = ""
     columns: dict[str, str] = field(default_factory=dict)
 
 
-def read_folder(root: Path) -> Found:
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """What a layout claims to hold: names alone, no file was looked at."""
+
+    rows: tuple[Row, ...]
+    excluded: tuple[Excluded, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def list_folder(root: Path) -> Listing:
     """ROOT/<class>/<files>, or ROOT/<train|valid|test>/<class>/<files>; files may lie deeper.
 
     Raises DataError where there are no classes, or where split folders and class folders are mixed.
     """
-    children = [entry for entry in _entries(root) if entry.is_dir()]
+    children = _folders(root)
     notes: list[str] = []
-    stray = sum(1 for entry in _entries(root) if entry.is_file() and _is_audio(entry.name))
+    stray = sum(1 for entry in _entries(root) if entry not in children and _is_audio(entry.name))
     if stray and not children:
         raise DataError(
             f"{root} holds {stray} audio files and no folders. "
@@ -91,23 +103,26 @@ def read_folder(root: Path) -> Found:
     else:
         places = [(root, "")]
 
-    rows: list[_Row] = []
+    rows: list[Row] = []
     for place, split in places:
-        for folder in [entry for entry in _entries(place) if entry.is_dir()]:
+        for folder in _folders(place):
             files = list(_audio_files(Path(folder.path)))
             if not files:
                 notes.append(f"The folder {Path(folder.path).relative_to(root).as_posix()} holds no audio.")
             label = clean_label(folder.name)
-            rows += [_Row(clip_id=f.relative_to(root).as_posix(), path=f, label=label, split=split) for f in files]
+            rows += [
+                Row(clip_id=f.relative_to(root).as_posix(), path=f, label=label, written=folder.name, split=split)
+                for f in files
+            ]
     if not rows:
         raise DataError(
             f"{root} holds no audio files. Files ending in {', '.join(sorted(audio.SUFFIXES))} are read, "
             "in one folder for each class."
         )
-    return _probe(rows, notes)
+    return Listing(rows=tuple(rows), notes=tuple(notes))
 
 
-def read_csv(path: Path) -> Found:
+def list_csv(path: Path) -> Listing:
     """A table with the columns path and label; split, and player (or group), are used where they stand.
 
     Paths are relative to the CSV file; every other column is kept with its clip. Comma, semicolon or tab.
@@ -122,7 +137,51 @@ def read_csv(path: Path) -> Found:
     if not rows:
         first = f" {excluded[0].name} {excluded[0].reason}." if excluded else ""
         raise DataError(f"{path} lists no clips.{first}")
-    return _probe(rows, [], excluded)
+    return Listing(rows=tuple(rows), excluded=tuple(excluded))
+
+
+def probe(listing: Listing, verdicts: Mapping[str, Verdict]) -> Found:
+    """Open every header, or take what decoding said of the file as it is now; what cannot be used is excluded.
+
+    verdicts: by path. A class that has lost every file is named in the notes.
+    """
+    excluded = list(listing.excluded)
+    recordings = []
+    for row in sorted(listing.rows, key=lambda r: r.clip_id):
+        try:
+            known = current(row.path, verdicts)
+            if known is not None and known.error:
+                raise audio.Unusable(known.kind, known.error)
+            header = known.header if known is not None else audio.probe(row.path)
+        except audio.Unusable as error:
+            excluded.append(Excluded(name=shown(row.clip_id), reason=str(error), kind=error.kind))
+            continue
+        recordings.append(
+            Recording(
+                clip_id=row.clip_id,
+                path=row.path,
+                label=row.label,
+                split=row.split,
+                group=row.group,
+                header=header,
+                columns=row.columns,
+            )
+        )
+    lost = sorted({row.label for row in listing.rows} - {r.label for r in recordings})
+    notes = [f"Class {label!r} has no usable clip: it is left out." for label in lost]
+    return Found(recordings=tuple(recordings), excluded=tuple(excluded), notes=(*listing.notes, *notes))
+
+
+def current(path: Path, verdicts: Mapping[str, Verdict]) -> Verdict | None:
+    """The verdict on a file if it is still of the size and time that were judged. Raises Unusable as file_facts."""
+    facts = audio.file_facts(path)
+    known = verdicts.get(str(path))
+    return known if known and (known.size, known.mtime_ns) == (facts.st_size, facts.st_mtime_ns) else None
+
+
+def shown(name: str) -> str:
+    """A file's name for tables and sentences: what cannot be seen or stored is written as an escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 
 def clean_label(text: str) -> str:
@@ -130,11 +189,11 @@ def clean_label(text: str) -> str:
     return unicodedata.normalize("NFC", text.strip())
 
 
-def _csv_rows(path: Path, reader: csv.DictReader) -> tuple[list[_Row], list[Excluded]]:
+def _csv_rows(path: Path, reader: csv.DictReader) -> tuple[list[Row], list[Excluded]]:
     columns = _columns(path, reader.fieldnames or [])
     group_column = next((columns[name] for name in GROUP_COLUMNS if name in columns), None)
     used = {columns["path"], columns["label"], columns.get("split"), group_column}
-    rows: list[_Row] = []
+    rows: list[Row] = []
     excluded: list[Excluded] = []
     seen: dict[str, int] = {}
     blank_splits: list[int] = []
@@ -143,9 +202,12 @@ def _csv_rows(path: Path, reader: csv.DictReader) -> tuple[list[_Row], list[Excl
         values = {key: (value or "").strip() for key, value in row.items() if key is not None}
         if None in row:
             raise DataError(f"{path}, line {line}: more values than columns. Put quotes around values with commas.")
-        where, label = values[columns["path"]], clean_label(values[columns["label"]])
+        where, written = values[columns["path"]], values[columns["label"]]
+        label = clean_label(written)
         if not where or not label:
-            excluded.append(Excluded(name=f"line {line}", reason=f"it has no {'label' if where else 'path'}"))
+            excluded.append(
+                Excluded(name=f"line {line}", reason=f"it has no {'label' if where else 'path'}", kind="row")
+            )
             continue
         if where in seen:
             raise DataError(
@@ -159,10 +221,11 @@ def _csv_rows(path: Path, reader: csv.DictReader) -> tuple[list[_Row], list[Excl
         if not split:
             blank_splits.append(line)
         rows.append(
-            _Row(
+            Row(
                 clip_id=Path(where).as_posix(),
                 path=path.parent / Path(where).expanduser(),
                 label=label,
+                written=written,
                 split=split_name(split) or "",
                 group=values[group_column] if group_column else "",
                 columns={key: value for key, value in values.items() if key not in used},
@@ -215,32 +278,29 @@ def _delimiter(path: Path, text: str) -> str:
     return "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=header.count)
 
 
-def _probe(rows: list[_Row], notes: list[str], excluded: list[Excluded] | None = None) -> Found:
-    """Open every header; what cannot be used is excluded with its reason."""
-    excluded = list(excluded or [])
-    recordings = []
-    for row in sorted(rows, key=lambda r: r.clip_id):
-        try:
-            header = audio.probe(row.path)
-        except DataError as error:
-            excluded.append(Excluded(name=row.clip_id, reason=str(error)))
-            continue
-        recordings.append(Recording(**{**vars(row), "header": header}))
-    lost = {row.label for row in rows} - {r.label for r in recordings}
-    if lost:
-        label = min(lost)
-        first = next(e for e in excluded for row in rows if row.clip_id == e.name and row.label == label)
-        raise DataError(
-            f"Class {label!r} has no usable clip: {first.name}: {first.reason}. Replace its files, or leave it out."
-        )
-    return Found(recordings=tuple(recordings), excluded=tuple(excluded), notes=tuple(notes))
-
-
 def _audio_files(folder: Path) -> Iterator[Path]:
-    """Every audio file below a folder. Hidden files are not looked at; links to folders are not followed."""
-    for place, folders, names in os.walk(folder):
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
-        yield from (Path(place) / name for name in sorted(names) if _is_audio(name))
+    """Every audio file below a folder. Hidden files are not looked at; links to folders are not followed.
+
+    So that they are reported, not passed over, folders are among them that cannot be listed, that are named like a
+    file, or that are links.
+    """
+    unread: list[Path] = []
+    for place, folders, names in os.walk(folder, onerror=lambda error: unread.append(Path(error.filename))):
+        inside = sorted(f for f in folders if not f.startswith("."))
+        odd = {f for f in inside if _is_audio(f) or (Path(place) / f).is_symlink()}
+        folders[:] = [f for f in inside if f not in odd]
+        yield from (Path(place) / name for name in sorted({n for n in names if _is_audio(n)} | odd))
+    yield from unread
+
+
+def _folders(folder: Path) -> list[os.DirEntry[str]]:
+    def is_folder(entry: os.DirEntry[str]) -> bool:
+        try:
+            return entry.is_dir()
+        except OSError:  # a link that leads back to itself
+            return False
+
+    return [entry for entry in _entries(folder) if is_folder(entry)]
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:

@@ -15,7 +15,8 @@ import numpy as np
 from sousa_engine import rudiments
 from sousa_engine.config import DataConfig
 from sousa_engine.data import layouts, splits, synth
-from sousa_engine.data.layouts import Excluded, Found, Recording
+from sousa_engine.data.decode import Verdict
+from sousa_engine.data.layouts import Excluded, Found, Listing, Recording
 from sousa_engine.data.splits import SPLITS
 from sousa_engine.errors import DataError, unknown
 
@@ -84,25 +85,33 @@ class EmbeddedSet:
     clip_s: float
 
 
-def open_dataset(config: DataConfig) -> Manifest:
+def open_dataset(config: DataConfig, verdicts: Mapping[str, Verdict] | None = None) -> Manifest:
     """The data set that `config.dataset` names: an embedded set, a folder of classes, or a CSV file.
 
-    Reads headers only. Raises UnknownNameError for a name that is neither, DataError for data that cannot be
-    trained on; both say what to do.
+    What cannot be used is in `excluded`: files, and the classes that the rest leaves too few of. verdicts: by path,
+    what decoding said of the files (data/scan.py); of the others the header alone is read. Raises UnknownNameError
+    for a name that is neither, DataError for data that cannot be trained on; both say what to do.
     """
     if config.dataset in synth.PRESETS:
         spec = synth.PRESETS[config.dataset]
         return _embedded(spec if config.clip_s is None else replace(spec, clip_s=config.clip_s))
+    root, listing = list_files(config)
+    found = layouts.probe(listing, verdicts or {})
+    return _from_files(config, "folder" if root.is_dir() else "csv", root, found)
+
+
+def list_files(config: DataConfig) -> tuple[Path, Listing]:
+    """Where a data set of files lies, and what it claims to hold; no file is looked at. Raises as open_dataset."""
     path = Path(config.dataset).expanduser()
     if path.is_dir():
-        return _from_files(config, "folder", path, layouts.read_folder(path.resolve()))
+        return path, layouts.list_folder(path.resolve())
     if path.is_file():
         if path.suffix.lower() not in {".csv", ".tsv"}:
             raise DataError(
                 f"{config.dataset} is a single file. A data set is a folder of classes, or a CSV file with the "
                 "columns path and label."
             )
-        return _from_files(config, "csv", path, layouts.read_csv(path.resolve()))
+        return path, layouts.list_csv(path.resolve())
     if _looks_like_path(config.dataset):
         full = "" if str(path.absolute()) == config.dataset else f" (looked for {path.absolute()})"
         raise DataError(f"There is no folder or file {config.dataset}{full}.")
@@ -122,6 +131,18 @@ def dataset_names() -> tuple[EmbeddedSet, ...]:
             clip_s=spec.clip_s,
         )
         for spec in sorted(synth.PRESETS.values(), key=lambda spec: spec.clips_per_class)
+    )
+
+
+def left_out(manifest: Manifest) -> str:
+    """`3 of 1,000 files are left out: a.wav: the file is empty ...; and 2 more.`; "" if every file is used."""
+    count = len(manifest.excluded)
+    if not count:
+        return ""
+    shown = "; ".join(f"{found.name}: {found.reason}" for found in manifest.excluded[:3])
+    more = f"; and {count - 3:,} more (page Data lists them)" if count > 3 else ""
+    return (
+        f"{count:,} of {len(manifest.clips) + count:,} files {'is' if count == 1 else 'are'} left out: {shown}{more}."
     )
 
 
@@ -197,11 +218,8 @@ def _embedded(spec: synth.SynthSpec) -> Manifest:
 
 
 def _from_files(config: DataConfig, layout: str, root: Path, found: Found) -> Manifest:
-    recordings = found.recordings
+    recordings, split, excluded, split_notes = _trainable(config, found)
     classes = tuple(sorted({r.label for r in recordings}))
-    if len(classes) < 2:
-        raise DataError(f"{config.dataset} holds one class only ({classes[0]!r}); a classifier needs at least two.")
-    split, split_notes = _splits(config, recordings)
     clip_s = config.clip_s or _own_clip_s(recordings)
     rates = Counter(r.header.sample_rate_hz for r in recordings)
     clips = tuple(
@@ -225,8 +243,37 @@ def _from_files(config: DataConfig, layout: str, root: Path, found: Found) -> Ma
         sample_rate_hz=max(rates, key=lambda rate: (rates[rate], rate)),
         content_key=_content_key(root.resolve(), recordings, clip_s),
         notes=(*found.notes, *split_notes, *_length_notes(recordings, clip_s), *_rate_notes(rates)),
-        excluded=found.excluded,
+        excluded=excluded,
     )
+
+
+def _trainable(
+    config: DataConfig, found: Found
+) -> tuple[tuple[Recording, ...], tuple[str, ...], tuple[Excluded, ...], list[str]]:
+    """The recordings of classes that can be in every split, their splits, all that is left out, and notes on it."""
+    recordings, excluded, notes = found.recordings, list(found.excluded), []
+    reason = f" {excluded[0].name}: {excluded[0].reason}." if excluded else ""
+    while True:
+        labels = sorted({r.label for r in recordings})
+        if not labels:
+            raise DataError(f"{config.dataset} holds no usable clip.{reason}")
+        if len(labels) < 2:
+            raise DataError(
+                f"{config.dataset} holds one class only ({labels[0]!r}); a classifier needs at least two. "
+                f"Add clips of another class.{reason}"
+            )
+        try:
+            split, split_notes = _splits(config, recordings)
+            return recordings, split, tuple(excluded), [*notes, *split_notes]
+        except splits.NoRoom as error:
+            if len(labels) - len(error.classes) < 2:
+                raise
+            for label, why in error.classes.items():
+                notes.append(f"Class {label!r} {why}: it is left out.")
+                clause = f"its class {label!r} {why}; add recordings"
+                names = [layouts.shown(r.clip_id) for r in recordings if r.label == label]
+                excluded += [Excluded(name=name, reason=clause, kind="class") for name in names]
+            recordings = tuple(r for r in recordings if r.label not in error.classes)
 
 
 def _splits(config: DataConfig, recordings: tuple[Recording, ...]) -> tuple[tuple[str, ...], list[str]]:

@@ -28,6 +28,14 @@ _ALIASES = {
 _TRIES = 20  # random orders of the groups that are tried; the evenest result is kept
 
 
+class NoRoom(DataError):
+    """Classes that cannot be in every split. classes: each of them -> why, one clause to stand behind its name."""
+
+    def __init__(self, message: str, classes: Mapping[str, str]):
+        super().__init__(message)
+        self.classes = classes
+
+
 class Item(NamedTuple):
     """What a split is decided on. An empty group means that the clip belongs to nobody else's."""
 
@@ -46,7 +54,7 @@ def assign(items: Sequence[Item], fractions: Mapping[str, float], seed: int) -> 
 
     With groups, a group stays whole and the classes' shares are kept as evenly as the groups allow; without, every
     class is shared out by itself. The result depends on ids, labels, groups, fractions and seed, not on the order.
-    Raises DataError naming a class that cannot be in every split.
+    Raises NoRoom naming the classes that cannot be in every split.
     """
     order = sorted(range(len(items)), key=lambda i: items[i].clip_id)
     ordered = [items[i] for i in order]
@@ -61,7 +69,7 @@ def assign(items: Sequence[Item], fractions: Mapping[str, float], seed: int) -> 
 
 
 def check(items: Sequence[Item], splits: Sequence[str]) -> None:
-    """Raises DataError naming the first class that is missing in a split, and what to do about it."""
+    """Raises NoRoom for classes that are missing in a split; its message names the first, and what to do about it."""
     clips = Counter(item.label for item in items)
     held = Counter((item.label, split) for item, split in zip(items, splits, strict=True))
     gaps = [(label, [s for s in SPLITS if not held[label, s]]) for label in sorted(clips)]
@@ -72,11 +80,15 @@ def check(items: Sequence[Item], splits: Sequence[str]) -> None:
     groups = {item.group for item in items if item.label == label and item.group}
     who = f", by {_count(len(groups), 'player')}" if groups else ""
     rest = f" (and {len(gaps) - 1} more classes have gaps)" if len(gaps) > 1 else ""
-    raise DataError(
+    raise NoRoom(
         f"Class {label!r} has no clip in {' and '.join(missing)}{rest}; it has {_count(clips[label], 'clip')}{who}. "
         "Every class needs clips in train, valid and test"
         + (", each by other players" if groups else "")
-        + ": add recordings, move some over, or leave the class out."
+        + ": add recordings, move some over, or leave the class out.",
+        {
+            label: f"has no clip in {' and '.join(missing)}, of {_count(clips[label], 'clip')}"
+            for label, missing in gaps
+        },
     )
 
 
@@ -94,13 +106,17 @@ def _by_class(items: Sequence[Item], fractions: Mapping[str, float], seed: int) 
     members: dict[str, list[int]] = {}
     for i, item in enumerate(items):
         members.setdefault(item.label, []).append(i)
+    few = f"and {len(fractions) + 1} splits need at least {len(fractions) + 1}"
+    small = {
+        label: f"has {_count(len(indices), 'clip')}, {few}"
+        for label, indices in sorted(members.items())
+        if len(indices) <= len(fractions)
+    }
+    if small:
+        label, why = next(iter(small.items()))
+        raise NoRoom(f"Class {label!r} {why}. Add recordings, or leave the class out.", small)
     for label, indices in members.items():
         n, needed = len(indices), len(fractions) + 1
-        if n < needed:
-            raise DataError(
-                f"Class {label!r} has {_count(n, 'clip')}, and {needed} splits need at least {needed}. "
-                "Add recordings, or leave the class out."
-            )
         # A seed of its own for each class: a new class leaves the split of the others as it was.
         rng = np.random.default_rng([seed, zlib.crc32(label.encode())])
         shuffled = [indices[i] for i in rng.permutation(n)]

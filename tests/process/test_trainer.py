@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import bad_audio
 import numpy as np
 import pytest
 import torch
@@ -105,6 +106,33 @@ def test_every_kind_of_training_runs_to_its_end_and_reads_back(workspace, varian
     for row, probabilities in zip(rows["test"], logits.softmax(-1), strict=True):
         said = answered[manifest.clips[row].clip_id]
         assert probabilities[manifest.classes.index(said.predicted)] == pytest.approx(said.probability, abs=1e-3)
+
+
+def test_bad_files_are_left_out_and_named_and_the_rest_trains(workspace):
+    drums = bad_audio.write_all(workspace.root / "drums")
+    errors = {name for name, (level, _, _) in bad_audio.EXPECTED.items() if level == "error"}
+    used = 2 * bad_audio.GOOD + len(bad_audio.EXPECTED) - len(errors)
+    settings = draft(data={"dataset": str(drums)}, model={"weights": "random"})
+    folder, done = train(workspace, settings)
+    assert done.returncode == run_files.EXIT_FINISHED, done.stderr
+    facts = read_batch(folder / run_files.SPOOL, 0).facts
+    assert sum(facts["data"]["clips"].values()) == used and facts["data"]["classes"] == 2
+    assert facts["data"]["left_out"] == len(errors)
+    note = f"{len(errors)} of {used + len(errors)} files are left out: "
+    assert any(text.startswith(note) for text in facts["data"]["notes"])
+    assert [e.kind for e in read_batch(folder / run_files.SPOOL, 0).events][:2] == ["data", "data"]
+    promised = launch.preflight(settings, workspace)
+    assert dict(promised.clips) == facts["data"]["clips"], "the scan of the run is known to every page from now on"
+
+
+def test_strict_mode_refuses_before_the_first_step(workspace):
+    drums = bad_audio.write_all(workspace.root / "drums")
+    settings = draft(data={"dataset": str(drums), "strict": True}, model={"weights": "random"})
+    folder, done = train(workspace, settings)
+    assert done.returncode == run_files.EXIT_USER_ERROR
+    result = run_files.read_json(folder / run_files.RESULT)
+    assert result["outcome"] == "failed" and "data.strict=false" in result["reason"]
+    assert "things are wrong with" in result["reason"] and not read_batch(folder / run_files.SPOOL, 0).points
 
 
 def test_weights_that_were_cut_off_since_the_launch_are_a_sentence(workspace, tmp_path):

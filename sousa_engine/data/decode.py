@@ -1,0 +1,223 @@
+"""Decode a file to its last sample, and say what is wrong with it.
+
+As a program (`python -m sousa_engine.data.decode`) it is a worker of data/scan.py: it reads {"path": ...} a line from
+stdin, answers with a verdict a line on stdout, and may use so much memory and processor time and no more. A decoder
+that crashes or never ends takes this process with it, and nothing else. With --headers it reads headers alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import resource
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sousa_engine.data import audio
+from sousa_engine.data.audio import CURE, AudioHeader, Unusable
+
+MEMORY_BYTES = 2 * 2**30  # of address space; a worker that decodes usual files needs a tenth
+LONG_S = 600.0
+_BLOCK = 65_536  # frames
+_ENOUGH = 0.98  # of the promised samples: compressed formats only estimate their length
+_SILENT = 2e-4  # between lowest and highest sample: below what 16 bit recordings call noise
+_USUAL_HZ = frozenset(
+    (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000, 64_000, 88_200, 96_000, 176_400, 192_000)
+)
+# "data : 32000 (should be 15978)" in libsndfile's log: a size that the header claims, and the one that is there.
+_SIZE = re.compile(r"^\s*(\w[\w ]*?)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
+_OF_SAMPLES = {"data", "SSND", "Data Size", "riff"}  # riff: of W64, whose log does not name the samples alone
+_STREAMED = 0x7FFF_0000  # a size from here on is what programs write who do not know it yet
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What decoding one file came to. error: why it cannot be used, one clause without its name; "" if it can.
+
+    kind: of that error, in a word. warnings: (kind, clause) of what is odd about a file that can be used. duration_s,
+    sample_rate_hz, channels: as its header says, 0 where it cannot be used. content: 32 hex digits of the decoded
+    samples, equal for equal sound in different containers; "" for silence, which is no sign of a copy. whole: decoded
+    to the end; else its header alone was read, and nothing is known of what follows.
+    """
+
+    size: int
+    mtime_ns: int
+    error: str = ""
+    kind: str = ""
+    warnings: tuple[tuple[str, str], ...] = ()
+    duration_s: float = 0.0
+    sample_rate_hz: int = 0
+    channels: int = 0
+    content: str = ""
+    whole: bool = True
+
+    @property
+    def header(self) -> AudioHeader:
+        return AudioHeader(
+            duration_s=self.duration_s,
+            sample_rate_hz=self.sample_rate_hz,
+            channels=self.channels,
+            size=self.size,
+            mtime_ns=self.mtime_ns,
+        )
+
+
+def decode(path: Path) -> Verdict:
+    """The verdict on one file, read to its end in blocks. Raises Unusable for what the file system alone forbids."""
+    facts = audio.file_facts(path)
+    stamp: dict[str, Any] = {"size": facts.st_size, "mtime_ns": facts.st_mtime_ns}
+    try:
+        return Verdict(**stamp, **_decoded(path))
+    except Unusable as error:
+        return Verdict(**stamp, error=str(error), kind=error.kind)
+    except MemoryError:
+        return Verdict(
+            **stamp, error=f"decoding it needs more than {MEMORY_BYTES / 2**30:g} GiB; {CURE}", kind="memory"
+        )
+
+
+def read_header(path: Path) -> Verdict:
+    """As `decode`, of the header alone."""
+    try:
+        header = audio.probe(path)
+    except Unusable as error:
+        facts = audio.file_facts(path)
+        return Verdict(size=facts.st_size, mtime_ns=facts.st_mtime_ns, error=str(error), kind=error.kind, whole=False)
+    return Verdict(**asdict(header), whole=False)
+
+
+def cpu_limit_s(size: int) -> int:
+    """Seconds of processor time that a file of `size` bytes may take: a minute, and a second a megabyte."""
+    return 60 + size // 1_000_000
+
+
+def serve(answer: Callable[[Path], Verdict] = decode) -> None:
+    """The worker's loop: one answer a question, until stdin ends."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    try:
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    except (ValueError, OSError):
+        pass  # macOS refuses; time is limited there all the same
+    _say({"ready": True})
+    for line in sys.stdin:
+        path = Path(json.loads(line)["path"])
+        try:
+            _limit_cpu(path)
+            _say(asdict(answer(path)))
+        except Unusable as error:  # it went away, or was locked, since it was listed
+            _say({"gone": str(error), "kind": error.kind})
+
+
+def _decoded(path: Path) -> dict[str, Any]:
+    """The fields of a usable file's verdict."""
+    import soundfile
+
+    header = audio.probe(path)
+    digest = hashlib.blake2b(digest_size=16)
+    low, high = np.inf, -np.inf
+    read = bad = 0
+    with soundfile.SoundFile(str(path)) as file:
+        promised, said = file.frames, file.extra_info
+        digest.update(f"{file.samplerate} Hz".encode())
+        buffer = np.empty((_BLOCK, file.channels), dtype=np.float32)
+        try:
+            while len(block := file.read(out=buffer)):
+                mono = np.ascontiguousarray(block.mean(axis=1) if file.channels > 1 else block[:, 0])
+                digest.update(mono.data)
+                bad += int(block.size - np.isfinite(block).sum())
+                low, high = min(low, float(block.min())), max(high, float(block.max()))
+                read += len(block)
+        except soundfile.LibsndfileError as error:
+            why = error.error_string.removeprefix("Error : ").rstrip(".") or "the data are damaged"
+            raise Unusable(
+                "corrupt", f"it cannot be decoded beyond sample {read:,} of {promised:,} ({why}); {CURE}"
+            ) from None
+    promised, warnings = _promises(said, promised, header.size)
+    if read < _ENOUGH * promised:
+        raise Unusable(
+            "truncated", f"it is cut short: its header promises {promised:,} samples, it holds {read:,}; {CURE}"
+        )
+    if read < header.sample_rate_hz * audio.SHORTEST_S:
+        raise audio.too_short(read, header.sample_rate_hz)
+    if bad:
+        of = read * header.channels
+        raise Unusable("not-a-number", f"{bad:,} of its {of:,} samples are no numbers (NaN or infinite); {CURE}")
+    silent = high - low < _SILENT
+    return {
+        "duration_s": header.duration_s,
+        "sample_rate_hz": header.sample_rate_hz,
+        "channels": header.channels,
+        "content": "" if silent else digest.hexdigest(),
+        "warnings": (*warnings, *_odd(header, silent=silent, peak=max(-low, high))),
+    }
+
+
+def _promises(said: str, frames: int, size: int) -> tuple[int, list[tuple[str, str]]]:
+    """Samples that the header promises, and warnings of sizes in it that are wrong. said: libsndfile's log.
+
+    libsndfile shortens what it promises to what the file can hold; only its log tells what the header claims.
+    """
+    warnings = []
+    for name, claimed, found in ((n, int(c), int(f)) for n, c, f in _SIZE.findall(said)):
+        if claimed >= _STREAMED > found:
+            if not warnings:
+                warnings.append(
+                    ("header", f"its header does not know its length ({name}: {claimed:,} bytes), all of it is used; "
+                     "export it again to mend that")
+                )  # fmt: skip
+        elif name in _OF_SAMPLES and claimed > found > 0:
+            frames = max(frames, round(frames * claimed / found))
+        elif claimed > found and not warnings:
+            warnings.append(
+                ("header", f"its header claims a file of {claimed:,} bytes ({name}), it has {size:,}; "
+                 "export it again to mend that")
+            )  # fmt: skip
+    if match := re.search(r"frame count (?:\d+) does not match value from 'ds64' chunk of (\d+)", said):
+        frames = max(frames, int(match[1]))
+    return frames, warnings
+
+
+def _odd(header: AudioHeader, *, silent: bool, peak: float) -> list[tuple[str, str]]:
+    """Warnings of a file that can be used."""
+    found = []
+    if silent:
+        level = "all its samples are zero" if peak == 0 else f"its samples never move (peak {peak:.2g} of 1)"
+        found.append(("silent", f"it is silent: {level}; record it again, or remove it"))
+    if header.channels > 2:
+        found.append(
+            ("channels", f"it has {header.channels} channels, which are mixed down to one; export the one you mean")
+        )
+    if header.sample_rate_hz not in _USUAL_HZ:
+        found.append(("rate", f"its rate of {header.sample_rate_hz:,} Hz is unusual; check that it is the true one"))
+    if header.duration_s > LONG_S:
+        minutes = round(header.duration_s / 60)
+        length = f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"
+        found.append(("long", f"it is {length} long, and only its beginning is used; cut it into clips"))
+    return found
+
+
+def _limit_cpu(path: Path) -> None:
+    """From now on, so much processor time; a worker that needs more is killed by SIGXCPU."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    try:
+        size = path.stat().st_size
+    except (OSError, ValueError):
+        size = 0
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    resource.setrlimit(resource.RLIMIT_CPU, (int(used.ru_utime + used.ru_stime) + cpu_limit_s(size), hard))
+
+
+def _say(value: dict[str, Any]) -> None:
+    # ASCII alone: a name that is no UTF-8 survives as an escape. One write: a line is never seen half.
+    os.write(1, (json.dumps(value) + "\n").encode())
+
+
+if __name__ == "__main__":
+    serve(read_header if "--headers" in sys.argv else decode)

@@ -1,0 +1,146 @@
+"""`python -m sousa_engine scan`: decode every file of a data set, and list what is wrong with it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+import click
+from tqdm import tqdm
+
+from sousa_engine import processes, run_files
+from sousa_engine.backbones import intake
+from sousa_engine.baselines_cli import data_config
+from sousa_engine.config import DataConfig
+from sousa_engine.data import findings, scan
+from sousa_engine.data import manifest as manifests
+from sousa_engine.data.findings import KINDS, Report
+from sousa_engine.errors import UserError, WorkspaceError
+from sousa_engine.workspace import Workspace
+
+EXIT_REFUSED = 2
+
+
+@click.command("scan", short_help="Decode every file of a data set; list what is wrong, and why.")
+@click.argument("dataset")
+@click.argument("words", nargs=-1, metavar="[data.FIELD=VALUE]...")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@click.option("--strict", is_flag=True, help="The same as data.strict=true: one thing wrong is one too many.")
+@click.option("--fresh", is_flag=True, help="Decode again what earlier scans have seen.")
+@click.option("--lock-fd", type=int, hidden=True, help="The lock of this scan, taken by who started us.")
+@click.pass_obj
+def scan_command(
+    workspace: Workspace,
+    dataset: str,
+    words: tuple[str, ...],
+    as_json: bool,
+    strict: bool,
+    fresh: bool,
+    lock_fd: int | None,
+) -> None:
+    """Scan DATASET (a folder of classes, a CSV file, or an embedded set): python -m sousa_engine scan /path/to/drums
+
+    Every file is decoded to its end by processes of limited memory and time, once: what they found is kept, and
+    trainings read it. Errors cannot be used and are left out, warnings are used and odd.
+
+    Exit code 2 if no training could begin on it: for want of classes, or, with --strict, for any error. Else 0.
+
+    \b
+    --json prints one object, and this shape stays:
+      dataset, strict   as asked
+      files             number of files the data set claims; scanned: decoded; usable: what a training gets
+      classes           number of classes a training gets
+      errors, warnings  how many findings of each level
+      kinds             {kind: how many findings}
+      refusal           why no training could begin, or ""
+      findings          [{level: "error" | "warning", kind, name, reason}], errors first
+    """
+    if not workspace.root.is_dir():
+        raise UserError(f"There is no folder {workspace.root} to keep what is found in. Check --workspace.")
+    config = data_config(dataset, [*words, *(["data.strict=true"] if strict else [])])
+    try:
+        with _progress() as tell:
+            verdicts = scan.scan(config, workspace, tell=tell, lock_fd=lock_fd, fresh=fresh)
+    except KeyboardInterrupt:
+        click.echo("Stopped. What was decoded is kept; the same command goes on from there.", err=True)
+        sys.exit(run_files.EXIT_STOPPED)
+    found = findings.report(config, verdicts)
+    click.echo(json.dumps(as_dict(found), indent=1) if as_json else _table(found))
+    if found.refusal:
+        sys.exit(EXIT_REFUSED)
+
+
+def as_dict(found: Report) -> dict[str, Any]:
+    """A report as --json prints it; the command's help says what is in it."""
+    counted = {"errors": found.errors, "warnings": found.warnings, "kinds": found.kinds}
+    return asdict(found) | counted | {"findings": [asdict(one) for one in found.findings]}
+
+
+def start(workspace: Workspace, data: DataConfig, *, fresh: bool = False) -> bool:
+    """Have `data` scanned by a process that outlives the caller; scan.look tells how far it is.
+
+    False if somebody scans it already. Raises DataError for data that cannot be opened, WorkspaceError if the
+    workspace cannot be written to.
+    """
+    manifests.list_files(data)
+    folder = scan.folder_of(data, workspace)
+    try:
+        lock = intake.lock(folder)
+        if lock is None:
+            return False
+        command = [sys.executable, "-m", "sousa_engine", "--workspace", str(workspace.root), "scan"]
+        words = [*(["--fresh"] if fresh else []), "--lock-fd", str(lock), "--", manifests.absolute(data.dataset)]
+        try:
+            with (folder / intake.LOG).open("wb") as log:
+                process = processes.start_detached([*command, *words], log=log, lock=lock)
+        finally:
+            os.close(lock)  # the child has it
+    except OSError as error:
+        raise WorkspaceError(f"{folder} cannot be written to: {error.strerror or error}.") from None
+    processes.reap(process)
+    return True
+
+
+def in_words(found: Report) -> str:
+    """`1,000 files, 997 used in 40 classes; 3 errors, 2 warnings`."""
+    classes = "1 class" if found.classes == 1 else f"{found.classes:,} classes"
+    files = "1 file" if found.files == 1 else f"{found.files:,} files"
+    errors = "1 error" if found.errors == 1 else f"{found.errors:,} errors"
+    warnings = "1 warning" if found.warnings == 1 else f"{found.warnings:,} warnings"
+    return f"{files}, {found.usable:,} used in {classes}; {errors}, {warnings}"
+
+
+def _table(found: Report) -> str:
+    rows = [
+        (one.level.upper(), KINDS[one.kind], one.name or found.dataset, one.reason)
+        for one in found.findings
+        if one.kind != "data-set"  # the last line says it
+    ]
+    widths = [min(max(map(len, column)), 48) for column in zip(*rows, strict=True)]
+    lines = [
+        f"{level:<{widths[0]}}  {kind:<{widths[1]}}  {name:<{widths[2]}}  {why}" for level, kind, name, why in rows
+    ]
+    return "\n".join([*lines, f"{found.dataset}: {in_words(found)}", *([found.refusal] if found.refusal else [])])
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[intake.Tell]:
+    """A bar on a terminal; in a file or a pipe, a line for each tenth."""
+    with tqdm(desc=scan.SCANNING, unit=" files", leave=False, disable=not sys.stderr.isatty()) as bar:
+        said = -1
+
+        def tell(doing: str, done: int, total: int | None) -> None:
+            nonlocal said
+            if not bar.disable:
+                bar.total = total
+                bar.update(done - bar.n)
+            elif total and 10 * done // total != said:
+                said = 10 * done // total
+                click.echo(f"{doing}: {done:,} of {total:,} files", err=True)
+
+        yield tell
