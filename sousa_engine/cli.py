@@ -1,4 +1,4 @@
-"""The command line: train, show, stop, modules, targets here; runs, sweeps and weights in files of their own.
+"""The command line: train, show, stop, modules, targets here; the other verbs in files of their own.
 
 Exit code 0 for success, 2 for a user's mistake, 1 for a run that failed, 3 for one that was stopped.
 """
@@ -21,6 +21,7 @@ from sousa_engine import __version__, config, grammar, launch, module_tree, run_
 from sousa_engine.analysis.significance import wilson
 from sousa_engine.baselines_cli import baselines_command
 from sousa_engine.data import synth
+from sousa_engine.doctor_cli import doctor_command
 from sousa_engine.errors import ConfigError, SousaError, UserError, unknown
 from sousa_engine.records import Run, RunStatus, Summary
 from sousa_engine.store import Store
@@ -73,7 +74,7 @@ def main(ctx: click.Context, root: Path | None) -> None:
 
 for _command in (
     *(runs_cli.runs, runs_cli.tag, runs_cli.note, runs_cli.archive, runs_cli.delete),
-    *(baselines_command, sweep_command, sweeps, weights),
+    *(baselines_command, sweep_command, sweeps, weights, doctor_command),
 ):
     main.add_command(_command)
 
