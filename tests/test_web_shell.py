@@ -77,7 +77,7 @@ for host in ("evil.example", "localhost", "127.0.0.1:8501"):
     answer = subprocess.run(
         [sys.executable, "-c", script], cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=60
     )
-    assert answer.stdout.split() == ["400", "200", "200"], answer.stderr
+    assert answer.stdout.split() == ["403", "200", "200"], answer.stderr
 
 
 def test_the_studio_listens_on_this_machine_alone_and_sends_no_statistics():
