@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-import yaml
 from tqdm import tqdm
 
-from sousa_engine import __version__, config, grammar, launch, module_tree, run_files, runs_cli
+from sousa_engine import __version__, config, grammar, inputs, launch, module_tree, run_files, runs_cli
 from sousa_engine.analysis.significance import wilson
 from sousa_engine.baselines_cli import baselines_command
 from sousa_engine.data import synth
@@ -238,10 +237,7 @@ def targets(variant: str, entries: tuple[str, ...], r: int, head: Any, classes: 
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(file.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"{file} is not a YAML file: {' '.join(str(error).split())}") from None
+    values = inputs.yaml_file(file)
     if not isinstance(values, dict):
         raise ConfigError(f"{file} holds no fields; expected lines like `training: {{max_epochs: 10}}`.")
     return values

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sousa_engine import rudiments
+from sousa_engine import inputs, rudiments
 from sousa_engine.config import DataConfig
 from sousa_engine.data import layouts, splits, synth
 from sousa_engine.data.layouts import Excluded, Found, Recording
@@ -84,7 +84,7 @@ def open_dataset(config: DataConfig) -> Manifest:
     if config.dataset in synth.PRESETS:
         spec = synth.PRESETS[config.dataset]
         return _embedded(spec if config.clip_s is None else replace(spec, clip_s=config.clip_s))
-    path = Path(config.dataset).expanduser()
+    path = inputs.typed_path(config.dataset, DataError)
     if path.is_dir():
         return _from_files(config, "folder", path, layouts.read_folder(path.resolve()))
     if path.is_file():
@@ -120,7 +120,7 @@ def absolute(dataset: str) -> str:
     """The name of an embedded set as it is, a path made absolute: what a stored config should hold."""
     if dataset in synth.PRESETS:
         return dataset
-    path = Path(dataset).expanduser()
+    path = inputs.typed_path(dataset, DataError)
     return str(path.resolve()) if path.exists() else dataset
 
 
