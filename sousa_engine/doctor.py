@@ -132,7 +132,8 @@ def packages(requirements: str, installed: Callable[[str], str | None]) -> tuple
     """
     found, right = [], 0
     runtime, _, development = requirements.partition("# Development")
-    for part, level in ((runtime, "problem"), (development, "warning")):
+    levels: tuple[Level, Level] = ("problem", "warning")
+    for part, level in zip((runtime, development), levels, strict=True):
         for name, pin in _PINNED.findall(part):
             here = installed(name)
             if here == pin or (here or "").partition("+")[0] == pin:
