@@ -10,11 +10,10 @@ from pathlib import Path
 
 import streamlit as st
 from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from sousa_engine import supervisor
 from sousa_engine.errors import SousaError
-from sousa_engine.web import tell
+from sousa_engine.web import guard, tell
 from sousa_engine.web.routes import routes
 from sousa_engine.workspace import default_workspace
 
@@ -29,11 +28,16 @@ async def lifespan(app):
     yield
 
 
+try:
+    guarded = guard.from_streamlit()
+except guard.UnsafeSetting as error:
+    sys.exit(f"error: {error}")
+
 app = st.App(
     Path(__file__).resolve().parent / "sousa_engine" / "web" / "main.py",
     lifespan=lifespan,
     routes=routes(),
     on_script_error=tell,  # in callbacks and fragments too, which do not pass through the router
-    # Streamlit checks Host on its websocket alone; the JSON routes need the same guard against DNS rebinding.
-    middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=st.get_option("server.allowedHosts") or ["*"])],
+    # Streamlit checks Host and Origin on its websocket alone; pages and JSON routes need the same guard.
+    middleware=[Middleware(guard.Guard, **guarded)],
 )

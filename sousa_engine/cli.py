@@ -1,4 +1,4 @@
-"""The command line: train, show, stop, resume, modules, targets here; runs, sweeps and weights in files of their own.
+"""The command line: train, show, stop, resume, modules, targets here; the other verbs in files of their own.
 
 Exit code 0 for success, 2 for a user's mistake, 1 for a run that failed, 3 for one that was stopped.
 """
@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import click
-import yaml
 from tqdm import tqdm
 
-from sousa_engine import __version__, config, grammar, launch, module_tree, run_files, runs_cli
+from sousa_engine import __version__, config, grammar, inputs, launch, module_tree, run_files, runs_cli
 from sousa_engine.analysis.significance import wilson
 from sousa_engine.analyze_cli import analyze_command
 from sousa_engine.baselines_cli import baselines_command
 from sousa_engine.data import synth
+from sousa_engine.doctor_cli import doctor_command
 from sousa_engine.errors import ConfigError, SousaError, UserError, unknown
 from sousa_engine.records import Run, RunStatus, Summary
 from sousa_engine.scan_cli import scan_command
@@ -75,7 +75,7 @@ def main(ctx: click.Context, root: Path | None) -> None:
 
 for _command in (
     *(runs_cli.runs, runs_cli.tag, runs_cli.note, runs_cli.archive, runs_cli.delete),
-    *(analyze_command, baselines_command, scan_command, sweep_command, sweeps, weights),
+    *(analyze_command, baselines_command, doctor_command, scan_command, sweep_command, sweeps, weights),
 ):
     main.add_command(_command)
 
@@ -249,10 +249,7 @@ def targets(variant: str, entries: tuple[str, ...], r: int, head: Any, classes: 
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(file.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"{file} is not a YAML file: {' '.join(str(error).split())}") from None
+    values = inputs.yaml_file(file)
     if not isinstance(values, dict):
         raise ConfigError(f"{file} holds no fields; expected lines like `training: {{max_epochs: 10}}`.")
     return values

@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from sousa_engine import config
+from sousa_engine import config, inputs
 from sousa_engine.errors import ConfigError, nearest, unknown
 
 PRESET_GROUPS = ("model", "lora", "training", "augment")
@@ -97,7 +97,7 @@ def value(text: str, key: str = "value") -> Any:
     if is_number(text):
         return float(text)
     try:
-        return yaml.safe_load(text)
+        return inputs.load_yaml(text)
     except yaml.YAMLError:
         raise ConfigError(f"{key} = {text!r} is not a value. Quote lists as '[a, b]'.", field=key) from None
 
@@ -128,7 +128,7 @@ def entries(text_or_list: Any) -> list[str]:
     if isinstance(text_or_list, str):
         text = text_or_list.strip()
         try:
-            loaded = yaml.safe_load(text)
+            loaded = inputs.load_yaml(text)
         except yaml.YAMLError:
             loaded = text
         if isinstance(loaded, Mapping):

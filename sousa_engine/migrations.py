@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import quote
 
 from sousa_engine.errors import WorkspaceError
@@ -337,6 +338,29 @@ def migrate(db: Database, workspace: Workspace, migrations: Migrations = history
         except BaseException:
             db.rollback()
             raise
+
+
+class Look(NamedTuple):
+    """What runs.db is. trouble: what SQLite's quick check said, "" if it is whole."""
+
+    version: int
+    latest: int
+    runs: int
+    trouble: str
+
+
+def look(workspace: Workspace) -> Look:
+    """Read-only, whatever the schema: nothing is migrated. Raises WorkspaceError for what is no database of ours."""
+    path = workspace.db
+    db = _connect_readonly(path)
+    try:
+        with _sentences(path):
+            version = _version(db, path)
+            said = db.execute("PRAGMA quick_check(1)").fetchone()[0]
+            runs = db.execute("SELECT count(*) FROM runs").fetchone()[0] if version else 0
+    finally:
+        db.close()
+    return Look(version, _LATEST, runs, "" if said == "ok" else said)
 
 
 def _version(db: Database, path: Path) -> int:

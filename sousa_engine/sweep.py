@@ -26,7 +26,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
-from sousa_engine import config, grammar
+from sousa_engine import config, grammar, inputs
 from sousa_engine.config import Part
 from sousa_engine.errors import ConfigError, nearest
 
@@ -223,10 +223,7 @@ def build(values: Mapping[str, Any]) -> SweepSpec:
 
 def read(file: Path) -> SweepSpec:
     """A sweep from a YAML file. Raises ConfigError."""
-    try:
-        values = yaml.safe_load(file.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"{file} is not a YAML file: {' '.join(str(error).split())}") from None
+    values = inputs.yaml_file(file)
     if not isinstance(values, dict) or "axes" not in values:
         raise ConfigError(f"{file} names no axes; expected lines like `axes: {{training.lr: [1e-3, 1e-2]}}`.")
     return build(values)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,8 +60,8 @@ class Workspace:
 
     def run_dir(self, run_id: str) -> Path:
         """The folder of one run. Ids are checked, so a crafted id never leaves runs/."""
-        if not run_id or not all(c.isalnum() or c == "-" for c in run_id):
-            raise ValueError(f"{run_id!r} is not a run id.")
+        if not re.fullmatch(r"[0-9A-Za-z-]{1,64}", run_id):
+            raise ValueError(f"{run_id[:64]!r} is not a run id.")
         return self.runs / run_id
 
 

@@ -12,7 +12,18 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 ENGINE = ROOT / "sousa_engine"
 FLOORS = {
-    0: ["errors", "config", "grammar", "records", "module_tree", "methods", "rudiments", "run_files", "workspace"],
+    0: [
+        "errors",
+        "inputs",
+        "config",
+        "grammar",
+        "records",
+        "module_tree",
+        "methods",
+        "rudiments",
+        "run_files",
+        "workspace",
+    ],
     1: ["store", "listing", "metric_tables", "migrations", "spool", "trash"],
     2: ["backbones", "lora", "frontends", "data", "training"],
     3: ["analysis", "charts", "report", "sweep"],
@@ -28,6 +39,9 @@ FLOORS = {
         "executors",
         "processes",
         "probe",
+        "doctor",
+        "doctor_cli",
+        "torch_facts",
         "reporters",
         "sweeper",
         "sweep_cli",

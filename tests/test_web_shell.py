@@ -22,7 +22,7 @@ def studio(workspace, monkeypatch):
 
 
 def test_the_router_knows_every_page_file():
-    assert PAGES == ["backbones", "compare", "data", "home", "launch", "run", "runs", "sweeps"]
+    assert PAGES == ["backbones", "compare", "data", "doctor", "home", "launch", "run", "runs", "sweeps"]
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -77,7 +77,7 @@ for host in ("evil.example", "localhost", "127.0.0.1:8501"):
     answer = subprocess.run(
         [sys.executable, "-c", script], cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=60
     )
-    assert answer.stdout.split() == ["400", "200", "200"], answer.stderr
+    assert answer.stdout.split() == ["403", "200", "200"], answer.stderr
 
 
 def test_the_studio_listens_on_this_machine_alone_and_sends_no_statistics():

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from sousa_engine import run_files
+from sousa_engine import inputs, run_files
 from sousa_engine.backbones import downloads, embedded, intake, key_tree
 from sousa_engine.backbones.downloads import sha256
 from sousa_engine.backbones.spec import Variant, WeightsState
@@ -60,7 +60,7 @@ def weights_state(variant: Variant, workspace: Workspace, weights: str = "pretra
     if weights == "random":
         return WeightsState(available=True, label="random weights", path=None, message="")
     if weights != "pretrained":
-        state = _file_state(Path(weights).expanduser())
+        state = _file_state(inputs.typed_path(weights, WeightsError))
         hint = (
             "" if state.available else " Set model.weights to a weights file or a folder, to pretrained or to random."
         )
@@ -333,7 +333,7 @@ def _file_state(path: Path, name: str = "") -> WeightsState:
 
 def _file(path: Path) -> Path:
     """The weights file that a user names; raises WeightsError if there is none, or half a one."""
-    state = _file_state(path.expanduser())
+    state = _file_state(inputs.typed_path(path, WeightsError))
     if not state.available:
         raise WeightsError(state.message)
     assert state.path is not None

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sousa_engine import rudiments
+from sousa_engine import inputs, rudiments
 from sousa_engine.config import DataConfig
 from sousa_engine.data import layouts, splits, synth
 from sousa_engine.data.decode import Verdict
@@ -102,7 +102,7 @@ def open_dataset(config: DataConfig, verdicts: Mapping[str, Verdict] | None = No
 
 def list_files(config: DataConfig) -> tuple[Path, Listing]:
     """Where a data set of files lies, and what it claims to hold; no file is looked at. Raises as open_dataset."""
-    path = Path(config.dataset).expanduser()
+    path = inputs.typed_path(config.dataset, DataError)
     if path.is_dir():
         return path, layouts.list_folder(path.resolve())
     if path.is_file():
@@ -150,7 +150,7 @@ def absolute(dataset: str) -> str:
     """The name of an embedded set as it is, a path made absolute: what a stored config should hold."""
     if dataset in synth.PRESETS:
         return dataset
-    path = Path(dataset).expanduser()
+    path = inputs.typed_path(dataset, DataError)
     return str(path.resolve()) if path.exists() else dataset
 
 

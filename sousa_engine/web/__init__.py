@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from sousa_engine.errors import SousaError
+from sousa_engine.errors import SousaError, UserError
 
 
 def tell(error: Exception) -> bool:
@@ -12,4 +12,6 @@ def tell(error: Exception) -> bool:
     from sousa_engine.web import parts  # here: the JSON routes have no use for what parts imports
 
     st.error(parts.plain(str(error)), icon=":material/error:")
+    if not isinstance(error, UserError):  # not what somebody typed, but this machine
+        parts.doctor_link()
     return True

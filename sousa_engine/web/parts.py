@@ -63,6 +63,11 @@ def page_path(name: str) -> str:
     return str(PROJECT_ROOT / "pages" / f"{name}.py")
 
 
+def doctor_link() -> None:
+    """Where to look when this machine, and not a form, is at fault."""
+    st.page_link(page_path("doctor"), label="Ask the Doctor what is wrong here", icon=":material/stethoscope:")
+
+
 @contextmanager
 def open_store() -> Iterator[Store]:
     """The workspace's store for this rerun. A workspace that can only be read is read, and the page says so."""
@@ -75,6 +80,7 @@ def open_store() -> Iterator[Store]:
         except WorkspaceError:
             raise error from None
         st.warning(f"{error} What is stored is shown; nothing can be changed.", icon=":material/lock:")
+        doctor_link()
     with store:
         yield store
 

@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -82,6 +83,9 @@ class Studio:
         try:
             with urllib.request.urlopen(f"{self.url}/_stcore/health", timeout=2) as answer:
                 return answer.status == 200
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code == 401  # it asks for its token
         except OSError:
             return False
 
@@ -114,6 +118,23 @@ def studio(tmp_path_factory):
     yield studio
     studio.stop()
     end_workers(studio.workspace)
+
+
+@pytest.fixture
+def another_studio():
+    """`with another_studio(folder) as studio`: a server for one test, in the environment of that moment."""
+
+    @contextlib.contextmanager
+    def running(folder: Path):
+        studio = Studio(Workspace(root=folder))
+        studio.start()
+        try:
+            yield studio
+        finally:
+            studio.stop()
+            end_workers(studio.workspace)
+
+    return running
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,51 @@
+"""Doctor: what is right and what is wrong with this installation, each line with its cure."""
+
+from __future__ import annotations
+
+import time
+
+import streamlit as st
+
+from sousa_engine import doctor
+from sousa_engine.doctor import Finding
+from sousa_engine.web import parts
+from sousa_engine.workspace import Workspace, default_workspace
+
+ICONS = {"ok": ":green[:material/check_circle:]", "warning": ":orange[:material/warning:]"}
+ICONS |= {"problem": ":red[:material/error:]"}
+KEPT_S = 600  # looking costs seconds: PyTorch is imported by a process of its own
+
+
+def main() -> None:
+    st.title("Doctor", anchor=False)
+    st.caption("The same from a terminal: `python -m sousa_engine doctor`. It looks, and changes nothing.")
+    workspace = default_workspace()
+    if st.button("Check again", icon=":material/refresh:", key="again"):
+        examined.clear()
+    findings, at_ms = examined(workspace)
+    show = {"ok": st.success, "warning": st.warning, "problem": st.error}[doctor.worst(findings)]
+    icon = {"ok": "check_circle", "warning": "warning", "problem": "error"}[doctor.worst(findings)]
+    show(doctor.summary(findings), icon=f":material/{icon}:")
+    for level in ("problem", "warning", "ok"):
+        for finding in findings:
+            if finding.level == level:
+                line(finding)
+    st.caption(f"Looked at {parts.when(at_ms)}, and again after {KEPT_S // 60} minutes.")
+    with st.expander("As text, for a bug report", icon=":material/content_copy:"):
+        st.code(doctor.as_text(findings), language=None, wrap_lines=True)
+
+
+@st.cache_data(ttl=KEPT_S, show_spinner="Looking at Python, PyTorch, disks, the network …")
+def examined(workspace: Workspace) -> tuple[list[Finding], int]:
+    """The report and when it was made. An error is not kept."""
+    return doctor.ask(workspace), time.time_ns() // 1_000_000
+
+
+def line(finding: Finding) -> None:
+    with st.container(border=finding.level != "ok", gap="xxsmall"):
+        st.markdown(f"{ICONS[finding.level]} **{parts.plain(finding.name)}** · {parts.plain(finding.text)}")
+        if finding.cure:
+            st.markdown(f":material/healing: {parts.plain(finding.cure)}")
+
+
+main()

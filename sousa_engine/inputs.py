@@ -1,0 +1,69 @@
+"""What people type or hand over: paths and YAML. Either it is what it should be, or a UserError says why not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sousa_engine.errors import ConfigError, UserError
+
+MOST_YAML_BYTES = 1_000_000
+MOST_YAML_DEPTH = 32
+
+
+def typed_path(text: str | Path, error: type[UserError] = UserError) -> Path:
+    """A path as typed, `~` resolved, whether or not something is there. Raises `error` for what can be no path."""
+    shown = repr(str(text) if len(str(text)) <= 100 else f"{str(text)[:100]}…")
+    try:
+        path = Path(text).expanduser()
+        if "\0" in str(path):
+            raise error(f"{shown} is no path: it holds a NUL character.")
+        path.exists()
+    except (OSError, RuntimeError) as trouble:  # too long a name, no right to look, a `~name` that nobody has
+        why = getattr(trouble, "strerror", None) or str(trouble).rstrip(".")
+        raise error(f"{shown} cannot be looked at: {why}.") from None
+    return path
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain values alone: no Python objects, no anchors (a few lines of them unfold to gigabytes), no deep nests."""
+
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
+            raise yaml.MarkedYAMLError(problem="anchors and aliases are not read here", problem_mark=event.start_mark)
+        self.depth += 1
+        if self.depth > MOST_YAML_DEPTH:
+            raise yaml.MarkedYAMLError(problem=f"nested over {MOST_YAML_DEPTH} deep", problem_mark=event.start_mark)
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self.depth -= 1
+
+
+def load_yaml(text: str) -> Any:
+    """Plain values from YAML. Raises yaml.YAMLError, for text beyond MOST_YAML_BYTES and for anchors too."""
+    if len(text) > MOST_YAML_BYTES:
+        raise yaml.YAMLError(f"it has {len(text):,} characters; at most {MOST_YAML_BYTES:,} are read")
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except ValueError as error:  # a date such as 2024-99-99, a number of 5,000 digits
+        raise yaml.YAMLError(str(error)) from None
+    except RecursionError:
+        raise yaml.YAMLError("it is nested too deeply") from None
+
+
+def yaml_file(file: Path) -> Any:
+    """Plain values from a YAML file. Raises ConfigError that names the file."""
+    try:
+        with file.open("rb") as opened:
+            found = opened.read(MOST_YAML_BYTES + 1)
+        if len(found) > MOST_YAML_BYTES:
+            raise yaml.YAMLError(f"it is larger than {MOST_YAML_BYTES:,} bytes")
+        return load_yaml(found.decode("utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"{file} is not a YAML file: {' '.join(str(error).split())}") from None

@@ -1,0 +1,99 @@
+"""What PyTorch says of this machine, as JSON: `python -m sousa_engine.torch_facts`.
+
+A process of its own, because importing PyTorch costs seconds and 300 MiB, and can end the process that tries it.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+_BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16", "avx10_1"}  # x86 and ARM, as Linux names them
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """One accelerator. bf16: whether it has units for bfloat16; None where that is not known."""
+
+    name: str
+    title: str
+    memory_mib: int
+    free_mib: int | None
+    bf16: bool | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TorchFacts:
+    """cuda: the CUDA version that PyTorch was built for, None for a build without. cpu_bf16: None where not known.
+
+    torchaudio: "" if it imports whole, "without extension" if only so, else what went wrong.
+    """
+
+    version: str
+    cuda: str | None
+    mps: bool
+    devices: tuple[Device, ...]
+    cpu_bf16: bool | None
+    threads: int
+    torchaudio: str
+
+
+def from_json(text: str) -> TorchFacts:
+    """What `main` printed. Raises ValueError, KeyError or TypeError for anything else."""
+    values = json.loads(text)
+    return TorchFacts(**values | {"devices": tuple(Device(**device) for device in values["devices"])})
+
+
+def cpu_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool | None:
+    """Whether this CPU computes in bfloat16 by itself; None where the system does not say."""
+    try:
+        words = set(cpuinfo.read_text(errors="replace").split())
+    except OSError:
+        return None
+    return bool(words & _BF16_FLAGS)
+
+
+def main() -> None:
+    import torch
+
+    found = [_cuda(index) for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    mps = torch.backends.mps.is_available()
+    if mps:
+        memory = torch.mps.recommended_max_memory() // 2**20
+        found.append(Device(name="mps", title=platform.machine(), memory_mib=memory, free_mib=None, bf16=None))
+    facts = TorchFacts(
+        version=torch.__version__,
+        cuda=torch.version.cuda,
+        mps=mps,
+        devices=tuple(found),
+        cpu_bf16=cpu_bf16(),
+        threads=torch.get_num_threads(),
+        torchaudio=_torchaudio(),
+    )
+    print(json.dumps(asdict(facts)))
+
+
+def _cuda(index: int) -> Device:
+    import torch
+
+    free, whole = torch.cuda.mem_get_info(index)
+    with torch.cuda.device(index):
+        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    title = torch.cuda.get_device_name(index)
+    return Device(name=f"cuda:{index}", title=title, memory_mib=whole >> 20, free_mib=free >> 20, bf16=bf16)
+
+
+def _torchaudio() -> str:
+    from sousa_engine.backbones.torchaudio_guard import import_torchaudio
+
+    try:
+        package = import_torchaudio()
+    except Exception as error:  # whatever its import says is the finding
+        return " ".join(str(error).split()) or type(error).__name__
+    return "" if package._extension._IS_TORCHAUDIO_EXT_AVAILABLE else "without extension"
+
+
+if __name__ == "__main__":
+    main()

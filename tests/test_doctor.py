@@ -1,0 +1,374 @@
+"""The doctor: every check can say no, names the cure then, and the report survives what it looks at."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import sqlite3
+import sys
+import threading
+from collections import namedtuple
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from sousa_engine import cli, doctor, doctor_cli, migrations, run_files, torch_facts
+from sousa_engine.config import RunConfig
+from sousa_engine.doctor import Finding
+from sousa_engine.errors import RunError
+from sousa_engine.store import Store
+from sousa_engine.torch_facts import Device, TorchFacts
+from sousa_engine.workspace import LEAST_FREE_BYTES, PROJECT_ROOT, Workspace
+
+GPU = Device(name="cuda:0", title="H100", memory_mib=81_559, free_mib=80_000, bf16=True)
+FACTS = TorchFacts(
+    version="2.13.0", cuda="12.8", mps=False, devices=(GPU,), cpu_bf16=False, threads=4, torchaudio=""
+)  # fmt: skip
+ON_CPU = replace(FACTS, cuda=None, devices=())
+Memory = namedtuple("Memory", "total available")
+Usage = namedtuple("Usage", "total used free")
+
+
+def healthy(finding: Finding) -> Finding:
+    assert finding.level == "ok" and not finding.cure, finding
+    return finding
+
+
+def wrong(finding: Finding, level: str, *words: str) -> Finding:
+    """It says so, with these words in text or cure, and a cure."""
+    assert finding.level == level and finding.cure, finding
+    for word in words:
+        assert word in f"{finding.text} {finding.cure}", finding
+    return finding
+
+
+# Each check, both ways
+
+
+@pytest.mark.parametrize("version", [(3, 11, 0), (3, 13, 9)])
+def test_a_supported_python_is_fine(version):
+    healthy(doctor.python(version, "/usr/bin/python"))
+
+
+@pytest.mark.parametrize("version", [(3, 10, 12), (3, 14, 0), (2, 7, 18)])
+def test_another_python_is_a_problem(version):
+    wrong(doctor.python(version, "/usr/bin/python"), "problem", "3.12", ".".join(map(str, version)))
+
+
+REQUIREMENTS = "# Runtime\ntorch==2.13.0\npeft==0.21.2\n# Development: tests\nruff==0.17.6\n"
+
+
+def test_packages_as_pinned_are_one_line_and_a_builds_mark_does_not_count():
+    here = {"torch": "2.13.0+cpu", "peft": "0.21.2", "ruff": "0.17.6"}
+    (only,) = doctor.packages(REQUIREMENTS, here.get)
+    assert "3 of 3" in healthy(only).text
+
+
+def test_another_version_a_missing_package_and_a_missing_tool_are_told_apart():
+    whole, torch, peft, ruff = doctor.packages(REQUIREMENTS, {"torch": "2.1.0"}.get)
+    assert "0 of 3" in whole.text
+    wrong(torch, "warning", "torch 2.1.0", "2.13.0", "requirements.txt")
+    wrong(peft, "problem", "peft 0.21.2 is not installed")
+    wrong(ruff, "warning", "tests and checks alone")
+
+
+def test_every_line_of_our_requirements_is_a_pin():
+    text = (PROJECT_ROOT / "requirements.txt").read_text()
+    (whole,) = doctor.packages(text, dict(doctor._PINNED.findall(text)).get)
+    pins = [line for line in text.splitlines() if line and not line.startswith("#")]
+    assert whole.text.startswith(f"{len(pins)} of {len(pins)} ")
+
+
+def test_torch_that_fits_its_machine_is_fine():
+    assert "CUDA 12.8" in healthy(doctor.torch_build(FACTS, "", gpus=1)).text
+    assert "CPU build" in healthy(doctor.torch_build(ON_CPU, "", gpus=0)).text
+
+
+def test_torch_that_does_not_fit_is_told():
+    wrong(doctor.torch_build(None, "it cannot be imported: no", gpus=0), "problem", "cannot be imported")
+    wrong(doctor.torch_build(ON_CPU, "", gpus=2), "warning", "CPU build", "2 NVIDIA GPUs", "pytorch.org")
+    wrong(doctor.torch_build(replace(FACTS, devices=()), "", gpus=1), "warning", "nvidia-smi")
+
+
+def test_torchaudio_may_do_without_its_extension_but_not_fail():
+    healthy(doctor.torchaudio(FACTS))
+    healthy(doctor.torchaudio(replace(FACTS, torchaudio="without extension")))
+    wrong(doctor.torchaudio(replace(FACTS, torchaudio="No module named 'torchaudio'")), "problem", "No module")
+
+
+def test_devices_are_listed_with_their_memory():
+    text = healthy(doctor.devices(FACTS, Memory(32 << 30, 16 << 30))).text
+    assert "cuda:0: H100, 81,559 MiB, 80,000 MiB free" in text and "cpu: 32,768 MiB" in text
+    wrong(doctor.devices(ON_CPU, Memory(4 << 30, 200 << 20)), "warning", "200 MiB free")
+
+
+def test_bf16_is_told_for_each_device():
+    unknown = replace(GPU, name="mps", bf16=None)
+    text = healthy(doctor.bf16(replace(FACTS, devices=(GPU, unknown)))).text
+    assert text == "cuda:0: in hardware; mps: not known; cpu: not in hardware: float32 is the better choice"
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"), [("flags : fpu avx512f avx512_bf16", True), ("Features : fp asimd", False), (None, None)]
+)
+def test_bf16_of_the_cpu_is_what_the_system_says(tmp_path, flags, told):
+    if flags:
+        (tmp_path / "cpuinfo").write_text(flags)
+    assert torch_facts.cpu_bf16(tmp_path / "cpuinfo") is told
+
+
+def test_threads_are_held_against_cores():
+    healthy(doctor.threads(4, 4, {}))
+    healthy(doctor.threads(None, 4, {}))
+    wrong(doctor.threads(8, 4, {}), "warning", "OMP_NUM_THREADS=4")
+    wrong(doctor.threads(1, 16, {"OMP_NUM_THREADS": "1"}), "warning", "OMP_NUM_THREADS=1")
+
+
+@pytest.mark.parametrize(
+    ("free", "level"), [(LEAST_FREE_BYTES - 1, "problem"), (doctor.LITTLE_FREE_BYTES - 1, "warning")]
+)
+def test_little_room_on_a_disk_is_told_before_it_is_full(free, level):
+    wrong(doctor.disk("Disk", Path("/x"), lambda _: Usage(10**12, 0, free)), level, "GiB free at /x")
+    healthy(doctor.disk("Disk", Path("/x"), lambda _: Usage(10**12, 0, doctor.LITTLE_FREE_BYTES)))
+
+
+def test_a_disk_that_is_gone_is_a_problem():
+    def gone(folder):
+        raise OSError(5, "Input/output error")
+
+    wrong(doctor.disk("Disk", Path("/x"), gone), "problem", "Input/output error")
+
+
+def test_a_workspace_that_cannot_be_written_to_is_a_problem(tmp_path):
+    healthy(doctor.writable(tmp_path, doctor.write_trouble(tmp_path)))
+    assert list(tmp_path.iterdir()) == []
+    trouble = doctor.write_trouble(tmp_path / "gone")
+    wrong(doctor.writable(tmp_path / "gone", trouble), "problem", "No such file or directory", "SOUSA_WORKSPACE")
+
+
+@pytest.mark.parametrize("kind", ["ext4", "xfs", "btrfs", "zfs", "apfs", "overlay", "fuseblk", ""])
+def test_a_local_file_system_is_fine(kind):
+    healthy(doctor.file_system(Path("/x"), kind))
+
+
+@pytest.mark.parametrize("kind", ["nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "fuse.rclone", "lustre"])
+def test_a_network_file_system_is_a_problem(kind):
+    wrong(doctor.file_system(Path("/x"), kind), "problem", kind, "local disk")
+
+
+def test_a_file_system_in_memory_is_a_warning():
+    wrong(doctor.file_system(Path("/x"), "tmpfs"), "warning", "gone")
+
+
+def test_the_file_system_is_that_of_the_longest_mount_point(monkeypatch, tmp_path):
+    Part = namedtuple("Part", "mountpoint fstype")
+    deep = str(tmp_path.resolve())
+    parts = [Part(deep, "ext4"), Part("/", "overlay"), Part(deep + "x", "nfs"), Part(deep, "tmpfs")]
+    monkeypatch.setattr(doctor.psutil, "disk_partitions", lambda all: parts)
+    assert doctor.file_system_of(tmp_path) == "tmpfs"
+    assert doctor.file_system_of(Path("/")) == "overlay"
+
+
+def test_a_database_is_none_yet_whole_or_damaged(workspace):
+    assert "none yet" in healthy(doctor.database(workspace, migrations.look)).text
+    with Store.open(workspace) as store:
+        store.enqueue(RunConfig())
+    assert "whole, 1 runs" in healthy(doctor.database(workspace, migrations.look)).text
+    damaged = migrations.Look(3, 3, 1, "row 7 missing from index")
+    wrong(doctor.database(workspace, lambda _: damaged), "problem", "row 7", "db rebuild")
+
+
+def test_an_older_database_is_told_and_left_as_it_is(workspace):
+    with Store.open(workspace):
+        pass
+    found = migrations.look(workspace)
+    with contextlib.closing(sqlite3.connect(workspace.db)) as db:
+        db.execute(f"PRAGMA user_version = {found.latest - 1}")
+    assert f"brought to {found.latest}" in healthy(doctor.database(workspace, migrations.look)).text
+    assert migrations.look(workspace).version == found.latest - 1
+
+
+@pytest.mark.parametrize("how", ["garbage", "newer", "foreign", "torn"])
+def test_a_database_that_is_not_ours_is_a_problem_with_its_cure(workspace, how):
+    with Store.open(workspace) as store:
+        for seed in range(200):
+            store.enqueue(RunConfig(seed=seed))
+    if how == "garbage":
+        workspace.db.write_bytes(b"this is no database" * 100)
+    elif how == "torn":
+        with contextlib.closing(sqlite3.connect(workspace.db)) as db:
+            db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        half = bytearray(workspace.db.read_bytes())
+        half[len(half) // 2 :] = bytes(len(half) - len(half) // 2)
+        workspace.db.write_bytes(half)
+    else:
+        pragma = "user_version = 99" if how == "newer" else "application_id = 7"
+        with contextlib.closing(sqlite3.connect(workspace.db)) as db:
+            db.execute(f"PRAGMA {pragma}")
+    wrong(doctor.database(workspace, migrations.look), "problem", "runs.db")
+
+
+def test_a_supervisor_may_rest_but_not_while_runs_wait():
+    log = Path("/w/supervisor.log")
+    healthy(doctor.supervisor(True, 3, log))
+    healthy(doctor.supervisor(False, 0, log))
+    healthy(doctor.supervisor(False, None, log))
+    wrong(doctor.supervisor(False, 2, log), "warning", "2 runs wait", str(log))
+
+
+def test_weights_that_can_be_fetched_are_no_trouble_embedded_ones_that_are_gone_are():
+    assert "not here: ast-base" in healthy(doctor.weights({"ast-mini": "embedded", "ast-base": ""})).text
+    wrong(doctor.weights({"ast-mini": "", "ast-base": "downloaded"}), "problem", "not here: ast-mini")
+
+
+def test_the_browser_address_is_told_and_who_is_there():
+    assert "http://127.0.0.1:8501" in healthy(doctor.address("127.0.0.1", 8501, "studio", has_token=False)).text
+    healthy(doctor.address("::1", 8501, "", has_token=False))
+    healthy(doctor.address("0.0.0.0", 8501, "", has_token=True))
+    wrong(doctor.address("127.0.0.1", 8501, "a web server", has_token=False), "warning", "another program")
+    for everywhere in ("0.0.0.0", "", "192.168.1.5"):
+        wrong(doctor.address(everywhere, 8501, "", has_token=False), "problem", "SOUSA_TOKEN")
+
+
+def test_the_address_is_read_as_streamlit_reads_it(tmp_path):
+    file = tmp_path / "config.toml"
+    assert doctor.studio_address(file, {}) == ("", 8501)
+    file.write_text('[server]\naddress = "127.0.0.1"\nport = 9000\n')
+    assert doctor.studio_address(file, {}) == ("127.0.0.1", 9000)
+    assert doctor.studio_address(file, {"STREAMLIT_SERVER_ADDRESS": "0.0.0.0", "STREAMLIT_SERVER_PORT": "x"}) == (
+        "0.0.0.0",
+        8501,
+    )
+    assert doctor.studio_address(PROJECT_ROOT / ".streamlit" / "config.toml", {}) == ("127.0.0.1", 8501)
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", "studio"),
+        (b"HTTP/1.1 401 No\r\nWWW-Authenticate: SOUSA-token\r\nContent-Length: 0\r\n\r\n", "studio"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", "a web server"),
+        (b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n", "a web server"),
+        (b"SSH-2.0-OpenSSH_9.6\r\n", "BadStatusLine"),
+    ],
+)
+def test_who_answers_at_the_address(answer, told):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve():
+            peer, _ = server.accept()
+            with peer:
+                peer.recv(4096)
+                peer.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        assert doctor.who_answers("127.0.0.1", server.getsockname()[1]) == told
+        thread.join()
+        port = server.getsockname()[1]
+    assert doctor.who_answers("127.0.0.1", port) == ""
+
+
+def test_being_offline_is_no_fault_and_is_told():
+    healthy(doctor.network(""))
+    assert "offline: no cable." in healthy(doctor.network("no cable")).text
+
+
+@pytest.mark.parametrize("preferred", ["UTF-8", "utf8", "utf_8"])
+def test_utf8_is_fine_under_any_spelling(preferred):
+    healthy(doctor.text_encoding("utf-8", preferred))
+
+
+def test_another_encoding_is_a_warning():
+    wrong(doctor.text_encoding("utf-8", "ISO-8859-1"), "warning", "ISO-8859-1", "PYTHONUTF8")
+
+
+# PyTorch, whatever it does
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        ("import os, signal; os.kill(os.getpid(), signal.SIGILL)", "SIGILL"),
+        ("raise ImportError('libcudart.so.12: cannot open')", "libcudart.so.12"),
+        ("print('{}')", "cannot be imported"),
+        ("", "exit code 0"),
+        ("import time; time.sleep(60)", "more than 1 s"),
+    ],
+)
+def test_a_torch_that_cannot_be_imported_is_a_finding(code, told):
+    facts, trouble = doctor.look_at_torch([sys.executable, "-c", code], limit_s=1 if "sleep" in code else 30)
+    assert facts is None and told in trouble
+
+
+def test_torch_is_looked_at_here():
+    facts, trouble = doctor.look_at_torch([sys.executable, "-m", "sousa_engine.torch_facts"])
+    assert trouble == "" and facts is not None
+    assert facts.version == doctor.installed_version("torch")
+    assert facts.torchaudio in ("", "without extension") and facts.threads >= 1
+
+
+# The report
+
+
+def test_the_whole_report_of_this_machine(workspace, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("SOUSA_WORKSPACE", str(workspace.root / "new"))
+    result = CliRunner().invoke(cli.main, ["--workspace", str(workspace.root / "new"), "doctor", "--json"])
+    report = json.loads(result.output)
+    findings = doctor.from_json(result.output)
+    assert result.exit_code == (1 if report["level"] == "problem" else 0)
+    names = [finding.name for finding in findings if not finding.name.startswith("Package ")]
+    assert names == [
+        "SOUSA engine", "Python", "Packages", "PyTorch", "torchaudio", "Devices", "bf16", "CPU",
+        "Disk of the workspace", "Disk for temporary files", "Workspace", "File system", "Database", "Supervisor",
+        "Weights", "Browser address", "Network", "Text encoding",
+    ]  # fmt: skip
+    assert all(bool(finding.cure) == (finding.level != "ok") for finding in findings)
+    assert not (workspace.root / "new").exists(), "the doctor looks, and makes nothing"
+
+
+def test_runs_that_wait_for_a_dead_supervisor_are_in_the_report(workspace):
+    with Store.open(workspace) as store:
+        store.enqueue(RunConfig())
+    assert doctor.waiting_runs(workspace) == 1
+    assert not run_files.is_held(workspace.supervisor_lock)
+    assert doctor.waiting_runs(Workspace(root=workspace.root / "none")) is None
+
+
+BAD = Finding(name="Disk", level="problem", text="full", cure="Free some.")
+ODD = Finding(name="CPU", level="warning", text="slow", cure="Unset it.")
+FINE = Finding(name="Python", level="ok", text="3.12")
+
+
+@pytest.mark.parametrize(
+    ("findings", "code", "said"),
+    [
+        ([FINE, BAD, ODD], 1, "1 problem, 1 warning; the rest"),
+        ([FINE, ODD, ODD], 0, "2 warnings; the rest is as it should be (1)"),
+        ([FINE], 0, "Everything looked at"),
+    ],
+)
+def test_the_exit_code_is_1_for_problems_alone_and_every_cure_is_shown(monkeypatch, findings, code, said):
+    monkeypatch.setattr(doctor_cli.doctor, "examine", lambda workspace: tuple(findings))
+    result = CliRunner().invoke(cli.main, ["doctor"])
+    assert result.exit_code == code
+    assert said in result.output
+    assert all(f"-> {f.cure}" in result.output for f in findings if f.cure)
+
+
+def test_the_page_gets_the_same_report_from_a_process(workspace):
+    command = [sys.executable, "-c", f"print({doctor.to_json([FINE, BAD])!r}); raise SystemExit(1)"]
+    assert doctor.ask(workspace, command) == [FINE, BAD]
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [("raise RuntimeError('boom')", "boom"), ("print('[]')", "gave no reason"), ("import time; time.sleep(60)", "1 s")],
+)
+def test_a_doctor_that_fails_or_hangs_is_a_sentence(workspace, code, told):
+    with pytest.raises(RunError, match=told):
+        doctor.ask(workspace, [sys.executable, "-c", code], limit_s=1 if "sleep" in code else 30)
