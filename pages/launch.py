@@ -159,7 +159,7 @@ def form() -> tuple[dict[str, Any], dict[str, str]]:
     with a:
         field("seed", lambda **k: st.number_input(step=1, **k))
     with b:
-        present = ["auto", *local.slots()]
+        present = ["auto", *local.devices()]
         if st.session_state.get("launch.device", "auto") not in present:
             st.session_state["launch.device"] = "auto"
         field("device", lambda **k: st.selectbox(options=present, **k))

@@ -369,7 +369,7 @@ def _classes_check(manifest: manifests.Manifest) -> Check:
 
 
 def _device_check(run_config: RunConfig) -> Check:
-    present = local.slots()
+    present = local.devices()
     if run_config.device == "auto":
         return Check(level="ok", title="Device", detail=f"auto: {present[0]}")
     if run_config.device not in present:

@@ -12,7 +12,18 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 ENGINE = ROOT / "sousa_engine"
 FLOORS = {
-    0: ["errors", "config", "grammar", "records", "module_tree", "methods", "rudiments", "run_files", "workspace"],
+    0: [
+        "errors",
+        "config",
+        "grammar",
+        "records",
+        "module_tree",
+        "methods",
+        "rudiments",
+        "run_files",
+        "oom",
+        "workspace",
+    ],
     1: ["store", "listing", "metric_tables", "migrations", "spool", "trash"],
     2: ["backbones", "lora", "frontends", "data", "training"],
     3: ["analysis", "charts", "sweep"],
