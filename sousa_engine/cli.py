@@ -1,4 +1,4 @@
-"""The command line: train, show, stop, modules, targets here; runs, sweeps and weights in files of their own.
+"""The command line: train, show, modules, targets here; runs, queue, sweeps and weights in files of their own.
 
 Exit code 0 for success, 2 for a user's mistake, 1 for a run that failed, 3 for one that was stopped.
 """
@@ -17,7 +17,7 @@ import click
 import yaml
 from tqdm import tqdm
 
-from sousa_engine import __version__, config, grammar, launch, module_tree, run_files, runs_cli
+from sousa_engine import __version__, config, grammar, launch, module_tree, queue_cli, run_files, runs_cli, supervisor
 from sousa_engine.analysis.significance import wilson
 from sousa_engine.baselines_cli import baselines_command
 from sousa_engine.data import synth
@@ -29,7 +29,7 @@ from sousa_engine.weights_cli import weights
 from sousa_engine.workspace import Workspace, default_workspace
 
 POLL_S = 0.3
-_OF_RUNS = ("runs", "show", "stop", "tag", "note", "archive", "delete")
+_OF_RUNS = ("runs", "show", "stop", "queue", "clone", "tag", "note", "archive", "delete")
 
 
 class _Commands(click.Group):
@@ -73,6 +73,7 @@ def main(ctx: click.Context, root: Path | None) -> None:
 
 for _command in (
     *(runs_cli.runs, runs_cli.tag, runs_cli.note, runs_cli.archive, runs_cli.delete),
+    *(queue_cli.queue, queue_cli.clone, queue_cli.stop),
     *(baselines_command, sweep_command, sweeps, weights),
 ):
     main.add_command(_command)
@@ -125,7 +126,11 @@ def train(workspace: Workspace, words: tuple[str, ...], file: Path | None, detac
         return
     run = launch.start(workspace, prepared.config, created_by="cli")
     click.echo(f"run {run.id} queued: {run.title}")
+    with Store.open(workspace) as store:
+        paused = store.queue().is_paused
     if detach:
+        if paused:
+            click.echo("It waits: the queue is paused. Go on with: python -m sousa_engine queue resume")
         click.echo(f"follow it with: python -m sousa_engine show {run.id}")
         return
     over = _follow(workspace, run)
@@ -166,20 +171,6 @@ def show(workspace: Workspace, run: str, log_lines: int) -> None:
         log_lines = 40
     if log_lines and log.exists():
         click.echo("\n".join(log.read_text(errors="replace").splitlines()[-log_lines:]))
-
-
-@main.command()
-@click.argument("run")
-@click.pass_obj
-def stop(workspace: Workspace, run: str) -> None:
-    """Ask a run to save a checkpoint and stop (a queued one is taken off the queue)."""
-    with Store.open(workspace) as store:
-        found = store.find(run)
-        if found.status.is_over:
-            raise UserError(f"Run {found.id} is already over: {found.status.value}.")
-        after = store.request_stop(found.id)
-    launch.supervisor.ensure(workspace)
-    click.echo(f"run {after.id}: {after.status.value}")
 
 
 @main.command()
@@ -281,6 +272,7 @@ def _follow(workspace: Workspace, run: Run) -> Run:
                 if lines and (now := _stage(found)) != said:
                     click.echo(now, err=True)
                     said = now
+                supervisor.revive(workspace)
                 _draw(bar, found)
                 if found.status.is_over:
                     return found

@@ -68,6 +68,18 @@ def ensure(workspace: Workspace, options: Sequence[str] = ()) -> bool:
     return True
 
 
+def revive(workspace: Workspace) -> bool:
+    """`ensure`, where a run lives or waits or a sweep runs: for whoever watches, about once a second.
+
+    A supervisor that was killed is replaced so, and none is started only to leave again. Raises WorkspaceError.
+    """
+    if not workspace.db.is_file():
+        return False
+    with Store.open(workspace) as store:
+        busy = store.live() or store.waiting_devices() or store.sweeps([SweepStatus.RUNNING])
+    return bool(busy) and ensure(workspace)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m sousa_engine.supervisor", description="Supervise one workspace.")
     parser.add_argument("root", type=Path)

@@ -138,16 +138,25 @@ def ablation_of(config: RunConfig) -> SweepSpec:
     )
 
 
-def start(workspace: Workspace, spec: SweepSpec, *, created_by: str, leave_out_invalid: bool = False) -> Sweep:
+def start(
+    workspace: Workspace,
+    spec: SweepSpec,
+    *,
+    created_by: str,
+    leave_out_invalid: bool = False,
+    form_token: str | None = None,
+) -> Sweep:
     """Queue a sweep and see that a supervisor is there. Raises PreflightError naming what could only fail.
 
-    leave_out_invalid: start without the settings that the plan names as problems.
+    leave_out_invalid: start without the settings that the plan names as problems. form_token: see launch.start.
     """
     found = plan(spec, workspace)
     if found.problems and not (leave_out_invalid and found.runs):
         raise PreflightError(describe(found.problems))
     with Store.open(workspace) as store:
-        made = store.add_sweep(spec.title, spec.model_dump(mode="json"), found.runs, created_by=created_by)
+        made = store.add_sweep(
+            spec.title, spec.model_dump(mode="json"), found.runs, created_by=created_by, form_token=form_token
+        )
     supervisor.ensure(workspace)
     return made
 

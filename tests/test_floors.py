@@ -31,6 +31,7 @@ FLOORS = {
         "launch",
         "cli",
         "runs_cli",
+        "queue_cli",
         "weights_cli",
         "__main__",
         "supervisor",
