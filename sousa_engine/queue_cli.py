@@ -31,7 +31,7 @@ def queue(ctx: click.Context) -> None:
 def show(workspace: Workspace, limit: int) -> None:
     """What trains in which slot, and what waits."""
     with Store.open(workspace) as store:
-        state, live, waiting = store.queue(), store.live(), store.queued()
+        state, live, waiting, count = store.queue(), store.live(), store.queued(limit), store.queued_count()
     held = {run.device: run for run in live}
     if state.is_paused:
         assert state.paused_at_ms is not None
@@ -40,10 +40,10 @@ def show(workspace: Workspace, limit: int) -> None:
     for slot in dict.fromkeys([*slots(local.devices(), state.cpu_slots), *filter(None, held)]):
         run = held.get(slot)
         click.echo(f"{slot:<8} " + (f"{run.id}  {run.status.value:<9} {run.title}" if run else "free"))
-    for place, row in enumerate(waiting[:limit], start=1):
+    for place, row in enumerate(waiting, start=1):
         click.echo(f"{place:>8} {row.id}  {row.device:<9} {row.title}")
-    if len(waiting) > limit:
-        click.echo(f"{limit} of {len(waiting):,} that wait; --limit {len(waiting)} shows all.")
+    if count > len(waiting):
+        click.echo(f"{len(waiting)} of {count:,} that wait; --limit {count} shows all.")
     if not waiting:
         click.echo("Nothing waits.")
 
@@ -57,7 +57,7 @@ def move(workspace: Workspace, run: str, place: int) -> None:
     with Store.open(workspace) as store:
         found = store.find(run)
         place = store.move(found.id, place)
-        count = len(store.queued())
+        count = store.queued_count()
     click.echo(f"run {found.id}: place {place} of {count}")
 
 
@@ -134,7 +134,7 @@ def clone(workspace: Workspace, words: tuple[str, ...], failed: bool) -> None:
             names = [row.id for row in rows if row.sweep_id is None]
             if not names:
                 raise UserError(
-                    "No run failed or was lost. Those of a sweep: python -m sousa_engine sweeps rerun SWEEP."
+                    "No run failed or was lost. Those of a sweep: python -m sousa_engine sweeps rerun-failed SWEEP."
                 )
         found = [store.find(name) for name in names]
     for run in launch.clone(workspace, found, changes, created_by="cli"):

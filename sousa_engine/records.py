@@ -83,6 +83,7 @@ class Run:
     progress: Progress | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)  # versions, parameters, data counts: run.json of the trainer
     launches: int = 0
+    stop_requested_at_ms: int | None = None  # of its latest launch
     kill_requested_at_ms: int | None = None  # it is to end at once, without a checkpoint
     sweep_id: str | None = None
     trial: int | None = None  # number of its setting in the sweep, from 0

@@ -400,6 +400,9 @@ class Store:
             numbers = [number for (number,) in db.execute(sql, [-1 if limit is None else limit])]
             return listing.rows(db, numbers)
 
+    def queued_count(self) -> int:
+        return self._query("SELECT count(*) AS n FROM runs WHERE status = 'queued'")[0]["n"]
+
     def move(self, run_id: str, to: int) -> int:
         """Give a queued run another place in the queue, 1 is the next one; returns the place it has now.
 
@@ -887,6 +890,7 @@ def _run(row: Mapping[str, Any]) -> Run:
         progress=Progress(**progress) if progress else None,
         facts=json.loads(row["facts_json"]),
         launches=row["launches"],
+        stop_requested_at_ms=row["stop_requested_at_ms"],
         kill_requested_at_ms=row["kill_requested_at_ms"],
         sweep_id=row["sweep_id"],
         trial=row["trial_number"],

@@ -5,7 +5,7 @@ from pathlib import Path
 import streamlit as st
 
 from sousa_engine.errors import SousaError
-from sousa_engine.web import tell
+from sousa_engine.web import parts, tell
 from sousa_engine.workspace import PROJECT_ROOT, default_workspace
 
 ASSETS = Path(__file__).resolve().parent / "assets"
@@ -22,6 +22,7 @@ PAGES = [
     page("data", "Data", "library_music", "Classes, splits and clips of a data set; listen and look."),
     page("launch", "Launch", "rocket_launch", "Choose everything a training needs, check it, start it."),
     page("runs", "Runs", "monitoring", "All runs: waiting, running and over."),
+    page("queue", "Queue", "low_priority", "What trains in which slot, what waits and in which order."),
     page("sweeps", "Sweeps", "grid_view", "Many settings at once, several seeds each: define, watch, steer, compare."),
     page("compare", "Compare", "compare_arrows", "Two or more runs side by side."),
     page("run", "Run", "show_chart", "One run: curves, progress, log and settings.", visibility="hidden"),
@@ -35,6 +36,7 @@ st.logo(str(ASSETS / "logo.svg"), size="medium")
 
 if trouble := default_workspace().full_disk():
     st.error(trouble, icon=":material/hard_drive:")
+parts.queue_banner()
 try:
     current.run()
 except SousaError as error:
