@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -194,6 +196,37 @@ def test_kills_for_want_of_memory_are_counted_from_start_to_end(keep, tmp_path, 
         counter.write_text(f"oom_kill {3 + during}\n")
     os.kill(pid, signal.SIGKILL)
     assert kept.exit()["oom_kills"] == counted
+
+
+@pytest.fixture
+def small_cgroup(tmp_path):
+    """The file cgroup.procs of a cgroup that may hold 64 MiB."""
+    parents = [(Path("/sys/fs/cgroup"), "memory.max"), (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes")]
+    for parent, limit in parents:
+        group = parent / f"sousa-{tmp_path.name}-{os.getpid()}"
+        try:
+            group.mkdir()
+            (group / limit).write_text(str(64 << 20))
+        except OSError:
+            with contextlib.suppress(OSError):
+                group.rmdir()
+            continue
+        yield group / "cgroup.procs"
+        wait_for(lambda group=group: not (group / "cgroup.procs").read_text())
+        group.rmdir()
+        return
+    pytest.skip("a cgroup with a limit of its own needs root")
+
+
+def test_the_systems_own_kill_for_want_of_memory_is_told_from_a_plain_one(keep, small_cgroup):
+    into = f"open({str(small_cgroup)!r}, 'w').write('0')\nfrom sousa_engine import keeper\nkeeper.main()"
+    hungry = keep("hoard = []\nwhile True: hoard.append(b'x' * 2**20)", keeper=("-c", into))
+    note = hungry.exit()
+    assert note["signal"] == signal.SIGKILL and note["oom_kills"] >= 1
+    (hungry.folder / "keeper.json").unlink()
+    plain = keep(ENDLESS, keeper=("-c", into))
+    os.kill(plain.trainer_pid(), signal.SIGKILL)
+    assert plain.exit()["oom_kills"] == 0
 
 
 def test_what_the_trainer_leaves_behind_is_ended_with_it(keep):
