@@ -202,8 +202,9 @@ def ladder(run_id: str) -> None:
         return
     steps = [event for event in found if event.kind in STOP_STEPS and event.at_ms >= run.stop_requested_at_ms]
     lines = [f"{parts.when(event.at_ms)[11:]} · {parts.plain(event.message)}" for event in steps]
-    if run.status is RunStatus.STOPPING and run.kill_requested_at_ms is None:
-        last = parts.when(run.stop_requested_at_ms + round(1000 * GRACE_S))[11:]
+    told_ms = [event.at_ms for event in steps if event.kind == "keeper"]  # the keeper counts from there
+    if run.status is RunStatus.STOPPING and run.kill_requested_at_ms is None and len(told_ms) == 1:
+        last = parts.when(told_ms[0] + round(1000 * GRACE_S))[11:]
         lines.append(f"{last} · :gray[SIGKILL, should it not have stopped by then.]")
     with st.container(border=True, gap="small"):
         st.markdown("**How it was stopped**" if run.status.is_over else "**Stopping**")

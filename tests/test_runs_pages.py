@@ -13,7 +13,7 @@ from sousa_engine import baselines, launch, supervisor, sweep, sweeper
 from sousa_engine import config as config_module
 from sousa_engine.config import DataConfig
 from sousa_engine.data.manifest import open_dataset
-from sousa_engine.records import RunStatus
+from sousa_engine.records import Event, RunStatus
 from sousa_engine.store import Store, SweepRun
 from sousa_engine.workspace import PROJECT_ROOT
 
@@ -550,7 +550,12 @@ def test_stop_now_is_asked_for_and_its_steps_are_told(visit, workspace, ensured)
     training.steps(5)
     app = visit("run", id=training.run.id)
     app = checked(app.button(key="stop").click().run())
-    assert "Stopping" in words(app) and "SIGKILL, should it not have stopped by then" in words(app)
+    assert "Stop and save was asked for" in words(app)
+    assert "should it not have stopped" not in words(app)  # nobody has told the trainer yet
+    with Store.open(workspace) as store:
+        asked_ms = store.run(training.run.id).stop_requested_at_ms
+        store.add_events_once(training.run.id, [Event(at_ms=asked_ms + 1, kind="keeper", message="SIGTERM to it.")])
+    assert "SIGKILL, should it not have stopped by then" in words(checked(app.run()))
     app = click(app, "kill")
     with Store.open(workspace) as store:
         assert store.run(training.run.id).kill_requested_at_ms is None  # the dialog asks first
