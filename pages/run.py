@@ -22,7 +22,7 @@ from sousa_engine.web.layers_view import layers_section
 REFRESH_S = 2
 CAUSE_LINES, LOG_LINES = 40, 200
 MOST_OFFERED = 200
-STOP_STEPS = ("stop requested", "pruned", "keeper", "keeper lost", "checkpoint", "stopped", "failed", "finished")
+STOP_STEPS = ("stop requested", "pruned", "keeper", "keeper lost", "checkpoint")  # the end has a box of its own
 
 
 def main() -> None:
