@@ -9,6 +9,7 @@ import re
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from sousa_engine import __version__, config, grammar, launch, module_tree, queu
 from sousa_engine.analysis.significance import wilson
 from sousa_engine.baselines_cli import baselines_command
 from sousa_engine.data import synth
-from sousa_engine.errors import ConfigError, SousaError, UserError, unknown
+from sousa_engine.errors import ConfigError, SousaError, UserError, WorkspaceError, unknown
 from sousa_engine.records import Run, RunStatus, Summary
 from sousa_engine.store import Store
 from sousa_engine.sweep_cli import sweep_command, sweeps
@@ -272,7 +273,8 @@ def _follow(workspace: Workspace, run: Run) -> Run:
                 if lines and (now := _stage(found)) != said:
                     click.echo(now, err=True)
                     said = now
-                supervisor.revive(workspace)
+                with suppress(WorkspaceError):  # it may pass; what is shown is still true
+                    supervisor.revive(workspace)
                 _draw(bar, found)
                 if found.status.is_over:
                     return found
