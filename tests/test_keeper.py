@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import json
 import os
@@ -203,14 +202,15 @@ def small_cgroup(tmp_path):
     """The file cgroup.procs of a cgroup that may hold 64 MiB."""
     parents = [(Path("/sys/fs/cgroup"), "memory.max"), (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes")]
     for parent, limit in parents:
-        group = parent / f"sousa-{tmp_path.name}-{os.getpid()}"
+        group = parent / f"sousa-{os.getpid()}"
         try:
             group.mkdir()
-            (group / limit).write_text(str(64 << 20))
         except OSError:
-            with contextlib.suppress(OSError):
-                group.rmdir()
             continue
+        if not (group / limit).exists():  # only a folder
+            group.rmdir()
+            continue
+        (group / limit).write_text(str(64 << 20))
         yield group / "cgroup.procs"
         wait_for(lambda group=group: not (group / "cgroup.procs").read_text())
         group.rmdir()
@@ -220,7 +220,7 @@ def small_cgroup(tmp_path):
 
 def test_the_systems_own_kill_for_want_of_memory_is_told_from_a_plain_one(keep, small_cgroup):
     into = f"open({str(small_cgroup)!r}, 'w').write('0')\nfrom sousa_engine import keeper\nkeeper.main()"
-    hungry = keep("hoard = []\nwhile True: hoard.append(b'x' * 2**20)", keeper=("-c", into))
+    hungry = keep("hoard = [b'x' * 2**20 for _ in range(400)]", keeper=("-c", into))
     note = hungry.exit()
     assert note["signal"] == signal.SIGKILL and note["oom_kills"] >= 1
     (hungry.folder / "keeper.json").unlink()

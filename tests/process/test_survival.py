@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import sqlite3
 import struct
@@ -374,7 +375,7 @@ def test_everything_killed_at_once_is_a_lost_run_that_says_what_was_last_seen(st
     wait_for(studio.supervise)
     run = studio.over(run_id)
     assert run.status is RunStatus.LOST
-    assert f"Last seen at step {studio.steps(run_id)[-1]}, train/loss" in run.reason
+    assert re.search(rf"Last seen at \S+ \S+ at step {studio.steps(run_id)[-1]}, train/loss", run.reason)
     assert_nothing_lost_or_doubled(studio, run_id)
 
 
