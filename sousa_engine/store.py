@@ -125,12 +125,11 @@ class Store:
         self, configs: Sequence[RunConfig], *, created_by: str = "page", form_token: str | None = None
     ) -> tuple[Run, ...]:
         """New QUEUED runs in this order, all or none; form_token as `enqueue` has it."""
-        ids = []
-        with self._writing() as db:
-            for number, config in enumerate(configs):
-                token = f"{form_token}/{number}" if form_token else None
-                made = db.execute("SELECT id FROM runs WHERE form_token = ?", [token]).fetchone()
-                ids.append(made[0] if made else self._enqueue(config, created_by, form_token=token))
+        with self._writing():
+            ids = [
+                self._enqueue(config, created_by, form_token=_of_form(form_token, number))
+                for number, config in enumerate(configs)
+            ]
         return tuple(self._existing(run_id) for run_id in ids)
 
     def run(self, run_id: str) -> Run | None:
@@ -459,9 +458,18 @@ class Store:
         return self._existing_sweep(sweep_id)
 
     def extend_sweep(
-        self, sweep_id: str, runs: Iterable[SweepRun], *, created_by: str, spec: Mapping[str, Any] | None = None
+        self,
+        sweep_id: str,
+        runs: Iterable[SweepRun],
+        *,
+        created_by: str,
+        spec: Mapping[str, Any] | None = None,
+        form_token: str | None = None,
     ) -> tuple[str, ...]:
-        """More runs for a sweep (and what it then asks); one that was over is RUNNING again. Returns their ids."""
+        """More runs for a sweep (and what it then asks); one that was over is RUNNING again. Returns their ids.
+
+        form_token as `enqueue_all` has it.
+        """
         with self._writing() as db:
             changed = db.execute(
                 "UPDATE sweeps SET spec_json = coalesce(?, spec_json), ended_at_ms = NULL, reason = NULL,"
@@ -470,7 +478,10 @@ class Store:
             ).rowcount
             if not changed:
                 raise UnknownNameError(f"No sweep has the id {sweep_id!r}.")
-            return tuple(self._enqueue(run.config, created_by, sweep_id, run) for run in runs)
+            return tuple(
+                self._enqueue(run.config, created_by, sweep_id, run, form_token=_of_form(form_token, number))
+                for number, run in enumerate(runs)
+            )
 
     def sweep(self, sweep_id: str) -> Sweep | None:
         found = self._query("SELECT * FROM sweeps WHERE id = ?", [sweep_id])
@@ -712,7 +723,10 @@ class Store:
         of: SweepRun | None = None,
         form_token: str | None = None,
     ) -> str:
-        """Within a transaction."""
+        """Within a transaction. The run of a form that was sent before is the one it made then."""
+        made = self._db.execute("SELECT id FROM runs WHERE form_token = ?", [form_token]).fetchone()
+        if made:
+            return made[0]
         now = self._clock_ms()
         row = {
             "id": self._new_id("runs", now),
@@ -934,6 +948,10 @@ def _target_set(row: Mapping[str, Any]) -> TargetSet:
         head=row["head"],
         saved_at_ms=row["saved_at_ms"],
     )
+
+
+def _of_form(form_token: str | None, number: int) -> str | None:
+    return f"{form_token}/{number}" if form_token else None
 
 
 def _new_id(at_ms: int) -> str:

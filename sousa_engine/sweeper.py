@@ -252,11 +252,18 @@ def add_trials(store: Store, found: Sweep, count: int, *, created_by: str) -> tu
 
 
 def rerun(
-    store: Store, found: Sweep, runs: Sequence[Run], *, targets: Sequence[str] | None = None, created_by: str
+    store: Store,
+    found: Sweep,
+    runs: Sequence[Run],
+    *,
+    targets: Sequence[str] | None = None,
+    created_by: str,
+    form_token: str | None = None,
 ) -> tuple[str, ...]:
     """Train runs of a sweep again, as new runs of the same trials; targets: entries that take the place of theirs.
 
-    Raises TargetError, PreflightError if a corrected run could only fail too: nothing is queued then.
+    form_token: see launch.start. Raises TargetError, PreflightError if a corrected run could only fail too: nothing is
+    queued then.
     """
     again = []
     for run in runs:
@@ -272,7 +279,7 @@ def rerun(
         if errors:
             raise PreflightError(f"{config.title}: {' '.join(check.detail for check in errors)}")
         again.append(SweepRun(config, run.trial or 0, setting))
-    return _extend(store, found, again, None, created_by)
+    return _extend(store, found, again, None, created_by, form_token)
 
 
 # The supervisor's verb
@@ -492,10 +499,15 @@ def _with_seed(config: RunConfig, seed: int) -> RunConfig:
 
 
 def _extend(
-    store: Store, found: Sweep, runs: Sequence[SweepRun], spec: SweepSpec | None, created_by: str
+    store: Store,
+    found: Sweep,
+    runs: Sequence[SweepRun],
+    spec: SweepSpec | None,
+    created_by: str,
+    form_token: str | None = None,
 ) -> tuple[str, ...]:
     dump = None if spec is None else spec.model_dump(mode="json")
-    ids = store.extend_sweep(found.id, runs, created_by=created_by, spec=dump)
+    ids = store.extend_sweep(found.id, runs, created_by=created_by, spec=dump, form_token=form_token)
     supervisor.ensure(store.workspace)
     return ids
 

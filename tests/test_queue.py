@@ -158,7 +158,10 @@ def test_a_form_that_makes_several_makes_each_once(store):
 def test_a_sweep_sent_often_is_one_sweep(store):
     runs = [SweepRun(build({"seed": seed}), 0, {}) for seed in (1, 2)]
     made = {store.add_sweep("s", {}, runs, created_by="page", form_token="a").id for _ in range(30)}
-    assert len(made) == 1 and len(store.sweep_runs(made.pop())) == 2
+    assert len(made) == 1
+    (sweep_id,) = made
+    again = {store.extend_sweep(sweep_id, runs, created_by="page", form_token="b") for _ in range(30)}
+    assert len(again) == 1 and len(store.sweep_runs(sweep_id)) == 4
 
 
 _CLICK = """
