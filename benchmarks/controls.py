@@ -17,7 +17,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from sousa_engine import backbones, grammar, launch, module_tree
-from sousa_engine.analysis.significance import wilson
+from sousa_engine.analysis.significance import wilson_of_mean
 from sousa_engine.records import Run, RunStatus
 from sousa_engine.store import Store
 from sousa_engine.workspace import Workspace
@@ -128,7 +128,7 @@ def row_of(model: str, row: str, runs: list[Run], workspace: Workspace) -> dict:
     accuracies = [summary.last for summary in summaries]
     n = summaries[0].n
     mean = sum(accuracies) / len(accuracies)
-    interval = wilson(round(mean * n), n)
+    interval = wilson_of_mean(mean, n)
     return {
         "row": row,
         "title": ROWS[row][0].format(**_sets(model)),

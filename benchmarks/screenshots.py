@@ -1,9 +1,9 @@
 """Make README's pictures: a picture of each page, from trainings that this script runs itself.
 
-    python -m benchmarks.screenshots [--workspace DIR] [--epochs N]
+    python -m benchmarks.screenshots [--workspace DIR]
 
-Three short trainings on `tiny` (two of another target set, one on random weights) and one that is still running when
-its page is taken. Needs Chromium (SOUSA_CHROMIUM names another one) and some minutes.
+The sweep of benchmarks/story.py, trained if it is not there yet (half an hour), and one run that is still training when
+its page is taken. Needs Chromium (SOUSA_CHROMIUM names another one).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 
 from playwright.sync_api import Page, sync_playwright
 
-from benchmarks.controls import train_all
+from benchmarks import story
 from sousa_engine import grammar, launch
 from sousa_engine.store import Store
 from sousa_engine.workspace import PROJECT_ROOT, Workspace
@@ -33,23 +33,17 @@ IDLE = "[data-testid=stApp][data-test-script-state=notRunning]"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workspace", type=Path, default=Path("runs") / "screenshots")
-    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--workspace", type=Path, default=Path("runs") / "story")
     options = parser.parse_args()
     workspace = Workspace(root=options.workspace.resolve())
     workspace.root.mkdir(parents=True, exist_ok=True)
     FOLDER.mkdir(exist_ok=True)
-    rows = {
-        "attention+mlp": ["lora=default"],
-        "attention": ["lora=attention"],
-        "random": ["lora=default", "model.weights=random"],
-    }
-    words = ["data=tiny", f"training.max_epochs={options.epochs}"]
-    wanted = {name: launch.prepare(grammar.parse([*words, *more])).config for name, more in rows.items()}
-    done = train_all(workspace, wanted)
+    with Store.open(workspace) as store:
+        swept = story.train(store)
+        best = next(run for run in store.sweep_runs(swept.id) if run.config.seed == 0)
     live = launch.start(
         workspace,
-        launch.prepare(grammar.parse([*words[:1], "training.max_epochs=60", "seed=1"])).config,
+        launch.prepare(grammar.parse(["data=tiny", "training.max_epochs=60", "seed=1"])).config,
         created_by="cli",
     )
     try:
@@ -61,8 +55,9 @@ def main() -> None:
             "launch": "/launch",
             "runs": "/runs",
             "run": f"/run?id={live.id}",
-            "finished": f"/run?id={done['attention+mlp'].id}",
-            "compare": f"/compare?run={done['attention+mlp'].id}&run={done['attention'].id}",
+            "finished": f"/run?id={best.id}",
+            "sweep": f"/sweeps?id={swept.id}",
+            "compare": f"/compare?sweep={swept.id}",
         }
         take(workspace, pages)
     finally:

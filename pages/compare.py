@@ -8,19 +8,19 @@ from collections.abc import Sequence
 import pandas as pd
 import streamlit as st
 
-from sousa_engine.analysis.compare import Conclusion, Result, conclude, paired_sentence, results
-from sousa_engine.analysis.settings import best, by_valid, setting_rows
+from sousa_engine.analysis import verdict
+from sousa_engine.analysis.compare import Conclusion, Result, conclude, paired_sentence, results, run_names
+from sousa_engine.analysis.settings import MOST_SHOWN, best, by_valid, names_in_verdict, setting_rows
 from sousa_engine.analysis.significance import paired
-from sousa_engine.analysis.sweeps import TrialRow, latest
-from sousa_engine.analysis.verdict import ENOUGH_SEEDS, LEVEL, MARGIN, TIE, Outcome, Pair, points
+from sousa_engine.analysis.sweeps import TrialRow, latest, out_of_competition
 from sousa_engine.records import Prediction, Run, Sweep
 from sousa_engine.store import Store
 from sousa_engine.web import parts
 from sousa_engine.web.compare_baselines import reference, remark
 from sousa_engine.web.compare_parts import Compared, curves, differences, matrices, setting_table
 from sousa_engine.web.compare_sweep import axes, costs, parts_of_the_test
+from sousa_engine.web.report_view import report_downloads
 
-MOST_SETTINGS = 8  # with a colour, a curve and a matrix of their own
 ADDRESS, CHOICE, SWEEP = "compare_address", "compare_choice", "compare_sweep"
 
 
@@ -34,7 +34,7 @@ def main() -> None:
         summaries = store.summaries([run.id for run in runs])
         rows = setting_rows(runs, summaries)
         rows = tuple(by_valid(rows)) if sweep else rows
-        shown = best(rows, MOST_SETTINGS)
+        shown = best(rows, MOST_SHOWN)
         drawn = runs if len(shown) == len(rows) and not sweep else [run for row in shown for run in row.runs]
         predictions = {run.id: store.predictions(run.id, "test") for run in drawn}
     beside = reference(rows, predictions)
@@ -53,6 +53,10 @@ def main() -> None:
         )
     conclusion(drawn, rows, results(drawn, summaries), predictions)
     remark(beside)
+    if sweep:
+        report_downloads(sweep.name, sweep_id=sweep.id)
+    else:
+        report_downloads("compared runs", run_ids=[run.id for run in runs])
     outcomes(compared, runs)
     st.fragment(sections)(compared)
 
@@ -123,7 +127,7 @@ def pick_runs(every: Sequence[Run]) -> list[Run]:
     picked = st.multiselect(
         "Runs", list(known), format_func=lambda run_id: parts.run_label(known[run_id]), key=CHOICE,
         max_selections=parts.MOST_COMPARED,
-        placeholder=f"2 to {parts.MOST_COMPARED} runs; {MOST_SETTINGS} settings stay readable",
+        placeholder=f"2 to {parts.MOST_COMPARED} runs; {MOST_SHOWN} settings stay readable",
     )  # fmt: skip
     write_address(runs=picked)
     if len(picked) < 2:
@@ -147,15 +151,6 @@ def headline(sweep: Sweep, runs: Sequence[Run], rows: Sequence[TrialRow]) -> Non
     st.caption(parts.plain(f"{sweep.name}: {len(rows)} settings, {len(runs)} runs ({counted})."))
 
 
-def names_of(runs: Sequence[Run]) -> list[str]:
-    """Titles; where two are alike the seed is added, and where that is not enough the id's end."""
-    names = [run.title for run in runs]
-    for mark in (lambda run: f"seed {run.config.seed}", lambda run: run.id[-4:]):
-        alike = {name for name, count in Counter(names).items() if count > 1}
-        names = [f"{name} · {mark(run)}" if name in alike else name for run, name in zip(runs, names, strict=True)]
-    return names
-
-
 def conclusion(
     runs: Sequence[Run],
     rows: Sequence[TrialRow],
@@ -163,15 +158,12 @@ def conclusion(
     predictions: dict[str, tuple[Prediction, ...]],
 ) -> None:
     counts = [len(predictions[run.id]) for run in runs]
-    labels = {run.id: row.label for row in rows for run in row.runs}
-    names = {result.setting: labels[result.run_id] for result in found if result.run_id in labels}
-    pruned = {run.id: f"it was pruned at step {run.pruned_at_step:,}" for run in runs if run.is_pruned}
-    said = concluded(tuple(found), counts, names, pruned, predictions)
+    said = concluded(tuple(found), counts, names_in_verdict(rows, found), out_of_competition(runs), predictions)
     with st.container(border=True):
         st.markdown(f":material/balance: **{parts.plain(said.verdict)}**")
         for note in said.notes:
             st.markdown(note)
-        measured = [(name, predictions[run.id]) for run, name in zip(runs, names_of(runs), strict=True)]
+        measured = [(name, predictions[run.id]) for run, name in zip(runs, run_names(runs), strict=True)]
         measured = [(name, found) for name, found in measured if found]
         if len(measured) == 2:
             (first, of_first), (second, of_second) = measured
@@ -224,9 +216,9 @@ def evidence(said: Conclusion) -> None:
                 {
                     "A": pair.first,
                     "B": pair.second,
-                    "Outcome": outcome(pair),
-                    "A − B, points": points(pair.difference, plus=True),
-                    "95 % interval": points_span(pair),
+                    "Outcome": verdict.outcome_text(pair),
+                    "A − B, points": verdict.points(pair.difference, plus=True),
+                    "95 % interval": verdict.points_span(pair),
                     "p (Holm)": pair.adjusted_p,
                     "Seeds": f"{pair.seeds_first}, {pair.seeds_second}",
                     "Clips": pair.n_clips,
@@ -239,28 +231,7 @@ def evidence(said: Conclusion) -> None:
         column_config={"p (Holm)": st.column_config.NumberColumn(format="%.4f")},
         alt="Pairs of settings",
     )
-    st.caption(
-        "Means have Wilson's interval for the choice of clips; pairs a two-level paired bootstrap: clips are resampled "
-        "together for both settings, seeds within each, with Student's t for how few they are. An interval is for its "
-        f"pair alone, p is adjusted for all pairs (Holm). A setting beats another with p below {LEVEL:g} and "
-        f"{100 * MARGIN:g} point or more; they are tied where the interval lies within {100 * TIE:g} points of zero. "
-        f"Both take {ENOUGH_SEEDS} seeds of each setting."
-    )
-
-
-def points_span(pair: Pair) -> str:
-    return "–" if pair.low is None or pair.high is None else f"{points(pair.low)} to {points(pair.high)}"
-
-
-def outcome(pair: Pair) -> str:
-    """`not enough evidence (+2 seeds would tell)`."""
-    more = []
-    if pair.more_seeds:
-        more.append(f"+{pair.more_seeds} {'seed' if pair.more_seeds == 1 else 'seeds'}")
-    if pair.more_clips:
-        more.append(f"+{pair.more_clips:,} clips")
-    arrow = "A beats B" if pair.outcome is Outcome.BEATS else pair.outcome.value
-    return f"{arrow} ({', '.join(more)} would tell)" if more else arrow
+    st.caption(verdict.METHOD)
 
 
 def outcomes(compared: Compared, runs: Sequence[Run]) -> None:
@@ -278,7 +249,7 @@ def outcomes(compared: Compared, runs: Sequence[Run]) -> None:
 
 def measures(runs: Sequence[Run], found: Sequence[Result]) -> None:
     rows = []
-    for run, name, row in zip(runs, names_of(runs), found, strict=True):
+    for run, name, row in zip(runs, run_names(runs), found, strict=True):
         rows.append(
             {
                 "Run": name,
@@ -318,7 +289,7 @@ def measures(runs: Sequence[Run], found: Sequence[Result]) -> None:
             alt="Results of the compared runs",
         )
     with parts.phone("runs"):
-        st.markdown(parts.listed(run_line(name, row) for name, row in zip(names_of(runs), found, strict=True)))
+        st.markdown(parts.listed(run_line(name, row) for name, row in zip(run_names(runs), found, strict=True)))
 
 
 def run_line(name: str, row: Result) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from sousa_engine.analysis.sweeps import tally
-from sousa_engine.records import RunRow, Sweep
+from sousa_engine.records import RunRow
 from sousa_engine.store import Store
 from sousa_engine.web import parts
 
@@ -68,21 +68,8 @@ def sweeps(store: Store) -> None:
     if not newest:
         st.caption("Backbones, target sets and any other fields against each other, several seeds each.")
     for found in newest:
-        sweep_line(found, store)
-
-
-def sweep_line(found: Sweep, store: Store) -> None:
-    count = tally(found, store.sweep_runs(found.id))
-    with st.container(horizontal=True, vertical_alignment="center", gap="small", border=True):
-        st.page_link(
-            parts.page_path("sweeps"),
-            label=f":primary[{parts.plain(found.name)}]",
-            query_params={"id": found.id},
-            width="content",
-        )
-        parts.sweep_badge(found.status)
-        st.caption(f"{count.over} of {count.expected} runs are over", width="content")
-        st.caption(parts.when(found.created_at_ms), width="content")
+        count = tally(found, store.sweep_runs(found.id))
+        parts.sweep_line(found, count.over, count.expected)
 
 
 def run_line(run: RunRow) -> None:
@@ -93,6 +80,8 @@ def run_line(run: RunRow) -> None:
             query_params={"id": run.id},
             width="content",
         )
+        if f"seed {run.seed}" not in run.title:
+            st.caption(f"seed {run.seed}", width="content")
         parts.status_badge(run.status)
         if run.is_random:
             parts.weights_badge(run)

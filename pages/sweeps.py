@@ -56,18 +56,8 @@ def line(found: Sweep, store: Store) -> None:
     runs = store.sweep_runs(found.id)
     count = tally(found, runs)
     best = next(iter(best_first(trial_rows(runs, store.summaries([run.id for run in runs])))), None)
-    with st.container(horizontal=True, vertical_alignment="center", gap="small", border=True):
-        st.page_link(
-            parts.page_path("sweeps"),
-            label=f":primary[{parts.plain(found.name)}]",
-            query_params={"id": found.id},
-            width="content",
-        )
-        parts.sweep_badge(found.status)
-        st.caption(f"{count.over} of {count.expected} runs are over", width="content")
-        if best and parts.reached(best):
-            st.caption(f"best: {parts.plain(best.label)}, {parts.reached(best)}", width="content")
-        st.caption(parts.when(found.created_at_ms), width="content")
+    reached = f"{parts.plain(best.label)}, {parts.reached(best)}" if best and parts.reached(best) else ""
+    parts.sweep_line(found, count.over, count.expected, reached)
 
 
 main()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -17,7 +16,7 @@ from sousa_engine.backbones import intake
 from sousa_engine.baselines import Baseline, Baselines
 from sousa_engine.config import DataConfig
 from sousa_engine.data import manifest as manifests
-from sousa_engine.errors import ConfigError, UserError, WorkspaceError
+from sousa_engine.errors import ConfigError, UserError
 from sousa_engine.workspace import Workspace
 
 
@@ -58,20 +57,8 @@ def start(workspace: Workspace, data: DataConfig) -> bool:
     folder = baselines.folder_of(manifests.open_dataset(data), workspace)
     changed = data.model_dump(exclude_defaults=True, exclude={"dataset"})
     words = [manifests.absolute(data.dataset), *(f"data.{name}={value}" for name, value in changed.items())]
-    try:
-        lock = intake.lock(folder)
-        if lock is None:
-            return False
-        command = [sys.executable, "-m", "sousa_engine", "--workspace", str(workspace.root), "baselines", *words]
-        try:
-            with (folder / intake.LOG).open("wb") as log:
-                process = processes.start_detached([*command, "--lock-fd", str(lock)], log=log, lock=lock)
-        finally:
-            os.close(lock)  # the child has it
-    except OSError as error:
-        raise WorkspaceError(f"{folder} cannot be written to: {error.strerror or error}.") from None
-    processes.reap(process)
-    return True
+    command = [sys.executable, "-m", "sousa_engine", "--workspace", str(workspace.root), "baselines", *words]
+    return processes.start_in(folder, command)
 
 
 def tried_text(one: Baseline) -> str:

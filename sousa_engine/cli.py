@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from sousa_engine import __version__, config, grammar, launch, module_tree, queue_cli, run_files, runs_cli, supervisor
 from sousa_engine.analysis.significance import wilson
+from sousa_engine.analyze_cli import analyze_command
 from sousa_engine.baselines_cli import baselines_command
 from sousa_engine.data import synth
 from sousa_engine.errors import ConfigError, SousaError, UserError, WorkspaceError, unknown
@@ -30,7 +31,7 @@ from sousa_engine.weights_cli import weights
 from sousa_engine.workspace import Workspace, default_workspace
 
 POLL_S = 0.3
-_OF_RUNS = ("runs", "show", "stop", "queue", "clone", "tag", "note", "archive", "delete")
+_OF_RUNS = ("runs", "show", "stop", "queue", "clone", "tag", "note", "archive", "delete", "analyze")
 
 
 class _Commands(click.Group):
@@ -75,7 +76,7 @@ def main(ctx: click.Context, root: Path | None) -> None:
 for _command in (
     *(runs_cli.runs, runs_cli.tag, runs_cli.note, runs_cli.archive, runs_cli.delete),
     *(queue_cli.queue, queue_cli.clone, queue_cli.stop),
-    *(baselines_command, sweep_command, sweeps, weights),
+    *(analyze_command, baselines_command, sweep_command, sweeps, weights),
 ):
     main.add_command(_command)
 

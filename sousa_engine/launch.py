@@ -79,7 +79,10 @@ def prepare(draft: Mapping[str, Any]) -> Prepared:
     if written is None:
         written = [default_set(outline)] if method.takes_targets else []
     entries, notes = _for_method(outline, _entries(outline, written), method)
-    resolution = module_tree.resolve_strict(outline, entries)
+    try:
+        resolution = module_tree.resolve_strict(outline, entries)
+    except TargetError as error:
+        raise TargetError(f"{error} Sets of targets here: {', '.join(named_sets(outline, method))}.") from None
     notes += [f"{match.entry}: {match.note}" for match in resolution.matches if match.note]
     paths = [path for path in resolution.paths if not outline.in_head(path)]
     if len(paths) < len(resolution.paths):

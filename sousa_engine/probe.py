@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -23,7 +22,7 @@ from typing import Any
 from sousa_engine import processes, run_files
 from sousa_engine.backbones import intake
 from sousa_engine.config import RunConfig
-from sousa_engine.errors import RunError, WorkspaceError
+from sousa_engine.errors import RunError
 from sousa_engine.workspace import Workspace
 
 STEPS, WARM_UP = 6, 2
@@ -94,22 +93,10 @@ def start(workspace: Workspace, configs: Sequence[RunConfig]) -> bool:
     False if somebody measures already. Raises WorkspaceError if the workspace cannot be written to.
     """
     where = folder(workspace)
-    try:
-        lock = intake.lock(where)
-        if lock is None:
-            return False
-        try:
-            asked = where / "asked.json"
-            run_files.write_json(asked, {"configs": [config.model_dump(mode="json") for config in configs]})
-            command = [sys.executable, "-m", "sousa_engine.probe", str(workspace.root), str(asked)]
-            with (where / intake.LOG).open("wb") as log:
-                process = processes.start_detached([*command, "--lock-fd", str(lock)], log=log, lock=lock)
-        finally:
-            os.close(lock)  # the child has it
-    except OSError as error:
-        raise WorkspaceError(f"{where} cannot be written to: {error.strerror or error}.") from None
-    processes.reap(process)
-    return True
+    asked = where / "asked.json"
+    wanted = {"configs": [config.model_dump(mode="json") for config in configs]}
+    command = [sys.executable, "-m", "sousa_engine.probe", str(workspace.root), str(asked)]
+    return processes.start_in(where, command, prepare=lambda: run_files.write_json(asked, wanted))
 
 
 def folder(workspace: Workspace) -> Path:

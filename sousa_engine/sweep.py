@@ -174,9 +174,10 @@ class SweepSpec(Part):
         if self.sampler != "grid" and self.trials is None:
             raise ValueError(f"Say how many trials {self.sampler} may draw: trials = 12, for instance.")
         if self.run_count > MOST_RUNS:
+            settings = f"{self.trial_count:,} {'setting' if self.trial_count == 1 else 'settings'}"
             raise ValueError(
-                f"{self.trial_count:,} trials of {len(self.seeds)} seeds are {self.run_count:,} runs; a sweep has at "
-                f"most {MOST_RUNS:,}. List fewer values, or choose random, tpe or asha with fewer trials."
+                f"{settings} × {len(self.seeds):,} seeds are {self.run_count:,} runs; a sweep has at most "
+                f"{MOST_RUNS:,}. List fewer values or seeds, or choose random, tpe or asha with fewer trials."
             )
         return self
 

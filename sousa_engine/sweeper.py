@@ -162,7 +162,7 @@ def start(
 
 
 def describe(problems: Sequence[Problem]) -> str:
-    """One sentence for each cause, with how many settings it hits and the first of them."""
+    """A line for each cause, with how many settings it hits and the first of them."""
     parts = []
     for problem in problems:
         count = len(problem.settings)
@@ -172,7 +172,7 @@ def describe(problems: Sequence[Problem]) -> str:
             else sweep.label(problem.settings[0])
         )
         parts.append(f"{where}: {problem.message}")
-    return " ".join(parts)
+    return "\n".join(parts)
 
 
 # While it runs: pages and the command line

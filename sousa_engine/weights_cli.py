@@ -6,7 +6,6 @@ Importing this never imports torch; fetch, import and verify do, once there are 
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from tqdm import tqdm
 
 from sousa_engine import backbones, processes, run_files
 from sousa_engine.backbones import Variant, downloads, intake, pretrained
-from sousa_engine.errors import UserError, WeightsError
+from sousa_engine.errors import UserError, WeightsError, WorkspaceError
 from sousa_engine.workspace import Workspace
 
 COLUMNS = ("Backbone", "Here", "Size", "Licence", "From")
@@ -123,20 +122,11 @@ def start(workspace: Workspace, variant: Variant, words: Sequence[str]) -> bool:
     WeightsError if the workspace cannot be written to.
     """
     folder = pretrained.intake_folder(variant, workspace)
+    command = [sys.executable, "-m", "sousa_engine", "--workspace", str(workspace.root), "weights", *words]
     try:
-        lock = intake.lock(folder)
-        if lock is None:
-            return False
-        command = [sys.executable, "-m", "sousa_engine", "--workspace", str(workspace.root), "weights", *words]
-        try:
-            with (folder / intake.LOG).open("wb") as log:
-                process = processes.start_detached([*command, "--lock-fd", str(lock)], log=log, lock=lock)
-        finally:
-            os.close(lock)  # the child has it
-    except OSError as error:
-        raise WeightsError(f"{folder} cannot be written to: {error.strerror or error}.") from None
-    processes.reap(process)
-    return True
+        return processes.start_in(folder, command)
+    except WorkspaceError as error:
+        raise WeightsError(str(error)) from None
 
 
 def row(variant: Variant, workspace: Workspace) -> tuple[str, str, str, str, str]:

@@ -111,6 +111,8 @@ def test_cost_chart_says_n_and_interval_and_draws_the_frontier():
     frontier, others, named, controls = figure.data
     assert frontier.x == named.x == (1_000, 90_000) and named.text == ("small", "large")
     assert named.textposition == ("top right", "top left"), "the last name stays within the chart"
+    at_the_left = cost_figure(cost_info(points[1:3], "trainable")).data[2]
+    assert at_the_left.textposition == ("top right",), "a name at the left stays within it too"
     assert others.x == (2_000,) and controls.x == (100,) and "control" in controls.name
     assert not cost_info(points[1:3], "trainable").log, "twice as much is no magnitude"
     assert cost_text(200, "train_s") == "3 min 20 s" and cost_text(812.4, "peak_memory_mib") == "812 MiB"

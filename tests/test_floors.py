@@ -26,7 +26,7 @@ FLOORS = {
     ],
     1: ["store", "listing", "metric_tables", "migrations", "spool", "trash"],
     2: ["backbones", "lora", "frontends", "data", "training"],
-    3: ["analysis", "charts", "sweep"],
+    3: ["analysis", "charts", "report", "sweep"],
     4: [
         "launch",
         "cli",
@@ -45,6 +45,7 @@ FLOORS = {
         "sweep_cli",
         "baselines",
         "baselines_cli",
+        "analyze_cli",
     ],
     5: ["web", "pages"],
 }

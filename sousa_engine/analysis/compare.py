@@ -107,6 +107,15 @@ def setting_names(runs: Sequence[Run]) -> dict[str, str]:
     return _titles({setting: (run.title, run.config.seed, run.id) for setting, run in firsts.items()})
 
 
+def run_names(runs: Sequence[Run]) -> list[str]:
+    """Titles; where two are alike the seed is added, and where that is not enough the id's end."""
+    names = [run.title for run in runs]
+    for mark in (lambda run: f"seed {run.config.seed}", lambda run: run.id[-4:]):
+        alike = {name for name, count in Counter(names).items() if count > 1}
+        names = [f"{name} · {mark(run)}" if name in alike else name for run, name in zip(runs, names, strict=True)]
+    return names
+
+
 def conclude(
     rows: Sequence[Result],
     predictions: Mapping[str, Sequence[Prediction]] | None = None,

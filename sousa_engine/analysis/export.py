@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
 from sousa_engine.records import RunRow
@@ -18,26 +18,34 @@ _COLUMNS = (
 
 
 def runs_csv(rows: Iterable[RunRow]) -> str:
-    """One line a run. Accuracies in [0, 1], times in UTC; what is missing is empty.
+    """One line a run. Accuracies in [0, 1], times in UTC; what is missing is empty."""
+    lines = (
+        (
+            row.id, row.title, row.status.value, utc(row.created_at_ms), row.seconds, row.backbone, row.weights,
+            row.dataset, row.trains, row.seed, row.device, row.trainable, row.valid, row.valid_n, row.test, row.test_n,
+            row.sweep_id, ", ".join(row.tags), row.note, utc(row.archived_at_ms),
+        )
+        for row in rows
+    )  # fmt: skip
+    return csv_text(_COLUMNS, lines)
+
+
+def csv_text(columns: Sequence[str], rows: Iterable[Sequence[str | float | None]]) -> str:
+    """A header and a line a row, as RFC 4180 has it. None is empty.
 
     Text that a spreadsheet would take for a formula gets an apostrophe in front; numbers stay numbers.
     """
     file = io.StringIO(newline="")
     writer = csv.writer(file, lineterminator="\r\n")
-    writer.writerow(_COLUMNS)
-    for row in rows:
-        values = (
-            row.id, row.title, row.status.value, _utc(row.created_at_ms), row.seconds, row.backbone, row.weights,
-            row.dataset, row.trains, row.seed, row.device, row.trainable, row.valid, row.valid_n, row.test, row.test_n,
-            row.sweep_id, ", ".join(row.tags), row.note, _utc(row.archived_at_ms),
-        )  # fmt: skip
-        writer.writerow([_harmless(value) for value in values])
+    for row in (columns, *rows):
+        writer.writerow([_harmless(value) for value in row])
     return file.getvalue()
+
+
+def utc(at_ms: int | None) -> str | None:
+    """A moment as a spreadsheet reads it."""
+    return None if at_ms is None else datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
 
 
 def _harmless(value: str | float | None) -> str | float | None:
     return f"'{value}" if isinstance(value, str) and value.startswith(_BEGINS_A_FORMULA) else value
-
-
-def _utc(at_ms: int | None) -> str | None:
-    return None if at_ms is None else datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%SZ")

@@ -42,6 +42,21 @@ class Importance:
         """What no axis explains alone: axes acting together, and noise."""
         return max(0.0, 1.0 - sum(share for _, share in self.shares))
 
+    @property
+    def sentence(self) -> str:
+        """How to read the shares, or why there are none."""
+        if self.reason:
+            return self.reason
+        said = (
+            f"Functional ANOVA of {self.settings} settings, averaged over seeds; a seed is no axis. "
+            f"The settings' means differ by {100 * self.between:.1f} points (standard deviation)"
+        )
+        if self.noise is None:
+            return said + "; with one seed each nobody can tell how much of that is luck."
+        if self.noise > self.between / 2:
+            return said + f", of which seeds alone would make {100 * self.noise:.1f}: read the bars with doubt."
+        return said + f"; seeds alone would make {100 * self.noise:.1f}."
+
 
 def importance(axes: Sequence[SettingAxis], reached: Sequence[Sequence[float]]) -> Importance:
     """reached: for each setting the accuracies of its finished seeds; those without any are left out, and counted."""

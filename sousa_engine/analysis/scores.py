@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 
 from sousa_engine.analysis import families
-from sousa_engine.analysis.significance import wilson
+from sousa_engine.analysis.significance import wilson_of_mean
 from sousa_engine.analysis.sweeps import TrialRow
 from sousa_engine.config import DataConfig
 from sousa_engine.data import manifest, synth
@@ -109,7 +109,7 @@ def slicings(dataset: str, clip_s: float | None) -> tuple[Slicing, ...]:
 
 
 def _score(share: float, n: int, seeds: int) -> Score:
-    interval = wilson(round(share * n), n)
+    interval = wilson_of_mean(share, n)
     return Score(value=share, low=min(interval.low, share), high=max(interval.high, share), n=n, seeds=seeds)
 
 

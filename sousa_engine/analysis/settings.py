@@ -13,12 +13,13 @@ from typing import Any
 
 from sousa_engine import config as configs
 from sousa_engine import sweep
-from sousa_engine.analysis.compare import describe_targets, results, setting_fields, setting_names, shown
+from sousa_engine.analysis.compare import Result, describe_targets, results, setting_fields, setting_names, shown
 from sousa_engine.analysis.sweeps import TrialRow, trial_row, trial_rows
 from sousa_engine.config import RunConfig
 from sousa_engine.records import Run, RunStatus, Summary
 
 LOG_FROM = 4  # an axis of positive numbers whose highest is this many times its lowest is drawn in logarithms
+MOST_SHOWN = 8  # settings with a colour, a curve and a matrix of their own; the verdict is of them
 ACCURACIES = {"valid": "valid/accuracy", "test": "test/accuracy"}
 
 Summaries = Mapping[str, Mapping[str, Summary]]  # run id -> metric name -> Summary
@@ -95,6 +96,17 @@ def best(rows: Sequence[TrialRow], limit: int) -> tuple[TrialRow, ...]:
     Never by test accuracy: a setting that was chosen by its test clips would look better on them than it is.
     """
     return tuple(rows) if len(rows) <= limit else tuple(by_valid(rows)[:limit])
+
+
+def names_in_verdict(rows: Sequence[TrialRow], found: Sequence[Result]) -> dict[str, str]:
+    """Result.setting -> the label of its row, as compare.conclude takes it."""
+    labels = {run.id: row.label for row in rows for run in row.runs}
+    return {result.setting: labels[result.run_id] for result in found if result.run_id in labels}
+
+
+def has_axes(rows: Sequence[TrialRow], of_sweep: bool) -> bool:
+    """Whether there are enough runs to ask which axis matters."""
+    return of_sweep or (len(rows) >= 3 and sum(len(row.runs) for row in rows) >= 6)
 
 
 def by_valid(rows: Sequence[TrialRow]) -> list[TrialRow]:

@@ -47,12 +47,22 @@ def wilson(right: int, n: int, z: float = Z95) -> Proportion:
     """
     if n <= 0 or not 0 <= right <= n:
         raise ValueError(f"{right} of {n} is no proportion: n must be above 0, and right between 0 and n.")
-    share, z2 = right / n, z * z
+    return wilson_of_mean(right / n, n, z)
+
+
+def wilson_of_mean(share: float, n: int, z: float = Z95) -> Proportion:
+    """Wilson's interval of a mean accuracy over seeds that share their n clips, which need be no whole number of clips.
+
+    It is of the choice of clips, not of the luck of seeds. Raises ValueError unless 0 <= share <= 1 and n > 0.
+    """
+    if n <= 0 or not 0 <= share <= 1:
+        raise ValueError(f"{share} of {n} clips is no proportion: n must be above 0, and the share in [0, 1].")
+    z2 = z * z
     middle = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = z * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n)) / (1 + z2 / n)
-    low = 0.0 if right == 0 else max(0.0, middle - half)
-    high = 1.0 if right == n else min(1.0, middle + half)
-    return Proportion(right=right, n=n, value=share, low=low, high=high)
+    low = 0.0 if share == 0 else max(0.0, middle - half)
+    high = 1.0 if share == 1 else min(1.0, middle + half)
+    return Proportion(right=round(share * n), n=n, value=share, low=low, high=high)
 
 
 def last_accuracy(summary: Summary | None) -> Proportion | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from sousa_engine import sweep
 from sousa_engine.analysis.compare import parameters
-from sousa_engine.analysis.significance import Proportion, wilson
+from sousa_engine.analysis.significance import Proportion, wilson_of_mean
 from sousa_engine.records import Run, RunStatus, Summary, Sweep
 
 
@@ -34,7 +34,7 @@ class TrialRow:
     @property
     def statuses(self) -> Counter[str]:
         """Status -> runs; a pruned one counts as "pruned"."""
-        return Counter(_status(run) for run in self.runs)
+        return Counter(status_word(run) for run in self.runs)
 
     @property
     def is_pruned(self) -> bool:
@@ -53,7 +53,7 @@ class TrialRow:
         """Wilson's interval of the mean: of the choice of clips, not of the luck of seeds, which share them."""
         if self.mean_test is None or not self.clips:
             return None
-        return wilson(round(self.mean_test * self.clips), self.clips)
+        return wilson_of_mean(self.mean_test, self.clips)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +91,7 @@ def tally(found: Sweep, runs: Sequence[Run]) -> Tally:
                 to_come += max(0, len(spec.seeds) - len(of_trial))
     now = latest(runs)
     return Tally(
-        statuses=Counter(_status(run) for run in now), over=sum(run.status.is_over for run in now), to_come=to_come
+        statuses=Counter(status_word(run) for run in now), over=sum(run.status.is_over for run in now), to_come=to_come
     )
 
 
@@ -162,9 +162,14 @@ def best_first(rows: Sequence[TrialRow]) -> list[TrialRow]:
 
 
 def failures(runs: Sequence[Run]) -> tuple[Failure, ...]:
-    """The runs that failed and were not trained again, by cause: reasons that differ in numbers and ids are one."""
+    """The runs of a sweep that failed and were not trained again, by cause."""
+    return by_cause(latest(runs))
+
+
+def by_cause(runs: Sequence[Run]) -> tuple[Failure, ...]:
+    """Those of these runs that failed or were lost: reasons that differ in numbers and ids alone are one cause."""
     causes: dict[str, list[Run]] = {}
-    for run in latest(runs):
+    for run in runs:
         if run.status in (RunStatus.FAILED, RunStatus.LOST):
             causes.setdefault(_same_cause(run.reason or ""), []).append(run)
     return tuple(
@@ -173,13 +178,19 @@ def failures(runs: Sequence[Run]) -> tuple[Failure, ...]:
     )
 
 
+def out_of_competition(runs: Sequence[Run]) -> dict[str, str]:
+    """Run id -> why a verdict leaves it out, as compare.conclude takes it: those that were pruned."""
+    return {run.id: f"it was pruned at step {run.pruned_at_step:,}" for run in runs if run.is_pruned}
+
+
 def nearest_names(cause: str) -> list[str]:
     """The names that a reason offers: "... Nearest: qkv, attention.out_proj." Empty if it offers none."""
     offered = re.search(r"[Nn]earest:? (.+?)(?:\.(?=\s|$)|$)", cause)
     return [name.strip(" `'") for name in offered[1].split(",")] if offered else []
 
 
-def _status(run: Run) -> str:
+def status_word(run: Run) -> str:
+    """Its status; "pruned" for a run that its sweep gave up."""
     return "pruned" if run.is_pruned else run.status.value
 
 

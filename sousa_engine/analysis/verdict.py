@@ -32,7 +32,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sousa_engine.analysis import two_level
-from sousa_engine.analysis.significance import Proportion, wilson
+from sousa_engine.analysis.significance import Proportion, wilson_of_mean
 from sousa_engine.records import Prediction
 
 LEVEL = 0.05
@@ -40,6 +40,13 @@ MARGIN = 0.01
 TIE = 2 * MARGIN
 ENOUGH_SEEDS = 3
 MOST_NAMED = 4  # settings in one sentence; all pairs stand in the table
+METHOD = (
+    "Means have Wilson's interval for the choice of clips; pairs a two-level paired bootstrap: clips are resampled "
+    "together for both settings, seeds within each, with Student's t for how few they are. An interval is for its "
+    f"pair alone, p is adjusted for all pairs (Holm). A setting beats another with p below {LEVEL:g} and "
+    f"{100 * MARGIN:g} point or more; they are tied where the interval lies within {100 * TIE:g} points of zero. "
+    f"Both take {ENOUGH_SEEDS} seeds of each setting."
+)
 
 
 class Outcome(enum.StrEnum):
@@ -187,6 +194,22 @@ def points(share: float, *, plus: bool = False) -> str:
     return f"{value:+.1f}".replace("-", "−") if plus and value else f"{value:.1f}".replace("-", "−")
 
 
+def points_span(pair: Pair) -> str:
+    """The 95 % interval of a pair in points, `0.9 to 5.2`; a dash where a seed alone says nothing."""
+    return "–" if pair.low is None or pair.high is None else f"{points(pair.low)} to {points(pair.high)}"
+
+
+def outcome_text(pair: Pair) -> str:
+    """`A beats B`, or `not enough evidence (+2 seeds would tell)`."""
+    more = []
+    if pair.more_seeds:
+        more.append(f"+{pair.more_seeds} {'seed' if pair.more_seeds == 1 else 'seeds'}")
+    if pair.more_clips:
+        more.append(f"+{pair.more_clips:,} clips")
+    found = "A beats B" if pair.outcome is Outcome.BEATS else pair.outcome.value
+    return f"{found} ({', '.join(more)} would tell)" if more else found
+
+
 def listed(names: Sequence[str], most: int | None = None) -> str:
     """`A, B and C`; with more than `most` of them `A, B, C and 4 others`."""
     if most and len(names) > most:
@@ -227,7 +250,7 @@ def _standing(name: str, right: np.ndarray) -> Standing:
     by_seed = right.mean(1)
     return Standing(
         name=name,
-        accuracy=wilson(round(float(right.mean()) * n), n),
+        accuracy=wilson_of_mean(float(right.mean()), n),
         lowest=float(by_seed.min()),
         highest=float(by_seed.max()),
         seeds=seeds,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -144,8 +145,17 @@ def _span(values: Sequence[float]) -> float:
     return max(values) - min(values)
 
 
+def _place(x: float, info: CostInfo) -> float:
+    """Where between the leftmost point (0) and the rightmost (1) it is drawn."""
+    every = [_shown(info, i) for i in range(len(info.points))]
+    if info.log:
+        x, *every = (math.log10(value) for value in (x, *every))
+    return (x - min(every)) / (_span(every) or 1)
+
+
 def _dots(info: CostInfo, which: Sequence[int], name: str, marker: dict, named: bool = False) -> go.Scatter:
     scores = [info.points[i].score for i in which]
+    places = [_place(_shown(info, i), info) for i in which]
     return go.Scatter(
         x=[_shown(info, i) for i in which],
         y=[score.value for score in scores],
@@ -153,7 +163,7 @@ def _dots(info: CostInfo, which: Sequence[int], name: str, marker: dict, named: 
         mode="markers+text" if named else "markers",
         marker=marker,
         text=[info.points[i].name for i in which] if named else None,
-        textposition=["top left" if i == which[-1] and len(which) > 1 else "top right" for i in which],
+        textposition=["top left" if place > 0.7 else "top right" for place in places],
         textfont={"size": 11},
         cliponaxis=False,
         error_y={

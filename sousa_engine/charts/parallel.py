@@ -65,7 +65,7 @@ def parallel_figure(info: ParallelInfo) -> go.Figure:
             tickfont={"size": 12},
             rangefont={"size": 11},
         ),
-        layout=template.layout(height=400, margin={"l": 90, "r": 60, "t": 50, "b": 24}),
+        layout=template.layout(height=400, margin={"l": _left(info), "r": 60, "t": 50, "b": 24}),
     )
 
 
@@ -91,3 +91,9 @@ def _range(places: Sequence[float]) -> list[float] | None:
 
 def _short(text: str) -> str:
     return text if len(text) <= LONGEST_TEXT else text[: LONGEST_TEXT - 1] + "…"
+
+
+def _left(info: ParallelInfo) -> int:
+    """Pixels for the names on the first axis, which stand left of it."""
+    longest = max((len(text) for axis in info.axes[:1] for _, text in axis.ticks), default=0)
+    return min(max(90, 8 * longest), 220)

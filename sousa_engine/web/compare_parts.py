@@ -49,7 +49,7 @@ class Compared:
     @property
     def has_axes(self) -> bool:
         """Whether there are enough runs to ask which axis matters."""
-        return self.of_sweep or (len(self.rows) >= 3 and sum(len(row.runs) for row in self.rows) >= 6)
+        return settings.has_axes(self.rows, self.of_sweep)
 
     @property
     def shown_runs(self) -> list[Run]:

@@ -72,17 +72,7 @@ def _importance(found: Sequence[SettingAxis], reached: Sequence[Sequence[float]]
         st.caption(weighed.reason)
         return
     st.plotly_chart(importance_figure(importance_info(weighed)), key="compare_importance", alt="Importance of the axes")
-    said = (
-        f"Functional ANOVA of {weighed.settings} settings, averaged over seeds; a seed is no axis. "
-        f"The settings' means differ by {100 * weighed.between:.1f} points (standard deviation)"
-    )
-    if weighed.noise is None:
-        said += "; with one seed each nobody can tell how much of that is luck."
-    elif weighed.noise > weighed.between / 2:
-        said += f", of which seeds alone would make {100 * weighed.noise:.1f}: read the bars with doubt."
-    else:
-        said += f"; seeds alone would make {100 * weighed.noise:.1f}."
-    st.caption(said)
+    st.caption(weighed.sentence)
 
 
 def _ranked(rows: Sequence[TrialRow], means: Sequence[float | None]) -> list[str]:

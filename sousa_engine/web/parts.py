@@ -107,8 +107,8 @@ def listed(lines: Iterable[str], most: int | None = 12) -> str:
 
 
 def hundred(share: float | None) -> float | None:
-    """A share as per cent, for tables."""
-    return None if share is None else 100 * share
+    """A share as per cent, for tables; rounded here, so that a table says what percent() says."""
+    return None if share is None else round(100 * share, 1)
 
 
 def form_token(form: str, pressed: bool) -> str:
@@ -149,6 +149,22 @@ def status_badge(status: RunStatus) -> None:
 
 def sweep_badge(status: SweepStatus) -> None:
     st.badge(status.value, icon=SWEEP_ICONS[status], color=SWEEP_COLORS[status])  # pyright: ignore[reportArgumentType]
+
+
+def sweep_line(found: Sweep, over: int, expected: int, best: str = "") -> None:
+    """A sweep in a list: its name as a link, status, how far it is, what it has come to."""
+    with st.container(horizontal=True, vertical_alignment="center", gap="small", border=True):
+        st.page_link(
+            page_path("sweeps"),
+            label=f":primary[{plain(found.name)}]",
+            query_params={"id": found.id},
+            width="content",
+        )
+        sweep_badge(found.status)
+        st.caption(f"{over} of {expected} runs are over", width="content")
+        if best:
+            st.caption(f"best: {best}", width="content")
+        st.caption(when(found.created_at_ms), width="content")
 
 
 def weights_badge(run: Run | RunRow) -> None:

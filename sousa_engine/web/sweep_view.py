@@ -28,6 +28,7 @@ from sousa_engine.store import Store
 from sousa_engine.sweep import SweepSpec
 from sousa_engine.web import parts, sweep_form
 from sousa_engine.web.components.trial_tiles import Wish, trial_tiles
+from sousa_engine.web.report_view import report_downloads
 
 REFRESH_S = 3
 POINTS = 200  # of a curve that becomes a tile's line
@@ -97,6 +98,7 @@ def actions(found: Sweep, spec: SweepSpec) -> None:
                 "Stop this sweep", type="primary", key="sweep.stop", on_click=steer,
                 args=(found.id, sweeper.stop, "Stopped."),
             )  # fmt: skip
+    report_downloads(found.name, sweep_id=found.id)
     with st.popover("Add seeds", icon=":material/add:"):
         seeds = f"sweep.seeds.{found.id}"
         st.text_input("More seeds", key=seeds, placeholder=f"{max(spec.seeds) + 1} {max(spec.seeds) + 2}")

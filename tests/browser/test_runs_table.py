@@ -57,6 +57,8 @@ class Table:
             expect(self.rows.nth(i)).to_have_attribute("data-id", run.id)
 
     def ticked(self, *runs):
+        for run in runs:
+            expect(self.row(run)).to_have_count(1)
         for row in self.rows.all():
             box = row.get_by_role("checkbox")
             expect(box).to_be_checked(checked=row.get_attribute("data-id") in {run.id for run in runs})

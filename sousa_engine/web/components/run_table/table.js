@@ -111,20 +111,21 @@ class Table {
     const moved = this.data && (data.first !== this.data.first || data.of !== this.data.of);
     this.data = data;
     this.runs = data.rows.map((row) => Object.fromEntries(data.fields.map((field, i) => [field, row[i]])));
+    let kept = [];
     if (data.seed_rev > this.rev) {
       this.rev = data.seed_rev;
       // After a reload Python starts from nothing (seed_rev 0), while this tab remembers.
-      const kept = data.seed_rev === 0 ? recall() : [];
+      kept = data.seed_rev === 0 ? recall() : [];
       this.ticked = new Set(data.seed_rev === 0 ? kept : data.seed);
       this.from = undefined;
       if (data.seed_rev) remember(data.seed);
-      else if (kept.length) this.changed();
     }
     if (!this.runs.some((run) => run.id === this.active)) this.active = this.runs[0]?.id;
     this.drawHead();
     this.drawBody();
     this.drawTicks();
     this.drawFoot();
+    if (kept.length) this.changed();
     if (moved) this.$(".scroll").scrollTop = 0;
     this.root.removeAttribute("aria-busy");
   }

@@ -1,0 +1,151 @@
+"""The figures of a report by name, each as page Compare draws it, with what to say to who cannot see it.
+
+Names of runs, settings and classes are escaped here: plotly reads tags in every text it draws.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import plotly.graph_objects as go
+
+from sousa_engine.analysis import cost, families, settings
+from sousa_engine.analysis.confusion import Confusion, confusion, difference
+from sousa_engine.analysis.sweeps import TrialRow
+from sousa_engine.charts.confusion import (
+    confusion_difference_figure,
+    confusion_difference_info,
+    confusion_figure,
+    confusion_info,
+)
+from sousa_engine.charts.cost import Level, cost_figure, cost_info
+from sousa_engine.charts.curves import curves_figure, curves_info
+from sousa_engine.charts.importance import importance_figure, importance_info
+from sousa_engine.charts.parallel import parallel_figure, parallel_info
+from sousa_engine.charts.scores import scores_figure, scores_info
+from sousa_engine.report.read import METRIC, Report
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """title stands above it, note below, either may be "". wide: needs a desk, so that a phone scrolls it sideways.
+
+    by_setting: in the colours of the shown settings, so that a legend of theirs belongs to it.
+    """
+
+    title: str
+    alt: str
+    figure: go.Figure
+    wide: bool = False
+    by_setting: bool = False
+    note: str = ""
+
+
+def figures(report: Report, names: Sequence[str]) -> dict[str, Chart]:
+    """The charts that a report's sections name, in their order."""
+    found: dict[str, Chart] = {}
+    for name in names:
+        kind, _, of = name.partition(" ")
+        found[name] = _cost(report, of) if kind == "cost" else _DRAW[name](report)
+    return found
+
+
+def _curves(report: Report) -> Chart:
+    lines = [replace(line, label=safe(line.label)) for line in report.lines]
+    figure = curves_figure(curves_info(METRIC, lines), legend=False)
+    return Chart(title="", alt="Valid accuracy over steps, a line for each setting", figure=figure, by_setting=True)
+
+
+def _cost(report: Report, measure: str) -> Chart:
+    rows = [replace(row, label=safe(row.label)) for row in report.rows]
+    levels = [Level(one.title, one.accuracy.value) for one in report.baselines]
+    figure = cost_figure(cost_info(cost.cost_points(rows, measure), measure, levels))
+    title = cost.MEASURES[measure]
+    return Chart(title=title, alt=f"Test accuracy against {title.lower()}", figure=figure)
+
+
+def _scores(report: Report) -> Chart:
+    figure = scores_figure(scores_info([(safe(label), found) for label, found in report.scores]))
+    figure.update_layout(showlegend=False)
+    return Chart(title="", alt="Test accuracy of each family, a dot for each setting", figure=figure, by_setting=True)
+
+
+def _confusion(report: Report) -> Chart:
+    assert report.best is not None
+    matrix, blocks = _matrix(report, report.best, _classes(report))
+    figure = confusion_figure(confusion_info(matrix, blocks), labels=False)
+    return Chart(
+        title=report.best.label,
+        alt=f"Confusion matrix of {report.best.label}",
+        figure=figure,
+        note="Rows: what was played; columns: what it was taken for. Petrol is recognised, brick is mistaken.",
+    )
+
+
+def _difference(report: Report) -> Chart:
+    assert report.best is not None and report.second is not None
+    classes = _classes(report)
+    second, blocks = _matrix(report, report.second, classes)
+    best, _ = _matrix(report, report.best, classes)
+    names = (safe(report.second.label), safe(report.best.label))
+    info = confusion_difference_info(difference(second, best), *names, blocks)
+    return Chart(
+        title=f"{report.best.label} against {report.second.label}",
+        alt=f"Where {report.best.label} does better (petrol) or worse (brick) than {report.second.label}",
+        figure=confusion_difference_figure(info, labels=False),
+        note=f"Petrol: {report.best.label} does better (more recognised, or fewer of this mistake); brick: worse. "
+        f"The darkest cell is {100 * info.largest:.0f} points of its row.",
+    )
+
+
+def _importance(report: Report) -> Chart:
+    assert report.weighed is not None
+    return Chart(
+        title="Importance of the axes",
+        alt="Share of the variance between settings that each axis explains",
+        figure=importance_figure(importance_info(report.weighed)),
+    )
+
+
+def _parallel(report: Report) -> Chart:
+    means = [settings.mean(values) for values in report.reached]
+    return Chart(
+        title="Settings as lines through their values",
+        alt="Each setting as a line through its values, coloured by its valid accuracy",
+        figure=parallel_figure(parallel_info(report.axes, means, "valid accuracy")),
+        wide=True,
+    )
+
+
+_DRAW = {
+    "curves": _curves,
+    "scores": _scores,
+    "confusion": _confusion,
+    "difference": _difference,
+    "importance": _importance,
+    "parallel": _parallel,
+}
+
+
+def safe(name: str) -> str:
+    """A name that plotly shows as it is written."""
+    return html.escape(name, quote=False)
+
+
+def _classes(report: Report) -> tuple[str, ...]:
+    """Of the two settings whose confusion is drawn, so that their matrices can be subtracted."""
+    rows = [row for row in (report.best, report.second) if row]
+    return families.by_family(
+        {c for row in rows for p in _clips(report.predictions, row) for c in (p.label, p.predicted)}
+    )
+
+
+def _matrix(report: Report, row: TrialRow, classes: tuple[str, ...]) -> tuple[Confusion, tuple[tuple[str, int], ...]]:
+    matrix = confusion(_clips(report.predictions, row), classes)
+    return replace(matrix, classes=tuple(map(safe, classes))), families.blocks(classes)
+
+
+def _clips(predictions: Mapping, row: TrialRow) -> list:
+    return [p for run in row.runs for p in predictions.get(run.id, ())]

@@ -1,0 +1,55 @@
+"""A report as one HTML file: text, charts and the program that draws them; opened from a disk, it asks for nothing."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+
+import jinja2
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from sousa_engine.charts import template
+from sousa_engine.report import sections
+from sousa_engine.report.figures import figures
+from sousa_engine.report.read import Report
+
+_FOLDER = Path(__file__).parent
+
+
+def html(report: Report) -> str:
+    """The whole document, about 5 MB: most of it is plotly.js. Every name in it is text, whatever it holds."""
+    found = sections.sections(report)
+    charts = figures(report, [name for section in found for name in section.charts])
+    return _template().render(
+        report=report,
+        sections=found,
+        lead=sections.lead(report),
+        counted=sections.counted(report),
+        made=sections.made(report),
+        caveats=sections.caveats(report),
+        legend=[(template.series(i), sections.setting_name(row)) for i, row in enumerate(report.shown)],
+        charts=charts,
+        figures={name: _json(chart.figure) for name, chart in charts.items()},
+        # The library's own text, and ours: neither holds the end of a script.
+        plotly=Markup(get_plotlyjs()) if charts else "",
+        style=Markup((_FOLDER / "page.css").read_text()),
+        script=Markup((_FOLDER / "page.js").read_text()),
+    )
+
+
+def _json(figure) -> dict:
+    """The figure without plotly's template: page.js gives it the colours of light or dark."""
+    found = json.loads(figure.to_json())
+    found["layout"].pop("template", None)
+    return found
+
+
+@cache
+def _template() -> jinja2.Template:
+    loader = jinja2.FileSystemLoader(_FOLDER)
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("page.html")

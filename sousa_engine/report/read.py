@@ -1,0 +1,206 @@
+"""What a report is made of, read from the store and worked out as page Compare does."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from sousa_engine import sweep as sweeps_spec
+from sousa_engine.analysis import compare, cost, importance, settings, sweeps
+from sousa_engine.analysis.compare import Conclusion, Result
+from sousa_engine.analysis.curves import Line, placed, seed_line
+from sousa_engine.analysis.importance import Importance
+from sousa_engine.analysis.scores import Score, family_scores
+from sousa_engine.analysis.settings import SettingAxis, Summaries
+from sousa_engine.analysis.significance import Proportion, paired
+from sousa_engine.analysis.sweeps import Failure, TrialRow
+from sousa_engine.records import ClipScore, Curve, Prediction, Run, Sweep
+from sousa_engine.store import Store
+from sousa_engine.sweep import SweepSpec
+
+METRIC = "valid/accuracy"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """A baseline of the data set on test: what it gives away without a network. how: what answers, in a few words."""
+
+    title: str
+    accuracy: Proportion
+    macro_f1: float
+    how: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Everything that a report says. sweep is None for a list of runs. rows: all settings, in a sweep the best first.
+
+    shown: the settings with a colour, a curve and a share in the verdict, `best` the one (by valid accuracy) whose
+    confusion is drawn, and `second` the next. to_come: runs that a sweep has not queued yet.
+    """
+
+    title: str
+    made_at_ms: int
+    sweep: Sweep | None
+    runs: tuple[Run, ...]
+    names: tuple[str, ...]  # of the runs
+    results: tuple[Result, ...]  # of the runs
+    summaries: Summaries
+    statuses: Counter[str]
+    to_come: int
+    rows: tuple[TrialRow, ...]
+    shown: tuple[TrialRow, ...]
+    conclusion: Conclusion
+    failures: tuple[Failure, ...]
+    lines: tuple[Line, ...]  # of `shown`
+    scores: tuple[tuple[str, Mapping[str, Score]], ...]  # of `shown`, by family
+    best: TrialRow | None
+    second: TrialRow | None
+    predictions: Mapping[str, Sequence[Prediction]]  # run id -> its test split, of `shown`
+    axes: tuple[SettingAxis, ...]
+    reached: tuple[tuple[float, ...], ...]  # of each row the valid accuracies of its finished seeds
+    weighed: Importance | None  # None where there are too few runs to ask
+    baselines: tuple[Reference, ...]
+
+    @property
+    def spec(self) -> SweepSpec | None:
+        return sweeps_spec.build(self.sweep.spec) if self.sweep else None
+
+    @property
+    def pruned(self) -> tuple[tuple[str, Run], ...]:
+        """(name, run) of those that the sweep gave up."""
+        return tuple((name, run) for name, run in zip(self.names, self.runs, strict=True) if run.is_pruned)
+
+    @property
+    def open_count(self) -> int:
+        """Runs that are not over."""
+        return sum(not run.status.is_over for run in self.runs)
+
+    def label_of(self, run: Run) -> str:
+        """The setting of a run; "" if a later run of the same setting and seed stands for it."""
+        return next((row.label for row in self.rows for other in row.runs if other.id == run.id), "")
+
+
+def read(
+    store: Store,
+    *,
+    sweep: Sweep | None = None,
+    runs: Sequence[Run] = (),
+    baselines: Sequence[Reference] = (),
+    made_at_ms: int | None = None,
+) -> Report:
+    """The report of a sweep, or of these runs. Of a sweep's trials and seeds the latest run counts."""
+    runs = sweeps.latest(store.sweep_runs(sweep.id)) if sweep else tuple(runs)
+    summaries = store.summaries([run.id for run in runs])
+    rows, shown = rows_of(runs, summaries, of_sweep=sweep is not None)
+    drawn = _competing(runs, rows, shown, of_sweep=sweep is not None)
+    steps = [run for row in shown for run in row.runs if METRIC in summaries[run.id]]
+    return build(
+        runs=runs,
+        summaries=summaries,
+        predictions={run.id: store.predictions(run.id, "test") for run in drawn},
+        curves={run.id: store.curve(run.id, METRIC) for run in steps},
+        clip_scores={row.number: store.clip_scores([run.id for run in row.runs], "test") for row in shown},
+        sweep=sweep,
+        baselines=baselines,
+        made_at_ms=time.time_ns() // 1_000_000 if made_at_ms is None else made_at_ms,
+    )
+
+
+def build(
+    *,
+    runs: Sequence[Run],
+    summaries: Summaries,
+    predictions: Mapping[str, Sequence[Prediction]],
+    curves: Mapping[str, Curve],
+    clip_scores: Mapping[int, Sequence[ClipScore]],
+    made_at_ms: int,
+    sweep: Sweep | None = None,
+    baselines: Sequence[Reference] = (),
+) -> Report:
+    """predictions, curves: run id -> test split, valid accuracy. clip_scores: number of a row -> its test clips."""
+    of_sweep = sweep is not None
+    rows, shown = rows_of(runs, summaries, of_sweep=of_sweep)
+    drawn = _competing(runs, rows, shown, of_sweep=of_sweep)
+    tested = [row for row in settings.by_valid(shown) if any(predictions.get(run.id) for run in row.runs)]
+    axes = settings.setting_axes(rows) if settings.has_axes(rows, of_sweep) else ()
+    reached = tuple(settings.reached(row, summaries, "valid") for row in rows)
+    tally = sweeps.tally(sweep, runs) if sweep else None
+    scored = ((row.label, family_scores(clip_scores.get(row.number, ()))) for row in shown)
+    return Report(
+        title=sweep.name if sweep else runs[0].title if len(runs) == 1 else f"{len(runs)} runs",
+        made_at_ms=made_at_ms,
+        sweep=sweep,
+        runs=tuple(runs),
+        names=tuple(compare.run_names(runs)),
+        results=compare.results(runs, summaries),
+        summaries=summaries,
+        statuses=tally.statuses if tally else Counter(sweeps.status_word(run) for run in runs),
+        to_come=tally.to_come if tally else 0,
+        rows=rows,
+        shown=shown,
+        conclusion=_conclusion(drawn, rows, summaries, predictions),
+        failures=sweeps.by_cause(runs),
+        lines=tuple(_line(number, row, curves) for number, row in enumerate(shown)),
+        scores=tuple((label, found) for label, found in scored if found),
+        best=tested[0] if tested else None,
+        second=tested[1] if len(tested) > 1 else None,
+        predictions=predictions,
+        axes=axes,
+        reached=reached,
+        weighed=importance.importance(axes, reached) if axes else None,
+        baselines=tuple(baselines),
+    )
+
+
+def rows_of(
+    runs: Sequence[Run], summaries: Summaries, *, of_sweep: bool
+) -> tuple[tuple[TrialRow, ...], tuple[TrialRow, ...]]:
+    """(all settings, those that are shown), as page Compare orders and chooses them."""
+    rows = settings.setting_rows(runs, summaries)
+    rows = tuple(settings.by_valid(rows)) if of_sweep else rows
+    return rows, settings.best(rows, settings.MOST_SHOWN)
+
+
+def peak_mib(run: Run) -> float | None:
+    return cost.cost_of(run, "peak_memory_mib")
+
+
+def _competing(
+    runs: Sequence[Run], rows: Sequence[TrialRow], shown: Sequence[TrialRow], *, of_sweep: bool
+) -> Sequence[Run]:
+    """The runs whose verdict is asked for."""
+    return runs if len(shown) == len(rows) and not of_sweep else [run for row in shown for run in row.runs]
+
+
+def _conclusion(
+    runs: Sequence[Run],
+    rows: Sequence[TrialRow],
+    summaries: Summaries,
+    predictions: Mapping[str, Sequence[Prediction]],
+) -> Conclusion:
+    found = compare.results(runs, summaries)
+    names = settings.names_in_verdict(rows, found)
+    said = compare.conclude(found, predictions, names=names, excluded=sweeps.out_of_competition(runs))
+    named = zip(compare.run_names(runs), (predictions.get(run.id) for run in runs), strict=True)
+    measured = [(name, clips) for name, clips in named if clips]
+    if len(measured) != 2:
+        return said
+    (first, of_first), (second, of_second) = measured
+    difference = paired(of_first, of_second)
+    if difference is None:
+        return said
+    return Conclusion(
+        verdict=said.verdict,
+        notes=(*said.notes, compare.paired_sentence(first, second, difference)),
+        pairs=said.pairs,
+        order=said.order,
+    )
+
+
+def _line(number: int, row: TrialRow, curves: Mapping[str, Curve]) -> Line:
+    found = ((run, curves[run.id]) for run in row.runs if run.id in curves)
+    seeds = [seed for run, curve in found if curve.steps and (seed := placed(run, curve, "step"))]
+    return seed_line(row.label, seeds, group=number)
