@@ -4,8 +4,9 @@ Why streamlit.App: a `pages/` folder beside the script that Streamlit runs would
 for whoever opens a deep link first; with the router elsewhere, every address works as the first one.
 """
 
+import asyncio
 import sys
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import streamlit as st
@@ -17,15 +18,28 @@ from sousa_engine.web import guard, tell
 from sousa_engine.web.routes import routes
 from sousa_engine.workspace import default_workspace
 
+WATCH_S = 1.0  # between two looks for a supervisor
+
 
 @asynccontextmanager
 async def lifespan(app):
-    """Start the supervisor, unless one runs, before the first visitor. It goes on when the studio stops."""
+    """Start the supervisor, unless one runs, before the first visitor, and another should it be killed while runs
+    live or wait. It goes on when the studio stops.
+    """
     try:
         supervisor.ensure(default_workspace())
     except SousaError as error:  # the pages say it too: a workspace that cannot be written can still be read
         print(f"sousa-engine: {error}", file=sys.stderr)
+    watch = asyncio.create_task(keep_supervised())
     yield
+    watch.cancel()
+
+
+async def keep_supervised():
+    while True:
+        await asyncio.sleep(WATCH_S)
+        with suppress(SousaError, OSError):  # the pages say it; it may pass
+            await asyncio.to_thread(supervisor.revive, default_workspace())
 
 
 try:

@@ -162,7 +162,7 @@ def form() -> tuple[dict[str, Any], dict[str, str]]:
     with a:
         field("seed", lambda **k: st.number_input(step=1, **k))
     with b:
-        present = ["auto", *local.slots()]
+        present = ["auto", *local.devices()]
         if st.session_state.get("launch.device", "auto") not in present:
             st.session_state["launch.device"] = "auto"
         field("device", lambda **k: st.selectbox(options=present, **k))
@@ -336,9 +336,11 @@ def summary(values: dict[str, Any], problems: dict[str, str]) -> None:
     label = "Start training"
     if missing:
         label = "To start, mend: " + ", ".join(LABELS.get(name, name) for name in missing[:3])
-    if st.button(label, type="primary", disabled=bool(missing), icon=":material/play_arrow:", width="stretch"):
+    pressed = st.button(label, type="primary", disabled=bool(missing), icon=":material/play_arrow:", width="stretch")
+    token = parts.form_token("launch", pressed)
+    if pressed:
         assert settings is not None
-        begin(settings)
+        begin(settings, token)
     if settings is None or found is None:
         return
 
@@ -373,9 +375,9 @@ def report(item: launch.Check) -> None:
     right.text(item.detail)
 
 
-def begin(settings: RunConfig) -> None:
+def begin(settings: RunConfig, form_token: str) -> None:
     try:
-        run = launch.start(workspace, settings, created_by="page")
+        run = launch.start(workspace, settings, created_by="page", form_token=form_token)
     except SousaError as error:
         st.error(str(error), icon=":material/error:")
         return

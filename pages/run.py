@@ -12,6 +12,7 @@ from sousa_engine.analysis.confusion import class_results, confusion, mistakes
 from sousa_engine.charts.class_accuracy import class_accuracy_figure, class_accuracy_info
 from sousa_engine.charts.confusion import confusion_figure, confusion_info
 from sousa_engine.errors import SousaError
+from sousa_engine.executors.local import GRACE_S
 from sousa_engine.records import LONGEST_NOTE, Prediction, Run, RunFilter, RunStatus, Sweep
 from sousa_engine.store import Store
 from sousa_engine.web import manage, parts
@@ -21,6 +22,7 @@ from sousa_engine.web.layers_view import layers_section
 REFRESH_S = 2
 CAUSE_LINES, LOG_LINES = 40, 200
 MOST_OFFERED = 200
+STOP_STEPS = ("stop requested", "pruned", "keeper", "keeper lost", "checkpoint")  # the end has a box of its own
 
 
 def main() -> None:
@@ -42,6 +44,8 @@ def main() -> None:
     if resumable:
         where = f"It can be resumed from step {resumable.step:,}, epoch {resumable.epoch}. {resumable.note}"
         st.caption(parts.plain(resumable.why_not or where.strip()))
+    if run.stop_requested_at_ms is not None and run.launches:
+        st.fragment(ladder, run_every=None if run.status.is_over else REFRESH_S)(run.id)
     live_chart([run], key=f"chart-{run.id}")
     st.space("small")
     st.fragment(numbers, run_every=None if run.status.is_over else REFRESH_S)(run)
@@ -110,6 +114,14 @@ def actions(run: Run, known_tags: list[str], resumable: launch.Resumable | None)
     if run.status is RunStatus.QUEUED:
         label = "Take out of the queue"
         st.button(label, icon=":material/cancel:", on_click=manage.stop, args=([run.id],), key="stop")
+        st.button(
+            "To the front",
+            icon=":material/vertical_align_top:",
+            on_click=manage.move,
+            args=(run.id, 1),
+            help="It is the next one to start.",
+            key="front",
+        )
     elif not run.status.is_over:
         st.button(
             "Stopping" if run.status is RunStatus.STOPPING else "Stop and save",
@@ -119,6 +131,15 @@ def actions(run: Run, known_tags: list[str], resumable: launch.Resumable | None)
             disabled=run.status is RunStatus.STOPPING,
             help="Saves a checkpoint first, then ends. All metrics are kept.",
             key="stop",
+        )
+        st.button(
+            "Stop now",
+            icon=":material/dangerous:",
+            on_click=manage.ask,
+            args=("kill", [run.id]),
+            disabled=run.kill_requested_at_ms is not None,
+            help="Kills it at once: what was learnt since its last checkpoint goes.",
+            key="kill",
         )
     if resumable:
         st.button(
@@ -130,7 +151,14 @@ def actions(run: Run, known_tags: list[str], resumable: launch.Resumable | None)
             help="Goes on from its last checkpoint, as the same run with the same curves.",
             key="resume",
         )
-    if st.button("Launch again", icon=":material/replay:", help="Open Launch with these settings.", key="again"):
+    # The run is part of the key: a late click must not clone the clone.
+    pressed = st.button(
+        "Clone", icon=":material/replay:", help="Queue these settings once more.", key=f"clone-{run.id}"
+    )
+    token = parts.form_token(f"clone {run.id}", pressed)
+    if pressed and (made := manage.clone([run.id], token)):
+        st.switch_page(parts.page_path("run"), query_params={"id": made[0]})
+    if st.button("Edit and launch", icon=":material/tune:", help="Open Launch with these settings.", key="again"):
         st.session_state["draft"] = run.config.model_dump(mode="json")
         st.switch_page(parts.page_path("launch"))
     with st.popover("Edit", icon=":material/edit:", help="Title, tags and note"):
@@ -179,6 +207,23 @@ def cause(run: Run, store: Store, divergence: tuple[str, int] | None) -> None:
         lines = log.tail(store.workspace.run_dir(run.id) / run_files.LOG, CAUSE_LINES)
         st.markdown(f"**Last {len(lines)} lines of the log**" if lines else "The run wrote no log.")
         show_lines(lines)
+
+
+def ladder(run_id: str) -> None:
+    """The steps of its stop, each with its time."""
+    with parts.open_store() as store:
+        run, found = store.run(run_id), store.events(run_id)
+    if run is None or run.stop_requested_at_ms is None:
+        return
+    steps = [event for event in found if event.kind in STOP_STEPS and event.at_ms >= run.stop_requested_at_ms]
+    lines = [f"{parts.when(event.at_ms)[11:]} · {parts.plain(event.message)}" for event in steps]
+    told_ms = [event.at_ms for event in steps if event.kind == "keeper"]  # the keeper counts from there
+    if run.status is RunStatus.STOPPING and run.kill_requested_at_ms is None and len(told_ms) == 1:
+        last = parts.when(told_ms[0] + round(1000 * GRACE_S))[11:]
+        lines.append(f"{last} · :gray[SIGKILL, should it not have stopped by then.]")
+    with st.container(border=True, gap="small"):
+        st.markdown("**How it was stopped**" if run.status.is_over else "**Stopping**")
+        st.markdown(parts.listed(lines))
 
 
 # Numbers with their n

@@ -178,6 +178,24 @@ def toolbar(picked: Sequence[RunRow], wanted: RunFilter, look: Asked) -> None:
                 help="Those that train save a checkpoint first.",
                 key="stop_runs",
             )
+            st.button(
+                "Stop now",
+                icon=":material/dangerous:",
+                on_click=manage.ask,
+                args=("kill", alive),
+                help="Kills them at once: what was learnt since their last checkpoint goes.",
+                key="kill_runs",
+            )
+        pressed = st.button(
+            "Clone",
+            icon=":material/replay:",
+            disabled=not ids,
+            help="Queue a new run with the settings of each one ticked, such as those that failed.",
+            key="clone_runs",
+        )
+        token = parts.form_token("clone_runs", pressed)
+        if pressed and manage.clone(ids, token):
+            st.rerun()
         st.download_button(
             "CSV",
             data=lambda: listed_csv(wanted, look),

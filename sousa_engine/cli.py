@@ -1,4 +1,4 @@
-"""The command line: train, show, stop, resume, modules, targets here; the other verbs in files of their own.
+"""The command line: train, show, resume, modules, targets here; the other verbs in files of their own.
 
 Exit code 0 for success, 2 for a user's mistake, 1 for a run that failed, 3 for one that was stopped.
 """
@@ -9,6 +9,7 @@ import re
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,24 @@ from typing import Any
 import click
 from tqdm import tqdm
 
-from sousa_engine import __version__, config, grammar, inputs, launch, module_tree, run_files, runs_cli
+from sousa_engine import (
+    __version__,
+    config,
+    grammar,
+    inputs,
+    launch,
+    module_tree,
+    queue_cli,
+    run_files,
+    runs_cli,
+    supervisor,
+)
 from sousa_engine.analysis.significance import wilson
 from sousa_engine.analyze_cli import analyze_command
 from sousa_engine.baselines_cli import baselines_command
 from sousa_engine.data import synth
 from sousa_engine.doctor_cli import doctor_command
-from sousa_engine.errors import ConfigError, SousaError, UserError, unknown
+from sousa_engine.errors import ConfigError, SousaError, UserError, WorkspaceError, unknown
 from sousa_engine.records import Run, RunStatus, Summary
 from sousa_engine.scan_cli import scan_command
 from sousa_engine.store import Store
@@ -31,7 +43,7 @@ from sousa_engine.weights_cli import weights
 from sousa_engine.workspace import Workspace, default_workspace
 
 POLL_S = 0.3
-_OF_RUNS = ("runs", "show", "stop", "resume", "tag", "note", "archive", "delete", "analyze")
+_OF_RUNS = ("runs", "show", "stop", "resume", "queue", "clone", "tag", "note", "archive", "delete", "analyze")
 
 
 class _Commands(click.Group):
@@ -75,6 +87,7 @@ def main(ctx: click.Context, root: Path | None) -> None:
 
 for _command in (
     *(runs_cli.runs, runs_cli.tag, runs_cli.note, runs_cli.archive, runs_cli.delete),
+    *(queue_cli.queue, queue_cli.clone, queue_cli.stop),
     *(analyze_command, baselines_command, doctor_command, scan_command, sweep_command, sweeps, weights),
 ):
     main.add_command(_command)
@@ -163,20 +176,6 @@ def show(workspace: Workspace, run: str, log_lines: int) -> None:
         log_lines = 40
     if log_lines and log.exists():
         click.echo("\n".join(log.read_text(errors="replace").splitlines()[-log_lines:]))
-
-
-@main.command()
-@click.argument("run")
-@click.pass_obj
-def stop(workspace: Workspace, run: str) -> None:
-    """Ask a run to save a checkpoint and stop (a queued one is taken off the queue)."""
-    with Store.open(workspace) as store:
-        found = store.find(run)
-        if found.status.is_over:
-            raise UserError(f"Run {found.id} is already over: {found.status.value}.")
-        after = store.request_stop(found.id)
-    launch.supervisor.ensure(workspace)
-    click.echo(f"run {after.id}: {after.status.value}")
 
 
 @main.command()
@@ -273,6 +272,10 @@ def _echo_preflight(prepared: launch.Prepared, found: launch.Preflight) -> None:
 
 def _see_through(workspace: Workspace, run: Run, detach: bool) -> None:
     if detach:
+        with Store.open(workspace) as store:
+            paused = store.queue().is_paused
+        if paused:
+            click.echo("It waits: the queue is paused. Go on with: python -m sousa_engine queue resume")
         click.echo(f"follow it with: python -m sousa_engine show {run.id}")
         return
     over = _follow(workspace, run)
@@ -299,6 +302,8 @@ def _follow(workspace: Workspace, run: Run) -> Run:
                 if lines and (now := _stage(found)) != said:
                     click.echo(now, err=True)
                     said = now
+                with suppress(WorkspaceError):  # it may pass; what is shown is still true
+                    supervisor.revive(workspace)
                 _draw(bar, found)
                 if found.status.is_over:
                     return found

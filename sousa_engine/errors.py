@@ -17,6 +17,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+DISK_FULL = "The disk is full. Free some space; metrics and checkpoints up to here are kept."
+
 
 class SousaError(Exception):
     """Base of all errors of the engine; str(error) is one sentence fit for a user."""

@@ -11,7 +11,11 @@ If the keeper itself is killed, the kernel sends the trainer SIGTERM (Linux: PR_
 writes result.json and ends. Not SIGKILL, which would throw away work because a bystander died. Should it hang, or
 where there is no such signal (macOS), it still holds the lock, so the supervisor sees it and ends it.
 
-What happened is written to exit.json: {nonce, exit_code | null, signal | null, started_ms, ended_ms, steps}.
+SIGTERM to the keeper is "stop and save": SIGTERM to the trainer, and after GRACE_S SIGKILL to its group. SIGUSR1 is
+"stop now": SIGKILL at once. Each step is noted in keeper.json when it is taken.
+
+What happened is written to exit.json: {nonce, exit_code | null, signal | null, started_ms, ended_ms, steps, oom_kills}.
+oom_kills: processes that the system killed meanwhile, in our cgroup, for want of memory; null where nobody counts.
 """
 
 from __future__ import annotations
@@ -24,12 +28,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from sousa_engine import run_files
+from sousa_engine import oom, run_files
 
 COULD_NOT_START = 127
 _PR_SET_PDEATHSIG = 1
@@ -48,18 +52,20 @@ class Keeper:
         self._steps: list[dict[str, Any]] = []
         self._stop_asked = False
         self._stop_passed_on = False
+        self._kill_asked = False
+        self._oom_kills = oom.kills()
 
     def run(self) -> None:
         # Handlers first: a stop that comes before the trainer is there must neither be lost nor kill us.
         signal.signal(signal.SIGTERM, self._on_stop)
+        signal.signal(signal.SIGUSR1, self._on_kill)
         signal.signal(signal.SIGALRM, self._on_grace_over)
         for ignored in (signal.SIGINT, signal.SIGHUP):
             signal.signal(ignored, signal.SIG_IGN)
         self._reserve_exit()
         self._write_note()
-        code = None if self._stop_asked else self._start()
+        code = None if self._stop_asked or self._kill_asked else self._start()
         if self._trainer:
-            self._write_note()
             code = self._wait()
             signal.setitimer(signal.ITIMER_REAL, 0)
         self._write_exit(code)
@@ -76,11 +82,17 @@ class Keeper:
             )
         except OSError as error:
             print(f"{self._argv[0]} could not be started: {error}", file=sys.stderr)
-            self._step("could not start")
+            self._step(run_files.COULD_NOT_START)
             return COULD_NOT_START
-        self._step("started")
+        self._step(run_files.STARTED)
         self._pass_on_stop()  # one that came while the trainer was being born
+        if self._kill_asked:
+            self._signal_group(signal.SIGKILL)
         return None
+
+    @property
+    def _is_up(self) -> bool:
+        return self._trainer is not None and self._trainer.returncode is None
 
     def _wait(self) -> int:
         """The trainer's return code, negative for a signal; nothing of its group is left when this returns."""
@@ -88,41 +100,64 @@ class Keeper:
         pid = self._trainer.pid
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # not reaped yet, so that its pid cannot be anyone else's
         self._signal_group(signal.SIGKILL)  # data loader workers that it left behind
-        return self._trainer.wait()
+        with _no_signals():  # once it is reaped, a handler must know: its group's number may be another's
+            return self._trainer.wait()
 
     def _on_stop(self, number: int, frame: FrameType | None) -> None:
         self._stop_asked = True
         self._pass_on_stop()
 
     def _pass_on_stop(self) -> None:
-        if not self._trainer or not self._stop_asked or self._stop_passed_on:
+        if not self._is_up or not self._stop_asked or self._stop_passed_on:
             return
+        assert self._trainer is not None
         self._stop_passed_on = True
-        self._step("SIGTERM")
         self._trainer.send_signal(signal.SIGTERM)  # to it alone: its workers are needed until the checkpoint stands
         signal.setitimer(signal.ITIMER_REAL, self._grace_s)
+        self._step(run_files.SAVE)
 
     def _on_grace_over(self, number: int, frame: FrameType | None) -> None:
-        self._step("SIGKILL")
         self._signal_group(signal.SIGKILL)
+        self._step(run_files.GRACE_OVER)
+
+    def _on_kill(self, number: int, frame: FrameType | None) -> None:
+        if self._kill_asked:
+            return
+        self._kill_asked = True
+        self._signal_group(signal.SIGKILL)
+        self._step(run_files.AT_ONCE)
 
     def _signal_group(self, number: int) -> None:
+        if not self._is_up:
+            return
         assert self._trainer is not None
         with contextlib.suppress(ProcessLookupError, PermissionError):  # PermissionError: macOS, for a lone zombie
             os.killpg(self._trainer.pid, number)
 
     def _step(self, what: str) -> None:
         self._steps.append({"at_ms": _now_ms(), "step": what})
+        if self._trainer:
+            self._write_note()  # now, so that a page can show it now
 
     def _write_note(self) -> None:
-        trainer_pid = self._trainer.pid if self._trainer else None
-        note = {"nonce": self._nonce, "pid": os.getpid(), "trainer_pid": trainer_pid, "started_ms": self._started_ms}
-        try:
-            run_files.write_json(self._run_dir / run_files.KEEPER, {**note, "argv": self._argv})
-        except OSError as error:
-            if self._trainer is None:
-                raise  # nobody could know of this launch: better none
-            print(f"{run_files.KEEPER} could not be written: {error}", file=sys.stderr)
+        # One at a time: a handler must not begin to write where it interrupted the writing of the one before.
+        with _no_signals():
+            note = {
+                "nonce": self._nonce,
+                "pid": os.getpid(),
+                "trainer_pid": self._trainer.pid if self._trainer else None,
+                "started_ms": self._started_ms,
+                "boot_id": run_files.boot_id(),
+                "steps": self._steps,
+                "argv": self._argv,
+            }
+            try:
+                run_files.write_json(self._run_dir / run_files.KEEPER, note)
+            except OSError as error:
+                if self._trainer is None:
+                    raise  # nobody could know of this launch: better none
+                with contextlib.suppress(OSError):  # the log is on the same full disk
+                    print(f"{run_files.KEEPER} could not be written: {error}", file=sys.stderr)
 
     def _reserve_exit(self) -> None:
         """Take the room for exit.json now: a disk that is full later must not hide how the run ended."""
@@ -135,6 +170,8 @@ class Keeper:
         signal_number = -code if code is not None and code < 0 else None
         note = {"nonce": self._nonce, "exit_code": None if signal_number else code, "signal": signal_number}
         note |= {"started_ms": self._started_ms, "ended_ms": _now_ms(), "steps": self._steps}
+        now = oom.kills()
+        note["oom_kills"] = None if now is None or self._oom_kills is None else now - self._oom_kills
         with self._reserved.open("r+b") as file:
             file.write(json.dumps(note).encode())
             file.truncate()
@@ -160,6 +197,16 @@ def _follow(parent: int) -> Callable[[], None] | None:
             os._exit(COULD_NOT_START)
 
     return follow
+
+
+@contextlib.contextmanager
+def _no_signals() -> Iterator[None]:
+    """Ours wait until the end of the block."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGUSR1, signal.SIGALRM))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _now_ms() -> int:

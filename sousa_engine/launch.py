@@ -184,13 +184,16 @@ def preflight(run_config: RunConfig, workspace: Workspace) -> Preflight:
     )
 
 
-def start(workspace: Workspace, run_config: RunConfig, *, created_by: str) -> Run:
-    """Queue a run and see that a supervisor is there to take it. Raises PreflightError naming what is missing."""
+def start(workspace: Workspace, run_config: RunConfig, *, created_by: str, form_token: str | None = None) -> Run:
+    """Queue a run and see that a supervisor is there to take it. Raises PreflightError naming what is missing.
+
+    form_token: names a form that was sent; sent again, it is answered with the run that it made the first time.
+    """
     found = preflight(run_config, workspace)
     if found.errors:
         raise PreflightError(" ".join(check.detail for check in found.errors))
     with Store.open(workspace) as store:
-        run = store.enqueue(run_config, created_by=created_by)
+        run = store.enqueue(run_config, created_by=created_by, form_token=form_token)
     supervisor.ensure(workspace)
     return run
 
@@ -255,6 +258,31 @@ def resume(workspace: Workspace, run_id: str) -> tuple[Run, Resumable]:
     return run, found
 
 
+def clone(
+    workspace: Workspace,
+    runs: Sequence[Run],
+    changes: Sequence[str] = (),
+    *,
+    created_by: str,
+    form_token: str | None = None,
+) -> tuple[Run, ...]:
+    """Queue new runs with the settings of these, in the same order; all of them, or none.
+
+    changes: words as grammar.parse reads them, for each of them. form_token as in `start`. Raises ConfigError,
+    UnknownNameError, TargetError, DataError; PreflightError naming the run that could only fail.
+    """
+    configs = []
+    for run in runs:
+        found = prepare(_changed(run.config, changes) if changes else run.config.model_dump(mode="json")).config
+        if errors := preflight(found, workspace).errors:
+            raise PreflightError(f"{run.id} ({found.title}): {' '.join(check.detail for check in errors)}")
+        configs.append(found)
+    with Store.open(workspace) as store:
+        made = store.enqueue_all(configs, created_by=created_by, form_token=form_token)
+    supervisor.ensure(workspace)
+    return made
+
+
 def to_yaml(run_config: RunConfig) -> str:
     """The whole config as YAML; `python -m sousa_engine train --config FILE` reads it back to an equal config."""
     values = run_config.model_dump(mode="json")
@@ -297,6 +325,14 @@ def _words(run_config: RunConfig) -> list[str]:
             value = "null"
         words.append(f"{dotted}={value}")
     return words
+
+
+def _changed(run_config: RunConfig, changes: Sequence[str]) -> grammar.Draft:
+    asked = grammar.parse(changes)
+    draft = grammar.parse([*_words(run_config), *changes])
+    if "targets" in asked.get("lora", {}) and "target_set" not in asked["lora"]:
+        draft["lora"].pop("target_set", None)  # the name of others
+    return draft
 
 
 def _make_paths_absolute(draft: dict[str, Any]) -> None:
@@ -441,7 +477,7 @@ def _classes_check(manifest: manifests.Manifest) -> Check:
 
 
 def _device_check(run_config: RunConfig) -> Check:
-    present = local.slots()
+    present = local.devices()
     if run_config.device == "auto":
         return Check(level="ok", title="Device", detail=f"auto: {present[0]}")
     if run_config.device not in present:

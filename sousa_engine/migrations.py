@@ -43,7 +43,7 @@ with _without("pandas", "numpy"):
 
 APPLICATION_ID = 0x534F5553  # "SOUS"
 BUSY_TIMEOUT_S = 30.0
-_LATEST = 3
+_LATEST = 4
 
 history = Migrations("sousa_engine")
 
@@ -249,6 +249,31 @@ def _kept(db: Database) -> None:
     r.note,
     strftime('%Y-%m-%d %H:%M:%SZ', r.archived_at_ms / 1000, 'unixepoch') AS archived_at"""
     db.create_view("runs_overview", _OVERVIEW.replace("r.reason", more), replace=True)
+
+
+@history(name="0004_queue")
+def _queue(db: Database) -> None:
+    db.executescript(
+        """
+        CREATE TABLE queue (
+            the_only_row INTEGER PRIMARY KEY CHECK (the_only_row = 1),
+            paused_at_ms INTEGER,                             -- NULL: runs are claimed
+            cpu_slots INTEGER NOT NULL DEFAULT 1 CHECK (cpu_slots >= 1)     -- runs that may share the CPU
+        );
+        INSERT INTO queue (the_only_row) VALUES (1);
+
+        ALTER TABLE runs ADD COLUMN kill_requested_at_ms INTEGER;     -- stop now: without a checkpoint
+        ALTER TABLE runs ADD COLUMN form_token TEXT;          -- of the form that was sent: however often, one run
+        CREATE UNIQUE INDEX one_run_per_form ON runs (form_token) WHERE form_token IS NOT NULL;
+        ALTER TABLE sweeps ADD COLUMN form_token TEXT;
+        CREATE UNIQUE INDEX one_sweep_per_form ON sweeps (form_token) WHERE form_token IS NOT NULL;
+
+        -- Places in the queue are counted, no clock is asked: one that is set back lets nobody push in.
+        WITH placed AS (SELECT run_number, row_number() OVER (ORDER BY queue_position, run_number) AS place FROM runs)
+        UPDATE runs SET queue_position = place FROM placed WHERE placed.run_number = runs.run_number;
+        CREATE INDEX runs_by_place ON runs (queue_position);
+        """
+    )
 
 
 _OVERVIEW = """

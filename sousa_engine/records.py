@@ -12,6 +12,7 @@ from sousa_engine.errors import UserError
 from sousa_engine.methods import METHODS
 
 LONGEST_TAG, LONGEST_NOTE = 40, 4000  # characters
+MOST_CPU_SLOTS = 64
 
 # Metrics "update/<path of a target>": how far training moved its weight. One for each module, so in no list of metrics.
 UPDATE = "update/"
@@ -76,12 +77,14 @@ class Run:
     created_at_ms: int
     started_at_ms: int | None = None
     ended_at_ms: int | None = None
-    device: str | None = None  # the slot it runs or ran on: cpu, mps, cuda:0
+    device: str | None = None  # the slot it runs or ran on: cpu, cpu:1, mps, cuda:0
     reason: str | None = None  # why it failed, stopped early or was lost: one sentence
     weights_label: str | None = None  # "pretrained: ..." or "random weights"; known once the trainer built the network
     progress: Progress | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)  # versions, parameters, data counts: run.json of the trainer
     launches: int = 0
+    stop_requested_at_ms: int | None = None  # of its latest launch
+    kill_requested_at_ms: int | None = None  # it is to end at once, without a checkpoint
     sweep_id: str | None = None
     trial: int | None = None  # number of its setting in the sweep, from 0
     setting: Mapping[str, Any] = field(default_factory=dict)  # field of each axis -> value, as the sweep says it
@@ -192,6 +195,19 @@ class Listing:
 
     rows: tuple[RunRow, ...]
     total: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Queue:
+    """How the queue of a workspace is set. paused_at_ms: None where runs are claimed. cpu_slots: runs beside each other
+    on the CPU, at least 1."""
+
+    paused_at_ms: int | None
+    cpu_slots: int
+
+    @property
+    def is_paused(self) -> bool:
+        return self.paused_at_ms is not None
 
 
 @dataclass(frozen=True, kw_only=True)

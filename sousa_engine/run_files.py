@@ -17,13 +17,17 @@ SPOOL = "spool.jsonl"  # metrics, progress, events, facts: appended by the train
 PREDICTIONS = "predictions.jsonl"  # one line a clip, by the trainer at its end
 RESULT = "result.json"  # {"outcome": "finished|stopped|failed", "reason": ..., ...}, by the trainer at its end
 LOG = "train.log"  # stdout and stderr of keeper and trainer
-KEEPER = "keeper.json"  # who keeps this launch: nonce, pids, start
+KEEPER = "keeper.json"  # who keeps this launch: nonce, pids, start, and the steps of a stop as they are taken
 KEEPER_LOCK = "keeper.lock"  # held by keeper and trainer as long as one of them lives
-EXIT = "exit.json"  # how the trainer ended: code or signal, and every step of a stop
+EXIT = "exit.json"  # how the trainer ended: code or signal, kills for want of memory, and every step of a stop
 
 EXIT_FINISHED = 0
 EXIT_USER_ERROR = 2
 EXIT_STOPPED = 3
+EXIT_DISK_FULL = 4  # so that it is known even where result.json found no room
+
+# Steps of a launch, as the keeper notes them
+STARTED, COULD_NOT_START, SAVE, GRACE_OVER, AT_ONCE = "started", "could not start", "SIGTERM", "SIGKILL", "SIGKILL now"
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -63,6 +67,14 @@ def tail(path: Path, lines: int, max_bytes: int = 65536) -> list[str]:
     # A progress bar rewrites its line with carriage returns: the last writing counts.
     found = [line.rstrip("\r").rpartition("\r")[2].rstrip() for line in text.split("\n")]
     return [line for line in found if line][-lines:]
+
+
+def boot_id() -> str | None:
+    """Another one after each start of the machine; None where the system has none to say."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return None
 
 
 def sync_folder(folder: Path) -> None:

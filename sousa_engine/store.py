@@ -17,7 +17,7 @@ import math
 import secrets
 import sqlite3
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from types import TracebackType
@@ -27,6 +27,7 @@ from sousa_engine import errors, listing, metric_tables, migrations, trash
 from sousa_engine.config import RunConfig, build
 from sousa_engine.errors import UnknownNameError, UserError
 from sousa_engine.records import (
+    MOST_CPU_SLOTS,
     ClipScore,
     Curve,
     Event,
@@ -34,6 +35,7 @@ from sousa_engine.records import (
     MetricPoint,
     Prediction,
     Progress,
+    Queue,
     Run,
     RunFilter,
     RunRow,
@@ -51,7 +53,10 @@ from sousa_engine.workspace import Workspace
 _ID_LETTERS = "23456789abcdefghjkmnpqrstuvwxyz"  # without look-alikes: 0 o, 1 i l
 _SLOT_HELD = "status IN ('starting', 'running', 'stopping')"
 _THESE = "(SELECT value FROM json_each(?))"  # a JSON list of ids
-_NOT_PAUSED = "NOT EXISTS (SELECT 1 FROM sweeps WHERE sweeps.id = runs.sweep_id AND sweeps.status = 'paused')"
+_NOT_PAUSED = (
+    "NOT EXISTS (SELECT 1 FROM queue WHERE paused_at_ms IS NOT NULL)"
+    " AND NOT EXISTS (SELECT 1 FROM sweeps WHERE sweeps.id = runs.sweep_id AND sweeps.status = 'paused')"
+)
 
 
 class SweepRun(NamedTuple):
@@ -116,11 +121,23 @@ class Store:
 
     # Runs, for pages and the command line
 
-    def enqueue(self, config: RunConfig, *, created_by: str = "page") -> Run:
-        """A new QUEUED run behind all others. The supervisor does the rest: call `supervisor.ensure` next."""
+    def enqueue(self, config: RunConfig, *, created_by: str = "page", form_token: str | None = None) -> Run:
+        """A new QUEUED run behind all others. The supervisor does the rest: call `supervisor.ensure` next.
+
+        form_token: names a form that was sent; sent again, it is answered with the run that it made the first time.
+        """
+        return self.enqueue_all([config], created_by=created_by, form_token=form_token)[0]
+
+    def enqueue_all(
+        self, configs: Sequence[RunConfig], *, created_by: str = "page", form_token: str | None = None
+    ) -> tuple[Run, ...]:
+        """New QUEUED runs in this order, all or none; form_token as `enqueue` has it."""
         with self._writing():
-            run_id = self._enqueue(config, created_by)
-        return self._existing(run_id)
+            ids = [
+                self._enqueue(config, created_by, form_token=_of_form(form_token, number))
+                for number, config in enumerate(configs)
+            ]
+        return tuple(self._existing(run_id) for run_id in ids)
 
     def run(self, run_id: str) -> Run | None:
         found = self._query("SELECT * FROM runs WHERE id = ?", [run_id])
@@ -197,10 +214,11 @@ class Store:
         with self._reading() as db:
             return listing.outlines(db, run_ids, metric, points)
 
-    def request_stop(self, run_id: str) -> Run:
+    def request_stop(self, run_id: str, *, at_once: bool = False) -> Run:
         """A queued run is STOPPED at once; one on a slot becomes STOPPING, and the supervisor sees to it.
 
-        A run that is over stays as it is. Raises UnknownNameError.
+        at_once: it is killed, without a checkpoint; one that is STOPPING already, too. A run that is over stays as it
+        is. Raises UnknownNameError.
         """
         now = self._clock_ms()
         with self._writing() as db:
@@ -215,7 +233,17 @@ class Store:
                 " WHERE id = ? AND status IN ('starting', 'running')",
                 [now, run_id],
             ).rowcount
-            if stopped or stopping:
+            killing = (
+                at_once
+                and db.execute(
+                    "UPDATE runs SET kill_requested_at_ms = ?"
+                    " WHERE id = ? AND status = 'stopping' AND kill_requested_at_ms IS NULL",
+                    [now, run_id],
+                ).rowcount
+            )
+            if killing:
+                self._add_event(run_id, "stop requested", "Stop now was asked for: nothing more is saved.", now)
+            elif stopped or stopping:
                 self._add_event(run_id, "stop requested", "Stop and save was asked for.", now)
         return self._existing(run_id)
 
@@ -390,26 +418,90 @@ class Store:
         )
         return (found[0]["metric"], found[0]["step"]) if found else None
 
+    # The queue
+
+    def queue(self) -> Queue:
+        (row,) = self._query("SELECT paused_at_ms, cpu_slots FROM queue")
+        return Queue(**row)
+
+    def queued(self, limit: int | None = None) -> tuple[RunRow, ...]:
+        """The runs that wait, the next one first: each slot takes the first that may use it."""
+        sql = f"SELECT run_number FROM runs {_IN_QUEUE} LIMIT ?"
+        with self._reading() as db:
+            numbers = [number for (number,) in db.execute(sql, [-1 if limit is None else limit])]
+            return listing.rows(db, numbers)
+
+    def queued_count(self) -> int:
+        return self._query("SELECT count(*) AS n FROM runs WHERE status = 'queued'")[0]["n"]
+
+    def move(self, run_id: str, to: int) -> int:
+        """Give a queued run another place in the queue, 1 is the next one; returns the place it has now.
+
+        Raises UnknownNameError; UserError for a run that does not wait.
+        """
+        return self._move(run_id, lambda place: to)
+
+    def move_by(self, run_id: str, places: int) -> int:
+        """-1: one place forward, 1: one back; no further than the ends. Returns and raises as `move` does."""
+        return self._move(run_id, lambda place: place + places)
+
+    def pause_queue(self) -> bool:
+        """Nothing is claimed any more, what trains goes on. False if it was paused already."""
+        with self._writing() as db:
+            sql = "UPDATE queue SET paused_at_ms = ? WHERE paused_at_ms IS NULL"
+            return db.execute(sql, [self._clock_ms()]).rowcount > 0
+
+    def resume_queue(self) -> bool:
+        """False if it was not paused. Call `supervisor.ensure` next."""
+        with self._writing() as db:
+            return db.execute("UPDATE queue SET paused_at_ms = NULL WHERE paused_at_ms IS NOT NULL").rowcount > 0
+
+    def set_cpu_slots(self, count: int) -> None:
+        """How many runs may train on the CPU beside each other. Raises UserError."""
+        if not 1 <= count <= MOST_CPU_SLOTS:
+            raise UserError(f"{count} CPU slots will not do: 1 to {MOST_CPU_SLOTS} are possible.")
+        with self._writing() as db:
+            db.execute("UPDATE queue SET cpu_slots = ?", [count])
+
     # Sweeps
 
-    def add_sweep(self, name: str, spec: Mapping[str, Any], runs: Iterable[SweepRun], *, created_by: str) -> Sweep:
-        """A new RUNNING sweep and the runs it begins with, all or nothing."""
+    def add_sweep(
+        self,
+        name: str,
+        spec: Mapping[str, Any],
+        runs: Iterable[SweepRun],
+        *,
+        created_by: str,
+        form_token: str | None = None,
+    ) -> Sweep:
+        """A new RUNNING sweep and the runs it begins with, all or nothing; form_token as `enqueue` has it."""
         now = self._clock_ms()
         with self._writing() as db:
-            sweep_id = self._new_id("sweeps", now)
-            db.execute(
-                "INSERT INTO sweeps (id, name, status, spec_json, created_by, created_at_ms)"
-                " VALUES (?, ?, 'running', ?, ?, ?)",
-                [sweep_id, name, json.dumps(spec), created_by, now],
-            )
-            for run in runs:
-                self._enqueue(run.config, created_by, sweep_id, run)
+            made = db.execute("SELECT id FROM sweeps WHERE form_token = ?", [form_token]).fetchone()
+            sweep_id = made[0] if made else self._new_id("sweeps", now)
+            if not made:
+                db.execute(
+                    "INSERT INTO sweeps (id, name, status, spec_json, created_by, created_at_ms, form_token)"
+                    " VALUES (?, ?, 'running', ?, ?, ?, ?)",
+                    [sweep_id, name, json.dumps(spec), created_by, now, form_token],
+                )
+                for run in runs:
+                    self._enqueue(run.config, created_by, sweep_id, run)
         return self._existing_sweep(sweep_id)
 
     def extend_sweep(
-        self, sweep_id: str, runs: Iterable[SweepRun], *, created_by: str, spec: Mapping[str, Any] | None = None
+        self,
+        sweep_id: str,
+        runs: Iterable[SweepRun],
+        *,
+        created_by: str,
+        spec: Mapping[str, Any] | None = None,
+        form_token: str | None = None,
     ) -> tuple[str, ...]:
-        """More runs for a sweep (and what it then asks); one that was over is RUNNING again. Returns their ids."""
+        """More runs for a sweep (and what it then asks); one that was over is RUNNING again. Returns their ids.
+
+        form_token as `enqueue_all` has it.
+        """
         with self._writing() as db:
             changed = db.execute(
                 "UPDATE sweeps SET spec_json = coalesce(?, spec_json), ended_at_ms = NULL, reason = NULL,"
@@ -418,7 +510,10 @@ class Store:
             ).rowcount
             if not changed:
                 raise UnknownNameError(f"No sweep has the id {sweep_id!r}.")
-            return tuple(self._enqueue(run.config, created_by, sweep_id, run) for run in runs)
+            return tuple(
+                self._enqueue(run.config, created_by, sweep_id, run, form_token=_of_form(form_token, number))
+                for number, run in enumerate(runs)
+            )
 
     def sweep(self, sweep_id: str) -> Sweep | None:
         found = self._query("SELECT * FROM sweeps WHERE id = ?", [sweep_id])
@@ -515,7 +610,10 @@ class Store:
         return tuple(_run(row) for row in self._query(f"SELECT * FROM runs WHERE {_SLOT_HELD} ORDER BY slot"))
 
     def waiting_devices(self) -> tuple[str, ...]:
-        """The devices that queued runs ask for, each once; empty when the queue is. Paused sweeps do not wait."""
+        """The devices that queued runs ask for, each once; none where the queue is empty or paused.
+
+        The runs of a paused sweep do not wait either.
+        """
         sql = f"SELECT DISTINCT wanted_device FROM runs WHERE status = 'queued' AND {_NOT_PAUSED}"
         return tuple(row["wanted_device"] for row in self._query(sql))
 
@@ -529,6 +627,7 @@ class Store:
             # One UPDATE, not atomic(): a deferred BEGIN cannot upgrade once another writer committed.
             rows = db.execute(
                 "UPDATE runs SET status = 'starting', slot = ?, launch_nonce = ?, claimed_at_ms = ?,"
+                " stop_requested_at_ms = NULL, kill_requested_at_ms = NULL,"  # of an earlier launch
                 " launches = launches + 1 WHERE run_number = (SELECT run_number FROM runs WHERE status = 'queued'"
                 f" AND wanted_device IN ({', '.join('?' * len(wanted))}) AND {_NOT_PAUSED}"
                 " ORDER BY queue_position, run_number LIMIT 1)"
@@ -630,6 +729,18 @@ class Store:
         with self._writing():
             self._add_event(run_id, kind, message, self._clock_ms())
 
+    def add_events_once(self, run_id: str, events: Iterable[Event]) -> None:
+        """Those that the run does not have yet, by time, kind and message."""
+        with self._writing() as db:
+            for event in events:
+                known = db.execute(
+                    "SELECT 1 FROM events JOIN runs USING (run_number) WHERE id = ? AND at_ms = ? AND kind = ?"
+                    " AND message = ?",
+                    [run_id, event.at_ms, event.kind, event.message],
+                ).fetchone()
+                if not known:
+                    self._add_event(run_id, event.kind, event.message, event.at_ms)
+
     def checkpoint_wal(self) -> None:
         """Fold the WAL into runs.db as far as readers allow."""
         self._query("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -637,9 +748,17 @@ class Store:
     # Inside
 
     def _enqueue(
-        self, config: RunConfig, created_by: str, sweep_id: str | None = None, of: SweepRun | None = None
+        self,
+        config: RunConfig,
+        created_by: str,
+        sweep_id: str | None = None,
+        of: SweepRun | None = None,
+        form_token: str | None = None,
     ) -> str:
-        """Within a transaction."""
+        """Within a transaction. The run of a form that was sent before is the one it made then."""
+        made = self._db.execute("SELECT id FROM runs WHERE form_token = ?", [form_token]).fetchone()
+        if made:
+            return made[0]
         now = self._clock_ms()
         row = {
             "id": self._new_id("runs", now),
@@ -651,10 +770,33 @@ class Store:
             "sweep": sweep_id,
             "trial": of.trial if of else None,
             "setting": json.dumps(of.setting) if of else None,
+            "token": form_token,
         }
         self._db.execute(_INSERT_RUN, row)
         self._add_event(row["id"], "queued", f"Queued by the {created_by}.", now)
         return row["id"]
+
+    def _move(self, run_id: str, place_of: Callable[[int], int]) -> int:
+        """place_of: the place it has, from 1 -> the place it is to have."""
+        with self._writing() as db:
+            before = db.execute(f"SELECT run_number, queue_position, id FROM runs {_IN_QUEUE}").fetchall()
+            ids = [row[2] for row in before]
+            if run_id not in ids:
+                status = self._existing(run_id).status.value
+                raise UserError(f"Run {run_id} is {status}: only a run that waits in the queue can be moved.")
+            place = min(max(1, place_of(1 + ids.index(run_id))), len(ids))
+            numbers = [row[0] for row in before if row[2] != run_id]
+            numbers.insert(place - 1, before[ids.index(run_id)][0])
+            held = {number: position for number, position, _ in before}
+            changed, last = [], 0
+            for number, (_, position, _) in zip(numbers, before, strict=True):
+                last = max(position, last + 1)  # places that two runs share, as of old, are drawn apart
+                if held[number] != last:
+                    changed.append((last, number))
+            db.conn.executemany("UPDATE runs SET queue_position = ? WHERE run_number = ?", changed)
+            if changed:
+                self._add_event(run_id, "moved", f"Moved to place {place} of the queue.", self._clock_ms())
+        return place
 
     def _new_id(self, table: str, at_ms: int) -> str:
         found = _new_id(at_ms)
@@ -770,10 +912,12 @@ class Store:
 _OF_THE_FILE = sqlite3.DatabaseError
 _OF_THE_VALUES = (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.DataError)
 
+_IN_QUEUE = "WHERE status = 'queued' ORDER BY queue_position, run_number"
 _INSERT_RUN = """
 INSERT INTO runs (id, name, status, wanted_device, queue_position, created_by, created_at_ms, config_json,
-                  sweep_id, trial_number, setting_json)
-VALUES (:id, :name, 'queued', :wanted_device, :now, :created_by, :now, :config, :sweep, :trial, :setting)
+                  sweep_id, trial_number, setting_json, form_token)
+VALUES (:id, :name, 'queued', :wanted_device, coalesce((SELECT max(queue_position) FROM runs), 0) + 1, :created_by,
+        :now, :config, :sweep, :trial, :setting, :token)
 """
 
 
@@ -792,6 +936,8 @@ def _run(row: Mapping[str, Any]) -> Run:
         progress=Progress(**progress) if progress else None,
         facts=json.loads(row["facts_json"]),
         launches=row["launches"],
+        stop_requested_at_ms=row["stop_requested_at_ms"],
+        kill_requested_at_ms=row["kill_requested_at_ms"],
         sweep_id=row["sweep_id"],
         trial=row["trial_number"],
         setting=json.loads(row["setting_json"]) if row["setting_json"] else {},
@@ -834,6 +980,10 @@ def _target_set(row: Mapping[str, Any]) -> TargetSet:
         head=row["head"],
         saved_at_ms=row["saved_at_ms"],
     )
+
+
+def _of_form(form_token: str | None, number: int) -> str | None:
+    return f"{form_token}/{number}" if form_token else None
 
 
 def _new_id(at_ms: int) -> str:

@@ -21,8 +21,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sousa_engine import processes, run_files
-from sousa_engine.errors import RunError, WorkspaceError
-from sousa_engine.executors import Executor, Sighting
+from sousa_engine.errors import DISK_FULL, RunError, WorkspaceError
+from sousa_engine.executors import Executor, Sighting, device_of, slots
 from sousa_engine.executors.local import GRACE_S, TRAINER_MODULE, LocalExecutor, absence
 from sousa_engine.records import Event, Run, RunStatus, SweepStatus
 from sousa_engine.spool import read_batch, read_predictions
@@ -36,6 +36,13 @@ _STRANGE_LAUNCH_S = 10.0  # a launch that another supervisor was about to make g
 _SWEEPS_S = 1.0  # between two looks at open sweeps
 _REST_S, _MAX_TROUBLES = 5.0, 5  # after an unforeseen error with one run
 _LOG_BYTES = 1 << 20
+_STEPS = {
+    run_files.STARTED: "The trainer was started.",
+    run_files.COULD_NOT_START: "The trainer could not be started.",
+    run_files.SAVE: "SIGTERM to the trainer: it is to save a checkpoint and exit.",
+    run_files.GRACE_OVER: "SIGKILL to the trainer and all it started: it did not exit in time.",
+    run_files.AT_ONCE: "SIGKILL to the trainer and all it started, at once.",
+}
 
 
 def ensure(workspace: Workspace, options: Sequence[str] = ()) -> bool:
@@ -59,6 +66,18 @@ def ensure(workspace: Workspace, options: Sequence[str] = ()) -> bool:
         os.close(lock)  # the child has it
     processes.reap(process)
     return True
+
+
+def revive(workspace: Workspace) -> bool:
+    """`ensure`, where a run lives or waits or a sweep runs: for whoever watches, about once a second.
+
+    A supervisor that was killed is replaced so, and none is started only to leave again. Raises WorkspaceError.
+    """
+    if not workspace.db.is_file():
+        return False
+    with Store.open(workspace) as store:
+        busy = store.live() or store.waiting_devices() or store.sweeps([SweepStatus.RUNNING])
+    return bool(busy) and ensure(workspace)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -110,6 +129,8 @@ class Supervisor:
         self._launch_errors: dict[str, str] = {}
         self._first_seen: dict[str, float] = {}
         self._told_to_stop: set[str] = set()
+        self._told_to_die: set[str] = set()
+        self._steps_told: dict[str, int] = {}  # nonce -> how many steps of its keeper are events already
         self._orphans: dict[str, float] = {}
         self._resting: dict[str, float] = {}  # run id -> when to try again after an unforeseen error
         self._troubles: dict[str, int] = {}
@@ -165,7 +186,7 @@ class Supervisor:
             from sousa_engine import sweeper  # only where there is one: it costs a second, and knows us in turn
 
             try:
-                self._sweeping |= sweeper.step(self._store, found, len(self._executor.slots()))
+                self._sweeping |= sweeper.step(self._store, found, self._slot_count())
             except WorkspaceError:
                 raise
             except Exception as error:
@@ -173,6 +194,9 @@ class Supervisor:
                 self._store.set_sweep_status(
                     found.id, SweepStatus.FAILED, leaving=[SweepStatus.RUNNING], reason=f"Unforeseen: {error!r}"
                 )
+
+    def _slot_count(self) -> int:
+        return len(slots(self._executor.devices(), self._store.queue().cpu_slots))
 
     def _see_to(self, run: Run) -> None:
         launch = self._store.launch(run.id)
@@ -182,6 +206,8 @@ class Supervisor:
         if sighting.started_at_ms and run.started_at_ms is None:
             self._store.mark_running(run.id, nonce, started_at_ms=sighting.started_at_ms)
         if sighting.is_alive:
+            self._tell_adoption(run, nonce, sighting)
+            self._tell_steps(run, nonce, sighting)
             self._steer(run, nonce, sighting)
             self._ingest(run, launch)
         elif sighting.trainer_started or sighting.exit or sighting.result or run.status is RunStatus.RUNNING:
@@ -190,12 +216,20 @@ class Supervisor:
             self._launch_failed(run, nonce)
 
     def _steer(self, run: Run, nonce: str, sighting: Sighting) -> None:
+        """The ladder of a stop. Its keeper climbs it by itself; of an orphan, we are the keeper."""
+        late = False
         if sighting.is_orphan:
-            since = self._orphans.setdefault(nonce, self._monotonic())
-            if nonce not in self._told_to_stop:
+            if nonce not in self._orphans:
+                self._orphans[nonce] = self._monotonic()
                 self._store.add_event(run.id, "keeper lost", "Its keeper was killed: the trainer is to save and stop.")
-            elif self._monotonic() - since > self._grace_s:
-                self._executor.stop(run, nonce, now=True)
+            late = self._monotonic() - self._orphans[nonce] > self._grace_s
+        if run.kill_requested_at_ms is not None or late:
+            if nonce not in self._told_to_die and self._executor.stop(run, nonce, now=True):
+                self._told_to_die.add(nonce)
+                if sighting.is_orphan:
+                    step = run_files.GRACE_OVER if late else run_files.AT_ONCE
+                    self._store.add_event(run.id, "keeper", _STEPS[step])
+            return
         asked = sighting.is_orphan or run.status is RunStatus.STOPPING
         if asked and nonce not in self._told_to_stop and self._executor.stop(run, nonce):
             self._told_to_stop.add(nonce)
@@ -204,10 +238,8 @@ class Supervisor:
         """Take everything the dead launch left, then write its end: in that order, so that a crash repeats it."""
         folder = self._store.workspace.run_dir(run.id)
         offset = self._ingest(run, self._store.launch(run.id))
-        events = [
-            Event(at_ms=step["at_ms"], kind="keeper", message=f"Trainer: {step['step']}.")
-            for step in (sighting.exit or {}).get("steps", ())
-        ]
+        self._tell_steps(run, nonce, sighting)
+        events = []
         ended_at_ms = sighting.exit["ended_ms"] if sighting.exit else now_ms()
         torn = _size(folder / run_files.SPOOL) - offset
         if torn > 0:
@@ -226,6 +258,24 @@ class Supervisor:
             reason = f"{reason} {self._last_seen(run)}"
         self._store.finish(run.id, status, reason, nonce=nonce, ended_at_ms=ended_at_ms, events=events)
 
+    def _tell_adoption(self, run: Run, nonce: str, sighting: Sighting) -> None:
+        """Once, of a run that another supervisor launched."""
+        if nonce in self._launched:
+            return
+        self._launched.add(nonce)
+        if sighting.trainer_started:
+            self._store.add_event(run.id, "adopted", "A new supervisor found it alive; it never noticed.")
+
+    def _tell_steps(self, run: Run, nonce: str, sighting: Sighting) -> None:
+        """What its keeper did, as events with the keeper's own times; each once, whoever supervised meanwhile."""
+        if len(sighting.steps) > self._steps_told.get(nonce, 0):
+            told = [
+                Event(at_ms=step["at_ms"], kind="keeper", message=_STEPS.get(step["step"], f"Trainer: {step['step']}."))
+                for step in sighting.steps
+            ]
+            self._store.add_events_once(run.id, told)
+            self._steps_told[nonce] = len(sighting.steps)
+
     def _launch_failed(self, run: Run, nonce: str) -> None:
         why = self._launch_errors.pop(run.id, f"its keeper died before the trainer started (see {run_files.LOG})")
         if run.status is RunStatus.STOPPING:
@@ -236,26 +286,28 @@ class Supervisor:
             self._store.requeue(run.id, nonce, f"Launch {run.launches} of {MAX_LAUNCHES} failed: {why}.")
 
     def _fill_slots(self, waiting: Sequence[str]) -> None:
-        slots = self._executor.slots()
+        devices = self._executor.devices()
         held = {run.device for run in self._store.live()}
-        if any(device not in slots and device != "auto" for device in waiting):
-            slots = self._executor.slots(fresh=True)
+        if any(device not in devices and device != "auto" for device in waiting):
+            devices = self._executor.devices(fresh=True)
             for run in self._store.runs(RunStatus.QUEUED):
-                if run.config.device not in slots and run.config.device != "auto":
+                if run.config.device not in devices and run.config.device != "auto":
                     self._store.finish(run.id, RunStatus.FAILED, absence(run.config.device), nonce=None)
-        best = slots[0].partition(":")[0]
-        for slot in slots:
+        best = devices[0].partition(":")[0]
+        cpu_slots = self._store.queue().cpu_slots
+        for slot in slots(devices, cpu_slots):
             if slot in held:
                 continue
             nonce = secrets.token_hex(8)
-            devices = [slot, "auto"] if slot.partition(":")[0] == best else [slot]
-            run = self._store.claim(slot, nonce, devices)
+            device = device_of(slot)
+            wanted = [device, "auto"] if device.partition(":")[0] == best else [device]
+            run = self._store.claim(slot, nonce, wanted)
             if run is not None:
-                self._guarded(run, lambda run, nonce=nonce: self._launch(run, nonce))
+                self._guarded(run, lambda run, nonce=nonce: self._launch(run, nonce, cpu_slots))
 
-    def _launch(self, run: Run, nonce: str) -> None:
+    def _launch(self, run: Run, nonce: str, cpu_slots: int) -> None:
         try:
-            self._executor.submit(run, nonce)
+            self._executor.submit(run, nonce, cpu_slots=cpu_slots)
         except (RunError, OSError) as error:
             self._launch_errors[run.id] = str(error).rstrip(".")
         self._launched.add(nonce)  # from here on, a launch that is not alive never will be
@@ -299,12 +351,18 @@ class Supervisor:
             self._store.add_event(run.id, "storage", message)
 
     def _last_seen(self, run: Run) -> str:
+        """The newest that its files and its row tell, as a sentence."""
+        seen_ms = _written_ms(self._store.workspace.run_dir(run.id) / run_files.SPOOL)
+        when = f" at {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(seen_ms / 1000))}" if seen_ms else ""
         summaries = self._store.summaries([run.id])[run.id].values()
         newest = max(summaries, key=lambda summary: summary.last_step, default=None)
-        if newest is None:
-            return "It had measured nothing yet."
-        at = "" if newest.last is None else f", {newest.metric} {newest.last:.4g}"
-        return f"Last seen at step {newest.last_step}{at}."
+        if newest is not None:
+            value = "" if newest.last is None else f", {newest.metric} {newest.last:.4g}"
+            return f"Last seen{when} at step {newest.last_step}{value}."
+        fresh = self._store.run(run.id) or run  # with what was just taken of its spool
+        if fresh.progress is not None:
+            return f"Last seen{when} {fresh.progress.phase}, {fresh.progress.done} of {fresh.progress.total}."
+        return "It had measured nothing yet."
 
     def _seen_for(self, nonce: str) -> float:
         now = self._monotonic()
@@ -324,12 +382,16 @@ def verdict(run: Run, sighting: Sighting, *, last_log_line: str = "") -> tuple[R
             return RunStatus.STOPPED, f"{gone}, so the trainer saved and stopped. {said or ''}".strip()
         if outcome == "failed":
             return RunStatus.FAILED, said or f"{gone}; the trainer failed and gave no reason."
+        if run.kill_requested_at_ms is not None:
+            return RunStatus.STOPPED, "Stopped at once, as asked: work since its last checkpoint is lost."
+        if sighting.was_rebooted:
+            return RunStatus.LOST, "The machine was started again while it trained."
         return RunStatus.LOST, (
-            "Neither its keeper nor its trainer lives, and neither wrote how it ended: "
-            "a power cut, a reboot, or both were killed."
+            "Neither its keeper nor its trainer lives, and neither wrote how it ended: both were killed"
+            + ("." if sighting.was_rebooted is False else ", or the machine lost power or was started again.")
         )
     code, number = sighting.exit["exit_code"], sighting.exit["signal"]
-    steps = [step["step"] for step in sighting.exit["steps"]]
+    steps = [step["step"] for step in sighting.steps]
     if code is None and number is None:
         return RunStatus.STOPPED, "Stopped before it started."
     if outcome == "finished":
@@ -337,19 +399,44 @@ def verdict(run: Run, sighting: Sighting, *, last_log_line: str = "") -> tuple[R
     if outcome == "stopped" or code == run_files.EXIT_STOPPED:
         return RunStatus.STOPPED, said or "Stopped."
     if number is not None:
-        name = signal.Signals(number).name
-        if "SIGKILL" in steps:
+        if run_files.AT_ONCE in steps:
+            return RunStatus.STOPPED, "Stopped at once, as asked: work since its last checkpoint is lost."
+        if run_files.GRACE_OVER in steps:
             return RunStatus.STOPPED, "It did not stop in time and was killed: work since its last checkpoint is lost."
         if stop_asked and number == signal.SIGTERM:
             return RunStatus.STOPPED, "Stopped before training began."
-        hint = " Most often the system does that when memory runs out." if number == signal.SIGKILL else ""
-        return RunStatus.FAILED, f"The trainer died: signal {number} ({name}), sent from outside.{hint}"
+        return RunStatus.FAILED, _killed(number, sighting.exit.get("oom_kills"))
     if code == run_files.EXIT_FINISHED:
         return RunStatus.FAILED, "The trainer ended without an error and without a result: result.json is missing."
     if said:
-        return RunStatus.FAILED, said
+        return RunStatus.FAILED, said + _others_killed(sighting.exit.get("oom_kills"), said)
+    if code == run_files.EXIT_DISK_FULL:
+        return RunStatus.FAILED, f"{DISK_FULL} There was not even room for {run_files.RESULT}."
     last = f" Its last word: {last_log_line[:300]}" if last_log_line else ""
     return RunStatus.FAILED, f"The trainer died: exit code {code}.{last}"
+
+
+def _killed(number: int, oom_kills: int | None) -> str:
+    """oom_kills: what its cgroup counted while it ran; None where nobody counts."""
+    name = signal.Signals(number).name
+    if number != signal.SIGKILL:
+        return f"The trainer died: signal {number} ({name})."
+    if oom_kills:
+        return (
+            f"Out of memory: the system killed the trainer ({name}; its cgroup counted {oom_kills} such "
+            f"kill{'s' if oom_kills > 1 else ''} while it ran). Lower training.batch_size, train fewer runs beside "
+            "each other, or take a smaller backbone."
+        )
+    if oom_kills == 0:
+        return f"The trainer died: signal {number} ({name}), sent by someone: not for memory, as its cgroup counted."
+    return f"The trainer died: signal {number} ({name}). Most often the system does that when memory runs out."
+
+
+def _others_killed(oom_kills: int | None, said: str) -> str:
+    """A trainer outlives its data loaders, and then knows only that they went."""
+    if not oom_kills or "memory" in said:
+        return ""
+    return " Meanwhile the system killed something beside it because memory had run out."
 
 
 def _lock(path: Path) -> int | None:
@@ -373,6 +460,13 @@ def _open_log(path: Path):
     if _size(path) > _LOG_BYTES:
         path.replace(path.with_suffix(".old.log"))
     return path.open("ab")
+
+
+def _written_ms(path: Path) -> int | None:
+    try:
+        return path.stat().st_mtime_ns // 1_000_000
+    except FileNotFoundError:
+        return None
 
 
 def _size(path: Path) -> int:

@@ -138,16 +138,25 @@ def ablation_of(config: RunConfig) -> SweepSpec:
     )
 
 
-def start(workspace: Workspace, spec: SweepSpec, *, created_by: str, leave_out_invalid: bool = False) -> Sweep:
+def start(
+    workspace: Workspace,
+    spec: SweepSpec,
+    *,
+    created_by: str,
+    leave_out_invalid: bool = False,
+    form_token: str | None = None,
+) -> Sweep:
     """Queue a sweep and see that a supervisor is there. Raises PreflightError naming what could only fail.
 
-    leave_out_invalid: start without the settings that the plan names as problems.
+    leave_out_invalid: start without the settings that the plan names as problems. form_token: see launch.start.
     """
     found = plan(spec, workspace)
     if found.problems and not (leave_out_invalid and found.runs):
         raise PreflightError(describe(found.problems))
     with Store.open(workspace) as store:
-        made = store.add_sweep(spec.title, spec.model_dump(mode="json"), found.runs, created_by=created_by)
+        made = store.add_sweep(
+            spec.title, spec.model_dump(mode="json"), found.runs, created_by=created_by, form_token=form_token
+        )
     supervisor.ensure(workspace)
     return made
 
@@ -243,11 +252,18 @@ def add_trials(store: Store, found: Sweep, count: int, *, created_by: str) -> tu
 
 
 def rerun(
-    store: Store, found: Sweep, runs: Sequence[Run], *, targets: Sequence[str] | None = None, created_by: str
+    store: Store,
+    found: Sweep,
+    runs: Sequence[Run],
+    *,
+    targets: Sequence[str] | None = None,
+    created_by: str,
+    form_token: str | None = None,
 ) -> tuple[str, ...]:
     """Train runs of a sweep again, as new runs of the same trials; targets: entries that take the place of theirs.
 
-    Raises TargetError, PreflightError if a corrected run could only fail too: nothing is queued then.
+    form_token: see launch.start. Raises TargetError, PreflightError if a corrected run could only fail too: nothing is
+    queued then.
     """
     again = []
     for run in runs:
@@ -263,7 +279,7 @@ def rerun(
         if errors:
             raise PreflightError(f"{config.title}: {' '.join(check.detail for check in errors)}")
         again.append(SweepRun(config, run.trial or 0, setting))
-    return _extend(store, found, again, None, created_by)
+    return _extend(store, found, again, None, created_by, form_token)
 
 
 # The supervisor's verb
@@ -483,10 +499,15 @@ def _with_seed(config: RunConfig, seed: int) -> RunConfig:
 
 
 def _extend(
-    store: Store, found: Sweep, runs: Sequence[SweepRun], spec: SweepSpec | None, created_by: str
+    store: Store,
+    found: Sweep,
+    runs: Sequence[SweepRun],
+    spec: SweepSpec | None,
+    created_by: str,
+    form_token: str | None = None,
 ) -> tuple[str, ...]:
     dump = None if spec is None else spec.model_dump(mode="json")
-    ids = store.extend_sweep(found.id, runs, created_by=created_by, spec=dump)
+    ids = store.extend_sweep(found.id, runs, created_by=created_by, spec=dump, form_token=form_token)
     supervisor.ensure(store.workspace)
     return ids
 

@@ -2,7 +2,8 @@
 
 Reads config.json, writes spool.jsonl (metrics, progress, events, facts), predictions.jsonl, adapter/, checkpoints/,
 best/ and result.json. In a folder with checkpoints it goes on from the newest good one. Never opens runs.db. Exit
-codes: 0 finished, 3 stopped after a checkpoint, 2 a user's mistake, 1 anything else; the reason stands in result.json.
+codes: 0 finished, 3 stopped after a checkpoint, 2 a user's mistake, 4 a full disk, 1 anything else; the reason stands
+in result.json.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import argparse
 import errno
 import os
 import platform
+import re
 import signal
 import sys
 import time
@@ -23,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from sousa_engine import __version__, reporters, run_files, spool
 from sousa_engine.config import RunConfig
-from sousa_engine.errors import DataError, PreflightError, SousaError, UserError
+from sousa_engine.errors import DISK_FULL, DataError, PreflightError, SousaError, UserError
 from sousa_engine.records import Prediction, Progress
 from sousa_engine.training import resume
 from sousa_engine.workspace import Workspace
@@ -54,13 +56,13 @@ def main(argv: list[str] | None = None) -> int:
         _result(folder, outcome="failed", reason=str(error))
         return run_files.EXIT_USER_ERROR
     except Exception as error:
-        reason = _known_cause(error)
+        reason = _known_cause(error, folder)
         if reason:
             print(f"error: {reason}", file=sys.stderr)
         else:
             traceback.print_exc()
         _result(folder, outcome="failed", reason=reason or _first_line(error))
-        return EXIT_CRASHED
+        return run_files.EXIT_DISK_FULL if reason == DISK_FULL else EXIT_CRASHED
     if outcome.stopped:
         reason = f"Stopped at step {outcome.step}. A checkpoint was saved; test is measured only at a run's own end."
         _result(folder, outcome="stopped", reason=reason, best_step=outcome.best_step)
@@ -344,17 +346,34 @@ def _result(folder: Path, **values: Any) -> None:
         print(f"error: could not write {run_files.RESULT}: {error}", file=sys.stderr)
 
 
-def _known_cause(error: Exception) -> str:
+def _known_cause(error: Exception, folder: Path) -> str:
     """A sentence for what is no bug of ours; "" where only the traceback can tell."""
     if isinstance(error, SousaError):
         return str(error)
     cause: BaseException | None = error
     while cause is not None:  # torch.save hides the disk's error behind one of its own
         if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
-            return "The disk is full. Free some space; metrics and checkpoints up to here are kept."
+            return DISK_FULL
+        if reason := _out_of_memory(cause):
+            return reason
         cause = cause.__cause__ or cause.__context__
-    if "out of memory" in str(error).lower():
-        return "The device ran out of memory. Lower training.batch_size, or tick fewer modules."
+    if isinstance(error, RuntimeError) and Workspace(root=folder.parent.parent).full_disk():
+        return DISK_FULL  # written by PyTorch's own code, which does not say what the system answered
+    return ""
+
+
+def _out_of_memory(error: BaseException) -> str:
+    """By the exception's type where there is one; PyTorch has none for the memory of the CPU and of MPS."""
+    torch = sys.modules.get("torch")  # not imported yet: then it is not its error
+    if torch is not None and isinstance(error, torch.OutOfMemoryError):
+        wanted = re.search(r"Tried to allocate ([\d.]+ \w+)", str(error))
+        more = f" at a request for {wanted[1]}" if wanted else ""
+        return f"The GPU ran out of memory{more}. Lower training.batch_size, or tick fewer modules."
+    if isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError)
+        and any(words in str(error) for words in ("MPS backend out of memory", "DefaultCPUAllocator"))
+    ):
+        return "This machine ran out of memory. Lower training.batch_size, or tick fewer modules."
     return ""
 
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -142,6 +143,90 @@ def test_a_trainer_that_does_not_stop_in_time_is_killed_and_each_step_recorded(k
     note = kept.exit()
     assert note["signal"] == signal.SIGKILL
     assert [step["step"] for step in note["steps"]] == ["started", "SIGTERM", "SIGKILL"]
+
+
+def test_stop_now_kills_at_once_and_says_so(keep):
+    kept = keep(OBEDIENT)
+    wait_for(lambda: "up" in kept.log())
+    kept.process.send_signal(signal.SIGUSR1)
+    note = kept.exit()
+    assert note["signal"] == signal.SIGKILL
+    assert [step["step"] for step in note["steps"]] == ["started", "SIGKILL now"]
+
+
+def test_stop_now_cuts_a_stop_short(keep):
+    kept = keep(DEAF)
+    wait_for(lambda: "up" in kept.log())
+    kept.process.send_signal(signal.SIGTERM)
+    steps = wait_for(lambda: len(kept.read("keeper.json")["steps"]) == 2 and kept.read("keeper.json")["steps"])
+    assert [step["step"] for step in steps] == ["started", "SIGTERM"]  # seen while the trainer lives
+    kept.process.send_signal(signal.SIGUSR1)
+    note = kept.exit()
+    assert note["signal"] == signal.SIGKILL and note["steps"][:2] == steps
+    assert [step["step"] for step in note["steps"]] == ["started", "SIGTERM", "SIGKILL now"]
+
+
+def test_many_stops_at_once_are_one_ladder_and_leave_whole_notes(keep):
+    kept = keep(DEAF, grace_s=0.05)
+    wait_for(lambda: "up" in kept.log())
+    for _ in range(30):
+        kept.process.send_signal(signal.SIGTERM)
+    note = kept.exit()
+    assert [step["step"] for step in note["steps"]] == ["started", "SIGTERM", "SIGKILL"]
+    assert kept.read("keeper.json")["steps"] == note["steps"]
+    assert not list(kept.folder.glob(".keeper.json.*"))
+
+
+@pytest.mark.parametrize(("during", "counted"), [(0, 0), (2, 2), (None, None)])
+def test_kills_for_want_of_memory_are_counted_from_start_to_end(keep, tmp_path, during, counted):
+    (tmp_path / "self").mkdir()
+    (tmp_path / "self" / "cgroup").write_text("0::/\n")
+    counter = tmp_path / "memory.events"
+    if during is not None:
+        counter.write_text("oom_kill 3\n")
+    here = (
+        "from pathlib import Path\nfrom sousa_engine import keeper, oom\n"
+        f"real, here = oom.kills, Path({str(tmp_path)!r})\n"
+        "oom.kills = lambda: real(here, here)\nkeeper.main()"
+    )
+    kept = keep(ENDLESS, keeper=("-c", here))
+    pid = kept.trainer_pid()
+    if during is not None:
+        counter.write_text(f"oom_kill {3 + during}\n")
+    os.kill(pid, signal.SIGKILL)
+    assert kept.exit()["oom_kills"] == counted
+
+
+@pytest.fixture
+def small_cgroup(tmp_path):
+    """The file cgroup.procs of a cgroup that may hold 64 MiB."""
+    parents = [(Path("/sys/fs/cgroup"), "memory.max"), (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes")]
+    for parent, limit in parents:
+        group = parent / f"sousa-{os.getpid()}"
+        try:
+            group.mkdir()
+        except OSError:
+            continue
+        if not (group / limit).exists():  # only a folder
+            group.rmdir()
+            continue
+        (group / limit).write_text(str(64 << 20))
+        yield group / "cgroup.procs"
+        wait_for(lambda group=group: not (group / "cgroup.procs").read_text())
+        group.rmdir()
+        return
+    pytest.skip("a cgroup with a limit of its own needs root")
+
+
+def test_the_systems_own_kill_for_want_of_memory_is_told_from_a_plain_one(keep, small_cgroup):
+    into = f"open({str(small_cgroup)!r}, 'w').write('0')\nfrom sousa_engine import keeper\nkeeper.main()"
+    hungry = keep("hoard = [b'x' * 2**20 for _ in range(400)]", keeper=("-c", into))
+    note = hungry.exit()
+    assert note["signal"] == signal.SIGKILL and note["oom_kills"] >= 1
+    (hungry.folder / "keeper.json").unlink()
+    plain = keep(ENDLESS, keeper=("-c", into))
+    os.kill(plain.trainer_pid(), signal.SIGKILL)
+    assert plain.exit()["oom_kills"] == 0
 
 
 def test_what_the_trainer_leaves_behind_is_ended_with_it(keep):

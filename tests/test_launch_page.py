@@ -39,6 +39,24 @@ def test_the_defaults_can_be_started_at_once(page, workspace):
     assert page.query_params["id"] == run.id
 
 
+def test_thirty_clicks_make_one_run_and_a_new_visit_another(page, workspace):
+    """Clicks that a tab sent before it showed the next page reach Launch one after another."""
+    page.run()
+    start_button(page).click()
+    form, clicked = page._page_hash, page._tree.get_widget_states()
+    for _ in range(30):
+        page._page_hash = form
+        page._run(clicked)
+        assert not page.exception and page.title[0].value != "Launch"
+    with Store.open(workspace) as store:
+        (run,) = store.runs()
+    for _ in range(2):  # meant each time, though nothing was changed
+        page.switch_page(str(PROJECT_ROOT / "pages" / "launch.py"))
+        start_button(page.run()).click().run()
+    with Store.open(workspace) as store:
+        assert len(store.runs()) == 3 and store.run(run.id) == run
+
+
 @pytest.mark.parametrize(
     ("key", "value", "label", "said"),
     [

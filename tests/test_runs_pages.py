@@ -14,7 +14,7 @@ from sousa_engine import config as config_module
 from sousa_engine.config import DataConfig
 from sousa_engine.data import manifest as manifests
 from sousa_engine.data.manifest import open_dataset
-from sousa_engine.records import RunStatus
+from sousa_engine.records import Event, RunStatus
 from sousa_engine.store import Store, SweepRun
 from sousa_engine.training import checkpoint
 from sousa_engine.workspace import PROJECT_ROOT
@@ -545,6 +545,123 @@ def test_queued_run_is_taken_out_of_the_queue(visit, workspace):
         run = store.run(queued.id)
     assert run is not None and run.status is RunStatus.STOPPED
     assert "Taken out of the queue" in app.toast[0].value
+
+
+def test_stop_now_is_asked_for_and_its_steps_are_told(visit, workspace, ensured):
+    training = Training.begin(workspace)
+    training.steps(5)
+    app = visit("run", id=training.run.id)
+    app = checked(app.button(key="stop").click().run())
+    assert "Stop and save was asked for" in words(app)
+    assert "should it not have stopped" not in words(app)  # nobody has told the trainer yet
+    with Store.open(workspace) as store:
+        asked_ms = store.run(training.run.id).stop_requested_at_ms
+        store.add_events_once(training.run.id, [Event(at_ms=asked_ms + 1, kind="keeper", message="SIGTERM to it.")])
+    assert "SIGKILL, should it not have stopped by then" in words(checked(app.run()))
+    app = click(app, "kill")
+    with Store.open(workspace) as store:
+        assert store.run(training.run.id).kill_requested_at_ms is None  # the dialog asks first
+    app = click(app, "kill_now")
+    with Store.open(workspace) as store:
+        run = store.run(training.run.id)
+    assert run is not None and run.kill_requested_at_ms and run.status is RunStatus.STOPPING
+    assert "Stop now was asked for" in words(app) and app.button(key="kill").disabled
+    assert "should it not have stopped" not in words(app)
+    assert ensured == [workspace, workspace]
+
+
+def test_a_run_that_was_never_asked_to_stop_shows_no_ladder(visit_week, week):
+    assert "How it was stopped" not in words(visit_week("run", id=week[1]["finished"].id))
+
+
+def test_a_run_is_cloned_once_for_all_clicks_and_shown(visit, workspace, ensured):
+    training = Training.begin(workspace)
+    first = training.finish()
+    app = visit("run", id=first.id)
+    app.button(key=f"clone-{first.id}").click()
+    page, clicked = app._page_hash, app._tree.get_widget_states()
+    for _ in range(5):
+        app._page_hash = page
+        app.query_params["id"] = first.id
+        checked(app._run(clicked))
+    with Store.open(workspace) as store:
+        made = [run for run in store.runs() if run.id != first.id]
+    assert len(made) == 1 and made[0].config == first.config and made[0].status is RunStatus.QUEUED
+    assert app.query_params["id"] == [made[0].id] or app.query_params["id"] == made[0].id
+
+
+def test_runs_that_are_ticked_are_cloned(visit, workspace, ensured):
+    with Store.open(workspace) as store:
+        ids = [store.request_stop(store.enqueue(config(seed=seed)).id).id for seed in (1, 2, 3)]
+    app = tell(visit("runs"), ticks=ids[:2])
+    click(app, "clone_runs")
+    with Store.open(workspace) as store:
+        assert [row.seed for row in store.queued()] == [1, 2]
+
+
+# Queue
+
+
+def test_the_queue_is_ordered_on_its_page(visit, workspace, ensured):
+    training = Training.begin(workspace)
+    training.steps(5)
+    with Store.open(workspace) as store:
+        a, b, c = (store.enqueue(config(seed=seed, name=f"run {seed}")).id for seed in (1, 2, 3))
+
+    def order():
+        with Store.open(workspace) as store:
+            return [row.id for row in store.queued()]
+
+    app = visit("queue")
+    assert "Waiting: 3" in words(app)
+    assert app.button(key=f"front-{a}").disabled and app.button(key=f"down-{c}").disabled
+    click(app, f"front-{c}")
+    assert order() == [c, a, b]
+    click(app, f"down-{c}")
+    assert order() == [a, c, b]
+    click(app, f"up-{b}")
+    assert order() == [a, b, c]
+    app = click(app, f"out-{b}")
+    assert order() == [a, c] and "Waiting: 2" in words(app)
+    with Store.open(workspace) as store:
+        assert store.run(b).status is RunStatus.STOPPED
+        training.end(RunStatus.STOPPED, "x")
+        assert store.claim("cpu", "n").id == a
+    app = click(app, f"front-{c}")  # meanwhile the other one left the queue
+    assert "place 1" in app.toast[0].value
+
+
+def test_a_paused_queue_is_told_on_every_page_until_it_goes_on(visit, workspace, ensured):
+    with Store.open(workspace) as store:
+        store.enqueue(config())
+    app = visit("queue")
+    assert not app.warning
+    app = click(app, "pause")
+    assert "The queue is paused since" in app.warning[0].value
+    assert "The queue is paused since" in visit("launch").warning[0].value
+    with Store.open(workspace) as store:
+        assert store.queue().is_paused
+    app = click(app, "resume")
+    assert not app.warning and ensured == [workspace]
+    with Store.open(workspace) as store:
+        assert not store.queue().is_paused
+
+
+def test_cpu_slots_are_set_on_the_page_of_the_queue(visit, workspace, ensured):
+    app = visit("queue")
+    checked(app.number_input(key="cpu_slots-1").set_value(3).run())
+    with Store.open(workspace) as store:
+        assert store.queue().cpu_slots == 3
+    assert [badge.value for badge in app.markdown if "cpu:2" in str(badge.value)]
+
+
+def test_a_queued_run_is_brought_to_the_front_on_its_own_page(visit, workspace, ensured):
+    with Store.open(workspace) as store:
+        first, last = (store.enqueue(config(seed=seed)).id for seed in (1, 2))
+    app = click(visit("run", id=last), "front")
+    with Store.open(workspace) as store:
+        assert [row.id for row in store.queued()] == [last, first]
+    assert "place 1" in app.toast[0].value
 
 
 def test_launch_again_hands_over_the_settings(visit_week, week):

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import re
+import subprocess
+import sys
 import threading
+import time
 
 import pytest
 
@@ -11,7 +16,7 @@ from sousa_engine import run_files, supervisor
 from sousa_engine.config import RunConfig, build
 from sousa_engine.errors import RunError, WorkspaceError
 from sousa_engine.executors import Sighting, local
-from sousa_engine.records import Prediction, RunStatus
+from sousa_engine.records import Prediction, Progress, RunStatus
 from sousa_engine.spool import SpoolWriter, write_predictions
 from sousa_engine.store import Store
 from sousa_engine.supervisor import Supervisor, verdict
@@ -21,26 +26,33 @@ ALIVE = Sighting(is_alive=True, trainer_started=True, started_at_ms=5)
 ORPHAN = Sighting(is_alive=True, is_orphan=True, trainer_started=True, started_at_ms=5)
 
 
-def ended(code=None, number=None, *, steps=(), result=None):
-    steps = [{"at_ms": 6, "step": step} for step in ("started", *steps)]
-    note = {"exit_code": code, "signal": number, "started_ms": 5, "ended_ms": 9, "steps": steps}
-    return Sighting(is_alive=False, trainer_started=True, started_at_ms=5, exit=note, result=result)
+def ended(code=None, number=None, *, steps=(), oom_kills=None, result=None):
+    note = {"exit_code": code, "signal": number, "started_ms": 5, "ended_ms": 9, "oom_kills": oom_kills}
+    return Sighting(
+        is_alive=False, trainer_started=True, started_at_ms=5, steps=taken("started", *steps), exit=note, result=result
+    )
+
+
+def taken(*steps):
+    return [{"at_ms": 6 + i, "step": step} for i, step in enumerate(steps)]
 
 
 FINISHED = ended(0, result={"outcome": "finished", "reason": None})
 
 
 class ScriptedExecutor:
-    def __init__(self, *slots):
-        self._slots = slots or ("cpu",)
+    def __init__(self, *devices):
+        self._devices = devices or ("cpu",)
+        self.shares = []
         self.submitted, self.stops, self.sightings, self.refusal = [], [], {}, None
         self.reachable = True
 
-    def slots(self, *, fresh=False):
-        return self._slots
+    def devices(self, *, fresh=False):
+        return self._devices
 
-    def submit(self, run, nonce):
+    def submit(self, run, nonce, *, cpu_slots=1):
         self.submitted.append(run.id)
+        self.shares.append(cpu_slots)
         if self.refusal:
             raise self.refusal
 
@@ -55,8 +67,8 @@ class ScriptedExecutor:
 class Studio:
     """A store, a scripted executor, a clock that only we move, and a supervisor over them."""
 
-    def __init__(self, store, *slots):
-        self.store, self.executor, self.now = store, ScriptedExecutor(*slots), 100.0
+    def __init__(self, store, *devices):
+        self.store, self.executor, self.now = store, ScriptedExecutor(*devices), 100.0
         self.restart()
 
     def restart(self):
@@ -91,6 +103,10 @@ class Studio:
         path = self.store.workspace.run_dir(run_id)
         path.mkdir(parents=True, exist_ok=True)
         return path
+
+
+def kinds(studio, run_id):
+    return [event.kind for event in studio.store.events(run_id)]
 
 
 @pytest.fixture
@@ -207,6 +223,56 @@ def test_a_run_that_ended_before_anyone_saw_it_start_has_its_end_all_the_same(st
     assert (run.status, run.started_at_ms, run.ended_at_ms) == (RunStatus.FINISHED, 5, 9)
 
 
+def test_an_adopted_run_says_so_once_for_each_supervisor_that_found_it(studio):
+    run_id = studio.launched()
+    assert "adopted" not in kinds(studio, run_id)  # its own supervisor has nothing to adopt
+    for count in (1, 2):
+        studio.restart()
+        studio.round()
+        studio.round()
+        assert kinds(studio, run_id).count("adopted") == count
+
+
+# The queue
+
+
+def test_a_paused_queue_starts_nothing_and_what_trains_goes_on(studio):
+    first, second = studio.launched(), studio.queue()
+    assert studio.store.pause_queue() and not studio.store.pause_queue()
+    studio.see(first, FINISHED)
+    assert studio.status(first) is RunStatus.FINISHED
+    assert not studio.round() and studio.status(second) is RunStatus.QUEUED
+    assert studio.store.resume_queue() and not studio.store.resume_queue()
+    studio.round()
+    assert studio.executor.submitted == [first, second]
+
+
+def test_as_many_runs_share_the_cpu_as_it_has_slots(studio):
+    runs = [studio.queue() for _ in range(4)]
+    studio.store.set_cpu_slots(3)
+    studio.round()
+    assert [studio.store.run(run_id).device for run_id in runs] == ["cpu", "cpu:1", "cpu:2", None]
+    assert studio.executor.shares == [3, 3, 3]
+    for run_id in runs[:3]:
+        studio.executor.sightings[run_id] = ALIVE
+    studio.round()
+    studio.store.set_cpu_slots(1)  # what trains already goes on, nothing more starts until the last slot is free
+    studio.see(runs[2], FINISHED)
+    studio.see(runs[1], FINISHED)
+    assert studio.status(runs[0]) is RunStatus.RUNNING and studio.status(runs[3]) is RunStatus.QUEUED
+    studio.see(runs[0], FINISHED)
+    assert (studio.store.run(runs[3]).device, studio.executor.shares[-1]) == ("cpu", 1)
+
+
+def test_cpu_slots_take_no_run_that_is_to_have_the_gpu(store):
+    studio = Studio(store, "cuda:0", "cpu")
+    store.set_cpu_slots(2)
+    wanted = ["auto", "auto", "cpu", "cpu"]
+    runs = [studio.queue(device=device) for device in wanted]
+    studio.round()
+    assert [store.run(run_id).device for run_id in runs] == ["cuda:0", None, "cpu", "cpu:1"]
+
+
 # Stopping
 
 
@@ -221,6 +287,50 @@ def test_a_stop_is_passed_on_once_when_there_is_someone_to_tell(studio):
     assert studio.executor.stops == [(run_id, False)] * 2
     studio.see(run_id, ended(3, steps=["SIGTERM"], result={"outcome": "stopped", "reason": "Stopped at step 12."}))
     assert (studio.status(run_id), studio.reason(run_id)) == (RunStatus.STOPPED, "Stopped at step 12.")
+
+
+def test_stop_now_kills_at_once_after_a_stop_and_without_one(store):
+    studio = Studio(store, "cuda:0", "cuda:1")
+    saving, training = studio.launched(), studio.launched()
+    store.request_stop(saving)
+    studio.round()
+    for run_id in (saving, training):
+        assert store.request_stop(run_id, at_once=True).status is RunStatus.STOPPING
+    for _ in range(3):
+        studio.round()
+    assert studio.executor.stops == [(saving, False), (saving, True), (training, True)]
+    for run_id in (saving, training):
+        studio.see(run_id, ended(number=9, steps=["SIGKILL now"]))
+        assert studio.status(run_id) is RunStatus.STOPPED and "Stopped at once" in studio.reason(run_id)
+        asked = [event.message for event in store.events(run_id) if event.kind == "stop requested"]
+        assert asked[-1].startswith("Stop now")
+
+
+def test_each_step_of_a_stop_is_told_when_it_was_taken_and_once(studio):
+    run_id = studio.launched()
+    studio.store.request_stop(run_id)
+    steps = taken("started", "SIGTERM")
+    studio.see(run_id, Sighting(is_alive=True, trainer_started=True, started_at_ms=5, steps=steps))
+    told = [event for event in studio.store.events(run_id) if event.kind == "keeper"]
+    assert [(event.at_ms, event.message.split(":")[0]) for event in told] == [
+        (6, "The trainer was started."),
+        (7, "SIGTERM to the trainer"),
+    ]
+    studio.restart()  # another supervisor reads the same steps
+    studio.see(run_id, ended(number=9, steps=["SIGTERM", "SIGKILL"]))
+    told = [event for event in studio.store.events(run_id) if event.kind == "keeper"]
+    assert [event.at_ms for event in told] == [6, 7, 8] and told[-1].message.startswith("SIGKILL")
+
+
+def test_stop_now_ends_a_trainer_without_its_keeper_too(studio):
+    run_id = studio.launched()
+    studio.store.request_stop(run_id, at_once=True)
+    studio.see(run_id, ORPHAN)
+    studio.see(run_id, ORPHAN)
+    assert studio.executor.stops == [(run_id, True)]
+    assert kinds(studio, run_id).count("keeper lost") == 1
+    studio.see(run_id, Sighting(is_alive=False, trainer_started=True))
+    assert studio.status(run_id) is RunStatus.STOPPED and "Stopped at once" in studio.reason(run_id)
 
 
 def test_a_stop_during_a_failed_launch_is_the_end_and_no_second_try(studio):
@@ -280,7 +390,20 @@ def test_a_lost_run_says_what_was_last_seen(studio):
     studio.restart()
     studio.see(run_id, ABSENT)
     assert studio.status(run_id) is RunStatus.LOST
-    assert studio.reason(run_id).endswith("Last seen at step 7, train/loss 1.25.")
+    told = re.fullmatch(r".* Last seen at (\S+ \S+) at step 7, train/loss 1\.25\.", studio.reason(run_id))
+    at = (studio.folder(run_id) / run_files.SPOOL).stat().st_mtime
+    assert told and told[1] == time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
+
+
+def test_a_run_lost_before_its_first_step_says_how_far_it_had_come(studio):
+    run_id = studio.launched()
+    with SpoolWriter(studio.folder(run_id) / run_files.SPOOL) as spool:
+        spool.progress(Progress(phase="preparing", done=3, total=40))
+    studio.see(run_id, ABSENT)
+    assert studio.reason(run_id).endswith(" preparing, 3 of 40.")
+    silent = studio.launched()
+    studio.see(silent, ABSENT)
+    assert studio.reason(silent).endswith(" It had measured nothing yet.")
 
 
 def test_one_runs_trouble_does_not_hold_up_the_others(store, capfd):
@@ -357,15 +480,23 @@ def test_a_full_disk_is_waited_out_and_nothing_is_missing(studio, capfd):
         (ended(1, result={"outcome": "failed", "reason": "The disk is full."}), "failed", "The disk is full."),
         (ended(127), "failed", "exit code 127"),
         (ended(3), "stopped", "Stopped."),
-        (ended(number=9), "failed", "signal 9 (SIGKILL), sent from outside. Most often"),
+        (ended(4), "failed", "The disk is full. Free some space"),
+        (ended(number=9), "failed", "signal 9 (SIGKILL). Most often"),
+        (ended(number=9, oom_kills=0), "failed", "sent by someone: not for memory"),
+        (ended(number=9, oom_kills=1), "failed", "Out of memory: the system killed the trainer (SIGKILL; its cgroup"),
+        (ended(number=11, oom_kills=1), "failed", "signal 11 (SIGSEGV)"),
+        (ended(1, oom_kills=2, result={"outcome": "failed", "reason": "A worker went."}), "failed", "killed something"),
         (ended(number=11), "failed", "signal 11 (SIGSEGV)"),
         (ended(number=15), "failed", "signal 15 (SIGTERM)"),
         (ended(number=9, steps=["SIGTERM", "SIGKILL"]), "stopped", "did not stop in time"),
+        (ended(number=9, steps=["SIGTERM", "SIGKILL now"], oom_kills=0), "stopped", "Stopped at once, as asked"),
         (ended(number=9, result={"outcome": "finished", "reason": None}), "finished", None),
         (Sighting(is_alive=False, result={"outcome": "finished", "reason": None}), "finished", None),
         (Sighting(is_alive=False, result={"outcome": "stopped", "reason": "Stopped at 4."}), "stopped", "keeper was"),
         (Sighting(is_alive=False, result={"outcome": "failed", "reason": "No."}), "failed", "No."),
-        (Sighting(is_alive=False), "lost", "neither wrote how it ended"),
+        (Sighting(is_alive=False), "lost", "neither wrote how it ended: both were killed, or the machine lost power"),
+        (Sighting(is_alive=False, was_rebooted=False), "lost", "neither wrote how it ended: both were killed."),
+        (Sighting(is_alive=False, was_rebooted=True), "lost", "The machine was started again while it trained."),
     ],
 )
 def test_the_end_of_a_run_is_told_from_what_it_left(store, sighting, status, words):
@@ -451,11 +582,11 @@ def test_ensure_where_nothing_can_be_written_is_an_error_with_a_sentence(tmp_pat
 def test_slots_are_the_devices_that_pytorch_can_use(monkeypatch):
     monkeypatch.setattr(local, "_torch_has_cuda", lambda: False)
     monkeypatch.setattr(local, "_gpus", lambda: 2)
-    assert not [slot for slot in local.slots(fresh=True) if slot.startswith("cuda")]
+    assert not [slot for slot in local.devices(fresh=True) if slot.startswith("cuda")]
     assert "this PyTorch is a CPU build" in local.absence("cuda:0")
     monkeypatch.setattr(local, "_torch_has_cuda", lambda: True)
-    assert local.slots(fresh=True)[:2] == ("cuda:0", "cuda:1") and local.slots()[-1] == "cpu"
-    monkeypatch.setattr(local, "_seen_slots", None)
+    assert local.devices(fresh=True)[:2] == ("cuda:0", "cuda:1") and local.devices()[-1] == "cpu"
+    monkeypatch.setattr(local, "_seen_devices", None)
 
 
 def test_the_config_of_a_launch_names_the_device_it_was_given(workspace, store, monkeypatch):
@@ -481,3 +612,51 @@ def test_what_a_launch_before_left_says_nothing_of_the_next_one(studio):
         )
         seen = local.LocalExecutor(studio.store.workspace).poll(studio.store.run(run_id), nonce)
         assert (seen.result is not None, seen.exit is not None, seen.trainer_started) == (wanted,) * 3
+
+
+def test_a_run_in_a_slot_of_the_cpu_trains_on_the_cpu_with_its_share_of_threads(workspace, store, monkeypatch):
+    started = []
+    monkeypatch.setattr(local.subprocess, "Popen", lambda *args, **options: started.append(options["env"]))
+    monkeypatch.setattr(local.os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    store.enqueue(RunConfig())
+    run = store.claim("cpu:1", "n1", ["cpu", "auto"])
+    local.LocalExecutor(workspace).submit(run, "n1", cpu_slots=3)
+    written = json.loads((workspace.run_dir(run.id) / run_files.CONFIG).read_text())
+    assert (written["device"], started[0]["OMP_NUM_THREADS"]) == ("cpu", "2")
+    local.LocalExecutor(workspace).submit(run, "n2", cpu_slots=1)
+    assert "OMP_NUM_THREADS" not in started[1]  # alone, it takes what PyTorch takes
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    local.LocalExecutor(workspace).submit(run, "n3", cpu_slots=3)
+    assert started[2]["OMP_NUM_THREADS"] == "1"  # what the user set is not exceeded
+
+
+def test_a_pid_that_was_given_to_another_program_is_neither_adopted_nor_signalled(workspace, store):
+    """keeper.json names a pid, and the machine gave it to somebody else since."""
+    store.enqueue(RunConfig())
+    run = store.claim("cpu", "n1")
+    folder = workspace.run_dir(run.id)
+    folder.mkdir(parents=True)
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as stranger:
+        note = {"nonce": "n1", "pid": stranger.pid, "trainer_pid": stranger.pid, "started_ms": 5}
+        run_files.write_json(folder / run_files.KEEPER, note)
+        executor = local.LocalExecutor(workspace)
+        assert not executor.poll(run, "n1").is_alive  # the lock says so, whoever has the pid
+        assert not executor.stop(run, "n1") and not executor.stop(run, "n1", now=True)
+        with (folder / run_files.KEEPER_LOCK).open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            assert executor.poll(run, "n1").is_orphan  # somebody of the launch lives, and this is not its keeper
+        assert stranger.poll() is None
+        stranger.kill()
+
+
+def test_a_start_of_the_machine_is_seen_by_its_boot_id(workspace, store):
+    store.enqueue(RunConfig())
+    run = store.claim("cpu", "n1")
+    folder = workspace.run_dir(run.id)
+    folder.mkdir(parents=True)
+    here = run_files.boot_id()
+    for then, seen in (("another", True if here else None), (here, False if here else None), (None, None)):
+        note = {"nonce": "n1", "pid": 1, "trainer_pid": None, "started_ms": 5, "boot_id": then}
+        run_files.write_json(folder / run_files.KEEPER, note)
+        assert local.LocalExecutor(workspace).poll(run, "n1").was_rebooted is seen

@@ -22,7 +22,7 @@ def studio(workspace, monkeypatch):
 
 
 def test_the_router_knows_every_page_file():
-    assert PAGES == ["backbones", "compare", "data", "doctor", "home", "launch", "run", "runs", "sweeps"]
+    assert PAGES == ["backbones", "compare", "data", "doctor", "home", "launch", "queue", "run", "runs", "sweeps"]
 
 
 @pytest.mark.parametrize("name", PAGES)

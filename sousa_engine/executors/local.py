@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,14 +19,14 @@ import psutil
 
 from sousa_engine import processes, run_files
 from sousa_engine.errors import RunError
-from sousa_engine.executors import Sighting
+from sousa_engine.executors import Sighting, device_of
 from sousa_engine.records import Run
 from sousa_engine.workspace import Workspace
 
 TRAINER_MODULE = "sousa_engine.trainer"
 GRACE_S = 60.0  # from the request to stop to the end of patience
-_SLOTS_KEPT_S = 60.0
-_seen_slots: tuple[float, tuple[str, ...]] | None = None
+_DEVICES_KEPT_S = 60.0
+_seen_devices: tuple[float, tuple[str, ...]] | None = None
 
 
 class LocalExecutor:
@@ -38,21 +38,24 @@ class LocalExecutor:
         self._grace_s = grace_s
         self._keepers: dict[str, subprocess.Popen[bytes]] = {}
 
-    def slots(self, *, fresh: bool = False) -> tuple[str, ...]:
-        return slots(fresh=fresh)
+    def devices(self, *, fresh: bool = False) -> tuple[str, ...]:
+        return devices(fresh=fresh)
 
-    def submit(self, run: Run, nonce: str) -> None:
+    def submit(self, run: Run, nonce: str, *, cpu_slots: int = 1) -> None:
         folder = self._workspace.run_dir(run.id)
         folder.mkdir(parents=True, exist_ok=True)
         with _taken(folder / run_files.KEEPER_LOCK) as lock:
             for stale in (run_files.KEEPER, run_files.EXIT, run_files.RESULT):
                 (folder / stale).unlink(missing_ok=True)
-            config = run.config.model_copy(update={"device": run.device})
+            assert run.device is not None  # it was claimed
+            config = run.config.model_copy(update={"device": device_of(run.device)})
             run_files.write_json(folder / run_files.CONFIG, config.model_dump(mode="json"))
             trainer = [sys.executable, "-m", self._trainer_module, str(folder)]
             keeper = [sys.executable, "-m", "sousa_engine.keeper", str(lock), str(self._grace_s), str(folder), nonce]
             with (folder / run_files.LOG).open("ab") as log:
                 env = {**os.environ, "SOUSA_WORKSPACE": str(self._workspace.root)}
+                if cpu_slots > 1 and device_of(run.device) == "cpu":
+                    env |= {"OMP_NUM_THREADS": str(share_of_threads(cpu_slots))}  # PyTorch's own count follows it
                 self._keepers[nonce] = processes.start_detached([*keeper, *trainer], log=log, lock=lock, env=env)
 
     def poll(self, run: Run, nonce: str) -> Sighting:
@@ -70,6 +73,8 @@ class LocalExecutor:
             is_orphan=is_alive and note is not None and not _is_process(note["pid"], nonce),
             started_at_ms=started["started_ms"] if started else None,
             trainer_started=started is not None,
+            was_rebooted=_was_rebooted(note),
+            steps=(exit_note or note or {}).get("steps", ()),
             exit=exit_note,
             # It names no launch, but submit removed the one before: under a note of this launch, it is of this launch.
             result=run_files.read_json(folder / run_files.RESULT) if note or exit_note else None,
@@ -78,34 +83,40 @@ class LocalExecutor:
     def stop(self, run: Run, nonce: str, *, now: bool = False) -> bool:
         folder = self._workspace.run_dir(run.id)
         note = _of_launch(run_files.read_json(folder / run_files.KEEPER), nonce)
-        if note and not now and _is_process(note["pid"], nonce):
-            return _signal(os.kill, note["pid"], signal.SIGTERM)
-        leaders = _group_leaders(self._trainer_module, str(folder))
-        sent = [
-            _signal(os.killpg, leader, signal.SIGKILL) if now else _signal(os.kill, leader, signal.SIGTERM)
-            for leader in leaders
-        ]
-        return any(sent)
+        told = note is not None and _signal(note["pid"], nonce, signal.SIGUSR1 if now else signal.SIGTERM)
+        if told and not now:
+            return True
+        # To a trainer without its keeper; and where no time is to be lost, for a keeper that hangs.
+        for leader in _group_leaders(self._trainer_module, str(folder)):
+            told |= _kill_group(leader) if now else _signal(leader, str(folder), signal.SIGTERM)
+        return told
 
 
-def slots(*, fresh: bool = False) -> tuple[str, ...]:
+def devices(*, fresh: bool = False) -> tuple[str, ...]:
     """Devices that PyTorch can use on this machine, best first: cuda:0, ..., mps, cpu. Never imports torch."""
-    global _seen_slots
+    global _seen_devices
     now = time.monotonic()
-    if fresh or _seen_slots is None or now - _seen_slots[0] > _SLOTS_KEPT_S:
+    if fresh or _seen_devices is None or now - _seen_devices[0] > _DEVICES_KEPT_S:
         found = [f"cuda:{index}" for index in range(_gpus())] if _torch_has_cuda() else []
         if sys.platform == "darwin" and platform.machine() == "arm64":
             found.append("mps")
-        _seen_slots = now, (*found, "cpu")
-    return _seen_slots[1]
+        _seen_devices = now, (*found, "cpu")
+    return _seen_devices[1]
 
 
 def absence(device: str) -> str:
     """Why `device` cannot be used here, as a sentence with its cure."""
-    here = f"Here are: {', '.join(slots())}."
+    here = f"Here are: {', '.join(devices())}."
     if device.startswith("cuda") and _gpus() and not _torch_has_cuda():
         return f"{device} cannot be used: there is a GPU, but this PyTorch is a CPU build. Install one for CUDA. {here}"
     return f"{device} is not on this machine. {here} Set device=auto, or start the run where it is."
+
+
+def share_of_threads(cpu_slots: int) -> int:
+    """Threads of a run where `cpu_slots` of them share the processors that we may use; no more than the user set."""
+    ours = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return max(1, min(ours // cpu_slots, int(asked) if asked.isdecimal() and int(asked) else ours))
 
 
 def _gpus() -> int:
@@ -149,6 +160,11 @@ def _of_launch(note: dict | None, nonce: str) -> dict | None:
     return note if note and note.get("nonce") == nonce else None
 
 
+def _was_rebooted(note: dict | None) -> bool | None:
+    now, then = run_files.boot_id(), note.get("boot_id") if note else None
+    return None if now is None or then is None else now != then
+
+
 def _is_process(pid: int, word: str) -> bool:
     """Does `pid` still run the command line with `word` in it? A pid alone may have been given to another program."""
     try:
@@ -174,9 +190,23 @@ def _leads_group(pid: int) -> bool:
         return False
 
 
-def _signal(send: Callable[[int, int], None], pid: int, number: int) -> bool:
+def _signal(pid: int, word: str, number: int) -> bool:
+    """Send a signal to a process with `word` in its command line; to no other that was given its pid meanwhile."""
     try:
-        send(pid, number)
+        if not hasattr(os, "pidfd_open"):
+            return _is_process(pid, word) and os.kill(pid, number) is None
+        handle = os.pidfd_open(pid)  # of this very process, whatever becomes of its number
+        try:
+            return _is_process(pid, word) and signal.pidfd_send_signal(handle, number) is None
+        finally:
+            os.close(handle)
+    except (ProcessLookupError, PermissionError):
+        return False
+
+
+def _kill_group(leader: int) -> bool:
+    try:
+        os.killpg(leader, signal.SIGKILL)
     except (ProcessLookupError, PermissionError):
         return False
     return True

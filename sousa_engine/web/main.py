@@ -22,6 +22,7 @@ PAGES = [
     page("data", "Data", "library_music", "Classes, splits and clips of a data set; listen and look."),
     page("launch", "Launch", "rocket_launch", "Choose everything a training needs, check it, start it."),
     page("runs", "Runs", "monitoring", "All runs: waiting, running and over."),
+    page("queue", "Queue", "low_priority", "What trains in which slot, what waits and in which order."),
     page("sweeps", "Sweeps", "grid_view", "Many settings at once, several seeds each: define, watch, steer, compare."),
     page("compare", "Compare", "compare_arrows", "Two or more runs side by side."),
     page("doctor", "Doctor", "stethoscope", "What is right and wrong with this installation, each with its cure."),
@@ -37,6 +38,7 @@ st.logo(str(ASSETS / "logo.svg"), size="medium")
 if trouble := default_workspace().full_disk():
     st.error(trouble, icon=":material/hard_drive:")
     parts.doctor_link()
+parts.queue_banner()
 try:
     current.run()
 except SousaError as error:

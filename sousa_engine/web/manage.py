@@ -1,4 +1,4 @@
-"""What the pages Runs and Run do alike to runs: stop, resume, archive, tag, delete; with the dialogs that ask first.
+"""What the pages Runs, Run and Queue do to runs: stop, resume, move, clone, archive, tag, delete; dialogs ask.
 
 A button asks with `ask`; the page draws what was asked for with `dialogs`, outside of what refreshes by itself.
 """
@@ -24,7 +24,7 @@ _NAMED = 200  # runs that the dialog of a deletion names
 
 @dataclass(frozen=True, kw_only=True)
 class _Asked:
-    what: Literal["tag", "delete"]
+    what: Literal["tag", "delete", "kill"]
     run_ids: tuple[str, ...]
     size_bytes: int = 0
 
@@ -53,6 +53,55 @@ def resume(run_id: str) -> None:
         return f"Queued: it goes on from step {found.step:,}."
 
     _do(work, ":material/resume:")
+
+
+def move(run_id: str, to: int) -> None:
+    """To this place in the queue, from 1."""
+    _do(lambda store: f"Now at place {store.move(run_id, to)} of the queue.", ":material/swap_vert:")
+
+
+def move_by(run_id: str, places: int) -> None:
+    """-1: one place forward, 1: one back."""
+    _do(lambda store: f"Now at place {store.move_by(run_id, places)} of the queue.", ":material/swap_vert:")
+
+
+def pause_queue() -> None:
+    def work(store: Store) -> str:
+        store.pause_queue()
+        return "The queue is paused: what trains goes on, nothing new starts."
+
+    _do(work, ":material/pause_circle:")
+
+
+def resume_queue() -> None:
+    def work(store: Store) -> str:
+        store.resume_queue()
+        supervisor.ensure(store.workspace)
+        return "The queue goes on."
+
+    _do(work, ":material/play_circle:")
+
+
+def set_cpu_slots(slots: int) -> None:
+    def work(store: Store) -> str:
+        store.set_cpu_slots(slots)
+        supervisor.ensure(store.workspace)
+        return f"{slots} run{'s' if slots > 1 else ''} may share the CPU."
+
+    _do(work, ":material/memory:")
+
+
+def clone(run_ids: Sequence[str], form_token: str) -> tuple[str, ...]:
+    """Queue runs with the settings of these. Returns their ids; none, and a toast says why, if one could only fail."""
+    made: list[str] = []
+
+    def work(store: Store) -> str:
+        runs = [store.find(run_id) for run_id in run_ids]
+        made.extend(run.id for run in launch.clone(store.workspace, runs, created_by="page", form_token=form_token))
+        return f"{count(made)} queued."
+
+    _do(work, ":material/replay:")
+    return tuple(made)
 
 
 def archive(run_ids: Sequence[str]) -> None:
@@ -85,7 +134,7 @@ def edit(run_id: str, name: str, tags: Collection[str], note: str) -> None:
     _do(work, ":material/edit:")
 
 
-def ask(what: Literal["tag", "delete"], run_ids: Sequence[str]) -> None:
+def ask(what: Literal["tag", "delete", "kill"], run_ids: Sequence[str]) -> None:
     """Open a dialog about these runs, and no other."""
     size = trash.size_bytes(default_workspace(), run_ids) if what == "delete" else 0
     st.session_state[_ASKED] = _Asked(what=what, run_ids=tuple(run_ids), size_bytes=size)
@@ -115,6 +164,8 @@ def dialogs(after_deletion: Callable[[Sequence[str]], None]) -> None:
         _close()
     elif asked.what == "tag":
         _tag(rows, known)
+    elif asked.what == "kill":
+        _kill(rows)
     else:
         _delete(rows, asked.size_bytes, after_deletion)
 
@@ -149,6 +200,26 @@ def _tag(rows: Sequence[RunRow], known: Sequence[str]) -> None:
             return f"{count(rows)} tagged."
 
         if _do(work, ":material/sell:"):
+            _close()
+            st.rerun()
+
+
+@st.dialog("Stop now", icon=":material/dangerous:", on_dismiss=_close)
+def _kill(rows: Sequence[RunRow]) -> None:
+    st.markdown(
+        f"**{parts.plain(rows[0].title) if len(rows) == 1 else count(rows)}** "
+        f"{'is' if len(rows) == 1 else 'are'} killed at once. What was learnt since the last checkpoint goes; "
+        "metrics stay. *Stop and save* loses nothing, and takes a minute at most."
+    )
+    if st.button("Stop now", type="primary", icon=":material/dangerous:", key="kill_now"):
+
+        def work(store: Store) -> str:
+            for row in rows:
+                store.request_stop(row.id, at_once=True)
+            supervisor.ensure(store.workspace)
+            return f"{count(rows)}: stopped at once."
+
+        if _do(work, ":material/dangerous:"):
             _close()
             st.rerun()
 

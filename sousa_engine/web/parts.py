@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -114,6 +115,38 @@ def listed(lines: Iterable[str], most: int | None = 12) -> str:
 def hundred(share: float | None) -> float | None:
     """A share as per cent, for tables; rounded here, so that a table says what percent() says."""
     return None if share is None else round(100 * share, 1)
+
+
+def form_token(form: str, pressed: bool) -> str:
+    """Names one filling of a form: the same for all clicks on its button, another one when the form is drawn anew.
+
+    Quick clicks, and those of a tab that has yet to show the next page, all bring the same one; the store makes one run
+    of it. Call it after the button was drawn. pressed: what the button said.
+    """
+    key = f"form {form}"
+    token, sent = st.session_state.get(key, ("", True))
+    if not token or (sent and not pressed):
+        token = secrets.token_hex(8)
+    st.session_state[key] = (token, pressed)
+    return token
+
+
+def queue_banner() -> None:
+    """Says that the queue is paused, where it is."""
+    workspace = default_workspace()
+    if not workspace.db.is_file():
+        return
+    try:
+        with Store.open(workspace) as store:
+            state = store.queue()
+    except WorkspaceError:
+        return  # the page says it
+    if state.is_paused:
+        st.warning(
+            f"The queue is paused since {when(state.paused_at_ms)}: what trains goes on, nothing new starts. "
+            "Resume it on the page Queue.",
+            icon=":material/pause_circle:",
+        )
 
 
 def status_badge(status: RunStatus) -> None:

@@ -559,8 +559,10 @@ def preview(asked: Asked, spec: SweepSpec | None) -> None:
     with top:
         ready = not found.problems or leave_out
         label = f"Start {found.run_count:,} {'run' if found.run_count == 1 else 'runs'}"
-        if start_button(label if ready else "To start, mend: the settings that could only fail", ready=ready):
-            begin(spec, leave_out)
+        pressed = start_button(label if ready else "To start, mend: the settings that could only fail", ready=ready)
+        token = parts.form_token("sweep", pressed)
+        if pressed:
+            begin(spec, leave_out, token)
     for note in found.notes:
         st.caption(parts.plain(note))
     the_same(spec, leave_out)
@@ -667,9 +669,11 @@ def problems(spec: SweepSpec, found: sweeper.Plan) -> bool:
         return st.checkbox(f"Start without these {hit}", key=f"sweep.leave_out.{hit}")
 
 
-def begin(spec: SweepSpec, leave_out: bool) -> None:
+def begin(spec: SweepSpec, leave_out: bool, form_token: str) -> None:
     try:
-        made = sweeper.start(default_workspace(), spec, created_by="page", leave_out_invalid=leave_out)
+        made = sweeper.start(
+            default_workspace(), spec, created_by="page", leave_out_invalid=leave_out, form_token=form_token
+        )
     except SousaError as error:
         st.error(parts.plain(str(error)), icon=":material/error:")
         return

@@ -287,20 +287,22 @@ def one_failure(found: Sweep, failure: Failure) -> None:
     ids = [run.id for run in failure.runs]
     these = "it" if count == 1 else f"these {count}"
     a, b, c = st.columns([2, 4, 2], vertical_alignment="bottom")
-    a.button(
+    again = a.button(
         f"Re-run {these}", icon=":material/replay:", key=f"sweep.again.{mark}", width="stretch",
-        on_click=rerun, args=(found.id, ids, None), help="As before, as new runs of the same trials.",
+        on_click=rerun, args=(found.id, ids, None, f"again {mark}"), help="As before, as new runs of the same trials.",
     )  # fmt: skip
+    parts.form_token(f"again {mark}", again)
     if not failure.is_of_targets:
         return
     typed = f"sweep.targets.{found.id}.{mark}"
     st.session_state.setdefault(typed, ",".join(nearest_names(failure.cause)))
     text = b.text_input("Other targets", key=typed, placeholder="qkv, or the name of a set: core, default, all-linear")
     said, fits = checked_targets(failure.runs, text)
-    c.button(
+    mend = c.button(
         f"Re-run {these} with them", icon=":material/healing:", key=f"sweep.mend.{mark}", width="stretch",
-        disabled=not fits, on_click=rerun, args=(found.id, ids, typed),
+        disabled=not fits, on_click=rerun, args=(found.id, ids, typed, f"mend {mark}"),
     )  # fmt: skip
+    parts.form_token(f"mend {mark}", mend)
     if said:
         st.caption(parts.plain(said) if fits else f":red[{parts.plain(said)}]")
 
@@ -321,15 +323,16 @@ def checked_targets(runs: Sequence[Run], text: str) -> tuple[str, bool]:
     return ", ".join(meant), True
 
 
-def rerun(sweep_id: str, run_ids: Sequence[str], typed: str | None) -> None:
-    """typed: key of the field with other targets; None: as they were."""
+def rerun(sweep_id: str, run_ids: Sequence[str], typed: str | None, form: str) -> None:
+    """typed: key of the field with other targets; None: as they were. form: as parts.form_token names it."""
+    token = parts.form_token(form, pressed=True)
     try:
         targets = None if typed is None else grammar.entries(st.session_state[typed])
         with parts.open_store() as store:
             found = store.sweep(sweep_id)
             runs = [run for run in map(store.run, run_ids) if run is not None]
             assert found is not None
-            queued = sweeper.rerun(store, found, runs, targets=targets, created_by="page")
+            queued = sweeper.rerun(store, found, runs, targets=targets, created_by="page", form_token=token)
     except SousaError as error:
         st.toast(parts.plain(str(error)), icon=":material/error:")
         return

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import sqlite3
 import struct
@@ -107,6 +108,10 @@ class Studio:
         os.kill(pid, signal.SIGKILL)
         wait_for(lambda: pid not in self.processes("sousa_engine.supervisor"))
 
+    def ladder(self, run_id):
+        """What its keeper did, by the beginning of each sentence."""
+        return [e.message.split(":")[0] for e in self.store.events(run_id) if e.kind == "keeper"]
+
     def kinds(self, run_id):
         return [event.kind for event in self.store.events(run_id)]
 
@@ -167,7 +172,7 @@ def test_a_stopped_run_keeps_metrics_up_to_its_last_step(studio):
     assert (run.status, run.reason) == (RunStatus.STOPPED, f"Stopped at {studio.acknowledged(run_id)}.")
     assert_nothing_lost_or_doubled(studio, run_id)
     assert {"stop requested", "checkpoint", "stopped"} <= set(studio.kinds(run_id))
-    assert "Trainer: SIGTERM." in [event.message for event in studio.store.events(run_id)]
+    assert studio.ladder(run_id) == ["The trainer was started.", "SIGTERM to the trainer"]
 
 
 def test_a_trainer_that_ignores_the_stop_is_killed_and_the_run_says_so(studio):
@@ -177,9 +182,51 @@ def test_a_trainer_that_ignores_the_stop_is_killed_and_the_run_says_so(studio):
     studio.store.request_stop(run_id)
     run = studio.over(run_id)
     assert run.status is RunStatus.STOPPED and "did not stop in time" in run.reason
-    told = [event.message for event in studio.store.events(run_id) if event.kind == "keeper"]
-    assert told == ["Trainer: started.", "Trainer: SIGTERM.", "Trainer: SIGKILL."]
+    assert studio.ladder(run_id) == [
+        "The trainer was started.",
+        "SIGTERM to the trainer",
+        "SIGKILL to the trainer and all it started",
+    ]
     assert_nothing_lost_or_doubled(studio, run_id)
+
+
+def test_stop_now_ends_a_trainer_that_does_not_listen_and_its_stop_so_far_is_told(studio):
+    run_id = studio.queue("steps=100000 at=3 do=deaf")
+    studio.supervise()
+    studio.running_at(run_id, 10)
+    studio.store.request_stop(run_id)
+    wait_for(lambda: len(studio.ladder(run_id)) == 2)  # told while it still lives
+    assert studio.run(run_id).status is RunStatus.STOPPING
+    studio.store.request_stop(run_id, at_once=True)
+    run = studio.over(run_id)
+    assert run.status is RunStatus.STOPPED and run.reason.startswith("Stopped at once, as asked")
+    asked = [event for event in studio.store.events(run_id) if event.kind in ("stop requested", "keeper", "stopped")]
+    assert [event.message.split(":")[0] for event in asked] == [
+        "The trainer was started.",
+        "Stop and save was asked for.",
+        "SIGTERM to the trainer",
+        "Stop now was asked for",
+        "SIGKILL to the trainer and all it started, at once.",
+        "Stopped at once, as asked",
+    ]
+    assert_nothing_lost_or_doubled(studio, run_id)
+
+
+def test_runs_share_the_cpu_in_slots_of_their_own(studio):
+    studio.store.set_cpu_slots(2)
+    runs = [studio.queue("steps=20 hold=10") for _ in range(3)]
+    studio.supervise()
+    for run_id in runs[:2]:
+        studio.running_at(run_id, 10)
+    assert {studio.run(run_id).device for run_id in runs[:2]} == {"cpu", "cpu:1"}
+    assert studio.run(runs[2]).status is RunStatus.QUEUED
+    assert [studio.run(run_id).facts["device"] for run_id in runs[:2]] == ["cpu", "cpu"]
+    for run_id in runs:
+        wait_for(lambda run_id=run_id: studio.run(run_id).status is not RunStatus.QUEUED)
+        wait_for(lambda run_id=run_id: studio.workspace.run_dir(run_id).is_dir())
+        studio.let_go(run_id)
+        assert studio.over(run_id).status is RunStatus.FINISHED
+        assert_nothing_lost_or_doubled(studio, run_id)
 
 
 @pytest.mark.parametrize(
@@ -223,6 +270,50 @@ def test_a_killed_supervisor_is_replaced_and_the_training_never_notices(studio):
     run = studio.over(run_id)
     assert (run.status, run.launches, run.facts["pid"]) == (RunStatus.FINISHED, 1, trainer)
     assert_nothing_lost_or_doubled(studio, run_id)
+
+
+_SERVER = """
+import sys
+from starlette.testclient import TestClient
+import app
+with TestClient(app.app, base_url="http://localhost"):
+    print("up", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_an_open_studio_replaces_a_killed_supervisor_and_its_own_death_is_not_noticed(studio):
+    run_id = studio.queue("steps=400 hold=300")
+    studio.supervise()
+    studio.running_at(run_id, 5)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    env = {**os.environ, "SOUSA_WORKSPACE": str(studio.workspace.root)}
+    with subprocess.Popen([sys.executable, "-c", _SERVER], cwd=PROJECT_ROOT, env=env, **pipes) as server:
+        assert server.stdout.readline() == b"up\n"
+        killed_ms = time.time_ns() // 1_000_000
+        studio.kill_supervisor()
+        wait_for(lambda: "adopted" in studio.kinds(run_id), timeout_s=60)
+        (adopted,) = [event for event in studio.store.events(run_id) if event.kind == "adopted"]
+        print(f"adopted {adopted.at_ms - killed_ms} ms after the supervisor was killed")
+        server.kill()
+    studio.let_go(run_id)
+    run = studio.over(run_id)
+    assert (run.status, run.launches) == (RunStatus.FINISHED, 1)
+    assert_nothing_lost_or_doubled(studio, run_id)
+
+
+def test_a_restarted_supervisor_adopts_at_once(studio):
+    run_id = studio.queue("steps=100000")
+    studio.supervise()
+    studio.running_at(run_id, 5)
+    studio.kill_supervisor()
+    began_ms = time.time_ns() // 1_000_000
+    wait_for(studio.supervise)
+    wait_for(lambda: "adopted" in studio.kinds(run_id), timeout_s=60)
+    (adopted,) = [event for event in studio.store.events(run_id) if event.kind == "adopted"]
+    print(f"adopted {adopted.at_ms - began_ms} ms after the start of the next supervisor")
+    at = studio.run(run_id).progress.done
+    studio.running_at(run_id, at + 1)  # it is fed from there on
 
 
 def test_a_run_that_ends_while_nobody_supervises_gets_its_true_end(studio):
@@ -284,7 +375,7 @@ def test_everything_killed_at_once_is_a_lost_run_that_says_what_was_last_seen(st
     wait_for(studio.supervise)
     run = studio.over(run_id)
     assert run.status is RunStatus.LOST
-    assert f"Last seen at step {studio.steps(run_id)[-1]}, train/loss" in run.reason
+    assert re.search(rf"Last seen at \S+ \S+ at step {studio.steps(run_id)[-1]}, train/loss", run.reason)
     assert_nothing_lost_or_doubled(studio, run_id)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -154,7 +155,42 @@ def test_a_full_disk_is_named_however_torch_wraps_it():
         finally:
             raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 1411200 vs 1411092")
     except RuntimeError as error:
-        assert trainer._known_cause(error).startswith("The disk is full.")
+        assert trainer._known_cause(error, Path("/no/runs/folder")).startswith("The disk is full.")
+
+
+def test_a_full_disk_is_named_where_torch_says_nothing_of_it(tmp_path, full_disk):
+    error = RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 1411200 vs 1411092")
+    assert trainer._known_cause(error, tmp_path / "runs" / "a").startswith("The disk is full.")
+    assert trainer._known_cause(KeyError("a bug"), tmp_path / "runs" / "a") == ""
+
+
+def test_the_exit_code_tells_of_a_full_disk_where_no_result_finds_room(workspace, monkeypatch):
+    def no_room(*args, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    folder = workspace.run_dir("260101-000000-aaaa")
+    folder.mkdir(parents=True)
+    run_files.write_json(folder / run_files.CONFIG, RunConfig().model_dump(mode="json"))
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(trainer, "run", no_room)
+    monkeypatch.setattr(run_files, "write_json", no_room)
+    try:
+        assert trainer.main([str(folder)]) == run_files.EXIT_DISK_FULL
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_memory_that_ran_out_is_named_by_the_type_of_its_error(tmp_path):
+    text = "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 79.11 GiB"
+    said = trainer._known_cause(torch.OutOfMemoryError(text), tmp_path)
+    assert said.startswith("The GPU ran out of memory at a request for 20.00 GiB. Lower training.batch_size")
+    for error in (
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 8.1 GB)"),
+    ):
+        assert trainer._known_cause(error, tmp_path).startswith("This machine ran out of memory.")
+    assert trainer._known_cause(RuntimeError("an index out of memory bounds"), tmp_path) == ""
 
 
 def test_a_workspace_that_cannot_be_used_is_one_line_as_reason(workspace):

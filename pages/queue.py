@@ -1,0 +1,144 @@
+"""Queue: what trains in which slot, and what waits in which order; move, take out, pause."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import streamlit as st
+
+from sousa_engine.executors import local, slots
+from sousa_engine.records import MOST_CPU_SLOTS, Queue, Run, RunRow, RunStatus
+from sousa_engine.web import manage, parts
+
+REFRESH_S, IDLE_S = 2, 15
+MOST_SHOWN = 50
+
+
+def main() -> None:
+    manage.dialogs(after_deletion=lambda run_ids: None)
+    with parts.open_store() as store:
+        state, active = store.queue(), bool(store.live() or store.waiting_devices())
+    with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
+        st.title("Queue", anchor=False, width="content")
+        if state.is_paused:
+            st.button(
+                "Resume the queue",
+                icon=":material/play_circle:",
+                on_click=manage.resume_queue,
+                type="primary",
+                key="resume",
+            )
+        else:
+            st.button(
+                "Pause the queue",
+                icon=":material/pause_circle:",
+                on_click=manage.pause_queue,
+                help="Nothing new starts; what trains goes on.",
+                key="pause",
+            )
+    # Quick only while something moves; slow otherwise, to notice a run that a terminal queued.
+    st.fragment(draw, run_every=REFRESH_S if active else IDLE_S)(active)
+
+
+def draw(was_active: bool) -> None:
+    if manage.has_news():
+        st.rerun()  # the page says what was done
+    with parts.open_store() as store:
+        if bool(store.live() or store.waiting_devices()) is not was_active:
+            st.rerun()  # the page gives the timer its other pace
+        state, live, waiting, count = store.queue(), store.live(), store.queued(MOST_SHOWN), store.queued_count()
+    draw_slots(state, live)
+    draw_waiting(waiting, count)
+
+
+def draw_slots(state: Queue, live: Sequence[Run]) -> None:
+    held = {run.device: run for run in live}
+    st.subheader("Slots", anchor=False)
+    for slot in dict.fromkeys([*slots(local.devices(), state.cpu_slots), *filter(None, held)]):
+        run = held.get(slot)
+        with st.container(border=True, horizontal=True, vertical_alignment="center", key=f"slot-{slot}"):
+            st.badge(slot, icon=":material/memory:", color="gray" if run is None else "blue")
+            if run is None:
+                st.caption("free", width="stretch")
+                continue
+            link(run.id, run.title)
+            parts.status_badge(run.status)
+            share = parts.progress_share(run)
+            st.caption("before its first step" if share is None else parts.percent(share), width="stretch")
+            st.button(
+                "Stop and save",
+                icon=":material/stop_circle:",
+                type="tertiary",
+                on_click=manage.stop,
+                args=([run.id],),
+                disabled=run.status is RunStatus.STOPPING,
+                key=f"stop-{run.id}",
+            )
+    key = f"cpu_slots-{state.cpu_slots}"  # so that it shows what a terminal set meanwhile
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        st.number_input(
+            "CPU slots",
+            1,
+            MOST_CPU_SLOTS,
+            state.cpu_slots,
+            key=key,
+            width=180,
+            on_change=lambda: manage.set_cpu_slots(st.session_state[key]),
+            help="Runs that may train on the CPU beside each other, sharing its threads evenly. A GPU takes one run.",
+        )
+        threads = local.share_of_threads(state.cpu_slots)
+        st.caption(f"{threads} thread{'s' if threads > 1 else ''} for each run on the CPU", width="content")
+
+
+def draw_waiting(waiting: Sequence[RunRow], count: int) -> None:
+    st.subheader(f"Waiting: {count:,}" if count else "Waiting", anchor=False)
+    if not count:
+        st.caption("Nothing waits: the next run starts at once.")
+        return
+    st.caption("Each slot takes the first run that may use it.")
+    for place, row in enumerate(waiting, start=1):
+        draw_row(place, row, is_last=place == count)
+    if count > len(waiting):
+        st.caption(f"{count - len(waiting):,} more wait behind these. A run's own page can bring it to the front.")
+
+
+def draw_row(place: int, row: RunRow, *, is_last: bool) -> None:
+    with st.container(border=True, horizontal=True, vertical_alignment="center", gap="small", key=f"row-{row.id}"):
+        st.markdown(f"**{place}**", width="content")
+        link(row.id, row.title)
+        sweep = " · of a sweep" if row.sweep_id else ""
+        st.caption(f"{row.device} · {parts.plain(row.backbone)} · seed {row.seed}{sweep}", width="stretch")
+        steps = (
+            ("Front", ":material/vertical_align_top:", manage.move, 1, place == 1, "The next one to start."),
+            ("Up", ":material/arrow_upward:", manage.move_by, -1, place == 1, "One place forward."),
+            ("Down", ":material/arrow_downward:", manage.move_by, 1, is_last, "One place back."),
+        )
+        for label, icon, act, where, disabled, help in steps:
+            st.button(
+                label,
+                icon=icon,
+                type="tertiary",
+                on_click=act,
+                args=(row.id, where),
+                disabled=disabled,
+                help=help,
+                key=f"{label.lower()}-{row.id}",
+            )
+        st.button(
+            "Take out",
+            icon=":material/cancel:",
+            type="tertiary",
+            on_click=manage.stop,
+            args=([row.id],),
+            help="It becomes stopped, and never starts.",
+            key=f"out-{row.id}",
+        )
+
+
+def link(run_id: str, title: str) -> None:
+    st.page_link(
+        parts.page_path("run"), label=f":primary[{parts.plain(title)}]", query_params={"id": run_id}, width="content"
+    )
+
+
+main()

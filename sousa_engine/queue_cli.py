@@ -1,0 +1,141 @@
+"""`queue` shows and orders what waits; `stop` ends a run, `clone` queues its settings once more."""
+
+from __future__ import annotations
+
+import sys
+from datetime import datetime
+
+import click
+
+from sousa_engine import launch, supervisor
+from sousa_engine.errors import UserError
+from sousa_engine.executors import local, slots
+from sousa_engine.records import RunFilter, RunStatus
+from sousa_engine.store import Store
+from sousa_engine.workspace import Workspace
+
+_FAILED = (RunStatus.FAILED, RunStatus.LOST)
+
+
+@click.group(invoke_without_command=True)
+@click.pass_context
+def queue(ctx: click.Context) -> None:
+    """Show the queue, order it, pause it. Without a command: show."""
+    if ctx.invoked_subcommand is None:
+        ctx.invoke(show)
+
+
+@queue.command()
+@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="How many that wait.")
+@click.pass_obj
+def show(workspace: Workspace, limit: int) -> None:
+    """What trains in which slot, and what waits."""
+    with Store.open(workspace) as store:
+        state, live, waiting, count = store.queue(), store.live(), store.queued(limit), store.queued_count()
+    held = {run.device: run for run in live}
+    if state.is_paused:
+        assert state.paused_at_ms is not None
+        since = datetime.fromtimestamp(state.paused_at_ms / 1000).strftime("%Y-%m-%d %H:%M")
+        click.echo(f"paused since {since}: nothing new starts. Go on with: python -m sousa_engine queue resume")
+    for slot in dict.fromkeys([*slots(local.devices(), state.cpu_slots), *filter(None, held)]):
+        run = held.get(slot)
+        click.echo(f"{slot:<8} " + (f"{run.id}  {run.status.value:<9} {run.title}" if run else "free"))
+    for place, row in enumerate(waiting, start=1):
+        click.echo(f"{place:>8} {row.id}  {row.device:<9} {row.title}")
+    if count > len(waiting):
+        click.echo(f"{len(waiting)} of {count:,} that wait; --limit {count} shows all.")
+    if not waiting:
+        click.echo("Nothing waits.")
+
+
+@queue.command()
+@click.argument("run")
+@click.option("--to", "place", type=click.IntRange(min=1), required=True, metavar="N", help="Its place; 1 is next.")
+@click.pass_obj
+def move(workspace: Workspace, run: str, place: int) -> None:
+    """Give a queued run another place: queue move last --to 1"""
+    with Store.open(workspace) as store:
+        found = store.find(run)
+        place = store.move(found.id, place)
+        count = store.queued_count()
+    click.echo(f"run {found.id}: place {place} of {count}")
+
+
+@queue.command()
+@click.pass_obj
+def pause(workspace: Workspace) -> None:
+    """Start nothing more; what trains goes on."""
+    with Store.open(workspace) as store:
+        changed = store.pause_queue()
+    click.echo("queue paused: what trains goes on, nothing new starts" if changed else "The queue was paused already.")
+
+
+@queue.command()
+@click.pass_obj
+def resume(workspace: Workspace) -> None:
+    """Start what waits, again."""
+    with Store.open(workspace) as store:
+        changed = store.resume_queue()
+    supervisor.ensure(workspace)
+    click.echo("queue goes on" if changed else "The queue was not paused.")
+
+
+@queue.command("slots")
+@click.argument("count", type=int)
+@click.pass_obj
+def cpu_slots(workspace: Workspace, count: int) -> None:
+    """How many runs may train on the CPU beside each other; they share its threads. A GPU takes one."""
+    with Store.open(workspace) as store:
+        store.set_cpu_slots(count)
+    supervisor.ensure(workspace)
+    threads = local.share_of_threads(count)
+    click.echo(f"{count} CPU slot{'s' if count > 1 else ''}, {threads} thread{'s' if threads > 1 else ''} each")
+
+
+@click.command()
+@click.argument("run")
+@click.option("--now", is_flag=True, help="Kill it at once: nothing is saved since its last checkpoint.")
+@click.option("--yes", is_flag=True, help="With --now: do not ask.")
+@click.pass_obj
+def stop(workspace: Workspace, run: str, now: bool, yes: bool) -> None:
+    """Ask a run to save a checkpoint and stop (a queued one is taken off the queue).
+
+    One that has not stopped a minute later is killed.
+    """
+    with Store.open(workspace) as store:
+        found = store.find(run)
+        if found.status.is_over:
+            raise UserError(f"Run {found.id} is already over: {found.status.value}.")
+        if now and not yes and found.status is not RunStatus.QUEUED:
+            if not sys.stdin.isatty():
+                raise UserError(
+                    "What it learnt since its last checkpoint would go. Nobody is here to be asked: add --yes."
+                )
+            click.confirm(
+                f"Kill {found.id} ({found.title})? What it learnt since its last checkpoint goes.", abort=True
+            )
+        after = store.request_stop(found.id, at_once=now)
+    supervisor.ensure(workspace)
+    click.echo(f"run {after.id}: {after.status.value}")
+
+
+@click.command()
+@click.argument("words", nargs=-1, metavar="RUN... [FIELD=VALUE]...")
+@click.option("--failed", is_flag=True, help="All that failed or were lost; not archived ones, nor those of sweeps.")
+@click.pass_obj
+def clone(workspace: Workspace, words: tuple[str, ...], failed: bool) -> None:
+    """Queue runs once more with the same settings, or with some changed: clone last seed=7 training.lr=1e-3"""
+    names, changes = [word for word in words if "=" not in word], [word for word in words if "=" in word]
+    if bool(names) is failed:
+        raise UserError("Name the runs to clone, or say --failed: one of the two.")
+    with Store.open(workspace) as store:
+        if failed:
+            rows = store.listing(RunFilter(statuses=_FAILED), descending=False).rows
+            names = [row.id for row in rows if row.sweep_id is None]
+            if not names:
+                raise UserError(
+                    "No run failed or was lost. Those of a sweep: python -m sousa_engine sweeps rerun-failed SWEEP."
+                )
+        found = [store.find(name) for name in names]
+    for run in launch.clone(workspace, found, changes, created_by="cli"):
+        click.echo(f"run {run.id} queued: {run.title}")

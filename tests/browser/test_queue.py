@@ -1,0 +1,49 @@
+"""The queue in a browser: quick clicks on Start, and the order of what waits."""
+
+import re
+
+import pytest
+
+from sousa_engine.store import Store
+
+pytestmark = pytest.mark.browser
+CLICKS = "button => { for (let i = 0; i < 30; i++) button.click() }"
+
+
+@pytest.fixture
+def store(studio):
+    with Store.open(studio.workspace) as opened:
+        opened.pause_queue()  # what is started here waits
+        yield opened
+
+
+def test_thirty_clicks_on_start_make_one_run(page, settled, store):
+    page.goto("/launch")
+    settled(page)
+    start = page.get_by_role("button", name="Start training")
+    start.wait_for()
+    start.evaluate(CLICKS)
+    page.wait_for_url(re.compile("/run"))
+    settled(page)
+    (run,) = store.runs()
+    assert run.id in page.url
+    page.get_by_role("button", name="Clone").evaluate(CLICKS)
+    page.wait_for_url(lambda url: "/run" in url and run.id not in url)
+    settled(page)
+    assert len(store.runs()) == 2
+
+
+def test_what_waits_is_moved_and_the_pause_ended(page, settled, store):
+    first, second = (row.id for row in store.queued())
+    page.goto("/queue")
+    settled(page)
+    assert page.get_by_text("The queue is paused since").count() == 1
+    page.get_by_role("button", name="Front").nth(1).click()
+    page.get_by_text("Now at place 1 of the queue.").wait_for()
+    assert [row.id for row in store.queued()] == [second, first]
+    for left in (1, 0):
+        page.get_by_role("button", name="Take out").first.click()
+        page.get_by_text(f"Waiting: {left}" if left else "Nothing waits").wait_for()
+    page.get_by_role("button", name="Resume the queue").click()
+    page.get_by_role("button", name="Pause the queue").wait_for()
+    assert not store.queue().is_paused

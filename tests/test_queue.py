@@ -1,0 +1,331 @@
+"""The queue: its order, its pause, its slots, and forms that are sent more than once. Store and command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+from click.testing import CliRunner
+
+from sousa_engine import launch, migrations, supervisor
+from sousa_engine.cli import main
+from sousa_engine.config import RunConfig, build
+from sousa_engine.errors import ConfigError, PreflightError, UnknownNameError, UserError
+from sousa_engine.records import RunStatus, SweepStatus
+from sousa_engine.store import Store, SweepRun
+from sousa_engine.workspace import PROJECT_ROOT
+
+
+@pytest.fixture
+def store(workspace):
+    with Store.open(workspace) as opened:
+        yield opened
+
+
+@pytest.fixture
+def ensured(monkeypatch):
+    """Workspaces that a supervisor was started for; none really starts."""
+    found = []
+    monkeypatch.setattr(supervisor, "ensure", lambda workspace: bool(found.append(workspace)) or True)
+    return found
+
+
+@pytest.fixture
+def sousa(workspace, ensured):
+    def call(*words, code=0, **options):
+        done = CliRunner().invoke(main, ["--workspace", str(workspace.root), *words], **options)
+        assert done.exit_code == code, done.output + done.stderr
+        return done.output + done.stderr
+
+    return call
+
+
+def queued(store, count=5):
+    return [store.enqueue(build({"seed": seed, "data": {"dataset": "micro"}})).id for seed in range(count)]
+
+
+def order(store):
+    return [row.id for row in store.queued()]
+
+
+# Order
+
+
+def test_runs_start_in_the_order_they_were_queued_whatever_the_clock_says(workspace):
+    clock = iter(range(10_000, 0, -1))  # set back again and again
+    with Store.open(workspace, clock_ms=lambda: next(clock)) as store:
+        ids = queued(store)
+        assert order(store) == ids
+        assert [store.claim(f"cuda:{i}", str(i), ["auto"]).id for i in range(5)] == ids
+
+
+def test_a_run_moves_to_any_place_and_claims_follow(store):
+    a, b, c, d, e = queued(store)
+    assert store.move(d, 1) == 1 and order(store) == [d, a, b, c, e]
+    assert store.move(a, 4) == 4 and order(store) == [d, b, c, a, e]
+    assert store.move(b, 99) == 5 and order(store) == [d, c, a, e, b]
+    assert store.move_by(e, -1) == 3 and order(store) == [d, c, e, a, b]
+    assert store.move_by(d, 1) == 2 and order(store) == [c, d, e, a, b]
+    assert store.move_by(c, -1) == 1 and order(store) == [c, d, e, a, b]
+    late = store.enqueue(RunConfig()).id
+    assert order(store)[-1] == late and store.queued_count() == 6
+    assert [row.id for row in store.queued(2)] == [c, d]
+    assert store.claim("cpu", "n").id == c
+    assert [event.message for event in store.events(d) if event.kind == "moved"][-1] == "Moved to place 2 of the queue."
+
+
+def test_runs_that_share_a_place_as_of_old_are_drawn_apart(store):
+    ids = queued(store, 4)
+    store._db.execute("UPDATE runs SET queue_position = 7")
+    assert store.move(ids[3], 2) == 2 and order(store) == [ids[0], ids[3], ids[1], ids[2]]
+    assert store.move_by(ids[0], 1) == 2 and order(store) == [ids[3], ids[0], ids[1], ids[2]]
+
+
+def test_only_what_waits_can_be_moved(store):
+    first, second = queued(store, 2)
+    store.claim("cpu", "n")
+    with pytest.raises(UserError, match=f"Run {first} is starting: only a run that waits"):
+        store.move(first, 2)
+    with pytest.raises(UnknownNameError):
+        store.move("nobody", 1)
+    assert order(store) == [second]
+
+
+def test_a_database_from_before_the_queue_keeps_its_order(workspace):
+    before = migrations.Migrations("sousa_engine")
+    for migration in migrations.history.pending(migrations.Database(memory=True))[:3]:
+        before(name=migration.name)(migration.fn)
+    workspace.runs.mkdir(parents=True)
+    old = migrations.Database(workspace.db)
+    migrations.migrate(old, workspace, before, latest=3)
+    for number, position in enumerate((30, 10, 10, 20)):
+        old.execute(
+            "INSERT INTO runs (id, name, status, wanted_device, queue_position, created_by, created_at_ms, config_json)"
+            " VALUES (?, '', 'queued', 'auto', ?, 'cli', ?, ?)",
+            [f"run-{number}", position, number, RunConfig().model_dump_json()],
+        )
+    old.conn.commit()
+    old.close()
+    with Store.open(workspace) as store:
+        assert order(store) == ["run-1", "run-2", "run-3", "run-0"]
+        assert (store.queue().is_paused, store.queue().cpu_slots) == (False, 1)
+        assert store.move("run-2", 1) == 1 and order(store) == ["run-2", "run-1", "run-3", "run-0"]
+
+
+# Pause
+
+
+def test_nothing_is_claimed_while_the_queue_is_paused(store):
+    (run_id,) = queued(store, 1)
+    store.pause_queue()
+    assert store.queue().is_paused and store.waiting_devices() == ()
+    assert store.claim("cpu", "n") is None
+    assert store.request_stop(run_id).status is RunStatus.STOPPED  # a paused run can be taken out
+    (other,) = queued(store, 1)
+    store.resume_queue()
+    assert store.queue().paused_at_ms is None and store.claim("cpu", "n").id == other
+
+
+def test_the_number_of_cpu_slots_has_bounds(store):
+    store.set_cpu_slots(4)
+    for wrong in (0, -1, 65):
+        with pytest.raises(UserError, match=f"{wrong} CPU slots will not do: 1 to 64"):
+            store.set_cpu_slots(wrong)
+    assert store.queue().cpu_slots == 4
+
+
+# Forms
+
+
+def test_a_form_sent_often_makes_one_run_and_the_next_form_another(store):
+    made = {store.enqueue(build({"seed": seed}), form_token="a").id for seed in range(30)}
+    assert len(made) == 1 and len(store.runs()) == 1
+    other = store.enqueue(RunConfig(), form_token="b").id
+    assert {other} | made == {run.id for run in store.runs()}
+    assert len({store.enqueue(RunConfig()).id for _ in range(3)}) == 3  # without a form, each call is meant
+
+
+def test_a_form_that_makes_several_makes_each_once(store):
+    first = store.enqueue_all([build({"seed": 1}), build({"seed": 2})], form_token="a")
+    again = store.enqueue_all([build({"seed": 1}), build({"seed": 2})], form_token="a")
+    assert first == again and [run.config.seed for run in store.runs(newest_first=False)] == [1, 2]
+
+
+def test_a_sweep_sent_often_is_one_sweep(store):
+    runs = [SweepRun(build({"seed": seed}), 0, {}) for seed in (1, 2)]
+    made = {store.add_sweep("s", {}, runs, created_by="page", form_token="a").id for _ in range(30)}
+    assert len(made) == 1
+    (sweep_id,) = made
+    again = {store.extend_sweep(sweep_id, runs, created_by="page", form_token="b") for _ in range(30)}
+    assert len(again) == 1 and len(store.sweep_runs(sweep_id)) == 4
+
+
+_CLICK = """
+import sys
+from pathlib import Path
+from sousa_engine import supervisor
+from sousa_engine.config import build
+from sousa_engine.store import Store
+from sousa_engine.workspace import Workspace
+workspace = Workspace(root=Path(sys.argv[1]))
+print("ready", flush=True)
+sys.stdin.readline()
+for click in range(30):
+    with Store.open(workspace) as store:
+        store.enqueue(build({"name": "steps=1 pause_s=0"}), form_token=f"form {click % 5}")
+    supervisor.ensure(workspace, ["--trainer-module", "tests.fake_trainer", "--idle-exit-s", "3"])
+"""
+
+
+@pytest.mark.process
+def test_two_servers_on_one_workspace_make_and_start_each_run_once(workspace):
+    """30 clicks in each of two processes at once, on the same five forms."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    command = [sys.executable, "-c", _CLICK, str(workspace.root)]
+    servers = [subprocess.Popen(command, cwd=PROJECT_ROOT, **pipes) for _ in range(2)]
+    for server in servers:
+        assert server.stdout.readline() == "ready\n"
+    for server in servers:
+        server.stdin.write("go\n")
+        server.stdin.flush()
+    for server in servers:
+        _, said = server.communicate(timeout=120)
+        assert server.returncode == 0, said
+    with Store.open(workspace) as store:
+        runs = store.runs()
+        assert len(runs) == 5
+        wait_for(lambda: all(run.status.is_over for run in store.runs()))
+        for run in store.runs():
+            assert (run.status, run.launches) == (RunStatus.FINISHED, 1)
+            assert [event.kind for event in store.events(run.id)].count("claimed") == 1
+    wait_for(lambda: supervisor_left(workspace))
+
+
+def wait_for(condition, timeout_s=120):
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if condition():
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"not within {timeout_s} s")
+
+
+def supervisor_left(workspace):
+    lock = supervisor._lock(workspace.supervisor_lock)
+    if lock is not None:
+        os.close(lock)
+    return lock is not None
+
+
+# Who watches
+
+
+def test_a_supervisor_is_started_again_only_where_there_is_work(workspace, ensured):
+    assert not supervisor.revive(workspace) and not workspace.db.exists()  # looking makes nothing
+    with Store.open(workspace) as store:
+        assert not supervisor.revive(workspace)
+        (run_id,) = queued(store, 1)
+        assert supervisor.revive(workspace) and ensured == [workspace]
+        store.pause_queue()
+        assert not supervisor.revive(workspace)
+        store.resume_queue()
+        store.claim("cpu", "n")
+        assert supervisor.revive(workspace)  # one lives
+        store.finish(run_id, RunStatus.FINISHED, None, nonce="n")
+        assert not supervisor.revive(workspace)
+        sweep = store.add_sweep("s", {}, [], created_by="page")
+        assert supervisor.revive(workspace)
+        store.set_sweep_status(sweep.id, SweepStatus.FINISHED, leaving=[SweepStatus.RUNNING])
+        assert not supervisor.revive(workspace)
+
+
+# Clones
+
+
+def test_a_clone_has_the_settings_of_its_run_but_what_was_changed(workspace, store, ensured):
+    words = ["data=micro", "seed=3", "lora.targets=[q_proj]", "training.max_epochs=4", "name=mine"]
+    first = launch.start(workspace, launch.prepare(launch.grammar.parse(words)).config, created_by="cli")
+    (same,) = launch.clone(workspace, [first], created_by="cli")
+    assert same.id != first.id and same.config == first.config and len(ensured) == 2
+    (other,) = launch.clone(workspace, [first], ["seed=9", "lora.targets=attention"], created_by="cli")
+    changed = launch.config.differences([first.config, other.config])
+    assert set(changed) == {"seed", "lora.targets", "lora.target_set"} and other.config.lora.target_set == "attention"
+    (moved,) = launch.clone(workspace, [first], ["model=beats-mini"], created_by="cli")
+    assert moved.config.model.variant == "beats-mini" and moved.config.lora.targets
+
+
+def test_of_several_clones_all_are_queued_or_none(workspace, store, ensured):
+    good = store.enqueue(launch.prepare({"data": {"dataset": "micro"}}).config)
+    bad = store.enqueue(launch.prepare({"data": {"dataset": "micro"}}).config.model_copy(update={"device": "cuda:77"}))
+    with pytest.raises(PreflightError, match=rf"{bad.id} \(.*cuda:77 is not on this machine"):
+        launch.clone(workspace, [good, bad], created_by="cli")
+    with pytest.raises(ConfigError, match=r"training\.lr"):
+        launch.clone(workspace, [good], ["training.lr=-1"], created_by="cli")
+    assert len(store.runs()) == 2 and not ensured
+
+
+# The command line
+
+
+def test_the_queue_is_shown_ordered_paused_and_gone_on_with(sousa, store, ensured):
+    assert "Nothing waits." in sousa("queue")
+    first, second, third = queued(store, 3)
+    assert sousa("queue", "move", third, "--to", "1") == f"run {third}: place 1 of 3\n"
+    lines = sousa("queue").splitlines()
+    assert [line.split()[:2] for line in lines if line.strip()[:1].isdecimal()] == [
+        ["1", third], ["2", first], ["3", second],
+    ]  # fmt: skip
+    assert "cpu" in lines[0] and "free" in lines[0]
+    assert "1 of 3 that wait; --limit 3 shows all." in sousa("queue", "show", "--limit", "1")
+    assert "nothing new starts" in sousa("queue", "pause") and "was paused already" in sousa("queue", "pause")
+    assert sousa("queue").startswith("paused since ")
+    assert "It waits: the queue is paused" in sousa("train", "data=micro", "--detach")
+    before = len(ensured)
+    assert sousa("queue", "resume") == "queue goes on\n" and len(ensured) == before + 1
+    assert "2 CPU slots" in sousa("queue", "slots", "2") and store.queue().cpu_slots == 2
+    assert "free" in sousa("queue").splitlines()[1]
+    assert "0 CPU slots will not do" in sousa("queue", "slots", "0", code=2)
+    assert "only a run that waits" in (sousa("stop", first) and sousa("queue", "move", first, "--to", "1", code=2))
+
+
+def test_stop_now_asks_first(sousa, store):
+    (run_id,) = queued(store, 1)
+    store.claim("cpu", "n")
+    assert "Nobody is here to be asked: add --yes" in sousa("stop", run_id, "--now", code=2)
+    assert store.run(run_id).status is RunStatus.STARTING
+    assert sousa("stop", run_id) == f"run {run_id}: stopping\n"
+    assert store.run(run_id).kill_requested_at_ms is None
+    assert sousa("stop", run_id, "--now", "--yes") == f"run {run_id}: stopping\n"
+    assert store.run(run_id).kill_requested_at_ms is not None
+    waiting = queued(store, 1)[0]
+    assert sousa("stop", waiting, "--now") == f"run {waiting}: stopped\n"  # nothing to lose: nothing to ask
+
+
+def test_runs_that_failed_are_queued_again(sousa, store):
+    assert "No run failed or was lost" in sousa("clone", "--failed", code=2)
+    failed, fine, lost = queued(store, 3)
+    sweep = store.add_sweep("s", {}, [SweepRun(build({}), 0, {})], created_by="cli")
+    of_sweep = store.sweep_runs(sweep.id)[0].id
+    for run_id, status in (
+        (failed, RunStatus.FAILED), (fine, RunStatus.FINISHED), (lost, RunStatus.LOST), (of_sweep, RunStatus.FAILED),
+    ):  # fmt: skip
+        assert store.claim("cpu", "n").id == run_id and store.finish(run_id, status, "x", nonce="n")
+    assert sousa("clone", "--failed").count(" queued: ") == 2
+    assert [row.seed for row in store.queued()] == [0, 2]
+    assert "one of the two" in sousa("clone", code=2) and "one of the two" in sousa("clone", fine, "--failed", code=2)
+    assert " queued: " in sousa("clone", fine, "seed=8")
+    assert [row.seed for row in store.queued()] == [0, 2, 8]
+
+
+def test_a_stop_of_an_earlier_launch_is_no_stop_of_the_next(store):
+    (run_id,) = queued(store, 1)
+    store.claim("cpu", "n1")
+    store.request_stop(run_id, at_once=True)
+    store._db.execute("UPDATE runs SET status = 'queued', slot = NULL")  # taken up again
+    run = store.claim("cpu", "n2")
+    assert (run.stop_requested_at_ms, run.kill_requested_at_ms) == (None, None)
+    assert json.dumps(run.facts) == "{}"
