@@ -17,11 +17,12 @@ import click
 import yaml
 from tqdm import tqdm
 
-from sousa_engine import __version__, config, grammar, launch, module_tree, run_files, runs_cli
+from sousa_engine import __version__, config, file_systems, grammar, launch, module_tree, run_files, runs_cli
 from sousa_engine.analysis.significance import wilson
 from sousa_engine.analyze_cli import analyze_command
 from sousa_engine.baselines_cli import baselines_command
 from sousa_engine.data import synth
+from sousa_engine.db_cli import db
 from sousa_engine.errors import ConfigError, SousaError, UserError, unknown
 from sousa_engine.records import Run, RunStatus, Summary
 from sousa_engine.store import Store
@@ -30,7 +31,7 @@ from sousa_engine.weights_cli import weights
 from sousa_engine.workspace import Workspace, default_workspace
 
 POLL_S = 0.3
-_OF_RUNS = ("runs", "show", "stop", "tag", "note", "archive", "delete", "analyze")
+_OF_RUNS = ("runs", "show", "stop", "tag", "note", "archive", "delete", "analyze", "db")
 
 
 class _Commands(click.Group):
@@ -70,11 +71,14 @@ def main(ctx: click.Context, root: Path | None) -> None:
         raise UserError(f"There is no folder {ctx.obj.root}, so there are no runs in it. Check --workspace.")
     if trouble := ctx.obj.full_disk():
         click.echo(f"warning: {trouble}", err=True)
+    if risk := file_systems.taken_risk(ctx.obj):
+        click.echo(f"warning: {risk}", err=True)
 
 
 for _command in (
     *(runs_cli.runs, runs_cli.tag, runs_cli.note, runs_cli.archive, runs_cli.delete),
     *(analyze_command, baselines_command, sweep_command, sweeps, weights),
+    db,
 ):
     main.add_command(_command)
 

@@ -12,8 +12,19 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 ENGINE = ROOT / "sousa_engine"
 FLOORS = {
-    0: ["errors", "config", "grammar", "records", "module_tree", "methods", "rudiments", "run_files", "workspace"],
-    1: ["store", "listing", "metric_tables", "migrations", "spool", "trash"],
+    0: [
+        "errors",
+        "config",
+        "grammar",
+        "records",
+        "module_tree",
+        "methods",
+        "rudiments",
+        "run_files",
+        "workspace",
+        "file_systems",
+    ],
+    1: ["store", "listing", "metric_tables", "migrations", "spool", "trash", "upkeep", "salvage"],
     2: ["backbones", "lora", "frontends", "data", "training"],
     3: ["analysis", "charts", "report", "sweep"],
     4: [
@@ -34,12 +45,14 @@ FLOORS = {
         "baselines",
         "baselines_cli",
         "analyze_cli",
+        "rebuild",
+        "db_cli",
     ],
     5: ["web", "pages"],
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
 STREAMLIT_ONLY_IN = {"web", "pages"}
-SQL_ONLY_IN = {"store", "listing", "metric_tables", "migrations"}
+SQL_ONLY_IN = {"store", "listing", "metric_tables", "migrations", "upkeep", "salvage"}
 
 
 def files() -> list[tuple[str, Path]]:
