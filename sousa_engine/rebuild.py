@@ -197,11 +197,14 @@ class _Folder:
     @classmethod
     def read(cls, workspace: Workspace, run_id: str) -> _Folder:
         path = workspace.run_dir(run_id)
-        trouble, found = "", RunConfig()
+        trouble, found = "", config.build({})
         try:
-            found = config.build(run_files.read_json(path / run_files.CONFIG) or {"name": None})
+            said = run_files.read_json(path / run_files.CONFIG)
+            if said is None:
+                trouble = f"{run_files.CONFIG} is no JSON"
+            found = config.build(said or {})
         except (ConfigError, OSError) as error:
-            trouble = f"{run_files.CONFIG} cannot be read: {error}"
+            trouble = f"{run_files.CONFIG} cannot be used: {error}"
         keeper, exit_note = (_note(path / name) for name in (run_files.KEEPER, run_files.EXIT))
         nonce = (exit_note or keeper or {}).get("nonce", "")
         first_ms, last_ms = _span(path / run_files.SPOOL)

@@ -97,10 +97,9 @@ class Old:
 
     def predictions(self, number: int) -> list[Prediction]:
         sql = "SELECT clip_id, split, label, predicted, probability, label_probability FROM predictions"
-        return [
-            Prediction(**{key: float("nan") if value is None else value for key, value in row.items()})
-            for row in self._all(f"{sql} WHERE run_number = ?", [number])
-        ]
+        found = self._all(f"{sql} WHERE run_number = ?", [number])
+        values: list[dict[str, Any]] = [{k: float("nan") if v is None else v for k, v in row.items()} for row in found]
+        return [Prediction(**one) for one in values]
 
     def points(self, number: int) -> list[SpoolPoint]:
         sql = (

@@ -270,7 +270,7 @@ def test_folders_that_make_no_run_are_named_and_left_alone(workspace):
     spoil_by_deletion(workspace.db)
     made = rebuild(workspace)
     assert made.from_files == (good.id,)
-    assert len(made.left_out) == 2 and "training.lr" in made.left_out[0] and "odd2" in made.left_out[1]
+    assert len(made.left_out) == 2 and "training.lr" in made.left_out[0] and "is no JSON" in made.left_out[1]
     assert odd.exists() and torn.exists()
 
 
