@@ -20,6 +20,7 @@ from tqdm import tqdm
 from sousa_engine import (
     __version__,
     config,
+    file_systems,
     grammar,
     inputs,
     launch,
@@ -33,6 +34,7 @@ from sousa_engine.analysis.significance import wilson
 from sousa_engine.analyze_cli import analyze_command
 from sousa_engine.baselines_cli import baselines_command
 from sousa_engine.data import synth
+from sousa_engine.db_cli import db
 from sousa_engine.doctor_cli import doctor_command
 from sousa_engine.errors import ConfigError, SousaError, UserError, WorkspaceError, unknown
 from sousa_engine.records import Run, RunStatus, Summary
@@ -43,7 +45,7 @@ from sousa_engine.weights_cli import weights
 from sousa_engine.workspace import Workspace, default_workspace
 
 POLL_S = 0.3
-_OF_RUNS = ("runs", "show", "stop", "resume", "queue", "clone", "tag", "note", "archive", "delete", "analyze")
+_OF_RUNS = ("runs", "show", "stop", "resume", "queue", "clone", "tag", "note", "archive", "delete", "analyze", "db")
 
 
 class _Commands(click.Group):
@@ -83,12 +85,14 @@ def main(ctx: click.Context, root: Path | None) -> None:
         raise UserError(f"There is no folder {ctx.obj.root}, so there are no runs in it. Check --workspace.")
     if trouble := ctx.obj.full_disk():
         click.echo(f"warning: {trouble}", err=True)
+    if risk := file_systems.taken_risk(ctx.obj):
+        click.echo(f"warning: {risk}", err=True)
 
 
 for _command in (
     *(runs_cli.runs, runs_cli.tag, runs_cli.note, runs_cli.archive, runs_cli.delete),
     *(queue_cli.queue, queue_cli.clone, queue_cli.stop),
-    *(analyze_command, baselines_command, doctor_command, scan_command, sweep_command, sweeps, weights),
+    *(analyze_command, baselines_command, db, doctor_command, scan_command, sweep_command, sweeps, weights),
 ):
     main.add_command(_command)
 

@@ -6,6 +6,7 @@ Never edit a migration that was released: append one. `PRAGMA user_version` coun
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import sqlite3
@@ -15,10 +16,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 from urllib.parse import quote
 
+from sousa_engine import file_systems
 from sousa_engine.errors import WorkspaceError
+from sousa_engine.run_files import sync_folder
 from sousa_engine.workspace import Workspace
 
 
@@ -43,6 +46,8 @@ with _without("pandas", "numpy"):
 
 APPLICATION_ID = 0x534F5553  # "SOUS"
 BUSY_TIMEOUT_S = 30.0
+REBUILD = "Close the studio, then make it again from the runs' folders: python -m sousa_engine db rebuild"
+COPIES_KEPT = 3  # of databases as they were before a migration
 _LATEST = 4
 
 history = Migrations("sousa_engine")
@@ -320,6 +325,7 @@ def open_database(workspace: Workspace, *, readonly: bool = False, checkpoints: 
             f"SQLite {sqlite3.sqlite_version} is too old: 3.35 or newer is needed (UPDATE..RETURNING)."
         )
     path = workspace.db
+    file_systems.refuse_network(workspace)
     if not readonly:
         _make_folders(workspace)
     elif not path.is_file():
@@ -341,28 +347,123 @@ def open_database(workspace: Workspace, *, readonly: bool = False, checkpoints: 
 
 
 def migrate(db: Database, workspace: Workspace, migrations: Migrations = history, latest: int = _LATEST) -> None:
-    """Bring runs.db to schema `latest`; an older one is copied aside first. Safe from any number of processes."""
+    """Bring runs.db to schema `latest`; an older one is copied aside first, and the last three copies are kept.
+
+    Safe from any number of processes, and cut short at any moment: it is migrated whole, or as it was. Raises
+    WorkspaceError, also for a disk that has no room for the copy: then nothing is changed.
+    """
     path = workspace.db
     # The file lock orders processes and threads: switching to WAL and VACUUM INTO cannot stand inside a transaction.
-    with (workspace.runs / ".migrate.lock").open("a") as lock:
+    with _open_lock(workspace.runs / ".migrate.lock") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         version = _version(db, path)
         if version >= latest:
             return
-        if version > 0:
-            stamp = time.strftime("%y%m%d-%H%M%S")
-            db.execute("VACUUM INTO ?", [str(path.with_name(f"runs.schema-{version}.{stamp}.db"))])
-        db.enable_wal()
-        # apply() alone is a deferred transaction, which another writer (a SQL prompt, say) could make fail.
-        db.execute("BEGIN IMMEDIATE")
+        copy = _copy_aside(db, path, version) if version > 0 else None
         try:
-            migrations.apply(db)
-            db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            db.execute(f"PRAGMA user_version = {latest}")
-            db.execute("COMMIT")
+            _apply(db, migrations, latest)
         except BaseException:
-            db.rollback()
+            if copy:
+                copy.unlink(missing_ok=True)  # runs.db is as it was: tried again and again, copies would fill the disk
             raise
+        for old in _copies(path)[:-COPIES_KEPT]:
+            old.unlink(missing_ok=True)
+
+
+def create(path: Path) -> Database:
+    """A new, empty database at today's schema, in a file that is not there yet; for the calling thread alone."""
+    assert not path.exists()
+    db = Database(_connect(str(path)))
+    _apply(db, history, _LATEST)
+    return db
+
+
+def copy_into(db: Database, target: Path) -> None:
+    """The database as it is now in a new file, checked: whole, or not there at all.
+
+    Raises WorkspaceError: `target` exists, its disk is full, its folder is missing, or the database is damaged.
+    """
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        part.unlink(missing_ok=True)
+        try:
+            db.execute("VACUUM INTO ?", [str(part)])
+            with contextlib.closing(sqlite3.connect(part)) as copy:
+                (said,) = copy.execute("PRAGMA quick_check(1)").fetchone()
+            if said != "ok":
+                raise WorkspaceError(f"The copy {target} came out damaged ({said}), so it was thrown away. Try again.")
+            with part.open("rb") as file:
+                os.fsync(file.fileno())
+            _name_it(part, target)
+            sync_folder(target.parent)
+        finally:
+            part.unlink(missing_ok=True)
+    except FileExistsError:
+        raise WorkspaceError(f"{target} exists already: a copy never replaces a file. Choose another name.") from None
+    except sqlite3.DatabaseError as error:
+        raise _uncopied(error, target) from error
+    except OSError as error:
+        raise WorkspaceError(f"{target} cannot be written: {error.strerror}.") from error
+
+
+def _uncopied(error: sqlite3.DatabaseError, target: Path) -> WorkspaceError:
+    text = str(error)
+    if "full" in text:
+        return WorkspaceError(f"The disk of {target.parent} has no room for a copy of runs.db: free some space.")
+    if "unable to open" in text:
+        return WorkspaceError(f"{target} cannot be written: is {target.parent} a folder that you may write to?")
+    if "malformed" in text or "not a database" in text:
+        return WorkspaceError(f"runs.db is damaged and cannot be copied whole ({text}). {REBUILD}")
+    return WorkspaceError(f"runs.db could not be copied to {target}: {text}.")
+
+
+def _name_it(part: Path, target: Path) -> None:
+    """Rename, never over a file that is there: a link fails then, a rename does not."""
+    try:
+        target.hardlink_to(part)
+    except FileExistsError:
+        raise
+    except OSError:  # a disk that knows no links
+        if target.exists():
+            raise FileExistsError(target) from None
+        part.rename(target)
+
+
+def _copy_aside(db: Database, path: Path, version: int) -> Path:
+    for torn in path.parent.glob(".runs.schema-*.part"):  # of a migration that was killed: under its lock we are alone
+        torn.unlink(missing_ok=True)
+    stamp = time.strftime("%y%m%d-%H%M%S")
+    copy, more = path.with_name(f"runs.schema-{version}.{stamp}.db"), 1
+    while copy.exists():
+        copy, more = path.with_name(f"runs.schema-{version}.{stamp}-{more}.db"), more + 1
+    copy_into(db, copy)
+    return copy
+
+
+def _copies(path: Path) -> list[Path]:
+    """Oldest first."""
+    return sorted(path.parent.glob("runs.schema-*.db"), key=lambda copy: (copy.stat().st_mtime_ns, copy.name))
+
+
+def _apply(db: Database, migrations: Migrations, latest: int) -> None:
+    db.enable_wal()
+    # apply() alone is a deferred transaction, which another writer (a SQL prompt, say) could make fail.
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        migrations.apply(db)
+        db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        db.execute(f"PRAGMA user_version = {latest}")
+        db.execute("COMMIT")
+    except BaseException:
+        db.rollback()
+        raise
+
+
+def _open_lock(path: Path) -> IO[str]:
+    try:
+        return path.open("a")
+    except OSError as error:
+        raise WorkspaceError(f"{path} cannot be written: {error.strerror}.") from error
 
 
 class Look(NamedTuple):
@@ -404,17 +505,24 @@ def _version(db: Database, path: Path) -> int:
     return version
 
 
+def read_only(workspace: Workspace) -> str:
+    """A sentence if the workspace, as far as it is there, cannot be written to; else ""."""
+    for place in (workspace.root, workspace.runs, workspace.db):
+        if place.exists() and not os.access(place, os.W_OK):
+            return (
+                f"{place} is read-only, so no run can be stored. "
+                "Give yourself the right to write there, or set SOUSA_WORKSPACE to another folder."
+            )
+    return ""
+
+
 def _make_folders(workspace: Workspace) -> None:
     try:
         workspace.runs.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise WorkspaceError(f"{workspace.runs} cannot be made: {error.strerror}. Set SOUSA_WORKSPACE.") from None
-    for place in (workspace.root, workspace.runs, workspace.db):
-        if place.exists() and not os.access(place, os.W_OK):
-            raise WorkspaceError(
-                f"{place} is read-only, so no run can be stored. "
-                "Give yourself the right to write there, or set SOUSA_WORKSPACE to another folder."
-            )
+    if trouble := read_only(workspace):
+        raise WorkspaceError(trouble)
 
 
 def _connect(name: str, *, uri: bool = False) -> sqlite3.Connection:
@@ -466,6 +574,4 @@ def explain(error: sqlite3.Error, path: Path) -> WorkspaceError:
 
 
 def _not_sqlite(path: Path) -> WorkspaceError:
-    return WorkspaceError(
-        f"{path} is not a readable SQLite database. Move it away: a new one is made, and the runs' folders stay."
-    )
+    return WorkspaceError(f"{path} is not a readable SQLite database. {REBUILD}")

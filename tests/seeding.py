@@ -72,6 +72,7 @@ class Training:
         self.workspace, self.run, self.reach, self.clock, self.slot = workspace, run, reach, clock, slot
         self.folder = workspace.run_dir(run.id)
         self.nonce = f"nonce-{run.id}"
+        self.started_ms = clock[0]
         self.step = 0
         self.taken = 0  # bytes of the spool that the store has
         self.random = np.random.default_rng(run.config.seed + 1000 * run.config.lora.r + round(1000 * reach))
@@ -113,6 +114,9 @@ class Training:
             training.folder.mkdir(parents=True)
             run_files.write_json(training.folder / run_files.CONFIG, run.config.model_dump(mode="json"))
             clock[0] += 300
+            training.started_ms = clock[0]
+            note = {"nonce": training.nonce, "pid": None, "trainer_pid": -1, "started_ms": clock[0], "argv": []}
+            run_files.write_json(training.folder / run_files.KEEPER, note)
             assert store.mark_running(run.id, training.nonce, started_at_ms=clock[0])
         training.log("device cpu, torch 2.13.0, 2 threads")
         training.report(progress=Progress(phase="preparing", done=0, total=1))
@@ -201,8 +205,13 @@ class Training:
         return self.end(RunStatus.FINISHED, None)
 
     def end(self, status: RunStatus, reason: str | None) -> Run:
-        outcome = status.value if status is not RunStatus.LOST else "failed"
-        run_files.write_json(self.folder / run_files.RESULT, {"outcome": outcome, "reason": reason})
+        """With the notes that trainer and keeper leave; a lost run is one that left none."""
+        if status is not RunStatus.LOST:
+            run_files.write_json(self.folder / run_files.RESULT, {"outcome": status.value, "reason": reason})
+            codes = {RunStatus.FINISHED: run_files.EXIT_FINISHED, RunStatus.STOPPED: run_files.EXIT_STOPPED}
+            note = {"nonce": self.nonce, "exit_code": codes.get(status, 1), "signal": None, "steps": []}
+            note |= {"started_ms": self.started_ms, "ended_ms": self.clock[0]}
+            run_files.write_json(self.folder / run_files.EXIT, note)
         with Store.open(self.workspace, clock_ms=lambda: self.clock[0]) as store:
             assert store.finish(self.run.id, status, reason, nonce=self.nonce, ended_at_ms=self.clock[0])
             run = store.run(self.run.id)

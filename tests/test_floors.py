@@ -24,8 +24,9 @@ FLOORS = {
         "run_files",
         "oom",
         "workspace",
+        "file_systems",
     ],
-    1: ["store", "listing", "metric_tables", "migrations", "spool", "trash"],
+    1: ["store", "listing", "metric_tables", "migrations", "spool", "trash", "upkeep", "salvage"],
     2: ["backbones", "lora", "frontends", "data", "training"],
     3: ["analysis", "charts", "report", "sweep"],
     4: [
@@ -51,12 +52,14 @@ FLOORS = {
         "baselines_cli",
         "analyze_cli",
         "scan_cli",
+        "rebuild",
+        "db_cli",
     ],
     5: ["web", "pages"],
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
 STREAMLIT_ONLY_IN = {"web", "pages"}
-SQL_ONLY_IN = {"store", "listing", "metric_tables", "migrations"}
+SQL_ONLY_IN = {"store", "listing", "metric_tables", "migrations", "upkeep", "salvage"}
 
 
 def files() -> list[tuple[str, Path]]:

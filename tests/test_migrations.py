@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -98,6 +100,111 @@ def test_an_older_database_is_copied_before_it_is_migrated(workspace):
         plain.close()
 
 
+def test_many_processes_at_once_migrate_an_older_database_once(workspace):
+    old_database(workspace, 1).close()
+    command = [sys.executable, "-c", _OPEN_AT_ONCE, str(workspace.root)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen(command, cwd=PROJECT_ROOT, **pipes) for _ in range(2)]
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    for process in processes:
+        _, stderr = process.communicate(timeout=60)
+        assert process.returncode == 0, stderr
+    with Store.open(workspace) as store:
+        assert len(store.runs()) == 8
+    assert len(list(workspace.root.glob("runs.schema-1.*.db"))) == 1
+
+
+def old_database(workspace, version):
+    """An open database of an earlier schema."""
+    before = migrations.Migrations("sousa_engine")
+    for migration in migrations.history.pending(migrations.Database(memory=True))[:version]:
+        before(name=migration.name)(migration.fn)
+    workspace.runs.mkdir(parents=True)
+    old = migrations.Database(workspace.db)
+    migrations.migrate(old, workspace, before, latest=version)
+    return old
+
+
+_KILLED = """
+import os, signal, sys
+from pathlib import Path
+from sousa_engine import migrations
+from sousa_engine.workspace import Workspace
+workspace = Workspace(root=Path(sys.argv[1]))
+die = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+newer = migrations.Migrations("sousa_engine")
+for migration in migrations.history.pending(migrations.Database(memory=True)):
+    newer(name=migration.name)(migration.fn)
+def change(db):
+    db.execute("ALTER TABLE runs ADD COLUMN remark TEXT")
+    die()
+newer(name="9999_remark")(change)
+db = migrations.open_database(workspace)
+if sys.argv[2] == "copying":
+    sys.addaudithook(lambda event, arguments: die() if event == "os.link" else None)
+migrations.migrate(db, workspace, newer, latest=migrations._LATEST + 1)
+"""
+
+
+@pytest.mark.parametrize("at", ["copying", "changing"])
+def test_killed_in_the_middle_of_a_migration_the_database_is_as_it_was(workspace, at):
+    with Store.open(workspace) as store:
+        run = store.enqueue(RunConfig())
+    command = [sys.executable, "-c", _KILLED, str(workspace.root), at]
+    done = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert len(list(workspace.root.glob("runs.schema-*.db"))) == (at == "changing")
+    with Store.open(workspace) as store:
+        assert store.run(run.id) == run
+        assert "remark" not in store._db.table("runs").columns_dict
+        newer = history_and(lambda db: db.execute("ALTER TABLE runs ADD COLUMN remark TEXT"))
+        migrations.migrate(store._db, workspace, newer, latest=LATEST + 1)
+        assert "remark" in store._db.table("runs").columns_dict
+    assert not list(workspace.root.glob(".runs.schema-*"))  # the torn copy is gone too
+
+
+def test_the_last_three_copies_are_kept(workspace, monkeypatch):
+    monkeypatch.setattr(migrations, "_LATEST", LATEST + 9)  # later programs know later schemas
+    with contextlib.closing(old_database(workspace, LATEST)) as db:
+        for version in range(LATEST + 1, LATEST + 6):
+            newer = history_and(lambda db: None)
+            for more in range(LATEST + 2, version + 1):
+                newer(name=f"9999_more_{more}")(lambda db: None)
+            migrations.migrate(db, workspace, newer, latest=version)
+    kept = sorted(int(copy.name.split(".")[1].removeprefix("schema-")) for copy in workspace.root.glob("runs.schema-*"))
+    assert kept == [LATEST + 2, LATEST + 3, LATEST + 4]
+
+
+def test_a_disk_without_room_for_the_copy_refuses_the_migration_and_changes_nothing(small_disk):
+    workspace = Workspace(root=small_disk)
+    with Store.open(workspace) as store:
+        run = store.enqueue(RunConfig())
+        store._db.execute("CREATE TABLE filling (bytes BLOB)")
+        for _ in range(3):
+            store._db.execute("INSERT INTO filling VALUES (randomblob(700000))")
+            store.checkpoint_wal()
+        with pytest.raises(WorkspaceError, match=r"no room for a copy of runs\.db: free some space"):
+            migrations.migrate(store._db, workspace, history_and(lambda db: pytest.fail("applied")), latest=LATEST + 1)
+        assert store.run(run.id) == run
+    assert [path.name for path in workspace.root.glob("*runs.schema-*")] == []
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 4 MiB."""
+    place = tmp_path / "small"
+    place.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(place)], capture_output=True)
+    if done.returncode:
+        pytest.skip("mounting a small disk takes root")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
 def test_a_database_from_before_sweeps_keeps_its_runs(workspace):
     before = migrations.Migrations("sousa_engine")
     first, *_ = migrations.history.pending(migrations.Database(memory=True))
@@ -154,12 +261,13 @@ def test_a_migration_that_fails_changes_nothing(workspace):
         migrations.migrate(store._db, workspace, history_and(fails), latest=LATEST + 1)
     with Store.open(workspace) as store:
         assert "remark" not in store._db.table("runs").columns_dict
+    assert not list(workspace.root.glob("*runs.schema-*"))  # tried at every opening, copies would fill the disk
 
 
 @pytest.mark.parametrize("readonly", [False, True])
 def test_garbage_and_other_programs_databases_are_refused_in_a_sentence(workspace, readonly):
     workspace.db.write_bytes(b"this is no database " * 400)
-    with pytest.raises(WorkspaceError, match=r"not a readable SQLite database\. Move it away"):
+    with pytest.raises(WorkspaceError, match=r"not a readable SQLite database\. Close the studio.*db rebuild"):
         Store.open(workspace, readonly=readonly)
     workspace.db.unlink()
     with sqlite3.connect(workspace.db) as plain:

@@ -4,8 +4,11 @@ from pathlib import Path
 
 import streamlit as st
 
+from sousa_engine import migrations
 from sousa_engine.errors import SousaError
+from sousa_engine.file_systems import taken_risk
 from sousa_engine.web import parts, tell
+from sousa_engine.web.parts import READ_ONLY, plain
 from sousa_engine.workspace import PROJECT_ROOT, default_workspace
 
 ASSETS = Path(__file__).resolve().parent / "assets"
@@ -35,9 +38,15 @@ current = st.navigation(PAGES, position="top")
 st.set_page_config(page_title=f"{current.title} · SOUSA")
 st.logo(str(ASSETS / "logo.svg"), size="medium")
 
-if trouble := default_workspace().full_disk():
+workspace = default_workspace()
+if trouble := workspace.full_disk():
     st.error(trouble, icon=":material/hard_drive:")
     parts.doctor_link()
+if workspace.db.is_file() and (trouble := migrations.read_only(workspace)):
+    st.warning(plain(f"{trouble} {READ_ONLY}"), icon=":material/lock:")
+    parts.doctor_link()
+if risk := taken_risk(workspace):
+    st.warning(plain(risk), icon=":material/lan:")
 parts.queue_banner()
 try:
     current.run()

@@ -14,6 +14,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
+from sousa_engine import migrations
 from sousa_engine.analysis.significance import Proportion
 from sousa_engine.analysis.sweeps import Tally, TrialRow
 from sousa_engine.errors import WorkspaceError
@@ -59,6 +60,9 @@ SWEEP_ICONS = {
 }
 
 
+READ_ONLY = "What is stored is shown; nothing can be changed."
+
+
 def page_path(name: str) -> str:
     """`page_path("run")` for st.switch_page and st.page_link: absolute, because the router lies in another folder."""
     return str(PROJECT_ROOT / "pages" / f"{name}.py")
@@ -71,7 +75,7 @@ def doctor_link() -> None:
 
 @contextmanager
 def open_store() -> Iterator[Store]:
-    """The workspace's store for this rerun. A workspace that can only be read is read, and the page says so."""
+    """The workspace's store for this rerun. A workspace that can only be read is read; the router says so, once."""
     workspace = default_workspace()
     try:
         store = Store.open(workspace)
@@ -80,8 +84,9 @@ def open_store() -> Iterator[Store]:
             store = Store.open(workspace, readonly=True)
         except WorkspaceError:
             raise error from None
-        st.warning(f"{error} What is stored is shown; nothing can be changed.", icon=":material/lock:")
-        doctor_link()
+        if not migrations.read_only(workspace):  # another reason, which the router does not know
+            st.warning(plain(f"{error} {READ_ONLY}"), icon=":material/lock:")
+            doctor_link()
     with store:
         yield store
 

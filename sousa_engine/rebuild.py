@@ -1,0 +1,367 @@
+"""Make runs.db again from the runs' folders: `python -m sousa_engine db rebuild`.
+
+Files are the truth: what was measured, facts, predictions and how a run ended are read from its folder. What stands in
+no file (tags, notes, sweeps, saved target sets, who queued a run) comes from the old runs.db as far as that can be
+read, and is named as lost where it cannot. The old file is kept beside the new one, and is replaced in one step:
+cut short at any moment, there is the old one or the new one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sousa_engine import config, file_systems, run_files, spool, supervisor, trash, upkeep
+from sousa_engine.config import RunConfig
+from sousa_engine.errors import ConfigError, WorkspaceError
+from sousa_engine.executors import Sighting
+from sousa_engine.executors.local import LocalExecutor
+from sousa_engine.records import Event, Prediction, Run, RunStatus
+from sousa_engine.salvage import New, Old, beside
+from sousa_engine.spool import SpoolBatch
+from sousa_engine.workspace import Workspace
+
+_END_BYTES = 65536
+_IN_NO_FOLDER = (
+    "tags, notes, names given later, archive marks, who queued it and when exactly, the device it asked for, its sweep"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rebuilt:
+    """What came of it.
+
+    runs: in the new database; from_files: of these, those made from their folder alone; without_folder: of these, those
+    that only the old database knew. lost, left_out: sentences. kept: the old file, None if there was none.
+    """
+
+    runs: int
+    from_files: tuple[str, ...]
+    without_folder: int
+    lost: tuple[str, ...]
+    left_out: tuple[str, ...]
+    kept: Path | None
+
+
+def rebuild(workspace: Workspace) -> Rebuilt:
+    """Raises WorkspaceError: a supervisor lives, a run trains, no room on the disk, a database of a newer program."""
+    file_systems.refuse_network(workspace)
+    with _alone(workspace), Old.open(workspace.db) as old:
+        if not old.is_readable:
+            trash.put_back(workspace, trash.found(workspace))  # how far a deletion came stood in runs.db
+        new_file = workspace.root / ".runs.rebuilt.db"
+        try:
+            with New(new_file, workspace) as new:
+                made = _fill(workspace, old, new)
+                new.finish()
+            return replace(made, kept=_put_in_place(new_file, workspace.db))
+        except OSError as error:
+            raise WorkspaceError(f"runs.db is as it was: {error.filename}: {error.strerror}.") from error
+
+
+@contextlib.contextmanager
+def _alone(workspace: Workspace) -> Iterator[None]:
+    """No supervisor, no training, nobody who deletes; and none can begin until this is over."""
+    if not workspace.runs.is_dir():
+        raise WorkspaceError(f"There is no folder {workspace.runs}: nothing to make runs.db from.")
+    try:
+        lock = workspace.supervisor_lock.open("a+")
+    except OSError as error:
+        raise WorkspaceError(f"{workspace.supervisor_lock} cannot be written: {error.strerror}.") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            pid = lock.read().strip()
+            stop = f"kill {pid}" if pid.isdecimal() else "end its process"
+            raise WorkspaceError(
+                f"A supervisor works in {workspace.root}, and would write while runs.db is made again. Close the "
+                f"studio; the supervisor leaves a minute after the last run, or at once by: {stop}"
+            ) from None
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
+        training = [name for name in upkeep.run_folders(workspace) if _trains(workspace.run_dir(name))]
+        if training:
+            keepers = [run_files.read_json(workspace.run_dir(name) / run_files.KEEPER) for name in training]
+            pids = " ".join(str(note["pid"]) for note in keepers if note and "pid" in note)
+            raise WorkspaceError(
+                f"Still training: {', '.join(training[:5])}. Wait for the end, or have "
+                f"{'it' if len(training) == 1 else 'them'} saved and stopped: kill {pids}".rstrip()
+            )
+        with trash.alone(workspace, wait=True):
+            yield
+
+
+def _trains(folder: Path) -> bool:
+    return run_files.is_held(folder / run_files.KEEPER_LOCK)
+
+
+def _fill(workspace: Workspace, old: Old, new: New) -> Rebuilt:
+    new.take_over(old)
+    rows = {row["id"]: row for row in old.rows("runs")}
+    folders = {name: _Folder.read(workspace, name) for name in upkeep.run_folders(workspace)}
+    for name in folders.keys() - rows.keys():
+        if found := old.run(name):
+            rows[name] = found
+    from_files: list[str] = []
+    left_out: list[str] = []
+    lost: list[str] = []
+    without_folder = 0
+    for row in sorted(rows.values(), key=lambda row: row["run_number"]):
+        folder = folders.get(row["id"])
+        sweep = row.get("sweep_id")
+        if sweep is not None and not new.has_sweep(sweep):
+            lost.append(f"Run {row['id']} belonged to sweep {sweep}, of which nothing could be read.")
+            row = {**row, "sweep_id": None}
+        if folder and folder.is_newer_than(row):
+            row = {**row, **folder.end()}
+        if not new.add_run({**row, "spool_bytes_ingested": 0}):
+            if folder is None:
+                lost.append(f"Run {row['id']} has no folder, and its row could not be read whole.")
+            continue
+        without_folder += folder is None
+        lost += _take_in(old, new, row, folder)
+        folders.pop(row["id"], None)
+    for folder in sorted((f for f in folders.values() if f), key=lambda folder: (folder.created_at_ms, folder.id)):
+        if folder.trouble:
+            left_out.append(f"{folder.path}: {folder.trouble}")
+        elif new.add_run(folder.row()):
+            lost += _take_in(old, new, None, folder)
+            from_files.append(folder.id)
+        else:
+            left_out.append(f"{folder.path}: what it says makes no run")
+    if from_files:
+        lost.insert(0, f"Of {len(from_files)} run(s), what their folders do not tell: {_IN_NO_FOLDER}.")
+    if old.damaged:
+        what = "Some of the old runs.db" if old.is_readable else "The old runs.db"
+        lost.insert(0, f"{what} could not be read: sweeps, saved target sets and runs that never started stood there.")
+    return Rebuilt(
+        runs=new.run_count(),
+        from_files=tuple(from_files),
+        without_folder=without_folder,
+        lost=tuple(lost),
+        left_out=tuple(left_out),
+        kept=None,
+    )
+
+
+def _take_in(old: Old, new: New, row: Mapping[str, Any] | None, folder: _Folder | None) -> Iterator[str]:
+    """Points, facts, progress, events and predictions of a run that has its row. Yields what was lost."""
+    run_id = row["id"] if row else folder.id if folder else ""
+    told = old.events(row["run_number"]) if row else []
+    if folder and folder.spool.exists():
+        events, offset = [], 0
+        while not (batch := spool.read_batch(folder.spool, offset)).is_empty:
+            new.ingest(run_id, batch)
+            events += batch.events
+            offset = batch.end
+        new.add_events(run_id, told, events) if told else new.add_events(run_id, folder.story(events))
+    elif row:
+        new.ingest(run_id, SpoolBatch(start=0, end=row["spool_bytes_ingested"], points=old.points(row["run_number"])))
+        new.add_events(run_id, told)
+    predictions: tuple[Prediction, ...] | list[Prediction] = ()
+    if folder:
+        try:
+            predictions = spool.read_predictions(folder.path / run_files.PREDICTIONS)
+        except (ValueError, OSError) as error:
+            yield f"Predictions of run {run_id}: {error}"
+    if not predictions and row:
+        predictions = old.predictions(row["run_number"])
+    if predictions:
+        new.save_predictions(run_id, predictions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Folder:
+    """A run's folder as it tells of the run. trouble: why it cannot; all else is then meaningless."""
+
+    id: str
+    path: Path
+    config: RunConfig
+    keeper: Mapping[str, Any] | None
+    exit: Mapping[str, Any] | None
+    sighting: Sighting
+    first_ms: int | None  # of the spool
+    last_ms: int | None
+    trouble: str = ""
+
+    @classmethod
+    def read(cls, workspace: Workspace, run_id: str) -> _Folder:
+        path = workspace.run_dir(run_id)
+        trouble, found = "", config.build({})
+        try:
+            said = run_files.read_json(path / run_files.CONFIG)
+            if said is None:
+                trouble = f"{run_files.CONFIG} is no JSON"
+            found = config.build(said or {})
+        except (ConfigError, OSError) as error:
+            trouble = f"{run_files.CONFIG} cannot be used: {error}"
+        keeper, exit_note = (_note(path / name) for name in (run_files.KEEPER, run_files.EXIT))
+        nonce = (exit_note or keeper or {}).get("nonce", "")
+        first_ms, last_ms = _span(path / run_files.SPOOL)
+        sighting = LocalExecutor(workspace).poll(
+            Run(id=run_id, config=found, status=RunStatus.LOST, created_at_ms=0), nonce
+        )
+        result = sighting.result or run_files.read_json(path / run_files.RESULT)
+        return cls(
+            id=run_id,
+            path=path,
+            config=found,
+            keeper=keeper,
+            exit=exit_note,
+            sighting=replace(sighting, is_alive=False, result=result),
+            first_ms=first_ms,
+            last_ms=last_ms,
+            trouble=trouble,
+        )
+
+    @property
+    def spool(self) -> Path:
+        return self.path / run_files.SPOOL
+
+    @property
+    def nonce(self) -> str | None:
+        return (self.exit or self.keeper or {}).get("nonce")
+
+    @property
+    def started_at_ms(self) -> int | None:
+        return self.sighting.started_at_ms or self.first_ms
+
+    @property
+    def ended_at_ms(self) -> int:
+        if self.exit:
+            return self.exit["ended_ms"]
+        return self.last_ms or self.started_at_ms or _modified_ms(self.path / run_files.CONFIG)
+
+    @property
+    def created_at_ms(self) -> int:
+        """Its id says the second, in local time; before the start, whatever the time zone was then."""
+        latest = self.started_at_ms or self.ended_at_ms
+        try:
+            said = 1000 * int(time.mktime(time.strptime(self.id[:13], "%y%m%d-%H%M%S")))
+        except (ValueError, OverflowError):
+            return latest
+        return min(said, latest)
+
+    def is_newer_than(self, row: Mapping[str, Any]) -> bool:
+        """Whether it tells of a launch after all that the row tells: the row is from a backup, say.
+
+        A live row stays as it is: the next supervisor finds out how the run ended, as after any crash.
+        """
+        if self.trouble or self.nonce is None or self.nonce == row["launch_nonce"]:
+            return False
+        moments = ("queue_position", "claimed_at_ms", "started_at_ms", "ended_at_ms")
+        return self.ended_at_ms > max(row[moment] or 0 for moment in moments)
+
+    def end(self) -> dict[str, Any]:
+        """The columns that its launch tells of."""
+        steps = list((self.exit or {}).get("steps", ()))
+        stop = next((step["at_ms"] for step in steps if step["step"] == "SIGTERM"), None)
+        seen = RunStatus.STOPPING if stop else RunStatus.RUNNING
+        run = Run(id=self.id, config=self.config, status=seen, created_at_ms=self.created_at_ms)
+        last_line = (run_files.tail(self.path / run_files.LOG, 1) or [""])[-1]
+        status, reason = supervisor.verdict(run, self.sighting, last_log_line=last_line)
+        slot = self.config.device if self.config.device != "auto" else "cpu"
+        return {
+            "status": status.value,
+            "reason": reason,
+            "slot": slot,
+            "launch_nonce": self.nonce,
+            "started_at_ms": self.started_at_ms,
+            "stop_requested_at_ms": stop,
+            "ended_at_ms": self.ended_at_ms,
+        }
+
+    def row(self) -> dict[str, Any]:
+        """All that a folder alone can say."""
+        return {
+            "id": self.id,
+            "name": self.config.name,
+            "wanted_device": self.config.device,
+            "queue_position": self.created_at_ms,
+            "launches": 1,
+            "created_by": "rebuild",
+            "created_at_ms": self.created_at_ms,
+            "config_json": self.config.model_dump_json(),
+            **self.end(),
+        }
+
+    def story(self, of_the_spool: list[Event]) -> list[Event]:
+        """Events as the store would have them, from what the files say."""
+        end = self.end()
+        found = [Event(at_ms=self.created_at_ms, kind="rebuilt", message="Made from its folder: runs.db had lost it.")]
+        if self.sighting.started_at_ms:
+            seen = "The keeper of its trainer was seen."
+            found.append(Event(at_ms=self.sighting.started_at_ms, kind="started", message=seen))
+        found += of_the_spool
+        for step in (self.exit or {}).get("steps", ()):
+            found.append(Event(at_ms=step["at_ms"], kind="keeper", message=f"Trainer: {step['step']}."))
+        message = end["reason"] or "The trainer finished."
+        return [*found, Event(at_ms=end["ended_at_ms"], kind=end["status"], message=message)]
+
+
+def _note(path: Path) -> dict[str, Any] | None:
+    """A note of the keeper, if it has what belongs in it."""
+    try:
+        found = run_files.read_json(path)
+    except OSError:
+        return None
+    wanted = {"nonce": str, "started_ms": int} | (
+        {"ended_ms": int, "steps": list} if path.name == run_files.EXIT else {}
+    )
+    if found is None or not all(isinstance(found.get(key), kind) for key, kind in wanted.items()):
+        return None
+    return found
+
+
+def _span(path: Path) -> tuple[int | None, int | None]:
+    """When the first and the last line of a spool were written, in ms since 1970."""
+    try:
+        size = path.stat().st_size
+    except OSError:
+        return None, None
+    first = [entry["t"] for entry in spool.read_spool(path, 0, _END_BYTES)[0] if isinstance(entry.get("t"), int)]
+    tail = spool.read_spool(path, max(0, size - _END_BYTES), _END_BYTES)[0]
+    last = [entry["t"] for entry in tail if isinstance(entry.get("t"), int)]
+    return (first or [None])[0], (last or [None])[-1]
+
+
+def _modified_ms(path: Path) -> int:
+    return path.stat().st_mtime_ns // 1_000_000
+
+
+def _put_in_place(new: Path, path: Path) -> Path | None:
+    """Keep the old file under a dated name, then rename the new one over it. The old log must go before: SQLite would
+    replay it into the new file."""
+    with new.open("rb") as file:
+        os.fsync(file.fileno())
+    kept = None
+    if any(old.exists() for old in beside(path)[:2]):
+        stamp, more = time.strftime("%y%m%d-%H%M%S"), ""
+        while (kept := path.with_name(f"runs.before-rebuild.{stamp}{more}.db")).exists():
+            more = f"-{1 + int(more[1:] or 0)}"
+        for old, name in zip(beside(path)[:2], beside(kept)[:2], strict=True):
+            if old.exists():
+                _keep(old, name)
+        run_files.sync_folder(path.parent)
+    for log in beside(path)[1:]:
+        log.unlink(missing_ok=True)
+    new.replace(path)
+    run_files.sync_folder(path.parent)
+    return kept
+
+
+def _keep(old: Path, name: Path) -> None:
+    try:
+        name.hardlink_to(old)
+    except OSError:  # a disk that knows no links
+        shutil.copy2(old, name)

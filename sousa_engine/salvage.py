@@ -1,0 +1,225 @@
+"""What can still be read of a runs.db that may be damaged, and writing a new one. For rebuild.py; speaks SQL for it.
+
+Nothing here decides what is true: rebuild.py does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from sousa_engine import migrations
+from sousa_engine.errors import WorkspaceError
+from sousa_engine.records import Event, Prediction
+from sousa_engine.spool import SpoolBatch, SpoolPoint
+from sousa_engine.store import Store, now_ms
+from sousa_engine.workspace import Workspace
+
+Row = Mapping[str, Any]
+# Made from the runs' folders, or by triggers; all other tables are taken over as they are, whatever they are.
+_MADE = {
+    *("runs", "listed_runs", "events", "predictions"),
+    *("metric_names", "metric_points", "metric_levels", "metric_summaries"),
+}
+
+
+class Old:
+    """The old runs.db, as far as it can be read. damaged: whether something was met that cannot."""
+
+    def __init__(self, db: migrations.Database | None, *, damaged: bool):
+        self._db = db
+        self.damaged = damaged
+
+    @classmethod
+    def open(cls, path: Path) -> Old:
+        """Read-only. Raises WorkspaceError for another program's database, and for a newer program's."""
+        if not path.is_file() or not path.stat().st_size:
+            return cls(None, damaged=True)
+        try:
+            db = migrations._connect_readonly(path)
+        except WorkspaceError:
+            return cls(None, damaged=True)
+        try:
+            if migrations._version(db, path):
+                return cls(db, damaged=False)
+        except sqlite3.DatabaseError:
+            pass
+        except WorkspaceError:
+            db.close()
+            raise
+        db.close()
+        return cls(None, damaged=True)
+
+    @property
+    def is_readable(self) -> bool:
+        return self._db is not None
+
+    def __enter__(self) -> Old:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if self._db is not None:
+            self._db.close()
+
+    def tables(self) -> list[str]:
+        return [row["name"] for row in self._all("SELECT name FROM sqlite_master WHERE type = 'table'")]
+
+    def rows(self, table: str) -> list[Row]:
+        """All rows of a table; of a damaged one those before the damage, and those behind it."""
+        found: dict[tuple, Row] = {}
+        for order in ("ASC", "DESC"):
+            key = self._key(table)
+            if key is None:
+                break
+            sql = f"SELECT * FROM [{table}] ORDER BY {', '.join(f'{column} {order}' for column in key)}"
+            try:
+                assert self._db is not None
+                for row in self._db.query(sql):
+                    found.setdefault(tuple(row.values()), row)
+                break
+            except sqlite3.DatabaseError:
+                self.damaged = True
+        return list(found.values())
+
+    def run(self, run_id: str) -> Row | None:
+        """By way of its index: it may be found where reading the table row by row was not possible."""
+        return next(iter(self._all("SELECT * FROM runs WHERE id = ?", [run_id])), None)
+
+    def events(self, number: int) -> list[Event]:
+        sql = "SELECT at_ms, kind, message FROM events WHERE run_number = ? ORDER BY event_number"
+        return [Event(**row) for row in self._all(sql, [number])]
+
+    def predictions(self, number: int) -> list[Prediction]:
+        sql = "SELECT clip_id, split, label, predicted, probability, label_probability FROM predictions"
+        found = self._all(f"{sql} WHERE run_number = ?", [number])
+        values: list[dict[str, Any]] = [{k: float("nan") if v is None else v for k, v in row.items()} for row in found]
+        return [Prediction(**one) for one in values]
+
+    def points(self, number: int) -> list[SpoolPoint]:
+        sql = (
+            "SELECT metric, step, coalesce(value, not_finite) AS value, epoch, clip_count AS n, at_ms"
+            " FROM metric_points JOIN metric_names USING (metric_number) WHERE run_number = ? ORDER BY at_ms, step"
+        )
+        return [SpoolPoint(**{**row, "value": float(row["value"])}) for row in self._all(sql, [number])]
+
+    def _key(self, table: str) -> list[str] | None:
+        """Columns of the tree that holds the table: reading in its order needs nothing else to be whole."""
+        made = self._all("SELECT sql FROM sqlite_master WHERE type = 'table' AND name = ?", [table])
+        if not made:
+            return None
+        if "WITHOUT ROWID" not in made[0]["sql"].upper():
+            return ["rowid"]
+        columns = self._all("SELECT name FROM pragma_table_info(?) WHERE pk ORDER BY pk", [table])
+        return [f"[{row['name']}]" for row in columns]
+
+    def _all(self, sql: str, values: Iterable[Any] = ()) -> list[Row]:
+        """What comes before the first damage."""
+        found: list[Row] = []
+        if self._db is not None:
+            try:
+                found.extend(self._db.query(sql, list(values)))
+            except sqlite3.DatabaseError:
+                self.damaged = True
+        return found
+
+
+class New:
+    """A new database beside the old one; `finish` checks it and leaves one whole file, without a log."""
+
+    def __init__(self, path: Path, workspace: Workspace):
+        self.path = path
+        for stale in beside(path):
+            stale.unlink(missing_ok=True)  # of a rebuild that was killed
+        self._db = migrations.create(path)
+        self._db.execute("PRAGMA wal_autocheckpoint = 10000")
+        self._store = Store(self._db, workspace, now_ms)
+
+    def __enter__(self) -> New:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._db.close()
+        if error is not None:
+            for torn in beside(self.path):
+                torn.unlink(missing_ok=True)
+
+    def take_over(self, old: Old) -> None:
+        """The tables that no folder tells of: sweeps, saved target sets, and whatever else there is."""
+        here = {row[0] for row in self._db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        with self._writing():
+            for table in old.tables():
+                if table in here - _MADE and not table.startswith(("sqlite_", "_sqlite")):
+                    for row in old.rows(table):
+                        with contextlib.suppress(sqlite3.IntegrityError):
+                            self._insert(table, row)
+
+    def has_sweep(self, sweep_id: str) -> bool:
+        return self._store.sweep(sweep_id) is not None
+
+    def run_count(self) -> int:
+        return self._store.run_count()
+
+    def add_run(self, row: Row) -> bool:
+        """False if the row is not one that could ever have been written: a salvaged one may be half of something."""
+        try:
+            with self._writing():
+                self._insert("runs", row)
+            found = self._store.run(row["id"])  # what a page cannot read must not be in it
+            return found is not None
+        except (sqlite3.DatabaseError, ValueError, TypeError, KeyError):
+            with self._writing():
+                self._db.execute("DELETE FROM runs WHERE id = ?", [row.get("id")])
+            return False
+
+    def ingest(self, run_id: str, batch: SpoolBatch) -> None:
+        taken = self._store.ingest(run_id, replace(batch, events=()))  # see add_events
+        assert taken, "batches follow each other"
+
+    def add_events(self, run_id: str, *groups: Iterable[Event]) -> None:
+        """In the order given; an event that an earlier group has already is left out."""
+        told: Counter[Event] = Counter()
+        with self._writing():
+            for group in groups:
+                here = Counter[Event]()
+                for event in group:
+                    here[event] += 1
+                    if here[event] > told[event]:
+                        self._store._add_event(run_id, event.kind, event.message, event.at_ms)
+                told |= here
+
+    def save_predictions(self, run_id: str, predictions: Iterable[Prediction]) -> None:
+        self._store.save_predictions(run_id, predictions)
+
+    def finish(self) -> None:
+        """Raises WorkspaceError if it is not whole: then nothing was replaced yet."""
+        with migrations._sentences(self.path):
+            damage = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
+            broken = self._db.execute("PRAGMA foreign_key_check").fetchone()
+            if damage != "ok" or broken:
+                raise WorkspaceError(f"The new database came out wrong ({damage}, {broken}); runs.db is as it was.")
+            self._store.checkpoint_wal()
+
+    def _insert(self, table: str, row: Row) -> None:
+        known = [name for name in self._columns(table) if name in row]
+        marks = ", ".join("?" * len(known))
+        names = ", ".join(f"[{name}]" for name in known)
+        self._db.execute(f"INSERT INTO [{table}] ({names}) VALUES ({marks})", [row[name] for name in known])
+
+    def _columns(self, table: str) -> list[str]:
+        return [row[0] for row in self._db.execute("SELECT name FROM pragma_table_info(?)", [table])]
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        with self._store._writing(durable=False):
+            yield
+
+
+def beside(path: Path) -> tuple[Path, ...]:
+    """A database's file, its write-ahead log and the log's index."""
+    return tuple(path.with_name(path.name + end) for end in ("", "-wal", "-shm"))

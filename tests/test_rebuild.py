@@ -1,0 +1,389 @@
+"""`db rebuild`: runs.db made again from the runs' folders shows what it showed, whatever became of the old file."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+
+import pytest
+from seeding import Training, config, seed, seed_sweep, train_next
+
+from sousa_engine import rebuild as rebuilding
+from sousa_engine import run_files, spool, upkeep
+from sousa_engine.analysis.export import runs_csv
+from sousa_engine.config import RunConfig
+from sousa_engine.errors import WorkspaceError
+from sousa_engine.rebuild import rebuild
+from sousa_engine.records import RunFilter, RunStatus
+from sousa_engine.store import Store
+from sousa_engine.supervisor import Supervisor
+from sousa_engine.workspace import PROJECT_ROOT
+
+
+def shown(workspace) -> dict:
+    """Everything that a page can ask the store for."""
+    with Store.open(workspace) as store:
+        runs = store.runs()
+        return {
+            "runs": runs,
+            "listing": store.listing(RunFilter(archived=None)),
+            "csv": runs_csv(store.listing(RunFilter(archived=None)).rows),
+            "outlines": store.outlines([run.id for run in runs], "valid/accuracy"),
+            "summaries": store.summaries([run.id for run in runs]),
+            "sweeps": store.sweeps(),
+            "of sweeps": {sweep.id: store.sweep_runs(sweep.id) for sweep in store.sweeps()},
+            "target sets": store.target_sets(),
+            "tags": store.tags(),
+            **{
+                run.id: {
+                    "events": store.events(run.id),
+                    "predictions": {split: store.predictions(run.id, split) for split in ("valid", "test")},
+                    "updates": store.updates(run.id),
+                    "divergence": store.first_divergence(run.id),
+                    "curves": {
+                        (metric, points): store.curve(run.id, metric, max_points=points)
+                        for metric in store.metric_names(run.id)
+                        for points in (20, 500)
+                    },
+                    "moments": store.moments(run.id, "train/loss", range(1, 200)),
+                    "launch": store.launch(run.id),
+                }
+                for run in runs
+            },
+        }
+
+
+@pytest.fixture
+def seeded(workspace):
+    """A week of work, with all that people add to it."""
+    runs = seed(workspace, live=False)
+    sweep = seed_sweep(workspace, ranks=(4,), rates=(5e-4, 2e-3), seeds=(1,), pruned=1)
+    with Store.open(workspace) as store:
+        store.add_tags([runs["finished"].id, runs["failed"].id], ["best", "ärger"])
+        store.set_note(runs["stopped"].id, "Look again.\nThen decide.")
+        store.rename(runs["lost"].id, "the power cut")
+        store.archive([runs["random"].id])
+        store.save_target_set("mine", "ast-mini", ["layers.0.mlp.fc1"], "train")
+        store.request_stop(store.enqueue(config(seed=40, name="never started")).id)
+        train_next_of(store)
+        store.enqueue(config(seed=42, name="waits"), created_by="cli")
+    assert sweep
+    return runs
+
+
+def train_next_of(store):
+    """A run whose folder is gone: the database alone knows it."""
+    store.enqueue(config(seed=41, name="no folder"))
+    train_next(store)
+
+
+def test_rebuilt_beside_a_readable_database_everything_a_page_shows_is_the_same(workspace, seeded):
+    before = shown(workspace)
+    made = rebuild(workspace)
+    assert (made.from_files, made.lost, made.left_out) == ((), (), ())
+    assert made.runs == len(before["runs"])
+    assert shown(workspace) == before
+    assert made.kept and made.kept.exists()
+    assert rebuild(workspace).runs == made.runs  # and once more
+    assert shown(workspace) == before
+    assert len(list(workspace.root.glob("runs.before-rebuild.*.db"))) == 2
+
+
+def spoil_with_garbage(path):
+    path.write_bytes(os.urandom(40_000))
+
+
+def spoil_by_truncation(path):
+    with path.open("r+b") as file:
+        file.truncate(2048)
+
+
+def spoil_by_deletion(path):
+    path.unlink()
+
+
+def spoil_by_emptying(path):
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("spoil", [spoil_with_garbage, spoil_by_truncation, spoil_by_deletion, spoil_by_emptying])
+def test_from_folders_alone_what_was_measured_and_how_runs_ended_comes_back(workspace, spoil):
+    runs = seed(workspace, live=False)
+    before = shown(workspace)
+    spoil(workspace.db)
+    made = rebuild(workspace)
+    after = shown(workspace)
+    assert set(made.from_files) == {run.id for run in runs.values()}
+    assert "tags" in " ".join(made.lost) and "sweeps" in " ".join(made.lost)
+    assert after["summaries"] == before["summaries"]
+    assert after["outlines"] == before["outlines"]
+    for run in runs.values():
+        old = next(r for r in before["runs"] if r.id == run.id)
+        new = next(r for r in after["runs"] if r.id == run.id)
+        same = ("status", "started_at_ms", "progress", "facts", "weights_label", "device", "launches", "title")
+        assert {key: getattr(new, key) for key in same} == {key: getattr(old, key) for key in same}
+        assert new.created_at_ms // 1000 == old.created_at_ms // 1000
+        assert new.config == old.config
+        if new.status is not RunStatus.LOST:
+            assert (new.ended_at_ms, new.reason) == (old.ended_at_ms, old.reason)
+        for key in ("predictions", "updates", "divergence", "curves", "moments", "launch"):
+            assert after[run.id][key] == before[run.id][key], key
+        told = {(event.at_ms, event.kind) for event in after[run.id]["events"]}
+        assert {(e.at_ms, e.kind) for e in before[run.id]["events"] if e.kind in ("checkpoint", "started")} <= told
+    assert [row.id for row in after["listing"].rows] == [row.id for row in before["listing"].rows]
+    assert upkeep.check(workspace).findings == ()
+    kept = list(workspace.root.glob("runs.before-rebuild.*.db"))
+    assert len(kept) == (spoil is not spoil_by_deletion)
+
+
+def test_of_a_damaged_database_what_lies_around_the_damage_is_kept(workspace, seeded):
+    before = {run.id: run for run in shown(workspace)["runs"]}
+    with sqlite3.connect(workspace.db) as plain:
+        plain.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        page_bytes = plain.execute("PRAGMA page_size").fetchone()[0]
+        leaves = "SELECT pageno FROM dbstat WHERE name = 'runs' AND pagetype = 'leaf' ORDER BY path"
+        try:
+            pages = [row[0] for row in plain.execute(leaves)]
+        except sqlite3.OperationalError:
+            pytest.skip("this SQLite has no dbstat, which says where a table's pages lie")
+    plain.close()
+    assert len(pages) > 4
+    with workspace.db.open("r+b") as file:
+        file.seek((pages[len(pages) // 2] - 1) * page_bytes)
+        file.write(b"\xff" * page_bytes)
+    assert "damaged" in upkeep.check(workspace).findings[0]
+    made = rebuild(workspace)
+    after = {run.id: run for run in shown(workspace)["runs"]}
+    assert 0 < len(made.from_files) < len(before) / 2
+    for run_id, run in after.items():
+        if run_id not in made.from_files:
+            assert run == before[run_id]
+    assert {run_id for run_id in before if run_files_exist(workspace, run_id)} <= set(after)
+    assert any("could not be read" in line for line in made.lost)
+    assert [finding[:22] for finding in upkeep.check(workspace).findings] == ["1 run without a folder"]  # as before
+
+
+def run_files_exist(workspace, run_id):
+    return (workspace.run_dir(run_id) / run_files.CONFIG).exists()
+
+
+def test_an_old_backup_put_back_does_not_undo_what_came_after_it(workspace):
+    training = Training.begin(workspace)
+    training.steps(40)
+    training.end(RunStatus.STOPPED, "Stopped at step 40.")
+    copy = upkeep.backup(workspace)
+    later = Training.begin(workspace, config(seed=2)).finish()  # a run that the backup does not know
+    note = run_files.read_json(training.folder / run_files.EXIT)  # and one that was launched again
+    later_ms = note["ended_ms"] + 60_000
+    note |= {"nonce": "second", "exit_code": 0, "started_ms": later_ms, "ended_ms": later_ms + 5000}
+    run_files.write_json(training.folder / run_files.EXIT, note)
+    run_files.write_json(training.folder / run_files.RESULT, {"outcome": "finished", "reason": None})
+    for path in workspace.root.glob("runs.db*"):
+        path.unlink()
+    shutil.copy(copy, workspace.db)
+    made = rebuild(workspace)
+    with Store.open(workspace) as store:
+        run = store.run(training.run.id)
+        assert (run.status, run.reason, run.ended_at_ms) == (RunStatus.FINISHED, None, later_ms + 5000)
+        assert store.run(later.id).status is RunStatus.FINISHED
+    assert made.from_files == (later.id,)
+
+
+def test_a_run_queued_again_after_its_end_stays_in_the_queue(workspace):
+    training = Training.begin(workspace, at_ms=time.time_ns() // 1_000_000 - 60_000)
+    training.steps(20)
+    run = training.end(RunStatus.STOPPED, "Stopped.")
+    with Store.open(workspace) as store, store._writing() as db:
+        db.execute(
+            "UPDATE runs SET status = 'queued', slot = NULL, launch_nonce = NULL, ended_at_ms = NULL, reason = NULL,"
+            " started_at_ms = NULL, claimed_at_ms = NULL, queue_position = ? WHERE id = ?",
+            [run.ended_at_ms + 1, run.id],
+        )
+    rebuild(workspace)
+    with Store.open(workspace) as store:
+        assert store.run(run.id).status is RunStatus.QUEUED
+        assert store.launch(run.id).spool_offset == (training.folder / run_files.SPOOL).stat().st_size
+
+
+class Nobody:
+    def slots(self, *, fresh=False):
+        return ("cpu",)
+
+    def submit(self, run, nonce):
+        raise AssertionError("nothing waits")
+
+    def poll(self, run, nonce):
+        from sousa_engine.executors.local import LocalExecutor
+
+        return LocalExecutor(self.workspace).poll(run, nonce)
+
+    def stop(self, run, nonce, *, now=False):
+        return False
+
+
+def test_a_run_that_died_unseen_gets_its_end_from_the_next_supervisor(workspace):
+    training = Training.begin(workspace)
+    training.steps(30)
+    rebuild(workspace)
+    executor = Nobody()
+    executor.workspace = workspace
+    with Store.open(workspace) as store:
+        assert store.run(training.run.id).status is RunStatus.RUNNING
+        Supervisor(store, executor).round()
+        run = store.run(training.run.id)
+        assert run.status is RunStatus.LOST and "step 30" in run.reason
+        assert len(store.curve(run.id, "train/loss").steps) == 30
+
+
+def test_lines_that_the_database_never_took_are_in_the_new_one(workspace):
+    training = Training.begin(workspace)
+    training.steps(10)
+    training.end(RunStatus.STOPPED, "Stopped.")
+    with spool.SpoolWriter(training.folder / run_files.SPOOL, clock_ms=lambda: training.clock[0]) as writer:
+        writer.metrics(11, {"train/loss": 0.5}, epoch=1)
+        writer.event("checkpoint", "Saved at step 11.")
+    with (training.folder / run_files.SPOOL).open("ab") as file:
+        file.write(b'{"k":"metrics","t":1,"st')  # torn by a power cut
+    assert "measured more" in upkeep.check(workspace).findings[0]
+    rebuild(workspace)
+    with Store.open(workspace) as store:
+        assert store.summaries([training.run.id])[training.run.id]["train/loss"].last_step == 11
+        assert [e.message for e in store.events(training.run.id)].count("Saved at step 11.") == 1
+    assert upkeep.check(workspace).findings == ()
+
+
+def test_folders_that_make_no_run_are_named_and_left_alone(workspace):
+    good = Training.begin(workspace).finish()
+    odd = workspace.runs / "260101-000000-odd1"
+    odd.mkdir()
+    (odd / run_files.CONFIG).write_text('{"training": {"lr": "fast"}}')
+    torn = workspace.runs / "260101-000000-odd2"
+    torn.mkdir()
+    (torn / run_files.CONFIG).write_text('{"traini')
+    (workspace.runs / "notes of mine").mkdir()
+    spoil_by_deletion(workspace.db)
+    made = rebuild(workspace)
+    assert made.from_files == (good.id,)
+    assert len(made.left_out) == 2 and "training.lr" in made.left_out[0] and "is no JSON" in made.left_out[1]
+    assert odd.exists() and torn.exists()
+
+
+def test_a_folder_renamed_for_a_deletion_that_never_came_to_its_end_is_a_run_again(workspace):
+    run = Training.begin(workspace).finish()
+    workspace.trash.mkdir()
+    workspace.run_dir(run.id).rename(workspace.trash / run.id)
+    spoil_with_garbage(workspace.db)
+    assert rebuild(workspace).from_files == (run.id,)
+    with Store.open(workspace) as store:
+        assert store.run(run.id).status is RunStatus.FINISHED
+    assert workspace.run_dir(run.id).is_dir()
+
+
+def test_refused_while_a_supervisor_lives_with_the_way_to_end_it(workspace):
+    Training.begin(workspace).finish()
+    before = workspace.db.read_bytes()
+    with workspace.supervisor_lock.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.write("4711\n")
+        lock.flush()
+        with pytest.raises(WorkspaceError, match=r"A supervisor works in .* Close the studio; .* kill 4711"):
+            rebuild(workspace)
+    assert workspace.db.read_bytes() == before
+
+
+def test_refused_while_a_run_trains_with_the_way_to_stop_it(workspace):
+    training = Training.begin(workspace)
+    run_files.write_json(
+        training.folder / run_files.KEEPER, {"nonce": training.nonce, "pid": 4712, "trainer_pid": 4713, "started_ms": 5}
+    )
+    with (training.folder / run_files.KEEPER_LOCK).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(WorkspaceError, match=rf"Still training: {training.run.id}\. .* kill 4712"):
+            rebuild(workspace)
+    assert rebuild(workspace).runs == 1
+
+
+@pytest.mark.parametrize("version", [99])
+def test_a_newer_programs_database_is_left_to_it(workspace, version):
+    Training.begin(workspace).finish()
+    with sqlite3.connect(workspace.db) as plain:
+        plain.execute(f"PRAGMA user_version = {version}")
+    plain.close()
+    with pytest.raises(WorkspaceError, match="Update the program"):
+        rebuild(workspace)
+    assert not list(workspace.root.glob("runs.before-rebuild.*"))
+
+
+_KILLED_AT = """
+import os, signal, sys
+from pathlib import Path
+from sousa_engine import rebuild
+from sousa_engine.workspace import Workspace
+left = int(sys.argv[2])
+def watch(event, arguments):
+    global left
+    if event in ("os.link", "os.remove", "os.rename"):
+        left -= 1
+        if left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+rebuild.beside  # all is imported
+sys.addaudithook(watch)
+rebuild.rebuild(Workspace(root=Path(sys.argv[1])))
+"""
+
+
+@pytest.mark.parametrize("spoil", [lambda path: None, spoil_with_garbage], ids=["whole", "garbage"])
+def test_killed_before_any_of_its_changes_there_is_the_old_database_or_the_new_one(workspace, spoil):
+    run = Training.begin(workspace).finish()
+    spoil(workspace.db)
+    for left in range(100):
+        command = [sys.executable, "-c", _KILLED_AT, str(workspace.root), str(left)]
+        done = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=60)
+        assert workspace.db.stat().st_size > 0  # never a moment without
+        if done.returncode == 0:
+            break
+        assert done.returncode == -signal.SIGKILL, done.stderr
+    assert left >= 2
+    assert rebuild(workspace).runs == 1
+    with Store.open(workspace) as store:
+        assert store.run(run.id).status is RunStatus.FINISHED
+    assert not list(workspace.root.glob(".runs.rebuilt*"))
+
+
+def test_a_disk_that_fills_up_meanwhile_leaves_the_old_database(workspace, monkeypatch):
+    Training.begin(workspace).finish()
+    before = workspace.db.read_bytes()
+
+    def full(self):
+        raise WorkspaceError("The disk is full: free some space.")
+
+    monkeypatch.setattr(rebuilding.New, "finish", full)
+    with pytest.raises(WorkspaceError, match="free some space"):
+        rebuild(workspace)
+    assert workspace.db.read_bytes() == before
+    assert not list(workspace.root.glob(".runs.rebuilt*"))
+
+
+def test_a_workspace_without_any_run_becomes_an_empty_database(workspace):
+    workspace.runs.mkdir()
+    assert rebuild(workspace).runs == 0
+    with Store.open(workspace) as store:
+        assert store.runs() == ()
+
+
+def test_what_no_folder_tells_of_is_taken_over_where_there_is_no_folder_at_all(workspace):
+    with Store.open(workspace) as store:
+        store.save_target_set("mine", "ast-mini", ["a.b"], "train")
+        waiting = store.enqueue(RunConfig())
+        sets = store.target_sets()
+    workspace.runs.mkdir(exist_ok=True)
+    rebuild(workspace)
+    with Store.open(workspace) as store:
+        assert store.runs() == (waiting,)
+        assert store.target_sets() == sets and len(sets) == 1
