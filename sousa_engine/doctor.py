@@ -28,7 +28,7 @@ from typing import Literal
 
 import psutil
 
-from sousa_engine import __version__, backbones, migrations, run_files, torch_facts
+from sousa_engine import __version__, backbones, file_systems, migrations, run_files, torch_facts
 from sousa_engine.backbones import downloads, pretrained
 from sousa_engine.errors import RunError, WorkspaceError
 from sousa_engine.records import RunStatus
@@ -41,10 +41,6 @@ LITTLE_FREE_BYTES = 2 << 30  # a published backbone and some runs with their che
 TORCH_LIMIT_S, WHOLE_LIMIT_S = 90.0, 150.0
 ADDRESS_PATIENCE_S = 1.0
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-NETWORK_FILE_SYSTEMS = re.compile(
-    r"nfs\d?|cifs|smb\w*|afpfs|webdav|davfs\d?|9p|ceph|lustre|beegfs\w*|gpfs|glusterfs|afs|vboxsf|prl_fs"
-    r"|fuse\.(?!portal|ext|ntfs|fuseblk).*"
-)
 _INSTALL = "Run `make app`, or: python -m pip install -r requirements.txt"
 _PINNED = re.compile(r"([\w.-]+)==([\w.+!-]+)")
 
@@ -88,7 +84,7 @@ def examine(workspace: Workspace) -> tuple[Finding, ...]:
         disk("Disk of the workspace", _nearest_folder(workspace.root), shutil.disk_usage),
         disk("Disk for temporary files", Path(tempfile.gettempdir()), shutil.disk_usage),
         writable(workspace.root, write_trouble(_nearest_folder(workspace.root))),
-        file_system(workspace.root, file_system_of(_nearest_folder(workspace.root))),
+        file_system(workspace.root, file_systems.kind_of(workspace.root)),
         database(workspace, migrations.look),
         supervisor(run_files.is_held(workspace.supervisor_lock), waiting_runs(workspace), workspace.supervisor_log),
         weights({name: where_weights_are(name, workspace) for name in backbones.VARIANTS}),
@@ -242,7 +238,7 @@ def file_system(root: Path, kind: str) -> Finding:
     """Locks and SQLite's write-ahead log do not hold on network file systems: they can lose what was stored."""
     if not kind:
         return Finding(name="File system", level="ok", text="of a kind that this system does not tell")
-    if NETWORK_FILE_SYSTEMS.fullmatch(kind.lower()):
+    if file_systems.is_network(kind):
         text = f"{root} is on {kind}, a network or shared file system: its locks cannot be relied on"
         return Finding(name="File system", level="problem", text=text, cure="Set SOUSA_WORKSPACE to a local disk.")
     if kind.lower() in ("tmpfs", "ramfs"):
@@ -370,18 +366,6 @@ def write_trouble(folder: Path) -> str:
             return ""
     except OSError as error:
         return error.strerror or str(error)
-
-
-def file_system_of(folder: Path) -> str:
-    """The kind of file system: "ext4", "nfs4"; "" where this system does not tell."""
-    place = str(folder.resolve())
-    found = ""
-    longest = -1
-    for partition in psutil.disk_partitions(all=True):
-        point = partition.mountpoint.rstrip("/")
-        if (place + "/").startswith(point + "/") and len(point) >= longest:  # of two on one point the later one counts
-            found, longest = partition.fstype, len(point)
-    return found
 
 
 def waiting_runs(workspace: Workspace) -> int | None:

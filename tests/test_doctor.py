@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from sousa_engine import cli, doctor, doctor_cli, migrations, run_files, torch_facts
+from sousa_engine import cli, doctor, doctor_cli, file_systems, migrations, run_files, torch_facts
 from sousa_engine.config import RunConfig
 from sousa_engine.doctor import Finding
 from sousa_engine.errors import RunError
@@ -167,9 +167,9 @@ def test_the_file_system_is_that_of_the_longest_mount_point(monkeypatch, tmp_pat
     Part = namedtuple("Part", "mountpoint fstype")
     deep = str(tmp_path.resolve())
     parts = [Part(deep, "ext4"), Part("/", "overlay"), Part(deep + "x", "nfs"), Part(deep, "tmpfs")]
-    monkeypatch.setattr(doctor.psutil, "disk_partitions", lambda all: parts)
-    assert doctor.file_system_of(tmp_path) == "tmpfs"
-    assert doctor.file_system_of(Path("/")) == "overlay"
+    monkeypatch.setattr(file_systems.psutil, "disk_partitions", lambda all: parts)
+    assert file_systems.kind_of(tmp_path) == "tmpfs"
+    assert file_systems.kind_of(Path("/")) == "overlay"
 
 
 def test_a_database_is_none_yet_whole_or_damaged(workspace):
