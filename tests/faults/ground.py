@@ -20,6 +20,7 @@ from pathlib import Path
 
 import psutil
 
+from sousa_engine import run_files
 from sousa_engine.config import build
 from sousa_engine.errors import RunError, SousaError
 from sousa_engine.records import Run, RunStatus
@@ -69,7 +70,8 @@ class Ground:
         self.tally = Tally()
         self.ledgers = ledgers
         self.env = {"FAULTS_LEDGERS": str(ledgers), "FAULTS_ROOT": str(self.workspace.root), **(env or {})}
-        self.options = ["--grace-s", "60"]
+        self._log = ledgers / f"{root.name}.log"  # outside of the workspace: its disk may be full
+        self.options = ["--grace-s", "60", "--idle-exit-s", "600"]
         self.supervisors: list[subprocess.Popen] = []
         self.store = Store.open(self.workspace)
         self.launch_s, self.train_s = 1.0, 0.5  # see `measure`
@@ -90,7 +92,7 @@ class Ground:
         """See that a supervisor lives, as the app does about once a second. more: that many beside it."""
         self.supervisors = [process for process in self.supervisors if process.poll() is None]
         while len(self.supervisors) < 1 + more:
-            command = [sys.executable, "-m", SUPERVISOR, str(self.workspace.root), "--idle-exit-s", "600"]
+            command = [sys.executable, "-m", SUPERVISOR, str(self.workspace.root)]
             path = os.pathsep.join(filter(None, [str(INJECT), os.environ.get("PYTHONPATH")]))
             self.supervisors.append(
                 subprocess.Popen(
@@ -99,7 +101,7 @@ class Ground:
                     env={**os.environ, **self.env, "PYTHONPATH": path},
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
-                    stderr=(self.ledgers / f"{self.workspace.root.name}.log").open("ab"),
+                    stderr=self._log.open("ab"),
                     start_new_session=True,
                 )
             )
@@ -197,7 +199,7 @@ class Ground:
 
     def count(self, run: Run, is_true: Callable[[Run], bool]) -> None:
         if not run.status.is_over:
-            self._wrong("endless", run, 1, f"is {run.status.value} still")
+            self._wrong("endless", run, 1, f"is {run.status.value} still; {self.log()}")
         elif not is_true(run) or (run.status is not RunStatus.FINISHED and not run.reason):
             self._wrong("untrue", run, 1, "is not what happened")
         acknowledged, rows = self.ledger(run.id), self.rows(run.id)
@@ -242,6 +244,10 @@ class Ground:
         of_run = "JOIN metric_names USING (metric_number) JOIN runs USING (run_number) WHERE id = ?"
         sql = f"SELECT width, sum(point_count) FROM metric_levels {of_run} AND metric = 'train/loss' GROUP BY width"
         return dict(self._plain(sql, run_id))
+
+    def log(self) -> str:
+        """The last words of the supervisors."""
+        return "its supervisors' last words: " + "\n".join(run_files.tail(self._log, 12))
 
     def _left_over(self) -> list[int]:
         """Processes beside our supervisors. A keeper that has just written the end gets a moment to leave."""

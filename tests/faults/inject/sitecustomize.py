@@ -1,7 +1,7 @@
 """What the fault suite puts into the processes of the product, from outside: by PYTHONPATH, never by their code.
 
 FAULTS_CLOCK=FILE    the system's clock is moved by as many milliseconds as stand in FILE now
-FAULTS_TRACE=FOLDER  every step of a process that touches FAULTS_ROOT is written to FOLDER/<module>, each name once
+FAULTS_TRACE=FOLDER  every step of a process that touches FAULTS_ROOT is written to FOLDER/<module>, twice at most
 FAULTS_CRASH=MODULE|STEP|MARK   the first process that runs MODULE kills itself right before STEP; MARK: it happened
 
 No imports but what every Python has loaded by then: it runs in each process, before all else.
@@ -35,7 +35,7 @@ class _Steps:
         self.module, self.root = module, root
         self.trace = os.environ.get("FAULTS_TRACE")
         self.crash_module, self.crash_step, self.mark = (os.environ.get("FAULTS_CRASH") or "||").split("|")
-        self.seen, self.inside = set(), False
+        self.seen, self.inside = {}, False
         self.writes = ""  # the first statement that the open transaction makes
 
     def hook(self, event, args):
@@ -43,9 +43,7 @@ class _Steps:
             return
         self.inside = True
         try:
-            if event == "sqlite3.connect/handle":
-                args[0].set_trace_callback(self.statement)
-            elif name := self.name(event, args):
+            if name := self.name(event, args):
                 self.step(name)
         finally:
             self.inside = False
@@ -66,6 +64,18 @@ class _Steps:
             return f"{what} {_general(os.path.basename(path))}"  # noqa: PTH119
         return None
 
+    def watch_sqlite(self):
+        import sqlite3
+
+        connect = sqlite3.connect
+
+        def watched(*args, **kwargs):
+            connection = connect(*args, **kwargs)
+            connection.set_trace_callback(self.statement)
+            return connection
+
+        sqlite3.connect = watched
+
     def statement(self, sql):
         words = sql.split()
         if words[:1] == ["BEGIN"]:
@@ -76,8 +86,11 @@ class _Steps:
             self.writes = _general(" ".join(words[:6]))
 
     def step(self, name):
-        if self.trace and name not in self.seen:
-            self.seen.add(name)
+        self.seen[name] = self.seen.get(name, 0) + 1
+        if self.seen[name] > 2:
+            return
+        name += " again" if self.seen[name] == 2 else ""
+        if self.trace:
             with open(f"{self.trace}/{self.module}", "a") as file:  # noqa: PTH123
                 file.write(name + "\n")
         if self.module == self.crash_module and name == self.crash_step:
@@ -100,4 +113,7 @@ def _module(argv):
 if os.environ.get("FAULTS_CLOCK"):
     _move_clock(os.environ["FAULTS_CLOCK"])
 if os.environ.get("FAULTS_TRACE") or os.environ.get("FAULTS_CRASH"):
-    sys.addaudithook(_Steps(_module(sys.orig_argv), os.environ["FAULTS_ROOT"]).hook)
+    steps = _Steps(_module(sys.orig_argv), os.environ["FAULTS_ROOT"])
+    sys.addaudithook(steps.hook)
+    if steps.module == "sousa_engine.supervisor":
+        steps.watch_sqlite()
