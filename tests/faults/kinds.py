@@ -272,7 +272,7 @@ def _ground(name: str, folder: Path, number: int, seed: str) -> Iterator[Ground]
     root.mkdir()
     env = {}
     if KINDS[name].clock:
-        env["FAULTS_CLOCK"] = str(folder / f"clock-{number}")
+        env["FAULTS_CLOCK"] = str(folder / f"clock-{number}.ms")
         Path(env["FAULTS_CLOCK"]).write_text("0")
     with contextlib.ExitStack() as stack:
         if KINDS[name].own_disk:
