@@ -2,7 +2,7 @@
 
     python -m tests.faults [--rounds N] [--seed N] [--only KIND ...] [--beside N]
 
-The totals go to benchmarks/results/faults.json too. Exit code 1 if anything was lost, doubled or left behind.
+The totals go to benchmarks/results/faults.json too; with --only, the other kinds stay there as they were. Exit code 1 if anything was lost, doubled or left behind.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import secrets
 import sqlite3
 import sys
 import time
+from dataclasses import fields
 
 from sousa_engine.workspace import PROJECT_ROOT
 from tests.faults.ground import Tally
@@ -33,12 +34,11 @@ def main() -> int:
     options = parser.parse_args()
     seed = secrets.randbelow(10**6) if options.seed is None else options.seed
     print(f"seed {seed}, {options.rounds} rounds each", flush=True)
-    rows, skipped, total, began = {}, {}, Tally(), time.monotonic()
+    rows, total, began = {}, Tally(), time.monotonic()
     for name in options.only:
         try:
             tally = play(name, options.rounds, str(seed), beside=options.beside)
         except NoDisk as why:
-            skipped[name] = str(why)
             print(f"{KINDS[name].title}: left out, {why}", flush=True)
             continue
         rows[name] = tally
@@ -46,7 +46,7 @@ def main() -> int:
         print(f"{time.monotonic() - began:5.0f} s  {KINDS[name].title}: {line(tally)}", flush=True)
         for note in tally.notes:
             print(f"    {note}", flush=True)
-        _write(seed, options.rounds, rows, skipped, total)
+        _write(name, seed, tally)
     print(table(rows, total))
     return 1 if any(total.faults.values()) else 0
 
@@ -65,15 +65,16 @@ def table(rows: dict[str, Tally], total: Tally) -> str:
     return "\n".join(lines)
 
 
-def _write(seed: int, rounds: int, tallies: dict[str, Tally], skipped: dict[str, str], total: Tally) -> None:
+def _write(name: str, seed: int, tally: Tally) -> None:
+    found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"kinds": {}}
+    kinds = found["kinds"] | {KINDS[name].title: {"seed": seed, **vars(tally)}}
+    kinds = {kind.title: kinds[kind.title] for kind in KINDS.values() if kind.title in kinds}
+    names = [each.name for each in fields(Tally) if each.name != "notes"]
+    system = f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"
     found = {
-        "seed": seed,
-        "rounds_each": rounds,
-        "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}, "
-        f"SQLite {sqlite3.sqlite_version}",
-        "left_out": skipped,
-        "kinds": {KINDS[name].title: vars(tally) for name, tally in tallies.items()},
-        "total": {key: value for key, value in vars(total).items() if key != "notes"},
+        "system": f"{system}, SQLite {sqlite3.sqlite_version}",
+        "kinds": kinds,
+        "total": {each: sum(kind[each] for kind in kinds.values()) for each in names},
     }
     RESULTS.write_text(json.dumps(found, indent=1) + "\n")
 

@@ -45,16 +45,14 @@ def kill_keeper(ground: Ground) -> None:
 def kill_supervisor(ground: Ground) -> None:
     """The run must not notice: it finishes, and nothing of it was trained twice."""
     run_id = ground.queue()
-    ground.supervise()
-    ground.moment(1.2 * (ground.launch_s + ground.train_s))
+    _at_a_moment(ground, run_id)
     ground.kill(next(iter(ground.processes(SUPERVISOR)), None))
     ground.settle(run_id, lambda run: _finished(run) and _was_trained_once(ground, run))
 
 
 def kill_everything(ground: Ground) -> None:
     run_id = ground.queue()
-    ground.supervise()
-    ground.moment(1.2 * (ground.launch_s + ground.train_s))
+    _at_a_moment(ground, run_id)
     ground.kill_everything()
     ground.settle(run_id, lambda run: _finished(run) or "killed" in (run.reason or ""))
 
@@ -313,6 +311,16 @@ def _set_clock(ground: Ground, offset_ms: int) -> None:
     fresh = clock.with_suffix(".new")
     fresh.write_text(str(offset_ms))
     fresh.replace(clock)
+
+
+def _at_a_moment(ground: Ground, run_id: str) -> None:
+    """Any of a run: most often while its trainer lives, else from the claim on."""
+    ground.supervise()
+    if ground.random.random() < 0.7:
+        ground.pid(TRAINER, run_id)
+        ground.moment(1.1 * ground.train_s)
+    else:
+        ground.moment(ground.launch_s)
 
 
 def _in_a_checkpoint(ground: Ground, run_id: str) -> bool:
