@@ -2,7 +2,8 @@
 
     python -m tests.faults [--rounds N] [--seed N] [--only KIND ...] [--beside N]
 
-The totals go to benchmarks/results/faults.json too; with --only, the other kinds stay there as they were. Exit code 1 if anything was lost, doubled or left behind.
+The totals go to benchmarks/results/faults.json too; with --only, the other kinds stay there as they were. Exit code 1
+if anything was lost, doubled or left behind.
 """
 
 from __future__ import annotations
