@@ -138,10 +138,11 @@ class Ground:
         self.wait(lambda: self.processes(module, run_id) or self.run(run_id).status.is_over, module)
         return next(iter(self.processes(module, run_id)), None)
 
-    def kill(self, pid: int | None) -> None:
-        if pid in self.processes():
+    def kill(self, pid: int | None, number: int = signal.SIGKILL) -> None:
+        """Send it a signal, if it still is a process of this workspace."""
+        if pid is not None and pid in self.processes():
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+                os.kill(pid, number)
 
     def kill_everything(self) -> None:
         """In random order, until nothing of the workspace lives: what is killed first may be replaced by the next."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -19,7 +20,7 @@ from sousa_engine.records import Run, RunStatus
 from sousa_engine.training import resume
 from tests.faults.ground import KEEPER, SUPERVISOR, TRAINER, Ground, Tally
 
-SLOW_SAVES = "steps=40 pause_s=0.005 every=8 save_s=0.15"
+SLOW_SAVES = "steps=64 pause_s=0.005 every=8 save_s=0.15"
 LONGER = "steps=200 pause_s=0.005 every=8"
 _MANY_ROUNDS = 20  # from here on, every step of a launch gets its crash
 _DISK_MIB = 8
@@ -61,7 +62,10 @@ def stop_during_checkpoint(ground: Ground) -> None:
     """SIGTERM while a checkpoint is being written: it is finished, another one follows, and the run is STOPPED."""
     run_id = ground.queue(SLOW_SAVES)
     if _in_a_checkpoint(ground, run_id):
+        keepers = ground.processes(KEEPER, run_id)
         ground.moment(0.15)
+        for pid in keepers:
+            ground.kill(pid, signal.SIGTERM)  # as the supervisor would, and now: not when it next looks
         ground.store.request_stop(run_id)
     ground.settle(run_id, lambda run: run.status is RunStatus.STOPPED and "checkpoint was saved" in (run.reason or ""))
 
