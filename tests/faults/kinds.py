@@ -199,12 +199,16 @@ def play(name: str, rounds: int, seed: str, *, beside: int = 1) -> Tally:
         todo = iter(_rounds(name, rounds, seed, Path(folder)))
         errors: list[BaseException] = []
 
+        def next_round() -> Callable[[Ground], None] | None:
+            with guard:
+                return next(todo, None)
+
         def work(number: int) -> None:
             try:
                 with _ground(name, Path(folder), number, seed) as ground:
                     if name != "steps":
                         ground.measure()
-                    while action := _next(todo, guard):
+                    while action := next_round():
                         _attempt(action, ground)
                     with guard:
                         total.add(ground.tally)
@@ -214,8 +218,15 @@ def play(name: str, rounds: int, seed: str, *, beside: int = 1) -> Tally:
         threads = [threading.Thread(target=work, args=[number]) for number in range(min(beside, max(1, rounds)))]
         for thread in threads:
             thread.start()
-        for thread in threads:
-            thread.join()
+        try:
+            for thread in threads:
+                thread.join()
+        except BaseException:  # Ctrl-C: rounds that are under way end, with all their processes
+            with guard:
+                todo = iter(())
+            for thread in threads:
+                thread.join()
+            raise
         if errors:
             raise errors[0]
         return total
@@ -250,11 +261,6 @@ def _rounds(name: str, rounds: int, seed: str, folder: Path) -> list[Callable[[G
     count = rounds if rounds < _MANY_ROUNDS else max(rounds, len(found))  # a short cut takes some steps only
     chosen = [found[number % len(found)] for number in range(count)]
     return [lambda ground, module=module, step=step: crash_at_a_step(ground, module, step) for module, step in chosen]
-
-
-def _next(todo: Iterator[Callable[[Ground], None]], guard: threading.Lock) -> Callable[[Ground], None] | None:
-    with guard:
-        return next(todo, None)
 
 
 def _attempt(action: Callable[[Ground], None], ground: Ground) -> None:
