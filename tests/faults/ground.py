@@ -140,8 +140,8 @@ class Ground:
 
     def kill(self, pid: int | None, number: int = signal.SIGKILL) -> None:
         """Send it a signal, if it still is a process of this workspace."""
-        if pid is not None and pid in self.processes():
-            with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(psutil.Error, ProcessLookupError):
+            if pid is not None and str(self.workspace.root) in " ".join(psutil.Process(pid).cmdline()):
                 os.kill(pid, number)
 
     def kill_everything(self) -> None:

@@ -55,27 +55,27 @@ def kill_everything(ground: Ground) -> None:
     run_id = ground.queue()
     _at_a_moment(ground, run_id)
     ground.kill_everything()
-    ground.settle(run_id, lambda run: _finished(run) or "killed" in (run.reason or ""))
+    # The trainer first, and its keeper had the time to say so; or the keeper, or both at once.
+    ground.settle(run_id, lambda run: _finished(run) or "kill" in (run.reason or "").lower())
 
 
 def stop_during_checkpoint(ground: Ground) -> None:
     """SIGTERM while a checkpoint is being written: it is finished, another one follows, and the run is STOPPED."""
     run_id = ground.queue(SLOW_SAVES)
+    keeper = ground.pid(KEEPER, run_id)
     if _in_a_checkpoint(ground, run_id):
-        keepers = ground.processes(KEEPER, run_id)
         ground.moment(0.15)
-        for pid in keepers:
-            ground.kill(pid, signal.SIGTERM)  # as the supervisor would, and now: not when it next looks
+        ground.kill(keeper, signal.SIGTERM)  # as the supervisor would, and now: not when it next looks
         ground.store.request_stop(run_id)
     ground.settle(run_id, lambda run: run.status is RunStatus.STOPPED and "checkpoint was saved" in (run.reason or ""))
 
 
 def kill_during_checkpoint(ground: Ground) -> None:
     run_id = ground.queue(SLOW_SAVES)
+    trainer = ground.pid(TRAINER, run_id)
     if _in_a_checkpoint(ground, run_id):
         ground.moment(0.15)
-        for pid in ground.processes(TRAINER, run_id):
-            ground.kill(pid)
+        ground.kill(trainer)
     ground.settle(run_id, lambda run: "signal 9 (SIGKILL)" in (run.reason or ""))
 
 
