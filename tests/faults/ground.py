@@ -71,7 +71,7 @@ class Ground:
         self.ledgers = ledgers
         self.env = {"FAULTS_LEDGERS": str(ledgers), "FAULTS_ROOT": str(self.workspace.root), **(env or {})}
         self._log = ledgers / f"{root.name}.log"  # outside of the workspace: its disk may be full
-        self.options = ["--grace-s", "60", "--idle-exit-s", "600"]
+        self.options = ["--grace-s", "60", "--idle-exit-s", "60"]
         self.supervisors: list[subprocess.Popen] = []
         self.store = Store.open(self.workspace)
         self.launch_s, self.train_s = 1.0, 0.5  # see `measure`
