@@ -4,13 +4,16 @@ VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.installed
 
-.PHONY: app test check bench screenshots clean
+.PHONY: app test faults check bench screenshots clean
 
 app: $(READY)
 	$(PY) -m streamlit run app.py
 
 test: $(READY)
 	$(PY) -m pytest -n auto $(ARGS)
+
+faults: $(READY)
+	$(PY) -m tests.faults $(ARGS)
 
 check: $(READY)
 	$(PY) -m ruff check .

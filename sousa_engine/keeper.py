@@ -81,7 +81,8 @@ class Keeper:
                 preexec_fn=_follow(os.getpid()),
             )
         except OSError as error:
-            print(f"{self._argv[0]} could not be started: {error}", file=sys.stderr)
+            with contextlib.suppress(OSError):  # the log may be on a full disk: exit.json has its room
+                print(f"{self._argv[0]} could not be started: {error}", file=sys.stderr)
             self._step(run_files.COULD_NOT_START)
             return COULD_NOT_START
         self._step(run_files.STARTED)

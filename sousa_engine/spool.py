@@ -162,12 +162,16 @@ def read_batch(path: Path, offset: int, max_bytes: int = _CHUNK_BYTES) -> SpoolB
 def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
     """Predictions of all splits, one JSON object a line; the file appears whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        for prediction in predictions:
-            file.write(json.dumps(_plain(asdict(prediction)), ensure_ascii=False, allow_nan=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            for prediction in predictions:
+                file.write(json.dumps(_plain(asdict(prediction)), ensure_ascii=False, allow_nan=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)  # on a full disk, half of them take the room that telling of it needs
+        raise
 
 
 def read_predictions(path: Path) -> tuple[Prediction, ...]:

@@ -18,7 +18,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,15 +52,12 @@ def main(argv: list[str] | None = None) -> int:
         _result(folder, outcome="stopped", reason="Stopped before it trained a step.")
         return run_files.EXIT_STOPPED
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _last_word(f"error: {error}")
         _result(folder, outcome="failed", reason=str(error))
         return run_files.EXIT_USER_ERROR
     except Exception as error:
         reason = _known_cause(error, folder)
-        if reason:
-            print(f"error: {reason}", file=sys.stderr)
-        else:
-            traceback.print_exc()
+        _last_word(f"error: {reason}" if reason else traceback.format_exc().rstrip())
         _result(folder, outcome="failed", reason=reason or _first_line(error))
         return run_files.EXIT_DISK_FULL if reason == DISK_FULL else EXIT_CRASHED
     if outcome.stopped:
@@ -343,7 +340,13 @@ def _result(folder: Path, **values: Any) -> None:
     try:
         run_files.write_json(folder / run_files.RESULT, values)
     except OSError as error:  # a full disk must not hide the exit code, which says the same in short
-        print(f"error: could not write {run_files.RESULT}: {error}", file=sys.stderr)
+        _last_word(f"error: could not write {run_files.RESULT}: {error}")
+
+
+def _last_word(text: str) -> None:
+    """Into the log, if there is room for it: a log on a full disk must not hide result and exit code either."""
+    with suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
 
 def _known_cause(error: Exception, folder: Path) -> str:

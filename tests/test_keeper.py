@@ -256,6 +256,12 @@ def test_a_trainer_that_cannot_be_started_is_an_end_too(keep):
     assert "could not be started" in kept.log()
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="There is no /dev/full here.")
+def test_a_log_on_a_full_disk_does_not_hide_that_the_trainer_could_not_be_started(keep, tmp_path):
+    (tmp_path / "train.log").symlink_to("/dev/full")
+    assert keep(argv=["/no/such/python"]).exit()["exit_code"] == 127
+
+
 def test_the_trainer_of_a_killed_keeper_still_holds_the_lock_and_is_asked_to_stop(keep):
     kept = keep(DEAF)
     pid = kept.trainer_pid()

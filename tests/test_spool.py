@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import resource
@@ -182,3 +183,15 @@ def test_predictions_come_back_and_a_bad_line_is_named(tmp_path):
     path.write_text(good + good.replace('"c0"', "17"))
     with pytest.raises(ValueError, match="Line 2 of"):
         read_predictions(path)
+
+
+def test_predictions_that_find_no_room_leave_nothing_behind(tmp_path):
+    one = Prediction(clip_id="a", split="test", label="x", predicted="x", probability=0.5, label_probability=0.5)
+
+    def until_the_disk_is_full():
+        yield one
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        write_predictions(tmp_path / "predictions.jsonl", until_the_disk_is_full())
+    assert list(tmp_path.iterdir()) == []

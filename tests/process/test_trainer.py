@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import bad_audio
 import numpy as np
@@ -174,6 +175,7 @@ def test_the_exit_code_tells_of_a_full_disk_where_no_result_finds_room(workspace
     before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(trainer, "run", no_room)
     monkeypatch.setattr(run_files, "write_json", no_room)
+    monkeypatch.setattr(sys, "stderr", SimpleNamespace(write=no_room, flush=no_room))  # the log is on the same disk
     try:
         assert trainer.main([str(folder)]) == run_files.EXIT_DISK_FULL
     finally:

@@ -1,0 +1,89 @@
+"""A trainer's double for the fault suite: `python -m tests.faults.double RUN_DIR`, via `--trainer-module`.
+
+All of the real trainer but its training: signals, results, exit codes, checkpoints and going on from them are the
+product's own. Only what would need torch is replaced. The run's name says what it does, as words:
+
+    steps=40 pause_s=0.005 every=8     how many steps, how long each takes, and a checkpoint after how many
+    save_s=0.05                        how long it takes to write a checkpoint's state
+
+After each spool write it bumps that step's byte in a memory-mapped ledger outside the product and outside the
+workspace ($FAULTS_LEDGERS): what stands there was acknowledged, whatever happened next.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+from sousa_engine import run_files, trainer
+from sousa_engine.records import Prediction, Progress
+from sousa_engine.spool import write_predictions
+from sousa_engine.training import checkpoint
+from sousa_engine.training.resume import BEST, CHECKPOINTS
+
+MOST_STEPS = 1 << 12  # the ledger's size in bytes
+_CHUNKS = 16
+
+
+def loss(step: int) -> float:
+    """What it measures at a step, in every launch the same: so the suite can tell a row from a made-up one."""
+    return 1 / step
+
+
+def _train(folder: Path, run_config, device, reporter, stop, resumed) -> SimpleNamespace:
+    words = dict(word.split("=", 1) for word in run_config.name.split())
+    steps, every = int(words["steps"]), int(words["every"])
+    sys.modules["torch"].save = lambda state, file: _write_slowly(state, file, float(words.get("save_s", 0)))
+    ledger = _ledger(folder.name)
+    reporter.facts({"weights_label": "none: a double", "device": device})
+    best = None
+    if resumed:
+        older = [path.name for path in checkpoint.steps(folder / CHECKPOINTS) if path <= resumed.path]
+        checkpoint.drop(folder / CHECKPOINTS, but=older)
+        best = checkpoint.check(resumed.path)["best"]
+
+    def save(step: int) -> None:
+        reporter.sync()
+        checkpoint.save(folder / CHECKPOINTS, step, {"step": step}, {"epoch": 1, "best": best, "run": {}})
+        named = [checkpoint.facts_of(path)["best"] for path in checkpoint.steps(folder / CHECKPOINTS)]
+        checkpoint.drop(folder / BEST, but=named)
+
+    for step in range((resumed.step if resumed else 0) + 1, steps + 1):
+        reporter.metrics(step, {"train/loss": loss(step)}, epoch=1)
+        ledger[step] = min(255, ledger[step] + 1)
+        reporter.progress(Progress(phase="training", done=step, total=steps, epoch=1, max_epochs=1))
+        if stop():
+            save(step)
+            return SimpleNamespace(stopped=True, step=step, best_step=None)
+        if step % every == 0:
+            best = checkpoint.save(folder / BEST, step, {"step": step}, {"epoch": 1}, keep=None).name
+            save(step)
+        time.sleep(float(words["pause_s"]))
+    clip = {"clip_id": "a", "split": "test", "label": "flam", "predicted": "flam"}
+    write_predictions(folder / run_files.PREDICTIONS, [Prediction(**clip, probability=0.5, label_probability=0.5)])
+    return SimpleNamespace(stopped=False, step=steps, best_step=None)
+
+
+def _ledger(run_id: str) -> mmap.mmap:
+    handle = os.open(Path(os.environ["FAULTS_LEDGERS"]) / run_id, os.O_RDWR | os.O_CREAT)
+    os.ftruncate(handle, MOST_STEPS)
+    return mmap.mmap(handle, MOST_STEPS)
+
+
+def _write_slowly(state, file, save_s: float) -> None:
+    text = json.dumps(state).encode().ljust(4096)
+    for at in range(_CHUNKS):
+        file.write(text[at * len(text) // _CHUNKS : (at + 1) * len(text) // _CHUNKS])
+        file.flush()
+        time.sleep(save_s / _CHUNKS)
+
+
+if __name__ == "__main__":
+    sys.modules["torch"] = SimpleNamespace(save=None, OutOfMemoryError=MemoryError)  # type: ignore[assignment]
+    trainer._train = _train
+    sys.exit(trainer.main())

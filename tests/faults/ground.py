@@ -1,0 +1,282 @@
+"""A workspace to do harm to: real supervisors, keepers and trainers (a double), and the count of what it did to them.
+
+Nothing here asks the product whether it is well: acknowledged rows come from the trainer's ledger, rows by plain SQL,
+processes from the system, checkpoints by their checksums.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+import psutil
+
+from sousa_engine import run_files
+from sousa_engine.config import build
+from sousa_engine.errors import RunError, SousaError
+from sousa_engine.records import Run, RunStatus
+from sousa_engine.store import Store
+from sousa_engine.training import checkpoint, resume
+from sousa_engine.workspace import PROJECT_ROOT, Workspace
+from tests.faults.double import loss
+
+SUPERVISOR, KEEPER, TRAINER = "sousa_engine.supervisor", "sousa_engine.keeper", "tests.faults.double"
+WORDS = "steps=100 pause_s=0.006 every=8"
+INJECT = Path(__file__).with_name("inject")
+_PATIENCE_S = 180.0  # until a run without an end counts as one
+
+
+@dataclass
+class Tally:
+    """What came of some rounds. Everything from `lost` on must be 0."""
+
+    rounds: int = 0
+    acknowledged: int = 0  # rows, by the ledgers
+    resumed: int = 0  # runs that were resumed to their end afterwards
+    lost: int = 0  # rows that were acknowledged and are not in runs.db, or not as they were
+    doubled: int = 0  # rows that count twice, or that nobody measured
+    endless: int = 0  # runs without an end
+    untrue: int = 0  # runs whose end is not what happened to them
+    orphans: int = 0  # processes that outlived their run
+    unreadable: int = 0  # runs whose newest checkpoint is not whole
+    databases: int = 0  # integrity_check that found something
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def faults(self) -> dict[str, int]:
+        names = [f.name for f in fields(self)]
+        return {name: getattr(self, name) for name in names[names.index("lost") : names.index("notes")]}
+
+    def add(self, other: Tally) -> None:
+        for each in fields(self):
+            setattr(self, each.name, getattr(self, each.name) + getattr(other, each.name))
+
+
+class Ground:
+    """One workspace; one run a round. Belongs to one thread. `with` ends every process of it, whatever happened."""
+
+    def __init__(self, root: Path, ledgers: Path, seed: str, env: Mapping[str, str] | None = None):
+        self.workspace = Workspace(root=root.resolve())
+        self.random = random.Random(seed)
+        self.tally = Tally()
+        self.ledgers = ledgers
+        self.env = {"FAULTS_LEDGERS": str(ledgers), "FAULTS_ROOT": str(self.workspace.root), **(env or {})}
+        self._log = ledgers / f"{root.name}.log"  # outside of the workspace: its disk may be full
+        self.options = ["--grace-s", "60", "--idle-exit-s", "60"]
+        self.supervisors: list[subprocess.Popen] = []
+        self.store = Store.open(self.workspace)
+        self.launch_s, self.train_s = 1.0, 0.5  # see `measure`
+
+    def __enter__(self) -> Ground:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.kill_everything()
+        self.store.close()
+
+    # What a user does
+
+    def queue(self, words: str = WORDS) -> str:
+        return self.store.enqueue(build({"name": words})).id
+
+    def supervise(self, more: int = 0) -> None:
+        """See that a supervisor lives, as the app does about once a second. more: that many beside it."""
+        self.supervisors = [process for process in self.supervisors if process.poll() is None]
+        while len(self.supervisors) < 1 + more:
+            command = [sys.executable, "-m", SUPERVISOR, str(self.workspace.root)]
+            path = os.pathsep.join(filter(None, [str(INJECT), os.environ.get("PYTHONPATH")]))
+            self.supervisors.append(
+                subprocess.Popen(
+                    [*command, "--trainer-module", TRAINER, *self.options],
+                    cwd=PROJECT_ROOT,
+                    env={**os.environ, **self.env, "PYTHONPATH": path},
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=self._log.open("ab"),
+                    start_new_session=True,
+                )
+            )
+            if more and len(self.supervisors) < 1 + more:
+                self.wait(lambda: self.workspace.supervisor_lock.exists(), "a lock")
+                time.sleep(0.3)  # the first one is to hold it
+                self.workspace.supervisor_lock.unlink()  # as someone did who tidied up
+
+    def measure(self) -> None:
+        """How long a launch and a training take here and now: random moments are spread over them."""
+        run_id = self.queue()
+        self.supervise()
+        began = time.monotonic()
+        self.pid(TRAINER, run_id)
+        self.launch_s = time.monotonic() - began
+        self.over(run_id)
+        self.train_s = time.monotonic() - began - self.launch_s
+
+    # Looking and killing
+
+    def processes(self, module: str = "", run_id: str = "") -> list[int]:
+        """Living processes of this workspace that run `module`, by the folder in their command line."""
+        found = []
+        for process in psutil.process_iter(["pid", "cmdline"]):
+            argv = process.info["cmdline"] or []  # a zombie has none
+            folder = str(self.workspace.run_dir(run_id)) if run_id else str(self.workspace.root)
+            ours = any(word == folder or word.startswith(f"{folder}/") for word in argv)
+            if ours and (not module or ("-m" in argv and argv[argv.index("-m") + 1] == module)):
+                found.append(process.pid)
+        return found
+
+    def pid(self, module: str, run_id: str = "") -> int | None:
+        """Of the first such process, as soon as there is one; None if the run was over before one was seen."""
+        self.wait(lambda: self.processes(module, run_id) or self.run(run_id).status.is_over, module)
+        return next(iter(self.processes(module, run_id)), None)
+
+    def kill(self, pid: int | None, number: int = signal.SIGKILL) -> None:
+        """Send it a signal, if it still is a process of this workspace."""
+        with contextlib.suppress(psutil.Error, ProcessLookupError):
+            if pid is not None and str(self.workspace.root) in " ".join(psutil.Process(pid).cmdline()):
+                os.kill(pid, number)
+
+    def kill_everything(self) -> None:
+        """In random order, until nothing of the workspace lives: what is killed first may be replaced by the next."""
+        deadline = time.monotonic() + 30
+        while (found := self.processes()) and time.monotonic() < deadline:
+            self.random.shuffle(found)
+            for pid in found:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            for process in self.supervisors:
+                process.poll()
+        for process in self.supervisors:
+            process.wait(30)
+
+    def moment(self, within_s: float) -> None:
+        """Wait for a random moment."""
+        time.sleep(self.random.random() * within_s)
+
+    def wait(self, condition: Callable[[], object], what: str, *, supervised: bool = True) -> None:
+        deadline = time.monotonic() + _PATIENCE_S
+        while not condition():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{self.workspace.root.name}: no {what} within {_PATIENCE_S:.0f} s")
+            if supervised:
+                self.supervise()
+            time.sleep(0.02)
+
+    def run(self, run_id: str) -> Run:
+        found = self.store.run(run_id)
+        assert found is not None
+        return found
+
+    def over(self, run_id: str) -> Run:
+        """The run once it is over; as it is, if that does not come."""
+        with contextlib.suppress(TimeoutError):
+            self.wait(lambda: self.run(run_id).status.is_over, "end")
+        return self.run(run_id)
+
+    # Counting
+
+    def settle(self, run_id: str, is_true: Callable[[Run], bool]) -> Run:
+        """Wait for the end of a run, count what is wrong with it, resume it to its own end where it can be resumed.
+
+        is_true: whether the end that it was given is what happened.
+        """
+        run = self.over(run_id)
+        self.tally.rounds += 1
+        self.count(run, is_true)
+        if run.status.is_over and run.status is not RunStatus.FINISHED and self._is_resumable(run_id):
+            self.store.resume(run_id, "Resumed by the fault suite.")
+            self.tally.resumed += 1
+            self.count(self.over(run_id), lambda run: run.status is RunStatus.FINISHED)
+        self.tally.acknowledged += len(self.ledger(run_id))
+        return run
+
+    def count(self, run: Run, is_true: Callable[[Run], bool]) -> None:
+        if not run.status.is_over:
+            self._wrong("endless", run, 1, f"is {run.status.value} still; {self.log()}")
+        elif not is_true(run) or (run.status is not RunStatus.FINISHED and not run.reason):
+            self._wrong("untrue", run, 1, "is not what happened")
+        acknowledged, rows = self.ledger(run.id), self.rows(run.id)
+        expected = set(acknowledged)
+        if run.status is RunStatus.FINISHED:
+            expected = set(range(1, 1 + int(dict(word.split("=") for word in run.config.name.split())["steps"])))
+        lost = [step for step in expected if rows.get(step) != loss(step)]
+        self._wrong("lost", run, len(lost), f"steps {lost[:5]}")
+        unmeasured = len(set(rows) - set(acknowledged))  # a kill between the write and the ledger leaves one a launch
+        launches = 1 + len(run.earlier_ms) + run.launches
+        self._wrong("doubled", run, max(0, unmeasured - launches), "rows that nobody acknowledged")
+        for width, count in self.counted(run.id).items():
+            self._wrong("doubled", run, abs(count - len(rows)), f"{count} in buckets of {width}, {len(rows)} rows")
+        found = self._left_over()
+        self._wrong("orphans", run, len(found), f"pids {found}")
+        newest = checkpoint.steps(self.workspace.run_dir(run.id) / resume.CHECKPOINTS)[-1:]
+        if newest:
+            try:
+                best = checkpoint.check(newest[0])["best"]
+                if best:
+                    checkpoint.check(self.workspace.run_dir(run.id) / resume.BEST / best)
+            except (RunError, OSError) as error:
+                self._wrong("unreadable", run, 1, str(error))
+        said = self._plain("PRAGMA integrity_check")
+        self._wrong("databases", run, int(said != [("ok",)]), str(said))
+
+    def ledger(self, run_id: str) -> dict[int, int]:
+        """Step -> how often it was acknowledged."""
+        try:
+            counts = (self.ledgers / run_id).read_bytes()
+        except FileNotFoundError:
+            return {}
+        return {step: count for step, count in enumerate(counts) if count}
+
+    def rows(self, run_id: str) -> dict[int, float]:
+        of_run = "JOIN metric_names USING (metric_number) JOIN runs USING (run_number) WHERE id = ?"
+        found = self._plain(f"SELECT step, value FROM metric_points {of_run} AND metric = 'train/loss'", run_id)
+        assert len({step for step, _ in found}) == len(found)  # by its primary key
+        return dict(found)
+
+    def counted(self, run_id: str) -> dict[int, int]:
+        of_run = "JOIN metric_names USING (metric_number) JOIN runs USING (run_number) WHERE id = ?"
+        sql = f"SELECT width, sum(point_count) FROM metric_levels {of_run} AND metric = 'train/loss' GROUP BY width"
+        return dict(self._plain(sql, run_id))
+
+    def log(self) -> str:
+        """The last words of the supervisors."""
+        return "its supervisors' last words: " + "\n".join(run_files.tail(self._log, 12))
+
+    def _left_over(self) -> list[int]:
+        """Processes beside our supervisors. A keeper that has just written the end gets a moment to leave."""
+        deadline = time.monotonic() + 15
+        while True:
+            ours = {process.pid for process in self.supervisors}
+            found = [pid for pid in self.processes() if pid not in ours]
+            if not found or time.monotonic() > deadline:
+                return found
+            time.sleep(0.02)
+
+    def _is_resumable(self, run_id: str) -> bool:
+        folder = self.workspace.run_dir(run_id)
+        if not resume.has_checkpoints(folder):
+            return False
+        try:
+            resume.find(folder)
+        except SousaError as error:
+            self._wrong("unreadable", self.run(run_id), 1, str(error))
+            return False
+        return True
+
+    def _wrong(self, what: str, run: Run, count: int, how: str) -> None:
+        if count:
+            setattr(self.tally, what, getattr(self.tally, what) + count)
+            told = f"{self.workspace.root.name} {run.id}: {what} {count}: {how} ({run.status.value}: {run.reason})"
+            self.tally.notes.append(told)
+
+    def _plain(self, sql: str, *values: object) -> list[tuple]:
+        with contextlib.closing(sqlite3.connect(self.workspace.db, timeout=30)) as plain:
+            return plain.execute(sql, values).fetchall()

@@ -1,0 +1,359 @@
+"""The kinds of fault. Each is played in rounds, one run a round, at moments drawn from the seed; see `KINDS`."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from sousa_engine import run_files
+from sousa_engine.records import Run, RunStatus
+from sousa_engine.training import resume
+from tests.faults.ground import KEEPER, SUPERVISOR, TRAINER, Ground, Tally
+
+SLOW_SAVES = "steps=64 pause_s=0.005 every=8 save_s=0.15"
+LONGER = "steps=200 pause_s=0.005 every=8"
+_MANY_ROUNDS = 20  # from here on, every step of a launch gets its crash
+_DISK_MIB = 8
+_DAY_MS = 86_400_000
+
+
+def kill_trainer(ground: Ground) -> None:
+    run_id = ground.queue()
+    pid = ground.pid(TRAINER, run_id)
+    ground.moment(1.1 * ground.train_s)
+    ground.kill(pid)
+    ground.settle(run_id, lambda run: _finished(run) or "signal 9 (SIGKILL)" in (run.reason or ""))
+
+
+def kill_keeper(ground: Ground) -> None:
+    run_id = ground.queue()
+    pid = ground.pid(KEEPER, run_id)
+    ground.moment(1.1 * ground.train_s)
+    ground.kill(pid)
+    ground.settle(run_id, lambda run: _finished(run) or "keeper" in (run.reason or ""))
+
+
+def kill_supervisor(ground: Ground) -> None:
+    """The run must not notice: it finishes, and nothing of it was trained twice."""
+    run_id = ground.queue()
+    _at_a_moment(ground, run_id)
+    ground.kill(next(iter(ground.processes(SUPERVISOR)), None))
+    ground.settle(run_id, lambda run: _finished(run) and _was_trained_once(ground, run))
+
+
+def kill_everything(ground: Ground) -> None:
+    run_id = ground.queue()
+    _at_a_moment(ground, run_id)
+    ground.kill_everything()
+    # The trainer first, and its keeper had the time to say so; or the keeper, or both at once.
+    ground.settle(run_id, lambda run: _finished(run) or "kill" in (run.reason or "").lower())
+
+
+def stop_during_checkpoint(ground: Ground) -> None:
+    """SIGTERM while a checkpoint is being written: it is finished, another one follows, and the run is STOPPED."""
+    run_id = ground.queue(SLOW_SAVES)
+    keeper = ground.pid(KEEPER, run_id)
+    if _in_a_checkpoint(ground, run_id):
+        ground.moment(0.15)
+        ground.kill(keeper, signal.SIGTERM)  # as the supervisor would, and now: not when it next looks
+        ground.store.request_stop(run_id)
+    ground.settle(run_id, lambda run: run.status is RunStatus.STOPPED and "checkpoint was saved" in (run.reason or ""))
+
+
+def kill_during_checkpoint(ground: Ground) -> None:
+    run_id = ground.queue(SLOW_SAVES)
+    trainer = ground.pid(TRAINER, run_id)
+    if _in_a_checkpoint(ground, run_id):
+        ground.moment(0.15)
+        ground.kill(trainer)
+    ground.settle(run_id, lambda run: "signal 9 (SIGKILL)" in (run.reason or ""))
+
+
+def fill_disk(ground: Ground) -> None:
+    """Nothing can be written for a while, sometimes to a supervisor that is new; then there is space again."""
+    run_id = ground.queue(LONGER)
+    ground.supervise()
+    if ground.random.random() < 0.7:
+        ground.pid(TRAINER, run_id)
+    ground.moment(ground.launch_s + 1)
+    ballast = ground.workspace.root / "ballast"
+    _fill(ballast)
+    if ground.random.random() < 0.3:
+        ground.kill(next(iter(ground.processes(SUPERVISOR)), None))
+        ground.supervise()
+    ground.moment(3)
+    ballast.unlink()
+    ground.settle(
+        run_id,
+        lambda run: _finished(run) or "disk is full" in run.reason.lower() or "Not started in 3 tries" in run.reason,
+    )
+
+
+def two_supervisors(ground: Ground) -> None:
+    """Someone removed the lock file, so a second one runs beside the first; sometimes one of them is killed."""
+    ground.supervise(more=1)
+    run_id = ground.queue()
+    if ground.random.random() < 0.5:
+        ground.moment(ground.launch_s + ground.train_s)
+        ground.kill(ground.random.choice(ground.processes(SUPERVISOR) or [None]))
+    ground.settle(run_id, lambda run: _finished(run) and _was_trained_once(ground, run))
+
+
+def crash_at_a_step(ground: Ground, module: str, step: str) -> None:
+    """One process of a launch kills itself right before this step of it, and only the first that comes there."""
+    mark = ground.ledgers / f"{ground.workspace.root.name}.crashed"
+    mark.unlink(missing_ok=True)
+    ground.kill_everything()
+    ground.env["FAULTS_CRASH"] = f"{module}|{step}|{mark}"
+    run_id = ground.queue()
+    ground.settle(
+        run_id,
+        # What is done again depends on timing: how often a spool was looked at, say.
+        lambda run: (mark.exists() or "again" in step) and (_finished(run) or "kill" in run.reason.lower()),
+    )
+
+
+def move_clock(ground: Ground) -> None:
+    """To the past or the future, by a second or by years, once or twice while a run is launched and trains."""
+    run_id = ground.queue()
+    ground.supervise()
+    for _ in range(ground.random.randint(1, 2)):
+        ground.moment(0.6 * (ground.launch_s + ground.train_s))
+        days = ground.random.choice([1 / 86400, 1 / 24, 1, 400, 4000]) * ground.random.choice([-1, 1])
+        _set_clock(ground, round(days * _DAY_MS))
+    asked = ground.random.random() < 0.3
+    if asked:
+        ground.store.request_stop(run_id)
+    ground.settle(
+        run_id,
+        lambda run: (
+            (_finished(run) and _was_trained_once(ground, run))
+            or (asked and run.status is RunStatus.STOPPED and "in time" not in run.reason)
+        ),
+    )
+
+
+def recycle_pid(ground: Ground) -> None:
+    """Those who are killed leave their pids to another program: it must not be hurt, nor taken for them."""
+    run_id = ground.queue()
+    ground.pid(TRAINER, run_id)
+    ground.moment(ground.train_s)
+    if ground.random.random() < 0.5:
+        ground.kill_everything()
+    else:
+        ground.kill(next(iter(ground.processes(KEEPER, run_id)), None))
+    bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+    try:
+        note_path = ground.workspace.run_dir(run_id) / run_files.KEEPER
+        if note := run_files.read_json(note_path):
+            run_files.write_json(note_path, {**note, "pid": bystander.pid, "trainer_pid": bystander.pid})
+        ground.store.request_stop(run_id, at_once=ground.random.random() < 0.5)
+        ground.settle(run_id, lambda run: bystander.poll() is None)
+    finally:
+        bystander.kill()
+        bystander.wait()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """play: one round on a ground. own_disk: it needs a small disk of its own."""
+
+    title: str
+    play: Callable[[Ground], None] | None
+    own_disk: bool = False
+    clock: bool = False
+
+
+KINDS = {
+    "trainer": Kind(title="kill -9 of the trainer", play=kill_trainer),
+    "keeper": Kind(title="kill -9 of the keeper", play=kill_keeper),
+    "supervisor": Kind(title="kill -9 of the supervisor", play=kill_supervisor),
+    "everything": Kind(title="kill -9 of everything", play=kill_everything),
+    "stop-checkpoint": Kind(title="SIGTERM during a checkpoint", play=stop_during_checkpoint),
+    "kill-checkpoint": Kind(title="kill -9 during a checkpoint", play=kill_during_checkpoint),
+    "disk": Kind(title="disk full, then space again", play=fill_disk, own_disk=True),
+    "two": Kind(title="two supervisors", play=two_supervisors),
+    "steps": Kind(title="crash between every two steps of a launch", play=None),
+    "clock": Kind(title="clock moved", play=move_clock, clock=True),
+    "pid": Kind(title="recycled pid", play=recycle_pid),
+}
+
+
+def play(name: str, rounds: int, seed: str, *, beside: int = 1) -> Tally:
+    """Play a kind for so many rounds, on `beside` workspaces beside each other. Raises NoDisk where none can be made.
+
+    Every process is gone afterwards, whatever happened.
+    """
+    with tempfile.TemporaryDirectory(prefix="sousa-faults-", ignore_cleanup_errors=True) as folder:
+        total, guard = Tally(), threading.Lock()
+        todo = iter(_rounds(name, rounds, seed, Path(folder)))
+        errors: list[BaseException] = []
+
+        def next_round() -> Callable[[Ground], None] | None:
+            with guard:
+                return next(todo, None)
+
+        def work(number: int) -> None:
+            try:
+                with _ground(name, Path(folder), number, seed) as ground:
+                    if name != "steps":
+                        ground.measure()
+                    while action := next_round():
+                        _attempt(action, ground)
+                    with guard:
+                        total.add(ground.tally)
+            except BaseException as error:
+                errors.append(error)
+
+        threads = [threading.Thread(target=work, args=[number]) for number in range(min(beside, max(1, rounds)))]
+        for thread in threads:
+            thread.start()
+        try:
+            for thread in threads:
+                thread.join()
+        except BaseException:  # Ctrl-C: rounds that are under way end, with all their processes
+            with guard:
+                todo = iter(())
+            for thread in threads:
+                thread.join()
+            raise
+        if errors:
+            raise errors[0]
+        return total
+
+
+class NoDisk(Exception):
+    """A small disk cannot be made here: why."""
+
+
+def steps_of_a_launch(folder: Path) -> list[tuple[str, str]]:
+    """(module, step) of the three processes, as a run without faults takes them, from its claim to its end."""
+    (folder / "trace").mkdir()
+    (folder / "clean").mkdir()
+    with Ground(folder / "clean", _ledgers(folder), "", {"FAULTS_TRACE": str(folder / "trace")}) as ground:
+        run_id = ground.queue()
+        run = ground.over(run_id)
+        assert _finished(run), f"{run.status.value}: {run.reason}; {ground.log()}"
+    return [
+        (module, step)
+        for module in (SUPERVISOR, KEEPER, TRAINER)
+        for step in (folder / "trace" / module).read_text().splitlines()
+    ]
+
+
+def _rounds(name: str, rounds: int, seed: str, folder: Path) -> list[Callable[[Ground], None]]:
+    if name != "steps":
+        action = KINDS[name].play
+        assert action is not None
+        return [action] * rounds
+    found = steps_of_a_launch(folder)
+    random.Random(seed).shuffle(found)
+    count = rounds if rounds < _MANY_ROUNDS else max(rounds, len(found))  # a short cut takes some steps only
+    chosen = [found[number % len(found)] for number in range(count)]
+    return [lambda ground, module=module, step=step: crash_at_a_step(ground, module, step) for module, step in chosen]
+
+
+def _attempt(action: Callable[[Ground], None], ground: Ground) -> None:
+    """One round. What the suite itself did not expect counts as a run without an end; the next round begins anew."""
+    try:
+        action(ground)
+    except Exception:
+        ground.tally.rounds += 1
+        ground.tally.endless += 1
+        ground.tally.notes.append(f"{ground.workspace.root.name}: {traceback.format_exc()}{ground.log()}")
+        ground.kill_everything()
+
+
+@contextlib.contextmanager
+def _ground(name: str, folder: Path, number: int, seed: str) -> Iterator[Ground]:
+    root = folder / f"{name}-{number}"
+    root.mkdir()
+    env = {}
+    if KINDS[name].clock:
+        env["FAULTS_CLOCK"] = str(folder / f"clock-{number}.ms")
+        Path(env["FAULTS_CLOCK"]).write_text("0")
+    with contextlib.ExitStack() as stack:
+        if KINDS[name].own_disk:
+            stack.enter_context(_small_disk(root))
+        yield stack.enter_context(Ground(root, _ledgers(folder), f"{seed}/{name}/{number}", env))
+
+
+def _ledgers(folder: Path) -> Path:
+    (folder / "ledgers").mkdir(exist_ok=True)
+    return folder / "ledgers"
+
+
+@contextlib.contextmanager
+def _small_disk(root: Path) -> Iterator[None]:
+    command = ["mount", "-t", "tmpfs", "-o", f"size={_DISK_MIB}m", "tmpfs", str(root)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    except OSError as error:
+        raise NoDisk(f"mount: {error}") from None
+    if done.returncode:
+        raise NoDisk(done.stderr.strip() or f"mount: exit code {done.returncode}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(root)], check=False, timeout=30)
+
+
+def _fill(ballast: Path) -> None:
+    with ballast.open("wb", buffering=0) as file:
+        for size in (1 << 16, 1 << 12, 1):
+            with contextlib.suppress(OSError):
+                while True:
+                    file.write(bytes(size))
+
+
+def _set_clock(ground: Ground, offset_ms: int) -> None:
+    clock = Path(ground.env["FAULTS_CLOCK"])
+    fresh = clock.with_suffix(".new")
+    fresh.write_text(str(offset_ms))
+    fresh.replace(clock)
+
+
+def _at_a_moment(ground: Ground, run_id: str) -> None:
+    """Any of a run: most often while its trainer lives, else from the claim on."""
+    ground.supervise()
+    if ground.random.random() < 0.7:
+        ground.pid(TRAINER, run_id)
+        ground.moment(1.1 * ground.train_s)
+    else:
+        ground.moment(ground.launch_s)
+
+
+def _in_a_checkpoint(ground: Ground, run_id: str) -> bool:
+    """Wait until one is being written: one of the first four, drawn. False if the run was over before."""
+    number = ground.random.randint(0, 3)
+    folder = ground.workspace.run_dir(run_id) / resume.CHECKPOINTS
+    seen: set[str] = set()
+
+    def found() -> bool:
+        seen.update(path.name for path in folder.glob(".step-*.tmp"))
+        return len(seen) > number or ground.run(run_id).status.is_over
+
+    deadline = time.monotonic() + 120
+    ground.supervise()
+    while not found():
+        assert time.monotonic() < deadline, "no checkpoint within 120 s"
+        time.sleep(0.005)
+    return not ground.run(run_id).status.is_over
+
+
+def _finished(run: Run) -> bool:
+    return run.status is RunStatus.FINISHED
+
+
+def _was_trained_once(ground: Ground, run: Run) -> bool:
+    return set(ground.ledger(run.id).values()) <= {1}
