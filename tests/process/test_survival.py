@@ -403,8 +403,10 @@ def test_a_resumed_run_goes_on_as_the_same_run_whatever_ended_it(studio, end):
     if end == "stop":
         studio.store.request_stop(run_id)
     if end == "lose":
-        for pid in (studio.supervisor_pid(), *studio.pids(run_id)):
-            os.kill(pid, signal.SIGKILL)
+        pids = (studio.supervisor_pid(), *studio.pids(run_id))
+        for number in (signal.SIGSTOP, signal.SIGKILL):  # held first: nobody can tell of another's death
+            for pid in pids:
+                os.kill(pid, number)
         wait_for(lambda: not studio.processes())
         wait_for(studio.supervise)
     status = {"stop": RunStatus.STOPPED, "kill": RunStatus.FAILED, "lose": RunStatus.LOST}[end]
