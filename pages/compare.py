@@ -160,7 +160,7 @@ def conclusion(
     with st.container(border=True):
         st.markdown(f":material/balance: **{parts.plain(said.verdict)}**")
         for note in said.notes:
-            st.markdown(note)
+            st.markdown(parts.plain(note))
         measured = [(name, predictions[run.id]) for run, name in zip(runs, run_names(runs), strict=True)]
         measured = [(name, found) for name, found in measured if found]
         if len(measured) == 2:
