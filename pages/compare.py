@@ -10,7 +10,7 @@ import streamlit as st
 
 from sousa_engine.analysis import verdict
 from sousa_engine.analysis.compare import Conclusion, Result, conclude, paired_sentence, results, run_names
-from sousa_engine.analysis.settings import MOST_SHOWN, best, by_valid, names_in_verdict, setting_rows
+from sousa_engine.analysis.settings import MOST_SHOWN, competing, names_in_verdict, ordered
 from sousa_engine.analysis.significance import paired
 from sousa_engine.analysis.sweeps import TrialRow, latest, out_of_competition
 from sousa_engine.records import Prediction, Run, Sweep
@@ -32,10 +32,8 @@ def main() -> None:
         if len(runs) < 2:
             return
         summaries = store.summaries([run.id for run in runs])
-        rows = setting_rows(runs, summaries)
-        rows = tuple(by_valid(rows)) if sweep else rows
-        shown = best(rows, MOST_SHOWN)
-        drawn = runs if len(shown) == len(rows) and not sweep else [run for row in shown for run in row.runs]
+        rows, shown = ordered(runs, summaries, of_sweep=sweep is not None)
+        drawn = competing(runs, rows, shown, of_sweep=sweep is not None)
         predictions = {run.id: store.predictions(run.id, "test") for run in drawn}
     beside = reference(rows, predictions)
     compared = Compared(
@@ -162,7 +160,7 @@ def conclusion(
     with st.container(border=True):
         st.markdown(f":material/balance: **{parts.plain(said.verdict)}**")
         for note in said.notes:
-            st.markdown(note)
+            st.markdown(parts.plain(note))
         measured = [(name, predictions[run.id]) for run, name in zip(runs, run_names(runs), strict=True)]
         measured = [(name, found) for name, found in measured if found]
         if len(measured) == 2:

@@ -77,11 +77,11 @@ def measure(
             file = Path(folder) / run_files.CONFIG
             file.write_text(config.model_dump_json())
             command = [sys.executable, "-m", "sousa_engine.probe", str(workspace.root), str(file)]
-            done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-        if done.returncode:
-            last = (done.stderr.strip().splitlines() or ["it gave no reason"])[-1]
+            probed = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        if probed.returncode:
+            last = (probed.stderr.strip().splitlines() or ["it gave no reason"])[-1]
             raise RunError(f"The probe of {config.title} failed: {last}")
-        found[key(config)] = Pace(**json.loads(done.stdout.strip().splitlines()[-1]))
+        found[key(config)] = Pace(**json.loads(probed.stdout.strip().splitlines()[-1]))
         _file(workspace).parent.mkdir(parents=True, exist_ok=True)
         run_files.write_json(_file(workspace), {k: asdict(pace) for k, pace in found.items()})
     return found

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from sousa_engine.backbones import intake
 from sousa_engine.errors import WorkspaceError
 from sousa_engine.workspace import PROJECT_ROOT
 
@@ -40,6 +39,8 @@ def start_in(folder: Path, command: Sequence[str], prepare: Callable[[], None] =
     False if somebody is at it already; else prepare() is called first, under the lock. Raises WorkspaceError if the
     folder cannot be written to.
     """
+    from sousa_engine.backbones import intake  # a supervisor, which starts processes too, need not wait for it
+
     try:
         lock = intake.lock(folder)
         if lock is None:

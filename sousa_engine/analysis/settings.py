@@ -90,6 +90,22 @@ def setting_rows(runs: Sequence[Run], summaries: Summaries) -> tuple[TrialRow, .
     return _told_apart(rows)
 
 
+def ordered(
+    runs: Sequence[Run], summaries: Summaries, *, of_sweep: bool
+) -> tuple[tuple[TrialRow, ...], tuple[TrialRow, ...]]:
+    """(all settings, those that are shown); a sweep's come with the best first."""
+    rows = setting_rows(runs, summaries)
+    rows = tuple(by_valid(rows)) if of_sweep else rows
+    return rows, best(rows, MOST_SHOWN)
+
+
+def competing(
+    runs: Sequence[Run], rows: Sequence[TrialRow], shown: Sequence[TrialRow], *, of_sweep: bool
+) -> Sequence[Run]:
+    """The runs whose verdict is asked for: of the shown settings."""
+    return runs if len(shown) == len(rows) and not of_sweep else [run for row in shown for run in row.runs]
+
+
 def best(rows: Sequence[TrialRow], limit: int) -> tuple[TrialRow, ...]:
     """All of them, in their order, if they are few enough; else the best by mean valid accuracy, best first.
 

@@ -94,8 +94,8 @@ def read(
     """The report of a sweep, or of these runs. Of a sweep's trials and seeds the latest run counts."""
     runs = sweeps.latest(store.sweep_runs(sweep.id)) if sweep else tuple(runs)
     summaries = store.summaries([run.id for run in runs])
-    rows, shown = rows_of(runs, summaries, of_sweep=sweep is not None)
-    drawn = _competing(runs, rows, shown, of_sweep=sweep is not None)
+    rows, shown = settings.ordered(runs, summaries, of_sweep=sweep is not None)
+    drawn = settings.competing(runs, rows, shown, of_sweep=sweep is not None)
     steps = [run for row in shown for run in row.runs if METRIC in summaries[run.id]]
     return build(
         runs=runs,
@@ -122,8 +122,8 @@ def build(
 ) -> Report:
     """predictions, curves: run id -> test split, valid accuracy. clip_scores: number of a row -> its test clips."""
     of_sweep = sweep is not None
-    rows, shown = rows_of(runs, summaries, of_sweep=of_sweep)
-    drawn = _competing(runs, rows, shown, of_sweep=of_sweep)
+    rows, shown = settings.ordered(runs, summaries, of_sweep=of_sweep)
+    drawn = settings.competing(runs, rows, shown, of_sweep=of_sweep)
     tested = [row for row in settings.by_valid(shown) if any(predictions.get(run.id) for run in row.runs)]
     axes = settings.setting_axes(rows) if settings.has_axes(rows, of_sweep) else ()
     reached = tuple(settings.reached(row, summaries, "valid") for row in rows)
@@ -155,24 +155,8 @@ def build(
     )
 
 
-def rows_of(
-    runs: Sequence[Run], summaries: Summaries, *, of_sweep: bool
-) -> tuple[tuple[TrialRow, ...], tuple[TrialRow, ...]]:
-    """(all settings, those that are shown), as page Compare orders and chooses them."""
-    rows = settings.setting_rows(runs, summaries)
-    rows = tuple(settings.by_valid(rows)) if of_sweep else rows
-    return rows, settings.best(rows, settings.MOST_SHOWN)
-
-
 def peak_mib(run: Run) -> float | None:
     return cost.cost_of(run, "peak_memory_mib")
-
-
-def _competing(
-    runs: Sequence[Run], rows: Sequence[TrialRow], shown: Sequence[TrialRow], *, of_sweep: bool
-) -> Sequence[Run]:
-    """The runs whose verdict is asked for."""
-    return runs if len(shown) == len(rows) and not of_sweep else [run for row in shown for run in row.runs]
 
 
 def _conclusion(
