@@ -38,14 +38,17 @@ def main() -> None:
 @st.cache_data(ttl=KEPT_S, show_spinner="Looking at Python, PyTorch, disks, the network …")
 def examined(workspace: Workspace) -> tuple[list[Finding], int]:
     """The report and when it was made. An error is not kept."""
-    return doctor.ask(workspace), time.time_ns() // 1_000_000
+    here = st.get_option("server.address") or "", int(st.get_option("server.port"))  # not what a file says: what is
+    return doctor.ask(workspace, address=here), time.time_ns() // 1_000_000
 
 
 def line(finding: Finding) -> None:
-    with st.container(border=finding.level != "ok", gap="xxsmall"):
-        st.markdown(f"{ICONS[finding.level]} **{parts.plain(finding.name)}** · {parts.plain(finding.text)}")
+    with st.container(border=finding.level != "ok"):
+        name, text = st.columns([1, 4], gap="small")
+        name.markdown(f"{ICONS[finding.level]} **{parts.plain(finding.name)}**")
+        text.text(finding.text)
         if finding.cure:
-            st.markdown(f":material/healing: {parts.plain(finding.cure)}")
+            text.markdown(f":material/healing: {parts.plain(finding.cure)}")
 
 
 main()

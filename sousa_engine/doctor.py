@@ -42,6 +42,7 @@ TORCH_LIMIT_S, WHOLE_LIMIT_S = 90.0, 150.0
 ADDRESS_PATIENCE_S = 1.0
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _INSTALL = "Run `make app`, or: python -m pip install -r requirements.txt"
+_ADDRESS = ("STREAMLIT_SERVER_ADDRESS", "STREAMLIT_SERVER_PORT")
 _PINNED = re.compile(r"([\w.-]+)==([\w.+!-]+)")
 
 
@@ -302,7 +303,7 @@ def address(host: str, port: int, answering: str, *, has_token: bool) -> Finding
         text = f"{url} is taken by another program ({answering})"
         cure = "The studio takes the next port and prints it. To choose one: --server.port 8600"
         return Finding(name="Browser address", level="warning", text=text, cure=cure)
-    return Finding(name="Browser address", level="ok", text=f"{url}, nobody answers now; `make app` starts the studio")
+    return Finding(name="Browser address", level="ok", text=f"{url}, nobody answers now; to start the studio: make app")
 
 
 def network(unreachable: str) -> Finding:
@@ -390,8 +391,8 @@ def studio_address(config: Path, environment: Mapping[str, str]) -> tuple[str, i
         settings = tomllib.loads(config.read_text(encoding="utf-8")).get("server", {})
     except (OSError, tomllib.TOMLDecodeError):
         settings = {}
-    host = environment.get("STREAMLIT_SERVER_ADDRESS", settings.get("address", ""))
-    port = environment.get("STREAMLIT_SERVER_PORT", settings.get("port", 8501))
+    host = environment.get(_ADDRESS[0], settings.get("address", ""))
+    port = environment.get(_ADDRESS[1], settings.get("port", 8501))
     return str(host), int(port) if str(port).isdecimal() else 8501
 
 
@@ -419,10 +420,20 @@ def who_answers(host: str, port: int) -> str:
 # For the page, which must not wait for ever
 
 
-def ask(workspace: Workspace, command: Sequence[str] | None = None, limit_s: float = WHOLE_LIMIT_S) -> list[Finding]:
-    """The report of `python -m sousa_engine doctor --json`, from a process of its own. Raises RunError."""
+def ask(
+    workspace: Workspace,
+    command: Sequence[str] | None = None,
+    limit_s: float = WHOLE_LIMIT_S,
+    *,
+    address: tuple[str, int] | None = None,
+) -> list[Finding]:
+    """The report of `python -m sousa_engine doctor --json`, from a process of its own. Raises RunError.
+
+    address: host and port of the studio that asks, where they are not those of its settings.
+    """
     command = command or [sys.executable, "-m", "sousa_engine", "--workspace", str(workspace.root), "doctor", "--json"]
-    code, output, errors = _run(command, limit_s)
+    asks = {} if address is None else dict(zip(_ADDRESS, map(str, address), strict=True))
+    code, output, errors = _run(command, limit_s, asks)
     if code is None:
         raise RunError(
             f"The doctor did not answer in {limit_s:.0f} s. Ask it from a terminal: python -m sousa_engine doctor"
@@ -444,7 +455,9 @@ def from_json(text: str) -> list[Finding]:
     return [Finding(**values) for values in json.loads(text)["findings"]]
 
 
-def _run(command: Sequence[str], limit_s: float, *, group: bool = True) -> tuple[int | None, str, str]:
+def _run(
+    command: Sequence[str], limit_s: float, more_environment: Mapping[str, str] | None = None, *, group: bool = True
+) -> tuple[int | None, str, str]:
     """(exit code, stdout, stderr); None for the code if it had to be ended, with all of its group."""
     process = subprocess.Popen(
         command,
@@ -456,7 +469,7 @@ def _run(command: Sequence[str], limit_s: float, *, group: bool = True) -> tuple
         encoding="utf-8",
         errors="replace",
         start_new_session=group,
-        env={**os.environ, "PYTHONIOENCODING": "utf-8"},
+        env={**os.environ, "PYTHONIOENCODING": "utf-8", **(more_environment or {})},
     )
     try:
         output, errors = process.communicate(timeout=limit_s)

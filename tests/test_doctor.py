@@ -365,6 +365,13 @@ def test_the_page_gets_the_same_report_from_a_process(workspace):
     assert doctor.ask(workspace, command) == [FINE, BAD]
 
 
+def test_the_page_tells_it_where_the_studio_really_is(workspace):
+    finding = 'dict(name="a", level="ok", text=str(doctor.studio_address(pathlib.Path("none"), os.environ)))'
+    code = f"import json, os, pathlib; from sousa_engine import doctor; print(json.dumps(dict(findings=[{finding}])))"
+    (found,) = doctor.ask(workspace, [sys.executable, "-c", code], address=("127.0.0.1", 8871))
+    assert found.text == "('127.0.0.1', 8871)"
+
+
 @pytest.mark.parametrize(
     ("code", "told"),
     [("raise RuntimeError('boom')", "boom"), ("print('[]')", "gave no reason"), ("import time; time.sleep(60)", "1 s")],

@@ -18,7 +18,7 @@ def page(workspace, monkeypatch):
     monkeypatch.setenv("SOUSA_WORKSPACE", str(workspace.root))
     report = [FINE, BAD]
     asked = []
-    monkeypatch.setattr(doctor, "ask", lambda workspace: asked.append(workspace) or list(report))
+    monkeypatch.setattr(doctor, "ask", lambda workspace, **address: asked.append(workspace) or list(report))
     studio = AppTest.from_file(str(MAIN), default_timeout=60).run()
     studio.switch_page(str(PROJECT_ROOT / "pages" / "doctor.py")).run()
     return studio, report, asked
@@ -29,14 +29,14 @@ def test_problems_stand_first_with_their_cure(page):
     assert not studio.exception
     assert studio.error[0].value.startswith("1 problem;")
     texts = [m.value for m in studio.markdown]
-    bad, cure, fine = (next(i for i, t in enumerate(texts) if w in t) for w in ("runs.db", "again", "Python"))
+    bad, cure, fine = (next(i for i, t in enumerate(texts) if w in t) for w in ("Database", "again", "Python"))
     assert bad < cure < fine
 
 
 def test_what_stands_in_a_path_is_text(page):
     studio, _, _ = page
-    text = next(m.value for m in studio.markdown if "3.12" in m.value)
-    assert r"\<b\>" in text and r"\[x\]" in text
+    assert FINE.text in [text.value for text in studio.text]  # st.text reads no Markdown
+    assert r"Make it \*again\*." in "".join(m.value for m in studio.markdown)
     assert not any(m.allow_html for m in studio.markdown)
 
 
@@ -53,13 +53,13 @@ def test_it_is_asked_once_until_somebody_asks_again(page):
 def test_a_doctor_that_fails_is_a_sentence_and_is_asked_anew(page, monkeypatch):
     studio, _, _ = page
 
-    def fail(workspace):
+    def fail(workspace, **address):
         raise RunError("The doctor did not answer in 150 s.")
 
     monkeypatch.setattr(doctor, "ask", fail)
     studio.button(key="again").click().run()
     assert not studio.exception and "did not answer" in studio.error[0].value
-    monkeypatch.setattr(doctor, "ask", lambda workspace: [FINE])
+    monkeypatch.setattr(doctor, "ask", lambda workspace, **address: [FINE])
     studio.run()
     assert not studio.error
 

@@ -115,6 +115,7 @@ def contrast(one: str, other: str) -> float:
 
 
 def test_plain_text_is_shown_as_it_is_and_addresses_stay_whole():
+    assert parts.plain("at http://127.0.0.1:8501, a:b") == r"at http://127.0.0.1:8501, a\:b"
     assert parts.plain("a_b *c* <i>") == r"a\_b \*c\* \<i\>"
     assert parts.plain("get x_1 from https://a.b/c_d?e=1, or [f](g)") == (
         r"get x\_1 from https://a.b/c_d?e=1, or \[f\](g)"
