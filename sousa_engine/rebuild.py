@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import shutil
 import time
@@ -259,8 +260,10 @@ class _Folder:
         """
         if self.trouble or self.nonce is None or self.nonce == row["launch_nonce"]:
             return False
-        moments = ("queue_position", "claimed_at_ms", "started_at_ms", "ended_at_ms")
-        return self.ended_at_ms > max(row[moment] or 0 for moment in moments)
+        moments = [row[moment] or 0 for moment in ("created_at_ms", "claimed_at_ms", "started_at_ms", "ended_at_ms")]
+        # Of a run that was resumed and waits, the row keeps the launches before.
+        earlier = [end for _, end in json.loads(row.get("facts_json") or "{}").get("earlier", ())]
+        return self.ended_at_ms > max(moments + earlier)
 
     def end(self) -> dict[str, Any]:
         """The columns that its launch tells of."""
@@ -287,7 +290,7 @@ class _Folder:
             "id": self.id,
             "name": self.config.name,
             "wanted_device": self.config.device,
-            "queue_position": self.created_at_ms,
+            "queue_position": 0,  # it waits for nothing
             "launches": 1,
             "created_by": "rebuild",
             "created_at_ms": self.created_at_ms,

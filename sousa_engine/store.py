@@ -257,13 +257,13 @@ class Store:
         with self._writing() as db:
             # All that belongs to the launch before goes, its nonce first: no note of it counts for the next one.
             resumed = db.execute(
-                "UPDATE runs SET status = 'queued', queue_position = :now, slot = NULL, launch_nonce = NULL,"
+                f"UPDATE runs SET status = 'queued', queue_position = {_LAST_PLACE}, slot = NULL, launch_nonce = NULL,"
                 " launches = 0, claimed_at_ms = NULL, started_at_ms = NULL, stop_requested_at_ms = NULL,"
                 " ended_at_ms = NULL, reason = NULL, pruned_at_step = NULL, archived_at_ms = NULL,"
                 " facts_json = iif(started_at_ms IS NULL, facts_json, json_set(facts_json, '$.earlier', json_insert("
                 "coalesce(json_extract(facts_json, '$.earlier'), '[]'), '$[#]', json_array(started_at_ms, ended_at_ms)"
                 "))) WHERE id = :id AND status IN ('stopped', 'failed', 'lost')",
-                {"id": run_id, "now": now},
+                {"id": run_id},
             ).rowcount
             if resumed:
                 self._add_event(run_id, "resumed", message, now)
@@ -913,10 +913,11 @@ _OF_THE_FILE = sqlite3.DatabaseError
 _OF_THE_VALUES = (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.DataError)
 
 _IN_QUEUE = "WHERE status = 'queued' ORDER BY queue_position, run_number"
-_INSERT_RUN = """
+_LAST_PLACE = "coalesce((SELECT max(queue_position) FROM runs), 0) + 1"
+_INSERT_RUN = f"""
 INSERT INTO runs (id, name, status, wanted_device, queue_position, created_by, created_at_ms, config_json,
                   sweep_id, trial_number, setting_json, form_token)
-VALUES (:id, :name, 'queued', :wanted_device, coalesce((SELECT max(queue_position) FROM runs), 0) + 1, :created_by,
+VALUES (:id, :name, 'queued', :wanted_device, {_LAST_PLACE}, :created_by,
         :now, :config, :sweep, :trial, :setting, :token)
 """
 

@@ -63,6 +63,17 @@ def test_runs_start_in_the_order_they_were_queued_whatever_the_clock_says(worksp
         assert [store.claim(f"cuda:{i}", str(i), ["auto"]).id for i in range(5)] == ids
 
 
+def test_a_resumed_run_waits_behind_the_others_whatever_the_clock_says(workspace):
+    clock = iter(range(1_000_000, 0, -1_000))  # set back again and again
+    with Store.open(workspace, clock_ms=lambda: next(clock)) as store:
+        early, *others = queued(store, 3)
+        store.claim("cpu", "n")
+        store.finish(early, RunStatus.STOPPED, "Stopped.", nonce="n")
+        store.resume(early, "Resumed.")
+        late = store.enqueue(RunConfig()).id
+        assert order(store) == [*others, early, late]
+
+
 def test_a_run_moves_to_any_place_and_claims_follow(store):
     a, b, c, d, e = queued(store)
     assert store.move(d, 1) == 1 and order(store) == [d, a, b, c, e]

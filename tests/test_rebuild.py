@@ -199,12 +199,8 @@ def test_a_run_queued_again_after_its_end_stays_in_the_queue(workspace):
     training = Training.begin(workspace, at_ms=time.time_ns() // 1_000_000 - 60_000)
     training.steps(20)
     run = training.end(RunStatus.STOPPED, "Stopped.")
-    with Store.open(workspace) as store, store._writing() as db:
-        db.execute(
-            "UPDATE runs SET status = 'queued', slot = NULL, launch_nonce = NULL, ended_at_ms = NULL, reason = NULL,"
-            " started_at_ms = NULL, claimed_at_ms = NULL, queue_position = ? WHERE id = ?",
-            [run.ended_at_ms + 1, run.id],
-        )
+    with Store.open(workspace) as store:
+        store.resume(run.id, "Resumed from step 20, epoch 1.")
     rebuild(workspace)
     with Store.open(workspace) as store:
         assert store.run(run.id).status is RunStatus.QUEUED
@@ -212,10 +208,10 @@ def test_a_run_queued_again_after_its_end_stays_in_the_queue(workspace):
 
 
 class Nobody:
-    def slots(self, *, fresh=False):
+    def devices(self, *, fresh=False):
         return ("cpu",)
 
-    def submit(self, run, nonce):
+    def submit(self, run, nonce, *, cpu_slots=1):
         raise AssertionError("nothing waits")
 
     def poll(self, run, nonce):
