@@ -4,8 +4,9 @@
 
 Fills a workspace, starts the studio on it, and looks with Chromium (SOUSA_CHROMIUM names another one), several times:
 
-table, opened   a fresh tab at /runs: from the start of the navigation to the frame in which a row is painted. All of
-                Streamlit's own start is in it: its scripts, its websocket
+empty, opened   a fresh tab at a studio of one line, st.title: from the start of the navigation to the frame in which
+                the title is painted. That is Streamlit's own start: its scripts, its websocket
+table, opened   a fresh tab at /runs: from the start of the navigation to the frame in which a row is painted
 table, clicked  in an open studio: from the click on Runs to that frame
 curve           the page of a run of 100,000 steps: from the request for the curve to the frame in which it is painted
 curve, clicked  from the click on that run to that frame, with the whole page of the run
@@ -65,6 +66,7 @@ WATCH = """
     look()
   }
   document.addEventListener("click", () => (window.clicked = performance.now()), true)
+  window.watchFor("title", "h1")
   window.watchFor("row", "tr[data-id]")
   window.watchFor("curve", ".uplot canvas")
 })()
@@ -85,9 +87,12 @@ def main() -> None:
             fill(workspace, options.runs, options.rows)
         size = count(workspace)
         print(", ".join(f"{key}: {value:,}" for key, value in size.items()))
-        with studio(workspace) as url, chromium() as browser:
+        empty = Path(temporary) / "empty.py"
+        empty.write_text("import streamlit as st\nst.title('Empty')\n")
+        with studio(workspace) as url, studio(workspace, empty) as nothing, chromium() as browser:
             measured = {
-                "table, opened": tries(options.tries, lambda: opened(browser, f"{url}/runs")),
+                "empty, opened": tries(options.tries, lambda: opened(browser, nothing, "title")),
+                "table, opened": tries(options.tries, lambda: opened(browser, f"{url}/runs", "row")),
                 "table, clicked": tries(options.tries, lambda: clicked(browser, url)),
                 **curves(options.tries, browser, url, size["longest"]),
             }
@@ -143,11 +148,11 @@ def tries(count: int, measure: Callable[[], float]) -> list[float]:
     return [measure() for _ in range(count)]
 
 
-def opened(browser: Browser, address: str) -> float:
+def opened(browser: Browser, address: str, what: str) -> float:
     with tab(browser) as page:
         page.goto(address)
-        page.wait_for_function("window.painted.row")
-        return page.evaluate("window.painted.row")
+        page.wait_for_function(f"window.painted.{what}")
+        return page.evaluate(f"window.painted.{what}")
 
 
 def clicked(browser: Browser, url: str) -> float:
@@ -201,11 +206,11 @@ def chromium() -> Iterator[Browser]:
 
 
 @contextmanager
-def studio(workspace: Workspace) -> Iterator[str]:
+def studio(workspace: Workspace, app: Path = PROJECT_ROOT / "app.py") -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "streamlit", "run", str(PROJECT_ROOT / "app.py")]
+    command = [sys.executable, "-m", "streamlit", "run", str(app)]
     command += ["--server.port", str(port), "--server.headless", "true"]
     server = subprocess.Popen(
         command, env={**os.environ, "SOUSA_WORKSPACE": str(workspace.root)}, start_new_session=True

@@ -16,6 +16,7 @@ from sousa_engine.executors.local import GRACE_S
 from sousa_engine.records import LONGEST_NOTE, Prediction, Run, RunFilter, RunStatus, Sweep
 from sousa_engine.store import Store
 from sousa_engine.web import manage, parts
+from sousa_engine.web.components.code_block import code_block
 from sousa_engine.web.components.live_chart import live_chart
 from sousa_engine.web.layers_view import layers_section
 
@@ -206,7 +207,7 @@ def cause(run: Run, store: Store, divergence: tuple[str, int] | None) -> None:
     if bad:
         lines = log.tail(store.workspace.run_dir(run.id) / run_files.LOG, CAUSE_LINES)
         st.markdown(f"**Last {len(lines)} lines of the log**" if lines else "The run wrote no log.")
-        show_lines(lines)
+        show_lines(lines, key=f"cause-{run.id}")
 
 
 def ladder(run_id: str) -> None:
@@ -342,11 +343,12 @@ def settings(run: Run) -> None:
     with right:
         st.markdown("**The same from a terminal**")
         try:
-            st.code(launch.to_command(run.config), language="bash", wrap_lines=True)
+            code_block(launch.to_command(run.config), key=f"command-{run.id}")
         except SousaError as error:
             st.caption(parts.plain(str(error)))
         st.markdown("**Config**")
-        st.code(launch.to_yaml(run.config), language="yaml", height=420)
+        with st.container(height=420, border=False):
+            code_block(launch.to_yaml(run.config), key=f"config-{run.id}")
 
 
 def environment(run: Run) -> dict[str, str]:
@@ -380,16 +382,16 @@ def log_tail(run_id: str) -> None:
     if not lines:
         st.caption("Nothing was written yet.")
         return
-    show_lines(lines)
+    show_lines(lines, key=f"log-{run_id}")
     st.caption(f"The last {len(lines)} lines." if len(lines) == LOG_LINES else f"{len(lines)} lines.")
 
 
-def show_lines(lines: tuple[str, ...]) -> None:
+def show_lines(lines: tuple[str, ...], *, key: str) -> None:
     """A log, scrolled to its end where it is long."""
     if not lines:
         return
     with st.container(height=420 if len(lines) > 18 else "content", border=False, autoscroll=len(lines) > 18):
-        st.code("\n".join(lines), language=None, wrap_lines=True)
+        code_block("\n".join(lines), key=key)
 
 
 def events(run: Run) -> None:

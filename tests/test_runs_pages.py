@@ -67,13 +67,19 @@ def checked(app):
 def words(app) -> str:
     """Everything the page says, in one string."""
     elements = [*app.title, *app.subheader, *app.markdown, *app.caption, *app.info, *app.warning, *app.error]
-    return "\n".join([*(str(e.value) for e in elements), *(str(c.value) for c in app.code)])
+    blocks = [given["text"] for given in components(app) if given.keys() == {"text"}]
+    return "\n".join([*(str(e.value) for e in elements), *blocks])
 
 
 def chart(app):
     """What the live chart was given."""
-    (component,) = app.get("bidi_component")
-    return json.loads(component.proto.json)
+    (given,) = [given for given in components(app) if given.keys() != {"text"}]
+    return given
+
+
+def components(app):
+    """What each component of the page was given."""
+    return [json.loads(component.proto.json) for component in app.get("bidi_component")]
 
 
 # Runs
@@ -424,7 +430,7 @@ def test_the_strongest_are_ticked_in_the_module_tree(visit, workspace):
     strong = checked(app.run()).dataframe[0].value["Module"][:6]
     app = checked(app.button(key="open_tree").click().run())
     assert app.title[0].value == "Backbones" and app.query_params["variant"] == "ast-mini"
-    (tree,) = [json.loads(c.proto.json) for c in app.get("bidi_component")]
+    tree = chart(app)
     assert {path.removeprefix("audio_spectrogram_transformer.") for path in tree["seed"]} == set(strong)
     assert tree["r"] == 16
 

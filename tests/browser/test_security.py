@@ -8,8 +8,11 @@ import subprocess
 import sys
 
 import pytest
+from seeding import Training, config, no_supervisor
 
+from sousa_engine import run_files
 from sousa_engine.config import RunConfig
+from sousa_engine.records import RunStatus
 from sousa_engine.store import Store
 from sousa_engine.workspace import PROJECT_ROOT
 
@@ -90,6 +93,23 @@ def test_names_of_runs_are_text_on_every_page(studio, page, settled):
     for name in NAMES:
         page.get_by_text(name).first.wait_for()
     assert dialogs == []
+
+
+def test_a_log_is_text_and_its_button_copies_it(studio, page, settled):
+    lines = ["epoch 1/3", "<img src=x onerror=alert(1)>", "**no** [link](javascript:alert(1))"]
+    with no_supervisor(studio.workspace):
+        training = Training.begin(studio.workspace, config(seed=3))
+        (training.folder / run_files.LOG).write_text("\n".join(lines) + "\n")
+        run = training.end(RunStatus.FAILED, "It broke.")
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.goto(f"/run?id={run.id}")
+    settled(page)
+    block = page.locator(".block", has_text=lines[0]).first
+    assert block.locator("pre").inner_text().splitlines() == lines
+    assert page.locator("img[src=x], a[href^='javascript:']").count() == 0
+    block.get_by_role("button", name="Copy to clipboard").click()
+    page.get_by_text("Copied").wait_for()
+    assert page.evaluate("navigator.clipboard.readText()").splitlines() == lines
 
 
 def test_with_a_token_the_browser_is_asked_once_and_the_studio_works(
