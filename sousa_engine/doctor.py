@@ -42,7 +42,7 @@ TORCH_LIMIT_S, WHOLE_LIMIT_S = 90.0, 150.0
 ADDRESS_PATIENCE_S = 1.0
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _INSTALL = "Run `make app`, or: python -m pip install -r requirements.txt"
-_ADDRESS = ("STREAMLIT_SERVER_ADDRESS", "STREAMLIT_SERVER_PORT")
+_HOST, _PORT = "STREAMLIT_SERVER_ADDRESS", "STREAMLIT_SERVER_PORT"
 _PINNED = re.compile(r"([\w.-]+)==([\w.+!-]+)")
 
 
@@ -391,8 +391,8 @@ def studio_address(config: Path, environment: Mapping[str, str]) -> tuple[str, i
         settings = tomllib.loads(config.read_text(encoding="utf-8")).get("server", {})
     except (OSError, tomllib.TOMLDecodeError):
         settings = {}
-    host = environment.get(_ADDRESS[0], settings.get("address", ""))
-    port = environment.get(_ADDRESS[1], settings.get("port", 8501))
+    host = environment.get(_HOST, settings.get("address", ""))
+    port = environment.get(_PORT, settings.get("port", 8501))
     return str(host), int(port) if str(port).isdecimal() else 8501
 
 
@@ -432,8 +432,8 @@ def ask(
     address: host and port of the studio that asks, where they are not those of its settings.
     """
     command = command or [sys.executable, "-m", "sousa_engine", "--workspace", str(workspace.root), "doctor", "--json"]
-    asks = {} if address is None else dict(zip(_ADDRESS, map(str, address), strict=True))
-    code, output, errors = _run(command, limit_s, asks)
+    more = {} if address is None else {_HOST: address[0], _PORT: str(address[1])}
+    code, output, errors = _run(command, limit_s, more)
     if code is None:
         raise RunError(
             f"The doctor did not answer in {limit_s:.0f} s. Ask it from a terminal: python -m sousa_engine doctor"

@@ -201,7 +201,8 @@ def weights_text(run: Run | RunRow) -> str:
 
 def plain(text: str) -> str:
     """Text from a user or a program, for places where Streamlit reads Markdown: shown as it is, addresses as links."""
-    parts = re.split(r"(https?://[\w.-]+(?::\d+)?[\w./%?=&~+-]*)", text)  # a backslash in an address would lead elsewhere
+    # A backslash in an address would lead elsewhere.
+    parts = re.split(r"(https?://[\w.-]+(?::\d+)?[\w./%?=&~+-]*)", text)
     return "".join(
         part if i % 2 else re.sub(r"([\\`*_\[\]#$~<>|]|:(?=\w))", r"\\\1", part) for i, part in enumerate(parts)
     )
