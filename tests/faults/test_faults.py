@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 
 import pytest
 
+from sousa_engine.workspace import PROJECT_ROOT
+from tests.faults.__main__ import RESULTS, table
 from tests.faults.kinds import KINDS, NoDisk, play
 
 pytestmark = pytest.mark.process
@@ -21,3 +24,9 @@ def test_no_fault_loses_doubles_or_leaves_anything(kind):
         pytest.skip(f"A small disk cannot be made here: {why}")
     assert tally.rounds == 2 and tally.acknowledged
     assert not any(tally.faults.values()), f"FAULTS_SEED={SEED}: {tally.faults}\n" + "\n".join(tally.notes)
+
+
+def test_readme_shows_what_was_counted():
+    kinds = json.loads(RESULTS.read_text())["kinds"]
+    assert list(kinds) == [kind.title for kind in KINDS.values()] and all(k["rounds"] >= 50 for k in kinds.values())
+    assert table(kinds) in (PROJECT_ROOT / "README.md").read_text()
