@@ -18,7 +18,7 @@ from sousa_engine.web import guard, tell
 from sousa_engine.web.routes import routes
 from sousa_engine.workspace import default_workspace
 
-WATCH_S = 1.0  # between two looks for a supervisor
+WATCH_S = 0.4  # between two looks for a supervisor
 
 
 @asynccontextmanager

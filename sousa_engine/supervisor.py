@@ -69,11 +69,11 @@ def ensure(workspace: Workspace, options: Sequence[str] = ()) -> bool:
 
 
 def revive(workspace: Workspace) -> bool:
-    """`ensure`, where a run lives or waits or a sweep runs: for whoever watches, about once a second.
+    """`ensure`, where a run lives or waits or a sweep runs: for whoever watches, some times a second.
 
     A supervisor that was killed is replaced so, and none is started only to leave again. Raises WorkspaceError.
     """
-    if not workspace.db.is_file():
+    if run_files.is_held(workspace.supervisor_lock) or not workspace.db.is_file():
         return False
     with Store.open(workspace) as store:
         busy = store.live() or store.waiting_devices() or store.sweeps([SweepStatus.RUNNING])
