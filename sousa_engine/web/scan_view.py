@@ -87,7 +87,7 @@ def in_short(found: Report) -> None:
     """One sentence: can it be trained on, and with how much of it."""
     words = parts.plain(scan_cli.in_words(found))
     if waiting := found.files - found.scanned:
-        words += f". {waiting:,} of the files are still to be decoded."
+        words += f"; {waiting:,} of the files are still to be decoded"
     if found.refusal and found.strict:
         st.markdown(f":red[:material/block:] {words}: a strict run is refused.")
     elif found.errors:
