@@ -151,15 +151,28 @@ def browser():
         browser.close()
 
 
-@pytest.fixture
-def page(studio, browser):
+@pytest.fixture(scope="module")
+def context(studio, browser):
+    """One for the tests of a file: Streamlit's scripts are loaded and compiled once, which halves what a page costs."""
     context = browser.new_context(base_url=studio.url, viewport={"width": 1400, "height": 900})
     context.set_default_timeout(30_000)
+    yield context
+    context.close()
+
+
+@pytest.fixture
+def page(context, studio):
+    """A tab of its own. What a test leaves in the browser is taken out behind it."""
     page = context.new_page()
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
     yield page
-    context.close()
+    if page.url.startswith(studio.url):
+        page.evaluate("localStorage.clear()")
+    for opened in context.pages:
+        opened.close()
+    context.clear_cookies()
+    context.clear_permissions()
     assert not errors, errors
 
 
