@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.storage import studio
+from benchmarks.browser import studio
 from sousa_engine import launch, run_files
 from sousa_engine.records import RunStatus
 from sousa_engine.store import Store

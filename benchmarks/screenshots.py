@@ -9,26 +9,19 @@ its page is taken. Needs Chromium (SOUSA_CHROMIUM names another one).
 from __future__ import annotations
 
 import argparse
-import os
-import shutil
-import signal
-import socket
-import subprocess
-import sys
 import time
-import urllib.request
 from pathlib import Path
 
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page
 
 from benchmarks import story
-from sousa_engine import grammar, launch
+from benchmarks.browser import IDLE, chromium, studio
+from sousa_engine import config, grammar, launch
 from sousa_engine.store import Store
-from sousa_engine.workspace import PROJECT_ROOT, Workspace
+from sousa_engine.workspace import Workspace
 
 FOLDER = Path(__file__).with_name("screenshots")
 WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
-IDLE = "[data-testid=stApp][data-test-script-state=notRunning]"
 
 
 def main() -> None:
@@ -46,6 +39,11 @@ def main() -> None:
         launch.prepare(grammar.parse(["data=tiny", "training.max_epochs=60", "seed=1"])).config,
         created_by="cli",
     )
+    with Store.open(workspace) as store:
+        waiting = [
+            store.enqueue(config.build({**live.config.model_dump(), "seed": seed}), created_by="cli")
+            for seed in (2, 3, 4)
+        ]
     try:
         wait_for_steps(workspace, live.id, 40)
         pages = {
@@ -54,15 +52,18 @@ def main() -> None:
             "data": "/data?dataset=tiny",
             "launch": "/launch",
             "runs": "/runs",
+            "queue": "/queue",
             "run": f"/run?id={live.id}",
             "finished": f"/run?id={best.id}",
             "sweep": f"/sweeps?id={swept.id}",
             "compare": f"/compare?sweep={swept.id}",
+            "doctor": "/doctor",
         }
         take(workspace, pages)
     finally:
         with Store.open(workspace) as store:
-            store.request_stop(live.id)
+            for run in (*waiting, live):
+                store.request_stop(run.id)
 
 
 def wait_for_steps(workspace: Workspace, run_id: str, steps: int) -> None:
@@ -79,39 +80,11 @@ def wait_for_steps(workspace: Workspace, run_id: str, steps: int) -> None:
 def take(workspace: Workspace, pages: dict[str, str]) -> None:
     looks = workspace.root / "looks"  # for the eyes of who changes a page; README shows the light ones
     looks.mkdir(exist_ok=True)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "streamlit", "run", str(PROJECT_ROOT / "app.py")]
-    command += ["--server.port", str(port), "--server.headless", "true"]
-    server = subprocess.Popen(
-        command, env={**os.environ, "SOUSA_WORKSPACE": str(workspace.root)}, start_new_session=True
-    )
-    try:
-        url = f"http://127.0.0.1:{port}"
-        while not healthy(url):
-            if server.poll() is not None:
-                raise SystemExit("the studio did not start")
-            time.sleep(0.2)
-        with sync_playwright() as playwright:
-            found = os.environ.get("SOUSA_CHROMIUM") or shutil.which("chromium")
-            browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox", "--disable-gpu"])
-            for name, path in pages.items():
-                shoot(browser, url + path, FOLDER / f"{name}.png", "light", WIDE)
-                shoot(browser, url + path, looks / f"{name}-dark.png", "dark", WIDE)
-                shoot(browser, url + path, looks / f"{name}-phone.png", "dark", NARROW)
-            browser.close()
-    finally:
-        server.send_signal(signal.SIGINT)
-        server.wait()
-
-
-def healthy(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{url}/_stcore/health", timeout=2) as answer:
-            return answer.status == 200
-    except OSError:
-        return False
+    with studio(workspace) as url, chromium() as browser:
+        for name, path in pages.items():
+            shoot(browser, url + path, FOLDER / f"{name}.png", "light", WIDE)
+            shoot(browser, url + path, looks / f"{name}-dark.png", "dark", WIDE)
+            shoot(browser, url + path, looks / f"{name}-phone.png", "dark", NARROW)
 
 
 def shoot(browser, url: str, file: Path, scheme: str, viewport: dict[str, int]) -> None:

@@ -20,32 +20,26 @@ import argparse
 import json
 import math
 import os
-import shutil
-import signal
-import socket
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 from tqdm import tqdm
 
 from benchmarks import table
-from benchmarks.screenshots import healthy
+from benchmarks.browser import IDLE, chromium, studio
 from sousa_engine import metric_tables
 from sousa_engine.spool import SpoolPoint
 from sousa_engine.store import Store
-from sousa_engine.workspace import PROJECT_ROOT, Workspace
+from sousa_engine.workspace import Workspace
 
 RESULTS = Path(__file__).with_name("results") / "storage.json"
 TABLE_TARGET_MS, CURVE_TARGET_MS = 1000, 300
 LONG_STEPS, IN_ONE_TRANSACTION = 100_000, 200
-IDLE = "[data-testid=stApp][data-test-script-state=notRunning]"
 # Looks once a frame, through shadow roots; `painted` is the time of the frame after the one that has it.
 WATCH = """
 (() => {
@@ -194,37 +188,6 @@ def tab(browser: Browser) -> Iterator[Page]:
     page.set_default_timeout(120_000)
     yield page
     context.close()
-
-
-@contextmanager
-def chromium() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        found = os.environ.get("SOUSA_CHROMIUM") or shutil.which("chromium")
-        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox", "--disable-gpu"])
-        yield browser
-        browser.close()
-
-
-@contextmanager
-def studio(workspace: Workspace, app: Path = PROJECT_ROOT / "app.py") -> Iterator[str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "streamlit", "run", str(app)]
-    command += ["--server.port", str(port), "--server.headless", "true"]
-    server = subprocess.Popen(
-        command, env={**os.environ, "SOUSA_WORKSPACE": str(workspace.root)}, start_new_session=True
-    )
-    try:
-        url = f"http://127.0.0.1:{port}"
-        while not healthy(url):
-            if server.poll() is not None:
-                raise SystemExit("the studio did not start")
-            time.sleep(0.1)
-        yield url
-    finally:
-        server.send_signal(signal.SIGINT)
-        server.wait()
 
 
 if __name__ == "__main__":
