@@ -57,7 +57,6 @@ def main() -> None:
             "finished": f"/run?id={best.id}",
             "sweep": f"/sweeps?id={swept.id}",
             "compare": f"/compare?sweep={swept.id}",
-            "doctor": "/doctor",
         }
         take(workspace, pages)
     finally:
