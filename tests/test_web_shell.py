@@ -86,6 +86,7 @@ def test_the_studio_listens_on_this_machine_alone_and_sends_no_statistics():
     assert settings["server"]["allowedHosts"] == ["127.0.0.1", "localhost"]
     assert settings["server"]["enableXsrfProtection"]
     assert settings["browser"]["gatherUsageStats"] is False
+    assert settings["browser"]["serverAddress"], "Streamlit asks checkip.amazonaws.com for it otherwise"
 
 
 @pytest.mark.parametrize("mode", ["light", "dark"])
