@@ -305,7 +305,8 @@ def draw_results(run: Run, predictions: dict[str, tuple[Prediction, ...]]) -> No
     )
     matrix = confusion(predictions[split])
     st.caption(
-        f"{matrix.right:,} of {matrix.n:,} {split} clips were recognised by the best checkpoint; brick is mistaken."
+        f"{matrix.right:,} of {matrix.n:,} {split} clips were recognised by the best checkpoint; "
+        "mistakes are brick red."
     )
     left, right = st.columns([3, 2], gap="medium")
     with left:

@@ -43,7 +43,7 @@ def analyze_command(
     if sweep and runs:
         raise UserError("Name a sweep or runs, not both.")
     form, path = _target(form, out, force)
-    with Store.open(workspace) as store:
+    with Store.open_to_read(workspace) as store:
         found = of_workspace(store, *_asked(store, sweep, runs))
     text = report.FORMATS[form](found)
     if path is None:

@@ -153,7 +153,7 @@ def train(workspace: Workspace, words: tuple[str, ...], file: Path | None, detac
 @click.pass_obj
 def show(workspace: Workspace, run: str, log_lines: int) -> None:
     """Show one run: RUN is an id, the unique start or end of one, or `last`."""
-    with Store.open(workspace) as store:
+    with Store.open_to_read(workspace) as store:
         found = store.find(run)
         metrics = store.summaries([found.id]).get(found.id, {})
         events = store.events(found.id)
@@ -275,11 +275,11 @@ def _echo_preflight(prepared: launch.Prepared, found: launch.Preflight) -> None:
 
 
 def _see_through(workspace: Workspace, run: Run, detach: bool) -> None:
+    with Store.open(workspace) as store:
+        paused = store.queue().is_paused
+    if paused:
+        click.echo("It waits: the queue is paused. Go on with: python -m sousa_engine queue resume")
     if detach:
-        with Store.open(workspace) as store:
-            paused = store.queue().is_paused
-        if paused:
-            click.echo("It waits: the queue is paused. Go on with: python -m sousa_engine queue resume")
         click.echo(f"follow it with: python -m sousa_engine show {run.id}")
         return
     over = _follow(workspace, run)

@@ -21,6 +21,10 @@ HeadPolicy = Literal["train", "lora", "freeze"]
 MethodName = Literal["lora", "rslora", "dora", "pissa", "loraplus", "lokr", "ia3", "adalora", "bitfit", "full"]
 
 
+# Control characters, and those that turn the direction of all that follows (Unicode TR 9).
+_TURNING = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
 class Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
@@ -216,7 +220,10 @@ class RunConfig(Part):
     @field_validator("name")
     @classmethod
     def _one_line(cls, name: str) -> str:
-        return " ".join(name.split())
+        line = " ".join(name.split())
+        if found := _TURNING.search(line):
+            raise ValueError(f"U+{ord(found[0]):04X} is no visible character and may turn text around: leave it out.")
+        return line
 
     @property
     def title(self) -> str:

@@ -28,7 +28,7 @@ from typing import Literal
 
 import psutil
 
-from sousa_engine import __version__, backbones, file_systems, migrations, run_files, torch_facts
+from sousa_engine import __version__, backbones, file_systems, migrations, run_files, torch_facts, upkeep
 from sousa_engine.backbones import downloads, pretrained
 from sousa_engine.errors import RunError, WorkspaceError
 from sousa_engine.records import RunStatus
@@ -41,6 +41,9 @@ LITTLE_FREE_BYTES = 2 << 30  # a published backbone and some runs with their che
 TORCH_LIMIT_S, WHOLE_LIMIT_S = 90.0, 150.0
 ADDRESS_PATIENCE_S = 1.0
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_REBUILD = (
+    "The runs' folders are the truth. Let trainings end, close the studio, and: python -m sousa_engine db rebuild"
+)
 _INSTALL = "Run `make app`, or: python -m pip install -r requirements.txt"
 _HOST, _PORT = "STREAMLIT_SERVER_ADDRESS", "STREAMLIT_SERVER_PORT"
 _PINNED = re.compile(r"([\w.-]+)==([\w.+!-]+)")
@@ -249,8 +252,11 @@ def file_system(root: Path, kind: str) -> Finding:
 
 
 def database(workspace: Workspace, look: Callable[[Workspace], migrations.Look]) -> Finding:
-    if not workspace.db.exists():
+    folders = upkeep.run_folders(workspace)
+    if not workspace.db.exists() and not folders:
         return Finding(name="Database", level="ok", text="none yet; it is made with the first run")
+    if not workspace.db.exists():
+        return Finding(name="Database", level="problem", text=f"there is none, but {_folders(folders)}", cure=_REBUILD)
     try:
         found = look(workspace)
     except WorkspaceError as error:  # a sentence, and its cure
@@ -259,10 +265,17 @@ def database(workspace: Workspace, look: Callable[[Workspace], migrations.Look])
         return Finding(name="Database", level="problem", text=text.rstrip("."), cure=cure)
     if found.trouble:
         text = f"{workspace.db} is damaged: {found.trouble}"
-        cure = "The runs' folders are the truth. Stop the studio, and: python -m sousa_engine db rebuild"
-        return Finding(name="Database", level="problem", text=text, cure=cure)
+        return Finding(name="Database", level="problem", text=text, cure=_REBUILD)
+    unknown = [name for name in folders if name not in found.ids]
+    if unknown:
+        text = f"{found.runs:,} runs, and {_folders(unknown)} that it does not know"
+        return Finding(name="Database", level="problem", text=text, cure=_REBUILD)
     newer = "" if found.version == found.latest else f", brought to {found.latest} when it is next opened"
     return Finding(name="Database", level="ok", text=f"schema {found.version}{newer}, whole, {found.runs:,} runs")
+
+
+def _folders(names: Sequence[str]) -> str:
+    return f"{len(names):,} run folder{'' if len(names) == 1 else 's'} ({names[0]}{', ...' if len(names) > 1 else ''})"
 
 
 def supervisor(is_alive: bool, waiting: int | None, log: Path) -> Finding:

@@ -19,7 +19,15 @@ from sousa_engine.config import RunConfig
 from sousa_engine.data import findings, scan
 from sousa_engine.data import manifest as manifests
 from sousa_engine.data.splits import SPLITS
-from sousa_engine.errors import ConfigError, PreflightError, RunError, TargetError, UnknownNameError, UserError
+from sousa_engine.errors import (
+    ConfigError,
+    DataError,
+    PreflightError,
+    RunError,
+    TargetError,
+    UnknownNameError,
+    UserError,
+)
 from sousa_engine.executors import local
 from sousa_engine.methods import METHODS, Method
 from sousa_engine.module_tree import Counts, Outline, Resolution
@@ -166,6 +174,7 @@ def preflight(run_config: RunConfig, workspace: Workspace) -> Preflight:
         _targets_check(run_config, outline, counts),
         _head_check(run_config, outline, counts),
         _classes_check(manifest),
+        *_length_check(run_config, manifest),
         _device_check(run_config),
         *([] if run_config.wandb.mode == "disabled" else [_wandb_check(run_config)]),
         *_files_checks(findings.report(run_config.data, verdicts, manifest), manifest),
@@ -253,7 +262,7 @@ def resume(workspace: Workspace, run_id: str) -> tuple[Run, Resumable]:
         errors = preflight(run.config, workspace).errors
         if errors:
             raise PreflightError(" ".join(check.detail for check in errors))
-        run = store.resume(run_id, f"Resumed from step {found.step}, epoch {found.epoch}.")
+        run = store.resume(run_id, f"It is to go on from step {found.step}, epoch {found.epoch}.")
     supervisor.ensure(workspace)
     return run, found
 
@@ -474,6 +483,16 @@ def _classes_check(manifest: manifests.Manifest) -> Check:
             return Check(level="error", title="Classes", detail=detail)
     detail = f"All {len(manifest.classes)} classes are in train, valid and test."
     return Check(level="ok", title="Classes", detail=detail)
+
+
+def _length_check(run_config: RunConfig, manifest: manifests.Manifest) -> list[Check]:
+    """Whether the backbone takes clips of this length: without a word where it does."""
+    front_end = backbones.variant(run_config.model.variant).front_end
+    try:
+        front_end.frames(round(manifest.clip_s * front_end.sample_rate_hz))
+    except DataError as error:
+        return [Check(level="error", title="Clip length", detail=str(error))]
+    return []
 
 
 def _device_check(run_config: RunConfig) -> Check:

@@ -471,8 +471,12 @@ class Look(NamedTuple):
 
     version: int
     latest: int
-    runs: int
+    ids: frozenset[str]
     trouble: str
+
+    @property
+    def runs(self) -> int:
+        return len(self.ids)
 
 
 def look(workspace: Workspace) -> Look:
@@ -483,10 +487,10 @@ def look(workspace: Workspace) -> Look:
         with _sentences(path):
             version = _version(db, path)
             said = db.execute("PRAGMA quick_check(1)").fetchone()[0]
-            runs = db.execute("SELECT count(*) FROM runs").fetchone()[0] if version else 0
+            ids = frozenset(row[0] for row in db.execute("SELECT id FROM runs")) if version else frozenset()
     finally:
         db.close()
-    return Look(version, _LATEST, runs, "" if said == "ok" else said)
+    return Look(version, _LATEST, ids, "" if said == "ok" else said)
 
 
 def _version(db: Database, path: Path) -> int:

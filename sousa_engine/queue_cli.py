@@ -30,7 +30,7 @@ def queue(ctx: click.Context) -> None:
 @click.pass_obj
 def show(workspace: Workspace, limit: int) -> None:
     """What trains in which slot, and what waits."""
-    with Store.open(workspace) as store:
+    with Store.open_to_read(workspace) as store:
         state, live, waiting, count = store.queue(), store.live(), store.queued(limit), store.queued_count()
     held = {run.device: run for run in live}
     if state.is_paused:

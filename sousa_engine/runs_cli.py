@@ -45,7 +45,7 @@ def runs(
     limit: int,
 ) -> None:
     """List the runs of this workspace."""
-    with Store.open(workspace) as store:
+    with Store.open_to_read(workspace) as store:
         wanted = RunFilter(
             words=search,
             statuses=[RunStatus(status)] if status else (),

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 from sousa_engine import errors, listing, metric_tables, migrations, trash
 from sousa_engine.config import RunConfig, build
-from sousa_engine.errors import UnknownNameError, UserError
+from sousa_engine.errors import UnknownNameError, UserError, WorkspaceError
 from sousa_engine.records import (
     MOST_CPU_SLOTS,
     ClipScore,
@@ -109,6 +109,16 @@ class Store:
                 if nobody_deletes:
                     store._settle_trash()  # a deletion was cut short
         return store
+
+    @classmethod
+    def open_to_read(cls, workspace: Workspace) -> Store:
+        """As `open`, for who only reads: a workspace that cannot be written to is read all the same."""
+        try:
+            return cls.open(workspace)
+        except WorkspaceError:
+            if not migrations.read_only(workspace):
+                raise
+            return cls.open(workspace, readonly=True)
 
     def close(self) -> None:
         self._db.close()

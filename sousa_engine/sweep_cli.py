@@ -118,7 +118,7 @@ def sweeps(ctx: click.Context) -> None:
     """List the sweeps of this workspace, or steer one. SWEEP is an id, the start or end of one, a name, or `last`."""
     if ctx.invoked_subcommand is not None:
         return
-    with Store.open(ctx.obj) as store:
+    with Store.open_to_read(ctx.obj) as store:
         every = store.sweeps()
         if not every:
             click.echo("No sweeps yet. Try: python -m sousa_engine sweep --data tiny --models ast-mini beats-mini")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sousa_engine import file_systems, migrations, run_files, spool
-from sousa_engine.errors import WorkspaceError
+from sousa_engine.errors import UserError, WorkspaceError
 from sousa_engine.workspace import Workspace
 
 _SHOWN = 5  # of one kind; the others are counted
@@ -80,7 +80,9 @@ def backup(workspace: Workspace, target: Path | None = None) -> Path:
     if not workspace.db.is_file():
         raise WorkspaceError(f"There is no runs.db in {workspace.root}: nothing to copy.")
     if target.exists():
-        raise WorkspaceError(f"{target} exists already: a backup never replaces a file. Choose another name.")
+        raise UserError(f"{target} exists already: a backup never replaces a file. Choose another name.")
+    if not target.parent.is_dir():
+        raise UserError(f"There is no folder {target.parent}: make it first, or name another place.")
     with reading(workspace) as db:
         with migrations._sentences(workspace.db):
             migrations._version(db, workspace.db)

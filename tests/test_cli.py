@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 from click.testing import CliRunner
+from seeding import Training
 
 from sousa_engine import cli, launch
 from sousa_engine.cli import main
@@ -96,7 +98,7 @@ def test_files_that_cannot_be_used_are_told(sousa, tmp_path):
     for label in ("one", "two"):
         (tmp_path / "own" / label).mkdir(parents=True)
         for i in range(4):
-            soundfile.write(tmp_path / "own" / label / f"{i}.wav", np.zeros(8000), 16_000)
+            soundfile.write(tmp_path / "own" / label / f"{i}.wav", np.zeros(16_000), 16_000)
     (tmp_path / "own" / "one" / "broken.wav").write_text("no audio")
     result = sousa("train", f"data={tmp_path / 'own'}", "--dry-run")
     assert result.exit_code == 0 and "1 of 9 files is left out: one/broken.wav" in result.output
@@ -246,3 +248,20 @@ def test_resume_says_from_where_or_why_not(sousa, workspace):
     assert result.exit_code == 0 and f"run {run.id} queued: goes on from step 7, epoch 2" in result.output
     with Store.open(workspace) as store:
         assert [found.status for found in store.runs()] == [RunStatus.QUEUED]
+
+
+def test_a_workspace_that_can_only_be_read_is_read(sousa, workspace, monkeypatch):
+    run = Training.begin(workspace).finish()
+    before = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: False if mode == os.W_OK else before(path, mode))
+    for words in (["runs"], ["show", "last"], ["queue"], ["sweeps"]):
+        result = sousa(*words)
+        assert result.exit_code == 0, result.output
+    assert run.id in sousa("runs").output
+    refused = sousa("train", "data=micro", "--detach")
+    assert refused.exit_code == 1 and "is read-only" in refused.output + refused.stderr
+
+
+def test_a_name_that_turns_text_around_is_refused(sousa):
+    result = sousa("train", "data=micro", "name=a\u202eb", "--detach")
+    assert result.exit_code == 2 and "U+202E" in result.output + result.stderr

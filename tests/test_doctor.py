@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from seeding import Training
 
 from sousa_engine import cli, doctor, doctor_cli, file_systems, migrations, run_files, torch_facts
 from sousa_engine.config import RunConfig
@@ -177,7 +178,7 @@ def test_a_database_is_none_yet_whole_or_damaged(workspace):
     with Store.open(workspace) as store:
         store.enqueue(RunConfig())
     assert "whole, 1 runs" in healthy(doctor.database(workspace, migrations.look)).text
-    damaged = migrations.Look(3, 3, 1, "row 7 missing from index")
+    damaged = migrations.Look(3, 3, frozenset({"a"}), "row 7 missing from index")
     wrong(doctor.database(workspace, lambda _: damaged), "problem", "row 7", "db rebuild")
 
 
@@ -379,3 +380,13 @@ def test_the_page_tells_it_where_the_studio_really_is(workspace):
 def test_a_doctor_that_fails_or_hangs_is_a_sentence(workspace, code, told):
     with pytest.raises(RunError, match=told):
         doctor.ask(workspace, [sys.executable, "-c", code], limit_s=1 if "sleep" in code else 30)
+
+
+def test_run_folders_that_the_database_lost_are_a_problem(workspace):
+    Training.begin(workspace).finish()
+    healthy(doctor.database(workspace, migrations.look))
+    for file in workspace.root.glob("runs.db*"):
+        file.unlink()
+    wrong(doctor.database(workspace, migrations.look), "problem", "db rebuild")
+    Store.open(workspace).close()  # what the next command does
+    wrong(doctor.database(workspace, migrations.look), "problem", "db rebuild")

@@ -6,6 +6,7 @@ import math
 import shlex
 import shutil
 
+import numpy as np
 import pytest
 import yaml
 
@@ -261,7 +262,7 @@ def test_a_stopped_run_is_queued_again_and_says_from_where(workspace, stopped):
     run, found = launch.resume(workspace, stopped)
     assert (run.id, run.status, found.step, found.epoch, found.note) == (stopped, RunStatus.QUEUED, 12, 1, "")
     with Store.open(workspace) as store:
-        assert store.events(stopped)[-1].message == "Resumed from step 12, epoch 1."
+        assert store.events(stopped)[-1].message == "It is to go on from step 12, epoch 1."
         with pytest.raises(PreflightError, match="it is not over"):
             launch.resume(workspace, stopped)
 
@@ -302,3 +303,26 @@ def test_a_run_that_diverged_is_resumed_with_a_warning(workspace, stopped):
         store.finish(run.id, RunStatus.FAILED, "The loss became nan at step 13.", nonce="n2")
         shutil.copytree(workspace.run_dir(stopped), workspace.run_dir(run.id))
         assert "no number at step 13: expect the same" in launch.resumable(store.run(run.id), store).note
+
+
+def test_clips_too_short_for_the_backbone_are_told_before_the_start(tmp_path, workspace):
+    import soundfile
+
+    for label in ("tap", "roll"):
+        (tmp_path / "drums" / label).mkdir(parents=True)
+        for number in range(6):
+            sound = np.random.default_rng(number).normal(0, 0.1, 8_000)
+            soundfile.write(tmp_path / "drums" / label / f"{number}.wav", sound, 16_000)
+    data = {"dataset": str(tmp_path / "drums")}
+    for model, more, refused in (
+        ("ast-mini", {}, True),
+        ("ast-mini", {"clip_s": 0.7}, False),
+        ("beats-mini", {}, False),
+    ):
+        settings = launch.prepare({"model": {"variant": model}, "data": data | more}).config
+        errors = [check.detail for check in launch.preflight(settings, workspace).errors]
+        assert bool(errors) is refused, errors
+        if refused:
+            assert "A clip of 0.5 s is too short" in errors[0] and "Set data.clip_s=0.7" in errors[0]
+            with pytest.raises(PreflightError, match="too short"):
+                launch.start(workspace, settings, created_by="test")

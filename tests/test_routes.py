@@ -38,6 +38,7 @@ def test_live_answers_status_progress_and_whole_curves(client, training):
     loss = found["series"]["train/loss"]
     assert loss["reset"] and loss["width"] == 1 and loss["steps"] == list(range(1, 51))
     assert found["series"]["valid/accuracy"]["steps"] == [38]
+    assert loss["last"][0] == loss["steps"][-1] and loss["last"][1] == pytest.approx(loss["mean"][-1], abs=1e-4)
 
 
 def test_queued_run_answers_before_its_first_point(client, workspace):

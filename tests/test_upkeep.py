@@ -182,7 +182,7 @@ def test_a_backup_is_dated_whole_and_never_replaces_a_file(workspace, tmp_path):
         assert store.run(run.id) == run
     before = named.read_bytes()
     again = db(workspace, "backup", named)
-    assert again.exit_code == 1 and "never replaces a file" in again.stderr
+    assert again.exit_code == 2 and "never replaces a file" in again.stderr
     assert named.read_bytes() == before
     assert [path.name for path in other.iterdir() if "part" in path.name] == []
 
@@ -203,7 +203,7 @@ def test_a_backup_that_cannot_be_written_says_so(workspace, place):
     Training.begin(workspace).finish()
     (workspace.runs / "copy.db").touch()
     made = db(workspace, "backup", workspace.root / place)
-    assert made.exit_code == 1 and "cannot be written" in made.stderr
+    assert made.exit_code == 2 and "There is no folder" in made.stderr
 
 
 def test_nothing_and_damage_cannot_be_backed_up(workspace):

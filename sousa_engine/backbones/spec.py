@@ -80,9 +80,15 @@ class FrontEndSpec:
             return
         word = "short" if frames < self.min_frames else "long"
         shortest, longest = self.samples(self.min_frames), self.samples(self.max_frames + 1) - 1
+        at_least = math.ceil(10 * shortest / self.sample_rate_hz) / 10
+        cure = (
+            f"Set data.clip_s={at_least:g}: shorter recordings are followed by silence."
+            if word == "short"
+            else f"Set data.clip_s to at most {self._seconds(longest)}."
+        )
         raise DataError(
             f"A clip of {self._seconds(samples or self.samples(frames))} s is too {word}: this backbone takes "
-            f"{self._seconds(shortest)} to {self._seconds(longest)} s. Set data.clip_s."
+            f"{self._seconds(shortest)} to {self._seconds(longest)} s. {cure}"
         )
 
     def samples(self, frames: int) -> int:

@@ -90,10 +90,13 @@ def several_live(request: Request) -> dict[str, Any]:
 
 def _live(store: Store, run: Run, asked: Asked) -> dict[str, Any]:
     series = {}
+    measured = store.summaries([run.id])[run.id]
     for metric in asked.metrics:
         curve = store.curve(run.id, metric, first=asked.first, last=asked.last, max_points=asked.points)
         if curve.steps:
             series[metric] = _news(curve, asked.since.get((run.id, metric)))
+            if last := measured.get(metric):
+                series[metric]["last"] = [last.last_step, last.last]  # as measured: a bucket is a mean
     return {
         "id": run.id,
         "status": run.status.value,

@@ -212,6 +212,11 @@ class View {
     }, 120)
   }
 
+  lastMeasured(key) {
+    const [run, metric] = key.split("|")
+    return this.answers.get(run)?.series[metric]?.last // [step, value]
+  }
+
   lastStep() {
     return Math.max(0, ...[...this.curves.values()].map(curve => curve.steps.at(-1)))
   }
@@ -474,13 +479,17 @@ function readLegend(view, panel) {
   if (!chart) return
   const hovering = chart.cursor.idx != null && chart.cursor.left >= 0
   const step = chart.data[0][hovering ? chart.cursor.idx : chart.data[0].length - 1]
-  panel.at.textContent = step === undefined ? "" : `step ${step.toLocaleString("en")}`
+  // At rest it says what was measured last; else what is drawn, and that is a mean of some steps where they are many.
+  const atRest = !hovering && !view.zoom && !view.smoothing
+  const measured = atRest ? panel.parts.map(part => view.lastMeasured(part.key)) : []
+  const shownStep = Math.max(step ?? 0, ...measured.map(last => last?.[0] ?? 0))
+  panel.at.textContent = step === undefined ? "" : `step ${shownStep.toLocaleString("en")}`
   const read = []
-  for (const part of panel.parts) {
+  for (const [number, part] of panel.parts.entries()) {
     const values = chart.data[part.index] ?? []
     let at = hovering ? chart.cursor.idx : values.length - 1
     while (at >= 0 && values[at] === undefined) at -= 1
-    const value = values[at]
+    const value = measured[number] ? measured[number][1] : values[at]
     part.value.textContent = value === undefined ? "–" : value === null ? "not a number" : shown(value, panel)
     read.push(`${part.label} ${part.value.textContent}`)
   }
