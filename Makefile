@@ -31,7 +31,7 @@ $(READY): requirements.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else "SOUSA engine needs Python 3.11, 3.12 or 3.13; this is %d.%d. Try: make app PYTHON=python3.12" % v)'
 	$(PYTHON) -m venv $(VENV)
 	@echo "installing the packages of requirements.txt into $(VENV) (some minutes, the first time)"
-	$(PY) -m pip install --quiet --no-compile --disable-pip-version-check -r requirements.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@echo "compiling the audio views once (half a minute)"
 	@$(PY) -m sousa_engine.analysis.listen
 	@touch $(READY)
