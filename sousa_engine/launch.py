@@ -16,7 +16,7 @@ import yaml
 
 from sousa_engine import backbones, config, grammar, module_tree, reporters, supervisor
 from sousa_engine.config import RunConfig
-from sousa_engine.data import findings, scan
+from sousa_engine.data import audio, findings, scan
 from sousa_engine.data import manifest as manifests
 from sousa_engine.data.splits import SPLITS
 from sousa_engine.errors import (
@@ -489,7 +489,7 @@ def _length_check(run_config: RunConfig, manifest: manifests.Manifest) -> list[C
     """Whether the backbone takes clips of this length: without a word where it does."""
     front_end = backbones.variant(run_config.model.variant).front_end
     try:
-        front_end.frames(round(manifest.clip_s * front_end.sample_rate_hz))
+        front_end.frames(audio.samples(manifest.clip_s, front_end.sample_rate_hz))
     except DataError as error:
         return [Check(level="error", title="Clip length", detail=str(error))]
     return []

@@ -12,6 +12,8 @@ import fcntl
 import math
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,7 +28,7 @@ from sousa_engine.records import UPDATE, Prediction, Progress, Run, RunStatus, S
 from sousa_engine.rudiments import RUDIMENTS
 from sousa_engine.spool import SpoolBatch, SpoolPoint
 from sousa_engine.store import Store, SweepRun
-from sousa_engine.workspace import Workspace
+from sousa_engine.workspace import PROJECT_ROOT, Workspace
 
 CLASSES = tuple(rudiment.slug for rudiment in RUDIMENTS)
 CLIPS = {"train": 600, "valid": 200, "test": 200}
@@ -425,6 +427,21 @@ def seed_sweep(
     with Store.open(workspace) as store:
         store.set_sweep_status(sweep.id, SweepStatus.FINISHED, leaving=[SweepStatus.RUNNING])
     return sweep.id
+
+
+def begin_at_once(program: str, workspace: Workspace, *, timeout_s: float, count: int = 2) -> None:
+    """Run a Python program, which says "ready" and waits for a line, in `count` processes at once; all must succeed."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    command = [sys.executable, "-c", program, str(workspace.root)]
+    processes = [subprocess.Popen(command, cwd=PROJECT_ROOT, **pipes) for _ in range(count)]
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    for process in processes:
+        _, stderr = process.communicate(timeout=timeout_s)
+        assert process.returncode == 0, stderr
 
 
 def _locked(lock: IO[str]) -> bool:

@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from seeding import begin_at_once
 
 from sousa_engine import migrations
 from sousa_engine.config import RunConfig
@@ -46,17 +47,7 @@ sys.exit("; ".join(errors) or 0)
 
 
 def test_first_use_from_many_threads_and_processes_at_once_makes_one_database(workspace):
-    command = [sys.executable, "-c", _OPEN_AT_ONCE, str(workspace.root)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    processes = [subprocess.Popen(command, cwd=PROJECT_ROOT, **pipes) for _ in range(2)]
-    for process in processes:
-        assert process.stdout.readline() == "ready\n"
-    for process in processes:
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    for process in processes:
-        _, stderr = process.communicate(timeout=60)
-        assert process.returncode == 0, stderr
+    begin_at_once(_OPEN_AT_ONCE, workspace, timeout_s=60)
     with Store.open(workspace) as store:
         assert len(store.runs()) == 8
         assert store._db.journal_mode == "wal"
@@ -102,17 +93,7 @@ def test_an_older_database_is_copied_before_it_is_migrated(workspace):
 
 def test_many_processes_at_once_migrate_an_older_database_once(workspace):
     old_database(workspace, 1).close()
-    command = [sys.executable, "-c", _OPEN_AT_ONCE, str(workspace.root)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    processes = [subprocess.Popen(command, cwd=PROJECT_ROOT, **pipes) for _ in range(2)]
-    for process in processes:
-        assert process.stdout.readline() == "ready\n"
-    for process in processes:
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    for process in processes:
-        _, stderr = process.communicate(timeout=60)
-        assert process.returncode == 0, stderr
+    begin_at_once(_OPEN_AT_ONCE, workspace, timeout_s=60)
     with Store.open(workspace) as store:
         assert len(store.runs()) == 8
     assert len(list(workspace.root.glob("runs.schema-1.*.db"))) == 1

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import time
 
 import pytest
 from click.testing import CliRunner
+from seeding import begin_at_once
 
 from sousa_engine import launch, migrations, supervisor
 from sousa_engine.cli import main
@@ -17,7 +16,6 @@ from sousa_engine.config import RunConfig, build
 from sousa_engine.errors import ConfigError, PreflightError, UnknownNameError, UserError
 from sousa_engine.records import RunStatus, SweepStatus
 from sousa_engine.store import Store, SweepRun
-from sousa_engine.workspace import PROJECT_ROOT
 
 
 @pytest.fixture
@@ -195,17 +193,7 @@ for click in range(30):
 @pytest.mark.process
 def test_two_servers_on_one_workspace_make_and_start_each_run_once(workspace):
     """30 clicks in each of two processes at once, on the same five forms."""
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    command = [sys.executable, "-c", _CLICK, str(workspace.root)]
-    servers = [subprocess.Popen(command, cwd=PROJECT_ROOT, **pipes) for _ in range(2)]
-    for server in servers:
-        assert server.stdout.readline() == "ready\n"
-    for server in servers:
-        server.stdin.write("go\n")
-        server.stdin.flush()
-    for server in servers:
-        _, said = server.communicate(timeout=120)
-        assert server.returncode == 0, said
+    begin_at_once(_CLICK, workspace, timeout_s=120)
     with Store.open(workspace) as store:
         runs = store.runs()
         assert len(runs) == 5

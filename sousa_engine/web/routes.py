@@ -28,7 +28,7 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from sousa_engine.errors import SousaError, UnknownNameError
-from sousa_engine.records import Curve, Run
+from sousa_engine.records import Curve, Run, Summary
 from sousa_engine.store import Store
 from sousa_engine.web.components.live_chart import ASSETS
 from sousa_engine.workspace import default_workspace
@@ -72,7 +72,7 @@ def one_live(request: Request) -> dict[str, Any]:
         run = store.run(run_id)
         if run is None:
             raise UnknownNameError(f"No run has the id {run_id!r}.")
-        return {"now_ms": _now_ms(), **_live(store, run, asked)}
+        return {"now_ms": _now_ms(), **_live(store, run, asked, store.summaries([run_id])[run_id])}
 
 
 def several_live(request: Request) -> dict[str, Any]:
@@ -81,16 +81,16 @@ def several_live(request: Request) -> dict[str, Any]:
         raise BadRequest(f"Name 1 to {MOST_RUNS} runs by id: run=ID.")
     with Store.open(default_workspace()) as store:
         found = {run_id: store.run(run_id) for run_id in ids}
+        measured = store.summaries(ids)
         return {
             "now_ms": _now_ms(),
-            "runs": [_live(store, run, asked) for run in found.values() if run],
+            "runs": [_live(store, run, asked, measured[run.id]) for run in found.values() if run],
             "missing": [run_id for run_id, run in found.items() if run is None],
         }
 
 
-def _live(store: Store, run: Run, asked: Asked) -> dict[str, Any]:
+def _live(store: Store, run: Run, asked: Asked, measured: Mapping[str, Summary]) -> dict[str, Any]:
     series = {}
-    measured = store.summaries([run.id])[run.id]
     for metric in asked.metrics:
         curve = store.curve(run.id, metric, first=asked.first, last=asked.last, max_points=asked.points)
         if curve.steps:

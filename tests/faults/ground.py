@@ -74,7 +74,7 @@ class Ground:
         self.options = ["--grace-s", "60", "--idle-exit-s", "60"]
         self.supervisors: list[subprocess.Popen] = []
         self.store = Store.open(self.workspace)
-        self.launch_s, self.train_s = 1.0, 0.5  # see `measure`
+        self.launch_s, self.train_s, self.rows_s = 1.0, 0.5, 0.5  # see `measure`
 
     def __enter__(self) -> Ground:
         return self
@@ -111,14 +111,22 @@ class Ground:
                 self.workspace.supervisor_lock.unlink()  # as someone did who tidied up
 
     def measure(self) -> None:
-        """How long a launch and a training take here and now: random moments are spread over them."""
+        """How long a launch, a training and its rows take here and now: random moments are spread over them.
+
+        Nothing is done to this run, so it must finish and all its rows must be counted: else no count could be trusted.
+        """
         run_id = self.queue()
         self.supervise()
         began = time.monotonic()
         self.pid(TRAINER, run_id)
-        self.launch_s = time.monotonic() - began
-        self.over(run_id)
-        self.train_s = time.monotonic() - began - self.launch_s
+        launched = time.monotonic()
+        self.first_row(run_id)
+        first_row = time.monotonic()
+        run = self.over(run_id)
+        ended = time.monotonic()
+        assert run.status is RunStatus.FINISHED, f"{run.status.value}: {run.reason}; {self.log()}"
+        assert self.ledger(run_id) == dict.fromkeys(self.rows(run_id), 1) and len(self.ledger(run_id)) == 100
+        self.launch_s, self.train_s, self.rows_s = launched - began, ended - launched, ended - first_row
 
     # Looking and killing
 
@@ -160,6 +168,17 @@ class Ground:
     def moment(self, within_s: float) -> None:
         """Wait for a random moment."""
         time.sleep(self.random.random() * within_s)
+
+    def moment_of_training(self, run_id: str) -> None:
+        """Wait for a random moment, which may come too late: in every second round after the first row, else any."""
+        if self.tally.rounds % 2:
+            self.moment(1.1 * self.train_s)
+        else:
+            self.first_row(run_id)
+            self.moment(1.1 * self.rows_s)
+
+    def first_row(self, run_id: str) -> None:
+        self.wait(lambda: self.ledger(run_id) or self.run(run_id).status.is_over, "row")
 
     def wait(self, condition: Callable[[], object], what: str, *, supervised: bool = True) -> None:
         deadline = time.monotonic() + _PATIENCE_S

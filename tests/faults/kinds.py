@@ -28,19 +28,11 @@ _DAY_MS = 86_400_000
 
 
 def kill_trainer(ground: Ground) -> None:
-    run_id = ground.queue()
-    pid = ground.pid(TRAINER, run_id)
-    ground.moment(1.1 * ground.train_s)
-    ground.kill(pid)
-    ground.settle(run_id, lambda run: _finished(run) or "signal 9 (SIGKILL)" in (run.reason or ""))
+    _kill(ground, TRAINER, "signal 9 (SIGKILL)")
 
 
 def kill_keeper(ground: Ground) -> None:
-    run_id = ground.queue()
-    pid = ground.pid(KEEPER, run_id)
-    ground.moment(1.1 * ground.train_s)
-    ground.kill(pid)
-    ground.settle(run_id, lambda run: _finished(run) or "keeper" in (run.reason or ""))
+    _kill(ground, KEEPER, "keeper")
 
 
 def kill_supervisor(ground: Ground) -> None:
@@ -147,7 +139,7 @@ def recycle_pid(ground: Ground) -> None:
     """Those who are killed leave their pids to another program: it must not be hurt, nor taken for them."""
     run_id = ground.queue()
     ground.pid(TRAINER, run_id)
-    ground.moment(ground.train_s)
+    ground.moment_of_training(run_id)
     if ground.random.random() < 0.5:
         ground.kill_everything()
     else:
@@ -166,26 +158,30 @@ def recycle_pid(ground: Ground) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """play: one round on a ground. own_disk: it needs a small disk of its own."""
+    """play: one round on a ground. rows: some are there in each ground's first round, whatever the random moments.
+
+    own_disk: it needs a small disk of its own.
+    """
 
     title: str
     play: Callable[[Ground], None] | None
+    rows: bool = False
     own_disk: bool = False
     clock: bool = False
 
 
 KINDS = {
-    "trainer": Kind(title="kill -9 of the trainer", play=kill_trainer),
-    "keeper": Kind(title="kill -9 of the keeper", play=kill_keeper),
-    "supervisor": Kind(title="kill -9 of the supervisor", play=kill_supervisor),
-    "everything": Kind(title="kill -9 of everything", play=kill_everything),
-    "stop-checkpoint": Kind(title="SIGTERM during a checkpoint", play=stop_during_checkpoint),
-    "kill-checkpoint": Kind(title="kill -9 during a checkpoint", play=kill_during_checkpoint),
+    "trainer": Kind(title="kill -9 of the trainer", play=kill_trainer, rows=True),
+    "keeper": Kind(title="kill -9 of the keeper", play=kill_keeper, rows=True),
+    "supervisor": Kind(title="kill -9 of the supervisor", play=kill_supervisor, rows=True),
+    "everything": Kind(title="kill -9 of everything", play=kill_everything, rows=True),
+    "stop-checkpoint": Kind(title="SIGTERM during a checkpoint", play=stop_during_checkpoint, rows=True),
+    "kill-checkpoint": Kind(title="kill -9 during a checkpoint", play=kill_during_checkpoint, rows=True),
     "disk": Kind(title="disk full, then space again", play=fill_disk, own_disk=True),
-    "two": Kind(title="two supervisors", play=two_supervisors),
+    "two": Kind(title="two supervisors", play=two_supervisors, rows=True),
     "steps": Kind(title="crash between every two steps of a launch", play=None),
     "clock": Kind(title="clock moved", play=move_clock, clock=True),
-    "pid": Kind(title="recycled pid", play=recycle_pid),
+    "pid": Kind(title="recycled pid", play=recycle_pid, rows=True),
 }
 
 
@@ -241,9 +237,7 @@ def steps_of_a_launch(folder: Path) -> list[tuple[str, str]]:
     (folder / "trace").mkdir()
     (folder / "clean").mkdir()
     with Ground(folder / "clean", _ledgers(folder), "", {"FAULTS_TRACE": str(folder / "trace")}) as ground:
-        run_id = ground.queue()
-        run = ground.over(run_id)
-        assert _finished(run), f"{run.status.value}: {run.reason}; {ground.log()}"
+        ground.measure()
     return [
         (module, step)
         for module in (SUPERVISOR, KEEPER, TRAINER)
@@ -324,11 +318,11 @@ def _set_clock(ground: Ground, offset_ms: int) -> None:
 
 
 def _at_a_moment(ground: Ground, run_id: str) -> None:
-    """Any of a run: most often while its trainer lives, else from the claim on."""
+    """Any of a run: in every second round while it trains, else most often so, or from the claim on."""
     ground.supervise()
-    if ground.random.random() < 0.7:
+    if ground.tally.rounds % 2 == 0 or ground.random.random() < 0.5:
         ground.pid(TRAINER, run_id)
-        ground.moment(1.1 * ground.train_s)
+        ground.moment_of_training(run_id)
     else:
         ground.moment(ground.launch_s)
 
@@ -349,6 +343,15 @@ def _in_a_checkpoint(ground: Ground, run_id: str) -> bool:
         assert time.monotonic() < deadline, "no checkpoint within 120 s"
         time.sleep(0.005)
     return not ground.run(run_id).status.is_over
+
+
+def _kill(ground: Ground, process: str, told: str) -> None:
+    """At a moment that may come too late; told: words in the reason of a run that did not finish."""
+    run_id = ground.queue()
+    pid = ground.pid(process, run_id)
+    ground.moment_of_training(run_id)
+    ground.kill(pid)
+    ground.settle(run_id, lambda run: _finished(run) or told in (run.reason or ""))
 
 
 def _finished(run: Run) -> bool:

@@ -22,7 +22,7 @@ def test_no_fault_loses_doubles_or_leaves_anything(kind):
         tally = play(kind, 2, SEED, beside=2)
     except NoDisk as why:
         pytest.skip(f"A small disk cannot be made here: {why}")
-    assert tally.rounds == 2 and tally.acknowledged
+    assert tally.rounds == 2 and (tally.acknowledged or not KINDS[kind].rows)
     assert not any(tally.faults.values()), f"FAULTS_SEED={SEED}: {tally.faults}\n" + "\n".join(tally.notes)
 
 
