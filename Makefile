@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.installed
+# Python compiles what it imports, once: also where that is switched off, else each process would do it anew.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: app test faults check bench screenshots clean
 
@@ -31,8 +33,9 @@ $(READY): requirements.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else "SOUSA engine needs Python 3.11, 3.12 or 3.13; this is %d.%d. Try: make app PYTHON=python3.12" % v)'
 	$(PYTHON) -m venv $(VENV)
 	@echo "installing the packages of requirements.txt into $(VENV) (some minutes, the first time)"
-	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	@echo "compiling the audio views once (half a minute)"
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-compile -r requirements.txt
+	@echo "compiling what the studio imports, and its audio views, once (a minute)"
+	@$(PY) -c 'import optuna, sousa_engine.backbones.ast_network, sousa_engine.cli, sousa_engine.training.loop, streamlit.web.server.starlette'
 	@$(PY) -m sousa_engine.analysis.listen
 	@touch $(READY)
 
