@@ -7,6 +7,7 @@ import json
 import re
 import signal
 import time
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import expect
@@ -62,6 +63,15 @@ def last_step(panel):
 def told():
     """What one test learned and the next needs: the ids of the runs."""
     return {}
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="says which files are watched on Linux alone")
+def test_the_studio_watches_no_files(page, settled, studio):
+    """It would be told of each file that a training opens in the environment below its folder: thousands."""
+    page.goto("/launch")
+    settled(page)
+    opened = [str(handle.resolve()) for handle in Path(f"/proc/{studio.process.pid}/fd").iterdir()]
+    assert opened and not [name for name in opened if "inotify" in name]
 
 
 def test_ticked_modules_train_while_the_curve_moves_and_the_zoom_is_kept(studio, page, settled, told):
