@@ -160,7 +160,8 @@ def test_a_wrong_cookie_and_no_cookie_open_nothing(cookie):
 
 
 @pytest.mark.parametrize(
-    "asked", ["/", "/runs", "/runs?q=flam%20tap&status=failed&status=lost", "/run?id=20260101-ab", "/a%20b%3F?x=%2F%2Fy"]
+    "asked",
+    ["/", "/runs", "/runs?q=flam%20tap&status=failed&status=lost", "/run?id=20260101-ab", "/a%20b%3F?x=%2F%2Fy"],
 )
 def test_who_shows_the_token_lands_on_what_was_asked_for(asked):
     assert entered_at(asked) == asked
