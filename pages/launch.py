@@ -367,6 +367,7 @@ def report(item: launch.Check) -> None:
     """One line of the preflight: a mark, what was looked at, what was found (as plain text: it may hold paths)."""
     marks = {
         "ok": ":green[:material/check:]",
+        "note": ":gray[:material/info:]",
         "warning": ":orange[:material/warning:]",
         "error": ":red[:material/close:]",
     }

@@ -270,8 +270,8 @@ def _echo_preflight(prepared: launch.Prepared, found: launch.Preflight) -> None:
         f"test {clips['test']} clips{majority}; {found.total_steps} steps"
     )
     for check in found.checks:
-        if check.level == "warning":
-            click.echo(f"warning: {check.detail}")
+        if check.level in ("note", "warning"):
+            click.echo(f"{check.level}: {check.detail}")
 
 
 def _see_through(workspace: Workspace, run: Run, detach: bool) -> None:
