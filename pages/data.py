@@ -53,7 +53,7 @@ def main() -> None:
         parts.page_path("launch"),
         label="Train on this data set",
         icon=":material/rocket_launch:",
-        query_params={"dataset": dataset, **({"strict": "true"} if scan_view.is_strict() else {})},
+        query_params=scan_view.query_of_launch(dataset),
     )
     how_it_was_read(manifest)
     scan_view.files_section(data, workspace)
