@@ -5,6 +5,7 @@ for whoever opens a deep link first; with the router elsewhere, every address wo
 """
 
 import asyncio
+import logging
 import sys
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -14,7 +15,7 @@ from starlette.middleware import Middleware
 
 from sousa_engine import supervisor
 from sousa_engine.errors import SousaError
-from sousa_engine.web import guard, tell
+from sousa_engine.web import guard, tell, terminal
 from sousa_engine.web.routes import routes
 from sousa_engine.workspace import default_workspace
 
@@ -46,6 +47,8 @@ try:
     guarded = guard.from_streamlit()
 except guard.UnsafeSetting as error:
     sys.exit(f"error: {error}")
+
+logging.getLogger(terminal.LOGGER).addFilter(terminal.OneLine())
 
 app = st.App(
     Path(__file__).resolve().parent / "sousa_engine" / "web" / "main.py",

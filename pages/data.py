@@ -8,6 +8,7 @@ import streamlit as st
 from sousa_engine import rudiments
 from sousa_engine.config import DataConfig
 from sousa_engine.data import scan, synth
+from sousa_engine.data.decode import Verdict
 from sousa_engine.data.manifest import Clip, Manifest, counts, dataset_names, majority_baseline
 from sousa_engine.data.splits import SPLITS
 from sousa_engine.errors import UserError, WorkspaceError
@@ -53,7 +54,7 @@ def main() -> None:
         parts.page_path("launch"),
         label="Train on this data set",
         icon=":material/rocket_launch:",
-        query_params={"dataset": dataset, **({"strict": "true"} if scan_view.is_strict() else {})},
+        query_params=scan_view.query_of_launch(dataset),
     )
     how_it_was_read(manifest)
     scan_view.files_section(data, workspace)
@@ -62,7 +63,7 @@ def main() -> None:
         shown = filtered(manifest)
         clip = pick_clip(manifest, shown)
     with right:
-        show_clip(manifest, clip)
+        show_clip(manifest, clip, scanned(dataset, scan.verdicts_stamp(data, workspace)))
     known = rudiment_of(clip.label)
     left, right = st.columns(2, gap="large") if known else (None, st.container())
     if known and left:
@@ -126,6 +127,12 @@ def go_to(**parameters: str | None) -> None:
 def opened(dataset: str, stamp: tuple[int, int]) -> Manifest:
     """stamp: of what scans so far found; another one is another data set."""
     return scan.open_dataset(DataConfig(dataset=dataset), default_workspace())
+
+
+@st.cache_resource(max_entries=6, ttl=600, show_spinner=False)
+def scanned(dataset: str, stamp: tuple[int, int]) -> dict[str, Verdict]:
+    """What scans so far say of the files. stamp: as for `opened`."""
+    return scan.cached(DataConfig(dataset=dataset), default_workspace())
 
 
 # The data set as a whole

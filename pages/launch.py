@@ -51,9 +51,9 @@ def main() -> None:
 
 def take_over_draft() -> None:
     """Fill the form from what another page left: a run's settings ("draft"), ticks of the module tree ("ticks"), or a
-    data set, with lora=probe or without, in the address."""
+    data set, with data.strict=true and lora=probe or without, in the address."""
     dataset, lora = st.query_params.pop("dataset", None), st.query_params.pop("lora", None)
-    strict = st.query_params.pop("strict", None)
+    strict = st.query_params.pop("data.strict", None)
     if dataset:
         st.session_state["launch.data"] = dataset if dataset in synth.PRESETS else OWN_DATA
         st.session_state["launch.data.dataset"] = dataset
@@ -367,6 +367,7 @@ def report(item: launch.Check) -> None:
     """One line of the preflight: a mark, what was looked at, what was found (as plain text: it may hold paths)."""
     marks = {
         "ok": ":green[:material/check:]",
+        "note": ":gray[:material/info:]",
         "warning": ":orange[:material/warning:]",
         "error": ":red[:material/close:]",
     }

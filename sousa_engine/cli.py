@@ -163,7 +163,7 @@ def show(workspace: Workspace, run: str, log_lines: int) -> None:
         ("status", found.status.value + (f": {found.reason}" if found.reason else "")),
         ("device", found.device or found.config.device),
         ("weights", found.weights_label or found.config.model.weights),
-        ("progress", _progress_text(found)),
+        ("progress", runs_cli.progress_text(found)),
     ]
     rows += [("tags", ", ".join(found.tags))] if found.tags else []
     rows += [("note", found.note.replace("\n", "\n" + " " * 17))] if found.note else []
@@ -270,8 +270,8 @@ def _echo_preflight(prepared: launch.Prepared, found: launch.Preflight) -> None:
         f"test {clips['test']} clips{majority}; {found.total_steps} steps"
     )
     for check in found.checks:
-        if check.level == "warning":
-            click.echo(f"warning: {check.detail}")
+        if check.level in ("note", "warning"):
+            click.echo(f"{check.level}: {check.detail}")
 
 
 def _see_through(workspace: Workspace, run: Run, detach: bool) -> None:
@@ -369,9 +369,3 @@ def _metric_text(summary: Summary) -> str:
     if summary.best is not None and summary.best != summary.last and not summary.metric.endswith("/lr"):
         text += f", best {summary.best:{form}} at step {summary.best_step}"
     return text
-
-
-def _progress_text(run: Run) -> str:
-    if run.progress is None or run.status.is_over:
-        return "-"
-    return f"{run.progress.done}/{run.progress.total}"

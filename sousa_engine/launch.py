@@ -49,9 +49,9 @@ class Prepared:
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One thing looked at before a run. "error" forbids the start; "warning" is for the user to weigh."""
+    """One thing looked at before a run. "note" is a fact; "warning" is to be weighed; "error" forbids the start."""
 
-    level: Literal["ok", "warning", "error"]
+    level: Literal["ok", "note", "warning", "error"]
     title: str
     detail: str
 
@@ -178,7 +178,7 @@ def preflight(run_config: RunConfig, workspace: Workspace) -> Preflight:
         _device_check(run_config),
         *([] if run_config.wandb.mode == "disabled" else [_wandb_check(run_config)]),
         *_files_checks(findings.report(run_config.data, verdicts, manifest), manifest),
-        *(Check(level="warning", title="Data", detail=note) for note in manifest.notes),
+        *_notes_checks(manifest),
     )
     majority = manifests.majority_baseline(manifest, "test") if sizes["test"] else None
     return Preflight(
@@ -432,7 +432,7 @@ def _targets_check(run_config: RunConfig, outline: Outline, counts: Counts) -> C
     if not run_config.lora.targets:
         if run_config.lora.head == "freeze":
             return Check(level="error", title="Targets", detail="Nothing would train: no targets and a frozen head.")
-        return Check(level="warning", title="Targets", detail="No targets: a linear probe, only the head trains.")
+        return Check(level="note", title="Targets", detail="No targets: a linear probe, only the head trains.")
     own = len(run_config.lora.rank_pattern)
     detail = (
         f"{counts.layers} modules get {run_config.lora.label}{f', {own} with a rank of their own' if own else ''}; "
@@ -464,10 +464,16 @@ def _files_checks(found: findings.Report, manifest: manifests.Manifest) -> list[
         checks.append(Check(level="warning", title="Data", detail=found.odd))
     if waiting := found.files - found.scanned:
         detail = f"{waiting:,} of {found.files:,} files are still to be decoded: the run does it before it trains."
-        checks.append(Check(level="ok", title="Files", detail=detail))
+        checks.append(Check(level="note", title="Files", detail=detail))
     elif manifest.layout != "embedded":
         checks.append(Check(level="ok", title="Files", detail=f"All {found.files:,} files were scanned."))
     return checks
+
+
+def _notes_checks(manifest: manifests.Manifest) -> list[Check]:
+    doubts = [Check(level="warning", title="Data", detail=note) for note in manifest.warnings]
+    facts = [note for note in manifest.notes if note not in manifest.warnings]
+    return [*doubts, *(Check(level="note", title="Data", detail=note) for note in facts)]
 
 
 def _classes_check(manifest: manifests.Manifest) -> Check:

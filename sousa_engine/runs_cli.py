@@ -10,7 +10,7 @@ import click
 from sousa_engine import trash
 from sousa_engine.errors import UserError
 from sousa_engine.listing import SORTS, UP_FIRST
-from sousa_engine.records import RunFilter, RunRow, RunStatus
+from sousa_engine.records import Run, RunFilter, RunRow, RunStatus
 from sousa_engine.store import Store
 from sousa_engine.workspace import Workspace
 
@@ -66,7 +66,7 @@ def runs(
         random = "  [random weights]" if row.is_random else ""
         worn = "".join(f"  +{tag}" for tag in row.tags)
         click.echo(
-            f"{row.id:<20} {row.status.value:<9} {_progress(row):<9} {_percent(row.valid):<7} {_tested(row):<14} "
+            f"{row.id:<20} {row.status.value:<9} {progress_text(row):<9} {_percent(row.valid):<7} {_tested(row):<14} "
             f"{row.title}{random}{worn}"
         )
     if found.total > len(found.rows):
@@ -140,8 +140,13 @@ def _count(ids: Sequence[str]) -> str:
     return "1 run" if len(ids) == 1 else f"{len(ids)} runs"
 
 
-def _progress(row: RunRow) -> str:
-    return "-" if row.progress is None or row.status.is_over else f"{row.progress.done}/{row.progress.total}"
+def progress_text(run: Run | RunRow) -> str:
+    """How far it is, or came before it ended: "160/380" steps, or the phase if it ended outside the training."""
+    if run.progress is None or run.status is RunStatus.FINISHED:
+        return "-"
+    if run.status.is_over and run.progress.phase != "training":
+        return run.progress.phase
+    return f"{run.progress.done}/{run.progress.total}"
 
 
 def _percent(share: float | None) -> str:

@@ -14,6 +14,7 @@ from seeding import Training
 
 from sousa_engine import cli, launch
 from sousa_engine.cli import main
+from sousa_engine.config import RunConfig
 from sousa_engine.data import manifest
 from sousa_engine.records import RunStatus
 from sousa_engine.store import Store
@@ -265,3 +266,25 @@ def test_a_workspace_that_can_only_be_read_is_read(sousa, workspace, monkeypatch
 def test_a_name_that_turns_text_around_is_refused(sousa):
     result = sousa("train", "data=micro", "name=a\u202eb", "--detach")
     assert result.exit_code == 2 and "U+202E" in result.output + result.stderr
+
+
+@pytest.mark.parametrize("status", [RunStatus.STOPPED, RunStatus.FAILED, RunStatus.LOST])
+def test_runs_and_show_say_how_far_a_run_came_before_it_ended(sousa, workspace, status):
+    def progress() -> list[str]:
+        listed = sousa("runs").output.splitlines()[1].split()[2]
+        shown = next(line for line in sousa("show", "last").output.splitlines() if line.startswith("progress"))
+        return [listed, shown.split()[1]]
+
+    training = Training.begin(workspace)
+    training.steps(160)
+    assert progress() == ["160/380", "160/380"]
+    training.end(status, "The test is over.")
+    assert progress() == ["160/380", "160/380"]
+
+
+def test_a_run_that_ended_before_its_first_step_names_the_phase_and_one_that_never_started_nothing(sousa, workspace):
+    Training.begin(workspace, prepared=False).end(RunStatus.FAILED, "The network did not load.")
+    assert sousa("runs").output.splitlines()[1].split()[1:4] == ["failed", "preparing", "-"]
+    with Store.open(workspace) as store:
+        store.request_stop(store.enqueue(RunConfig()).id)
+    assert sousa("runs").output.splitlines()[1].split()[1:4] == ["stopped", "-", "-"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from sousa_engine.analysis.export import findings_csv
 from sousa_engine.backbones import intake
 from sousa_engine.charts.spectrogram import StrokeMark, spectrogram_figure, spectrogram_info
 from sousa_engine.config import DataConfig
-from sousa_engine.data import audio, findings, scan, synth
+from sousa_engine.data import audio, excerpt, findings, scan, synth
 from sousa_engine.data.manifest import open_dataset
 from sousa_engine.workspace import PROJECT_ROOT
 
@@ -122,6 +123,33 @@ def test_a_file_that_cannot_be_decoded_says_so_and_the_page_stays(drums):
     path.write_bytes(path.read_bytes()[:4000])
     at = visit(dataset=str(drums), clip="flam/1.flac")
     assert "1.flac" in at.error[0].value.replace("\\", "") and "Who is heard where" in said(at)
+
+
+def test_the_page_itself_decodes_only_what_a_scan_has_found_sound(drums, workspace_of_its_own, monkeypatch):
+    inside, outside = [], []
+    load, waveform = audio.load, excerpt.waveform
+    monkeypatch.setattr(audio, "load", lambda path, *rest: (inside.append(path.name), load(path, *rest))[1])
+    monkeypatch.setattr(excerpt, "waveform", lambda path, *rest: (outside.append(path.name), waveform(path, *rest))[1])
+
+    def listen_to(clip: str) -> tuple[list[str], list[str]]:
+        inside.clear(), outside.clear()
+        at = visit(dataset=str(drums), clip=clip)
+        assert at.get("audio") and not at.error
+        return inside, outside
+
+    assert listen_to("flam/0.wav") == ([], ["0.wav"])
+    assert listen_to("flam/0.wav") == ([], []), "remembered"
+    scan.scan(DataConfig(dataset=str(drums)), workspace_of_its_own)
+    assert listen_to("flam/1.wav") == (["1.wav"], [])
+    soundfile.write(drums / "flam/2.wav", np.random.default_rng(9).normal(0, 0.1, 4001), 8_000)
+    assert listen_to("flam/2.wav") == ([], ["2.wav"]), "it has changed since"
+
+
+def test_a_clip_that_kills_its_decoder_is_a_sentence_and_the_page_stays(drums, workspace_of_its_own, monkeypatch):
+    crash = (sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
+    monkeypatch.setattr(excerpt, "waveform", partial(excerpt.waveform, command=crash))
+    at = visit(dataset=str(drums), clip="flam/0.wav")
+    assert "dies of it" in at.error[0].value and "Who is heard where" in said(at)
 
 
 def test_names_of_files_are_never_markdown(tmp_path):

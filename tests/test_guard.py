@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from urllib.parse import urljoin, urlsplit
+
 import pytest
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
@@ -155,6 +157,44 @@ def test_a_wrong_cookie_and_no_cookie_open_nothing(cookie):
     assert client(TOKEN).get("/", headers=headers).status_code == 401
     with pytest.raises(WebSocketDisconnect), client(TOKEN).websocket_connect(STREAM, headers=headers):
         pass
+
+
+@pytest.mark.parametrize(
+    "asked",
+    ["/", "/runs", "/runs?q=flam%20tap&status=failed&status=lost", "/run?id=20260101-ab", "/a%20b%3F?x=%2F%2Fy"],
+)
+def test_who_shows_the_token_lands_on_what_was_asked_for(asked):
+    assert entered_at(asked) == asked
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "//evil.example", "///evil.example/x", "/%2Fevil.example", "/%2f%2fevil.example", "/\\evil.example",
+        "/\\\\evil.example", "/%5Cevil.example", "/%5c/evil.example", "/%09/evil.example", "/%0d%0a//evil.example",
+        "/.//evil.example", "/..//evil.example", "/%2e%2e/%2fevil.example", "/https://evil.example",
+        "/https:%2f%2fevil.example", "//evil.example?next=//evil.example", "//localhost@evil.example",
+        "//evil.example%5C@localhost:8501",
+    ],
+)  # fmt: skip
+def test_the_token_leads_to_no_other_site(path):
+    there = entered_at(path)
+    assert there.startswith("/") and "//" not in there.split("?")[0] and "\\" not in there
+    assert not set(there) & set("\t\r\n")
+    assert urlsplit(urljoin("http://localhost:8501/", there)).netloc == "localhost:8501"
+
+
+@pytest.mark.parametrize("query", ["?next=https://evil.example", "?/\\evil.example"])
+def test_a_query_is_kept_and_leads_nowhere(query):
+    assert entered_at("/runs" + query).split("?")[0] == "/runs"
+
+
+def entered_at(path: str) -> str:
+    """Where the browser is sent that showed the token at this address of the studio's."""
+    url = "http://localhost:8501" + path
+    answer = client(TOKEN).post(url, data={"token": TOKEN}, follow_redirects=False)
+    assert answer.status_code == 303
+    return answer.headers["location"]
 
 
 def test_a_foreign_page_cannot_send_the_token_either():

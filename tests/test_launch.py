@@ -8,6 +8,7 @@ import shutil
 
 import numpy as np
 import pytest
+import soundfile
 import yaml
 
 from sousa_engine import backbones, config, grammar, launch, module_tree
@@ -119,6 +120,40 @@ def test_weights_that_are_not_here_are_an_error_with_ways_out(workspace, monkeyp
 def test_random_weights_are_labelled(workspace):
     found = launch.preflight(prepared("model.weights=random").config, workspace)
     assert any("control" in check.detail for check in found.checks if check.level == "warning")
+
+
+def test_the_preflight_tells_facts_from_what_is_to_be_weighed(workspace, tmp_path):
+    for i, seconds in enumerate([1.0] * 6 + [0.8, 1.4]):
+        for label in ("tap", "roll"):
+            path = tmp_path / "drums" / label / f"{i}.wav"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            noise = np.random.default_rng([i, label == "tap"]).normal(0, 0.1, round(seconds * 8000))
+            soundfile.write(path, noise, 8000 if i else 16000)
+    (tmp_path / "drums" / "empty").mkdir()
+    drums = f"data={tmp_path / 'drums'}"
+    found = launch.preflight(prepared(drums, "data.clip_s=1.0", "lora=probe").config, workspace).checks
+
+    def said(level: str) -> str:
+        return "\n".join(check.detail for check in found if check.level == level)
+
+    for fact in ("split here, seed", "are longer than", "are shorter than", "Sample rates differ", "a linear probe",
+                 "still to be decoded"):  # fmt: skip
+        assert fact in said("note") and fact not in said("warning")
+    assert "The folder empty holds no audio." in said("warning") and "holds no audio" not in said("note")
+    assert not said("error")
+
+
+def test_players_who_are_heard_again_are_to_be_weighed(workspace, tmp_path):
+    rows = ["path,label,player,split"]
+    for i, split in enumerate(["train", "train", "valid", "test"]):
+        for label in ("tap", "roll"):
+            noise = np.random.default_rng([i, label == "tap"]).normal(0, 0.1, 8000)
+            soundfile.write(tmp_path / f"{label}{i}.wav", noise, 8000)
+            rows.append(f"{label}{i}.wav,{label},anna,{split}")
+    (tmp_path / "clips.csv").write_text("\n".join(rows))
+    found = launch.preflight(prepared(f"data={tmp_path / 'clips.csv'}").config, workspace)
+    assert any("heard in train and again" in check.detail for check in found.checks if check.level == "warning")
+    assert not any("heard in train" in check.detail for check in found.checks if check.level == "note")
 
 
 def test_nothing_to_train_is_refused(workspace):

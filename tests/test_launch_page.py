@@ -174,6 +174,14 @@ def test_ranks_of_the_tree_arrive_and_leave_with_the_ticks(page, workspace):
     assert run.config.lora.ranks == {paths[1]: 3} and run.config.lora.method == "rslora"
 
 
+def test_a_fact_has_an_i_and_what_is_to_be_weighed_a_triangle(page):
+    page.session_state["launch.set"] = "none"
+    page.session_state["launch.weights_kind"] = "random"
+    page.run()
+    marks = [mark.value for mark in page.markdown if "**Targets**" in mark.value or "**Weights**" in mark.value]
+    assert marks == [":orange[:material/warning:] **Weights**", ":gray[:material/info:] **Targets**"]
+
+
 def test_strict_is_a_switch_beside_a_path_of_ones_own_and_refuses_bad_files(page, workspace, tmp_path):
     drums = bad_audio.write_all(tmp_path / "drums")
     scan.scan(DataConfig(dataset=str(drums)), workspace)

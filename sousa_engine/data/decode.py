@@ -98,18 +98,30 @@ def cpu_limit_s(size: int) -> int:
     return 60 + size // 1_000_000
 
 
-def serve(answer: Callable[[Path], Verdict] = decode) -> None:
-    """The worker's loop: one answer a question, until stdin ends."""
+def limit_memory() -> None:
+    """For this process and for good; its end leaves no core file."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     except (ValueError, OSError):
         pass  # macOS refuses; time is limited there all the same
+
+
+def limit_cpu(seconds: int) -> None:
+    """From now on, so much processor time; a process that needs more is killed by SIGXCPU."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    resource.setrlimit(resource.RLIMIT_CPU, (int(used.ru_utime + used.ru_stime) + seconds, hard))
+
+
+def serve(answer: Callable[[Path], Verdict] = decode) -> None:
+    """The worker's loop: one answer a question, until stdin ends."""
+    limit_memory()
     _say({"ready": True})
     for line in sys.stdin:
         path = Path(json.loads(line)["path"])
         try:
-            _limit_cpu(path)
+            limit_cpu(cpu_limit_s(_size(path)))
             _say(asdict(answer(path)))
         except Unusable as error:  # it went away, or was locked, since it was listed
             _say({"gone": str(error), "kind": error.kind})
@@ -203,15 +215,11 @@ def _odd(header: AudioHeader, *, silent: bool, peak: float) -> list[tuple[str, s
     return found
 
 
-def _limit_cpu(path: Path) -> None:
-    """From now on, so much processor time; a worker that needs more is killed by SIGXCPU."""
-    used = resource.getrusage(resource.RUSAGE_SELF)
+def _size(path: Path) -> int:
     try:
-        size = path.stat().st_size
+        return path.stat().st_size
     except (OSError, ValueError):
-        size = 0
-    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
-    resource.setrlimit(resource.RLIMIT_CPU, (int(used.ru_utime + used.ru_stime) + cpu_limit_s(size), hard))
+        return 0
 
 
 def _say(value: dict[str, Any]) -> None:

@@ -50,6 +50,7 @@ class Manifest:
     content_key: str  # 32 hex digits that change whenever a waveform would; labels and splits are not in it
     notes: tuple[str, ...]
     excluded: tuple[Excluded, ...] = ()
+    warnings: tuple[str, ...] = ()  # those of the notes that are to be weighed before a run; the others are facts
 
     @cached_property
     def by_id(self) -> dict[str, Clip]:
@@ -218,7 +219,8 @@ def _embedded(spec: synth.SynthSpec) -> Manifest:
 
 
 def _from_files(config: DataConfig, layout: str, root: Path, found: Found) -> Manifest:
-    recordings, split, excluded, split_notes = _trainable(config, found)
+    recordings, split, excluded, lost = _trainable(config, found)
+    lost, shared = (*found.notes, *lost), _player_notes(recordings, split)
     classes = tuple(sorted({r.label for r in recordings}))
     clip_s = config.clip_s or _own_clip_s(recordings)
     rates = Counter(r.header.sample_rate_hz for r in recordings)
@@ -242,15 +244,22 @@ def _from_files(config: DataConfig, layout: str, root: Path, found: Found) -> Ma
         clip_s=clip_s,
         sample_rate_hz=max(rates, key=lambda rate: (rates[rate], rate)),
         content_key=_content_key(root.resolve(), recordings, clip_s),
-        notes=(*found.notes, *split_notes, *_length_notes(recordings, clip_s), *_rate_notes(rates)),
+        notes=(
+            *lost,
+            *_split_notes(config, recordings),
+            *shared,
+            *_length_notes(recordings, clip_s),
+            *_rate_notes(rates),
+        ),
         excluded=excluded,
+        warnings=(*lost, *shared),
     )
 
 
 def _trainable(
     config: DataConfig, found: Found
 ) -> tuple[tuple[Recording, ...], tuple[str, ...], tuple[Excluded, ...], list[str]]:
-    """The recordings of classes that can be in every split, their splits, all that is left out, and notes on it."""
+    """The recordings of classes that can be in every split, their splits, all that is left out, and notes on that."""
     recordings, excluded, notes = found.recordings, list(found.excluded), []
     reason = f" {excluded[0].name}: {excluded[0].reason}." if excluded else ""
     while True:
@@ -263,8 +272,7 @@ def _trainable(
                 f"Add clips of another class.{reason}"
             )
         try:
-            split, split_notes = _splits(config, recordings)
-            return recordings, split, tuple(excluded), [*notes, *split_notes]
+            return recordings, _splits(config, recordings), tuple(excluded), notes
         except splits.NoRoom as error:
             if len(labels) - len(error.classes) < 2:
                 raise
@@ -276,31 +284,46 @@ def _trainable(
             recordings = tuple(r for r in recordings if r.label not in error.classes)
 
 
-def _splits(config: DataConfig, recordings: tuple[Recording, ...]) -> tuple[tuple[str, ...], list[str]]:
+def _splits(config: DataConfig, recordings: tuple[Recording, ...]) -> tuple[str, ...]:
     """The split of each recording: as the data says, and shared out by us where it does not."""
-    items = [splits.Item(r.clip_id, r.label, r.group) for r in recordings]
+    items = _items(recordings)
     brought = {r.split for r in recordings if r.split}
     if brought and "train" not in brought:
         raise DataError(f"{config.dataset} has {' and '.join(sorted(brought))} but no train. Name one split train.")
     wanted = {"valid": config.valid_fraction, "test": config.test_fraction}
     missing = {name: share for name, share in wanted.items() if name not in brought}
-    notes = []
     split = [r.split or "train" for r in recordings]
     if missing:
         open_ = [i for i, name in enumerate(split) if name == "train"]
         for i, name in zip(open_, splits.assign([items[i] for i in open_], missing, config.split_seed), strict=True):
             split[i] = name
-        how = "players are kept whole" if any(item.group for item in items) else "every class in the same shares"
-        source = "taken from train" if brought else "split here"
-        notes.append(f"{' and '.join(missing).capitalize()}: {source}, seed {config.split_seed}; {how}.")
     splits.check(items, split)
-    shared = splits.shared_groups(items, split)
-    if shared:
-        notes.append(
-            f"{len(shared)} players are heard in train and again in valid or test ({_some(shared)}): "
-            "the figures then include familiar players."
-        )
-    return tuple(split), notes
+    return tuple(split)
+
+
+def _items(recordings: tuple[Recording, ...]) -> list[splits.Item]:
+    return [splits.Item(r.clip_id, r.label, r.group) for r in recordings]
+
+
+def _split_notes(config: DataConfig, recordings: tuple[Recording, ...]) -> list[str]:
+    """Where the splits come from that the data did not bring."""
+    brought = {r.split for r in recordings if r.split}
+    missing = [name for name in ("valid", "test") if name not in brought]
+    if not missing:
+        return []
+    how = "players are kept whole" if any(r.group for r in recordings) else "every class in the same shares"
+    source = "taken from train" if brought else "split here"
+    return [f"{' and '.join(missing).capitalize()}: {source}, seed {config.split_seed}; {how}."]
+
+
+def _player_notes(recordings: tuple[Recording, ...], split: tuple[str, ...]) -> list[str]:
+    shared = splits.shared_groups(_items(recordings), split)
+    if not shared:
+        return []
+    return [
+        f"{len(shared)} players are heard in train and again in valid or test ({_some(shared)}): "
+        "the figures then include familiar players."
+    ]
 
 
 def _own_clip_s(recordings: tuple[Recording, ...]) -> float:

@@ -81,6 +81,14 @@ def cached(config: DataConfig, workspace: Workspace) -> dict[str, Verdict]:
     return {} if config.dataset in synth.PRESETS else _read(folder_of(config, workspace) / _FILE)
 
 
+def is_sound(path: Path, verdicts: Mapping[str, Verdict]) -> bool:
+    """Whether a scan has decoded this file to its end, as it is now, and nothing was wrong with it."""
+    with contextlib.suppress(audio.Unusable):
+        known = current(path, verdicts)
+        return known is not None and known.whole and not known.error
+    return False
+
+
 def look(config: DataConfig, workspace: Workspace) -> Intake | None:
     """Who scans this data set just now and how far that is, or why the last attempt ended; None: nothing to tell."""
     return intake.look(folder_of(config, workspace))

@@ -18,7 +18,7 @@ from sousa_engine.baselines import Baselines
 from sousa_engine.config import DataConfig
 from sousa_engine.data.manifest import Manifest
 from sousa_engine.errors import UserError, WorkspaceError
-from sousa_engine.web import parts
+from sousa_engine.web import parts, scan_view
 from sousa_engine.workspace import Workspace
 
 REFRESH_S = 1
@@ -34,7 +34,7 @@ def baselines_section(data: DataConfig, manifest: Manifest, workspace: Workspace
         parts.page_path("launch"),
         label="Train a linear probe",
         icon=":material/rocket_launch:",
-        query_params={"dataset": data.dataset, "lora": "probe"},
+        query_params=scan_view.query_of_launch(data.dataset, lora="probe"),
         help="The next step up: a pretrained backbone that stays as it is, and a new head on top of it.",
     )
 

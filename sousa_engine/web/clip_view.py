@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import plotly.graph_objects as go
@@ -11,7 +13,8 @@ import streamlit as st
 from sousa_engine import rudiments
 from sousa_engine.analysis import listen
 from sousa_engine.charts.spectrogram import StrokeMark, height_px, spectrogram_figure, spectrogram_info
-from sousa_engine.data import audio, synth
+from sousa_engine.data import audio, excerpt, scan, synth
+from sousa_engine.data.decode import Verdict
 from sousa_engine.data.manifest import Clip, Manifest
 from sousa_engine.errors import UserError
 from sousa_engine.web import parts
@@ -19,18 +22,22 @@ from sousa_engine.web import parts
 SPLIT_COLORS = {"train": "green", "valid": "orange", "test": "blue"}
 
 
-@st.cache_data(max_entries=32, show_spinner=False)
-def sound(content_key: str, clip_id: str, _manifest: Manifest) -> np.ndarray:
-    return audio.waveform(_manifest, _manifest.by_id[clip_id])
+@st.cache_data(max_entries=32, show_spinner="Decoding ...")
+def sound(content_key: str, clip_id: str, _manifest: Manifest, _verdicts: Mapping[str, Verdict]) -> np.ndarray:
+    """What no scan has found sound is decoded by a process of its own, which takes a third of a second."""
+    clip = _manifest.by_id[clip_id]
+    if isinstance(clip.source, Path) and not scan.is_sound(clip.source, _verdicts):
+        return excerpt.waveform(clip.source, _manifest.clip_s, _manifest.sample_rate_hz)
+    return audio.waveform(_manifest, clip)
 
 
 @st.cache_data(max_entries=32, show_spinner="Looking and listening with librosa (half a minute the first time) ...")
-def heard(content_key: str, clip_id: str, _manifest: Manifest) -> listen.Listening:
-    return listen.listen(sound(content_key, clip_id, _manifest), _manifest.sample_rate_hz)
+def heard(content_key: str, clip_id: str, _waveform: np.ndarray, _sample_rate_hz: int) -> listen.Listening:
+    return listen.listen(_waveform, _sample_rate_hz)
 
 
-def show_clip(manifest: Manifest, clip: Clip) -> None:
-    """Head, player, picture, tempo; the picture last, because librosa is slow to wake up."""
+def show_clip(manifest: Manifest, clip: Clip, verdicts: Mapping[str, Verdict]) -> None:
+    """Head, player, picture, tempo; the picture last, because librosa is slow to wake up. verdicts: of scans so far."""
     known = rudiment_of(clip.label)
     st.subheader(parts.plain(known.name if known else clip.label), anchor=False)
     with st.container(horizontal=True, gap="small"):
@@ -38,7 +45,7 @@ def show_clip(manifest: Manifest, clip: Clip) -> None:
         for text in badges(clip):
             st.badge(parts.plain(text), color="gray")
     try:
-        waveform = sound(manifest.content_key, clip.clip_id, manifest)
+        waveform = sound(manifest.content_key, clip.clip_id, manifest, verdicts)
     except UserError as error:
         st.error(parts.plain(str(error)), icon=":material/error:")
         return
@@ -51,7 +58,7 @@ def show_clip(manifest: Manifest, clip: Clip) -> None:
     picture = st.container(height=height_px(bool(marks)) + 8, border=False, gap=None)
     words = st.empty()
     with picture:
-        listening = heard(manifest.content_key, clip.clip_id, manifest)
+        listening = heard(manifest.content_key, clip.clip_id, waveform, manifest.sample_rate_hz)
         figure = clip_figure(manifest, waveform, listening, marks)
         st.plotly_chart(figure, key="clip", config={"displayModeBar": False}, alt="Waveform and mel spectrogram")
     words.caption(in_words(clip, listening, marks))

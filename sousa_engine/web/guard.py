@@ -12,8 +12,9 @@ import hashlib
 import hmac
 import ipaddress
 import os
+import re
 from collections.abc import Mapping, Sequence
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, quote, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request, cookie_parser
@@ -145,7 +146,7 @@ class Guard:
         if request.method == "POST" and (given := await _given_token(request)) is not None:
             # Digests: equal in length, so that the time tells neither length nor content.
             if hmac.compare_digest(_proof(given), proof):
-                entered = RedirectResponse(scope.get("root_path", "") + "/", status_code=303)
+                entered = RedirectResponse(_asked_for(scope), status_code=303)
                 secure = request.url.scheme == "https"
                 entered.set_cookie(name, proof, httponly=True, samesite="strict", secure=secure, path="/")
                 return entered
@@ -179,6 +180,13 @@ async def _given_token(request: Request) -> str | None:
             return None
     found = parse_qs(body.decode("utf-8", "replace")).get("token", [])
     return found[0].strip() if len(found) == 1 else None
+
+
+def _asked_for(scope: Scope) -> str:
+    """Path and query that the form was shown for, never another host: a browser takes //name and /\\name for one."""
+    path = "/" + re.sub(r"[/\\]+", "/", scope["path"]).lstrip("/")
+    query = scope.get("query_string", b"").decode("latin-1")
+    return quote(path) + (f"?{query}" if query else "")
 
 
 def _proof(token: str) -> str:

@@ -49,9 +49,11 @@ def files_section(data: DataConfig, workspace: Workspace) -> None:
     st.fragment(section, run_every=REFRESH_S if running else None)(data, workspace, running)
 
 
-def is_strict() -> bool:
-    """Whether the section's switch is on, or the address says so before it is drawn."""
-    return bool(st.session_state.get(_STRICT, st.query_params.get(_STRICT) == "true"))
+def query_of_launch(dataset: str, **more: str) -> dict[str, str]:
+    """What a link to Launch carries: the data set, and that the section's switch is on, or will be when it is drawn."""
+    is_strict = st.session_state.get(_STRICT, st.query_params.get(_STRICT) == "true")
+    # Not the switch's own name: what a widget here is bound to, Streamlit takes out of the next page's address.
+    return {"dataset": dataset, **more, **({"data.strict": "true"} if is_strict else {})}
 
 
 def forget() -> None:

@@ -204,3 +204,21 @@ def test_charts_stand_side_by_side_and_are_stacked_on_a_phone(page, watch, train
     expect(loss.locator("canvas")).to_have_css("width", f"{loss.bounding_box()['width']:g}px")
     assert accuracy.bounding_box()["y"] > loss.bounding_box()["y"] + 200
     assert loss.bounding_box()["x"] + loss.bounding_box()["width"] <= 390
+
+
+def test_the_last_label_below_a_chart_is_whole(page, watch, training):
+    page.add_init_script("""
+        window.drawn = []
+        const write = CanvasRenderingContext2D.prototype.fillText
+        CanvasRenderingContext2D.prototype.fillText = function (text, x, ...more) {
+            drawn.push({ text, right: x + this.measureText(text).width / 2, width: this.canvas.width })
+            return write.call(this, text, x, ...more)
+        }
+    """)
+    training.steps(1000)
+    for width in (1400, 390):
+        page.set_viewport_size({"width": width, "height": 900})
+        watch(training)
+        page.wait_for_function("drawn.some(label => label.text === '1,000')")
+        labels = page.evaluate("drawn.filter(label => label.text === '1,000')")
+        assert all(label["right"] <= label["width"] for label in labels), labels

@@ -360,7 +360,7 @@ function makeChart(view, panel) {
     {
       width: Math.max(panel.plot.clientWidth, 120),
       height: HEIGHT,
-      padding: [10, 8, 0, 0],
+      padding: [10, self => Math.max(8, halfWidth(stepText(Math.round(self.scales.x.max ?? 0)), axis.font)), 0, 0],
       legend: { show: false },
       series,
       bands,
@@ -369,7 +369,7 @@ function makeChart(view, panel) {
         y: { distr: log ? 3 : 1, range: (_, min, max) => yRange(min, max, panel, log, view.zoom) },
       },
       axes: [
-        { ...axis, size: 32, space: 60, incrs: STEPS, values: (_, ticks) => ticks.map(v => v.toLocaleString("en")) },
+        { ...axis, size: 32, space: 60, incrs: STEPS, values: (_, ticks) => ticks.map(stepText) },
         { ...axis, size: 50, space: 34, values: (_, ticks) => ticks.map(v => (v == null ? "" : shown(v, panel, true))) },
       ],
       cursor: {
@@ -404,6 +404,15 @@ function makeChart(view, panel) {
   for (const part of panel.parts)
     if (view.hidden.has(part.key)) part.indexes.forEach(i => chart.setSeries(i, { show: false }))
   return chart
+}
+
+const stepText = step => step.toLocaleString("en")
+
+// Of a label at the right edge, which is centred below the last step.
+function halfWidth(text, font) {
+  const pen = (halfWidth.pen ??= document.createElement("canvas").getContext("2d"))
+  pen.font = font
+  return Math.ceil(pen.measureText(text).width / 2) + 1
 }
 
 const STEPS = [1, 2, 5, 10, 20, 25, 50, 100, 200, 250, 500, 1e3, 2e3, 2500, 5e3, 1e4, 2e4, 5e4, 1e5, 2e5, 5e5, 1e6]
