@@ -31,7 +31,8 @@ from sousa_engine.workspace import Workspace
 
 _END_BYTES = 65536
 _IN_NO_FOLDER = (
-    "tags, notes, names given later, archive marks, who queued it and when exactly, the device it asked for, its sweep"
+    "tags, notes, names given later, archive marks, who queued it and when exactly, the device it asked for, its sweep, "
+    "the run it was cloned from"
 )
 
 

@@ -320,6 +320,54 @@ def test_runs_that_failed_are_queued_again(sousa, store):
     assert [row.seed for row in store.queued()] == [0, 2, 8]
 
 
+def test_a_failed_run_is_queued_again_once(sousa, store):
+    def end(run_id, status):
+        assert store.claim("cpu", "n").id == run_id and store.finish(run_id, status, "x", nonce="n")
+
+    def retried():
+        before = order(store)
+        said = sousa("clone", "--failed").splitlines()
+        return [run_id for run_id in order(store) if run_id not in before], said
+
+    first, second = queued(store, 2)
+    end(first, RunStatus.FAILED)
+    end(second, RunStatus.LOST)
+    (a, b), _ = retried()
+    assert [event.message for event in store.events(a) if event.kind == "retry of"] == [first]
+    nothing, said = retried()
+    assert not nothing and said[:2] == [
+        f"{first} is passed over: its clone {a} is queued.",
+        f"{second} is passed over: its clone {b} is queued.",
+    ]
+    assert "clone RUN" in said[2]
+    end(a, RunStatus.FAILED)  # it alone goes on for the first one
+    end(b, RunStatus.FINISHED)
+    (c,), said = retried()
+    assert [event.message for event in store.events(c) if event.kind == "retry of"] == [a]
+    assert said[:2] == [
+        f"{first} is passed over for its clone {a}, which failed too.",
+        f"{second} is passed over: its clone {b} is finished.",
+    ]
+    nothing, said = retried()
+    assert not nothing and f"{first} is passed over: its clone {c} is queued." in said
+    sousa("stop", c)  # taken out: nobody makes up for the second try any more
+    (d,), _ = retried()
+    end(d, RunStatus.FAILED)
+    store.archive([a, d])  # out of sight: the first one is what is seen to have failed
+    (e,), _ = retried()
+    assert [event.message for event in store.events(e) if event.kind == "retry of"] == [first]
+    assert sousa("clone", first, first).count(" queued: ") == 2  # by its id, always
+
+
+def test_a_changed_clone_is_no_retry_unless_all_that_failed_are_changed(sousa, store):
+    (failed,) = queued(store, 1)
+    assert store.claim("cpu", "n") and store.finish(failed, RunStatus.FAILED, "x", nonce="n")
+    assert " queued: " in sousa("clone", failed, "seed=8")
+    assert sousa("clone", "--failed", "training.max_epochs=2").count(" queued: ") == 1
+    assert "Nothing is left" in sousa("clone", "--failed")
+    assert [list(store.retries().values()), store.queued_count()] == [[failed], 2]
+
+
 def test_a_stop_of_an_earlier_launch_is_no_stop_of_the_next(store):
     (run_id,) = queued(store, 1)
     store.claim("cpu", "n1")
