@@ -51,7 +51,10 @@ def show(workspace: Workspace, limit: int) -> None:
 @click.option("--to", "place", type=click.IntRange(min=1), required=True, metavar="N", help="Its place; 1 is next.")
 @click.pass_obj
 def move(workspace: Workspace, run: str, place: int) -> None:
-    """Give a queued run another place: queue move last --to 1"""
+    """Give a queued run another place: queue move last --to 1
+
+    RUN is an id, the unique start or end of one, or `last`. To take it out of the queue: python -m sousa_engine stop RUN
+    """
     with Store.open(workspace) as store:
         found = store.find(run)
         place = store.move(found.id, place)

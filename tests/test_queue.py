@@ -291,6 +291,16 @@ def test_the_queue_is_shown_ordered_paused_and_gone_on_with(sousa, store, ensure
     assert "only a run that waits" in (sousa("stop", first) and sousa("queue", "move", first, "--to", "1", code=2))
 
 
+def test_a_run_in_the_queue_is_named_by_any_part_that_says_which_as_elsewhere(sousa, store):
+    first, second, third = queued(store, 3)
+    for name, run_id in ((third[-4:], third), (second[-6:], second), ("last", third), (first, first)):
+        assert sousa("queue", "move", name, "--to", "1") == f"run {run_id}: place 1 of 3\n"
+        assert order(store)[0] == run_id
+    assert "could be any of" in sousa("queue", "move", first[:6], "--to", "1", code=2)
+    assert "No run named 'nobody'" in sousa("queue", "move", "nobody", "--to", "1", code=2)
+    assert sousa("stop", second[-4:]) == f"run {second}: stopped\n" and second not in order(store)
+
+
 def test_stop_now_asks_first(sousa, store):
     (run_id,) = queued(store, 1)
     store.claim("cpu", "n")
