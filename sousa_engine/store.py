@@ -456,6 +456,14 @@ class Store:
     def queued_count(self) -> int:
         return self._query("SELECT count(*) AS n FROM runs WHERE status = 'queued'")[0]["n"]
 
+    def queued_at_ms(self, run_id: str) -> int:
+        """When it was queued; of a run that was resumed, when it was last. Raises UnknownNameError."""
+        sql = (
+            "SELECT coalesce(max(at_ms), created_at_ms) AS at_ms FROM runs LEFT JOIN events"
+            " ON events.run_number = runs.run_number AND kind = 'resumed' WHERE runs.run_number = ?"
+        )
+        return self._query(sql, [self._number(run_id)])[0]["at_ms"]
+
     def move(self, run_id: str, to: int) -> int:
         """Give a queued run another place in the queue, 1 is the next one; returns the place it has now.
 
