@@ -1,6 +1,7 @@
 """The command line: train, show, resume, modules, targets here; the other verbs in files of their own.
 
-Exit code 0 for success, 2 for a user's mistake, 1 for a run that failed, 3 for one that was stopped.
+Exit code 0 for success, 2 for a user's mistake, 1 for a run that failed, 3 for one that was stopped, 130 where Ctrl-C
+ended the command and not the run.
 """
 
 from __future__ import annotations
@@ -61,6 +62,9 @@ class _Commands(click.Group):
         except SousaError as error:
             click.echo(f"error: {error}", err=True)
             ctx.exit(2 if isinstance(error, UserError) else 1)
+        except KeyboardInterrupt:
+            click.echo("Interrupted. Runs that are queued or train go on: python -m sousa_engine queue", err=True)
+            ctx.exit(run_files.EXIT_INTERRUPTED)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         if args[0] not in self.commands:
@@ -282,7 +286,11 @@ def _see_through(workspace: Workspace, run: Run, detach: bool) -> None:
     if detach:
         click.echo(f"follow it with: python -m sousa_engine show {run.id}")
         return
-    over = _follow(workspace, run)
+    try:
+        over = _follow(workspace, run)
+    except KeyboardInterrupt:
+        click.echo(_left(workspace, run), err=True)
+        sys.exit(run_files.EXIT_INTERRUPTED)
     _echo_end(workspace, over)
     sys.exit({RunStatus.FINISHED: 0, RunStatus.STOPPED: run_files.EXIT_STOPPED}.get(over.status, 1))
 
@@ -317,10 +325,21 @@ def _follow(workspace: Workspace, run: Run) -> Run:
                 time.sleep(POLL_S)
             except KeyboardInterrupt:
                 if asked:
-                    raise click.ClickException(f"Left run {run.id} to itself; it is still stopping.") from None
+                    raise
                 asked = True
                 store.request_stop(run.id)
                 bar.write(f"stopping run {run.id}: checkpoint first (Ctrl-C again leaves it to itself)")
+
+
+def _left(workspace: Workspace, run: Run) -> str:
+    """What becomes of a run that nobody watches any more; the stop may not have come through."""
+    with Store.open(workspace) as store:
+        found = store.find(run.id)
+    if found.status.is_over:
+        return f"Left run {run.id} to itself; it is over: {found.status.value}."
+    if found.status is RunStatus.STOPPING:
+        return f"Left run {run.id} to itself; it is still stopping, and saves a checkpoint first."
+    return f"Left run {run.id} to itself; it goes on. Stop it: python -m sousa_engine stop {run.id}"
 
 
 def _stage(run: Run) -> str:

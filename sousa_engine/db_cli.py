@@ -1,19 +1,24 @@
-"""`db check`, `db rebuild` and `db backup`: looking after runs.db."""
+"""`db check`, `db backup`, `db restore` and `db rebuild`: looking after runs.db."""
 
 from __future__ import annotations
 
+import shlex
 import sys
+import time
 from pathlib import Path
 
 import click
 
-from sousa_engine import rebuild, upkeep
+from sousa_engine import rebuild, restore, upkeep
+from sousa_engine.errors import WorkspaceError
 from sousa_engine.workspace import Workspace
+
+_COPIES_SHOWN = 3
 
 
 @click.group()
 def db() -> None:
-    """Look after runs.db: check it, copy it, make it again from the runs' folders."""
+    """Look after runs.db: check it, copy it, put a copy back, make it again from the runs' folders."""
 
 
 @db.command()
@@ -40,6 +45,26 @@ def backup(workspace: Workspace, file: Path | None) -> None:
     click.echo(f"{made} ({made.stat().st_size / 2**20:,.1f} MiB)")
 
 
+@db.command("restore")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.pass_obj
+def restore_command(workspace: Workspace, file: Path) -> None:
+    """Put FILE, a copy by `db backup` or from before a migration, in the place of runs.db. Close the studio first.
+
+    The copy is checked first and stays where it is; runs.db is kept beside the new one.
+    """
+    made = restore.restore(workspace, file)
+    click.echo(f"{_runs(made.runs)} in runs.db, as {file} has them")
+    if made.kept:
+        click.echo(f"the file before: {made.kept}")
+    if made.behind:
+        shown = ", ".join(made.behind[:5]) + (" ..." if len(made.behind) > 5 else "")
+        click.echo(
+            f"{_runs(len(made.behind))} trained since that copy was made: {shown}. "
+            "Before you open the studio, take that in: python -m sousa_engine db rebuild"
+        )
+
+
 @db.command("rebuild")
 @click.pass_obj
 def rebuild_command(workspace: Workspace) -> None:
@@ -47,7 +72,13 @@ def rebuild_command(workspace: Workspace) -> None:
 
     What stands in no folder (tags, notes, sweeps) is taken from the old file where that can be read.
     """
-    made = rebuild.rebuild(workspace)
+    instead = _instead(workspace)
+    try:
+        made = rebuild.rebuild(workspace)
+    except WorkspaceError:
+        for line in instead:
+            click.echo(line, err=True)
+        raise
     click.echo(f"{_runs(made.runs)} in the new runs.db")
     if made.from_files:
         click.echo(f"{_runs(len(made.from_files))} of these from the folder alone")
@@ -59,6 +90,17 @@ def rebuild_command(workspace: Workspace) -> None:
         click.echo(f"lost: {line}")
     if made.kept:
         click.echo(f"the old file: {made.kept}")
+    for line in instead:
+        click.echo(line)
+
+
+def _instead(workspace: Workspace) -> list[str]:
+    """A line for each of the newest copies that could be had back instead."""
+    return [
+        f"or instead, as it was on {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(copy.made_s))}, "
+        f"{_runs(copy.runs)}: python -m sousa_engine db restore {shlex.quote(str(copy.path))}"
+        for copy in upkeep.copies(workspace)[:_COPIES_SHOWN]
+    ]
 
 
 def _runs(count: int) -> str:

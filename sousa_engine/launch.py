@@ -31,10 +31,12 @@ from sousa_engine.errors import (
 from sousa_engine.executors import local
 from sousa_engine.methods import METHODS, Method
 from sousa_engine.module_tree import Counts, Outline, Resolution
-from sousa_engine.records import Run, RunStatus, SweepStatus
+from sousa_engine.records import Origin, Run, RunFilter, RunRow, RunStatus, SweepStatus
 from sousa_engine.store import Store, not_resumable
 from sousa_engine.training import resume as checkpoints
 from sousa_engine.workspace import Workspace
+
+FAILED = (RunStatus.FAILED, RunStatus.LOST)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,11 +276,13 @@ def clone(
     *,
     created_by: str,
     form_token: str | None = None,
+    retry: bool = False,
 ) -> tuple[Run, ...]:
     """Queue new runs with the settings of these, in the same order; all of them, or none.
 
-    changes: words as grammar.parse reads them, for each of them. form_token as in `start`. Raises ConfigError,
-    UnknownNameError, TargetError, DataError; PreflightError naming the run that could only fail.
+    changes: words as grammar.parse reads them, for each of them. retry: they make up for runs that failed, changed or
+    not; unchanged ones always do. form_token as in `start`. Raises ConfigError, UnknownNameError, TargetError,
+    DataError; PreflightError naming the run that could only fail.
     """
     configs = []
     for run in runs:
@@ -286,10 +290,47 @@ def clone(
         if errors := preflight(found, workspace).errors:
             raise PreflightError(f"{run.id} ({found.title}): {' '.join(check.detail for check in errors)}")
         configs.append(found)
+    origins = [Origin(run.id, run.status in FAILED and (retry or not changes)) for run in runs]
     with Store.open(workspace) as store:
-        made = store.enqueue_all(configs, created_by=created_by, form_token=form_token)
+        made = store.enqueue_all(configs, created_by=created_by, form_token=form_token, origins=origins)
     supervisor.ensure(workspace)
     return made
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failures:
+    """Runs that failed and are to be tried again, oldest first. passed_over: a sentence for each that is not."""
+
+    runs: tuple[Run, ...]
+    passed_over: tuple[str, ...]
+
+
+def failures(store: Store) -> Failures:
+    """All runs that failed or were lost; not archived ones, nor those of sweeps.
+
+    One whose retry waits, trains or is finished is passed over, and one whose retry failed too: that one is among them.
+    """
+    rows = store.listing(RunFilter(statuses=FAILED), descending=False).rows
+    failed = dict.fromkeys(row.id for row in rows if row.sweep_id is None)
+    origins = store.retries()
+    retries: dict[str, list[RunRow]] = {}
+    for retry in store.rows(origins):
+        first = origins[retry.id]
+        while first is not None:  # a retry of a retry stands for the first run too
+            retries.setdefault(first, []).append(retry)
+            first = origins.get(first)
+    runs, passed_over = [], []
+    for run_id in failed:
+        found = retries.get(run_id, [])
+        done = [one for one in found if not one.status.is_over or one.status is RunStatus.FINISHED]
+        again = [one for one in found if one.id in failed]
+        if done:
+            passed_over.append(f"{run_id} is passed over: its clone {done[-1].id} is {done[-1].status.value}.")
+        elif again:
+            passed_over.append(f"{run_id} is passed over for its clone {again[-1].id}, which failed too.")
+        else:
+            runs.append(store.find(run_id))
+    return Failures(runs=tuple(runs), passed_over=tuple(passed_over))
 
 
 def to_yaml(run_config: RunConfig) -> str:

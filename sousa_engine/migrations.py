@@ -327,7 +327,7 @@ def open_database(workspace: Workspace, *, readonly: bool = False, checkpoints: 
     path = workspace.db
     file_systems.refuse_network(workspace)
     if not readonly:
-        _make_folders(workspace)
+        make_folders(workspace)
     elif not path.is_file():
         raise WorkspaceError(f"There is no runs.db in {workspace.root}: nothing was ever queued here.")
     db = _connect_readonly(path) if readonly else Database(_connect(str(path)))
@@ -354,8 +354,7 @@ def migrate(db: Database, workspace: Workspace, migrations: Migrations = history
     """
     path = workspace.db
     # The file lock orders processes and threads: switching to WAL and VACUUM INTO cannot stand inside a transaction.
-    with _open_lock(workspace.runs / ".migrate.lock") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with alone(workspace):
         version = _version(db, path)
         if version >= latest:
             return
@@ -370,12 +369,29 @@ def migrate(db: Database, workspace: Workspace, migrations: Migrations = history
             old.unlink(missing_ok=True)
 
 
+@contextmanager
+def alone(workspace: Workspace) -> Iterator[None]:
+    """Nobody migrates meanwhile; waits for who does."""
+    with _open_lock(workspace.runs / ".migrate.lock") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def create(path: Path) -> Database:
     """A new, empty database at today's schema, in a file that is not there yet; for the calling thread alone."""
     assert not path.exists()
     db = Database(_connect(str(path)))
     _apply(db, history, _LATEST)
     return db
+
+
+def bring_to_today(path: Path) -> None:
+    """A database of ours that nobody else has open: at today's schema, without a log. Raises WorkspaceError."""
+    with contextlib.closing(Database(_connect(str(path)))) as db, _sentences(path):
+        if _version(db, path) < _LATEST:
+            _apply(db, history, _LATEST)
+        db.enable_wal()  # a copy may have been made without
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
 def copy_into(db: Database, target: Path) -> None:
@@ -520,7 +536,8 @@ def read_only(workspace: Workspace) -> str:
     return ""
 
 
-def _make_folders(workspace: Workspace) -> None:
+def make_folders(workspace: Workspace) -> None:
+    """The folder of runs, if it is not there. Raises WorkspaceError for a workspace that cannot be written to."""
     try:
         workspace.runs.mkdir(parents=True, exist_ok=True)
     except OSError as error:

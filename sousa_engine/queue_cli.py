@@ -10,11 +10,9 @@ import click
 from sousa_engine import launch, supervisor
 from sousa_engine.errors import UserError
 from sousa_engine.executors import local, slots
-from sousa_engine.records import RunFilter, RunStatus
+from sousa_engine.records import RunStatus
 from sousa_engine.store import Store
 from sousa_engine.workspace import Workspace
-
-_FAILED = (RunStatus.FAILED, RunStatus.LOST)
 
 
 @click.group(invoke_without_command=True)
@@ -53,7 +51,10 @@ def show(workspace: Workspace, limit: int) -> None:
 @click.option("--to", "place", type=click.IntRange(min=1), required=True, metavar="N", help="Its place; 1 is next.")
 @click.pass_obj
 def move(workspace: Workspace, run: str, place: int) -> None:
-    """Give a queued run another place: queue move last --to 1"""
+    """Give a queued run another place: queue move last --to 1
+
+    RUN is an id, the unique start or end of one, or `last`. To take it out: python -m sousa_engine stop RUN
+    """
     with Store.open(workspace) as store:
         found = store.find(run)
         place = store.move(found.id, place)
@@ -121,7 +122,11 @@ def stop(workspace: Workspace, run: str, now: bool, yes: bool) -> None:
 
 @click.command()
 @click.argument("words", nargs=-1, metavar="RUN... [FIELD=VALUE]...")
-@click.option("--failed", is_flag=True, help="All that failed or were lost; not archived ones, nor those of sweeps.")
+@click.option(
+    "--failed",
+    is_flag=True,
+    help="All that failed or were lost, once each; not archived ones, nor those of sweeps.",
+)
 @click.pass_obj
 def clone(workspace: Workspace, words: tuple[str, ...], failed: bool) -> None:
     """Queue runs once more with the same settings, or with some changed: clone last seed=7 training.lr=1e-3"""
@@ -129,13 +134,18 @@ def clone(workspace: Workspace, words: tuple[str, ...], failed: bool) -> None:
     if bool(names) is failed:
         raise UserError("Name the runs to clone, or say --failed: one of the two.")
     with Store.open(workspace) as store:
+        found, passed_over = tuple(map(store.find, names)), ()
         if failed:
-            rows = store.listing(RunFilter(statuses=_FAILED), descending=False).rows
-            names = [row.id for row in rows if row.sweep_id is None]
-            if not names:
+            again = launch.failures(store)
+            found, passed_over = again.runs, again.passed_over
+            if not found and not passed_over:
                 raise UserError(
                     "No run failed or was lost. Those of a sweep: python -m sousa_engine sweeps rerun-failed SWEEP."
                 )
-        found = [store.find(name) for name in names]
-    for run in launch.clone(workspace, found, changes, created_by="cli"):
+    for line in passed_over:
+        click.echo(line)
+    if not found:
+        click.echo("Nothing is left to queue. By its id, a run is always cloned: python -m sousa_engine clone RUN")
+        return
+    for run in launch.clone(workspace, found, changes, created_by="cli", retry=failed):
         click.echo(f"run {run.id} queued: {run.title}")

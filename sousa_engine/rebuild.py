@@ -14,12 +14,12 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sousa_engine import config, file_systems, run_files, spool, supervisor, trash, upkeep
+from sousa_engine import config, file_systems, migrations, run_files, spool, supervisor, trash, upkeep
 from sousa_engine.config import RunConfig
 from sousa_engine.errors import ConfigError, WorkspaceError
 from sousa_engine.executors import Sighting
@@ -31,7 +31,8 @@ from sousa_engine.workspace import Workspace
 
 _END_BYTES = 65536
 _IN_NO_FOLDER = (
-    "tags, notes, names given later, archive marks, who queued it and when exactly, the device it asked for, its sweep"
+    "tags, notes, names given later, archive marks, who queued it and when exactly, the device it asked for, "
+    "its sweep, the run that it is a clone of"
 )
 
 
@@ -54,7 +55,7 @@ class Rebuilt:
 def rebuild(workspace: Workspace) -> Rebuilt:
     """Raises WorkspaceError: a supervisor lives, a run trains, no room on the disk, a database of a newer program."""
     file_systems.refuse_network(workspace)
-    with _alone(workspace), Old.open(workspace.db) as old:
+    with alone(workspace), Old.open(workspace.db) as old:
         if not old.is_readable:
             trash.put_back(workspace, trash.found(workspace))  # how far a deletion came stood in runs.db
         new_file = workspace.root / ".runs.rebuilt.db"
@@ -62,14 +63,21 @@ def rebuild(workspace: Workspace) -> Rebuilt:
             with New(new_file, workspace) as new:
                 made = _fill(workspace, old, new)
                 new.finish()
-            return replace(made, kept=_put_in_place(new_file, workspace.db))
+            return replace(made, kept=put_in_place(new_file, workspace.db, "rebuild"))
         except OSError as error:
             raise WorkspaceError(f"runs.db is as it was: {error.filename}: {error.strerror}.") from error
 
 
+def behind(workspace: Workspace, rows: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Ids of the runs whose folder tells of a launch after all that these rows of `runs` tell, or that they lack."""
+    known = {row["id"]: row for row in rows}
+    folders = (_Folder.read(workspace, name) for name in upkeep.run_folders(workspace))
+    return tuple(one.id for one in folders if one.id not in known or one.is_newer_than(known[one.id]))
+
+
 @contextlib.contextmanager
-def _alone(workspace: Workspace) -> Iterator[None]:
-    """No supervisor, no training, nobody who deletes; and none can begin until this is over."""
+def alone(workspace: Workspace) -> Iterator[None]:
+    """No supervisor, no training, nobody who deletes or migrates; and none can begin until this is over."""
     if not workspace.runs.is_dir():
         raise WorkspaceError(f"There is no folder {workspace.runs}: nothing to make runs.db from.")
     try:
@@ -84,8 +92,8 @@ def _alone(workspace: Workspace) -> Iterator[None]:
             pid = lock.read().strip()
             stop = f"kill {pid}" if pid.isdecimal() else "end its process"
             raise WorkspaceError(
-                f"A supervisor works in {workspace.root}, and would write while runs.db is made again. Close the "
-                f"studio; the supervisor leaves a minute after the last run, or at once by: {stop}"
+                f"A supervisor works in {workspace.root}, and would write to runs.db meanwhile. Close the studio; "
+                f"the supervisor leaves a minute after the last run, or at once by: {stop}"
             ) from None
         lock.truncate(0)
         lock.write(f"{os.getpid()}\n")
@@ -98,7 +106,7 @@ def _alone(workspace: Workspace) -> Iterator[None]:
                 f"Still training: {', '.join(training[:5])}. Wait for the end, or have "
                 f"{'it' if len(training) == 1 else 'them'} saved and stopped: kill {pids}".rstrip()
             )
-        with trash.alone(workspace, wait=True):
+        with migrations.alone(workspace), trash.alone(workspace, wait=True):
             yield
 
 
@@ -342,15 +350,15 @@ def _modified_ms(path: Path) -> int:
     return path.stat().st_mtime_ns // 1_000_000
 
 
-def _put_in_place(new: Path, path: Path) -> Path | None:
+def put_in_place(new: Path, path: Path, what: str) -> Path | None:
     """Keep the old file under a dated name, then rename the new one over it. The old log must go before: SQLite would
-    replay it into the new file."""
+    replay it into the new file. what: is done, a word for that name."""
     with new.open("rb") as file:
         os.fsync(file.fileno())
     kept = None
     if any(old.exists() for old in beside(path)[:2]):
         stamp, more = time.strftime("%y%m%d-%H%M%S"), ""
-        while (kept := path.with_name(f"runs.before-rebuild.{stamp}{more}.db")).exists():
+        while (kept := path.with_name(f"runs.before-{what}.{stamp}{more}.db")).exists():
             more = f"-{1 + int(more[1:] or 0)}"
         for old, name in zip(beside(path)[:2], beside(kept)[:2], strict=True):
             if old.exists():

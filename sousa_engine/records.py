@@ -258,6 +258,13 @@ class Prediction:
     label_probability: float
 
 
+class Origin(NamedTuple):
+    """The run that another one is a clone of. is_retry: it had failed, and the clone is to make up for it."""
+
+    run_id: str
+    is_retry: bool
+
+
 class ClipScore(NamedTuple):
     """How many of `runs` runs got a clip right. A tuple, not a dataclass: a sweep has tens of thousands."""
 

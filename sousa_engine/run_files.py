@@ -24,6 +24,7 @@ EXIT = "exit.json"  # how the trainer ended: code or signal, kills for want of m
 EXIT_FINISHED = 0
 EXIT_USER_ERROR = 2
 EXIT_STOPPED = 3
+EXIT_INTERRUPTED = 130  # of a command, as shells count Ctrl-C; the run may go on
 EXIT_DISK_FULL = 4  # so that it is known even where result.json found no room
 
 # Steps of a launch, as the keeper notes them

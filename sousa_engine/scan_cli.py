@@ -24,6 +24,11 @@ from sousa_engine.errors import UserError, WorkspaceError
 from sousa_engine.workspace import Workspace
 
 EXIT_REFUSED = 2
+_PASSED_OVER = {
+    "hidden": "hidden",
+    "not-audio": "not audio by suffix",
+    "beside": "audio outside of the class folders",
+}
 
 
 @click.command("scan", short_help="Decode every file of a data set; list what is wrong, and why.")
@@ -59,6 +64,7 @@ def scan_command(
       kinds             {kind: how many findings}
       refusal           why no training could begin, or ""
       findings          [{level: "error" | "warning", kind, name, reason}], errors first
+      passed_over       [{kind: "hidden" | "not-audio" | "beside", count, names}]: no part of files; names: a few
     """
     if not workspace.root.is_dir():
         raise UserError(f"There is no folder {workspace.root} to keep what is found in. Check --workspace.")
@@ -115,6 +121,15 @@ def in_words(found: Report) -> str:
     return f"{files}, {found.usable:,} used in {classes}; {errors}, {warnings}"
 
 
+def passed_over(found: Report) -> str:
+    """`passed over: 2 hidden (.git/, roll/.DS_Store), 4 not audio by suffix (a.txt, b.txt, c.txt, ...)`, or ""."""
+    kinds = []
+    for one in found.passed_over:
+        more = ["..."] if one.count > len(one.names) else []
+        kinds.append(f"{one.count:,} {_PASSED_OVER[one.kind]} ({', '.join([*one.names, *more])})")
+    return f"passed over: {', '.join(kinds)}" if kinds else ""
+
+
 def _table(found: Report) -> str:
     rows = [
         (one.level.upper(), KINDS[one.kind], one.name or found.dataset, one.reason)
@@ -125,7 +140,9 @@ def _table(found: Report) -> str:
     lines = [
         f"{level:<{widths[0]}}  {kind:<{widths[1]}}  {name:<{widths[2]}}  {why}" for level, kind, name, why in rows
     ]
-    return "\n".join([*lines, f"{found.dataset}: {in_words(found)}", *([found.refusal] if found.refusal else [])])
+    return "\n".join(
+        [*lines, f"{found.dataset}: {in_words(found)}", *filter(None, [passed_over(found), found.refusal])]
+    )
 
 
 @contextlib.contextmanager

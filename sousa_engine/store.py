@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from itertools import zip_longest
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -33,6 +34,7 @@ from sousa_engine.records import (
     Event,
     Listing,
     MetricPoint,
+    Origin,
     Prediction,
     Progress,
     Queue,
@@ -139,13 +141,18 @@ class Store:
         return self.enqueue_all([config], created_by=created_by, form_token=form_token)[0]
 
     def enqueue_all(
-        self, configs: Sequence[RunConfig], *, created_by: str = "page", form_token: str | None = None
+        self,
+        configs: Sequence[RunConfig],
+        *,
+        created_by: str = "page",
+        form_token: str | None = None,
+        origins: Sequence[Origin] = (),
     ) -> tuple[Run, ...]:
-        """New QUEUED runs in this order, all or none; form_token as `enqueue` has it."""
+        """New QUEUED runs in this order, all or none; form_token as `enqueue` has it. origins: of clones, one each."""
         with self._writing():
             ids = [
-                self._enqueue(config, created_by, form_token=_of_form(form_token, number))
-                for number, config in enumerate(configs)
+                self._enqueue(config, created_by, form_token=_of_form(form_token, number), origin=origin)
+                for number, (config, origin) in enumerate(zip_longest(configs, origins))
             ]
         return tuple(self._existing(run_id) for run_id in ids)
 
@@ -376,6 +383,11 @@ class Store:
         with self._reading() as db:
             return tuple(map(ClipScore._make, db.execute(sql, [json.dumps(list(run_ids)), split])))
 
+    def retries(self) -> dict[str, str]:
+        """Id of each run that is the retry of a failed one -> id of that one, which may have been deleted since."""
+        sql = "SELECT id, message AS origin FROM events JOIN runs USING (run_number) WHERE kind = ? ORDER BY run_number"
+        return {row["id"]: row["origin"] for row in self._query(sql, [_RETRY])}
+
     # Metrics, for reading
 
     def metric_names(self, run_id: str) -> tuple[str, ...]:
@@ -443,6 +455,14 @@ class Store:
 
     def queued_count(self) -> int:
         return self._query("SELECT count(*) AS n FROM runs WHERE status = 'queued'")[0]["n"]
+
+    def queued_at_ms(self, run_id: str) -> int:
+        """When it was queued; of a run that was resumed, when it was last. Raises UnknownNameError."""
+        sql = (
+            "SELECT coalesce(max(at_ms), created_at_ms) AS at_ms FROM runs LEFT JOIN events"
+            " ON events.run_number = runs.run_number AND kind = 'resumed' WHERE runs.run_number = ?"
+        )
+        return self._query(sql, [self._number(run_id)])[0]["at_ms"]
 
     def move(self, run_id: str, to: int) -> int:
         """Give a queued run another place in the queue, 1 is the next one; returns the place it has now.
@@ -764,6 +784,7 @@ class Store:
         sweep_id: str | None = None,
         of: SweepRun | None = None,
         form_token: str | None = None,
+        origin: Origin | None = None,
     ) -> str:
         """Within a transaction. The run of a form that was sent before is the one it made then."""
         made = self._db.execute("SELECT id FROM runs WHERE form_token = ?", [form_token]).fetchone()
@@ -784,6 +805,8 @@ class Store:
         }
         self._db.execute(_INSERT_RUN, row)
         self._add_event(row["id"], "queued", f"Queued by the {created_by}.", now)
+        if origin:
+            self._add_event(row["id"], _RETRY if origin.is_retry else "clone of", origin.run_id, now)
         return row["id"]
 
     def _move(self, run_id: str, place_of: Callable[[int], int]) -> int:
@@ -922,6 +945,7 @@ class Store:
 _OF_THE_FILE = sqlite3.DatabaseError
 _OF_THE_VALUES = (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.DataError)
 
+_RETRY = "retry of"  # an event of a clone; its message is the id of the run that failed
 _IN_QUEUE = "WHERE status = 'queued' ORDER BY queue_position, run_number"
 _LAST_PLACE = "coalesce((SELECT max(queue_position) FROM runs), 0) + 1"
 _INSERT_RUN = f"""

@@ -13,7 +13,7 @@ from typing import Any
 import click
 from tqdm import tqdm
 
-from sousa_engine import backbones, grammar, launch, module_tree, probe, sweep, sweeper
+from sousa_engine import backbones, grammar, launch, module_tree, probe, run_files, sweep, sweeper
 from sousa_engine.analysis.sweeps import TrialRow, best_first, failures, tally, trial_rows, trials
 from sousa_engine.config import RunConfig
 from sousa_engine.errors import ConfigError, UserError
@@ -105,7 +105,12 @@ def sweep_command(
     if detach:
         click.echo(f"follow it with: python -m sousa_engine sweeps show {made.id}")
         return
-    _follow(workspace, made)
+    try:
+        _follow(workspace, made)
+    except KeyboardInterrupt:
+        stop = f"python -m sousa_engine sweeps stop {made.id}"
+        click.echo(f"Left sweep {made.id} to itself; it goes on. Stop it: {stop}", err=True)
+        sys.exit(run_files.EXIT_INTERRUPTED)
     with Store.open(workspace) as store:
         over = store.find_sweep(made.id)
         _echo_sweep(store, over)
@@ -371,28 +376,23 @@ def _echo_plan(found: sweeper.Plan) -> None:
 
 
 def _follow(workspace: Workspace, made: Sweep) -> None:
-    """A bar of runs until the sweep is over. Ctrl-C leaves it to itself."""
+    """A bar of runs until the sweep is over."""
     lines = not sys.stderr.isatty()
     said = -1
     with tqdm(total=1, leave=False, disable=lines, unit="run") as bar, Store.open(workspace) as store:
         while True:
-            try:
-                found = store.find_sweep(made.id)
-                runs = store.sweep_runs(made.id)
-                over = sum(run.status.is_over for run in runs)
-                bar.total = sweep.build(found.spec).run_count if found.spec["sampler"] != "grid" else len(runs)
-                bar.n = over
-                bar.refresh()
-                if lines and over != said:
-                    click.echo(f"{over} of {bar.total} runs are over", err=True)
-                    said = over
-                if found.status.is_over and over == len(runs):
-                    return
-                time.sleep(POLL_S)
-            except KeyboardInterrupt:
-                raise click.ClickException(
-                    f"Left sweep {made.id} to itself; it goes on. Stop it: python -m sousa_engine sweeps stop {made.id}"
-                ) from None
+            found = store.find_sweep(made.id)
+            runs = store.sweep_runs(made.id)
+            over = sum(run.status.is_over for run in runs)
+            bar.total = sweep.build(found.spec).run_count if found.spec["sampler"] != "grid" else len(runs)
+            bar.n = over
+            bar.refresh()
+            if lines and over != said:
+                click.echo(f"{over} of {bar.total} runs are over", err=True)
+                said = over
+            if found.status.is_over and over == len(runs):
+                return
+            time.sleep(POLL_S)
 
 
 def _echo_sweep(store: Store, found: Sweep) -> None:

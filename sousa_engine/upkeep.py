@@ -37,11 +37,11 @@ def check(workspace: Workspace) -> Check:
             return Check(facts=(f"no runs.db in {workspace.root}, and no run's folder: nothing was ever queued here",))
         lost = f"There is no runs.db, but {_count(len(folders), 'run folder')} ({_some(folders)}). {migrations.REBUILD}"
         return Check(findings=(lost,))
-    with reading(workspace) as db, migrations._sentences(workspace.db):
+    with reading(workspace.db) as db, migrations._sentences(workspace.db):
         version = migrations._version(db, workspace.db)
-        damage = _damage(db)
-        if damage:
-            return Check(findings=(f"runs.db is damaged: {_some(damage)}. {migrations.REBUILD}",))
+        found = damage(db)
+        if found:
+            return Check(findings=(f"runs.db is damaged: {_some(found)}. {migrations.REBUILD}",))
         if not version:
             if not folders:
                 return Check(facts=("runs.db is empty; it is made with the first run",))
@@ -83,11 +83,68 @@ def backup(workspace: Workspace, target: Path | None = None) -> Path:
         raise UserError(f"{target} exists already: a backup never replaces a file. Choose another name.")
     if not target.parent.is_dir():
         raise UserError(f"There is no folder {target.parent}: make it first, or name another place.")
-    with reading(workspace) as db:
+    with reading(workspace.db) as db:
         with migrations._sentences(workspace.db):
             migrations._version(db, workspace.db)
         migrations.copy_into(db, target)
     return target
+
+
+@dataclass(frozen=True, kw_only=True)
+class Copy:
+    """A copy of runs.db: by `backup`, or from before a migration. made_s: when, in seconds since 1970."""
+
+    path: Path
+    made_s: float
+    runs: int
+
+
+def copies(workspace: Workspace) -> tuple[Copy, ...]:
+    """Those beside runs.db that can be read, newest first; what a rebuild or a restore replaced is none."""
+    found = []
+    for path in workspace.root.glob("[!.]*.db"):
+        if path == workspace.db or path.name.startswith("runs.before-"):
+            continue
+        with contextlib.suppress(WorkspaceError, sqlite3.DatabaseError, OSError), reading(path) as db:
+            if migrations._version(db, path):
+                (runs,) = db.execute("SELECT count(*) FROM runs").fetchone()
+                found.append(Copy(path=path, made_s=path.stat().st_mtime, runs=runs))
+    return tuple(sorted(found, key=lambda copy: copy.made_s, reverse=True))
+
+
+def damage(db: migrations.Database) -> list[str]:
+    """What SQLite's integrity check says; nothing if all is whole."""
+    try:
+        return [row[0] for row in db.execute("PRAGMA integrity_check(100)") if row[0] != "ok"]
+    except sqlite3.DatabaseError as error:  # so damaged that even the check cannot go on
+        return [str(error)]
+
+
+@contextlib.contextmanager
+def sound(file: Path) -> Iterator[migrations.Database]:
+    """A copy of some runs.db, open for reading, once all of it was checked. Raises UserError for what is none."""
+    if not file.is_file():
+        raise UserError(f"There is no file {file}. Name a copy that db backup made.")
+    with contextlib.ExitStack() as stack:
+        try:
+            db = stack.enter_context(reading(file))
+            version, program = (
+                db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("user_version", "application_id")
+            )
+        except (WorkspaceError, sqlite3.DatabaseError):
+            raise UserError(f"{file} is not a readable SQLite database. Name another copy.") from None
+        if program != migrations.APPLICATION_ID or not version:
+            raise UserError(f"{file} is no copy of a runs.db. Name one that db backup made.")
+        if version > migrations._LATEST:
+            raise UserError(
+                f"{file} has schema version {version}; this program knows versions up to {migrations._LATEST}. "
+                "Update the program, or name another copy."
+            )
+        if found := damage(db):
+            raise UserError(f"{file} is damaged ({' '.join(found[0].split())}). Name another copy.")
+        if not db.table("runs").exists():
+            raise UserError(f"{file} has no table of runs, so it is no copy of a runs.db. Name another copy.")
+        yield db
 
 
 def run_folders(workspace: Workspace) -> tuple[str, ...]:
@@ -100,8 +157,9 @@ def run_folders(workspace: Workspace) -> tuple[str, ...]:
 
 
 @contextlib.contextmanager
-def reading(workspace: Workspace) -> Iterator[migrations.Database]:
-    db = migrations._connect_readonly(workspace.db)
+def reading(path: Path) -> Iterator[migrations.Database]:
+    """Raises WorkspaceError for a file that SQLite cannot read."""
+    db = migrations._connect_readonly(path)
     try:
         yield db
     finally:
@@ -113,13 +171,6 @@ def _is_run(workspace: Workspace, place: Path) -> bool:
         return workspace.run_dir(place.name) == place and (place / run_files.CONFIG).is_file()
     except (ValueError, OSError):
         return False
-
-
-def _damage(db: migrations.Database) -> list[str]:
-    try:
-        return [row[0] for row in db.execute("PRAGMA integrity_check(100)") if row[0] != "ok"]
-    except sqlite3.DatabaseError as error:  # so damaged that even the check cannot go on
-        return [str(error)]
 
 
 def _unlisted(db: migrations.Database) -> int:

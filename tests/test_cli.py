@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -249,6 +252,60 @@ def test_resume_says_from_where_or_why_not(sousa, workspace):
     assert result.exit_code == 0 and f"run {run.id} queued: goes on from step 7, epoch 2" in result.output
     with Store.open(workspace) as store:
         assert [found.status for found in store.runs()] == [RunStatus.QUEUED]
+
+
+_TRAIN = """
+import signal, sys
+from sousa_engine import supervisor
+from sousa_engine.cli import main
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, where the tests run in a shell's background
+supervisor.ensure = supervisor.revive = lambda workspace: False
+main(["--workspace", sys.argv[1], "train", "data=micro"])
+"""
+
+
+@pytest.mark.process
+def test_a_second_ctrl_c_ends_the_command_at_once_and_says_what_becomes_of_the_run(workspace):
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([sys.executable, "-u", "-c", _TRAIN, str(workspace.root)], **pipes)
+    assert process.stderr.readline() == "queued\n"  # it watches
+    with Store.open(workspace) as store:
+        run = store.claim("cpu", "n")
+        assert process.stderr.readline() == "starting\n"
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.readline() == "stopping\n"
+        assert store.run(run.id).status is RunStatus.STOPPING
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert told == f"Left run {run.id} to itself; it is still stopping, and saves a checkpoint first.\n"
+
+
+@pytest.mark.parametrize(("arrives", "told"), [(False, "it goes on. Stop it: "), (True, "it is over: stopped.")])
+def test_what_is_said_of_a_run_left_to_itself_is_so_even_if_the_stop_was_cut_short(sousa, monkeypatch, arrives, told):
+    def interrupt(seconds):
+        raise KeyboardInterrupt
+
+    def cut_short(store, run_id):
+        if arrives:
+            ask(store, run_id)
+        raise KeyboardInterrupt
+
+    ask = Store.request_stop
+    monkeypatch.setattr(cli.time, "sleep", interrupt)
+    monkeypatch.setattr(cli.supervisor, "revive", lambda workspace: False)
+    monkeypatch.setattr(Store, "request_stop", cut_short)
+    result = sousa("train", "data=micro")
+    assert result.exit_code == 130 and f"to itself; {told}" in result.stderr and "Aborted" not in result.stderr
+
+
+def test_ctrl_c_anywhere_else_is_130_and_a_sentence(sousa, monkeypatch):
+    def interrupt(*args, **more):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(launch, "prepare", interrupt)
+    result = sousa("train", "data=micro")
+    assert result.exit_code == 130 and result.stderr.startswith("Interrupted. ")
 
 
 def test_a_workspace_that_can_only_be_read_is_read(sousa, workspace, monkeypatch):

@@ -240,6 +240,13 @@ def findings_table(at: AppTest):
     return next((frame.value for frame in at.dataframe if "why" in frame.value.columns), None)
 
 
+def test_the_page_says_what_lies_in_the_folder_and_is_passed_over(drums, workspace_of_its_own):
+    (drums / "flam/.hidden.wav").write_bytes(b"x")
+    (drums / "read_me.txt").write_text("x")
+    told = r"Passed over: 1 hidden (flam/.hidden.wav), 1 not audio by suffix (read\_me.txt)."
+    assert told in said(visit(dataset=str(drums)))
+
+
 def test_before_a_scan_the_page_says_so_and_offers_one(drums, workspace_of_its_own):
     truncate(drums / "flam/2.wav")
     at = visit(dataset=str(drums))

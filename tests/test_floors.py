@@ -53,6 +53,7 @@ FLOORS = {
         "analyze_cli",
         "scan_cli",
         "rebuild",
+        "restore",
         "db_cli",
     ],
     5: ["web", "pages"],

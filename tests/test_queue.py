@@ -291,6 +291,16 @@ def test_the_queue_is_shown_ordered_paused_and_gone_on_with(sousa, store, ensure
     assert "only a run that waits" in (sousa("stop", first) and sousa("queue", "move", first, "--to", "1", code=2))
 
 
+def test_a_run_in_the_queue_is_named_by_any_part_that_says_which_as_elsewhere(sousa, store):
+    first, second, third = queued(store, 3)
+    for name, run_id in ((third[-4:], third), (second[-6:], second), ("last", third), (first, first)):
+        assert sousa("queue", "move", name, "--to", "1") == f"run {run_id}: place 1 of 3\n"
+        assert order(store)[0] == run_id
+    assert "could be any of" in sousa("queue", "move", first[:6], "--to", "1", code=2)
+    assert "No run named 'nobody'" in sousa("queue", "move", "nobody", "--to", "1", code=2)
+    assert sousa("stop", second[-4:]) == f"run {second}: stopped\n" and second not in order(store)
+
+
 def test_stop_now_asks_first(sousa, store):
     (run_id,) = queued(store, 1)
     store.claim("cpu", "n")
@@ -318,6 +328,54 @@ def test_runs_that_failed_are_queued_again(sousa, store):
     assert "one of the two" in sousa("clone", code=2) and "one of the two" in sousa("clone", fine, "--failed", code=2)
     assert " queued: " in sousa("clone", fine, "seed=8")
     assert [row.seed for row in store.queued()] == [0, 2, 8]
+
+
+def test_a_failed_run_is_queued_again_once(sousa, store):
+    def end(run_id, status):
+        assert store.claim("cpu", "n").id == run_id and store.finish(run_id, status, "x", nonce="n")
+
+    def retried():
+        before = order(store)
+        said = sousa("clone", "--failed").splitlines()
+        return [run_id for run_id in order(store) if run_id not in before], said
+
+    first, second = queued(store, 2)
+    end(first, RunStatus.FAILED)
+    end(second, RunStatus.LOST)
+    (a, b), _ = retried()
+    assert [event.message for event in store.events(a) if event.kind == "retry of"] == [first]
+    nothing, said = retried()
+    assert not nothing and said[:2] == [
+        f"{first} is passed over: its clone {a} is queued.",
+        f"{second} is passed over: its clone {b} is queued.",
+    ]
+    assert "clone RUN" in said[2]
+    end(a, RunStatus.FAILED)  # it alone goes on for the first one
+    end(b, RunStatus.FINISHED)
+    (c,), said = retried()
+    assert [event.message for event in store.events(c) if event.kind == "retry of"] == [a]
+    assert said[:2] == [
+        f"{first} is passed over for its clone {a}, which failed too.",
+        f"{second} is passed over: its clone {b} is finished.",
+    ]
+    nothing, said = retried()
+    assert not nothing and f"{first} is passed over: its clone {c} is queued." in said
+    sousa("stop", c)  # taken out: nobody makes up for the second try any more
+    (d,), _ = retried()
+    end(d, RunStatus.FAILED)
+    store.archive([a, d])  # out of sight: the first one is what is seen to have failed
+    (e,), _ = retried()
+    assert [event.message for event in store.events(e) if event.kind == "retry of"] == [first]
+    assert sousa("clone", first, first).count(" queued: ") == 2  # by its id, always
+
+
+def test_a_changed_clone_is_no_retry_unless_all_that_failed_are_changed(sousa, store):
+    (failed,) = queued(store, 1)
+    assert store.claim("cpu", "n") and store.finish(failed, RunStatus.FAILED, "x", nonce="n")
+    assert " queued: " in sousa("clone", failed, "seed=8")
+    assert sousa("clone", "--failed", "training.max_epochs=2").count(" queued: ") == 1
+    assert "Nothing is left" in sousa("clone", "--failed")
+    assert [list(store.retries().values()), store.queued_count()] == [[failed], 2]
 
 
 def test_a_stop_of_an_earlier_launch_is_no_stop_of_the_next(store):

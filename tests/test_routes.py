@@ -50,6 +50,21 @@ def test_queued_run_answers_before_its_first_point(client, workspace):
     assert (found["status"], found["progress"], found["series"]) == ("queued", None, {})
 
 
+def test_the_time_in_the_queue_counts_from_the_resume_if_there_was_one(client, workspace):
+    from sousa_engine.store import Store
+
+    at = [1_000]
+    with Store.open(workspace, clock_ms=lambda: at[0]) as store:
+        run = store.enqueue(config())
+        assert live(client, run.id)["queued_ms"] == 1_000
+        for at[0] in (50_000, 90_000):
+            assert store.claim("cpu", "n") and store.mark_running(run.id, "n", started_at_ms=at[0] - 9_000)
+            assert live(client, run.id)["queued_ms"] is None
+            store.finish(run.id, RunStatus.STOPPED, "Stopped.", nonce="n")
+            store.resume(run.id, "Resumed.")
+            assert live(client, run.id)["queued_ms"] == at[0]
+
+
 def test_preparing_run_tells_how_far_its_features_are(client, workspace):
     training = Training.begin(workspace, prepared=False)
     assert live(client, training.run.id)["progress"] | {"eta_s": None} == {

@@ -50,6 +50,36 @@ def drums(tmp_path):
 # Files
 
 
+def test_what_is_passed_over_is_counted_by_kind_with_a_few_names(drums, sousa):
+    plain = sousa(drums).stdout
+    assert "passed over" not in plain
+    for name in ("notes.txt", "roll/cover.jpg", "roll/deep/a.mid", "roll/deep/b.mid", "roll/.DS_Store", ".git/x.wav"):
+        (drums / name).parent.mkdir(parents=True, exist_ok=True)
+        (drums / name).write_bytes(b"x")
+    (drums / "tap" / ".old").mkdir()
+    shutil.copy(drums / "tap" / "0.wav", drums / "loose.wav")
+    shutil.copy(drums / "tap" / "0.wav", drums / "tap" / "._0.wav")
+    said = sousa(drums).stdout
+    assert said.splitlines()[-1] == (
+        "passed over: 4 hidden (.git/, roll/.DS_Store, tap/.old/, ...), "
+        "4 not audio by suffix (notes.txt, roll/cover.jpg, roll/deep/a.mid, ...), "
+        "1 audio outside of the class folders (loose.wav)"
+    )
+    assert said.splitlines()[0] == plain.splitlines()[0]  # what is used is what it was
+    told = json.loads(sousa(drums, "--json").stdout)
+    assert told["passed_over"][0] == {"kind": "hidden", "count": 4, "names": [".git/", "roll/.DS_Store", "tap/.old/"]}
+    assert [(one["kind"], one["count"]) for one in told["passed_over"][1:]] == [("not-audio", 4), ("beside", 1)]
+
+
+def test_audio_beside_the_classes_of_a_split_folder_is_passed_over_in_words(tmp_path, workspace):
+    for split in ("train", "valid", "test"):
+        for i, label in enumerate(("roll", "tap")):
+            bad_audio.write(tmp_path / "sets" / split / label / "0.wav", 10 * i)
+    bad_audio.write(tmp_path / "sets" / "train" / "stray.wav", 3)
+    (one,) = scanned(tmp_path / "sets", workspace).passed_over
+    assert (one.kind, one.count, one.names) == ("beside", 1, ("train/stray.wav",))
+
+
 @pytest.mark.parametrize("name", bad_audio.EXPECTED)
 def test_a_bad_file_is_listed_with_its_reason(bad, name):
     level, kind, part = bad_audio.EXPECTED[name]
@@ -381,7 +411,7 @@ def test_json_has_the_shape_that_its_help_promises(bad, sousa):
     assert result.exit_code == 0
     printed = json.loads(result.stdout)
     counts = {"files", "scanned", "usable", "classes", "errors", "warnings", "kinds"}
-    promised = {"dataset", "strict", *counts, "refusal", "findings"}
+    promised = {"dataset", "strict", *counts, "refusal", "findings", "passed_over"}
     assert set(printed) == promised
     text = sousa("--help").output
     assert all(word in text for word in [*promised, "level", "kind", "name", "reason"])

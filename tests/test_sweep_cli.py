@@ -52,6 +52,16 @@ def test_names_after_an_option_are_all_its_own(sousa, store):
     assert len(runs) == 8 and all(run.config.lora.r == 4 and run.config.training.max_epochs == 1 for run in runs)
 
 
+def test_ctrl_c_leaves_a_sweep_to_itself_with_130(sousa, store, monkeypatch):
+    def interrupt(seconds):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweep_cli.time, "sleep", interrupt)
+    said = sousa(*MINIS, code=130)
+    (made,) = store.sweeps()
+    assert f"Left sweep {made.id} to itself; it goes on. Stop it: " in said and made.status is SweepStatus.RUNNING
+
+
 def test_a_dry_run_prints_the_sweep_as_yaml_that_starts_the_same(sousa, store, tmp_path):
     said = sousa(*MINIS, "--axis", "training.lr=1e-3,5e-3", "--dry-run")
     assert "8 runs" in said and store.sweeps() == ()

@@ -15,7 +15,7 @@ from sousa_engine.config import DataConfig
 from sousa_engine.data import audio, layouts, synth
 from sousa_engine.data import manifest as manifests
 from sousa_engine.data.decode import Verdict
-from sousa_engine.data.layouts import Row
+from sousa_engine.data.layouts import PassedOver, Row
 from sousa_engine.data.manifest import Manifest
 from sousa_engine.errors import DataError
 
@@ -74,7 +74,8 @@ class Finding:
 class Report:
     """All findings, errors first. files: that the data set claims; scanned: of these, judged as they are now.
 
-    refusal: why no training could begin on it, else "". usable, classes: what a training would get.
+    refusal: why no training could begin on it, else "". usable, classes: what a training would get. passed_over: what
+    lies among the files and is none of them.
     """
 
     dataset: str
@@ -85,6 +86,7 @@ class Report:
     classes: int
     findings: tuple[Finding, ...]
     refusal: str
+    passed_over: tuple[PassedOver, ...] = ()
 
     @property
     def errors(self) -> int:
@@ -154,6 +156,7 @@ def report(config: DataConfig, verdicts: Mapping[str, Verdict], opened: Manifest
         classes=len(opened.classes) if opened else 0,
         findings=tuple(found),
         refusal=refusal or _refusal(config, found),
+        passed_over=listing.passed_over,
     )
 
 

@@ -18,6 +18,7 @@ from sousa_engine.errors import DataError, nearest
 
 GROUP_COLUMNS = ("player", "group")
 _MAX_CSV_MIB = 64
+_NAMED = 3  # of the files that are passed over
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,12 +66,25 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PassedOver:
+    """What stands in a data set's folder and is no part of it. names: the first few; a hidden folder counts once.
+
+    kind: "hidden" (its name begins with a dot), "not-audio" (by its suffix), "beside" (audio outside of the classes).
+    """
+
+    kind: str
+    count: int
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Listing:
     """What a layout claims to hold: names alone, no file was looked at."""
 
     rows: tuple[Row, ...]
     excluded: tuple[Excluded, ...] = ()
     notes: tuple[str, ...] = ()
+    passed_over: tuple[PassedOver, ...] = ()
 
 
 def list_folder(root: Path) -> Listing:
@@ -104,9 +118,13 @@ def list_folder(root: Path) -> Listing:
         places = [(root, "")]
 
     rows: list[Row] = []
+    others: list[Path] = []
+    for place in dict.fromkeys([root, *(place for place, _ in places)]):
+        inside = {entry.name for entry in _folders(place)}
+        others += sorted(path for path in place.iterdir() if path.name not in inside)
     for place, split in places:
         for folder in _folders(place):
-            files = list(_audio_files(Path(folder.path)))
+            files = list(_audio_files(Path(folder.path), others))
             if not files:
                 notes.append(f"The folder {Path(folder.path).relative_to(root).as_posix()} holds no audio.")
             label = clean_label(folder.name)
@@ -119,7 +137,7 @@ def list_folder(root: Path) -> Listing:
             f"{root} holds no audio files. Files ending in {', '.join(sorted(audio.SUFFIXES))} are read, "
             "in one folder for each class."
         )
-    return Listing(rows=tuple(rows), notes=tuple(notes))
+    return Listing(rows=tuple(rows), notes=tuple(notes), passed_over=_passed_over(root, others))
 
 
 def list_csv(path: Path) -> Listing:
@@ -278,29 +296,48 @@ def _delimiter(path: Path, text: str) -> str:
     return "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=header.count)
 
 
-def _audio_files(folder: Path) -> Iterator[Path]:
+def _audio_files(folder: Path, others: list[Path]) -> Iterator[Path]:
     """Every audio file below a folder. Hidden files are not looked at; links to folders are not followed.
 
     So that they are reported, not passed over, folders are among them that cannot be listed, that are named like a
-    file, or that are links.
+    file, or that are links. others: is given what is passed over.
     """
     unread: list[Path] = []
     for place, folders, names in os.walk(folder, onerror=lambda error: unread.append(Path(error.filename))):
         inside = sorted(f for f in folders if not f.startswith("."))
         odd = {f for f in inside if _is_audio(f) or (Path(place) / f).is_symlink()}
+        others += (Path(place) / f for f in sorted(set(folders) - set(inside)))
         folders[:] = [f for f in inside if f not in odd]
-        yield from (Path(place) / name for name in sorted({n for n in names if _is_audio(n)} | odd))
+        heard = {n for n in names if _is_audio(n)}
+        others += (Path(place) / n for n in sorted(set(names) - heard))
+        yield from (Path(place) / name for name in sorted(heard | odd))
     yield from unread
 
 
-def _folders(folder: Path) -> list[os.DirEntry[str]]:
-    def is_folder(entry: os.DirEntry[str]) -> bool:
-        try:
-            return entry.is_dir()
-        except OSError:  # a link that leads back to itself
-            return False
+def _passed_over(root: Path, others: Iterable[Path]) -> tuple[PassedOver, ...]:
+    found: dict[str, list[Path]] = {"hidden": [], "not-audio": [], "beside": []}
+    for path in others:
+        found["hidden" if path.name.startswith(".") else "beside" if _is_audio(path.name) else "not-audio"].append(path)
+    return tuple(
+        PassedOver(kind=kind, count=len(paths), names=tuple(_within(root, path) for path in paths[:_NAMED]))
+        for kind, paths in found.items()
+        if paths
+    )
 
-    return [entry for entry in _entries(folder) if is_folder(entry)]
+
+def _within(root: Path, path: Path) -> str:
+    return shown(path.relative_to(root).as_posix()) + ("/" if _is_folder(path) else "")
+
+
+def _folders(folder: Path) -> list[os.DirEntry[str]]:
+    return [entry for entry in _entries(folder) if _is_folder(entry)]
+
+
+def _is_folder(place: os.DirEntry[str] | Path) -> bool:
+    try:
+        return place.is_dir()
+    except OSError:  # a link that leads back to itself
+        return False
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:

@@ -104,7 +104,7 @@ def _live(store: Store, run: Run, asked: Asked, measured: Mapping[str, Summary])
         "reason": run.reason,
         "device": run.device,
         "progress": _progress(run),
-        "created_ms": run.created_at_ms,
+        "queued_ms": None if run.started_at_ms else store.queued_at_ms(run.id),
         # Moved by what it ran before it was resumed: it is only there to be subtracted from.
         "started_ms": run.started_at_ms and run.started_at_ms - sum(end - start for start, end in run.earlier_ms),
         "ended_ms": run.ended_at_ms,

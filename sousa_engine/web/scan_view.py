@@ -96,6 +96,8 @@ def in_short(found: Report) -> None:
         st.markdown(f":orange[:material/warning:] {words}.")
     else:
         st.markdown(f"{'' if waiting else ':green[:material/check:] '}{words}.")
+    if others := scan_cli.passed_over(found):
+        st.caption(parts.plain(f"{others[0].upper()}{others[1:]}."))
 
 
 def table(found: Report) -> None:

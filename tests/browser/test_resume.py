@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import time
+
 import pytest
 from seeding import Training, config, no_supervisor
 
@@ -17,7 +20,8 @@ def test_curves_move_again_after_resume_is_pressed(studio, page, settled):
     from playwright.sync_api import expect
 
     with no_supervisor(studio.workspace):
-        training = Training.begin(studio.workspace, config(max_epochs=3))
+        an_hour_ago = time.time_ns() // 1_000_000 - 3_600_000
+        training = Training.begin(studio.workspace, config(max_epochs=3), at_ms=an_hour_ago)
         training.steps(50)
         data = manifest.fingerprint(manifest.open_dataset(training.run.config.data))
         checkpoint.save(training.folder / "checkpoints", 50, {}, {"epoch": 2, "best": None, "run": {"data": data}})
@@ -27,6 +31,7 @@ def test_curves_move_again_after_resume_is_pressed(studio, page, settled):
         expect(page.get_by_text("step 50", exact=True).first).to_be_visible()
         page.get_by_role("button", name="Resume", exact=True).click()
         expect(page.get_by_role("button", name="Take out of the queue")).to_be_visible()
+        expect(page.get_by_text(re.compile(r"^queued for \d+ s$"))).to_be_visible()  # since the resume
         with Store.open(studio.workspace) as store:
             assert store.claim("cpu", training.nonce).id == run.id
             store.mark_running(run.id, training.nonce, started_at_ms=training.clock[0])

@@ -551,7 +551,7 @@ function phaseText(run) {
 }
 
 function timeText(run) {
-  if (!run.started_ms) return run.created_ms && !run.over ? `queued for ${duration(run.now_ms - run.created_ms)}` : ""
+  if (!run.started_ms) return run.queued_ms && !run.over ? `queued for ${duration(run.now_ms - run.queued_ms)}` : ""
   const ran = duration((run.ended_ms ?? run.now_ms) - run.started_ms)
   if (run.over) return run.status === "finished" ? `took ${ran}` : `after ${ran}`
   const eta = run.status === "running" ? run.progress?.eta_s : null

@@ -1,0 +1,50 @@
+"""Put a copy of runs.db in its place: `python -m sousa_engine db restore FILE`.
+
+The copy is checked, copied and brought to today's schema beside runs.db, which is kept under a dated name and replaced
+in one step: cut short at any moment, there is the old one or the new one. Nobody else may be at work, as for rebuild.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sousa_engine import file_systems, migrations, rebuild, upkeep
+from sousa_engine.errors import UserError, WorkspaceError
+from sousa_engine.salvage import Old, beside
+from sousa_engine.workspace import Workspace
+
+
+@dataclass(frozen=True, kw_only=True)
+class Restored:
+    """What came of it. behind: ids of runs whose folder tells of more than the copy does. kept: the file before."""
+
+    runs: int
+    behind: tuple[str, ...]
+    kept: Path | None
+
+
+def restore(workspace: Workspace, file: Path) -> Restored:
+    """Raises UserError for a file that is no sound copy, WorkspaceError as rebuild does: nothing is changed then."""
+    file_systems.refuse_network(workspace)
+    if workspace.db.exists() and file.exists() and file.samefile(workspace.db):
+        raise UserError(f"{file} is runs.db itself: name a copy of it.")
+    with upkeep.sound(file) as copy:
+        migrations.make_folders(workspace)
+        with rebuild.alone(workspace):
+            new_file = workspace.root / ".runs.restored.db"
+            try:
+                for stale in beside(new_file):
+                    stale.unlink(missing_ok=True)  # of a restore that was killed
+                migrations.copy_into(copy, new_file)
+                migrations.bring_to_today(new_file)
+                with Old.open(new_file) as new:
+                    rows = new.rows("runs")
+                behind = rebuild.behind(workspace, rows)
+                kept = rebuild.put_in_place(new_file, workspace.db, "restore")
+            except OSError as error:
+                raise WorkspaceError(f"runs.db is as it was: {error.filename}: {error.strerror}.") from error
+            finally:
+                for torn in beside(new_file):
+                    torn.unlink(missing_ok=True)
+    return Restored(runs=len(rows), behind=behind, kept=kept)
