@@ -61,7 +61,8 @@ def restore_command(workspace: Workspace, file: Path) -> None:
         shown = ", ".join(made.behind[:5]) + (" ..." if len(made.behind) > 5 else "")
         click.echo(
             f"{_runs(len(made.behind))} trained since that copy was made: {shown}. "
-            "Before you open the studio, take that in: python -m sousa_engine db rebuild"
+            "Take that in: python -m sousa_engine db rebuild. The queue is paused, lest one is trained again; "
+            "afterwards: python -m sousa_engine queue resume"
         )
 
 

@@ -11,13 +11,16 @@ from pathlib import Path
 
 from sousa_engine import file_systems, migrations, rebuild, upkeep
 from sousa_engine.errors import UserError, WorkspaceError
-from sousa_engine.salvage import Old, beside
+from sousa_engine.salvage import Old, beside, pause_queue
 from sousa_engine.workspace import Workspace
 
 
 @dataclass(frozen=True, kw_only=True)
 class Restored:
-    """What came of it. behind: ids of runs whose folder tells of more than the copy does. kept: the file before."""
+    """What came of it. kept: the file before. behind: ids of runs whose folder tells of more than the copy does.
+
+    Where there are such, the queue is paused, lest one that waits in the copy is trained over its own results.
+    """
 
     runs: int
     behind: tuple[str, ...]
@@ -41,6 +44,8 @@ def restore(workspace: Workspace, file: Path) -> Restored:
                 with Old.open(new_file) as new:
                     rows = new.rows("runs")
                 behind = rebuild.behind(workspace, rows)
+                if behind:
+                    pause_queue(new_file)
                 kept = rebuild.put_in_place(new_file, workspace.db, "restore")
             except OSError as error:
                 raise WorkspaceError(f"runs.db is as it was: {error.filename}: {error.strerror}.") from error

@@ -157,7 +157,7 @@ class New:
                 if table in here - _MADE and not table.startswith(("sqlite_", "_sqlite")):
                     for row in old.rows(table):
                         with contextlib.suppress(sqlite3.IntegrityError):
-                            self._insert(table, row)
+                            self._insert(table, row, "INSERT OR REPLACE")  # a new queue has its row already
 
     def has_sweep(self, sweep_id: str) -> bool:
         return self._store.sweep(sweep_id) is not None
@@ -205,11 +205,11 @@ class New:
                 raise WorkspaceError(f"The new database came out wrong ({damage}, {broken}); runs.db is as it was.")
             self._store.checkpoint_wal()
 
-    def _insert(self, table: str, row: Row) -> None:
+    def _insert(self, table: str, row: Row, how: str = "INSERT") -> None:
         known = [name for name in self._columns(table) if name in row]
         marks = ", ".join("?" * len(known))
         names = ", ".join(f"[{name}]" for name in known)
-        self._db.execute(f"INSERT INTO [{table}] ({names}) VALUES ({marks})", [row[name] for name in known])
+        self._db.execute(f"{how} INTO [{table}] ({names}) VALUES ({marks})", [row[name] for name in known])
 
     def _columns(self, table: str) -> list[str]:
         return [row[0] for row in self._db.execute("SELECT name FROM pragma_table_info(?)", [table])]
@@ -218,6 +218,12 @@ class New:
     def _writing(self) -> Iterator[None]:
         with self._store._writing(durable=False):
             yield
+
+
+def pause_queue(path: Path) -> None:
+    """Of a database at today's schema that nobody else has open; one that is paused stays as it is."""
+    with contextlib.closing(sqlite3.connect(path)) as plain, plain:
+        plain.execute("UPDATE queue SET paused_at_ms = coalesce(paused_at_ms, ?)", [now_ms()])
 
 
 def beside(path: Path) -> tuple[Path, ...]:

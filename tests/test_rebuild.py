@@ -40,6 +40,7 @@ def shown(workspace) -> dict:
             "of sweeps": {sweep.id: store.sweep_runs(sweep.id) for sweep in store.sweeps()},
             "target sets": store.target_sets(),
             "tags": store.tags(),
+            "queue": store.queue(),
             **{
                 run.id: {
                     "events": store.events(run.id),
@@ -73,6 +74,8 @@ def seeded(workspace):
         store.request_stop(store.enqueue(config(seed=40, name="never started")).id)
         train_next_of(store)
         store.enqueue(config(seed=42, name="waits"), created_by="cli")
+        store.set_cpu_slots(2)
+        store.pause_queue()
     assert sweep
     return runs
 

@@ -85,7 +85,9 @@ def test_what_was_trained_since_the_copy_is_named_and_taken_in_by_a_rebuild(work
     said = db(workspace, "restore", copy)
     assert f"2 runs trained since that copy was made: {', '.join(sorted((waited, late.id)))}." in said
     assert "db rebuild" in said
-    assert [run.status for run in runs(workspace)] == [RunStatus.QUEUED]
+    with Store.open(workspace) as store:
+        assert [run.status for run in store.runs()] == [RunStatus.QUEUED] and store.claim("cpu", "n") is None
+        assert store.queue().is_paused, "else it would be trained again, over its own results"
     db(workspace, "rebuild")
     assert {run.id: run.status for run in runs(workspace)} == dict.fromkeys((waited, late.id), RunStatus.FINISHED)
 
