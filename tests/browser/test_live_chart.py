@@ -8,7 +8,6 @@ from sousa_engine.records import Progress, RunStatus
 from sousa_engine.store import Store
 
 pytestmark = pytest.mark.browser
-expect.set_options(timeout=120_000)  # a deadline, not a pace: the machine may be busy with training
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -18,7 +18,6 @@ from sousa_engine.store import Store
 
 pytestmark = [pytest.mark.browser, pytest.mark.process]
 DEADLINE_S = 240  # for a training on a busy machine; every wait below ends as soon as its condition holds
-expect.set_options(timeout=DEADLINE_S * 1000)
 
 
 def until(condition, what):

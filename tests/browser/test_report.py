@@ -9,7 +9,6 @@ from sousa_engine.store import Store
 from sousa_engine.workspace import Workspace
 
 pytestmark = pytest.mark.browser
-expect.set_options(timeout=120_000)  # a deadline, not a pace: the machine may be busy with training
 NAME = "<img src=x onerror=alert(1)> & <b>rank</b>"
 
 

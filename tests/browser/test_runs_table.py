@@ -10,7 +10,6 @@ from sousa_engine.records import RunStatus
 from sousa_engine.store import Store
 
 pytestmark = pytest.mark.browser
-expect.set_options(timeout=120_000)  # a deadline, not a pace: the machine may be busy with training
 
 
 @pytest.fixture(scope="module", autouse=True)

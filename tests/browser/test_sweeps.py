@@ -11,7 +11,6 @@ from sousa_engine.store import Store
 
 pytestmark = pytest.mark.browser
 DEADLINE_MS = 120_000  # a deadline, not a pace: the machine may be busy with training
-expect.set_options(timeout=DEADLINE_MS)
 ASKED = {
     "name": "which rank",
     "axes": {"lora.r": [2, 4, 8]},
