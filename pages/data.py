@@ -43,7 +43,8 @@ def main() -> None:
     data = DataConfig(dataset=dataset)
     workspace = default_workspace()
     try:
-        manifest = opened(dataset, scan.verdicts_stamp(data, workspace))
+        stamp = scan.verdicts_stamp(data, workspace)
+        manifest = opened(dataset, stamp)
     except (UserError, WorkspaceError) as error:
         st.error(parts.plain(str(error)), icon=":material/error:")
         scan_view.files_section(data, workspace)
@@ -63,7 +64,7 @@ def main() -> None:
         shown = filtered(manifest)
         clip = pick_clip(manifest, shown)
     with right:
-        show_clip(manifest, clip, scanned(dataset, scan.verdicts_stamp(data, workspace)))
+        show_clip(manifest, clip, scanned(dataset, stamp))
     known = rudiment_of(clip.label)
     left, right = st.columns(2, gap="large") if known else (None, st.container())
     if known and left:

@@ -444,6 +444,27 @@ def begin_at_once(program: str, workspace: Workspace, *, timeout_s: float, count
         assert process.returncode == 0, stderr
 
 
+def killed_before_change(program: str, number: int, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run a Python program, with sys.argv[1:] as `arguments`; SIGKILL before its change `number` (0 is the first) of
+    names in file systems: a link, a rename, a removal. `watched()` in it begins to count, after the imports."""
+    command = [sys.executable, "-c", _WATCHED.format(number=number) + program, *map(str, arguments)]
+    return subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=120)
+
+
+_WATCHED = """
+import os, signal, sys
+left = {number}
+def watch(event, arguments):
+    global left
+    if event in ("os.link", "os.remove", "os.rename"):
+        left -= 1
+        if left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+def watched():
+    sys.addaudithook(watch)
+"""
+
+
 def _locked(lock: IO[str]) -> bool:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

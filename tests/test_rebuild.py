@@ -7,12 +7,10 @@ import os
 import shutil
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
 
 import pytest
-from seeding import Training, config, seed, seed_sweep, train_next
+from seeding import Training, config, killed_before_change, seed, seed_sweep, train_next
 
 from sousa_engine import rebuild as rebuilding
 from sousa_engine import run_files, spool, upkeep
@@ -23,7 +21,6 @@ from sousa_engine.rebuild import rebuild
 from sousa_engine.records import RunFilter, RunStatus
 from sousa_engine.store import Store
 from sousa_engine.supervisor import Supervisor
-from sousa_engine.workspace import PROJECT_ROOT
 
 
 def shown(workspace) -> dict:
@@ -319,20 +316,12 @@ def test_a_newer_programs_database_is_left_to_it(workspace, version):
     assert not list(workspace.root.glob("runs.before-rebuild.*"))
 
 
-_KILLED_AT = """
-import os, signal, sys
+_REBUILD = """
 from pathlib import Path
 from sousa_engine import rebuild
 from sousa_engine.workspace import Workspace
-left = int(sys.argv[2])
-def watch(event, arguments):
-    global left
-    if event in ("os.link", "os.remove", "os.rename"):
-        left -= 1
-        if left < 0:
-            os.kill(os.getpid(), signal.SIGKILL)
 rebuild.beside  # all is imported
-sys.addaudithook(watch)
+watched()
 rebuild.rebuild(Workspace(root=Path(sys.argv[1])))
 """
 
@@ -342,8 +331,7 @@ def test_killed_before_any_of_its_changes_there_is_the_old_database_or_the_new_o
     run = Training.begin(workspace).finish()
     spoil(workspace.db)
     for left in range(100):
-        command = [sys.executable, "-c", _KILLED_AT, str(workspace.root), str(left)]
-        done = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=60)
+        done = killed_before_change(_REBUILD, left, workspace.root)
         assert workspace.db.stat().st_size > 0  # never a moment without
         if done.returncode == 0:
             break

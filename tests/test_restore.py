@@ -7,17 +7,14 @@ import os
 import shutil
 import signal
 import sqlite3
-import subprocess
-import sys
 
 import pytest
 from click.testing import CliRunner
-from seeding import Training, config, seed
+from seeding import Training, config, killed_before_change, seed
 
 from sousa_engine import cli, migrations, restore, run_files, upkeep
 from sousa_engine.records import RunStatus
 from sousa_engine.store import Store
-from sousa_engine.workspace import PROJECT_ROOT
 
 
 def db(workspace, *words, code=0):
@@ -181,19 +178,11 @@ def test_nobody_else_is_let_in_meanwhile(workspace, copy, monkeypatch):
     assert seen == [True, True, True] and not any(map(held, locks))
 
 
-_KILLED_AT = """
-import os, signal, sys
+_RESTORE = """
 from pathlib import Path
 from sousa_engine import restore
 from sousa_engine.workspace import Workspace
-left = int(sys.argv[3])
-def watch(event, arguments):
-    global left
-    if event in ("os.link", "os.remove", "os.rename"):
-        left -= 1
-        if left < 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-sys.addaudithook(watch)
+watched()
 restore.restore(Workspace(root=Path(sys.argv[1])), Path(sys.argv[2]))
 """
 
@@ -202,8 +191,7 @@ restore.restore(Workspace(root=Path(sys.argv[1])), Path(sys.argv[2]))
 def test_killed_before_any_of_its_changes_there_is_the_old_database_or_the_copy(workspace, copy):
     old, new, seen = {run.id for run in runs(workspace)}, ids(copy), []
     for moment in range(40):
-        command = [sys.executable, "-c", _KILLED_AT, str(workspace.root), str(copy), str(moment)]
-        code = subprocess.run(command, cwd=PROJECT_ROOT, timeout=120).returncode
+        code = killed_before_change(_RESTORE, moment, workspace.root, copy).returncode
         found = {run.id for run in runs(workspace)}
         assert found in (old, new)
         seen.append(found == new)
