@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +14,11 @@ from sousa_engine import backbones, config, grammar, launch, module_tree
 from sousa_engine.config import HeadPolicy, RunConfig
 from sousa_engine.errors import SousaError, UnknownNameError, UserError
 from sousa_engine.methods import METHODS, Method
-from sousa_engine.module_tree import EntryMatch, Outline
+from sousa_engine.module_tree import EntryMatch, Outline, Resolution
 from sousa_engine.records import TargetSet
 from sousa_engine.store import Store
 from sousa_engine.web import parts
-from sousa_engine.web.components.module_tree import Choice, choose
+from sousa_engine.web.components.module_tree import Choice, choose, ticked
 from sousa_engine.web.components.module_tree import module_tree as draw_tree
 from sousa_engine.web.weights_view import weights_section
 from sousa_engine.workspace import default_workspace
@@ -209,11 +210,11 @@ def launch_button(outline: Outline, chosen: Choice, saved: Mapping[str, TargetSe
         problems.append("Nothing would train: no module is ticked and the head is frozen.")
     for problem in problems:
         st.error(parts.plain(problem))
-    narrow = {t.path: t.width for t in targets if t.width < chosen.ranks.get(t.path, fields.r)}
+    narrow = narrow_ranks(outline, chosen, fields.r)
     if narrow and fields.method.takes_ranks and problems:
         st.button(
             f"Give {len(narrow)} narrow module{'s' * (len(narrow) > 1)} the highest rank possible", width="stretch",
-            on_click=choose, args=(outline, chosen.paths, {**chosen.ranks, **narrow}),
+            on_click=give_narrow_ranks, args=(outline,),
         )  # fmt: skip
     if st.button(
         "Launch with these targets", type="primary", icon=":material/rocket_launch:", width="stretch",
@@ -233,6 +234,18 @@ def launch_button(outline: Outline, chosen: Choice, saved: Mapping[str, TargetSe
         f"{modules} with {fields.method.title}, {counts.trainable:,} trainable of {counts.total:,} parameters "
         f"({counts.percent:.3g} %).{own}"
     )
+
+
+def narrow_ranks(outline: Outline, chosen: Choice, r: int) -> dict[str, int]:
+    """path -> the highest rank possible, of what is ticked and narrower than its rank."""
+    widths = {target.path: target.width for target in outline.targets(chosen.paths)}
+    return {path: width for path, width in widths.items() if width < chosen.ranks.get(path, r)}
+
+
+def give_narrow_ranks(outline: Outline) -> None:
+    chosen = ticked(outline)  # a tick can be newer than the button that was drawn
+    narrow = narrow_ranks(outline, chosen, int(st.session_state["bench.r"]))
+    choose(outline, chosen.paths, {**chosen.ranks, **narrow})
 
 
 def name_of(outline: Outline, ticked: tuple[str, ...], saved: Mapping[str, TargetSet], head: HeadPolicy) -> str:
@@ -277,7 +290,7 @@ def saved_sets(outline: Outline, saved: Mapping[str, TargetSet]) -> None:
     )  # fmt: skip
     one = saved[chosen]
     with st.container(horizontal=True):
-        st.button("Load", icon=":material/download:", on_click=take, args=(outline, one.paths, one.head))
+        st.button("Load", icon=":material/download:", on_click=load_saved, args=(outline, key, saved))
         with st.popover("Delete", icon=":material/delete:"):
             st.write(f"Delete {parts.plain(repr(chosen))}? Runs that used it keep their own copy.")
             if st.button("Delete it", type="primary") and changed(
@@ -288,6 +301,11 @@ def saved_sets(outline: Outline, saved: Mapping[str, TargetSet]) -> None:
     gone = [path for path in one.paths if path not in known]
     if gone:
         st.warning(f"{len(gone)} of its modules are not in this network any more, e.g. `{gone[0]}`.")
+
+
+def load_saved(outline: Outline, key: str, saved: Mapping[str, TargetSet]) -> None:
+    one = saved[st.session_state[key]]
+    take(outline, one.paths, one.head)
 
 
 def changed(change: Callable[[Store], Any]) -> bool:
@@ -312,8 +330,7 @@ def pasted_list(outline: Outline) -> None:
         return
     ready = launch.recommended_sets(outline)
     try:
-        entries = grammar.entries(text)
-        resolution = module_tree.resolve(outline, launch.expand_sets(outline, entries))
+        entries, resolution = matched(outline, text)
     except UserError as error:
         st.error(parts.plain(str(error)))
         return
@@ -333,10 +350,40 @@ def pasted_list(outline: Outline) -> None:
             f"Tick these {len(resolution.paths)} modules" if not resolution.unmatched else "Tick these modules",
             type="primary",
             disabled=bool(resolution.unmatched) or not resolution.paths,
-            on_click=take, args=(outline, resolution.paths, "lora" if in_head else None),
+            on_click=tick_pasted, args=(outline,),
         )  # fmt: skip
         if any(match.today for match in matches):
-            st.button("Use today's names", on_click=use_todays_names, args=(entries, matches))
+            st.button("Use today's names", on_click=use_todays_names, args=(outline,))
+
+
+def matched(outline: Outline, text: str) -> tuple[list[str], Resolution]:
+    """(its entries, what they mean here). Raises UserError for what is no list of names."""
+    entries = grammar.entries(text)
+    return entries, module_tree.resolve(outline, launch.expand_sets(outline, entries))
+
+
+# Both work on the field as it is when they are clicked: its text can be newer than the button that was drawn.
+
+
+def tick_pasted(outline: Outline) -> None:
+    with suppress(UserError):  # the page says what is wrong with it
+        _, resolution = matched(outline, st.session_state["pasted"])
+        if resolution.paths and not resolution.unmatched:
+            take(outline, resolution.paths, "lora" if any(map(outline.in_head, resolution.paths)) else None)
+
+
+def use_todays_names(outline: Outline) -> None:
+    with suppress(UserError):
+        entries, resolution = matched(outline, st.session_state["pasted"])
+        found = {match.entry: match for match in resolution.matches}
+        names: list[str] = []
+        for entry in entries:
+            match = found.get(entry)
+            if match is None or match.via != "old name":
+                names.append(entry)
+            if match is not None:
+                names += match.today
+        st.session_state["pasted"] = "peft_target_modules:\n" + "".join(f"- {name}\n" for name in dict.fromkeys(names))
 
 
 def match_line(match: EntryMatch) -> str:
@@ -349,18 +396,6 @@ def match_line(match: EntryMatch) -> str:
     what = f"{len(match.paths)} modules" if len(match.paths) > 1 else f"`{match.paths[0]}`"
     how = "" if match.via == "old name" else f", by {match.via}"
     return f":{color}[:material/{icon}:] `{entry}`: {what}{how}. {parts.plain(match.note)}"
-
-
-def use_todays_names(entries: list[str], matches: list[EntryMatch]) -> None:
-    found = {match.entry: match for match in matches}
-    names: list[str] = []
-    for entry in entries:
-        match = found.get(entry)
-        if match is None or match.via != "old name":
-            names.append(entry)
-        if match is not None:
-            names += match.today
-    st.session_state["pasted"] = "peft_target_modules:\n" + "".join(f"- {name}\n" for name in dict.fromkeys(names))
 
 
 def copy_yaml(outline: Outline, chosen: Choice, fields: Fields) -> None:

@@ -163,8 +163,8 @@ def actions(run: Run, known_tags: list[str], resumable: launch.Resumable | None)
         st.session_state["draft"] = run.config.model_dump(mode="json")
         st.switch_page(parts.page_path("launch"))
     with st.popover("Edit", icon=":material/edit:", help="Title, tags and note"):
-        name = st.text_input("Title", run.config.name, key=f"name-{run.id}", placeholder=run.title, max_chars=120)
-        tags = st.multiselect(
+        st.text_input("Title", run.config.name, key=f"name-{run.id}", placeholder=run.title, max_chars=120)
+        st.multiselect(
             "Tags",
             sorted({*known_tags, *run.tags}, key=str.casefold),
             list(run.tags),
@@ -172,8 +172,8 @@ def actions(run: Run, known_tags: list[str], resumable: launch.Resumable | None)
             accept_new_options=True,
             placeholder="Choose a tag, or write a new one",
         )
-        note = st.text_area("Note", run.note, key=f"note-{run.id}", max_chars=LONGEST_NOTE, height=140)
-        st.button("Save", on_click=manage.edit, args=(run.id, name, tags, note), key="rename", type="primary")
+        st.text_area("Note", run.note, key=f"note-{run.id}", max_chars=LONGEST_NOTE, height=140)
+        st.button("Save", on_click=save, args=(run.id,), key="rename", type="primary")
     if not run.status.is_over:
         return
     if run.archived_at_ms:
@@ -189,6 +189,11 @@ def actions(run: Run, known_tags: list[str], resumable: launch.Resumable | None)
             key="archive",
         )
     st.button("Delete", icon=":material/delete:", on_click=manage.ask, args=("delete", [run.id]), key="delete")
+
+
+def save(run_id: str) -> None:
+    """What the fields hold when Save is clicked: a word may be newer than the button that was drawn."""
+    manage.edit(run_id, *(st.session_state[f"{field}-{run_id}"] for field in ("name", "tags", "note")))
 
 
 def cause(run: Run, store: Store, divergence: tuple[str, int] | None) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import streamlit as st
 
 from sousa_engine.analysis.export import runs_csv
+from sousa_engine.errors import SousaError
 from sousa_engine.records import RunFilter, RunRow, RunStatus
 from sousa_engine.store import Store
 from sousa_engine.web import manage, parts
@@ -131,6 +133,7 @@ def toolbar(picked: Sequence[RunRow], wanted: RunFilter, look: Asked) -> None:
     ids = [row.id for row in picked]
     alive = [row.id for row in picked if not row.status.is_over]
     are_archived = bool(picked) and all(row.archived_at_ms for row in picked)
+    of_ticked = partial(do_to_ticked, repr(wanted))
     not_over = f"{manage.count(alive)} of these {'is' if len(alive) == 1 else 'are'} not over: stop first."
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         if st.button("Open", icon=":material/open_in_new:", disabled=len(ids) != 1, key="open_run"):
@@ -144,19 +147,28 @@ def toolbar(picked: Sequence[RunRow], wanted: RunFilter, look: Asked) -> None:
         ):
             st.switch_page(parts.page_path("compare"), query_params={"run": ids})
         st.button(
-            "Tag", icon=":material/sell:", disabled=not ids, on_click=manage.ask, args=("tag", ids), key="tag_runs"
+            "Tag",
+            icon=":material/sell:",
+            disabled=not ids,
+            on_click=of_ticked,
+            args=(partial(manage.ask, "tag"),),
+            key="tag_runs",
         )
         if are_archived:
             st.button(
-                "Unarchive", icon=":material/unarchive:", on_click=manage.unarchive, args=(ids,), key="unarchive_runs"
+                "Unarchive",
+                icon=":material/unarchive:",
+                on_click=of_ticked,
+                args=(manage.unarchive,),
+                key="unarchive_runs",
             )
         else:
             st.button(
                 "Archive",
                 icon=":material/archive:",
                 disabled=not ids or bool(alive),
-                on_click=manage.archive,
-                args=(ids,),
+                on_click=of_ticked,
+                args=(manage.archive,),
                 help=not_over if alive else "Out of the list, and kept.",
                 key="archive_runs",
             )
@@ -164,8 +176,8 @@ def toolbar(picked: Sequence[RunRow], wanted: RunFilter, look: Asked) -> None:
             "Delete",
             icon=":material/delete:",
             disabled=not ids or bool(alive),
-            on_click=manage.ask,
-            args=("delete", ids),
+            on_click=of_ticked,
+            args=(partial(manage.ask, "delete"),),
             help=not_over if alive else None,
             key="delete_runs",
         )
@@ -173,16 +185,18 @@ def toolbar(picked: Sequence[RunRow], wanted: RunFilter, look: Asked) -> None:
             st.button(
                 f"Stop {len(alive)}" if len(alive) > 1 else "Stop",
                 icon=":material/stop_circle:",
-                on_click=manage.stop,
-                args=(alive,),
+                on_click=of_ticked,
+                args=(manage.stop,),
+                kwargs={"alive": True},
                 help="Those that train save a checkpoint first.",
                 key="stop_runs",
             )
             st.button(
                 "Stop now",
                 icon=":material/dangerous:",
-                on_click=manage.ask,
-                args=("kill", alive),
+                on_click=of_ticked,
+                args=(partial(manage.ask, "kill"),),
+                kwargs={"alive": True},
                 help="Kills them at once: what was learnt since their last checkpoint goes.",
                 key="kill_runs",
             )
@@ -209,6 +223,21 @@ def toolbar(picked: Sequence[RunRow], wanted: RunFilter, look: Asked) -> None:
         if ids:
             st.button("Untick all", type="tertiary", on_click=tick, args=((),), key="untick_runs")
             st.caption(f"{manage.count(ids)} ticked", width="content")
+
+
+def do_to_ticked(of: str, act: Callable[[list[str]], None], *, alive: bool = False) -> None:
+    """Act on what is ticked when a button is clicked: a tick can be newer than what the button was drawn for.
+
+    of: the list, as `asked` names it. alive: leave out what is over.
+    """
+    try:
+        with parts.open_store() as store:
+            rows = store.rows(asked(of).ticked)
+    except SousaError as error:
+        st.toast(parts.plain(str(error)), icon=":material/error:")
+        return
+    if ids := [row.id for row in rows if not (alive and row.status.is_over)]:
+        act(ids)
 
 
 def listed_csv(wanted: RunFilter, look: Asked) -> bytes:

@@ -38,11 +38,16 @@ def sent(page):
 
 
 def tick(page, outline, paths, ranks=None, rev=None):
-    """What the browser sends after ticks."""
+    """What the browser sends after ticks; the page then ran."""
+    return leave_ticks(page, outline, paths, ranks, rev).run()
+
+
+def leave_ticks(page, outline, paths, ranks=None, rev=None):
+    """As `tick`, but the page did not run yet: what it shows is older than the ticks."""
     rev = sent(page)["seed_rev"] if rev is None else rev
     ticks = {"outline": outline_name(outline), "rev": rev, "paths": list(paths), "ranks": ranks or {}}
     page.session_state["tree"] = {"ticks": ticks}
-    return page.run()
+    return page
 
 
 def button(page, label):
@@ -257,6 +262,35 @@ def test_old_names_are_recognised_and_offered_in_todays(page):
     assert page.text_area(key="pasted").value.split("\n- ")[1:] == ["q_proj", "k_proj", "v_proj", "o_proj", "fc2\n"]
     button(page, "Tick these 60 modules").click().run()
     assert counted(page).startswith("60 modules")
+
+
+def test_buttons_act_on_what_is_ticked_typed_and_chosen_when_they_are_clicked(page, outline):
+    """A tick or a typed word and a click on a button can reach the server together."""
+    q, k = (f"{LAYERS}.0.attention.{name}_proj" for name in "qk")
+    paste(page, "query")
+    page.text_area(key="pasted").set_value("key")
+    button(page, "Use today's names").click().run()
+    assert page.text_area(key="pasted").value == "peft_target_modules:\n- k_proj\n"
+    page.text_area(key="pasted").set_value("[q_proj, v_proj]")
+    button(page, "Tick these 12 modules").click().run()
+    assert counted(page).startswith("24 modules")
+    page.text_area(key="pasted").set_value("no_such_module")
+    button(page, "Tick these 24 modules").click().run()
+    assert counted(page).startswith("24 modules") and "match nothing" in page.error[0].value
+
+    tick(page, outline, [q])
+    page.number_input(key="bench.r").set_value(1000).run()
+    button(leave_ticks(page, outline, [q, k]), "Give 1 narrow module the highest rank possible").click().run()
+    assert counted(page).startswith("2 modules") and counted(page).endswith("2 have a rank of their own.")
+    page.number_input(key="bench.r").set_value(8).run()
+
+    for name, paths in (("one", [q]), ("two", [q, k])):
+        tick(page, outline, paths)
+        next(t for t in page.text_input if t.label.startswith("Name for")).set_value(name)
+        button(page, "Save").click().run()
+    page.session_state["saved set of ast-base"] = "one"
+    button(page, "Load").click().run()
+    assert counted(page).startswith("1 module ")
 
 
 def test_a_list_that_names_the_head_puts_lora_on_it_and_repeats_the_known_count(page):

@@ -96,7 +96,12 @@ def ids(app):
 
 
 def tell(app, **state):
-    """What the browser would: ticks=[ids], view={...}."""
+    """What the browser would: ticks=[ids], view={...}; the page then ran."""
+    return checked(leave(app, **state).run())
+
+
+def leave(app, **state):
+    """As `tell`, but the page did not run yet: what it shows is older than the ticks."""
     given = chart(app)
     sent = dict(app.session_state.get("runs_table", {}))
     if "ticks" in state:
@@ -104,7 +109,7 @@ def tell(app, **state):
     if "view" in state:
         sent["view"] = {"sort": "created", "descending": True, "page": 0, "of": given["of"]} | state["view"]
     app.session_state["runs_table"] = sent
-    return checked(app.run())
+    return app
 
 
 def click(app, key):
@@ -316,6 +321,25 @@ def test_runs_that_are_not_over_can_be_stopped_and_nothing_else(visit, workspace
     assert run is not None and run.status is RunStatus.STOPPED
     assert not app.button(key="delete_runs").disabled
     assert not [button for button in app.button if button.key == "stop_runs"]
+
+
+def test_a_button_acts_on_what_is_ticked_when_it_is_clicked_not_when_it_was_drawn(visit, workspace, ensured, two):
+    """A tick and a click on a button can reach the server together."""
+    both = [run.id for run in two]
+    with Store.open(workspace) as store:
+        queued = [store.enqueue(config(seed=seed)).id for seed in (3, 4)]
+    app = tell(visit("runs"), ticks=queued[:1])
+    click(leave(app, ticks=queued), "stop_runs")
+    with Store.open(workspace) as store:
+        assert [store.run(run_id).status for run_id in queued] == [RunStatus.STOPPED] * 2
+        store.delete(queued)
+    app = click(leave(tell(app, ticks=both[:1]), ticks=both), "delete_runs")
+    assert all(f"`{run_id}`" in words(app) for run_id in both)
+    app = click(leave(tell(visit("runs"), ticks=both), ticks=both[:1]), "archive_runs")
+    assert ids(app) == both[1:], "the one that was unticked stays"
+    before = words(app := tell(app, ticks=both[1:]))
+    app = click(leave(app, ticks=[]), "delete_runs")
+    assert "1 run ticked" in before and not [button for button in app.button if button.key == "delete_now"]
 
 
 def test_the_list_of_a_sweep_is_the_runs_of_that_sweep(visit, workspace):
@@ -682,8 +706,7 @@ def test_launch_again_hands_over_the_settings(visit_week, week):
 def test_run_is_renamed_on_its_page(visit, workspace):
     training = Training.begin(workspace)
     app = visit("run", id=training.run.id)
-    app.text_input(key=f"name-{training.run.id}").set_value("a better name")
-    app = checked(app.run())
+    app.text_input(key=f"name-{training.run.id}").set_value("a better name")  # typed, and Save clicked at once
     app = checked(app.button(key="rename").click().run())
     assert app.title[0].value == "a better name"
 
@@ -695,7 +718,7 @@ def test_tags_and_a_note_are_written_on_the_page_of_a_run(visit, workspace):
     app = visit("run", id=run.id)
     app.session_state[f"tags-{run.id}"] = ["best", "paper"]
     app.text_area(key=f"note-{run.id}").set_value("the *one* to show\nsecond line")
-    app = click(checked(app.run()), "rename")
+    app = click(app, "rename")  # typed, and clicked at once
     with Store.open(workspace) as store:
         found = store.run(run.id)
     assert found is not None and (found.tags, found.note) == (("best", "paper"), "the *one* to show\nsecond line")

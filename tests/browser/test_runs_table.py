@@ -180,6 +180,27 @@ def test_a_dialog_stays_open_while_the_list_refreshes_and_deletes_what_it_names(
         live.end(RunStatus.STOPPED, "The test is over.")
 
 
+def test_a_button_acts_on_a_tick_that_the_page_has_yet_to_show(studio, table):
+    """The tick and the click reach the server together, as from quick hands or on a busy machine."""
+    one, two = [Training.begin(studio.workspace, config(seed=seed, max_epochs=1)).finish() for seed in (11, 12)]
+    table.open().tick(one)
+    expect(table.page.get_by_text("1 run ticked")).to_be_visible()
+    archive = table.button("Archive").element_handle()
+    table.box(two).evaluate(
+        """(box, archive) => {
+            box.click();
+            box.dispatchEvent(new FocusEvent("focusout", { bubbles: true, composed: true }));  // as a hand that leaves
+            archive.click();
+        }""",
+        archive,
+    )
+    expect(table.page.get_by_text("2 runs archived")).to_be_visible()
+    for run in (one, two):
+        expect(table.row(run)).to_have_count(0)
+    with Store.open(studio.workspace) as store:
+        store.delete([one.id, two.id])
+
+
 def test_what_people_wrote_is_text_and_never_markup(studio, table, runs):
     hostile = '<img src=x onerror="boom()"> "a" & <b>b</b>'
     run = Training.begin(studio.workspace, config(seed=8, max_epochs=1, name=hostile)).finish()

@@ -80,7 +80,7 @@ def module_tree(
         ticks = _newer(ticks, ticks.now)
     st.session_state[slot] = ticks
     st.session_state[f"{key} shows"] = name
-    result = _component(
+    _component(
         key=key,
         data={
             **_facts(outline),
@@ -104,15 +104,24 @@ def module_tree(
         default={"ticks": None},
         on_ticks_change=lambda: None,
     )
-    match result.ticks:  # anything may come from a browser; ticks from before our newest seed are out of date
+    now = ticked(outline, key=key)
+    chosen = tuple(path for path in now.paths if path not in blocked)
+    own = now.ranks if method.takes_ranks else {}
+    return Choice(paths=chosen, ranks={path: own[path] for path in chosen if own.get(path, r) != r})
+
+
+def ticked(outline: Outline, *, key: str = "tree") -> Choice:
+    """What is ticked at this moment, blocked or not: in a callback, newer than what `module_tree` returned."""
+    slot = f"{key} of {outline.variant}"
+    ticks: _Ticks = st.session_state[slot]
+    match (st.session_state.get(key) or {}).get("ticks"):
+        # Anything may come from a browser; ticks from before our newest seed are out of date.
         case {"outline": str(of), "rev": int(rev), "paths": list(paths), "ranks": dict(ranks)} if (
-            of == name and rev >= ticks.seed_rev
+            of == outline_name(outline) and rev >= ticks.seed_rev
         ):
             ticks = replace(ticks, now=_eligible(outline, paths, ranks))
             st.session_state[slot] = ticks
-    chosen = tuple(path for path in ticks.now.paths if path not in blocked)
-    own = ticks.now.ranks if method.takes_ranks else {}
-    return Choice(paths=chosen, ranks={path: own[path] for path in chosen if own.get(path, r) != r})
+    return ticks.now
 
 
 def choose(
