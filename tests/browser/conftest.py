@@ -4,6 +4,7 @@ studio   a running server (one per test file); .url, .workspace, .stop(), .kill(
 browser  one Chromium for the whole session
 page     a fresh tab (1400 x 900) that knows the address: page.goto("/backbones"); fails the test on page errors
 settled  settled(page): wait until the script of that tab has run
+tree     the module tree of that tab (tree_page.py); outline: what it shows unless told otherwise
 """
 
 import contextlib
@@ -20,7 +21,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+from tree_page import Tree
 
+from sousa_engine import module_tree
 from sousa_engine.workspace import PROJECT_ROOT, Workspace
 
 CHROMIUM_FLAGS = [
@@ -186,3 +189,13 @@ def page(context, studio):
 @pytest.fixture
 def settled():
     return settle
+
+
+@pytest.fixture
+def tree(page, settled):
+    return Tree(page, settled)
+
+
+@pytest.fixture
+def outline():
+    return module_tree.load_outline("ast-base")
