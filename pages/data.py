@@ -6,6 +6,7 @@ import pandas as pd
 import streamlit as st
 
 from sousa_engine import rudiments
+from sousa_engine.analysis.export import clips_csv
 from sousa_engine.config import DataConfig
 from sousa_engine.data import scan, synth
 from sousa_engine.data.decode import Verdict
@@ -315,6 +316,17 @@ def pick_clip(manifest: Manifest, shown: list[Clip]) -> Clip:
         step_button("Next", shown, 0 if at is None else at + 1, ":material/skip_next:")
         place = f"{len(shown):,} clips" if at is None else f"clip {at + 1:,} of {len(shown):,}"
         st.caption(f"{place}; choose a row to listen.")
+        st.download_button(
+            "CSV",
+            data=lambda: clips_csv(shown).encode("utf-8-sig"),  # as for runs: Excel needs the mark
+            file_name="clips.csv",
+            mime="text/csv",
+            icon=":material/download:",
+            type="tertiary",
+            on_click="ignore",
+            help="All clips of this list, with file, label, player and split.",
+            key="data.csv",
+        )
     return chosen
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -14,7 +15,7 @@ from streamlit.testing.v1 import AppTest
 
 from sousa_engine import scan_cli
 from sousa_engine.analysis import listen
-from sousa_engine.analysis.export import findings_csv
+from sousa_engine.analysis.export import clips_csv, findings_csv
 from sousa_engine.backbones import intake
 from sousa_engine.charts.spectrogram import StrokeMark, spectrogram_figure, spectrogram_info
 from sousa_engine.config import DataConfig
@@ -312,3 +313,20 @@ def test_findings_as_csv_keep_formulas_harmless():
     lines = findings_csv([found]).splitlines()
     assert lines[0] == "level,kind,what,file,reason"
     assert lines[1] == 'warning,label,unusual label,\'=cmd()|\'x\',"it holds ""<"", U+003C"'
+
+
+def test_clips_as_csv_are_a_data_set_again_and_keep_formulas_harmless(drums, tmp_path):
+    clips = open_dataset(DataConfig(dataset=str(drums))).clips
+    table = tmp_path / "clips.csv"
+    table.write_text(clips_csv(clips), "utf-8", newline="")
+    again = open_dataset(DataConfig(dataset=str(table))).clips
+    assert [(c.source, c.label, c.split) for c in again] == [(c.source, c.label, c.split) for c in clips]
+    hostile = replace(clips[0], label="=1+1", group="@ben", columns={"mood": "-cmd", "take": 3.0})
+    lines = clips_csv([clips[1], hostile]).splitlines()
+    assert lines[0] == "path,label,player,split,duration_s,mood,take"
+    assert lines[1].endswith(",0.5,,") and ",'=1+1,'@ben," in lines[2] and lines[2].endswith(",0.5,'-cmd,3.0")
+
+
+def test_clips_that_are_made_here_have_their_ids_in_the_csv():
+    line = clips_csv(open_dataset(DataConfig(dataset="micro")).clips[:1]).splitlines()[1]
+    assert line.startswith("micro/")

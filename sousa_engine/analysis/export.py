@@ -1,4 +1,4 @@
-"""Runs, and what a scan found, as tables for other programs."""
+"""Runs, clips, and what a scan found, as tables for other programs."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import csv
 import io
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 
 from sousa_engine.data.findings import KINDS, Finding
+from sousa_engine.data.manifest import Clip
 from sousa_engine.records import RunRow
 
 _BEGINS_A_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
@@ -35,6 +37,23 @@ def findings_csv(findings: Iterable[Finding]) -> str:
     """One line a finding: level, kind, what it is called, file, reason; formulas as in runs_csv."""
     lines = [(found.level, found.kind, KINDS[found.kind], found.name, found.reason) for found in findings]
     return csv_text(("level", "kind", "what", "file", "reason"), lines)
+
+
+def clips_csv(clips: Sequence[Clip]) -> str:
+    """One line a clip, with the columns that a CSV data set has, then all its own; formulas as in runs_csv.
+
+    path: of the file; the clip's id where the clip is made on this machine.
+    """
+    first = ("path", "label", "player", "split", "duration_s")
+    own = list(dict.fromkeys(name for clip in clips for name in clip.columns if name not in first))
+    lines = (
+        (
+            str(clip.source) if isinstance(clip.source, Path) else clip.clip_id, clip.label, clip.group, clip.split,
+            clip.duration_s, *(clip.columns.get(name) for name in own),
+        )
+        for clip in clips
+    )  # fmt: skip
+    return csv_text((*first, *own), lines)
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Sequence[str | float | None]]) -> str:

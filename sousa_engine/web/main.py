@@ -36,6 +36,7 @@ PAGES = [
 st.set_page_config(page_icon=str(ASSETS / "favicon.svg"), layout="wide")
 current = st.navigation(PAGES, position="top")
 st.set_page_config(page_title=f"{current.title} · SOUSA")
+parts.hide_streamlits_download()
 st.logo(str(ASSETS / "logo.svg"), size="medium")
 
 workspace = default_workspace()

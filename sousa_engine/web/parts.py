@@ -91,6 +91,12 @@ def open_store() -> Iterator[Store]:
         yield store
 
 
+def hide_streamlits_download() -> None:
+    """The one in a table's toolbar: it writes cells as they are, formulas too. The pages' own CSV buttons do not."""
+    button = "[data-testid=stElementToolbarButton]:has([aria-label^='Download as CSV'])"
+    st.html(f"<style>{button}{{display:none}}</style>")
+
+
 def by_width() -> None:
     """Call once on a page that uses `desk` or `phone`."""
     st.html(

@@ -25,3 +25,17 @@ def test_strict_mode_goes_along_from_data_to_launch(studio, page, settled, tmp_p
     page.get_by_role("heading", name="Launch", exact=True).wait_for()
     expect(page.get_by_role("textbox", name="Folder or CSV file")).to_have_value(str(drums), timeout=SOON_MS)
     expect(page.get_by_role("switch", name="Strict")).to_be_checked(timeout=SOON_MS)
+
+
+def test_a_table_is_downloaded_by_our_button_alone(page, settled):
+    """Streamlit's own writes labels that are formulas as they are."""
+    page.goto("/data?dataset=micro")
+    settled(page)
+    table = page.get_by_test_id("stDataFrame").first
+    table.hover()
+    expect(table.get_by_role("button", name="Search")).to_be_visible()
+    expect(table.get_by_role("button", name="Download as CSV")).to_have_count(0)
+    with page.expect_download() as download:
+        page.get_by_role("button", name="CSV", exact=True).click()
+    header = download.value.path().read_text("utf-8-sig").splitlines()[0]
+    assert header == "path,label,player,split,duration_s,tempo_bpm,tier,snr_db,room,cycles"

@@ -1,6 +1,7 @@
 """The module tree as hands meet it: ticks, counts, search, keys, what survives a reload or a restart."""
 
 import pytest
+from playwright.sync_api import expect
 
 from sousa_engine import module_tree
 
@@ -230,6 +231,8 @@ def test_a_pasted_list_of_old_names_is_shown_today_s_and_ticked(tree):
     assert tree.page.get_by_role("button", name="Tick these modules").is_disabled()
     box.fill("query, value")
     tree.press("Control+Enter")
+    # Streamlit moves the buttons up and shows them in both places until the page has run.
+    expect(tree.page.get_by_text("1 of 3 entries match nothing")).to_have_count(0)
     tree.page.get_by_role("button", name="Use today's names").click()
     tree.page.wait_for_function("() => document.querySelector('textarea').value.includes('- q_proj')")
     tree.click("Tick these 24 modules")
