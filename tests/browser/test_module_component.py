@@ -1,4 +1,4 @@
-"""The component of the module tree alone, without a server: what the page does not show, and every variant."""
+"""The component of the module tree alone, without a server: hands, keys, what no page shows, every variant."""
 
 import json
 import random
@@ -12,7 +12,8 @@ from sousa_engine.web.components.module_tree import HERE
 
 pytestmark = pytest.mark.browser
 
-LAYER = "audio_spectrogram_transformer.layers.0"
+BODY = "audio_spectrogram_transformer"
+LAYER = f"{BODY}.layers.0"
 
 
 def draw():
@@ -57,6 +58,219 @@ def alone(page, tree):
         return tree
 
     return show
+
+
+def test_folders_show_what_is_ticked_below_them(alone):
+    tree = alone(variant="ast-base", start=[])
+    assert tree.checked(LAYER) == "false"
+    tree.tick(f"{LAYER}.attention.k_proj")
+    assert [tree.checked(p) for p in (f"{LAYER}.attention", LAYER, f"{LAYER}.mlp")] == ["mixed", "mixed", "false"]
+    tree.tick(f"{LAYER}.attention")
+    assert tree.checked(f"{LAYER}.attention") == "true"
+    tree.until(layers=4)
+    tree.tick(LAYER)
+    tree.until(layers=6)
+    tree.tick(LAYER)
+    tree.until(layers=0)
+
+
+def test_tick_all_like_this_ticks_the_same_module_in_every_layer(alone, outline):
+    tree = alone(variant="ast-base", start=[])
+    path = f"{LAYER}.mlp.fc2"
+    assert len(outline.alike(path)) == 12
+    tree.row(path).hover()
+    tree.page.get_by_role("button", name=f"Tick all 12 like {path}").click()
+    tree.until(layers=12, adapters=12 * 8 * (768 + 3072))
+    tree.row(f"{LAYER}.attention").click(button="right")
+    tree.page.get_by_role("menuitem", name="Tick all 12 like this", exact=True).click()
+    tree.until(layers=60)
+    names = [path, *(f"{LAYER}.attention.{x}_proj" for x in "qkvo")]
+    says = module_tree.count(outline, [p for n in names for p in outline.alike(n)], r=8, head="train", num_classes=40)
+    tree.until(trainable=says.trainable)
+
+
+def test_search_finds_by_words_by_regex_and_by_old_names(alone):
+    tree = alone(variant="ast-base", start=[])
+    tree.search.fill("layers.3 attention.query")
+    tree.page.get_by_text("1 found").wait_for()
+    tree.search.fill(r"/layers\.(10|11)\..*(q|v)_proj$/")
+    tree.page.get_by_text("4 found").wait_for()
+    tree.press("Enter")
+    tree.until(layers=4)
+    tree.search.fill("intermediate.dense")  # today's mlp.fc1
+    tree.page.get_by_text("12 found").wait_for()
+    tree.search.fill("/(/")
+    tree.page.get_by_text("not a regular expression").wait_for()
+    tree.search.fill("no such module")
+    tree.page.get_by_text("Nothing matches this search.").wait_for()
+    tree.press("Escape")
+    tree.row(BODY).wait_for()
+    tree.until(layers=4)
+
+
+def test_a_folder_ticked_under_a_search_ticks_what_is_seen_of_it(alone):
+    tree = alone(variant="ast-base", start=[])
+    tree.search.fill("v_proj")
+    tree.page.get_by_text("12 found").wait_for()
+    tree.tick(LAYER)
+    tree.until(layers=1)
+    tree.tick(f"{BODY}.layers")
+    tree.until(layers=12)
+    tree.click("Untick")
+    tree.until(layers=0)
+
+
+def test_keys_move_fold_and_tick(alone):
+    tree = alone(variant="ast-base", start=[])
+    tree.tree.focus()
+    tree.press("Home")
+    assert tree.active() == "whole network"
+    tree.press("ArrowDown", "ArrowLeft")
+    assert tree.row(BODY).get_attribute("aria-expanded") == "false"
+    tree.press("ArrowRight", "ArrowRight")
+    assert tree.active() == f"{BODY}.embeddings"
+    tree.press("l")  # type-ahead: layers
+    assert tree.active() == f"{BODY}.layers"
+    tree.press("ArrowDown", "q")
+    assert tree.active() == f"{LAYER}.attention.q_proj"
+    tree.press("Space")
+    tree.until(layers=1)
+    tree.press("Space")
+    tree.until(layers=0)
+    tree.press("Shift+Space")
+    tree.until(layers=12)
+    tree.press("ArrowLeft", "ArrowLeft", "ArrowLeft")
+    assert tree.active() == LAYER
+    tree.press("*")
+    assert tree.row(f"{BODY}.layers.1").get_attribute("aria-expanded") == "true"
+    tree.press("End")
+    assert tree.active() == "classifier.dense"
+    tree.press("Space")
+    tree.until(layers=12)
+    label = tree.row("classifier.dense").get_attribute("aria-label")
+    assert "its policy decides" in label
+    tree.press("/")
+    assert tree.search.evaluate("e => e.getRootNode().activeElement === e")
+
+
+def test_what_lora_cannot_adapt_is_disabled_and_says_why(alone):
+    tree = alone(variant="ast-base", start=[])
+    norm = tree.row(f"{LAYER}.layernorm_before")
+    assert norm.get_attribute("aria-disabled") == "true"
+    assert "is a vector" in norm.get_attribute("title")
+    before = tree.counts()
+    norm.locator(".box").click()
+    assert tree.counts() == before
+
+
+def test_the_grid_is_one_stop_for_tab_and_arrows_move_in_it(alone):
+    tree = alone(variant="ast-base", start=[])
+    stops = tree.page.locator(".grid button[tabindex='0']")
+    stops.focus()
+    assert stops.count() == 1 and tree.focused() == "All patch"
+    walk = [
+        ("ArrowDown", "outside, patch"),
+        ("ArrowDown", "outside, patch"),  # no layer below has one
+        ("ArrowLeft", "All of outside"),
+        ("ArrowDown", "All of layers.0"),
+        ("ArrowRight", "layers.0, attention query"),
+        ("ArrowRight", "layers.0, attention key"),
+        ("ArrowUp", "All attention key"),
+        ("ArrowUp", "All attention"),
+        ("ArrowDown", "All attention key"),  # the column is kept under a heading of several
+        ("ArrowUp", "All attention"),
+        ("ArrowRight", "All mlp"),
+        ("ArrowDown", "All mlp in"),
+        ("ArrowDown", "layers.0, mlp in"),
+        ("Home", "All of layers.0"),
+    ]
+    for key, name in walk:
+        tree.press(key)
+        assert tree.focused() == name, (key, name)
+    tree.press("ArrowRight", "Space")
+    tree.until(layers=1)
+    tree.press("Enter")
+    tree.until(layers=0)
+    tree.press("ArrowUp", "ArrowUp", "Space")
+    tree.until(layers=48)
+    tree.press("End")
+    assert tree.focused().startswith("All norm. ")
+    tree.press("Space")
+    tree.until(layers=48)
+    assert stops.count() == 1
+    tree.press("Tab")
+    assert tree.page.locator(".grid :focus").count() == 0
+
+
+@pytest.mark.parametrize(
+    ("variant", "column", "cell", "why"),
+    [
+        ("ast-base", "All norm", "layers.0, norm", "the weight of LayerNorm is a vector"),
+        ("mn10_as", "All depthwise", "features.4, depthwise", "its LoRA could not be merged back"),
+        ("dymn10_as", "All depthwise", "layers.0, depthwise", "mixes its filters anew for each clip"),
+    ],
+)
+def test_cells_of_what_cannot_be_adapted_are_disabled_and_say_why(alone, variant, column, cell, why):
+    tree = alone(variant=variant, start=[])
+    before = tree.counts()
+    for name in (column, cell):
+        box = tree.page.get_by_role("checkbox", name=name)
+        assert box.get_attribute("aria-disabled") == "true"
+        assert why in box.get_attribute("aria-label") and why in box.get_attribute("title")
+        box.hover()
+        assert why in tree.page.locator(".told").text_content()
+        box.click(force=True)
+        assert (box.get_attribute("aria-checked"), tree.counts()) == ("false", before)
+
+
+def test_ranks_by_key_and_what_does_not_fit(alone):
+    tree = alone(variant="ast-base", start=[])
+    q = f"{LAYER}.attention.q_proj"
+    tree.tick(q)
+    tree.press("F2")
+    assert tree.focused() == f"Rank of {q}"
+    tree.page.keyboard.type("16")
+    tree.until(adapters=16 * 1536)
+    tree.press("ArrowUp", "ArrowUp", "ArrowDown")
+    tree.until(adapters=17 * 1536)
+    tree.press("Enter")
+    assert tree.focused() == "Modules"
+    assert "rank 17" in tree.row(q).get_attribute("aria-label")
+    tree.press("F2")
+    for text in ("769", "0", "-3", "2.5", "many"):
+        tree.rank(q).fill(text)
+        assert tree.rank(q).get_attribute("aria-invalid") == "true"
+        tree.page.get_by_text(f"{text} is no rank for {q}. Choose 1 to 768.").wait_for()
+        tree.until(adapters=17 * 1536)
+    tree.rank(q).fill("768")
+    tree.until(adapters=768 * 1536)
+    tree.press("Escape")
+    tree.until(adapters=17 * 1536)
+    assert tree.focused() == "Modules"
+    tree.rank(q).fill("")
+    tree.until(adapters=8 * 1536)
+    tree.press("Enter")
+    assert tree.rank(q).input_value() == "8"
+    tree.rank(q).fill("4")
+    tree.tick(q)
+    tree.tick(q)  # a new tick begins with the general rank
+    tree.until(adapters=8 * 1536)
+
+
+def test_all_like_this_gives_its_rank_too(alone):
+    tree = alone(variant="ast-base", start=[])
+    path = f"{LAYER}.mlp.fc2"
+    alike = tree.page.get_by_role("button", name=f"Tick all 12 like {path}")
+    tree.tick(path)
+    tree.rank(path).fill("2")
+    alike.click()
+    tree.until(layers=12, adapters=12 * 2 * (768 + 3072))
+    tree.rank(path).fill("3")
+    tree.until(adapters=(11 * 2 + 3) * (768 + 3072))
+    alike.click()
+    tree.until(layers=12, adapters=12 * 3 * (768 + 3072))
+    alike.click()  # all are alike now: off
+    tree.until(layers=0)
 
 
 def test_blocked_modules_are_disabled_say_why_and_come_back_ticked(alone, outline):

@@ -41,67 +41,6 @@ def test_the_grid_ticks_cells_rows_columns_and_all_attention(tree, outline):
     assert tree.checked(f"{LAYER}.attention") == "false"
 
 
-def test_the_grid_is_one_stop_for_tab_and_arrows_move_in_it(tree):
-    tree.open()
-    tree.click("Untick all")
-    stops = tree.page.locator(".grid button[tabindex='0']")
-    stops.focus()
-    assert stops.count() == 1 and tree.focused() == "All patch"
-    walk = [
-        ("ArrowDown", "outside, patch"),
-        ("ArrowDown", "outside, patch"),  # no layer below has one
-        ("ArrowLeft", "All of outside"),
-        ("ArrowDown", "All of layers.0"),
-        ("ArrowRight", "layers.0, attention query"),
-        ("ArrowRight", "layers.0, attention key"),
-        ("ArrowUp", "All attention key"),
-        ("ArrowUp", "All attention"),
-        ("ArrowDown", "All attention key"),  # the column is kept under a heading of several
-        ("ArrowUp", "All attention"),
-        ("ArrowRight", "All mlp"),
-        ("ArrowDown", "All mlp in"),
-        ("ArrowDown", "layers.0, mlp in"),
-        ("Home", "All of layers.0"),
-    ]
-    for key, name in walk:
-        tree.press(key)
-        assert tree.focused() == name, (key, name)
-    tree.press("ArrowRight", "Space")
-    tree.until(layers=1)
-    tree.press("Enter")
-    tree.until(layers=0)
-    tree.press("ArrowUp", "ArrowUp", "Space")
-    tree.until(layers=48)
-    tree.press("End")
-    assert tree.focused().startswith("All norm. ")
-    tree.press("Space")
-    tree.until(layers=48)
-    assert stops.count() == 1
-    tree.press("Tab")
-    assert tree.page.locator(".grid :focus").count() == 0
-
-
-@pytest.mark.parametrize(
-    ("variant", "column", "cell", "why"),
-    [
-        ("ast-base", "All norm", "layers.0, norm", "the weight of LayerNorm is a vector"),
-        ("mn10_as", "All depthwise", "features.4, depthwise", "its LoRA could not be merged back"),
-        ("dymn10_as", "All depthwise", "layers.0, depthwise", "mixes its filters anew for each clip"),
-    ],
-)
-def test_cells_of_what_cannot_be_adapted_are_disabled_and_say_why(tree, variant, column, cell, why):
-    tree.open(variant)
-    before = tree.counts()
-    for name in (column, cell):
-        box = tree.page.get_by_role("checkbox", name=name)
-        assert box.get_attribute("aria-disabled") == "true"
-        assert why in box.get_attribute("aria-label") and why in box.get_attribute("title")
-        box.hover()
-        assert why in tree.page.locator(".told").text_content()
-        box.click(force=True)
-        assert (box.get_attribute("aria-checked"), tree.counts()) == ("false", before)
-
-
 @pytest.mark.parametrize(
     ("variant", "ready", "column", "rows"),
     [
@@ -176,58 +115,6 @@ def test_a_rank_of_its_own_is_counted_kept_over_a_reload_and_arrives_on_launch(t
     tree.row(BODY).wait_for()
     tree.until(trainable=says.trainable)
     assert tree.rank(q).input_value() == "32"
-
-
-def test_ranks_by_key_and_what_does_not_fit(tree):
-    tree.open()
-    tree.click("Untick all")
-    q = f"{LAYER}.attention.q_proj"
-    tree.tick(q)
-    tree.press("F2")
-    assert tree.focused() == f"Rank of {q}"
-    tree.page.keyboard.type("16")
-    tree.until(adapters=16 * 1536)
-    tree.press("ArrowUp", "ArrowUp", "ArrowDown")
-    tree.until(adapters=17 * 1536)
-    tree.press("Enter")
-    assert tree.focused() == "Modules"
-    assert "rank 17" in tree.row(q).get_attribute("aria-label")
-    tree.press("F2")
-    for text in ("769", "0", "-3", "2.5", "many"):
-        tree.rank(q).fill(text)
-        assert tree.rank(q).get_attribute("aria-invalid") == "true"
-        tree.page.get_by_text(f"{text} is no rank for {q}. Choose 1 to 768.").wait_for()
-        tree.until(adapters=17 * 1536)
-    tree.rank(q).fill("768")
-    tree.until(adapters=768 * 1536)
-    tree.press("Escape")
-    tree.until(adapters=17 * 1536)
-    assert tree.focused() == "Modules"
-    tree.rank(q).fill("")
-    tree.until(adapters=8 * 1536)
-    tree.press("Enter")
-    assert tree.rank(q).input_value() == "8"
-    tree.rank(q).fill("4")
-    tree.tick(q)
-    tree.tick(q)  # a new tick begins with the general rank
-    tree.until(adapters=8 * 1536)
-
-
-def test_all_like_this_gives_its_rank_too(tree):
-    tree.open()
-    tree.click("Untick all")
-    path = f"{LAYER}.mlp.fc2"
-    alike = tree.page.get_by_role("button", name=f"Tick all 12 like {path}")
-    tree.tick(path)
-    tree.rank(path).fill("2")
-    alike.click()
-    tree.until(layers=12, adapters=12 * 2 * (768 + 3072))
-    tree.rank(path).fill("3")
-    tree.until(adapters=(11 * 2 + 3) * (768 + 3072))
-    alike.click()
-    tree.until(layers=12, adapters=12 * 3 * (768 + 3072))
-    alike.click()  # all are alike now: off
-    tree.until(layers=0)
 
 
 def test_the_rank_being_typed_keeps_the_keyboard_while_the_page_runs(tree):
