@@ -25,6 +25,22 @@ def workspace(tmp_path) -> Workspace:
     return Workspace(root=tmp_path)
 
 
+@pytest.fixture(scope="session")
+def _week(tmp_path_factory):
+    from seeding import seed
+
+    folder = tmp_path_factory.mktemp("week")
+    return folder, seed(Workspace(root=folder), live=False)
+
+
+@pytest.fixture
+def week_of_work(workspace, _week):
+    """In `workspace`, what seeding.seed makes without live runs; returned as there. A copy: seeding takes seconds."""
+    folder, runs = _week
+    shutil.copytree(folder, workspace.root, dirs_exist_ok=True)
+    return dict(runs)
+
+
 @pytest.fixture
 def full_disk(monkeypatch) -> None:
     """Every disk says that nothing is left on it."""

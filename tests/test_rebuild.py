@@ -10,7 +10,7 @@ import sqlite3
 import time
 
 import pytest
-from seeding import Training, config, killed_before_change, seed, seed_sweep, train_next
+from seeding import Training, config, killed_before_change, seed_sweep, train_next
 
 from sousa_engine import rebuild as rebuilding
 from sousa_engine import run_files, spool, upkeep
@@ -58,9 +58,9 @@ def shown(workspace) -> dict:
 
 
 @pytest.fixture
-def seeded(workspace):
+def seeded(workspace, week_of_work):
     """A week of work, with all that people add to it."""
-    runs = seed(workspace, live=False)
+    runs = week_of_work
     sweep = seed_sweep(workspace, ranks=(4,), rates=(5e-4, 2e-3), seeds=(1,), pruned=1)
     with Store.open(workspace) as store:
         store.add_tags([runs["finished"].id, runs["failed"].id], ["best", "ärger"])
@@ -113,8 +113,8 @@ def spoil_by_emptying(path):
 
 
 @pytest.mark.parametrize("spoil", [spoil_with_garbage, spoil_by_truncation, spoil_by_deletion, spoil_by_emptying])
-def test_from_folders_alone_what_was_measured_and_how_runs_ended_comes_back(workspace, spoil):
-    runs = seed(workspace, live=False)
+def test_from_folders_alone_what_was_measured_and_how_runs_ended_comes_back(workspace, week_of_work, spoil):
+    runs = week_of_work
     before = shown(workspace)
     spoil(workspace.db)
     made = rebuild(workspace)

@@ -10,7 +10,7 @@ import sqlite3
 
 import pytest
 from click.testing import CliRunner
-from seeding import Training, config, killed_before_change, seed
+from seeding import Training, config, killed_before_change
 
 from sousa_engine import cli, migrations, restore, run_files, upkeep
 from sousa_engine.records import RunStatus
@@ -24,9 +24,8 @@ def db(workspace, *words, code=0):
 
 
 @pytest.fixture
-def copy(workspace):
+def copy(workspace, week_of_work):
     """A copy of a week's work, of which runs.db knows nothing any more but another run."""
-    seed(workspace, live=False)
     made = upkeep.backup(workspace, workspace.root / "copy.db")
     shutil.rmtree(workspace.runs)
     for path in workspace.root.glob("runs.db*"):

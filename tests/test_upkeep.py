@@ -95,8 +95,7 @@ def test_an_older_schema_is_a_fact_and_is_not_migrated(workspace):
     plain.close()
 
 
-def test_a_damaged_page_is_found(workspace):
-    seed(workspace, live=False)
+def test_a_damaged_page_is_found(workspace, week_of_work):
     with workspace.db.open("r+b") as file:
         size = file.seek(0, os.SEEK_END)
         for at in range(size // 2 // 4096 * 4096, size, 8 * 4096):
@@ -206,10 +205,9 @@ def test_a_backup_that_cannot_be_written_says_so(workspace, place):
     assert made.exit_code == 2 and "There is no folder" in made.stderr
 
 
-def test_nothing_and_damage_cannot_be_backed_up(workspace):
+def test_nothing_and_damage_cannot_be_backed_up(workspace, tmp_path_factory, week_of_work):
     with pytest.raises(WorkspaceError, match=r"no runs\.db in .*: nothing to copy"):
-        upkeep.backup(workspace)
-    seed(workspace, live=False)
+        upkeep.backup(Workspace(root=tmp_path_factory.mktemp("empty")))
     os.truncate(workspace.db, workspace.db.stat().st_size // 2 // 4096 * 4096)
     with pytest.raises(WorkspaceError, match="db rebuild"):
         upkeep.backup(workspace)
