@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import IO, Any
 
 import numpy as np
@@ -65,6 +66,12 @@ def config(
             "seed": seed,
         }
     )
+
+
+@cache
+def _real_test_clips() -> tuple[synth.ClipPlan, ...]:
+    """For slices by what is known of a clip."""
+    return tuple(plan for plan in synth.plan(synth.PRESETS["tiny"]) if plan.split == "test")
 
 
 class Training:
@@ -274,7 +281,7 @@ class Training:
 
     def _predictions(self, split: str) -> list[Prediction]:
         found = []
-        test = [plan for plan in synth.plan(synth.PRESETS["tiny"]) if plan.split == "test"]  # real clips, for slices
+        test = _real_test_clips()
         for i in range(CLIPS[split]):
             label = CLASSES.index(test[i].label) if split == "test" else i % len(CLASSES)
             # Harder classes lie far from the start of the list; a mistake is a neighbour on the PAS sheet.
