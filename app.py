@@ -15,7 +15,7 @@ from starlette.middleware import Middleware
 
 from sousa_engine import supervisor
 from sousa_engine.errors import SousaError
-from sousa_engine.web import guard, tell, terminal
+from sousa_engine.web import guard, late_timers, tell, terminal
 from sousa_engine.web.routes import routes
 from sousa_engine.workspace import default_workspace
 
@@ -48,6 +48,7 @@ try:
 except guard.UnsafeSetting as error:
     sys.exit(f"error: {error}")
 
+late_timers.pass_over()
 logging.getLogger(terminal.LOGGER).addFilter(terminal.OneLine())
 
 app = st.App(

@@ -50,6 +50,8 @@ import json, os, sys
 os.environ["SOUSA_WORKSPACE"] = {str(workspace.root)!r}
 from streamlit.testing.v1 import AppTest
 import app
+from streamlit.runtime.scriptrunner.script_runner import ScriptRunner
+assert hasattr(ScriptRunner._run_script, "__wrapped__"), "app.py passes over late timers"
 studio = AppTest.from_file({str(MAIN)!r}, default_timeout=60).run()
 problems = []
 for name in {PAGES!r}:
