@@ -260,8 +260,10 @@ class Store:
             )
             if killing:
                 self._add_event(run_id, "stop requested", "Stop now was asked for: nothing more is saved.", now)
-            elif stopped or stopping:
+            elif stopping:
                 self._add_event(run_id, "stop requested", "Stop and save was asked for.", now)
+            elif stopped:
+                self._add_event(run_id, "stop requested", "Taken out of the queue.", now)
         return self._existing(run_id)
 
     def resume(self, run_id: str, message: str) -> Run:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import itertools
 import os
 import secrets
 import signal
@@ -167,9 +168,10 @@ class Supervisor:
         Raises WorkspaceError if runs.db cannot be written now: nothing is lost, the next round does it.
         """
         live = self._store.live()
-        for run in live:
-            if self._resting.get(run.id, 0) <= self._monotonic():
-                self._guarded(run, self._see_to)
+        for action in (self._adopt, self._see_to):  # all are adopted before one's backlog is taken in: that takes long
+            for run in live:
+                if self._resting.get(run.id, 0) <= self._monotonic():
+                    self._guarded(run, action)
         self._see_to_sweeps()
         waiting = self._store.waiting_devices()
         if waiting:
@@ -205,11 +207,14 @@ class Supervisor:
         sighting = self._executor.poll(run, nonce)
         if sighting.started_at_ms and run.started_at_ms is None:
             self._store.mark_running(run.id, nonce, started_at_ms=sighting.started_at_ms)
-        if sighting.is_alive:
-            self._tell_adoption(run, nonce, sighting)
+        if sighting.is_alive and run.id in self._launch_errors:
+            # This launch was refused: what holds the lock is of an earlier one, and nothing of ours will ever answer.
+            if run.status is RunStatus.STOPPING or self._seen_for(nonce) > _STRANGE_LAUNCH_S:
+                self._launch_failed(run, nonce)
+        elif sighting.is_alive:
             self._tell_steps(run, nonce, sighting)
             self._steer(run, nonce, sighting)
-            self._ingest(run, launch)
+            self._ingest(run, launch, batches=1)  # the rest in the next rounds: a stop is not to wait for it
         elif sighting.trainer_started or sighting.exit or sighting.result or run.status is RunStatus.RUNNING:
             self._end(run, nonce, sighting)
         elif nonce in self._launched or self._seen_for(nonce) > _STRANGE_LAUNCH_S:
@@ -240,7 +245,7 @@ class Supervisor:
         offset = self._ingest(run, self._store.launch(run.id))
         self._tell_steps(run, nonce, sighting)
         events = []
-        ended_at_ms = sighting.exit["ended_ms"] if sighting.exit else now_ms()
+        ended_at_ms = sighting.exit["ended_ms"] if sighting.exit else self._last_sign_ms(run, sighting)
         torn = _size(folder / run_files.SPOOL) - offset
         if torn > 0:
             message = f"The last {torn} bytes of {run_files.SPOOL} are a line that was never finished: left out."
@@ -258,13 +263,16 @@ class Supervisor:
             reason = f"{reason} {self._last_seen(run)}"
         self._store.finish(run.id, status, reason, nonce=nonce, ended_at_ms=ended_at_ms, events=events)
 
-    def _tell_adoption(self, run: Run, nonce: str, sighting: Sighting) -> None:
-        """Once, of a run that another supervisor launched."""
-        if nonce in self._launched:
+    def _adopt(self, run: Run) -> None:
+        """Once, of a run that another supervisor launched: say so, if its trainer lives."""
+        nonce = self._store.launch(run.id).nonce
+        if nonce is None or nonce in self._launched:
             return
-        self._launched.add(nonce)
-        if sighting.trainer_started:
-            self._store.add_event(run.id, "adopted", "A new supervisor found it alive; it never noticed.")
+        sighting = self._executor.poll(run, nonce)
+        if sighting.is_alive:
+            self._launched.add(nonce)
+            if sighting.trainer_started:
+                self._store.add_event(run.id, "adopted", "A new supervisor found it alive; it never noticed.")
 
     def _tell_steps(self, run: Run, nonce: str, sighting: Sighting) -> None:
         """What its keeper did, as events with the keeper's own times; each once, whoever supervised meanwhile."""
@@ -312,11 +320,13 @@ class Supervisor:
             self._launch_errors[run.id] = str(error).rstrip(".")
         self._launched.add(nonce)  # from here on, a launch that is not alive never will be
 
-    def _ingest(self, run: Run, launch: Launch) -> int:
-        """All that the spool has by now; returns the offset reached."""
+    def _ingest(self, run: Run, launch: Launch, batches: int | None = None) -> int:
+        """All that the spool has by now, or as many batches; returns the offset reached."""
         spool = self._store.workspace.run_dir(run.id) / run_files.SPOOL
         offset = launch.spool_offset
-        while not (batch := read_batch(spool, offset)).is_empty:
+        for _ in itertools.count() if batches is None else range(batches):
+            if (batch := read_batch(spool, offset)).is_empty:
+                break
             if not self._store.ingest(run.id, batch):
                 return self._store.launch(run.id).spool_offset  # taken by someone else meanwhile
             offset = batch.end
@@ -340,7 +350,11 @@ class Supervisor:
     def _give_up(self, run: Run, error: Exception) -> None:
         """A dead run whose leavings cannot be taken ends all the same, and frees its slot."""
         nonce = self._store.launch(run.id).nonce
-        if nonce is not None and not self._executor.poll(run, nonce).is_alive:
+        try:
+            is_dead = nonce is not None and not self._executor.poll(run, nonce).is_alive
+        except Exception:  # that was the trouble: whether it lives cannot be told, so it keeps its slot
+            return
+        if is_dead:
             reason = f"It is over, but what it left could not be taken in: {error!r}. See its folder."
             self._store.finish(run.id, RunStatus.FAILED, reason, nonce=nonce)
 
@@ -349,6 +363,13 @@ class Supervisor:
         _say(message)
         for run in self._store.live():
             self._store.add_event(run.id, "storage", message)
+
+    def _last_sign_ms(self, run: Run, sighting: Sighting) -> int:
+        """When it last wrote: of an end that nobody noted, the time without anyone to see it is no time it trained."""
+        folder = self._store.workspace.run_dir(run.id)
+        written = [at for name in (run_files.RESULT, run_files.SPOOL) if (at := _written_ms(folder / name)) is not None]
+        started = sighting.started_at_ms or run.started_at_ms or 0
+        return min(now_ms(), max(started, *written)) if written else now_ms()
 
     def _last_seen(self, run: Run) -> str:
         """The newest that its files and its row tell, as a sentence."""
@@ -405,6 +426,8 @@ def verdict(run: Run, sighting: Sighting, *, last_log_line: str = "") -> tuple[R
             return RunStatus.STOPPED, "It did not stop in time and was killed: work since its last checkpoint is lost."
         if stop_asked and number == signal.SIGTERM:
             return RunStatus.STOPPED, "Stopped before training began."
+        if outcome == "failed" and said:  # it had said why before its own clean-up crashed, as CUDA's does
+            return RunStatus.FAILED, said
         return RunStatus.FAILED, _killed(number, sighting.exit.get("oom_kills"))
     if code == run_files.EXIT_FINISHED:
         return RunStatus.FAILED, "The trainer ended without an error and without a result: result.json is missing."

@@ -133,7 +133,8 @@ def test_nothing_is_claimed_while_the_queue_is_paused(store):
     store.pause_queue()
     assert store.queue().is_paused and store.waiting_devices() == ()
     assert store.claim("cpu", "n") is None
-    assert store.request_stop(run_id).status is RunStatus.STOPPED  # a paused run can be taken out
+    assert store.request_stop(run_id, at_once=True).status is RunStatus.STOPPED  # a paused run can be taken out
+    assert store.events(run_id)[-1].message == "Taken out of the queue."  # nothing was there to be saved
     (other,) = queued(store, 1)
     store.resume_queue()
     assert store.queue().paused_at_ms is None and store.claim("cpu", "n").id == other

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import re
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from sousa_engine.errors import RunError, WorkspaceError
 from sousa_engine.executors import Sighting, local
 from sousa_engine.records import Prediction, Progress, RunStatus
 from sousa_engine.spool import SpoolWriter, write_predictions
-from sousa_engine.store import Store
+from sousa_engine.store import Store, now_ms
 from sousa_engine.supervisor import Supervisor, verdict
 
 ABSENT = Sighting(is_alive=False)
@@ -184,6 +185,27 @@ def test_a_run_is_not_started_beside_an_earlier_launch_that_still_lives(studio):
     assert any("An earlier launch still lives" in event.message for event in studio.store.events(run_id))
 
 
+def test_a_launch_refused_for_what_still_lives_does_not_hold_its_slot_for_ever(studio):
+    """What holds the keeper's lock is of an earlier launch, so the executor sees something alive that never starts."""
+    studio.executor.refusal = RunError("An earlier launch still lives.")
+    run_id = studio.queue()
+    studio.executor.sightings[run_id] = Sighting(is_alive=True)
+    for _ in range(3):
+        studio.round()
+    assert studio.executor.submitted == [run_id]  # it may be about to leave
+    for _ in range(8):
+        studio.now += 11
+        studio.round()
+    assert studio.executor.submitted == [run_id] * 3 and not studio.store.live()
+    assert studio.reason(run_id) == "Not started in 3 tries: An earlier launch still lives."
+    second = studio.queue()
+    studio.executor.sightings[second] = Sighting(is_alive=True)
+    studio.round()
+    studio.store.request_stop(second)
+    studio.round()
+    assert (studio.status(second), studio.reason(second)) == (RunStatus.STOPPED, "Stopped before it started.")
+
+
 def test_a_claim_of_a_supervisor_that_died_is_taken_up_after_ten_seconds(studio):
     run_id = studio.queue()
     studio.store.claim("cpu", "nonce of the dead")
@@ -231,6 +253,37 @@ def test_an_adopted_run_says_so_once_for_each_supervisor_that_found_it(studio):
         studio.round()
         studio.round()
         assert kinds(studio, run_id).count("adopted") == count
+
+
+def test_all_that_lives_is_adopted_before_what_one_of_them_left_is_taken_in(store, monkeypatch):
+    studio = Studio(store, "cuda:0", "cuda:1", "cuda:2")
+    dead, *alive = [studio.launched() for _ in range(3)]
+    for run_id in (dead, *alive):
+        with SpoolWriter(studio.folder(run_id) / run_files.SPOOL) as spool:
+            spool.metrics(1, {"train/loss": 1.0})
+    studio.restart()
+    seen, ingest = [], store.ingest
+    told = lambda: [run_id for run_id in alive if "adopted" in kinds(studio, run_id)]  # noqa: E731
+    monkeypatch.setattr(store, "ingest", lambda *args: seen.append(told()) or ingest(*args))
+    studio.see(dead, ended(number=9))
+    assert seen == [alive] * 3
+
+
+def test_a_stop_does_not_wait_until_all_that_a_run_left_is_taken_in(studio, monkeypatch):
+    run_id = studio.launched()
+    with SpoolWriter(studio.folder(run_id) / run_files.SPOOL) as spool:
+        for step in range(1, 101):
+            spool.metrics(step, {"train/loss": 1.0})
+    read = supervisor.read_batch
+    monkeypatch.setattr(supervisor, "read_batch", lambda path, offset: read(path, offset, max_bytes=1000))
+    last_step = lambda: studio.store.summaries([run_id])[run_id]["train/loss"].last_step  # noqa: E731
+    studio.round()
+    assert last_step() < 50
+    studio.store.request_stop(run_id)
+    studio.round()
+    assert studio.executor.stops == [(run_id, False)] and last_step() < 50
+    studio.see(run_id, ended(3, result={"outcome": "stopped", "reason": "Stopped."}))
+    assert last_step() == 100
 
 
 # The queue
@@ -395,6 +448,36 @@ def test_a_lost_run_says_what_was_last_seen(studio):
     assert told and told[1] == time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
 
 
+@pytest.mark.parametrize("result", [None, {"outcome": "finished", "reason": None}])
+def test_time_that_nobody_saw_is_no_time_a_run_trained(studio, result):
+    """The machine was off for two days, say, or keeper and supervisor were gone when the trainer finished."""
+    run_id = studio.launched()
+    folder = studio.folder(run_id)
+    with SpoolWriter(folder / run_files.SPOOL) as spool:
+        spool.metrics(7, {"train/loss": 1.25})
+    os.utime(folder / run_files.SPOOL, ns=(0, 60_000_000_000))
+    if result:
+        run_files.write_json(folder / run_files.RESULT, result)
+        os.utime(folder / run_files.RESULT, ns=(0, 90_000_000_000))
+    studio.restart()
+    studio.see(run_id, Sighting(is_alive=False, trainer_started=True, started_at_ms=5, result=result))
+    run = studio.store.run(run_id)
+    assert (run.status, run.ended_at_ms) == ((RunStatus.FINISHED, 90_000) if result else (RunStatus.LOST, 60_000))
+
+
+def test_an_end_lies_neither_before_its_start_nor_in_the_future(studio):
+    early = studio.launched()
+    (studio.folder(early) / run_files.SPOOL).touch()
+    os.utime(studio.folder(early) / run_files.SPOOL, ns=(0, 0))  # of the launch before, or the clock was moved
+    studio.see(early, ABSENT)
+    assert studio.store.run(early).ended_at_ms == 5
+    late = studio.launched()
+    (studio.folder(late) / run_files.SPOOL).touch()
+    os.utime(studio.folder(late) / run_files.SPOOL, ns=(0, 2**62))
+    studio.see(late, ABSENT)
+    assert studio.store.run(late).ended_at_ms <= now_ms()
+
+
 def test_a_run_lost_before_its_first_step_says_how_far_it_had_come(studio):
     run_id = studio.launched()
     with SpoolWriter(studio.folder(run_id) / run_files.SPOOL) as spool:
@@ -438,6 +521,22 @@ def test_a_dead_run_whose_leavings_cannot_be_taken_ends_all_the_same(studio, mon
         studio.now += 10
     assert studio.status(run_id) is RunStatus.FAILED and "ZeroDivisionError" in studio.reason(run_id)
     assert studio.store.claim("cpu", "next") is None and not studio.store.live()  # the slot is free
+
+
+def test_a_run_whose_notes_cannot_be_read_ends_no_supervisor_and_goes_on_when_they_can(workspace, store, capfd):
+    studio = Studio(store)
+    run_id = studio.launched()
+    executor, real = studio.executor, local.LocalExecutor(workspace)
+    (studio.folder(run_id) / run_files.KEEPER).mkdir()  # as a disk that answers with errors
+    scripted, executor.poll = executor.poll, real.poll
+    for _ in range(8):
+        studio.round()
+        studio.now += 10
+    assert studio.status(run_id) is RunStatus.RUNNING and "IsADirectoryError" in capfd.readouterr().err
+    assert kinds(studio, run_id).count("supervisor") == 1
+    executor.poll = scripted
+    studio.see(run_id, FINISHED)
+    assert studio.status(run_id) is RunStatus.FINISHED
 
 
 def test_a_full_disk_is_waited_out_and_nothing_is_missing(studio, capfd):
@@ -488,6 +587,7 @@ def test_a_full_disk_is_waited_out_and_nothing_is_missing(studio, capfd):
         (ended(1, oom_kills=2, result={"outcome": "failed", "reason": "A worker went."}), "failed", "killed something"),
         (ended(number=11), "failed", "signal 11 (SIGSEGV)"),
         (ended(number=15), "failed", "signal 15 (SIGTERM)"),
+        (ended(number=6, result={"outcome": "failed", "reason": "The GPU ran out."}), "failed", "The GPU ran out."),
         (ended(number=9, steps=["SIGTERM", "SIGKILL"]), "stopped", "did not stop in time"),
         (ended(number=9, steps=["SIGTERM", "SIGKILL now"], oom_kills=0), "stopped", "Stopped at once, as asked"),
         (ended(number=9, result={"outcome": "finished", "reason": None}), "finished", None),
@@ -580,13 +680,13 @@ def test_ensure_where_nothing_can_be_written_is_an_error_with_a_sentence(tmp_pat
 
 
 def test_slots_are_the_devices_that_pytorch_can_use(monkeypatch):
+    monkeypatch.setattr(local, "_seen_devices", None)  # and what was seen before comes back behind this test
     monkeypatch.setattr(local, "_torch_has_cuda", lambda: False)
     monkeypatch.setattr(local, "_gpus", lambda: 2)
     assert not [slot for slot in local.devices(fresh=True) if slot.startswith("cuda")]
     assert "this PyTorch is a CPU build" in local.absence("cuda:0")
     monkeypatch.setattr(local, "_torch_has_cuda", lambda: True)
     assert local.devices(fresh=True)[:2] == ("cuda:0", "cuda:1") and local.devices()[-1] == "cpu"
-    monkeypatch.setattr(local, "_seen_devices", None)
 
 
 def test_the_config_of_a_launch_names_the_device_it_was_given(workspace, store, monkeypatch):
@@ -629,6 +729,21 @@ def test_a_run_in_a_slot_of_the_cpu_trains_on_the_cpu_with_its_share_of_threads(
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     local.LocalExecutor(workspace).submit(run, "n3", cpu_slots=3)
     assert started[2]["OMP_NUM_THREADS"] == "1"  # what the user set is not exceeded
+
+
+@pytest.mark.parametrize(
+    ("visible", "seen"), [(None, ["0", "1"]), ("2,3", ["2", "3"]), ("GPU-a1, GPU-b2", ["GPU-a1", "GPU-b2"])]
+)
+def test_a_run_in_the_slot_of_a_gpu_sees_that_gpu_alone(workspace, store, monkeypatch, visible, seen):
+    started = []
+    monkeypatch.setattr(local.subprocess, "Popen", lambda *args, **options: started.append(options["env"]))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    for slot in ("cuda:0", "cuda:1", "cpu"):
+        store.enqueue(RunConfig())
+        local.LocalExecutor(workspace).submit(store.claim(slot, slot, ["auto"]), slot)
+    assert [env.get("CUDA_VISIBLE_DEVICES") for env in started] == [*seen, visible]
 
 
 def test_a_pid_that_was_given_to_another_program_is_neither_adopted_nor_signalled(workspace, store):

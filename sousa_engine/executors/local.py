@@ -54,6 +54,8 @@ class LocalExecutor:
             keeper = [sys.executable, "-m", "sousa_engine.keeper", str(lock), str(self._grace_s), str(folder), nonce]
             with (folder / run_files.LOG).open("ab") as log:
                 env = {**os.environ, "SOUSA_WORKSPACE": str(self._workspace.root)}
+                if config.device.startswith("cuda:"):
+                    env |= {"CUDA_VISIBLE_DEVICES": _only_gpu(config.device)}  # Accelerate takes the first it sees
                 if cpu_slots > 1 and device_of(run.device) == "cpu":
                     env |= {"OMP_NUM_THREADS": str(share_of_threads(cpu_slots))}  # PyTorch's own count follows it
                 self._keepers[nonce] = processes.start_detached([*keeper, *trainer], log=log, lock=lock, env=env)
@@ -121,9 +123,9 @@ def share_of_threads(cpu_slots: int) -> int:
 
 def _gpus() -> int:
     """NVIDIA GPUs that the driver shows, cut to CUDA_VISIBLE_DEVICES."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    visible = _visible_gpus()
     if visible is not None:
-        return len([word for word in visible.split(",") if word.strip() not in ("", "-1")])
+        return len(visible)
     listed = Path("/proc/driver/nvidia/gpus")
     if listed.is_dir():
         return len(list(listed.iterdir()))
@@ -132,6 +134,19 @@ def _gpus() -> int:
     except (OSError, subprocess.TimeoutExpired):
         return 0
     return len([line for line in found.stdout.splitlines() if line.startswith("GPU ")])
+
+
+def _visible_gpus() -> list[str] | None:
+    """Those that CUDA_VISIBLE_DEVICES names, by number or by id; None where it is not set."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return None if visible is None else [word.strip() for word in visible.split(",") if word.strip() not in ("", "-1")]
+
+
+def _only_gpu(device: str) -> str:
+    """CUDA_VISIBLE_DEVICES for a run on `device` alone. With 2,3 visible to us, cuda:1 is 3."""
+    number = int(device.removeprefix("cuda:"))
+    visible = _visible_gpus()
+    return str(number) if visible is None or number >= len(visible) else visible[number]
 
 
 def _torch_has_cuda() -> bool:
