@@ -49,7 +49,9 @@ def main(argv: list[str] | None = None) -> int:
         run_config = RunConfig.model_validate_json((folder / run_files.CONFIG).read_text())
         outcome = run(folder, run_config, stop=lambda: bool(stopping))
     except _StopRequested:
-        _result(folder, outcome="stopped", reason="Stopped before it trained a step.")
+        again = resume.has_checkpoints(folder)
+        reason = "before it went on: its last checkpoint is as it was." if again else "before it trained a step."
+        _result(folder, outcome="stopped", reason=f"Stopped {reason}")
         return run_files.EXIT_STOPPED
     except UserError as error:
         _last_word(f"error: {error}")
@@ -365,6 +367,10 @@ def _known_cause(error: Exception, folder: Path) -> str:
     return ""
 
 
+# Of CUDA and its libraries, not of PyTorch's allocator: a context or a workspace found no room, on a GPU others share.
+_NO_ROOM_ON_GPU = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+
+
 def _out_of_memory(error: BaseException) -> str:
     """By the exception's type where there is one; PyTorch has none for the memory of the CPU and of MPS."""
     torch = sys.modules.get("torch")  # not imported yet: then it is not its error
@@ -372,6 +378,8 @@ def _out_of_memory(error: BaseException) -> str:
         wanted = re.search(r"Tried to allocate ([\d.]+ \w+)", str(error))
         more = f" at a request for {wanted[1]}" if wanted else ""
         return f"The GPU ran out of memory{more}. Lower training.batch_size, or tick fewer modules."
+    if isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_ROOM_ON_GPU):
+        return "The GPU has no memory left, perhaps for what else runs on it. Lower training.batch_size, or free it."
     if isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError)
         and any(words in str(error) for words in ("MPS backend out of memory", "DefaultCPUAllocator"))

@@ -16,6 +16,7 @@ from sousa_engine import lora
 from sousa_engine.backbones.waveforms import TakesWaveforms
 from sousa_engine.config import AugmentConfig, LoraConfig, TargetModule, TrainingConfig
 from sousa_engine.errors import RunError
+from sousa_engine.methods import METHODS as METHODS_OF_LORA
 from sousa_engine.records import UPDATE
 from sousa_engine.training import checkpoint, loop, resume
 from tests.test_training import CLASSES, MELS, Recorder, clips
@@ -55,7 +56,8 @@ def built(method: str) -> nn.Module:
     targets = [("first", (WIDTH, MELS)), ("second", (WIDTH, WIDTH))]
     found = [TargetModule(path=path, kind="Linear", shape=shape) for path, shape in targets]
     takes_targets = method not in ("full", "bitfit")
-    settings = {"r": 2, "dropout": 0.1} if method in ("lora", "adalora", "pissa", "dora") else {}
+    drops = method in ("lora", "adalora", "pissa", "dora", "rslora", "loraplus")
+    settings = {"r": 2, "dropout": 0.1} if drops else {}
     config = LoraConfig(method=method, targets=tuple(found) if takes_targets else (), **settings)
     return lora.attach(network, config, total_steps=STEPS)  # type: ignore[arg-type]
 
@@ -82,7 +84,10 @@ class Story:
             done[0] = step
 
         self.recorder.metrics = watch
-        groups = lora.parameter_groups(self.module, "classifier", lr=0.05, head_lr=0.02, weight_decay=0.01)
+        plus_ratio = 16.0 if self.method == "loraplus" else 1.0
+        groups = lora.parameter_groups(
+            self.module, "classifier", lr=0.05, head_lr=0.02, weight_decay=0.01, plus_ratio=plus_ratio
+        )
         try:
             self.outcome = loop.train(
                 self.module,
@@ -125,6 +130,7 @@ class Story:
 
 
 METHODS = ["lora", "adalora", "pissa", "dora", "full", "bitfit"]
+OTHERS = ["rslora", "loraplus", "ia3", "lokr"]
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +163,36 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_been(whole, tmp_path, metho
         story.launch(stop_at=step)
         assert story.outcome.stopped and story.outcome.test is None
     story.launch().assert_same(whole(method))
+
+
+@pytest.mark.parametrize("method", OTHERS)
+def test_every_other_method_goes_on_as_well(whole, tmp_path, method):
+    assert {*METHODS, *OTHERS} == set(METHODS_OF_LORA)
+    Story(tmp_path, method).launch(stop_at=6).launch(kill_at=11).launch().assert_same(whole(method))
+
+
+@pytest.mark.parametrize("split", ["valid", "test"])
+def test_a_stop_while_a_split_is_measured_is_heard_at_its_next_batch(whole, tmp_path, monkeypatch, split):
+    """The patience of a stop is a minute, and a split may be thousands of clips."""
+    story, measured = Story(tmp_path, batch_size=8), []
+    evaluate = loop.evaluate
+
+    def watched(*words, stop, **more):
+        """Stops before the first batch of the second epoch's validation, or of the test."""
+        measured.append(words[4].tolist())
+        last = measured[-1] == clips().splits[split].tolist() and len(measured) == (6 if split == "test" else 2)
+        return evaluate(*words, stop=(lambda: True) if last else stop, **more)
+
+    monkeypatch.setattr(loop, "evaluate", watched)
+    story.launch()
+    assert story.outcome.stopped and story.outcome.test is None
+    at = 20 if split == "test" else 8
+    assert story.outcome.step == at and ("checkpoint", f"Saved at step {at} before stopping.") in story.recorder.events
+    assert [step for name, step, *_ in story.recorder.points if name == "valid/loss"] == [
+        *range(4, at + (split == "test"), 4)
+    ]
+    monkeypatch.undo()
+    story.launch().assert_same(whole("lora"))
 
 
 @pytest.mark.parametrize("method", ["lora", "adalora", "pissa", "full"])

@@ -161,6 +161,13 @@ def test_a_loss_that_is_no_number_fails_with_its_step_and_the_cure(tmp_path):
         run(tmp_path, data=data)
 
 
+def test_a_last_step_that_ruins_the_network_is_told_by_the_valid_loss(tmp_path):
+    data = clips()
+    data.features[data.splits["valid"]] = np.nan
+    with pytest.raises(RunError, match=r"valid loss became nan at step 4.*training\.lr"):
+        run(tmp_path, data=data, max_epochs=1)
+
+
 def test_early_stop_waits_its_patience(tmp_path):
     outcome, recorder, _ = run(tmp_path, lr=1e-12, max_epochs=50, patience=2)
     assert outcome.epochs < 50
@@ -193,6 +200,22 @@ def test_a_checkpoint_that_did_not_fit_leaves_nothing_behind(tmp_path, monkeypat
     with pytest.raises(OSError, match="No space"):
         checkpoint.save(tmp_path, 8, {"trainable": {}}, {})
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000007"]
+
+
+def test_what_a_killed_trainer_left_of_a_checkpoint_is_removed_by_the_next(tmp_path):
+    (tmp_path / ".step-00000007.tmp").mkdir()
+    (tmp_path / ".step-00000007.tmp" / "state.pt").write_bytes(b"half")
+    checkpoint.save(tmp_path, 8, {}, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000008"]
+
+
+def test_of_many_checkpoints_of_one_step_the_last_two_are_kept_in_order(tmp_path):
+    kept = [checkpoint.save(tmp_path, 7, {}, {"number": n}) for n in range(12)][-2:]
+    (tmp_path / "step-00000007 copy").mkdir()
+    assert checkpoint.steps(tmp_path) == kept
+    assert [checkpoint.facts_of(path)["number"] for path in kept] == [10, 11]
+    checkpoint.drop_newer(kept[0])
+    assert checkpoint.steps(tmp_path) == kept[:1]
 
 
 def test_checkpoint_facts_are_plain_json(tmp_path):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Collection
 from pathlib import Path
@@ -17,6 +18,7 @@ from sousa_engine.errors import RunError
 
 FORMAT = 2  # 1 kept no place in the epoch and no randomness: nothing can go on from it exactly
 STATE, FACTS = "state.pt", "facts.json"
+_NAME = re.compile(r"step-(\d+)(?:-(\d+))?")
 
 
 def save(folder: Path, step: int, state: dict[str, Any], facts: dict[str, Any], *, keep: int | None = 2) -> Path:
@@ -29,8 +31,9 @@ def save(folder: Path, step: int, state: dict[str, Any], facts: dict[str, Any], 
 
     folder.mkdir(parents=True, exist_ok=True)
     final = _unused(folder, step)
+    for left in folder.glob(".step-*.tmp"):
+        _clear(left)  # of a trainer that was killed while it wrote
     temporary = folder / f".{final.name}.tmp"
-    _clear(temporary)
     temporary.mkdir()
     try:
         with (temporary / STATE).open("wb") as file:
@@ -55,8 +58,8 @@ def save(folder: Path, step: int, state: dict[str, Any], facts: dict[str, Any], 
 
 
 def steps(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, oldest first."""
-    return sorted(path for path in folder.glob("step-*") if path.is_dir())
+    """The checkpoints in a folder, oldest first. Copies that someone made beside them are none."""
+    return sorted((path for path in folder.glob("step-*") if _NAME.fullmatch(path.name) and path.is_dir()), key=_place)
 
 
 def facts_of(path: Path) -> dict[str, Any]:
@@ -102,12 +105,22 @@ def drop(folder: Path, *, but: Collection[str]) -> None:
             _clear(path)
 
 
+def drop_newer(path: Path) -> None:
+    """Remove the checkpoints beside this one that are newer."""
+    drop(path.parent, but=[other.name for other in steps(path.parent) if _place(other) <= _place(path)])
+
+
+def _place(path: Path) -> tuple[int, int]:
+    """(step, number among those of this step): the order in which they were written."""
+    found = _NAME.fullmatch(path.name)
+    assert found is not None
+    return int(found[1]), int(found[2] or 1)
+
+
 def _unused(folder: Path, step: int) -> Path:
-    path, number = folder / f"step-{step:08d}", 1
-    while path.exists():
-        number += 1
-        path = folder / f"step-{step:08d}-{number}"
-    return path
+    """Behind all of this step, though older ones were dropped: a number that is given again would not be the newest."""
+    last = max((number for at, number in map(_place, steps(folder)) if at == step), default=0)
+    return folder / (f"step-{step:08d}" + (f"-{last + 1}" if last else ""))
 
 
 def _sha256(path: Path) -> str:

@@ -90,9 +90,9 @@ def train(
     How far each target was moved (lora.update_norms) is reported after every epoch too, and where a stop ends one.
 
     groups: AdamW parameter groups. folder: receives checkpoints/ (last two) and best/ (the best by valid accuracy).
-    stop(): asked after every step; True ends the run after a checkpoint. resume_from: a checkpoint of the same run: it
-    goes on as if it had never ended, on the CPU bit for bit. facts: kept in every checkpoint, see resume.ResumePoint.
-    Raises RunError when the loss is no number, or the checkpoint is damaged.
+    stop(): asked after every step, and before every batch that is measured; True ends the run after a checkpoint.
+    resume_from: a checkpoint of the same run: it goes on as if it had never ended, on the CPU bit for bit. facts: kept
+    in every checkpoint, see resume.ResumePoint. Raises RunError when a loss is no number, or the checkpoint is damaged.
     """
     device = accelerator.device
     order = data.splits["train"]
@@ -105,10 +105,12 @@ def train(
     plain = accelerator.unwrap_model(module)
     trainable = [p for p in module.parameters() if p.requires_grad]
 
-    def measure(split: str) -> Evaluation:
+    def measure(split: str) -> Evaluation | None:
+        """None: a stop was asked for meanwhile. It may not wait for thousands of clips: its patience is a minute."""
         return evaluate(
             module, forward, data.features, data.labels, data.splits[split],
             device=device, batch_size=4 * training.batch_size, label_smoothing=training.label_smoothing,
+            stop=stop,
         )  # fmt: skip
 
     def report_updates() -> None:
@@ -137,8 +139,7 @@ def train(
     at, best, stopped = _Place(), None, False
     if resume_from is not None:
         state, _ = checkpoint.load(resume_from)
-        older = [path.name for path in checkpoint.steps(folder / CHECKPOINTS) if path <= resume_from]
-        checkpoint.drop(folder / CHECKPOINTS, but=older)  # what is newer was found damaged
+        checkpoint.drop_newer(resume_from)  # it was found damaged
         at = _Place(**state["at"])
         lora.load_trained(plain, state["trainable"])
         lora.load_method_state(plain, state["method"])
@@ -183,10 +184,7 @@ def train(
             }
             reporter.metrics(step, values, epoch=at.epoch, n=len(rows))
             if not math.isfinite(values["train/loss"]):
-                raise RunError(
-                    f"The loss became {values['train/loss']} at step {step}. "
-                    f"Lower training.lr (now {training.lr:g}) or training.head_lr (now {training.head_lr:g})."
-                )
+                raise _no_number("loss", values["train/loss"], step, training)
             added = lora.extra_loss(plain)
             accelerator.backward(loss if added is None else loss + added)
             accelerator.clip_grad_norm_(trainable, training.grad_clip)
@@ -214,12 +212,14 @@ def train(
             if time.monotonic() - saved_at >= save_every_s:
                 saved_at = save()
         report_updates()
-        if stopped:
+        valid = None if stopped else measure("valid")
+        if valid is None:
+            stopped = True
             save(stopped=True)
             break
-
-        valid = measure("valid")
         reporter.metrics(at.step, valid.as_metrics("valid"), epoch=at.epoch, n=valid.n)
+        if not math.isfinite(valid.loss):
+            raise _no_number("valid loss", valid.loss, at.step, training)
         print(
             f"epoch {at.epoch}/{training.max_epochs}  step {at.step}  train loss {at.loss:.3f}  "
             f"valid loss {valid.loss:.3f}  valid accuracy {valid.accuracy:.3f} (n={valid.n})",
@@ -236,17 +236,19 @@ def train(
         stopped = stop()
 
     train_s = earlier_s + time.monotonic() - began
-    if stopped:
-        reporter.event("checkpoint", f"Saved at step {at.step} before stopping.")
     if at.best:
         lora.load_trained(plain, checkpoint.load(folder / BEST / at.best)[0]["trainable"])
     test = None
     if not stopped:
         reporter.progress(Progress(phase="testing", done=0, total=1))
         test = measure("test")
+        stopped = test is None
+    if test is not None:
         reporter.metrics(at.step, test.as_metrics("test"), epoch=at.best_epoch, n=test.n)
         print(f"test accuracy {test.accuracy:.3f} (n={test.n}), on the checkpoint of epoch {at.best_epoch}", flush=True)
         reporter.progress(Progress(phase="testing", done=1, total=1))
+    if stopped:
+        reporter.event("checkpoint", f"Saved at step {at.step} before stopping.")
     return Outcome(
         stopped=stopped, step=at.step, epochs=at.epoch, best_step=at.best_step,
         best_accuracy=None if best is None else best.accuracy, train_s=train_s, valid=best, test=test,
@@ -268,6 +270,13 @@ class _Place:
     best_step: int | None = None
     best_epoch: int = 0
     best: str | None = None  # name of its folder in best/
+
+
+def _no_number(what: str, value: float, step: int, training: TrainingConfig) -> RunError:
+    return RunError(
+        f"The {what} became {value} at step {step}. "
+        f"Lower training.lr (now {training.lr:g}) or training.head_lr (now {training.head_lr:g})."
+    )
 
 
 def _randomness(device: torch.device) -> dict[str, Any]:

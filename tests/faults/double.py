@@ -43,8 +43,7 @@ def _train(folder: Path, run_config, device, reporter, stop, resumed) -> SimpleN
     reporter.facts({"weights_label": "none: a double", "device": device})
     best = None
     if resumed:
-        older = [path.name for path in checkpoint.steps(folder / CHECKPOINTS) if path <= resumed.path]
-        checkpoint.drop(folder / CHECKPOINTS, but=older)
+        checkpoint.drop_newer(resumed.path)
         best = checkpoint.check(resumed.path)["best"]
 
     def save(step: int) -> None:
@@ -57,6 +56,8 @@ def _train(folder: Path, run_config, device, reporter, stop, resumed) -> SimpleN
         reporter.metrics(step, {"train/loss": loss(step)}, epoch=1)
         ledger[step] = min(255, ledger[step] + 1)
         reporter.progress(Progress(phase="training", done=step, total=steps, epoch=1, max_epochs=1))
+        if step % 4 == 0:
+            reporter.event("double", f"Step {step}, process {os.getpid()}.")
         if stop():
             save(step)
             return SimpleNamespace(stopped=True, step=step, best_step=None)

@@ -218,6 +218,8 @@ class Ground:
         return run
 
     def count(self, run: Run, is_true: Callable[[Run], bool]) -> None:
+        # Now: a trainer that was left behind ends by itself before long, and nobody would have seen it.
+        outlived = self.processes(TRAINER, run.id) if run.status.is_over else []
         if not run.status.is_over:
             self._wrong("endless", run, 1, f"is {run.status.value} still; {self.log()}")
         elif not is_true(run) or (run.status is not RunStatus.FINISHED and not run.reason):
@@ -233,8 +235,10 @@ class Ground:
         self._wrong("doubled", run, max(0, unmeasured - launches), "rows that nobody acknowledged")
         for width, count in self.counted(run.id).items():
             self._wrong("doubled", run, abs(count - len(rows)), f"{count} in buckets of {width}, {len(rows)} rows")
+        told = self._told_twice(run.id)
+        self._wrong("doubled", run, len(told), f"the same line of its spool was taken again: {told[:3]}")
         found = self._left_over()
-        self._wrong("orphans", run, len(found), f"pids {found}")
+        self._wrong("orphans", run, len(found) + len(outlived), f"pids {found}, trainers {outlived}")
         newest = checkpoint.steps(self.workspace.run_dir(run.id) / resume.CHECKPOINTS)[-1:]
         if newest:
             try:
@@ -264,6 +268,12 @@ class Ground:
         of_run = "JOIN metric_names USING (metric_number) JOIN runs USING (run_number) WHERE id = ?"
         sql = f"SELECT width, sum(point_count) FROM metric_levels {of_run} AND metric = 'train/loss' GROUP BY width"
         return dict(self._plain(sql, run_id))
+
+    def _told_twice(self, run_id: str) -> list[str]:
+        """What a spool line told and runs.db has more than once: rows of a batch taken twice replace each other."""
+        of_run = "FROM events JOIN runs USING (run_number) WHERE id = ? AND kind = 'double'"
+        sql = f"SELECT message {of_run} GROUP BY at_ms, message HAVING count(*) > 1"
+        return [message for (message,) in self._plain(sql, run_id)]
 
     def log(self) -> str:
         """The last words of the supervisors."""

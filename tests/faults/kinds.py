@@ -295,7 +295,8 @@ def _small_disk(root: Path) -> Iterator[None]:
     except OSError as error:
         raise NoDisk(f"mount: {error}") from None
     if done.returncode:
-        raise NoDisk(done.stderr.strip() or f"mount: exit code {done.returncode}")
+        said = (done.stderr.strip().splitlines() or [f"mount: exit code {done.returncode}"])[0]
+        raise NoDisk(f"a small tmpfs cannot be mounted: {said} Try as root, or after `unshare -rm`.")
     try:
         yield
     finally:

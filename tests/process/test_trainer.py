@@ -192,6 +192,11 @@ def test_memory_that_ran_out_is_named_by_the_type_of_its_error(tmp_path):
         RuntimeError("MPS backend out of memory (MPS allocated: 8.1 GB)"),
     ):
         assert trainer._known_cause(error, tmp_path).startswith("This machine ran out of memory.")
+    for text in (
+        "CUDA error: out of memory\nCUDA kernel errors might be",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when",
+    ):
+        assert trainer._known_cause(RuntimeError(text), tmp_path).startswith("The GPU has no memory left")
     assert trainer._known_cause(RuntimeError("an index out of memory bounds"), tmp_path) == ""
 
 
@@ -257,6 +262,41 @@ def test_a_run_killed_and_stopped_and_resumed_equals_one_never_stopped(workspace
     assert read_predictions(folder / run_files.PREDICTIONS) == read_predictions(never_stopped / run_files.PREDICTIONS)
     kinds = [event.kind for event in read_batch(folder / run_files.SPOOL, 0).events]
     assert kinds.count("goes on") == 2 and "not the same" not in kinds
+
+
+@pytest.mark.parametrize(
+    ("variant", "lora"),
+    [
+        ("efficientat-mini", {"method": "full"}),  # BatchNorm's statistics
+        ("htsat-mini", {"method": "loraplus", "dropout": 0.1}),  # drop path
+        ("beats-mini", {"dropout": 0.1}),
+    ],
+)
+def test_every_family_goes_on_bit_for_bit(tmp_path, variant, lora):
+    settings = draft(model={"variant": variant}, lora=lora)
+    never, often = (Workspace(root=tmp_path / name).run_dir("20260101-aaaa") for name in ("never", "often"))
+    in_process(never, settings)
+    in_process(often, settings, stop_at=2)
+    assert last_step(often) == 2 < last_step(never)
+    in_process(often, settings)
+    assert measured(often) == measured(never)
+    adapters = [next((folder / "adapter").glob("*.safetensors")).read_bytes() for folder in (never, often)]
+    assert adapters[0] == adapters[1]
+
+
+def test_a_stop_before_it_goes_on_does_not_say_that_it_never_trained(workspace, never_stopped, monkeypatch):
+    def stopped(*words, **more):
+        raise trainer._StopRequested
+
+    folder = workspace.run_dir("20260101-aaaa")
+    shutil.copytree(never_stopped, folder)
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(trainer, "run", stopped)
+    try:
+        assert trainer.main([str(folder)]) == run_files.EXIT_STOPPED
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert "its last checkpoint is as it was" in run_files.read_json(folder / run_files.RESULT)["reason"]
 
 
 def test_data_that_changed_since_forbid_to_go_on_and_versions_only_warn(workspace, never_stopped, monkeypatch):
