@@ -42,6 +42,7 @@ CHROMIUM_FLAGS = [
     "LensOverlay,MediaRouter,PaintHolding,ThirdPartyStoragePartitioning,AvoidCorsURLLoaderRestartOnRedirect,"
     "OptimizationHints,NetworkTimeServiceQuerying,AimEnabled,PreconnectToSearch",
 ]
+DEADLINE_MS = 240_000  # a deadline, not a pace: the machine may be busy with training
 IDLE = "[data-testid=stApp][data-test-script-state=notRunning]"
 
 
@@ -149,7 +150,7 @@ def another_studio():
 @pytest.fixture(scope="session")
 def browser():
     sync_api = pytest.importorskip("playwright.sync_api")
-    sync_api.expect.set_options(timeout=240_000)  # a deadline, not a pace: the machine may be busy with training
+    sync_api.expect.set_options(timeout=DEADLINE_MS)
     names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
     found = os.environ.get("SOUSA_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
     with sync_api.sync_playwright() as playwright:
@@ -165,7 +166,7 @@ def browser():
 def context(studio, browser):
     """One for the tests of a file: Streamlit's scripts are loaded and compiled once, which halves what a page costs."""
     context = browser.new_context(base_url=studio.url, viewport={"width": 1400, "height": 900})
-    context.set_default_timeout(30_000)
+    context.set_default_timeout(DEADLINE_MS)
     yield context
     context.close()
 

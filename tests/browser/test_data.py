@@ -9,7 +9,6 @@ import pytest
 from playwright.sync_api import expect
 
 pytestmark = pytest.mark.browser
-SOON_MS = 60_000
 
 
 @pytest.mark.parametrize("link", ["Train on this data set", "Train a linear probe"])
@@ -19,12 +18,12 @@ def test_strict_mode_goes_along_from_data_to_launch(studio, page, settled, tmp_p
     settled(page)
     page.get_by_text("Strict", exact=True).click()
     leads = page.get_by_role("link", name=link)
-    expect(leads).to_have_attribute("href", re.compile("strict"), timeout=SOON_MS)
+    expect(leads).to_have_attribute("href", re.compile("strict"))
     settled(page)
     leads.click()
     page.get_by_role("heading", name="Launch", exact=True).wait_for()
-    expect(page.get_by_role("textbox", name="Folder or CSV file")).to_have_value(str(drums), timeout=SOON_MS)
-    expect(page.get_by_role("switch", name="Strict")).to_be_checked(timeout=SOON_MS)
+    expect(page.get_by_role("textbox", name="Folder or CSV file")).to_have_value(str(drums))
+    expect(page.get_by_role("switch", name="Strict")).to_be_checked()
 
 
 def test_a_table_is_downloaded_by_our_button_alone(page, settled):
