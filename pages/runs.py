@@ -208,7 +208,8 @@ def toolbar(picked: Sequence[RunRow], wanted: RunFilter, look: Asked) -> None:
             key="clone_runs",
         )
         token = parts.form_token("clone_runs", pressed)
-        if pressed and manage.clone(ids, token):
+        if pressed and ids and manage.clone(ids, token):
+            tick(())  # done: here the page stays, and a click too many finds nothing ticked
             st.rerun()
         st.download_button(
             "CSV",

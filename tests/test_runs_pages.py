@@ -627,6 +627,7 @@ def test_runs_that_are_ticked_are_cloned(visit, workspace, ensured):
     click(app, "clone_runs")
     with Store.open(workspace) as store:
         assert [row.seed for row in store.queued()] == [1, 2]
+        assert app.button(key="clone_runs").disabled  # what was cloned is not ticked any more: a click too many is none
 
 
 # Queue

@@ -33,6 +33,28 @@ def test_thirty_clicks_on_start_make_one_run(page, settled, store):
     assert len(store.runs()) == 2
 
 
+CLICKS_SPREAD = """() => new Promise(done => {
+    let left = 30
+    const timer = setInterval(() => {
+        const clone = [...document.querySelectorAll("button")].find(button => button.innerText.endsWith("Clone"))
+        if (clone && !clone.disabled) clone.click()
+        if (!--left) { clearInterval(timer); done() }
+    }, 100)
+})"""
+
+
+def test_thirty_clicks_on_clone_among_the_runs_make_one_run_of_each_ticked(page, settled, store):
+    before = len(store.runs())
+    page.goto("/runs")
+    page.locator("tbody tr").first.get_by_role("checkbox").click()
+    page.get_by_text("1 run ticked").wait_for()
+    page.evaluate(CLICKS_SPREAD)
+    page.get_by_text("1 run queued.").first.wait_for()
+    settled(page)
+    assert len(store.runs()) == before + 1
+    store.request_stop(store.queued()[-1].id)
+
+
 def test_what_waits_is_moved_and_the_pause_ended(page, settled, store):
     first, second = (row.id for row in store.queued())
     page.goto("/queue")
