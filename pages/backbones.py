@@ -74,7 +74,7 @@ def about(variant: backbones.Variant) -> None:
         with st.container(horizontal=True, vertical_alignment="center", gap="small"):
             st.subheader(variant.title, anchor=False, width="content")
             if state.available:
-                st.badge(parts.plain(state.label), icon=":material/check:", color="green")
+                parts.badge(state.label, icon=":material/check:", color="green")
             else:
                 st.badge("no pretrained weights here", icon=":material/warning:", color="orange")
         st.markdown(variant.description)

@@ -330,7 +330,7 @@ def summary(values: dict[str, Any], problems: dict[str, str]) -> None:
             found = check(settings.model_dump_json(), str(workspace.root))
             missing += [item.title.lower() for item in found.errors]
         except SousaError as error:
-            st.error(str(error), icon=":material/error:")
+            st.error(parts.plain(str(error)), icon=":material/error:")
             missing.append(getattr(error, "field", None) or "data set")
 
     label = "Start training"
@@ -380,7 +380,7 @@ def begin(settings: RunConfig, form_token: str) -> None:
     try:
         run = launch.start(workspace, settings, created_by="page", form_token=form_token)
     except SousaError as error:
-        st.error(str(error), icon=":material/error:")
+        st.error(parts.plain(str(error)), icon=":material/error:")
         return
     st.switch_page(parts.page_path("run"), query_params={"id": run.id})
 

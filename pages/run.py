@@ -96,11 +96,11 @@ def header(run: Run, of_sweep: Sweep | None, known_tags: list[str], resumable: l
             parts.status_badge(run.status)
         parts.weights_badge(run)
         st.badge(run.config.model.variant, icon=":material/account_tree:", color="gray", help="Backbone")
-        st.badge(parts.plain(run.config.dataset_name), icon=":material/library_music:", color="gray", help="Data set")
+        parts.badge(run.config.dataset_name, icon=":material/library_music:", color="gray", help="Data set")
         st.badge(run.device or run.config.device, icon=":material/memory:", color="gray", help="Device")
         st.badge(f"seed {run.config.seed}", icon=":material/tag:", color="gray", help="Seed")
         for tag in run.tags:
-            st.badge(parts.plain(tag), icon=":material/sell:", color="blue", help="Tag")
+            parts.badge(tag, icon=":material/sell:", color="blue", help="Tag")
         if run.archived_at_ms:
             st.badge("archived", icon=":material/archive:", color="gray", help=parts.when(run.archived_at_ms))
         took = ""

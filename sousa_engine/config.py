@@ -25,6 +25,14 @@ MethodName = Literal["lora", "rslora", "dora", "pissa", "loraplus", "lokr", "ia3
 _TURNING = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
+def one_line(name: str) -> str:
+    """A name with single blanks. Raises ValueError for one that would not be shown as it is written."""
+    line = " ".join(name.split())
+    if found := _TURNING.search(line):
+        raise ValueError(f"U+{ord(found[0]):04X} is no visible character and may turn text around: leave it out.")
+    return line
+
+
 class Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
@@ -220,10 +228,7 @@ class RunConfig(Part):
     @field_validator("name")
     @classmethod
     def _one_line(cls, name: str) -> str:
-        line = " ".join(name.split())
-        if found := _TURNING.search(line):
-            raise ValueError(f"U+{ord(found[0]):04X} is no visible character and may turn text around: leave it out.")
-        return line
+        return one_line(name)
 
     @property
     def title(self) -> str:

@@ -143,7 +143,7 @@ class SweepSpec(Part):
     @field_validator("name")
     @classmethod
     def _one_line(cls, name: str) -> str:
-        return " ".join(name.split())
+        return config.one_line(name)
 
     @field_validator("seeds")
     @classmethod

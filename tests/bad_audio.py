@@ -27,6 +27,7 @@ EXPECTED = {
     "roll/noise.mp3": ("error", "unreadable", "Format not recognised"),
     "roll/nan.wav": ("error", "not-a-number", "1 of its 16,000 samples"),
     "roll/inf.wav": ("error", "not-a-number", "2 of its 32,000 samples"),
+    "roll/overflow.wav": ("error", "level", "3.4e+37 times full scale"),
     "roll/0-channels.wav": ("error", "channels", "0 channels"),
     "roll/1024-channels.wav": ("error", "channels", "1,024 channels"),
     "roll/0-hz.wav": ("error", "rate", "claims 0 Hz"),
@@ -41,6 +42,7 @@ EXPECTED = {
     "roll/not\\udcff-utf8.wav": ("error", "name", "rename it"),
     "single/only.wav": ("error", "class", "its class 'single' has 1 clip, and 3 splits need at least 3"),
     "roll/silent.wav": ("warning", "silent", "all its samples are zero"),
+    "roll/integers-as-floats.wav": ("warning", "level", "times full scale"),
     "roll/8-channels.wav": ("warning", "channels", "8 channels, which are mixed down"),
     "roll/12345-hz.wav": ("warning", "rate", "12,345 Hz is unusual"),
     "roll/riff-size.wav": ("warning", "header", "claims a file of 1,000,000,000 bytes (RIFF), it has 32,044"),
@@ -107,6 +109,9 @@ def write_all(root: Path) -> Path:
     stereo = np.stack([noise(907), noise(908)], axis=1).astype(np.float32)
     stereo[7] = np.inf
     soundfile.write(roll / "inf.wav", stereo, RATE_HZ, subtype="FLOAT")
+    loud = noise(911) / np.abs(noise(911)).max()
+    soundfile.write(roll / "overflow.wav", (3.4e37 * loud).astype(np.float32), RATE_HZ, subtype="FLOAT")
+    soundfile.write(roll / "integers-as-floats.wav", (32_768 * loud).astype(np.float32), RATE_HZ, subtype="FLOAT")
     soundfile.write(roll / "silent.wav", np.zeros(RATE_HZ), RATE_HZ)
     pcm(roll / "one-sample.wav", frames=1)
     pcm(roll / "0-channels.wav", channels=0)

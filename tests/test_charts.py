@@ -179,3 +179,33 @@ def test_scores_name_n_once_where_all_were_asked_the_same_clips():
     assert flat.data[0].y[0] == flat.data[1].y[0] and flat.data[0].error_x.array is None
     dashes = scores_figure(scores_info(found, level=("onset sequence", {"roll": score(0.4, n=75)}))).data[0]
     assert dashes.name == "onset sequence" and dashes.x == (0.4,) and dashes.y == (0,), "a dash where it was measured"
+
+
+NAME = "<i>&lt;"
+
+
+def test_names_are_text_in_every_chart():
+    both = [
+        Prediction(clip_id=f"c{i}", split="test", label=a, predicted=NAME, probability=0.9, label_probability=0.1)
+        for i, a in enumerate((NAME, "flam"))
+    ]
+    found, line = confusion(both), Line(label=NAME, group=0, x=[1], y=[0.5], low=[0.4], high=[0.6])
+    point = CostPoint(name=NAME, cost=1_000, score=score(0.5), is_control=False, on_frontier=True)
+    settings = SettingAxis(field=f"lora.{NAME}", values=(NAME, "b"))
+    parts = [(NAME, {NAME: score(0.5)})]
+    changed = confusion_difference_info(difference(found, found), NAME, NAME, [(NAME, 2)])
+    for figure in (
+        confusion_figure(confusion_info(found, [(NAME, 2)]), labels=False),
+        confusion_figure(confusion_info(found)),
+        confusion_difference_figure(changed),
+        class_accuracy_figure(class_accuracy_info(class_results(found))),
+        curves_figure(curves_info(NAME, [line])),
+        cost_figure(cost_info([point], "trainable", [Level(NAME, 0.5)])),
+        scores_figure(scores_info(parts, level=parts[0])),
+        slice_figure(slice_info(settings, [NAME, NAME], [0.5, 0.6], "valid accuracy")),
+        parallel_figure(parallel_info([settings], [0.5, 0.6], "valid accuracy")).update_traces(
+            dimensions=[{"ticktext": None}]  # not read as markup, tried in a browser
+        ),
+    ):
+        drawn = figure.to_json().replace("\\u003c", "<").replace("\\u003e", ">").replace("\\u0026", "&")
+        assert NAME not in drawn and "&lt;i&gt;&amp;lt;" in drawn, figure

@@ -15,10 +15,11 @@ import soundfile
 from click.testing import CliRunner
 from seeding import Training
 
-from sousa_engine import cli, launch
+from sousa_engine import cli, launch, sweep
 from sousa_engine.cli import main
 from sousa_engine.config import RunConfig
 from sousa_engine.data import manifest
+from sousa_engine.errors import ConfigError
 from sousa_engine.records import RunStatus
 from sousa_engine.store import Store
 from sousa_engine.training import checkpoint
@@ -323,6 +324,8 @@ def test_a_workspace_that_can_only_be_read_is_read(sousa, workspace, monkeypatch
 def test_a_name_that_turns_text_around_is_refused(sousa):
     result = sousa("train", "data=micro", "name=a\u202eb", "--detach")
     assert result.exit_code == 2 and "U+202E" in result.output + result.stderr
+    with pytest.raises(ConfigError, match=r"U\+202E"):
+        sweep.build({"name": "a\u202eb", "axes": {"lora.r": [4, 8]}})
 
 
 @pytest.mark.parametrize("status", [RunStatus.STOPPED, RunStatus.FAILED, RunStatus.LOST])

@@ -99,6 +99,13 @@ def test_own_data_without_a_path_is_asked_for(page):
     assert any("/no/such/folder" in error.value for error in page.error)
 
 
+def test_an_error_that_names_a_data_set_is_text(page):
+    page.query_params["dataset"] = "./<b>[x](http://evil.example)"
+    page.run()
+    (error,) = page.error
+    assert r"\<b\>\[x\](" in error.value and "[x](" not in error.value.replace(r"\[x\](", "")
+
+
 def test_ticks_of_the_module_tree_arrive(page):
     paths = tuple(n.path for n in module_tree.load_outline("ast-base").nodes if n.role == "attention.query")
     page.session_state["ticks"] = {"variant": "ast-base", "paths": list(paths), "head": "freeze", "r": 4, "name": ""}

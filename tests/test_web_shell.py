@@ -123,3 +123,35 @@ def test_plain_text_is_shown_as_it_is_and_addresses_stay_whole():
     assert parts.plain("get x_1 from https://a.b/c_d?e=1, or [f](g)") == (
         r"get x\_1 from https://a.b/c_d?e=1, or \[f\](g)"
     )
+
+
+def test_an_address_ends_where_it_ends():
+    assert parts.plain('<a href="http://a.b/c">d</a>') == r'\<a href="<http://a.b/c>"\>d\</a\>'
+    assert parts.plain("[d](http://a.b)") == r"\[d\](<http://a.b>)"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("&lt;b&gt;", r"\&lt;b\&gt;"),
+        (":smile: :+1: :streamlit:", ":\u2060smile: :\u2060+1: :\u2060streamlit:"),  # escaped colons would not do
+        ("12:30:05", r"12\:30\:05"),
+        ("a\n===\nb\n---", "a\n\\===\nb\n\\---"),
+        ("- a\n+ b\n1. c\n2) d", "\\- a\n\\+ b\n1\\. c\n2\\) d"),
+        ("-5 of 1.5 - x", "-5 of 1.5 - x"),
+        ("    a\n\tb", "\u00a0\u00a0\u00a0\u00a0a\n\u00a0\u00a0\u00a0\u00a0b"),
+        ("a\u202eb\x1b[1m", r"a\\u202eb\\x1b\[1m"),
+    ],
+)
+def test_plain_text_is_no_entity_emoji_heading_list_or_code_and_turns_no_line(text, shown):
+    assert parts.plain(text) == shown
+
+
+def test_a_badge_escapes_its_brackets_once():
+    def draw():
+        from sousa_engine.web import parts
+
+        parts.badge("[md](http://evil.example) *b*")
+
+    (drawn,) = AppTest.from_function(draw, default_timeout=60).run().markdown
+    assert drawn.value == r":blue-badge[\[md\](<http://evil.example>) \*b\*]"

@@ -48,7 +48,10 @@ def class_accuracy_figure(info: ClassAccuracyInfo) -> go.Figure:
                 "thickness": 1.5,
                 "width": 0,
             },
-            text=[f"<b>{label}</b><br>{note}" for label, note in zip(info.labels, info.notes, strict=True)],
+            text=[
+                f"<b>{template.text(label)}</b><br>{template.text(note)}"
+                for label, note in zip(info.labels, info.notes, strict=True)
+            ],
             hovertemplate="%{text}<extra></extra>",
         ),
         layout=template.layout(
@@ -61,7 +64,7 @@ def class_accuracy_figure(info: ClassAccuracyInfo) -> go.Figure:
             yaxis={
                 "tickmode": "array",
                 "tickvals": places,
-                "ticktext": list(info.labels),
+                "ticktext": [template.text(label) for label in info.labels],
                 "tickfont": {"size": 10},
                 "range": [len(places) - 0.5, -0.5],
             },

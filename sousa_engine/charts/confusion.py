@@ -59,13 +59,15 @@ def confusion_difference_info(
 ) -> ConfusionDifferenceInfo:
     """first, second: what the two are called."""
     classes = found.first.classes
+    names = tuple(map(template.text, classes))
+    first, second = template.text(first), template.text(second)
     texts = tuple(
         tuple(
             f"<b>{label}</b><br>taken for <b>{predicted}</b>"
             f"<br>{first}: {of_first} of {sum(row_first)}<br>{second}: {of_second} of {sum(row_second)}"
-            for predicted, of_first, of_second in zip(classes, row_first, row_second, strict=True)
+            for predicted, of_first, of_second in zip(names, row_first, row_second, strict=True)
         )
-        for label, row_first, row_second in zip(classes, found.first.counts, found.second.counts, strict=True)
+        for label, row_first, row_second in zip(names, found.first.counts, found.second.counts, strict=True)
     )
     sizes = [abs(gain) for row in found.gains for gain in row if gain is not None]
     return ConfusionDifferenceInfo(
@@ -75,12 +77,13 @@ def confusion_difference_info(
 
 def confusion_figure(info: ConfusionInfo, labels: bool = True) -> go.Figure:
     """labels=False leaves the class names to the hover text, for several matrices side by side; blocks keep theirs."""
+    names = [template.text(name) for name in info.classes]
     hover = [
         [
             f"<b>{label}</b><br>taken for <b>{predicted}</b><br>{count} of {sum(row)} clips"
-            for predicted, count in zip(info.classes, row, strict=True)
+            for predicted, count in zip(names, row, strict=True)
         ]
-        for label, row in zip(info.classes, info.counts, strict=True)
+        for label, row in zip(names, info.counts, strict=True)
     ]
     return _matrix(info.classes, info.shares, 1.0, hover, labels, info.blocks)
 
@@ -102,7 +105,8 @@ def _matrix(
     count = len(classes)
     places = list(range(1, count + 1))  # not names: two classes may share a name once it is shortened
     numbered = count > MOST_NAMED  # so many names do not fit under the columns: they get numbers
-    names = [f"{_short(name)}  {i}" if numbered else _short(name) for i, name in zip(places, classes, strict=True)]
+    short = [template.text(_short(name)) for name in classes]
+    names = [f"{name}  {i}" if numbered else name for i, name in zip(places, short, strict=True)]
     named = {"tickmode": "array", "tickvals": places, "ticktext": names, "tickangle": 0}
     bare = {"showgrid": False, "showticklabels": labels, "ticks": "", "showline": False, "tickfont": {"size": 10}}
     by_block = _block_ticks(blocks) if blocks and not labels else {}
@@ -169,7 +173,8 @@ def _block_ticks(blocks: Sequence[tuple[str, int]]) -> dict:
     """Each block's name in the middle of its classes."""
     ends = [0, *accumulate(size for _, size in blocks)]
     middles = [(start + end + 1) / 2 for start, end in pairwise(ends)]
-    return {"tickmode": "array", "tickvals": middles, "ticktext": [name for name, _ in blocks], "showticklabels": True}
+    names = [template.text(name) for name, _ in blocks]
+    return {"tickmode": "array", "tickvals": middles, "ticktext": names, "showticklabels": True}
 
 
 def _short(name: str, longest: int = 26) -> str:

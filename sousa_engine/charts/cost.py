@@ -120,7 +120,7 @@ def _labels(info: CostInfo) -> list[dict]:
             "xanchor": "right",
             "y": level.value,
             "yanchor": "top" if after and after.value - level.value < near else "bottom",
-            "text": f"{level.name} {100 * level.value:.1f} %",
+            "text": f"{template.text(level.name)} {100 * level.value:.1f} %",
             "showarrow": False,
             "font": {"size": 11, "color": template.GREY.format(1)},
         }
@@ -162,7 +162,7 @@ def _dots(info: CostInfo, which: Sequence[int], name: str, marker: dict, named: 
         name=name,
         mode="markers+text" if named else "markers",
         marker=marker,
-        text=[info.points[i].name for i in which] if named else None,
+        text=[template.text(info.points[i].name) for i in which] if named else None,
         textposition=["top left" if place > 0.7 else "top right" for place in places],
         textfont={"size": 11},
         cliponaxis=False,
@@ -189,7 +189,7 @@ def _note(point: CostPoint, measure: str) -> str:
     score = point.score
     seeds = f", mean of {score.seeds} seeds" if score.seeds > 1 else ""
     return (
-        f"<b>{point.name}</b><br>{cost_text(point.cost, measure)}"
+        f"<b>{template.text(point.name)}</b><br>{cost_text(point.cost, measure)}"
         f"<br>{100 * score.value:.1f} % of n = {score.n:,}{seeds}"
         f"<br>95 %: {100 * score.low:.1f} to {100 * score.high:.1f} %"
     )

@@ -56,7 +56,7 @@ def curves_figure(info: CurvesInfo, height: int = 400, legend: bool = True) -> g
             showlegend=legend,
             xaxis={"title": {"text": {"minutes": "minutes since its start"}.get(info.axis, info.axis)}},
             yaxis={
-                "title": {"text": info.metric},
+                "title": {"text": template.text(info.metric)},
                 "type": "log" if info.log else "linear",
                 "tickformat": ".1~%" if info.is_share else None,
             },
@@ -73,8 +73,8 @@ def _line(line: Line, share: bool, legend: bool) -> go.Scatter:
     return go.Scatter(
         x=line.x,
         y=line.y,
-        name=line.label,
-        legendgroup=line.label,
+        name=template.text(line.label),
+        legendgroup=template.text(line.label),
         showlegend=legend,
         mode="lines+markers" if len(line.x) <= FEW_POINTS else "lines",
         line={"width": 2, "color": template.series(line.group)},
@@ -105,7 +105,7 @@ def _band(line: Line) -> go.Scatter:
         mode="lines",
         line={"width": 0},
         fillcolor=template.series(line.group, 0.16),
-        legendgroup=line.label,
+        legendgroup=template.text(line.label),
         showlegend=False,
         hoverinfo="skip",
     )

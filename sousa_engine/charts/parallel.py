@@ -47,10 +47,10 @@ def parallel_figure(info: ParallelInfo) -> go.Figure:
     percent = [100 * value for value in info.reached]
     dimensions = [
         {
-            "label": axis.name,
+            "label": template.text(axis.name),
             "values": axis.places,
             "tickvals": [place for place, _ in axis.ticks],
-            "ticktext": [text for _, text in axis.ticks],
+            "ticktext": [text for _, text in axis.ticks],  # the only text that plotly takes as it is
             "range": _range(axis.places),
         }
         for axis in info.axes

@@ -75,7 +75,7 @@ def scores_figure(info: ScoresInfo) -> go.Figure:
             yaxis={
                 "tickmode": "array",
                 "tickvals": list(range(count)),
-                "ticktext": list(info.groups),
+                "ticktext": [template.text(group) for group in info.groups],
                 "tickfont": {"size": 12 if info.intervals else 10},
                 "range": [count - 0.5, -0.5],
                 "showgrid": not info.intervals,
@@ -99,11 +99,11 @@ def _dots(info: ScoresInfo, number: int, shift: float) -> go.Scatter:
     return go.Scatter(
         x=[score.value for _, score in known],
         y=[i + shift for i, _ in known],
-        name=series.name,
+        name=template.text(series.name),
         mode="markers",
         marker={"size": 8, "color": template.series(number)},
         error_x=error if info.intervals else None,
-        customdata=[f"<b>{info.groups[i]}</b><br>{_note(score)}" for i, score in known],
+        customdata=[f"<b>{template.text(info.groups[i])}</b><br>{_note(score)}" for i, score in known],
         hovertemplate="%{customdata}<extra>%{fullData.name}</extra>",
     )
 
@@ -114,7 +114,7 @@ def _level(info: ScoresInfo, level: ScoreSeries, row_px: int) -> go.Scatter:
     return go.Scatter(
         x=[score.value for _, score in known],
         y=[i for i, _ in known],
-        name=level.name,
+        name=template.text(level.name),
         mode="markers",
         marker={
             "symbol": "line-ns-open",
@@ -122,7 +122,7 @@ def _level(info: ScoresInfo, level: ScoreSeries, row_px: int) -> go.Scatter:
             "line": {"width": 1.5},
             "color": template.GREY.format(0.8),
         },
-        customdata=[f"<b>{info.groups[i]}</b><br>{_note(score)}" for i, score in known],
+        customdata=[f"<b>{template.text(info.groups[i])}</b><br>{_note(score)}" for i, score in known],
         hovertemplate="%{customdata}<extra>%{fullData.name}</extra>",
     )
 

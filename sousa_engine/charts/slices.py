@@ -48,7 +48,8 @@ def slice_info(axis: SettingAxis, labels: Sequence[str], reached: Sequence[float
 
 
 def slice_figure(info: SliceInfo) -> go.Figure:
-    named = {"tickmode": "array", "tickvals": list(range(len(info.ticks))), "ticktext": [_short(t) for t in info.ticks]}
+    ticks = [template.text(_short(tick)) for tick in info.ticks]
+    named = {"tickmode": "array", "tickvals": list(range(len(info.ticks))), "ticktext": ticks}
     room = {"range": [-0.5, len(info.ticks) - 0.5]}
     return go.Figure(
         [
@@ -57,7 +58,7 @@ def slice_figure(info: SliceInfo) -> go.Figure:
                 y=info.y,
                 mode="markers",
                 marker={"size": 7, "color": f"rgba({template.RIGHT},0.55)"},
-                text=info.labels,
+                text=[template.text(label) for label in info.labels],
                 hovertemplate="%{text}<br>%{y:.1%}<extra></extra>",
             ),
             go.Scatter(
@@ -72,7 +73,7 @@ def slice_figure(info: SliceInfo) -> go.Figure:
             height=260,
             showlegend=False,
             xaxis={
-                "title": {"text": info.name},
+                "title": {"text": template.text(info.name)},
                 **(template.log_axis(info.x) if info.log else {}),
                 **({**named, **room} if info.ticks else {}),
             },

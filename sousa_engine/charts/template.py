@@ -3,6 +3,7 @@
 Text and series colours are left open: st.plotly_chart's theme brings those of light or dark.
 """
 
+import html
 import math
 from collections.abc import Sequence
 
@@ -22,6 +23,11 @@ SCALE = [[0, "rgb(196,84,58)"], [0.5, "rgb(209,168,90)"], [1, "rgb(20,150,138)"]
 def series(number: int, opacity: float = 1.0) -> str:
     """The colour of the series with this number, from 0; after eight they begin again."""
     return f"rgba({SERIES[number % len(SERIES)]},{opacity})"
+
+
+def text(name: str) -> str:
+    """A name as it is written: plotly reads tags, links and entities in every text it draws."""
+    return html.escape(name, quote=False)
 
 
 def log_axis(values: Sequence[float]) -> dict:

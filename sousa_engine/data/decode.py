@@ -27,6 +27,7 @@ MEMORY_BYTES = 2 * 2**30  # of address space; a worker that decodes usual files 
 LONG_S = 600.0
 _BLOCK = 65_536  # frames
 _ENOUGH = 0.98  # of the promised samples: compressed formats only estimate their length
+_LOUD, _LOUDEST = 10.0, 2.0**31  # of full scale, 1: odd; no scale of any format, and its spectrum would overflow
 _SILENT = 2e-4  # between lowest and highest sample: below what 16 bit recordings call noise
 _USUAL_HZ = frozenset(
     (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000, 64_000, 88_200, 96_000, 176_400, 192_000)
@@ -161,13 +162,16 @@ def _decoded(path: Path) -> dict[str, Any]:
     if bad:
         of = read * header.channels
         raise Unusable("not-a-number", f"{bad:,} of its {of:,} samples are no numbers (NaN or infinite); {CURE}")
+    peak = max(-low, high)
+    if peak > _LOUDEST:
+        raise Unusable("level", f"its samples reach {peak:.2g} times full scale; {CURE}")
     silent = high - low < _SILENT
     return {
         "duration_s": header.duration_s,
         "sample_rate_hz": header.sample_rate_hz,
         "channels": header.channels,
         "content": "" if silent else digest.hexdigest(),
-        "warnings": (*warnings, *_odd(header, silent=silent, peak=max(-low, high))),
+        "warnings": (*warnings, *_odd(header, silent=silent, peak=peak)),
     }
 
 
@@ -202,6 +206,8 @@ def _odd(header: AudioHeader, *, silent: bool, peak: float) -> list[tuple[str, s
     if silent:
         level = "all its samples are zero" if peak == 0 else f"its samples never move (peak {peak:.2g} of 1)"
         found.append(("silent", f"it is silent: {level}; record it again, or remove it"))
+    if peak > _LOUD:
+        found.append(("level", f"its samples reach {peak:,.0f} times full scale; export it at its true level"))
     if header.channels > 2:
         found.append(
             ("channels", f"it has {header.channels} channels, which are mixed down to one; export the one you mean")

@@ -36,6 +36,7 @@ KINDS = {
     "truncated": "cut short",
     "corrupt": "damaged",
     "not-a-number": "NaN or infinite samples",
+    "level": "beyond full scale",
     "memory": "too much memory",
     "time": "decoding never ends",
     "crash": "kills the decoder",

@@ -38,7 +38,7 @@ from sousa_engine.workspace import PROJECT_ROOT, Workspace
 
 SCANNING = "scanning"  # what `tell` says: files looked at so far
 WORKER = (sys.executable, "-m", "sousa_engine.data.decode")
-_VERSION = 1  # raised when the same file would get another verdict
+_VERSION = 2  # raised when the same file would get another verdict
 _MOST_WORKERS = 8
 _START_S = 300.0  # for a worker to import what it needs: on a crowded machine, a second takes twenty
 _POLL_S = 0.2

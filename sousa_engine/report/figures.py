@@ -1,13 +1,9 @@
-"""The figures of a report by name, each as page Compare draws it, with what to say to who cannot see it.
-
-Names of runs, settings and classes are escaped here: plotly reads tags in every text it draws.
-"""
+"""The figures of a report by name, each as page Compare draws it, with what to say to who cannot see it."""
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import plotly.graph_objects as go
 
@@ -53,21 +49,19 @@ def figures(report: Report, names: Sequence[str]) -> dict[str, Chart]:
 
 
 def _curves(report: Report) -> Chart:
-    lines = [replace(line, label=safe(line.label)) for line in report.lines]
-    figure = curves_figure(curves_info(METRIC, lines), legend=False)
+    figure = curves_figure(curves_info(METRIC, report.lines), legend=False)
     return Chart(title="", alt="Valid accuracy over steps, a line for each setting", figure=figure, by_setting=True)
 
 
 def _cost(report: Report, measure: str) -> Chart:
-    rows = [replace(row, label=safe(row.label)) for row in report.rows]
     levels = [Level(one.title, one.accuracy.value) for one in report.baselines]
-    figure = cost_figure(cost_info(cost.cost_points(rows, measure), measure, levels))
+    figure = cost_figure(cost_info(cost.cost_points(report.rows, measure), measure, levels))
     title = cost.MEASURES[measure]
     return Chart(title=title, alt=f"Test accuracy against {title.lower()}", figure=figure)
 
 
 def _scores(report: Report) -> Chart:
-    figure = scores_figure(scores_info([(safe(label), found) for label, found in report.scores]))
+    figure = scores_figure(scores_info(report.scores))
     figure.update_layout(showlegend=False)
     return Chart(title="", alt="Test accuracy of each family, a dot for each setting", figure=figure, by_setting=True)
 
@@ -89,8 +83,7 @@ def _difference(report: Report) -> Chart:
     classes = _classes(report)
     second, blocks = _matrix(report, report.second, classes)
     best, _ = _matrix(report, report.best, classes)
-    names = (safe(report.second.label), safe(report.best.label))
-    info = confusion_difference_info(difference(second, best), *names, blocks)
+    info = confusion_difference_info(difference(second, best), report.second.label, report.best.label, blocks)
     return Chart(
         title=f"{report.best.label} against {report.second.label}",
         alt=f"Where {report.best.label} does better (petrol) or worse (brick) than {report.second.label}",
@@ -129,11 +122,6 @@ _DRAW = {
 }
 
 
-def safe(name: str) -> str:
-    """A name that plotly shows as it is written."""
-    return html.escape(name, quote=False)
-
-
 def _classes(report: Report) -> tuple[str, ...]:
     """Of the two settings whose confusion is drawn, so that their matrices can be subtracted."""
     rows = [row for row in (report.best, report.second) if row]
@@ -143,8 +131,7 @@ def _classes(report: Report) -> tuple[str, ...]:
 
 
 def _matrix(report: Report, row: TrialRow, classes: tuple[str, ...]) -> tuple[Confusion, tuple[tuple[str, int], ...]]:
-    matrix = confusion(_clips(report.predictions, row), classes)
-    return replace(matrix, classes=tuple(map(safe, classes))), families.blocks(classes)
+    return confusion(_clips(report.predictions, row), classes), families.blocks(classes)
 
 
 def _clips(predictions: Mapping, row: TrialRow) -> list:

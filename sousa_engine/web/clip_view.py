@@ -43,7 +43,7 @@ def show_clip(manifest: Manifest, clip: Clip, verdicts: Mapping[str, Verdict]) -
     with st.container(horizontal=True, gap="small"):
         st.badge(clip.split, color=SPLIT_COLORS[clip.split])
         for text in badges(clip):
-            st.badge(parts.plain(text), color="gray")
+            parts.badge(text, color="gray")
     try:
         waveform = sound(manifest.content_key, clip.clip_id, manifest, verdicts)
     except UserError as error:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import streamlit as st
@@ -194,7 +194,7 @@ def weights_badge(run: Run | RunRow) -> None:
     if run.is_random:
         st.badge("random weights", icon=":material/casino:", color="orange", help="A control: nothing was pre-trained.")
     else:
-        st.badge(weights_text(run), icon=":material/download_done:", color="green")
+        badge(weights_text(run), icon=":material/download_done:", color="green")
 
 
 def weights_text(run: Run | RunRow) -> str:
@@ -206,12 +206,41 @@ def weights_text(run: Run | RunRow) -> str:
 
 
 def plain(text: str) -> str:
-    """Text from a user or a program, for places where Streamlit reads Markdown: shown as it is, addresses as links."""
-    # A backslash in an address would lead elsewhere.
-    parts = re.split(r"(https?://[\w.-]+(?::\d+)?[\w./%?=&~+-]*)", text)
-    return "".join(
-        part if i % 2 else re.sub(r"([\\`*_\[\]#$~<>|]|:(?=\w))", r"\\\1", part) for i, part in enumerate(parts)
-    )
+    """Text from a user or a program, for places where Streamlit reads Markdown: shown as it is, addresses as links.
+
+    Characters that turn the direction of text are written as escapes.
+    """
+    parts = _ADDRESS.split(text)
+    shown = []
+    for i, part in enumerate(parts):
+        if i % 2 == 0:
+            shown.append(_escaped(part))
+        elif re.match(r"[.,;:!?]*(\s|$)", parts[i + 1]):
+            shown.append(part)
+        else:  # else it would reach into what follows, backslashes and all
+            shown.append(f"<{part}>")
+    return "".join(shown)
+
+
+def badge(text: str, **how: Any) -> None:
+    """st.badge with text from a user or a program; it escapes brackets itself, and twice would be not at all."""
+    st.badge(re.sub(r"\\([\[\]])", r"\1", plain(text)), **how)
+
+
+_ADDRESS = re.compile(r"(https?://[\w.-]+(?::\d+)?[\w./%?=&~+-]*)")  # a backslash in it would lead elsewhere
+_TURNING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+_EMOJI = re.compile(r":(?=(?:[+-]1|100|1234|[\w-]*[A-Za-z][\w-]*):)")
+_INDENTED = re.compile(r"^(?: {4}|\t)[ \t]*", re.MULTILINE)
+_BEGINS_A_BLOCK = re.compile(r"^(\s*)(?=[-+](?:\s|$)|[-=]+\s*$)|^(\s*\d+)(?=[.)](?:\s|$))", re.MULTILINE)
+
+
+def _escaped(text: str) -> str:
+    found = _TURNING.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+    # Emoji are looked for when escapes are already gone: only a letter in between, which nobody sees, keeps them away.
+    found = _EMOJI.sub(":\u2060", found)
+    found = re.sub(r"([\\`*_\[\]#$~<>|&]|:(?=\w))", r"\\\1", found)
+    found = _INDENTED.sub(lambda match: "\u00a0" * len(match[0].expandtabs(4)), found)
+    return _BEGINS_A_BLOCK.sub(r"\1\2\\", found)
 
 
 def percent(value: float | None) -> str:
