@@ -325,6 +325,13 @@ def open_database(workspace: Workspace, *, readonly: bool = False, checkpoints: 
             f"SQLite {sqlite3.sqlite_version} is too old: 3.35 or newer is needed (UPDATE..RETURNING)."
         )
     path = workspace.db
+    try:
+        path.exists()
+    except OSError as error:
+        raise WorkspaceError(
+            f"{workspace.root} cannot be looked into: {error.strerror}. "
+            "Give yourself the right to, or set SOUSA_WORKSPACE to another folder."
+        ) from None
     file_systems.refuse_network(workspace)
     if not readonly:
         make_folders(workspace)

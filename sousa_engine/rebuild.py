@@ -53,8 +53,8 @@ class Rebuilt:
 
 
 def rebuild(workspace: Workspace) -> Rebuilt:
-    """Raises WorkspaceError: a supervisor lives, a run trains, somebody writes to runs.db, no room on the disk, a database
-    of a newer program."""
+    """Raises WorkspaceError: a supervisor lives, a run trains, somebody writes meanwhile, no room on the disk, a newer
+    program's database."""
     file_systems.refuse_network(workspace)
     with alone(workspace), Old.open(workspace.db) as old:
         if not old.is_readable:
