@@ -6,7 +6,15 @@ if not (3, 11) <= sys.version_info < (3, 14):
     found = ".".join(map(str, sys.version_info[:2]))
     sys.exit(f"SOUSA engine needs Python 3.11, 3.12 or 3.13; this is {found}. Try: make app PYTHON=python3.12")
 
-from sousa_engine.cli import main
+try:
+    from sousa_engine.cli import main
+except ImportError as error:
+    if (error.name or "sousa_engine").startswith("sousa_engine"):
+        raise
+    sys.exit(
+        f"error: {error}. SOUSA engine needs the packages of requirements.txt, which this Python ({sys.executable}) "
+        "lacks, or has in other versions. Run `make app`, or: python -m pip install -r requirements.txt"
+    )
 
 if __name__ == "__main__":
     main()

@@ -40,6 +40,7 @@ Level = Literal["ok", "warning", "problem"]
 LITTLE_FREE_BYTES = 2 << 30  # a published backbone and some runs with their checkpoints
 TORCH_LIMIT_S, WHOLE_LIMIT_S = 90.0, 150.0
 ADDRESS_PATIENCE_S = 1.0
+EMBEDDED = tuple(name for name, variant in backbones.VARIANTS.items() if variant.embedded)
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _REBUILD = (
     "The runs' folders are the truth. Let trainings end, close the studio, and: python -m sousa_engine db rebuild"
@@ -87,11 +88,19 @@ def examine(workspace: Workspace) -> tuple[Finding, ...]:
         threads(facts and facts.threads, cores(), os.environ),
         disk("Disk of the workspace", _nearest_folder(workspace.root), shutil.disk_usage),
         disk("Disk for temporary files", Path(tempfile.gettempdir()), shutil.disk_usage),
-        writable(workspace.root, write_trouble(_nearest_folder(workspace.root))),
+        writable(workspace.root, in_the_way(workspace) or write_trouble(_nearest_folder(workspace.root))),
         file_system(workspace.root, file_systems.kind_of(workspace.root)),
         database(workspace, migrations.look),
-        supervisor(run_files.is_held(workspace.supervisor_lock), waiting_runs(workspace), workspace.supervisor_log),
-        weights({name: where_weights_are(name, workspace) for name in backbones.VARIANTS}),
+        supervisor(
+            is_supervised(workspace),
+            waiting_runs(workspace),
+            workspace.supervisor_log,
+            is_paused=is_paused(workspace),
+        ),
+        weights(
+            {name: where_weights_are(name, workspace) for name in backbones.VARIANTS},
+            {name: what_is_wrong(name, workspace) for name in backbones.VARIANTS},
+        ),
         address(host, port, who_answers(host, port), has_token=bool(os.environ.get("SOUSA_TOKEN"))),
         network(downloads.unreachable(_some_download(), fresh=True)),
         text_encoding(sys.getfilesystemencoding(), locale.getpreferredencoding(False)),
@@ -252,13 +261,18 @@ def file_system(root: Path, kind: str) -> Finding:
 
 
 def database(workspace: Workspace, look: Callable[[Workspace], migrations.Look]) -> Finding:
-    folders = upkeep.run_folders(workspace)
-    if not workspace.db.exists() and not folders:
-        return Finding(name="Database", level="ok", text="none yet; it is made with the first run")
-    if not workspace.db.exists():
-        return Finding(name="Database", level="problem", text=f"there is none, but {_folders(folders)}", cure=_REBUILD)
     try:
+        folders = upkeep.run_folders(workspace)
+        if not workspace.db.exists() and not folders:
+            return Finding(name="Database", level="ok", text="none yet; it is made with the first run")
+        if not workspace.db.exists():
+            text = f"there is none, but {_folders(folders)}"
+            return Finding(name="Database", level="problem", text=text, cure=_REBUILD)
         found = look(workspace)
+    except OSError as error:
+        text = f"{workspace.db} cannot be looked at: {error.strerror}"
+        cure = "Give yourself the right to read it, or set SOUSA_WORKSPACE to another folder."
+        return Finding(name="Database", level="problem", text=text, cure=cure)
     except WorkspaceError as error:  # a sentence, and its cure
         text, _, cure = str(error).partition(". ")
         cure = cure or "Close other programs that use it, or set SOUSA_WORKSPACE to another folder."
@@ -278,28 +292,39 @@ def _folders(names: Sequence[str]) -> str:
     return f"{len(names):,} run folder{'' if len(names) == 1 else 's'} ({names[0]}{', ...' if len(names) > 1 else ''})"
 
 
-def supervisor(is_alive: bool, waiting: int | None, log: Path) -> Finding:
-    """waiting: queued runs, None if they cannot be counted."""
+def supervisor(is_alive: bool, waiting: int | None, log: Path, *, is_paused: bool = False) -> Finding:
+    """waiting: queued runs, None if they cannot be counted. is_paused: whether none of them is to start now."""
+    runs = f"{waiting or 0} {'run waits' if waiting == 1 else 'runs wait'}"
     if is_alive:
-        return Finding(name="Supervisor", level="ok", text=f"alive; {waiting or 0} runs wait")
+        return Finding(name="Supervisor", level="ok", text=f"alive; {runs}")
+    if waiting and is_paused:
+        text = f"none lives, and none is needed: {runs} for the end of a pause (python -m sousa_engine queue)"
+        return Finding(name="Supervisor", level="ok", text=text)
     if waiting:
-        text = f"none lives, and {waiting} {'run waits' if waiting == 1 else 'runs wait'}"
+        text = f"none lives, and {runs}"
         cure = f"Open the studio: it starts one. If it dies again, see {log}."
         return Finding(name="Supervisor", level="warning", text=text, cure=cure)
     return Finding(name="Supervisor", level="ok", text="none lives, nothing waits; the next run starts one")
 
 
-def weights(places: Mapping[str, str]) -> Finding:
-    """places: backbone -> "embedded", "hub cache", where a file came from, or "" where none is here."""
+def weights(places: Mapping[str, str], broken: Mapping[str, str] | None = None) -> Finding:
+    """places: backbone -> "embedded", "hub cache", where a file came from, or "" where none is here.
+
+    broken: backbone -> what is wrong with the file that is here, "" if nothing is seen.
+    """
+    wrong = {name: text for name, text in (broken or {}).items() if text}
     here = [f"{name} ({place})" for name, place in places.items() if place]
     missing = [name for name, place in places.items() if not place]
     text = (", ".join(here) or "none here") + (f"; not here: {', '.join(missing)}" if missing else "")
-    if "embedded" in places.values():
-        return Finding(name="Weights", level="ok", text=text)
-    cure = (
-        "The embedded weights are part of this program: get it again, or: git checkout sousa_engine/backbones/weights"
-    )
-    return Finding(name="Weights", level="problem", text=text, cure=cure)
+    if any(name in missing or name in wrong for name in EMBEDDED):
+        text = " ".join([text, *wrong.values()]) if wrong else text
+        again = "git checkout sousa_engine/backbones/weights"
+        cure = f"The embedded weights are part of this program: get it again, or: {again}"
+        return Finding(name="Weights", level="problem", text=text, cure=cure)
+    if wrong:
+        cure = f"Once more: python -m sousa_engine weights fetch {next(iter(wrong))}, or weights import FILE"
+        return Finding(name="Weights", level="warning", text=f"{text}. {' '.join(wrong.values())}", cure=cure)
+    return Finding(name="Weights", level="ok", text=text)
 
 
 def address(host: str, port: int, answering: str, *, has_token: bool) -> Finding:
@@ -382,6 +407,33 @@ def write_trouble(folder: Path) -> str:
         return error.strerror or str(error)
 
 
+def in_the_way(workspace: Workspace) -> str:
+    """Why the workspace can be no folder of ours: a file in its place, or no right to look; "" if it can."""
+    for place in (workspace.root, workspace.runs):
+        try:
+            if place.exists() and not place.is_dir():
+                return f"{place} is a file, where a folder has to be"
+        except OSError as error:
+            return f"{place}: {error.strerror}"
+    return ""
+
+
+def is_supervised(workspace: Workspace) -> bool:
+    try:
+        return run_files.is_held(workspace.supervisor_lock)
+    except OSError:  # nobody can supervise there
+        return False
+
+
+def is_paused(workspace: Workspace) -> bool:
+    """Whether runs wait, and all of them in a queue or a sweep that is paused."""
+    try:
+        with Store.open(workspace, readonly=True) as store:
+            return bool(store.queued_count()) and not store.waiting_devices()
+    except WorkspaceError:
+        return False
+
+
 def waiting_runs(workspace: Workspace) -> int | None:
     try:
         with Store.open(workspace, readonly=True) as store:
@@ -393,9 +445,16 @@ def waiting_runs(workspace: Workspace) -> int | None:
 def where_weights_are(name: str, workspace: Workspace) -> str:
     try:
         here = pretrained.stored(backbones.variant(name), workspace)
-    except OSError:
+    except (OSError, ValueError):  # its card is none
         return ""
     return here.origin.partition(" from ")[0] if here else ""
+
+
+def what_is_wrong(name: str, workspace: Workspace) -> str:
+    """A sentence if the weights that are here are seen to be broken by their header and length; "" else."""
+    if not where_weights_are(name, workspace):
+        return ""
+    return pretrained.weights_state(backbones.variant(name), workspace).message
 
 
 def studio_address(config: Path, environment: Mapping[str, str]) -> tuple[str, int]:

@@ -40,7 +40,7 @@ def is_network(kind: str) -> bool:
 def kind_of(folder: Path) -> str:
     """The kind of file system that `folder`, or what exists of its path, lies on: "ext4", "nfs4"; "" if unknown."""
     place = folder.resolve()
-    while not place.exists() and place != place.parent:
+    while not _is_there(place) and place != place.parent:
         place = place.parent
     found, longest = "", -1
     try:
@@ -52,6 +52,13 @@ def kind_of(folder: Path) -> str:
         if f"{place}/".startswith(f"{point}/") and len(point) >= longest:  # of two on one point the later one counts
             found, longest = partition.fstype, len(point)
     return found
+
+
+def _is_there(place: Path) -> bool:
+    try:
+        return place.exists()
+    except PermissionError:  # in a folder that may not be looked into, which then says as much as we can know
+        return False
 
 
 def refuse_network(workspace: Workspace, environment: Mapping[str, str] = os.environ) -> None:

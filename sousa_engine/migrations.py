@@ -325,21 +325,40 @@ def open_database(workspace: Workspace, *, readonly: bool = False, checkpoints: 
             f"SQLite {sqlite3.sqlite_version} is too old: 3.35 or newer is needed (UPDATE..RETURNING)."
         )
     path = workspace.db
+    try:
+        path.exists()
+    except OSError as error:
+        raise WorkspaceError(
+            f"{workspace.root} cannot be looked into: {error.strerror}. "
+            "Give yourself the right to, or set SOUSA_WORKSPACE to another folder."
+        ) from None
     file_systems.refuse_network(workspace)
     if not readonly:
         make_folders(workspace)
     elif not path.is_file():
         raise WorkspaceError(f"There is no runs.db in {workspace.root}: nothing was ever queued here.")
-    db = _connect_readonly(path) if readonly else Database(_connect(str(path)))
+    db = _connect_readonly(path) if readonly else _connect_to_write(path, checkpoints)
     try:
         with _sentences(path):
-            if not readonly:
-                db.execute(f"PRAGMA wal_autocheckpoint = {1000 if checkpoints else 0}")
-                db.execute("PRAGMA foreign_keys = ON")
             if _version(db, path) < _LATEST:
                 if readonly:
                     raise WorkspaceError(f"{path} has an older schema and cannot be migrated: it is read-only here.")
-                migrate(db, workspace)
+                db.close()
+                with alone(workspace):
+                    db = _connect_to_write(path, checkpoints)  # anew: while we waited, runs.db may have been replaced
+                    _migrate(db, path, history, _LATEST)
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _connect_to_write(path: Path, checkpoints: bool) -> Database:
+    db = Database(_connect(str(path)))
+    try:
+        with _sentences(path):
+            db.execute(f"PRAGMA wal_autocheckpoint = {1000 if checkpoints else 0}")
+            db.execute("PRAGMA foreign_keys = ON")
     except BaseException:
         db.close()
         raise
@@ -352,21 +371,24 @@ def migrate(db: Database, workspace: Workspace, migrations: Migrations = history
     Safe from any number of processes, and cut short at any moment: it is migrated whole, or as it was. Raises
     WorkspaceError, also for a disk that has no room for the copy: then nothing is changed.
     """
-    path = workspace.db
-    # The file lock orders processes and threads: switching to WAL and VACUUM INTO cannot stand inside a transaction.
     with alone(workspace):
-        version = _version(db, path)
-        if version >= latest:
-            return
-        copy = _copy_aside(db, path, version) if version > 0 else None
-        try:
-            _apply(db, migrations, latest)
-        except BaseException:
-            if copy:
-                copy.unlink(missing_ok=True)  # runs.db is as it was: tried again and again, copies would fill the disk
-            raise
-        for old in _copies(path)[:-COPIES_KEPT]:
-            old.unlink(missing_ok=True)
+        _migrate(db, workspace.db, migrations, latest)
+
+
+def _migrate(db: Database, path: Path, migrations: Migrations, latest: int) -> None:
+    # The file lock orders processes and threads: switching to WAL and VACUUM INTO cannot stand inside a transaction.
+    version = _version(db, path)
+    if version >= latest:
+        return
+    copy = _copy_aside(db, path, version) if version > 0 else None
+    try:
+        _apply(db, migrations, latest)
+    except BaseException:
+        if copy:
+            copy.unlink(missing_ok=True)  # runs.db is as it was: tried again and again, copies would fill the disk
+        raise
+    for old in _copies(path)[:-COPIES_KEPT]:
+        old.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -53,7 +53,8 @@ class Rebuilt:
 
 
 def rebuild(workspace: Workspace) -> Rebuilt:
-    """Raises WorkspaceError: a supervisor lives, a run trains, no room on the disk, a database of a newer program."""
+    """Raises WorkspaceError: a supervisor lives, a run trains, somebody writes meanwhile, no room on the disk, a newer
+    program's database."""
     file_systems.refuse_network(workspace)
     with alone(workspace), Old.open(workspace.db) as old:
         if not old.is_readable:
@@ -63,6 +64,11 @@ def rebuild(workspace: Workspace) -> Rebuilt:
             with New(new_file, workspace) as new:
                 made = _fill(workspace, old, new)
                 new.finish()
+                if old.was_changed():
+                    raise WorkspaceError(
+                        "Somebody wrote to runs.db meanwhile, and the new one would lack it: runs.db is as it was. "
+                        "Close the studio, then try again."
+                    )
             return replace(made, kept=put_in_place(new_file, workspace.db, "rebuild"))
         except OSError as error:
             raise WorkspaceError(f"runs.db is as it was: {error.filename}: {error.strerror}.") from error
@@ -169,10 +175,13 @@ def _take_in(old: Old, new: New, row: Mapping[str, Any] | None, folder: _Folder 
     told = old.events(row["run_number"]) if row else []
     if folder and folder.spool.exists():
         events, offset = [], 0
+        was_cut = row is not None and folder.spool.stat().st_size < row["spool_bytes_ingested"]
         while not (batch := spool.read_batch(folder.spool, offset)).is_empty:
-            new.ingest(run_id, batch)
+            new.ingest(run_id, replace(batch, progress=None, facts=None) if was_cut else batch)
             events += batch.events
             offset = batch.end
+        if row and was_cut:  # the old file took all of it: what it knows is newer
+            new.ingest(run_id, SpoolBatch(start=offset, end=offset, points=old.points(row["run_number"])))
         new.add_events(run_id, told, events) if told else new.add_events(run_id, folder.story(events))
     elif row:
         new.ingest(run_id, SpoolBatch(start=0, end=row["spool_bytes_ingested"], points=old.points(row["run_number"])))

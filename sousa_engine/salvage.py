@@ -35,6 +35,7 @@ class Old:
     def __init__(self, db: migrations.Database | None, *, damaged: bool):
         self._db = db
         self.damaged = damaged
+        self._version = self._changes()
 
     @classmethod
     def open(cls, path: Path) -> Old:
@@ -66,6 +67,10 @@ class Old:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         if self._db is not None:
             self._db.close()
+
+    def was_changed(self) -> bool:
+        """Whether somebody wrote to it since it was opened."""
+        return self._changes() != self._version
 
     def tables(self) -> list[str]:
         return [row["name"] for row in self._all("SELECT name FROM sqlite_master WHERE type = 'table'")]
@@ -117,6 +122,9 @@ class Old:
             return ["rowid"]
         columns = self._all("SELECT name FROM pragma_table_info(?) WHERE pk ORDER BY pk", [table])
         return [f"[{row['name']}]" for row in columns]
+
+    def _changes(self) -> list[Row]:
+        return self._all("PRAGMA data_version")
 
     def _all(self, sql: str, values: Iterable[Any] = ()) -> list[Row]:
         """What comes before the first damage."""

@@ -148,11 +148,18 @@ def sound(file: Path) -> Iterator[migrations.Database]:
 
 
 def run_folders(workspace: Workspace) -> tuple[str, ...]:
-    """Ids of the folders in runs/ that hold a run's config, in alphabetical order, which is that of their age."""
+    """Ids of the folders in runs/ that hold a run's config, in alphabetical order, which is that of their age.
+
+    Raises WorkspaceError where runs/ cannot be looked into.
+    """
     try:
         found = sorted(workspace.runs.iterdir())
     except FileNotFoundError:
         return ()
+    except OSError as error:
+        raise WorkspaceError(
+            f"{workspace.runs} cannot be looked into: {error.strerror}. Set SOUSA_WORKSPACE to a folder of your own."
+        ) from None
     return tuple(place.name for place in found if _is_run(workspace, place))
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import socket
 import sqlite3
+import subprocess
 import sys
 import threading
 from collections import namedtuple
@@ -16,7 +18,8 @@ import pytest
 from click.testing import CliRunner
 from seeding import Training
 
-from sousa_engine import cli, doctor, doctor_cli, file_systems, migrations, run_files, torch_facts
+from sousa_engine import backbones, cli, doctor, doctor_cli, file_systems, migrations, run_files, torch_facts
+from sousa_engine.backbones import pretrained
 from sousa_engine.config import RunConfig
 from sousa_engine.doctor import Finding
 from sousa_engine.errors import RunError
@@ -218,11 +221,30 @@ def test_a_supervisor_may_rest_but_not_while_runs_wait():
     healthy(doctor.supervisor(False, 0, log))
     healthy(doctor.supervisor(False, None, log))
     wrong(doctor.supervisor(False, 2, log), "warning", "2 runs wait", str(log))
+    assert "2 runs wait for the end of a pause" in healthy(doctor.supervisor(False, 2, log, is_paused=True)).text
 
 
 def test_weights_that_can_be_fetched_are_no_trouble_embedded_ones_that_are_gone_are():
     assert "not here: ast-base" in healthy(doctor.weights({"ast-mini": "embedded", "ast-base": ""})).text
     wrong(doctor.weights({"ast-mini": "", "ast-base": "downloaded"}), "problem", "not here: ast-mini")
+    wrong(doctor.weights({"ast-mini": "", "beats-mini": "embedded"}), "problem", "not here: ast-mini", "git checkout")
+
+
+def test_weights_that_are_cut_off_are_told_with_the_way_to_have_them_again(workspace, monkeypatch, tmp_path):
+    places = {"ast-mini": "embedded", "ast-base": "put there by hand"}
+    found = doctor.weights(places, {"ast-mini": "", "ast-base": "model.safetensors is truncated."})
+    wrong(found, "warning", "is truncated", "weights fetch ast-base")
+    wrong(doctor.weights(places, {"ast-mini": "It is truncated.", "ast-base": ""}), "problem", "is truncated")
+    assert not any(doctor.what_is_wrong(name, workspace) for name in backbones.VARIANTS)
+    file = workspace.weights / "ast-base" / "model.safetensors"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"garbage")
+    assert "no safetensors file" in doctor.what_is_wrong("ast-base", workspace)
+    monkeypatch.setattr(pretrained, "EMBEDDED", tmp_path)
+    (tmp_path / "ast-mini").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "ast-mini" / name).write_bytes(b"{")
+    assert doctor.where_weights_are("ast-mini", workspace) == ""
 
 
 def test_the_browser_address_is_told_and_who_is_there():
@@ -338,6 +360,48 @@ def test_runs_that_wait_for_a_dead_supervisor_are_in_the_report(workspace):
     assert doctor.waiting_runs(workspace) == 1
     assert not run_files.is_held(workspace.supervisor_lock)
     assert doctor.waiting_runs(Workspace(root=workspace.root / "none")) is None
+
+
+def test_runs_of_a_paused_queue_wait_for_no_supervisor(workspace):
+    with Store.open(workspace) as store:
+        assert not doctor.is_paused(workspace)
+        store.enqueue(RunConfig())
+        assert not doctor.is_paused(workspace)
+        store.pause_queue()
+    assert doctor.is_paused(workspace)
+    assert not doctor.is_paused(Workspace(root=workspace.root / "none"))
+
+
+@pytest.mark.parametrize("name", ["", "runs"])
+def test_a_file_where_a_folder_has_to_be_is_two_lines_and_no_traceback(tmp_path, name):
+    (tmp_path / "w").mkdir()
+    place = Workspace(root=tmp_path / "w" if name else tmp_path / "file")
+    (place.root / name).write_text("a note")
+    wrong(doctor.writable(place.root, doctor.in_the_way(place)), "problem", f"{place.root / name} is a file")
+    wrong(doctor.database(place, migrations.look), "problem", "cannot be looked into: Not a directory")
+    result = CliRunner().invoke(cli.main, ["doctor"], env={"SOUSA_WORKSPACE": str(place.root)})
+    assert result.exit_code == 1 and f"{place.root / name} is a file" in result.output
+
+
+def test_a_workspace_that_may_not_be_looked_into_is_a_problem(workspace, monkeypatch):
+    def locked(self, **how):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    Store.open(workspace).close()
+    monkeypatch.setattr(Path, "stat", locked)
+    wrong(doctor.writable(workspace.root, doctor.in_the_way(workspace)), "problem", "Permission denied")
+    wrong(doctor.database(workspace, migrations.look), "problem", "Permission denied", "right to read")
+
+
+@pytest.mark.parametrize("package", ["pydantic", "tqdm", "numpy"])
+def test_a_package_that_is_missing_is_one_line_with_its_cure_from_every_command(tmp_path, package):
+    (tmp_path / f"{package}.py").write_text(f"raise ModuleNotFoundError('No module named {package}', name={package!r})")
+    command = [sys.executable, "-m", "sousa_engine", "doctor"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, cwd=PROJECT_ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert package in done.stderr and sys.executable in done.stderr and "pip install -r requirements.txt" in done.stderr
 
 
 BAD = Finding(name="Disk", level="problem", text="full", cure="Free some.")

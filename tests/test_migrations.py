@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from seeding import begin_at_once
 
-from sousa_engine import migrations
+from sousa_engine import file_systems, migrations
 from sousa_engine.config import RunConfig
 from sousa_engine.errors import WorkspaceError
 from sousa_engine.spool import SpoolBatch, SpoolPoint
@@ -331,6 +331,32 @@ def test_a_read_only_workspace_is_said_to_be_so_and_can_still_be_read(while_open
     assert "is read-only, so no run can be stored" in lines[0] and "SOUSA_WORKSPACE" in lines[0]
     assert lines[1] == f"{run.id} (1.0, 2.0)"
     assert "is read-only" in lines[2]
+
+
+def test_a_workspace_that_may_not_be_looked_into_is_refused_in_a_sentence():
+    root = Path(tempfile.mkdtemp(prefix="sousa-"))
+    workspace = Workspace(root=root)
+
+    def look() -> str:
+        with pytest.raises(WorkspaceError) as read:
+            Store.open(workspace, readonly=True)
+        with pytest.raises(WorkspaceError) as written:
+            Store.open(workspace)
+        return f"{read.value}\n{written.value}\n{file_systems.kind_of(workspace.db)}"
+
+    start = as_another_user(look)
+    try:
+        Store.open(workspace).close()
+        kind = file_systems.kind_of(workspace.db)
+        root.chmod(0o000)
+        lines = start().splitlines()
+    finally:
+        root.chmod(0o755)
+        shutil.rmtree(root)
+    assert len(lines) == 3, lines
+    assert lines[2] == kind
+    for line in lines[:2]:
+        assert line.startswith(f"{root} cannot be looked into: Permission denied.") and "SOUSA_WORKSPACE" in line
 
 
 def test_reading_where_nothing_was_ever_stored_is_an_error_with_a_sentence(workspace):

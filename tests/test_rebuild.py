@@ -7,6 +7,8 @@ import os
 import shutil
 import signal
 import sqlite3
+import subprocess
+import sys
 import time
 
 import pytest
@@ -254,6 +256,27 @@ def test_lines_that_the_database_never_took_are_in_the_new_one(workspace):
     assert upkeep.check(workspace).findings == ()
 
 
+@pytest.mark.parametrize("lines_left", [0, 15])
+def test_what_was_cut_off_a_spool_is_taken_from_the_old_database(workspace, lines_left):
+    training = Training.begin(workspace)
+    training.steps(30)
+    training.end(RunStatus.STOPPED, "Stopped at step 30.")
+    before = shown(workspace)
+    place = training.folder / run_files.SPOOL
+    lines = place.read_bytes().splitlines(keepends=True)
+    assert len(lines) > 30
+    place.write_bytes(b"".join(lines[:lines_left]))
+    assert "shorter" in upkeep.check(workspace).findings[0]
+    assert rebuild(workspace).lost == ()
+    after = shown(workspace)
+    with Store.open(workspace) as store:  # what a resumed trainer appends will be taken, from its first line on
+        assert store.launch(training.run.id).spool_offset == place.stat().st_size
+    for found in (before, after):
+        del found[training.run.id]["launch"]
+    assert after == before
+    assert upkeep.check(workspace).findings == ()
+
+
 def test_folders_that_make_no_run_are_named_and_left_alone(workspace):
     good = Training.begin(workspace).finish()
     odd = workspace.runs / "260101-000000-odd1"
@@ -303,6 +326,71 @@ def test_refused_while_a_run_trains_with_the_way_to_stop_it(workspace):
         with pytest.raises(WorkspaceError, match=rf"Still training: {training.run.id}\. .* kill 4712"):
             rebuild(workspace)
     assert rebuild(workspace).runs == 1
+
+
+def test_what_an_open_studio_writes_meanwhile_is_not_lost(workspace, monkeypatch):
+    run = Training.begin(workspace).finish()
+    finish = rebuilding.New.finish
+
+    def note_something_first(self):
+        with Store.open(workspace) as store:
+            store.set_note(run.id, "written meanwhile")
+        finish(self)
+
+    monkeypatch.setattr(rebuilding.New, "finish", note_something_first)
+    with pytest.raises(WorkspaceError, match=r"wrote to runs\.db meanwhile.* Close the studio"):
+        rebuild(workspace)
+    assert not list(workspace.root.glob(".runs.rebuilt*")) and not list(workspace.root.glob("runs.before-*"))
+    monkeypatch.undo()
+    rebuild(workspace)
+    with Store.open(workspace) as store:
+        assert store.run(run.id).note == "written meanwhile"
+
+
+_ENQUEUE = """
+import fcntl, sys
+from pathlib import Path
+from sousa_engine import config, migrations
+from sousa_engine.store import Store
+from sousa_engine.workspace import Workspace
+workspace = Workspace(root=Path(sys.argv[1]))
+class Telling:
+    LOCK_EX = fcntl.LOCK_EX
+    def flock(self, file, how):
+        print("waits", flush=True)
+        fcntl.flock(file, how)
+migrations.fcntl = Telling()
+with Store.open(workspace) as store:
+    print(store.enqueue(config.RunConfig()).id, flush=True)
+    sys.stdin.readline()  # stays open while others write
+"""
+
+
+@pytest.mark.parametrize("spoil", [spoil_by_deletion, spoil_by_emptying])
+def test_who_waits_to_make_the_database_meanwhile_writes_to_the_new_one(workspace, monkeypatch, spoil):
+    run = Training.begin(workspace).finish()
+    with sqlite3.connect(workspace.db) as plain:
+        plain.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    plain.close()
+    spoil(workspace.db)
+    finish, waiting = rebuilding.New.finish, []
+
+    def begin_and_wait(self):
+        command = [sys.executable, "-c", _ENQUEUE, str(workspace.root)]
+        waiting.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+        assert waiting[0].stdout.readline() == "waits\n"
+        finish(self)
+
+    monkeypatch.setattr(rebuilding.New, "finish", begin_and_wait)
+    rebuild(workspace)
+    queued = waiting[0].stdout.readline().strip()
+    with Store.open(workspace) as store:
+        store.set_note(run.id, "from another process")
+    waiting[0].communicate("\n", timeout=60)
+    assert waiting[0].returncode == 0
+    with Store.open(workspace) as store:
+        assert {one.id: one.note for one in store.runs()} == {queued: "", run.id: "from another process"}
+    assert upkeep.check(workspace).findings == ()
 
 
 @pytest.mark.parametrize("version", [99])
