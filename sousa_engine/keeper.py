@@ -14,8 +14,9 @@ where there is no such signal (macOS), it still holds the lock, so the superviso
 SIGTERM to the keeper is "stop and save": SIGTERM to the trainer, and after GRACE_S SIGKILL to its group. SIGUSR1 is
 "stop now": SIGKILL at once. Each step is noted in keeper.json when it is taken.
 
-What happened is written to exit.json: {nonce, exit_code | null, signal | null, started_ms, ended_ms, steps, oom_kills}.
-oom_kills: processes that the system killed meanwhile, in our cgroup, for want of memory; null where nobody counts.
+What happened is written to exit.json: {nonce, exit_code | null, signal | null, started_ms, ended_ms, steps, oom_kills,
+oom_whose}. oom_kills: processes that the system killed meanwhile for want of memory, oom_whose: in our "cgroup" or on
+the "machine"; null where nobody counts.
 """
 
 from __future__ import annotations
@@ -172,7 +173,9 @@ class Keeper:
         note = {"nonce": self._nonce, "exit_code": None if signal_number else code, "signal": signal_number}
         note |= {"started_ms": self._started_ms, "ended_ms": _now_ms(), "steps": self._steps}
         now = oom.kills()
-        note["oom_kills"] = None if now is None or self._oom_kills is None else now - self._oom_kills
+        before = self._oom_kills
+        counted = now is not None and before is not None and now.whose == before.whose
+        note |= {"oom_kills": now.kills - before.kills, "oom_whose": now.whose} if counted else {"oom_kills": None}
         with self._reserved.open("r+b") as file:
             file.write(json.dumps(note).encode())
             file.truncate()

@@ -7,20 +7,28 @@ after. Standard library only: the keeper imports this.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
 
-def kills(proc: Path = PROC, cgroups: Path = CGROUPS) -> int | None:
+class Count(NamedTuple):
+    """whose: "cgroup", of ours alone; or "machine", of anybody's processes."""
+
+    kills: int
+    whose: str
+
+
+def kills(proc: Path = PROC, cgroups: Path = CGROUPS) -> Count | None:
     """Processes of this process's cgroup that were killed for want of memory so far; None where nobody counts.
 
     From memory.events (cgroup v2), memory.oom_control (v1), or else, for a process in no cgroup of its own, from the
     whole machine's count in /proc/vmstat. Source: Linux, Documentation/admin-guide/cgroup-v2.rst, "oom_kill".
     """
-    for file in (*_counters(proc, cgroups), proc / "vmstat"):
+    for file, whose in (*((file, "cgroup") for file in _counters(proc, cgroups)), (proc / "vmstat", "machine")):
         found = _oom_kill(file)
         if found is not None:
-            return found
+            return Count(found, whose)
     return None
 
 

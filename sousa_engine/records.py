@@ -11,7 +11,7 @@ from sousa_engine.config import RunConfig
 from sousa_engine.errors import UserError
 from sousa_engine.methods import METHODS
 
-LONGEST_TAG, LONGEST_NOTE = 40, 4000  # characters
+LONGEST_TAG, LONGEST_SET_NAME, LONGEST_NOTE = 40, 80, 4000  # characters
 MOST_CPU_SLOTS = 64
 
 # Metrics "update/<path of a target>": how far training moved its weight. One for each module, so in no list of metrics.
@@ -299,6 +299,14 @@ def checked_tags(tags: Collection[str]) -> tuple[str, ...]:
         if not 1 <= len(tag) <= LONGEST_TAG or not tag.isprintable():
             raise UserError(f"{tag[:60]!r} cannot be a tag: a tag is one line of 1 to {LONGEST_TAG} characters.")
     return tuple(sorted(found, key=lambda tag: (tag.casefold(), tag)))
+
+
+def checked_set_name(text: str) -> str:
+    """The name of a target set as it is kept. Raises UserError."""
+    name = " ".join(text.split())
+    if not 1 <= len(name) <= LONGEST_SET_NAME or not name.isprintable():
+        raise UserError(f"{name[:60]!r} cannot name a set: a name is one line of 1 to {LONGEST_SET_NAME} characters.")
+    return name
 
 
 def checked_note(text: str) -> str:

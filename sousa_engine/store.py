@@ -47,6 +47,7 @@ from sousa_engine.records import (
     SweepStatus,
     TargetSet,
     checked_note,
+    checked_set_name,
     checked_tags,
 )
 from sousa_engine.spool import SpoolBatch
@@ -614,9 +615,9 @@ class Store:
     # Target sets
 
     def save_target_set(self, name: str, variant: str, paths: Iterable[str], head: str) -> TargetSet:
-        """A set of the same name for the same variant is replaced."""
+        """A set of the same name for the same variant is replaced. Raises UserError for what cannot be a name."""
         row = {
-            "name": name,
+            "name": checked_set_name(name),
             "variant": variant,
             "paths_json": json.dumps(list(paths)),
             "head": head,
@@ -749,6 +750,16 @@ class Store:
             )
             metric_tables.add_points(db, number, batch.points)
         return True
+
+    def read_spool_again_from(self, run_id: str, offset: int) -> None:
+        """Its spool became shorter than what was taken of it. Only between two launches, while nobody writes there."""
+        lost = "The end of its spool is gone, and was taken in before: nothing measured is missing."
+        self._change(
+            run_id,
+            "UPDATE runs SET spool_bytes_ingested = :offset WHERE id = :id AND spool_bytes_ingested > :offset",
+            {"offset": offset},
+            Event(at_ms=self._clock_ms(), kind="storage", message=lost),
+        )
 
     def save_predictions(self, run_id: str, predictions: Iterable[Prediction]) -> None:
         """Replaces those of the same run."""

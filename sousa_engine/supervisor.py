@@ -314,6 +314,10 @@ class Supervisor:
                 self._guarded(run, lambda run, nonce=nonce: self._launch(run, nonce, cpu_slots))
 
     def _launch(self, run: Run, nonce: str, cpu_slots: int) -> None:
+        # A machine that lost power may have lost the end of a spool that runs.db kept: new lines stand there now.
+        spool_bytes = _size(self._store.workspace.run_dir(run.id) / run_files.SPOOL)
+        if spool_bytes < self._store.launch(run.id).spool_offset:
+            self._store.read_spool_again_from(run.id, spool_bytes)
         try:
             self._executor.submit(run, nonce, cpu_slots=cpu_slots)
         except (RunError, OSError) as error:
@@ -428,7 +432,7 @@ def verdict(run: Run, sighting: Sighting, *, last_log_line: str = "") -> tuple[R
             return RunStatus.STOPPED, "Stopped before training began."
         if outcome == "failed" and said:  # it had said why before its own clean-up crashed, as CUDA's does
             return RunStatus.FAILED, said
-        return RunStatus.FAILED, _killed(number, sighting.exit.get("oom_kills"))
+        return RunStatus.FAILED, _killed(number, sighting.exit.get("oom_kills"), sighting.exit.get("oom_whose"))
     if code == run_files.EXIT_FINISHED:
         return RunStatus.FAILED, "The trainer ended without an error and without a result: result.json is missing."
     if said:
@@ -439,19 +443,23 @@ def verdict(run: Run, sighting: Sighting, *, last_log_line: str = "") -> tuple[R
     return RunStatus.FAILED, f"The trainer died: exit code {code}.{last}"
 
 
-def _killed(number: int, oom_kills: int | None) -> str:
-    """oom_kills: what its cgroup counted while it ran; None where nobody counts."""
-    name = signal.Signals(number).name
+def _killed(number: int, oom_kills: int | None, whose: str | None) -> str:
+    """oom_kills: what its cgroup, or the machine (whose), counted while it ran; None where nobody counts."""
+    try:
+        name = signal.Signals(number).name
+    except ValueError:  # of the numbers between SIGRTMIN and SIGRTMAX
+        name = "a real-time signal"
     if number != signal.SIGKILL:
         return f"The trainer died: signal {number} ({name})."
+    counter = "the machine" if whose == "machine" else "its cgroup"
     if oom_kills:
-        return (
-            f"Out of memory: the system killed the trainer ({name}; its cgroup counted {oom_kills} such "
-            f"kill{'s' if oom_kills > 1 else ''} while it ran). Lower training.batch_size, train fewer runs beside "
-            "each other, or take a smaller backbone."
-        )
+        such = f"{counter} counted {oom_kills} such kill{'s' if oom_kills > 1 else ''} while it ran"
+        cure = "Lower training.batch_size, train fewer runs beside each other, or take a smaller backbone."
+        if whose == "machine":
+            return f"Most likely out of memory: the trainer was killed ({name}; {such}, of whatever process). {cure}"
+        return f"Out of memory: the system killed the trainer ({name}; {such}). {cure}"
     if oom_kills == 0:
-        return f"The trainer died: signal {number} ({name}), sent by someone: not for memory, as its cgroup counted."
+        return f"The trainer died: signal {number} ({name}), sent by someone: not for memory, as {counter} counted."
     return f"The trainer died: signal {number} ({name}). Most often the system does that when memory runs out."
 
 

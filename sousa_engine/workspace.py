@@ -48,6 +48,14 @@ class Workspace:
     def supervisor_log(self) -> Path:
         return self.runs / "supervisor.log"
 
+    @property
+    def has_db(self) -> bool:
+        """Whether runs.db is there, as far as we may look; who opens it is told why not."""
+        try:
+            return self.db.is_file()
+        except PermissionError:
+            return False
+
     def full_disk(self) -> str:
         """A sentence when the disk is full, else "". Runs then wait, and runs.db stands still until there is room."""
         try:

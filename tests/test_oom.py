@@ -32,21 +32,21 @@ CONTROL = "oom_kill_disable 0\nunder_oom 0\noom_kill {}\n"
 
 def test_its_own_cgroup_counts(machine):
     files = {"user/us/memory.events": EVENTS.format(4), "memory.events": EVENTS.format(7)}
-    assert machine("0::/user/us\n", files, "oom_kill 8\n") == 4
+    assert machine("0::/user/us\n", files, "oom_kill 8\n") == (4, "cgroup")
 
 
 def test_in_a_container_its_cgroup_is_the_root_that_it_sees(machine):
-    assert machine("0::/docker/a1b2\n", {"memory.events": EVENTS.format(2)}) == 2
+    assert machine("0::/docker/a1b2\n", {"memory.events": EVENTS.format(2)}) == (2, "cgroup")
 
 
 def test_the_older_cgroups_count_too(machine):
     lines = "9:name=systemd:/\n4:cpu,memory:/us\n0::/\n"
-    assert machine(lines, {"memory/us/memory.oom_control": CONTROL.format(5)}) == 5
+    assert machine(lines, {"memory/us/memory.oom_control": CONTROL.format(5)}) == (5, "cgroup")
 
 
 def test_a_kernel_that_does_not_count_there_counts_for_the_machine(machine):
     files = {"memory/memory.oom_control": "oom_kill_disable 0\nunder_oom 0\n"}
-    assert machine("4:memory:/\n", files, "pgfault 12\noom_kill 3\n") == 3
+    assert machine("4:memory:/\n", files, "pgfault 12\noom_kill 3\n") == (3, "machine")
 
 
 def test_where_nobody_counts_nothing_is_made_up(machine):

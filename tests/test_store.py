@@ -376,6 +376,12 @@ def test_target_sets_are_saved_replaced_listed_and_deleted(workspace):
         assert [found.variant for found in store.target_sets()] == ["ast-base"]
 
 
+@pytest.mark.parametrize("name", ["", " ", "a" * 81, "over\u202eride", "a\x1b[31m"])
+def test_a_target_set_has_a_name_that_can_be_shown(workspace, name):
+    with Store.open(workspace) as store, pytest.raises(UserError, match="cannot name a set"):
+        store.save_target_set(name, "ast-mini", ["a"], "train")
+
+
 # For people, and for full disks
 
 

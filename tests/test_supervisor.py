@@ -27,8 +27,9 @@ ALIVE = Sighting(is_alive=True, trainer_started=True, started_at_ms=5)
 ORPHAN = Sighting(is_alive=True, is_orphan=True, trainer_started=True, started_at_ms=5)
 
 
-def ended(code=None, number=None, *, steps=(), oom_kills=None, result=None):
+def ended(code=None, number=None, *, steps=(), oom_kills=None, whose="cgroup", result=None):
     note = {"exit_code": code, "signal": number, "started_ms": 5, "ended_ms": 9, "oom_kills": oom_kills}
+    note |= {} if oom_kills is None else {"oom_whose": whose}
     return Sighting(
         is_alive=False, trainer_started=True, started_at_ms=5, steps=taken("started", *steps), exit=note, result=result
     )
@@ -204,6 +205,27 @@ def test_a_launch_refused_for_what_still_lives_does_not_hold_its_slot_for_ever(s
     studio.store.request_stop(second)
     studio.round()
     assert (studio.status(second), studio.reason(second)) == (RunStatus.STOPPED, "Stopped before it started.")
+
+
+def test_a_resumed_run_whose_spool_lost_its_end_loses_no_new_line(studio):
+    """The machine lost power: runs.db kept what the spool did not, and new lines stand where lost ones stood."""
+    run_id = studio.launched()
+    spool_file = studio.folder(run_id) / run_files.SPOOL
+    with SpoolWriter(spool_file) as spool:
+        for step in range(1, 5):
+            spool.metrics(step, {"train/loss": 1.0})
+    studio.see(run_id, ended(number=9))
+    lines = spool_file.read_bytes().splitlines(keepends=True)
+    spool_file.write_bytes(b"".join(lines[:2]))
+    studio.store.resume(run_id, "From step 2.")
+    studio.see(run_id, ABSENT)  # launched again
+    with SpoolWriter(spool_file) as spool:
+        spool.metrics(3, {"train/loss": 0.5})
+    studio.see(run_id, ALIVE)
+    assert studio.store.curve(run_id, "train/loss").mean == (1.0, 1.0, 0.5, 1.0)
+    assert [e.message for e in studio.store.events(run_id) if e.kind == "storage"] == [
+        "The end of its spool is gone, and was taken in before: nothing measured is missing."
+    ]
 
 
 def test_a_claim_of_a_supervisor_that_died_is_taken_up_after_ten_seconds(studio):
@@ -583,7 +605,10 @@ def test_a_full_disk_is_waited_out_and_nothing_is_missing(studio, capfd):
         (ended(number=9), "failed", "signal 9 (SIGKILL). Most often"),
         (ended(number=9, oom_kills=0), "failed", "sent by someone: not for memory"),
         (ended(number=9, oom_kills=1), "failed", "Out of memory: the system killed the trainer (SIGKILL; its cgroup"),
+        (ended(number=9, oom_kills=1, whose="machine"), "failed", "Most likely out of memory: the trainer was killed"),
+        (ended(number=9, oom_kills=0, whose="machine"), "failed", "not for memory, as the machine counted"),
         (ended(number=11, oom_kills=1), "failed", "signal 11 (SIGSEGV)"),
+        (ended(number=40), "failed", "The trainer died: signal 40 (a real-time signal)."),
         (ended(1, oom_kills=2, result={"outcome": "failed", "reason": "A worker went."}), "failed", "killed something"),
         (ended(number=11), "failed", "signal 11 (SIGSEGV)"),
         (ended(number=15), "failed", "signal 15 (SIGTERM)"),

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import tomllib
+from pathlib import Path
 
 import pytest
 from streamlit.testing.v1 import AppTest
@@ -38,6 +39,18 @@ def test_a_garbage_database_is_a_sentence_and_no_traceback(studio, workspace):
     studio.run()
     assert not studio.exception
     assert "runs.db" in studio.error[0].value
+
+
+def test_a_workspace_that_may_not_be_looked_into_ends_no_page(studio, workspace, monkeypatch):
+    looked = Path.is_file
+
+    def refused(place):
+        if place == workspace.db:
+            raise PermissionError(13, "Permission denied", str(place))
+        return looked(place)
+
+    monkeypatch.setattr(Path, "is_file", refused)
+    assert not studio.run().exception
 
 
 def test_a_full_disk_is_told_on_every_page(studio, full_disk):

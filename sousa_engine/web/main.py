@@ -43,7 +43,7 @@ workspace = default_workspace()
 if trouble := workspace.full_disk():
     st.error(trouble, icon=":material/hard_drive:")
     parts.doctor_link()
-if workspace.db.is_file() and (trouble := migrations.read_only(workspace)):
+if workspace.has_db and (trouble := migrations.read_only(workspace)):
     st.warning(plain(f"{trouble} {READ_ONLY}"), icon=":material/lock:")
     parts.doctor_link()
 if risk := taken_risk(workspace):

@@ -145,7 +145,7 @@ def form_token(form: str, pressed: bool) -> str:
 def queue_banner() -> None:
     """Says that the queue is paused, where it is."""
     workspace = default_workspace()
-    if not workspace.db.is_file():
+    if not workspace.has_db:
         return
     try:
         with Store.open(workspace) as store:
