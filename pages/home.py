@@ -53,7 +53,7 @@ def main() -> None:
     with parts.open_store() as store:
         runs = store.listing(limit=NEWEST).rows
         st.subheader("Newest runs", anchor=False)
-        if not runs:
+        if not runs and not parts.forgotten_runs(store):
             st.caption("Nothing trained yet. A first run on the embedded data takes a few minutes.")
         for run in runs:
             run_line(run)

@@ -107,7 +107,8 @@ def draw_row(place: int, row: RunRow, *, is_last: bool) -> None:
         st.markdown(f"**{place}**", width="content")
         link(row.id, row.title)
         sweep = " · of a sweep" if row.sweep_id else ""
-        st.caption(f"{row.device} · {parts.plain(row.backbone)} · seed {row.seed}{sweep}", width="stretch")
+        what = f"{row.backbone} · {row.dataset} · seed {row.seed}"
+        st.caption(f"{row.device} · {parts.plain(what)}{sweep}", width="stretch")
         steps = (
             ("Front", ":material/vertical_align_top:", manage.move, 1, place == 1, "The next one to start."),
             ("Up", ":material/arrow_upward:", manage.move_by, -1, place == 1, "One place forward."),

@@ -26,7 +26,8 @@ def main() -> None:
             st.switch_page(parts.page_path("launch"))
     with parts.open_store() as store:
         if not store.run_count():
-            invite()
+            if not parts.forgotten_runs(store):
+                invite()
             return
         wanted = asked_for(store)
         active = is_active(store)

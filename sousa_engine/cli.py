@@ -156,11 +156,13 @@ def train(workspace: Workspace, words: tuple[str, ...], file: Path | None, detac
 @click.option("--log", "log_lines", default=0, help="Also print the last lines of the trainer's log.")
 @click.pass_obj
 def show(workspace: Workspace, run: str, log_lines: int) -> None:
-    """Show one run: RUN is an id, the unique start or end of one, or `last`."""
+    """Show one run: RUN is an id, the unique start or end of one, a name, or `last`."""
     with Store.open_to_read(workspace) as store:
         found = store.find(run)
         metrics = store.summaries([found.id]).get(found.id, {})
         events = store.events(found.id)
+        ended_early = found.status.is_over and found.status is not RunStatus.FINISHED
+        resumable = launch.resumable(found, store) if ended_early else None
     rows = [
         ("run", found.id),
         ("title", found.title),
@@ -175,6 +177,9 @@ def show(workspace: Workspace, run: str, log_lines: int) -> None:
     for name, text in rows:
         click.echo(f"{name:<16} {text}")
     click.echo(f"{'folder':<16} {workspace.run_dir(found.id)}")
+    if resumable:
+        go_on = f"python -m sousa_engine resume {found.id}  (from step {resumable.step:,}, epoch {resumable.epoch})"
+        click.echo(f"{'go on':<16} {resumable.why_not or ' '.join([go_on, resumable.note]).strip()}")
     click.echo(f"{'again':<16} {launch.to_command(found.config)}")
     for event in events[-8:]:
         at = datetime.fromtimestamp(event.at_ms / 1000).strftime("%H:%M:%S")

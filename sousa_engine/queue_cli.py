@@ -53,7 +53,7 @@ def show(workspace: Workspace, limit: int) -> None:
 def move(workspace: Workspace, run: str, place: int) -> None:
     """Give a queued run another place: queue move last --to 1
 
-    RUN is an id, the unique start or end of one, or `last`. To take it out: python -m sousa_engine stop RUN
+    RUN is an id, the unique start or end of one, a name, or `last`. To take it out: python -m sousa_engine stop RUN
     """
     with Store.open(workspace) as store:
         found = store.find(run)

@@ -156,6 +156,12 @@ def _fill(workspace: Workspace, old: Old, new: New) -> Rebuilt:
             left_out.append(f"{folder.path}: what it says makes no run")
     if from_files:
         lost.insert(0, f"Of {len(from_files)} run(s), what their folders do not tell: {_IN_NO_FOLDER}.")
+        if not old.damaged:
+            lost.insert(
+                0,
+                "What stands in no folder and in no file that was found here: "
+                "sweeps, saved target sets and runs that never started.",
+            )
     if old.damaged:
         what = "Some of the old runs.db" if old.is_readable else "The old runs.db"
         lost.insert(0, f"{what} could not be read: sweeps, saved target sets and runs that never started stood there.")

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 
 import click
 
-from sousa_engine import trash
+from sousa_engine import trash, upkeep
 from sousa_engine.errors import UserError
 from sousa_engine.listing import SORTS, UP_FIRST
 from sousa_engine.records import Run, RunFilter, RunRow, RunStatus
 from sousa_engine.store import Store
 from sousa_engine.workspace import Workspace
 
-_RUN = "an id, the unique start or end of one, or `last`"
+_RUN = "an id, the unique start or end of one, a name, or `last`"
 
 
 @click.command()
@@ -56,7 +56,8 @@ def runs(
         found = store.listing(wanted, sort=sort, descending=(sort in UP_FIRST) is reverse, limit=limit)
         count = store.run_count()
     if not count:
-        click.echo("No runs yet. Try: python -m sousa_engine train model=ast-mini data=tiny")
+        forgotten = upkeep.forgotten(workspace)
+        click.echo(forgotten or "No runs yet. Try: python -m sousa_engine train model=ast-mini data=tiny")
         return
     if not found.rows:
         click.echo(f"None of {count} runs matches." + ("" if archived else " Archived ones: --archived."))

@@ -162,16 +162,20 @@ class Store:
         return _run(found[0]) if found else None
 
     def find(self, text: str) -> Run:
-        """The run with this id, or the only one whose id starts or ends so; "last" is the newest.
+        """The run with this id, or the only one of this name, or whose id starts or ends so; "last" is the newest.
 
-        Raises UnknownNameError, with the ids that come near.
+        Raises UnknownNameError, with the ids and names that come near.
         """
         if text == "last":
             newest = self.runs(limit=1)
             if not newest:
                 raise UnknownNameError("There is no last run: nothing was ever queued here.")
             return newest[0]
-        found = self._query("SELECT * FROM runs WHERE id = ?", [text]) or self._query(
+        found = self._query("SELECT * FROM runs WHERE id = ?", [text])
+        found = found or self._query(
+            "SELECT * FROM runs WHERE :text != '' AND name = :text ORDER BY run_number DESC LIMIT 9", {"text": text}
+        )
+        found = found or self._query(
             "SELECT * FROM runs WHERE :text != '' AND (substr(id, 1, length(:text)) = :text"
             " OR substr(id, -length(:text)) = :text) ORDER BY run_number DESC LIMIT 9",
             {"text": text},
@@ -182,10 +186,12 @@ class Store:
             raise UnknownNameError(
                 f"{text!r} could be any of {', '.join(row['id'] for row in found)}. Write more of it."
             )
-        ids = [row["id"] for row in self._query("SELECT id FROM runs ORDER BY run_number DESC LIMIT 200")]
-        if not ids:
+        newest = self._query("SELECT id, name FROM runs ORDER BY run_number DESC LIMIT 200")
+        if not newest:
             raise UnknownNameError(f"No run named {text!r}: nothing was ever queued here.")
-        raise errors.unknown("run", text, ids)
+        raise errors.unknown(
+            "run", text, [row["id"] for row in newest] + [row["name"] for row in newest if row["name"]]
+        )
 
     def runs(
         self,

@@ -28,6 +28,14 @@ class Check:
     findings: tuple[str, ...] = ()
 
 
+def forgotten(workspace: Workspace) -> str:
+    """What to say where runs.db knows no run: "" if there is none either, else a sentence with its cure."""
+    folders = run_folders(workspace)
+    if not folders:
+        return ""
+    return f"runs.db knows no run, but {_count(len(folders), 'run folder')} ({_some(folders)}). {migrations.REBUILD}"
+
+
 def check(workspace: Workspace) -> Check:
     """Look at everything. Raises WorkspaceError for a file that is no database of ours, or of a newer program."""
     file_systems.refuse_network(workspace)
@@ -65,7 +73,8 @@ def check(workspace: Workspace) -> Check:
     facts = (
         f"schema {version}{newer}",
         "SQLite's integrity check: ok",
-        f"{_count(len(rows), 'run')}, {_count(len(folders), 'run folder')}, runs.db {_mib(workspace.db)}",
+        f"{_count(len(rows), 'run')}, {_count(len(folders), 'run folder')} (a run that never started has none), "
+        f"runs.db {_mib(workspace.db)}",
     )
     return Check(facts=facts, findings=tuple(findings))
 

@@ -230,6 +230,15 @@ def test_delete_asks_first_and_a_script_must_say_yes(sousa, two, workspace):
     assert "No runs yet" in sousa("runs").output
 
 
+def test_runs_says_where_folders_of_runs_are_and_runs_db_is_not(sousa, two, workspace):
+    for run_id in two:
+        workspace.run_dir(run_id).mkdir(parents=True, exist_ok=True)
+        (workspace.run_dir(run_id) / "config.json").write_text("{}")
+    workspace.db.unlink()
+    said = sousa("runs").output
+    assert "2 run folders" in said and "db rebuild" in said and "No runs yet" not in said
+
+
 def test_a_run_that_waits_is_neither_archived_nor_deleted(sousa):
     assert sousa("train", "data=micro", "--detach").exit_code == 0
     for words in (["archive", "last"], ["delete", "last", "--yes"]):
@@ -248,7 +257,9 @@ def test_resume_says_from_where_or_why_not(sousa, workspace):
         (run,) = store.runs()
     data = manifest.fingerprint(manifest.open_dataset(run.config.data))
     told = {"epoch": 2, "best": None, "run": {"data": data}}
+    assert "It has no checkpoint" in sousa("show", "last").output
     checkpoint.save(workspace.run_dir(run.id) / "checkpoints", 7, {}, told)
+    assert f"resume {run.id}  (from step 7, epoch 2)" in sousa("show", "last").output
     result = sousa("resume", "last", "--detach")
     assert result.exit_code == 0 and f"run {run.id} queued: goes on from step 7, epoch 2" in result.output
     with Store.open(workspace) as store:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections import Counter
 
 import numpy as np
@@ -343,3 +344,12 @@ def test_majority_baseline_is_the_share_of_trains_commonest_class(tmp_path):
     write_classes(tmp_path / "d/test", n=2)
     write_classes(tmp_path / "d/test", classes=("tap",), n=6)
     assert manifests.majority_baseline(open_path(tmp_path / "d"), "test") == pytest.approx(2 / 8)
+
+
+def test_sample_rates_that_differ_are_counted_to_the_last_file(tmp_path):
+    for n, rate_hz in enumerate((8000, 8000, 11025, 16000, 22050, 44100, 48000, 37800, 8000, 8000, 8000, 8000)):
+        for label in ("tap", "roll"):
+            write_wav(tmp_path / label / f"{n:02d}.wav", rate_hz=rate_hz)
+    note = next(note for note in open_path(tmp_path).notes if "Sample rates differ" in note)
+    counts = [int(n) for n in re.findall(r"(\d+) at \d+ ", note)]
+    assert sum(counts) == 24 and ", 6 at 3 others)" in note

@@ -256,6 +256,14 @@ def test_lines_that_the_database_never_took_are_in_the_new_one(workspace):
     assert upkeep.check(workspace).findings == ()
 
 
+def test_a_new_database_beside_old_folders_is_told_and_rebuilt_with_what_may_be_missing(workspace, week_of_work):
+    workspace.db.unlink()
+    assert upkeep.forgotten(workspace).startswith(f"runs.db knows no run, but {len(week_of_work)} run folders")
+    with Store.open(workspace):  # as any command does: it makes an empty one
+        pass
+    assert "runs that never started" in " ".join(rebuild(workspace).lost)
+
+
 @pytest.mark.parametrize("lines_left", [0, 15])
 def test_what_was_cut_off_a_spool_is_taken_from_the_old_database(workspace, lines_left):
     training = Training.begin(workspace)

@@ -68,6 +68,16 @@ def test_a_run_is_found_by_any_part_that_names_only_it(store):
         store.find(mistyped)
 
 
+def test_a_run_is_found_by_its_name_where_only_one_has_it(store):
+    named, plain = store.enqueue(RunConfig(name="close mic")), store.enqueue(RunConfig())
+    assert store.find("close mic").id == named.id
+    with pytest.raises(UnknownNameError, match="Nearest: close mic"):
+        store.find("close mik")
+    store.rename(plain.id, "close mic")
+    with pytest.raises(UnknownNameError, match=f"could be any of {plain.id}, {named.id}"):
+        store.find("close mic")
+
+
 def test_an_empty_workspace_has_no_last_run(store):
     with pytest.raises(UnknownNameError, match="nothing was ever queued"):
         store.find("last")

@@ -347,6 +347,8 @@ def _rate_notes(rates: Counter[int]) -> list[str]:
     if len(rates) == 1:
         return []
     listed = ", ".join(f"{n} at {rate} Hz" for rate, n in rates.most_common(4))
+    if rest := sum(rates.values()) - sum(n for _, n in rates.most_common(4)):
+        listed += f", {rest} at {len(rates) - 4} other{'s' if len(rates) > 5 else ''}"
     return [f"Sample rates differ ({listed}): all are resampled to the backbone's."]
 
 

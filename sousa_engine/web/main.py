@@ -48,7 +48,7 @@ if workspace.has_db and (trouble := migrations.read_only(workspace)):
     parts.doctor_link()
 if risk := taken_risk(workspace):
     st.warning(plain(risk), icon=":material/lan:")
-parts.queue_banner()
+parts.queue_banner(on_its_page=current.url_path == "queue")
 try:
     current.run()
 except SousaError as error:

@@ -39,7 +39,7 @@ def stop(run_ids: Sequence[str]) -> None:
         if len(after) > 1:
             return f"{len(after)} runs: those that train save a checkpoint first, the others left the queue."
         said = {
-            RunStatus.STOPPING: "Stopping: a checkpoint is saved first.",
+            RunStatus.STOPPING: "Stopping: a checkpoint is saved first, if it has trained a step.",
             RunStatus.STOPPED: "Taken out of the queue.",
         }
         return said.get(after[0].status, f"The run is over already: {after[0].status.value}.")

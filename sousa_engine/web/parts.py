@@ -14,7 +14,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from sousa_engine import migrations
+from sousa_engine import migrations, upkeep
 from sousa_engine.analysis.significance import Proportion
 from sousa_engine.analysis.sweeps import Tally, TrialRow
 from sousa_engine.errors import WorkspaceError
@@ -142,8 +142,8 @@ def form_token(form: str, pressed: bool) -> str:
     return token
 
 
-def queue_banner() -> None:
-    """Says that the queue is paused, where it is."""
+def queue_banner(*, on_its_page: bool) -> None:
+    """Says that the queue is paused, where it is; elsewhere than on the page Queue, with the way there."""
     workspace = default_workspace()
     if not workspace.has_db:
         return
@@ -154,10 +154,19 @@ def queue_banner() -> None:
         return  # the page says it
     if state.is_paused:
         st.warning(
-            f"The queue is paused since {when(state.paused_at_ms)}: what trains goes on, nothing new starts. "
-            "Resume it on the page Queue.",
+            f"The queue is paused since {when(state.paused_at_ms)}: what trains goes on, nothing new starts.",
             icon=":material/pause_circle:",
         )
+        if not on_its_page:
+            st.page_link(page_path("queue"), label="Resume it on the page Queue", icon=":material/low_priority:")
+
+
+def forgotten_runs(store: Store) -> bool:
+    """Says so where runs.db knows no run, and folders of runs are there; True if it did."""
+    said = "" if store.run_count() else upkeep.forgotten(store.workspace)
+    if said:
+        st.warning(plain(said), icon=":material/folder_off:")
+    return bool(said)
 
 
 def status_badge(status: RunStatus) -> None:

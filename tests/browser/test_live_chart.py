@@ -126,7 +126,7 @@ def test_queued_run_says_what_it_waits_for_and_can_be_taken_out(page, studio, tr
     with Store.open(studio.workspace) as store:
         queued = store.enqueue(config(seed=9))
     page.goto(f"/run?id={queued.id}")
-    expect(page.get_by_text("Waiting for a free device")).to_be_visible()
+    expect(page.get_by_text("Waiting in the queue")).to_be_visible()
     expect(page.get_by_text("Curves appear with the first step.").first).to_be_visible()
     page.get_by_role("button", name="Take out of the queue").click()
     expect(page.get_by_text("Stopped before it started.")).to_be_visible()

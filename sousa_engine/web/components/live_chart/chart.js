@@ -513,7 +513,7 @@ function shown(value, panel, short = false) {
   return String(Number(value.toPrecision(short ? 3 : 4)))
 }
 
-const STATUS_WORDS = { queued: "Waiting for a free device", starting: "Starting the trainer" }
+const STATUS_WORDS = { queued: "Waiting in the queue", starting: "Starting the trainer" }
 
 function fillStatus(box, run) {
   if (!box.firstChild) {
@@ -541,7 +541,7 @@ function fillStatus(box, run) {
 function phaseText(run) {
   const p = run.progress
   if (run.over) return ""
-  if (run.status === "stopping") return "Saving a checkpoint, then stopping"
+  if (run.status === "stopping") return p && p.phase !== "preparing" ? "Saving a checkpoint, then stopping" : "Stopping"
   if (STATUS_WORDS[run.status]) return STATUS_WORDS[run.status]
   if (!p) return ""
   const of = `${p.done.toLocaleString("en")} of ${p.total.toLocaleString("en")}`
