@@ -32,10 +32,14 @@ _HEADERS = {
     "Content-Security-Policy": "frame-ancestors 'self'",
 }
 _FORM = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>SOUSA engine</title><style>body{{font:16px sans-serif;max-width:26rem;margin:15vh auto;padding:0 1rem}}
-input,button{{font:inherit;padding:.5rem;width:100%;box-sizing:border-box;margin:.3rem 0}}
-:root{{color-scheme:light dark}}</style>
-<h1>SOUSA engine</h1><p>{said}</p><form method="post"><label for="t">Token</label>
+<title>SOUSA engine</title><style>:root{{color-scheme:light dark}}
+body{{font:15px/1.5 sans-serif;max-width:26rem;margin:15vh auto;padding:0 1rem;
+background:light-dark(#fdfcf9,#11181b);color:light-dark(#1d282c,#e7ebe8)}}
+h1{{font:600 2.1rem serif}} [role=alert]{{color:light-dark(#b8402f,#ea7f6d)}}
+input,button{{font:inherit;padding:.5rem;width:100%;box-sizing:border-box;margin:.3rem 0;border-radius:.55rem;
+border:1px solid light-dark(#e2ddd1,#2b383d);background:light-dark(#f4f1ea,#192327);color:inherit}}
+button{{background:light-dark(#0e6b66,#20968a);border-color:transparent;color:#fff;cursor:pointer}}</style>
+<h1>SOUSA engine</h1>{refused}<p>{said}</p><form method="post"><label for="t">Token</label>
 <input id="t" name="token" type="password" autocomplete="current-password" required autofocus>
 <button>Open the studio</button></form></html>"""
 
@@ -143,6 +147,7 @@ class Guard:
             return _no("")
         request = Request(scope, receive)
         said = f"This studio asks for its token: the value of {TOKEN_VARIABLE} where it was started."
+        refused = ""
         if request.method == "POST" and (given := await _given_token(request)) is not None:
             # Digests: equal in length, so that the time tells neither length nor content.
             if hmac.compare_digest(_proof(given), proof):
@@ -150,9 +155,9 @@ class Guard:
                 secure = request.url.scheme == "https"
                 entered.set_cookie(name, proof, httponly=True, samesite="strict", secure=secure, path="/")
                 return entered
-            said = "That is not the token. " + said
+            refused = '<p role="alert">That is not the token.</p>'
         headers = {"Cache-Control": "no-store", "WWW-Authenticate": "SOUSA-token"}
-        return HTMLResponse(_FORM.format(said=said), status_code=401, headers=headers)
+        return HTMLResponse(_FORM.format(said=said, refused=refused), status_code=401, headers=headers)
 
 
 def guard_options(environment: Mapping[str, str], address: str | None, hosts: Sequence[str]) -> dict:
