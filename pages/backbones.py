@@ -15,7 +15,7 @@ from sousa_engine.config import HeadPolicy, RunConfig
 from sousa_engine.errors import SousaError, UnknownNameError, UserError
 from sousa_engine.methods import METHODS, Method
 from sousa_engine.module_tree import EntryMatch, Outline, Resolution
-from sousa_engine.records import TargetSet
+from sousa_engine.records import LONGEST_SET_NAME, TargetSet
 from sousa_engine.store import Store
 from sousa_engine.web import parts
 from sousa_engine.web.components.module_tree import Choice, choose, ticked
@@ -262,7 +262,7 @@ def save_form(outline: Outline, chosen: Choice, saved: Mapping[str, TargetSet], 
         a, b = st.columns([3, 1], vertical_alignment="bottom")
         with a:
             name = st.text_input(
-                "Name for what is ticked now", max_chars=80, placeholder="attention of the top 4",
+                "Name for what is ticked now", max_chars=LONGEST_SET_NAME, placeholder="attention of the top 4",
                 help="A set keeps the modules and the head's policy. Ranks are not saved.",
             )  # fmt: skip
         with b:

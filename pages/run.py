@@ -14,7 +14,7 @@ from sousa_engine.charts.confusion import confusion_figure, confusion_info
 from sousa_engine.errors import SousaError
 from sousa_engine.executors.local import GRACE_S
 from sousa_engine.records import LONGEST_NOTE, Prediction, Run, RunFilter, RunStatus, Sweep
-from sousa_engine.store import Store
+from sousa_engine.store import Store, not_resumable
 from sousa_engine.web import manage, parts
 from sousa_engine.web.components.code_block import code_block
 from sousa_engine.web.components.live_chart import live_chart
@@ -38,8 +38,7 @@ def main() -> None:
         predictions = {split: store.predictions(run.id, split) for split in ("test", "valid")}
         of_sweep = store.sweep(run.sweep_id) if run.sweep_id else None
         known_tags = list(store.tags())
-        ended_early = run.status.is_over and run.status is not RunStatus.FINISHED
-        resumable = launch.resumable(run, store) if ended_early else None
+        resumable = None if not_resumable(run) else launch.resumable(run, store)
     header(run, of_sweep, known_tags, resumable)
     cause(run, store, divergence)
     if resumable:

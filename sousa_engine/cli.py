@@ -40,7 +40,7 @@ from sousa_engine.doctor_cli import doctor_command
 from sousa_engine.errors import ConfigError, SousaError, UserError, WorkspaceError, unknown
 from sousa_engine.records import Run, RunStatus, Summary
 from sousa_engine.scan_cli import scan_command
-from sousa_engine.store import Store
+from sousa_engine.store import Store, not_resumable
 from sousa_engine.sweep_cli import sweep_command, sweeps
 from sousa_engine.weights_cli import weights
 from sousa_engine.workspace import Workspace, default_workspace
@@ -161,8 +161,7 @@ def show(workspace: Workspace, run: str, log_lines: int) -> None:
         found = store.find(run)
         metrics = store.summaries([found.id]).get(found.id, {})
         events = store.events(found.id)
-        ended_early = found.status.is_over and found.status is not RunStatus.FINISHED
-        resumable = launch.resumable(found, store) if ended_early else None
+        resumable = None if not_resumable(found) else launch.resumable(found, store)
     rows = [
         ("run", found.id),
         ("title", found.title),

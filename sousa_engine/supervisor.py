@@ -74,7 +74,7 @@ def revive(workspace: Workspace) -> bool:
 
     A supervisor that was killed is replaced so, and none is started only to leave again. Raises WorkspaceError.
     """
-    if run_files.is_held(workspace.supervisor_lock) or not workspace.db.is_file():
+    if run_files.is_held(workspace.supervisor_lock) or not workspace.has_db:
         return False
     with Store.open(workspace) as store:
         busy = store.live() or store.waiting_devices() or store.sweeps([SweepStatus.RUNNING])

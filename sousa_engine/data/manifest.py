@@ -346,8 +346,9 @@ def _length_notes(recordings: tuple[Recording, ...], clip_s: float) -> list[str]
 def _rate_notes(rates: Counter[int]) -> list[str]:
     if len(rates) == 1:
         return []
-    listed = ", ".join(f"{n} at {rate} Hz" for rate, n in rates.most_common(4))
-    if rest := sum(rates.values()) - sum(n for _, n in rates.most_common(4)):
+    named = rates.most_common(4)
+    listed = ", ".join(f"{n} at {rate} Hz" for rate, n in named)
+    if rest := rates.total() - sum(n for _, n in named):
         listed += f", {rest} at {len(rates) - 4} other{'s' if len(rates) > 5 else ''}"
     return [f"Sample rates differ ({listed}): all are resampled to the backbone's."]
 

@@ -10,7 +10,7 @@ from sousa_engine.analysis.compare import parameters
 from sousa_engine.analysis.layers import Updates, grid, pruned, ranked, strongest, updates
 from sousa_engine.charts.layers import layers_figure, layers_info
 from sousa_engine.errors import SousaError, UserError
-from sousa_engine.records import Run
+from sousa_engine.records import LONGEST_SET_NAME, Run
 from sousa_engine.web import parts, sweep_form
 
 MEANING = (
@@ -149,7 +149,7 @@ def _leave_out(run: Run, found: Updates) -> tuple[str, ...]:
     with right:
         suggested = f"strongest {count} of {every}, run {run.id[-4:]}"
         name = st.text_input(
-            "Name of the new target set", placeholder=suggested, max_chars=80, key=f"set-{run.id}",
+            "Name of the new target set", placeholder=suggested, max_chars=LONGEST_SET_NAME, key=f"set-{run.id}",
             help="Left empty, it is called as the field suggests. A set keeps the modules and the head's policy.",
         )  # fmt: skip
         with st.container(horizontal=True):
