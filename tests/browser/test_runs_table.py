@@ -87,6 +87,7 @@ def test_ticks_stay_with_their_runs_when_a_new_one_arrives_and_when_the_order_ch
         expect(table.page.get_by_role("columnheader", name="Test")).to_have_attribute("aria-sort", "descending")
         table.ticked(first, third)
         table.button("Title").click()
+        expect(table.page.get_by_role("columnheader", name="Title")).to_have_attribute("aria-sort", "ascending")
         table.order(first, second, third, newest)
         table.button("Title").click()
         table.order(newest, third, second, first)
@@ -99,6 +100,19 @@ def test_ticks_stay_with_their_runs_when_a_new_one_arrives_and_when_the_order_ch
         with Store.open(studio.workspace) as store:
             store.request_stop(newest.id)
             store.delete([newest.id])
+
+
+def test_clicks_faster_than_the_answer_all_count(table, runs):
+    first, second, third = runs
+    table.open().order(third, second, first)
+    heading = table.page.get_by_role("columnheader", name="Test")
+    table.button("Test").evaluate("button => { for (let i = 0; i < 4; i++) button.click(); }")
+    expect(heading).to_have_attribute("aria-sort", "ascending")
+    table.order(third, second, first)
+    table.button("Test").evaluate("button => { for (let i = 0; i < 3; i++) button.click(); }")
+    expect(heading).to_have_attribute("aria-sort", "descending")
+    table.order(first, second, third)
+    expect(table.page.locator(".root[aria-busy]")).to_have_count(0)
 
 
 def test_ticks_outlive_a_reload_and_another_page(table, runs):

@@ -47,6 +47,8 @@ class Asked:
 class _Memory:
     """What a session knows. seed, seed_rev: what Python last told the browser to tick; ticks from before it are void.
 
+    answers: the number of the browser's request that `asked` comes from, for it to know its later ones as unanswered.
+
     The seed is not what is ticked now: the bytes sent to the browser stay the same from tick to tick.
     """
 
@@ -54,6 +56,7 @@ class _Memory:
     of: str = ""  # the list it is about
     seed: tuple[str, ...] = ()
     seed_rev: int = 0  # 0: never, so that what this tab remembers of before a reload counts
+    answers: int | None = None
 
 
 def asked(of: str, *, key: str = "runs_table") -> Asked:
@@ -68,9 +71,16 @@ def asked(of: str, *, key: str = "runs_table") -> Asked:
         case {"rev": int(rev), "ids": list(ids)} if rev >= memory.seed_rev:
             memory = replace(memory, asked=replace(memory.asked, ticked=_ids(ids)))
     match state.get("view"):
-        case {"sort": str(sort), "descending": bool(descending), "page": int(page), "of": str(seen)} if sort in SORTS:
+        case {
+            "sort": str(sort),
+            "descending": bool(descending),
+            "page": int(page),
+            "of": str(seen),
+            "request": int(request),
+        } if sort in SORTS:
             page = max(0, page) if seen == of else memory.asked.page
             memory = replace(memory, asked=replace(memory.asked, sort=sort, descending=descending, page=page))
+            memory = replace(memory, answers=request)
     st.session_state[_slot(key)] = memory
     return memory.asked
 
@@ -105,6 +115,7 @@ def run_table(
             "sort": memory.asked.sort,
             "descending": memory.asked.descending,
             "of": of,
+            "answers": memory.answers,
             "total": total,
             "first": first,
             "page_rows": PAGE_ROWS,

@@ -103,13 +103,14 @@ class Table {
     this.body.addEventListener("focusin", (e) => this.rove(e.target.closest("tr")?.dataset.id));
     this.head.onclick = (e) => this.clickHead(e.target);
     this.by.onchange = () => this.sortBy(this.by.value);
-    this.turn.onclick = () => this.look({ descending: !this.data.descending, page: 0 });
+    this.turn.onclick = () => this.look({ descending: !this.view().descending, page: 0 });
     this.$(".pager").onclick = (e) => this.go(e.target.dataset.go);
   }
 
   update(data) {
     const moved = this.data && (data.first !== this.data.first || data.of !== this.data.of);
     this.data = data;
+    if (data.answers === this.wanted?.request) this.wanted = undefined;
     this.runs = data.rows.map((row) => Object.fromEntries(data.fields.map((field, i) => [field, row[i]])));
     let kept = [];
     if (data.seed_rev > this.rev) {
@@ -127,7 +128,7 @@ class Table {
     this.drawFoot();
     if (kept.length) this.changed();
     if (moved) this.$(".scroll").scrollTop = 0;
-    this.root.removeAttribute("aria-busy");
+    if (!this.wanted) this.root.removeAttribute("aria-busy");
   }
 
   // ---- telling Python
@@ -148,18 +149,24 @@ class Table {
     this.set("ticks", { rev: this.rev, ids });
   }
 
+  // What was asked for last, though not yet answered: a second click on a heading turns the order that the first wanted.
+  view() {
+    const { sort, descending, first, page_rows } = this.data;
+    return this.wanted ?? { sort, descending, page: first / page_rows };
+  }
+
   look(change) {
-    const { sort, descending, of, first, page_rows } = this.data;
     this.root.setAttribute("aria-busy", "true");
-    this.set("view", { sort, descending, of, page: first / page_rows, ...change });
+    this.wanted = { ...this.view(), ...change, of: this.data.of, request: crypto.getRandomValues(new Uint32Array(1))[0] };
+    this.set("view", this.wanted);
   }
 
   go(where) {
-    const { first, page_rows, total } = this.data;
+    const { page_rows, total } = this.data;
     const last = Math.max(0, Math.ceil(total / page_rows) - 1);
-    const at = first / page_rows;
+    const at = this.view().page;
     const page = { first: 0, back: at - 1, on: at + 1, last }[where];
-    if (page !== undefined && page !== at) this.look({ page });
+    if (page !== undefined && page !== at) this.look({ page: Math.min(Math.max(0, page), last) });
   }
 
   // ---- drawing
@@ -277,8 +284,8 @@ class Table {
   }
 
   sortBy(by) {
-    const { sort, descending, up_first } = this.data;
-    this.look({ sort: by, page: 0, descending: by === sort ? !descending : !up_first.includes(by) });
+    const { sort, descending } = this.view();
+    this.look({ sort: by, page: 0, descending: by === sort ? !descending : !this.data.up_first.includes(by) });
   }
 
   open(id) {
