@@ -107,7 +107,8 @@ def leave(app, **state):
     if "ticks" in state:
         sent["ticks"] = {"rev": given["seed_rev"], "ids": state["ticks"]}
     if "view" in state:
-        sent["view"] = {"sort": "created", "descending": True, "page": 0, "of": given["of"], "request": 1} | state["view"]
+        unmoved = {"sort": "created", "descending": True, "page": 0, "of": given["of"], "request": 1}
+        sent["view"] = unmoved | state["view"]
     app.session_state["runs_table"] = sent
     return app
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from sklearn.metrics import accuracy_score, f1_score
 from torch import Tensor, nn
 
 Forward = Callable[[nn.Module, Tensor], Tensor]
@@ -66,6 +65,8 @@ def evaluate(
     module.train(was_training)
     if stopped:
         return None
+    from sklearn.metrics import accuracy_score, f1_score  # seconds, which the first losses need not wait for
+
     probabilities = np.concatenate(rows)
     predicted = probabilities.argmax(1)
     truth = labels[indices]

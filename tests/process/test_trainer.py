@@ -1,4 +1,5 @@
-"""The trainer as the keeper starts it: `python -m sousa_engine.trainer RUN_DIR`, with the real network."""
+"""The trainer with the real network: as the keeper starts it (`python -m sousa_engine.trainer RUN_DIR`), and the same
+`main` in this process, which spares the imports, where the process itself is not what is tried."""
 
 from __future__ import annotations
 
@@ -8,6 +9,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -31,12 +34,33 @@ pytestmark = pytest.mark.process
 WEIGHTS = PROJECT_ROOT / "sousa_engine" / "backbones" / "weights" / "ast-mini" / "model.safetensors"
 
 
-def train(workspace: Workspace, settings: RunConfig) -> tuple[Path, subprocess.CompletedProcess[str]]:
+Train = Callable[[Workspace, RunConfig], tuple[Path, subprocess.CompletedProcess[str]]]
+
+
+def prepared(workspace: Workspace, settings: RunConfig) -> Path:
     folder = workspace.run_dir("20260101-aaaa")
     folder.mkdir(parents=True)
     run_files.write_json(folder / run_files.CONFIG, settings.model_dump(mode="json"))
+    return folder
+
+
+def train_in_a_process(workspace: Workspace, settings: RunConfig) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    folder = prepared(workspace, settings)
     command = [sys.executable, "-m", "sousa_engine.trainer", str(folder)]
     return folder, subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture
+def train(capfd) -> Iterator[Train]:
+    before = signal.getsignal(signal.SIGTERM)
+
+    def run_main(workspace: Workspace, settings: RunConfig) -> tuple[Path, subprocess.CompletedProcess[str]]:
+        folder = prepared(workspace, settings)
+        code = trainer.main([str(folder)])
+        return folder, subprocess.CompletedProcess([str(folder)], code, *capfd.readouterr())
+
+    yield run_main
+    signal.signal(signal.SIGTERM, before)
 
 
 def draft(**more) -> RunConfig:
@@ -47,7 +71,7 @@ def draft(**more) -> RunConfig:
 def test_a_finished_run_leaves_what_the_preflight_promised(workspace):
     settings = draft(seed=5)
     promised = launch.preflight(settings, workspace)
-    folder, done = train(workspace, settings)
+    folder, done = train_in_a_process(workspace, settings)
     assert done.returncode == run_files.EXIT_FINISHED, done.stderr
     assert run_files.read_json(folder / run_files.RESULT)["outcome"] == "finished"
 
@@ -83,7 +107,7 @@ def test_a_finished_run_leaves_what_the_preflight_promised(workspace):
         ("ast-mini", {"method": "full"}, 16000),
     ],
 )
-def test_every_kind_of_training_runs_to_its_end_and_reads_back(workspace, variant, lora, heard):
+def test_every_kind_of_training_runs_to_its_end_and_reads_back(workspace, train, variant, lora, heard):
     """What was trained, loaded onto a network built anew, answers test as the run did."""
     settings = draft(model={"variant": variant, "weights": "random"}, lora=lora, seed=3)
     promised = launch.preflight(settings, workspace)
@@ -110,7 +134,7 @@ def test_every_kind_of_training_runs_to_its_end_and_reads_back(workspace, varian
         assert probabilities[manifest.classes.index(said.predicted)] == pytest.approx(said.probability, abs=1e-3)
 
 
-def test_bad_files_are_left_out_and_named_and_the_rest_trains(workspace):
+def test_bad_files_are_left_out_and_named_and_the_rest_trains(workspace, train):
     drums = bad_audio.write_all(workspace.root / "drums")
     errors = {name for name, (level, _, _) in bad_audio.EXPECTED.items() if level == "error"}
     used = 2 * bad_audio.GOOD + len(bad_audio.EXPECTED) - len(errors)
@@ -127,7 +151,7 @@ def test_bad_files_are_left_out_and_named_and_the_rest_trains(workspace):
     assert dict(promised.clips) == facts["data"]["clips"], "the scan of the run is known to every page from now on"
 
 
-def test_strict_mode_refuses_before_the_first_step(workspace):
+def test_strict_mode_refuses_before_the_first_step(workspace, train):
     drums = bad_audio.write_all(workspace.root / "drums")
     settings = draft(data={"dataset": str(drums), "strict": True}, model={"weights": "random"})
     folder, done = train(workspace, settings)
@@ -137,7 +161,7 @@ def test_strict_mode_refuses_before_the_first_step(workspace):
     assert "things are wrong with" in result["reason"] and not read_batch(folder / run_files.SPOOL, 0).points
 
 
-def test_weights_that_were_cut_off_since_the_launch_are_a_sentence(workspace, tmp_path):
+def test_weights_that_were_cut_off_since_the_launch_are_a_sentence(workspace, train, tmp_path):
     copy = tmp_path / "cut.safetensors"
     copy.write_bytes(WEIGHTS.read_bytes())
     settings = draft(model={"weights": str(copy)})
@@ -200,7 +224,7 @@ def test_memory_that_ran_out_is_named_by_the_type_of_its_error(tmp_path):
     assert trainer._known_cause(RuntimeError("an index out of memory bounds"), tmp_path) == ""
 
 
-def test_a_workspace_that_cannot_be_used_is_one_line_as_reason(workspace):
+def test_a_workspace_that_cannot_be_used_is_one_line_as_reason(workspace, train):
     settings = draft()
     folder = workspace.run_dir("20260101-aaaa")
     (folder.parent / ".cache").mkdir(parents=True)
@@ -253,6 +277,7 @@ def test_a_run_killed_and_stopped_and_resumed_equals_one_never_stopped(workspace
     per_epoch = max(step for _, step in measured(never_stopped)) // 2
     while last_step(folder) <= per_epoch:
         assert process.poll() is None
+        time.sleep(0.02)
     process.kill()
     process.wait()
     in_process(folder, settings, stop_at=per_epoch + 2)
