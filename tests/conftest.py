@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections import namedtuple
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # before anything imports torch: workers beside each other, one thread each
@@ -17,6 +18,13 @@ from sousa_engine.workspace import Workspace
 def pytest_xdist_auto_num_workers() -> int:
     """One more than there are cores, since browsers and trainings are waited for; few enough for their memory."""
     return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 5) + 1
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A test draws the same random numbers whatever ran before it; so do the fixtures that it is the first to need."""
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(0)
 
 
 @pytest.fixture
