@@ -114,26 +114,27 @@ def draw_row(place: int, row: RunRow, *, is_last: bool) -> None:
             ("Up", ":material/arrow_upward:", manage.move_by, -1, place == 1, "One place forward."),
             ("Down", ":material/arrow_downward:", manage.move_by, 1, is_last, "One place back."),
         )
-        for label, icon, act, where, disabled, help in steps:
+        with st.container(horizontal=True, gap="small", width="content"):  # they wrap together, or not at all
+            for label, icon, act, where, disabled, help in steps:
+                st.button(
+                    label,
+                    icon=icon,
+                    type="tertiary",
+                    on_click=act,
+                    args=(row.id, where),
+                    disabled=disabled,
+                    help=help,
+                    key=f"{label.lower()}-{row.id}",
+                )
             st.button(
-                label,
-                icon=icon,
+                "Take out",
+                icon=":material/cancel:",
                 type="tertiary",
-                on_click=act,
-                args=(row.id, where),
-                disabled=disabled,
-                help=help,
-                key=f"{label.lower()}-{row.id}",
+                on_click=manage.stop,
+                args=([row.id],),
+                help="It becomes stopped, and never starts.",
+                key=f"out-{row.id}",
             )
-        st.button(
-            "Take out",
-            icon=":material/cancel:",
-            type="tertiary",
-            on_click=manage.stop,
-            args=([row.id],),
-            help="It becomes stopped, and never starts.",
-            key=f"out-{row.id}",
-        )
 
 
 def link(run_id: str, title: str) -> None:
