@@ -283,9 +283,8 @@ def saved_sets(outline: Outline, saved: Mapping[str, TargetSet]) -> None:
     key = f"saved set of {outline.variant}"
     if st.session_state.get(key) not in saved:
         st.session_state[key] = next(iter(saved))
-    st.session_state[key] = st.session_state[key]  # kept while another page is shown
     chosen = st.selectbox(
-        "Saved sets", list(saved), key=key,
+        "Saved sets", list(saved), key=key, persist_state="session",
         format_func=lambda n: f"{n} ({len(saved[n].paths)} modules, head: {HEADS[saved[n].head].lower()})",
     )  # fmt: skip
     one = saved[chosen]

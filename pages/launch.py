@@ -102,10 +102,9 @@ def form() -> tuple[dict[str, Any], dict[str, str]]:
     def field(name: str, draw, label: str = "") -> Any:
         """One widget with its label, its help from the config, and a place for its error."""
         key = f"launch.{name}"
-        st.session_state.setdefault(key, as_widget(name, config.value_of(base, name)))
-        # Streamlit forgets a widget's value on a visit to another page unless it is set again.
-        st.session_state[key] = st.session_state[key]
-        value = draw(label=label or LABELS[name], key=key, help=config.field_help(name).capitalize() + ".")
+        say_again(key, as_widget(name, config.value_of(base, name)))
+        help = config.field_help(name).capitalize() + "."
+        value = draw(label=label or LABELS[name], key=key, help=help, persist_state="session")
         slots[name] = st.empty()
         grammar.set_field(values, name, value)
         return value
@@ -195,6 +194,12 @@ def form() -> tuple[dict[str, Any], dict[str, str]]:
     return values, problems
 
 
+def say_again(key: str, default: Any) -> None:
+    """Send the browser what the session holds, each time: a widget that it draws anew, as after a change of page that
+    another change overtook, would show 0 or the first option while the session holds another value."""
+    st.session_state[key] = st.session_state.get(key, default)
+
+
 def take_defaults_of(variant: str) -> None:
     """On a change of the backbone, the fields that still hold its default take the next one's: what
     `model=...` does on the command line."""
@@ -222,12 +227,10 @@ def rate(field, values: dict[str, Any], problems: dict[str, str], name: str) -> 
 def weights_field(field, values: dict[str, Any]) -> None:
     kinds = {"pretrained": "pretrained", "random": "random (a control)", "file": "from a file or folder"}
     stored = st.session_state.setdefault("launch.model.weights", base.model.weights)
-    if "launch.weights_kind" not in st.session_state:
-        st.session_state["launch.weights_kind"] = stored if stored in kinds else "file"
-    st.session_state["launch.weights_kind"] = st.session_state["launch.weights_kind"]
+    say_again("launch.weights_kind", stored if stored in kinds else "file")
     kind = st.selectbox(
         LABELS["model.weights"], list(kinds), format_func=kinds.get, key="launch.weights_kind",
-        help=config.field_help("model.weights").capitalize() + ".",
+        help=config.field_help("model.weights").capitalize() + ".", persist_state="session",
     )  # fmt: skip
     if kind == "file":
         if st.session_state["launch.model.weights"] in kinds:
@@ -259,7 +262,7 @@ def targets_field(outline: module_tree.Outline, values: dict[str, Any], slots: d
         chosen = st.selectbox(
             LABELS["lora.targets"], list(choices), key="launch.set",
             format_func=lambda key: choices[key][0] + (f" ({len(choices[key][1])})" if choices[key][1] else ""),
-            help="The modules that are adapted. Tick your own set in the module tree.",
+            help="The modules that are adapted. Tick your own set in the module tree.", persist_state="session",
         )  # fmt: skip
     with b:
         st.page_link(
@@ -279,13 +282,13 @@ def targets_field(outline: module_tree.Outline, values: dict[str, Any], slots: d
 
 def data_field(field, values: dict[str, Any]) -> None:
     names = [*synth.PRESETS, OWN_DATA]
-    st.session_state.setdefault("launch.data", base.data.dataset)
-    st.session_state["launch.data"] = st.session_state["launch.data"]
+    say_again("launch.data", base.data.dataset)
     a, b = st.columns(2, vertical_alignment="bottom")
     with a:
         chosen = st.selectbox(
             LABELS["data.dataset"], names, key="launch.data", help=config.field_help("data.dataset").capitalize() + ".",
             format_func=lambda n: n if n == OWN_DATA else f"{n}: 40 x {synth.PRESETS[n].clips_per_class} clips",
+            persist_state="session",
         )  # fmt: skip
     with b:
         if chosen == OWN_DATA:

@@ -141,6 +141,32 @@ def test_ticks_are_handed_over_to_launch(tree):
     tree.page.locator("input[value='ticked: attention (48)']").wait_for()
 
 
+def test_what_was_typed_on_launch_is_kept_while_another_page_is_shown(page, settled):
+    def field(role, name):
+        return page.get_by_role(role, name=name, exact=True)
+
+    def go(name):
+        field("link", name).click(delay=60)  # as a hand presses: the field that it leaves says its value first
+        expect(field("heading", name)).to_be_visible()
+        settled(page)
+
+    page.goto("/launch")
+    settled(page)
+    expect(field("spinbutton", "Epochs")).to_have_value("10")
+    field("spinbutton", "Epochs").fill("7")
+    field("textbox", "Learning rate").fill("0.004")
+    go("Data")
+    go("Launch")
+    expect(field("spinbutton", "Epochs")).to_have_value("7")
+    expect(field("textbox", "Learning rate")).to_have_value("0.004")
+    expect(page.get_by_text("training.max_epochs=7")).to_contain_text("training.lr=0.004")
+    field("spinbutton", "Seed").fill("5")
+    go("Runs")
+    page.go_back()
+    expect(field("spinbutton", "Seed")).to_have_value("5")
+    expect(page.get_by_text("training.max_epochs=7")).to_contain_text("seed=5")
+
+
 @pytest.mark.parametrize("address", ["/", "/backbones?variant=ast-base"])
 def test_a_phone_needs_no_sideways_scrolling(page, settled, address):
     page.set_viewport_size({"width": 390, "height": 844})
