@@ -102,7 +102,7 @@ def form() -> tuple[dict[str, Any], dict[str, str]]:
     def field(name: str, draw, label: str = "") -> Any:
         """One widget with its label, its help from the config, and a place for its error."""
         key = f"launch.{name}"
-        say_again(key, as_widget(name, config.value_of(base, name)))
+        parts.say_again(key, as_widget(name, config.value_of(base, name)))
         help = config.field_help(name).capitalize() + "."
         value = draw(label=label or LABELS[name], key=key, help=help, persist_state="session")
         slots[name] = st.empty()
@@ -194,12 +194,6 @@ def form() -> tuple[dict[str, Any], dict[str, str]]:
     return values, problems
 
 
-def say_again(key: str, default: Any) -> None:
-    """Send the browser what the session holds, each time: a widget that it draws anew, as after a change of page that
-    another change overtook, would show 0 or the first option while the session holds another value."""
-    st.session_state[key] = st.session_state.get(key, default)
-
-
 def take_defaults_of(variant: str) -> None:
     """On a change of the backbone, the fields that still hold its default take the next one's: what
     `model=...` does on the command line."""
@@ -227,7 +221,7 @@ def rate(field, values: dict[str, Any], problems: dict[str, str], name: str) -> 
 def weights_field(field, values: dict[str, Any]) -> None:
     kinds = {"pretrained": "pretrained", "random": "random (a control)", "file": "from a file or folder"}
     stored = st.session_state.setdefault("launch.model.weights", base.model.weights)
-    say_again("launch.weights_kind", stored if stored in kinds else "file")
+    parts.say_again("launch.weights_kind", stored if stored in kinds else "file")
     kind = st.selectbox(
         LABELS["model.weights"], list(kinds), format_func=kinds.get, key="launch.weights_kind",
         help=config.field_help("model.weights").capitalize() + ".", persist_state="session",
@@ -282,7 +276,7 @@ def targets_field(outline: module_tree.Outline, values: dict[str, Any], slots: d
 
 def data_field(field, values: dict[str, Any]) -> None:
     names = [*synth.PRESETS, OWN_DATA]
-    say_again("launch.data", base.data.dataset)
+    parts.say_again("launch.data", base.data.dataset)
     a, b = st.columns(2, vertical_alignment="bottom")
     with a:
         chosen = st.selectbox(

@@ -128,6 +128,16 @@ def hundred(share: float | None) -> float | None:
     return None if share is None else round(100 * share, 1)
 
 
+def say_again(key: str, default: Any) -> Any:
+    """What a widget holds, sent to the browser each time. Call it before the widget is drawn; returns the value.
+
+    A widget that the browser draws anew, as after a change of page that a typed value overtook, would else show 0 or
+    the first option while the session holds another value.
+    """
+    st.session_state[key] = st.session_state.get(key, default)
+    return st.session_state[key]
+
+
 def form_token(form: str, pressed: bool) -> str:
     """Names one filling of a form: the same for all clicks on its button, another one when the form is drawn anew.
 

@@ -160,15 +160,13 @@ def key(name: str, default: Any = None) -> str:
     """The key of a widget; what it holds at first, unless the session knows better."""
     full = f"sweep.{name}"
     if default is not None:
-        st.session_state.setdefault(full, default)
+        parts.say_again(full, default)
     return full
 
 
 def backbones_field(asked: Asked) -> list[str]:
     minis_first = sorted(backbones.VARIANTS, key=lambda name: not backbones.VARIANTS[name].embedded)
-    held = st.session_state.setdefault(
-        "sweep.models", [name for name in minis_first if backbones.VARIANTS[name].embedded]
-    )
+    held = parts.say_again("sweep.models", [name for name in minis_first if backbones.VARIANTS[name].embedded])
     models = st.multiselect(
         "Backbones", [*minis_first, *(name for name in held if name not in minis_first)], key="sweep.models",
         placeholder="the same for all: model.variant, below",
@@ -188,7 +186,7 @@ def targets_field(asked: Asked, models: Sequence[str]) -> None:
     outlines = outlines or [module_tree.load_outline(base.model.variant)]
     sets: dict[str, list[str]] = st.session_state.setdefault("sweep.sets", {})
     offered = {**{name: name for name in sets}, **target_options(outlines, saved)}
-    held = st.session_state.setdefault("sweep.targets", ["default"])
+    held = parts.say_again("sweep.targets", ["default"])
     chosen = st.multiselect(
         "Target sets", [*offered, *(text for text in held if text not in offered)], key="sweep.targets",
         accept_new_options=True, placeholder="the default of each backbone",
@@ -335,7 +333,7 @@ def value_widgets(number: int, name: str) -> list[str] | str:
     at, offered = f"axis.{number}.{name}", choices(name)
     if offered is None:
         return st.text_input("Values", key=key(at, ""), placeholder="1e-3, 5e-3", persist_state="session")
-    held = st.session_state.get(f"sweep.{at}", [])
+    held = parts.say_again(f"sweep.{at}", [])
     return st.multiselect(
         "Values", [*offered, *(value for value in held if value not in offered)], key=key(at),
         accept_new_options=name == "data.dataset", persist_state="session",
@@ -457,6 +455,7 @@ def base_fields(asked: Asked) -> None:
             help=help_of("training.max_epochs", axes), disabled="training.max_epochs" in axes, persist_state="session",
         )  # fmt: skip
     with b:
+        parts.say_again("sweep.batch_size", None)
         batch = st.number_input(
             OWN_FIELD["training.batch_size"], min_value=1, step=1, value=None, key="sweep.batch_size",
             placeholder=EACH_ITS_OWN, help=help_of("training.batch_size", axes),

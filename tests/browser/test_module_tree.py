@@ -167,6 +167,33 @@ def test_what_was_typed_on_launch_is_kept_while_another_page_is_shown(page, sett
     expect(page.get_by_text("training.max_epochs=7")).to_contain_text("seed=5")
 
 
+@pytest.mark.parametrize(
+    ("form", "role", "name", "typed", "said", "beside"),
+    [
+        ("Launch", "spinbutton", "Seed", "5", "seed=5", {"Epochs": "10", "Batch size": "16"}),
+        ("Sweeps", "textbox", "Seeds", "0 1", "--seeds 0 1", {"Epochs": "10"}),
+    ],
+)
+def test_a_form_shows_what_it_holds_also_where_its_page_came_back(page, settled, form, role, name, typed, said, beside):
+    """A tap on a link right after typing: what was typed arrives last and brings back its page, with new fields."""
+    page.goto(f"/{form.lower()}")
+    settled(page)
+    field = page.get_by_role(role, name=name, exact=True)
+    expect(field).not_to_have_value("")
+    field.fill(typed)
+    page.get_by_role("link", name="Data", exact=True).click()
+    command = page.locator("code", has_text=said)
+    data = page.get_by_role("heading", name="Data", exact=True)
+    expect(command.or_(data).first).to_be_visible()
+    settled(page)
+    if page.url.endswith("/data"):
+        page.get_by_role("link", name=form, exact=True).click(delay=60)
+    expect(command).to_be_visible()
+    expect(field).to_have_value(typed)
+    for label, value in beside.items():
+        expect(page.get_by_role("spinbutton", name=label, exact=True)).to_have_value(value)
+
+
 @pytest.mark.parametrize("address", ["/", "/backbones?variant=ast-base"])
 def test_a_phone_needs_no_sideways_scrolling(page, settled, address):
     page.set_viewport_size({"width": 390, "height": 844})
