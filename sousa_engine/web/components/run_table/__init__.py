@@ -47,9 +47,8 @@ class Asked:
 class _Memory:
     """What a session knows. seed, seed_rev: what Python last told the browser to tick; ticks from before it are void.
 
-    answers: the number of the browser's request that `asked` comes from, for it to know its later ones as unanswered.
-
     The seed is not what is ticked now: the bytes sent to the browser stay the same from tick to tick.
+    answers: the number of the browser's request that `asked` comes from, for it to know its later ones as unanswered.
     """
 
     asked: Asked
@@ -79,8 +78,8 @@ def asked(of: str, *, key: str = "runs_table") -> Asked:
             "request": int(request),
         } if sort in SORTS:
             page = max(0, page) if seen == of else memory.asked.page
-            memory = replace(memory, asked=replace(memory.asked, sort=sort, descending=descending, page=page))
-            memory = replace(memory, answers=request)
+            look = replace(memory.asked, sort=sort, descending=descending, page=page)
+            memory = replace(memory, asked=look, answers=request)
     st.session_state[_slot(key)] = memory
     return memory.asked
 
