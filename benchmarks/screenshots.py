@@ -1,9 +1,9 @@
 """Make README's pictures: a picture of each page, from trainings that this script runs itself.
 
-    python -m benchmarks.screenshots [--workspace DIR]
+    python -m benchmarks.screenshots [--workspace DIR] [PAGE ...]
 
-The sweep of benchmarks/story.py, trained if it is not there yet (half an hour), and one run that is still training when
-its page is taken. Needs Chromium (SOUSA_CHROMIUM names another one).
+The sweep of benchmarks/story.py, trained if it is not there yet (half an hour; not for the pages that do without), and
+one run that is still training when its page is taken. Needs Chromium (SOUSA_CHROMIUM names another one).
 """
 
 from __future__ import annotations
@@ -21,19 +21,41 @@ from sousa_engine.store import Store
 from sousa_engine.workspace import Workspace
 
 FOLDER = Path(__file__).with_name("screenshots")
+ADDRESSES = {
+    "backbones": "/backbones?variant=ast-mini",
+    "data": "/data?dataset=tiny",
+    "launch": "/launch",
+    "queue": "/queue",
+    "doctor": "/doctor",
+    "run": "/run?id={live}",
+}
+OF_THE_SWEEP = {
+    "studio": "/",
+    "runs": "/runs",
+    "finished": "/run?id={best}",
+    "sweep": "/sweeps?id={sweep}",
+    "compare": "/compare?sweep={sweep}",
+}
 WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workspace", type=Path, default=Path("runs") / "story")
+    parser.add_argument("pages", nargs="*", metavar="PAGE", help=f"of {', '.join((*ADDRESSES, *OF_THE_SWEEP))}; all")
     options = parser.parse_args()
+    asked = options.pages or [*ADDRESSES, *OF_THE_SWEEP]
+    if strangers := set(asked) - {*ADDRESSES, *OF_THE_SWEEP}:
+        parser.error(f"no page is called {', '.join(sorted(strangers))}")
     workspace = Workspace(root=options.workspace.resolve())
     workspace.root.mkdir(parents=True, exist_ok=True)
     FOLDER.mkdir(exist_ok=True)
-    with Store.open(workspace) as store:
-        swept = story.train(store)
-        best = next(run for run in store.sweep_runs(swept.id) if run.config.seed == 0)
+    addresses = dict(ADDRESSES)
+    if set(asked) & {*OF_THE_SWEEP}:
+        with Store.open(workspace) as store:
+            swept = story.train(store)
+            best = next(run for run in store.sweep_runs(swept.id) if run.config.seed == 0)
+        addresses |= {name: address.format(sweep=swept.id, best=best.id) for name, address in OF_THE_SWEEP.items()}
     live = launch.start(
         workspace,
         launch.prepare(grammar.parse(["data=tiny", "training.max_epochs=60", "seed=1"])).config,
@@ -46,19 +68,7 @@ def main() -> None:
         ]
     try:
         wait_for_steps(workspace, live.id, 40)
-        pages = {
-            "studio": "/",
-            "backbones": "/backbones?variant=ast-mini",
-            "data": "/data?dataset=tiny",
-            "launch": "/launch",
-            "runs": "/runs",
-            "queue": "/queue",
-            "run": f"/run?id={live.id}",
-            "finished": f"/run?id={best.id}",
-            "sweep": f"/sweeps?id={swept.id}",
-            "compare": f"/compare?sweep={swept.id}",
-        }
-        take(workspace, pages)
+        take(workspace, {name: addresses[name].format(live=live.id) for name in asked})
     finally:
         with Store.open(workspace) as store:
             for run in (*waiting, live):
