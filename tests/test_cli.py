@@ -49,6 +49,11 @@ def test_readme_shows_every_command(command):
     assert re.search(rf"python -m sousa_engine {command}\b", README.read_text())
 
 
+def test_every_file_that_readme_links_to_is_there():
+    linked = re.findall(r"\]\((?!https?:)([^)#]+)\)", README.read_text())
+    assert len(linked) > 10 and [name for name in linked if not (README.parent / name).is_file()] == []
+
+
 def test_train_help_lists_presets_and_fields(sousa):
     text = sousa("train", "--help").output
     assert "training=quick" in text and "training.max_epochs" in text and "lora.r" in text
