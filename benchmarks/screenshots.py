@@ -21,41 +21,40 @@ from sousa_engine.store import Store
 from sousa_engine.workspace import Workspace
 
 FOLDER = Path(__file__).with_name("screenshots")
-ADDRESSES = {
+PAGES = {
     "backbones": "/backbones?variant=ast-mini",
     "data": "/data?dataset=tiny",
     "launch": "/launch",
     "queue": "/queue",
     "doctor": "/doctor",
     "run": "/run?id={live}",
-}
-OF_THE_SWEEP = {
     "studio": "/",
     "runs": "/runs",
     "finished": "/run?id={best}",
     "sweep": "/sweeps?id={sweep}",
     "compare": "/compare?sweep={sweep}",
 }
+OF_THE_SWEEP = {"studio", "runs", "finished", "sweep", "compare"}
 WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workspace", type=Path, default=Path("runs") / "story")
-    parser.add_argument("pages", nargs="*", metavar="PAGE", help=f"of {', '.join((*ADDRESSES, *OF_THE_SWEEP))}; all")
+    parser.add_argument("pages", nargs="*", metavar="PAGE", help=f"of {', '.join(PAGES)}; all")
     options = parser.parse_args()
-    asked = options.pages or [*ADDRESSES, *OF_THE_SWEEP]
-    if strangers := set(asked) - {*ADDRESSES, *OF_THE_SWEEP}:
+    asked = options.pages or list(PAGES)
+    if strangers := set(asked) - PAGES.keys():
         parser.error(f"no page is called {', '.join(sorted(strangers))}")
     workspace = Workspace(root=options.workspace.resolve())
     workspace.root.mkdir(parents=True, exist_ok=True)
     FOLDER.mkdir(exist_ok=True)
-    addresses = dict(ADDRESSES)
-    if set(asked) & {*OF_THE_SWEEP}:
+    ids = {}
+    if OF_THE_SWEEP & set(asked):
         with Store.open(workspace) as store:
             swept = story.train(store)
             best = next(run for run in store.sweep_runs(swept.id) if run.config.seed == 0)
-        addresses |= {name: address.format(sweep=swept.id, best=best.id) for name, address in OF_THE_SWEEP.items()}
+        ids = {"sweep": swept.id, "best": best.id}
     live = launch.start(
         workspace,
         launch.prepare(grammar.parse(["data=tiny", "training.max_epochs=60", "seed=1"])).config,
@@ -68,7 +67,7 @@ def main() -> None:
         ]
     try:
         wait_for_steps(workspace, live.id, 40)
-        take(workspace, {name: addresses[name].format(live=live.id) for name in asked})
+        take(workspace, {name: PAGES[name].format(live=live.id, **ids) for name in asked})
     finally:
         with Store.open(workspace) as store:
             for run in (*waiting, live):

@@ -281,7 +281,7 @@ def saved_sets(outline: Outline, saved: Mapping[str, TargetSet]) -> None:
         st.caption(f"No set saved for {outline.variant} yet.")
         return
     key = f"saved set of {outline.variant}"
-    if st.session_state.get(key) not in saved:
+    if parts.say_again(key, "") not in saved:
         st.session_state[key] = next(iter(saved))
     chosen = st.selectbox(
         "Saved sets", list(saved), key=key, persist_state="session",

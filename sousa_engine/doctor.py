@@ -31,7 +31,6 @@ import psutil
 from sousa_engine import __version__, backbones, file_systems, migrations, run_files, torch_facts, upkeep
 from sousa_engine.backbones import downloads, pretrained
 from sousa_engine.errors import RunError, WorkspaceError
-from sousa_engine.records import RunStatus
 from sousa_engine.store import Store
 from sousa_engine.torch_facts import Device, TorchFacts
 from sousa_engine.workspace import LEAST_FREE_BYTES, PROJECT_ROOT, Workspace
@@ -437,7 +436,7 @@ def is_paused(workspace: Workspace) -> bool:
 def waiting_runs(workspace: Workspace) -> int | None:
     try:
         with Store.open(workspace, readonly=True) as store:
-            return len(store.runs(RunStatus.QUEUED))
+            return store.queued_count()
     except WorkspaceError:
         return None
 

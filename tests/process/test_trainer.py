@@ -269,9 +269,7 @@ def never_stopped(tmp_path_factory) -> Path:
 
 def test_a_run_killed_and_stopped_and_resumed_equals_one_never_stopped(workspace, never_stopped):
     settings = draft(lora=LORA, training={"max_epochs": 2})
-    folder = workspace.run_dir("20260101-aaaa")
-    folder.mkdir(parents=True)
-    run_files.write_json(folder / run_files.CONFIG, settings.model_dump(mode="json"))
+    folder = prepared(workspace, settings)
     command = [sys.executable, "-m", "sousa_engine.trainer", str(folder)]
     process = subprocess.Popen(command, cwd=PROJECT_ROOT, stdout=subprocess.DEVNULL)
     per_epoch = max(step for _, step in measured(never_stopped)) // 2
