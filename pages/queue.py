@@ -93,7 +93,7 @@ def draw_slots(state: Queue, live: Sequence[Run]) -> None:
 def draw_waiting(waiting: Sequence[RunRow], count: int) -> None:
     st.subheader(f"Waiting: {count:,}" if count else "Waiting", anchor=False)
     if not count:
-        st.caption("Nothing waits: the next run starts at once.")
+        st.caption("Nothing waits.")
         return
     st.caption("Each slot takes the first run that may use it.")
     for place, row in enumerate(waiting, start=1):
