@@ -20,7 +20,7 @@ from pathlib import Path
 
 from benchmarks.browser import studio
 from sousa_engine import launch, run_files
-from sousa_engine.records import RunStatus
+from sousa_engine.core.records import RunStatus
 from sousa_engine.store import Store
 from sousa_engine.workspace import Workspace
 

@@ -16,9 +16,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from sousa_engine import backbones, grammar, launch, module_tree
+from sousa_engine import backbones, launch, module_tree
 from sousa_engine.analysis.significance import wilson_of_mean
-from sousa_engine.records import Run, RunStatus
+from sousa_engine.core import grammar
+from sousa_engine.core.records import Run, RunStatus
 from sousa_engine.store import Store
 from sousa_engine.workspace import Workspace
 

@@ -46,7 +46,7 @@ def cached_features() -> dict:
     import torch
 
     from sousa_engine import backbones, frontends
-    from sousa_engine.config import DataConfig
+    from sousa_engine.core.config import DataConfig
     from sousa_engine.data import audio
     from sousa_engine.data.features import feature_cache
     from sousa_engine.data.manifest import open_dataset
@@ -76,7 +76,7 @@ def matched_input() -> dict:
     import torch
 
     from sousa_engine import backbones, lora
-    from sousa_engine.config import LoraConfig
+    from sousa_engine.core.config import LoraConfig
     from sousa_engine.module_tree import load_outline
     from sousa_engine.workspace import default_workspace
 
@@ -116,7 +116,7 @@ def outline() -> dict:
 
 
 def live_poll() -> dict:
-    from sousa_engine.config import RunConfig
+    from sousa_engine.core.config import RunConfig
     from sousa_engine.spool import SpoolBatch, SpoolPoint
     from sousa_engine.store import Store
     from sousa_engine.workspace import Workspace

@@ -16,7 +16,8 @@ from playwright.sync_api import Page
 
 from benchmarks import story
 from benchmarks.browser import IDLE, chromium, studio
-from sousa_engine import config, grammar, launch
+from sousa_engine import launch
+from sousa_engine.core import config, grammar
 from sousa_engine.store import Store
 from sousa_engine.workspace import Workspace
 

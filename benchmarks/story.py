@@ -17,10 +17,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from benchmarks import controls
-from sousa_engine import baselines, report, supervisor, sweep, sweeper
-from sousa_engine.config import DataConfig
+from sousa_engine import baselines, report, supervisor, sweeper
+from sousa_engine.core import sweep_spec
+from sousa_engine.core.config import DataConfig
+from sousa_engine.core.records import RunStatus, Sweep
 from sousa_engine.data import manifest as manifests
-from sousa_engine.records import RunStatus, Sweep
 from sousa_engine.store import Store
 from sousa_engine.workspace import Workspace
 
@@ -49,14 +50,14 @@ def main() -> None:
 def train(store: Store) -> Sweep:
     """The sweep, over: started if it is not there yet."""
     made = next((found for found in store.sweeps() if found.name == NAME), None)
-    made = made or sweeper.start(store.workspace, sweep.build(SPEC), created_by="benchmark")
+    made = made or sweeper.start(store.workspace, sweep_spec.build(SPEC), created_by="benchmark")
     follow(store, made)
     baselines.compute(manifests.open_dataset(DataConfig(dataset="tiny")), store.workspace)
     return made
 
 
 def follow(store: Store, made: Sweep) -> None:
-    with tqdm(total=sweep.build(made.spec).run_count, desc="runs", unit="run") as bar:
+    with tqdm(total=sweep_spec.build(made.spec).run_count, desc="runs", unit="run") as bar:
         while True:
             supervisor.ensure(store.workspace)
             runs = store.sweep_runs(made.id)

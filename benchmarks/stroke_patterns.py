@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sousa_engine.rudiments import RUDIMENTS, Stroke
+from sousa_engine.core.rudiments import RUDIMENTS, Stroke
 
 TICKS_PER_BEAT = 24
 _GAPS = (3, 4, 6, 8, 12, 24)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from sousa_engine import launch, module_tree
 from sousa_engine.analysis.export import runs_csv
-from sousa_engine.records import RunFilter, RunStatus
+from sousa_engine.core.records import RunFilter, RunStatus
 from sousa_engine.store import Store
 from sousa_engine.workspace import PROJECT_ROOT, Workspace
 

@@ -10,12 +10,13 @@ from typing import Any
 
 import streamlit as st
 
-from sousa_engine import backbones, config, grammar, launch, module_tree
-from sousa_engine.config import HeadPolicy, RunConfig
-from sousa_engine.errors import SousaError, UnknownNameError, UserError
-from sousa_engine.methods import METHODS, Method
+from sousa_engine import backbones, launch, module_tree
+from sousa_engine.core import config, grammar
+from sousa_engine.core.config import HeadPolicy, RunConfig
+from sousa_engine.core.errors import SousaError, UnknownNameError, UserError
+from sousa_engine.core.methods import METHODS, Method
+from sousa_engine.core.records import LONGEST_SET_NAME, TargetSet
 from sousa_engine.module_tree import EntryMatch, Outline, Resolution
-from sousa_engine.records import LONGEST_SET_NAME, TargetSet
 from sousa_engine.store import Store
 from sousa_engine.web import parts
 from sousa_engine.web.components.module_tree import Choice, choose, ticked

@@ -13,7 +13,7 @@ from sousa_engine.analysis.compare import Conclusion, Result, conclude, paired_s
 from sousa_engine.analysis.settings import MOST_SHOWN, competing, names_in_verdict, ordered
 from sousa_engine.analysis.significance import paired
 from sousa_engine.analysis.sweeps import TrialRow, latest, out_of_competition
-from sousa_engine.records import Prediction, Run, Sweep
+from sousa_engine.core.records import Prediction, Run, Sweep
 from sousa_engine.store import Store
 from sousa_engine.web import parts
 from sousa_engine.web.compare_baselines import reference, remark

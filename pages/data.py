@@ -5,14 +5,14 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from sousa_engine import rudiments
 from sousa_engine.analysis.export import clips_csv
-from sousa_engine.config import DataConfig
+from sousa_engine.core import rudiments
+from sousa_engine.core.config import DataConfig
+from sousa_engine.core.errors import UserError, WorkspaceError
 from sousa_engine.data import scan, synth
 from sousa_engine.data.decode import Verdict
 from sousa_engine.data.manifest import Clip, Manifest, counts, dataset_names, majority_baseline
 from sousa_engine.data.splits import SPLITS
-from sousa_engine.errors import UserError, WorkspaceError
 from sousa_engine.web import parts, scan_view
 from sousa_engine.web.baselines_view import baselines_section
 from sousa_engine.web.clip_view import SPLIT_COLORS, rudiment_card, rudiment_of, show_clip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from sousa_engine.analysis.sweeps import tally
-from sousa_engine.records import RunRow
+from sousa_engine.core.records import RunRow
 from sousa_engine.store import Store
 from sousa_engine.web import parts
 

@@ -6,13 +6,14 @@ from typing import Any
 
 import streamlit as st
 
-from sousa_engine import backbones, config, grammar, launch, module_tree
-from sousa_engine.config import RunConfig
+from sousa_engine import backbones, launch, module_tree
+from sousa_engine.core import config, grammar
+from sousa_engine.core.config import RunConfig
+from sousa_engine.core.errors import SousaError
+from sousa_engine.core.methods import METHODS, Method
 from sousa_engine.data import synth
 from sousa_engine.data.splits import SPLITS
-from sousa_engine.errors import SousaError
 from sousa_engine.executors import local
-from sousa_engine.methods import METHODS, Method
 from sousa_engine.web import parts
 from sousa_engine.workspace import default_workspace
 

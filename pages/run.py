@@ -11,9 +11,9 @@ from sousa_engine.analysis.compare import Result, changes_from_defaults, describ
 from sousa_engine.analysis.confusion import class_results, confusion, mistakes
 from sousa_engine.charts.class_accuracy import class_accuracy_figure, class_accuracy_info
 from sousa_engine.charts.confusion import confusion_figure, confusion_info
-from sousa_engine.errors import SousaError
+from sousa_engine.core.errors import SousaError
+from sousa_engine.core.records import LONGEST_NOTE, Prediction, Run, RunFilter, RunStatus, Sweep
 from sousa_engine.executors.local import GRACE_S
-from sousa_engine.records import LONGEST_NOTE, Prediction, Run, RunFilter, RunStatus, Sweep
 from sousa_engine.store import Store, not_resumable
 from sousa_engine.web import manage, parts
 from sousa_engine.web.components.code_block import code_block

@@ -8,8 +8,8 @@ from functools import partial
 import streamlit as st
 
 from sousa_engine.analysis.export import runs_csv
-from sousa_engine.errors import SousaError
-from sousa_engine.records import RunFilter, RunRow, RunStatus
+from sousa_engine.core.errors import SousaError
+from sousa_engine.core.records import RunFilter, RunRow, RunStatus
 from sousa_engine.store import Store
 from sousa_engine.web import manage, parts
 from sousa_engine.web.components.run_table import PAGE_ROWS, Asked, asked, run_table, tick

@@ -5,7 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from sousa_engine.analysis.sweeps import best_first, tally, trial_rows
-from sousa_engine.records import Sweep
+from sousa_engine.core.records import Sweep
 from sousa_engine.store import Store
 from sousa_engine.web import parts, sweep_form, sweep_view
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import click
 
 from sousa_engine import baselines, baselines_cli, report
-from sousa_engine.errors import UserError
-from sousa_engine.records import Run, Sweep
+from sousa_engine.core.errors import UserError
+from sousa_engine.core.records import Run, Sweep
 from sousa_engine.report import Reference, Report
 from sousa_engine.store import Store
 from sousa_engine.workspace import Workspace

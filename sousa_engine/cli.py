@@ -18,27 +18,16 @@ from typing import Any
 import click
 from tqdm import tqdm
 
-from sousa_engine import (
-    __version__,
-    config,
-    file_systems,
-    grammar,
-    inputs,
-    launch,
-    module_tree,
-    queue_cli,
-    run_files,
-    runs_cli,
-    supervisor,
-)
+from sousa_engine import __version__, file_systems, launch, module_tree, queue_cli, run_files, runs_cli, supervisor
 from sousa_engine.analysis.significance import wilson
 from sousa_engine.analyze_cli import analyze_command
 from sousa_engine.baselines_cli import baselines_command
+from sousa_engine.core import config, grammar, inputs
+from sousa_engine.core.errors import ConfigError, SousaError, UserError, WorkspaceError, unknown
+from sousa_engine.core.records import Run, RunStatus, Summary
 from sousa_engine.data import synth
 from sousa_engine.db_cli import db
 from sousa_engine.doctor_cli import doctor_command
-from sousa_engine.errors import ConfigError, SousaError, UserError, WorkspaceError, unknown
-from sousa_engine.records import Run, RunStatus, Summary
 from sousa_engine.scan_cli import scan_command
 from sousa_engine.store import Store, not_resumable
 from sousa_engine.sweep_cli import sweep_command, sweeps

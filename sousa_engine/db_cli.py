@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from sousa_engine import rebuild, restore, upkeep
-from sousa_engine.errors import WorkspaceError
+from sousa_engine.core.errors import WorkspaceError
 from sousa_engine.workspace import Workspace
 
 _COPIES_SHOWN = 3

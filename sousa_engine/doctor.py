@@ -30,7 +30,7 @@ import psutil
 
 from sousa_engine import __version__, backbones, file_systems, migrations, run_files, torch_facts, upkeep
 from sousa_engine.backbones import downloads, pretrained
-from sousa_engine.errors import RunError, WorkspaceError
+from sousa_engine.core.errors import RunError, WorkspaceError
 from sousa_engine.store import Store
 from sousa_engine.torch_facts import Device, TorchFacts
 from sousa_engine.workspace import LEAST_FREE_BYTES, PROJECT_ROOT, Workspace

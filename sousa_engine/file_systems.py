@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 
-from sousa_engine.errors import WorkspaceError
+from sousa_engine.core.errors import WorkspaceError
 from sousa_engine.workspace import Workspace
 
 OVERRIDE, RISK = "SOUSA_NETWORK_WORKSPACE", "runs-may-be-lost"

@@ -14,12 +14,10 @@ from typing import Any, Literal
 
 import yaml
 
-from sousa_engine import backbones, config, grammar, module_tree, reporters, supervisor
-from sousa_engine.config import RunConfig
-from sousa_engine.data import audio, findings, scan
-from sousa_engine.data import manifest as manifests
-from sousa_engine.data.splits import SPLITS
-from sousa_engine.errors import (
+from sousa_engine import backbones, module_tree, reporters, supervisor
+from sousa_engine.core import config, grammar
+from sousa_engine.core.config import RunConfig
+from sousa_engine.core.errors import (
     ConfigError,
     DataError,
     PreflightError,
@@ -28,10 +26,13 @@ from sousa_engine.errors import (
     UnknownNameError,
     UserError,
 )
+from sousa_engine.core.methods import METHODS, Method
+from sousa_engine.core.records import Origin, Run, RunFilter, RunRow, RunStatus, SweepStatus
+from sousa_engine.data import audio, findings, scan
+from sousa_engine.data import manifest as manifests
+from sousa_engine.data.splits import SPLITS
 from sousa_engine.executors import local
-from sousa_engine.methods import METHODS, Method
 from sousa_engine.module_tree import Counts, Outline, Resolution
-from sousa_engine.records import Origin, Run, RunFilter, RunRow, RunStatus, SweepStatus
 from sousa_engine.store import Store, not_resumable
 from sousa_engine.training import resume as checkpoints
 from sousa_engine.workspace import Workspace

@@ -9,9 +9,9 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sousa_engine.errors import unknown
+from sousa_engine.core.errors import unknown
+from sousa_engine.core.records import Progress, RunFilter, RunRow, RunStatus
 from sousa_engine.migrations import Database
-from sousa_engine.records import Progress, RunFilter, RunRow, RunStatus
 
 _STATUSES = " ".join(RunStatus)
 SORTS = {  # what a list can be sorted by; missing values come last either way

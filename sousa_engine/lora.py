@@ -33,9 +33,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer  # noqa: E402
 from peft.utils.other import ModulesToSaveWrapper  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
-from sousa_engine.config import LoraConfig, TargetModule  # noqa: E402
-from sousa_engine.errors import TargetError, WeightsError, nearest  # noqa: E402
-from sousa_engine.methods import first_rank  # noqa: E402
+from sousa_engine.core.config import LoraConfig, TargetModule  # noqa: E402
+from sousa_engine.core.errors import TargetError, WeightsError, nearest  # noqa: E402
+from sousa_engine.core.methods import first_rank  # noqa: E402
 
 TRAINED_FILE = "trained.safetensors"  # what is saved where there is no adapter: a linear probe, BitFit, all of it
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from sousa_engine.config import HeadPolicy, TargetModule
-from sousa_engine.errors import TargetError, nearest, unknown
-from sousa_engine.methods import METHODS
+from sousa_engine.core.config import HeadPolicy, TargetModule
+from sousa_engine.core.errors import TargetError, nearest, unknown
+from sousa_engine.core.methods import METHODS
 
 OUTLINES = Path(__file__).parent / "backbones" / "outlines"
 

@@ -21,8 +21,8 @@ from typing import Any
 
 from sousa_engine import processes, run_files
 from sousa_engine.backbones import intake
-from sousa_engine.config import RunConfig
-from sousa_engine.errors import RunError
+from sousa_engine.core.config import RunConfig
+from sousa_engine.core.errors import RunError
 from sousa_engine.workspace import Workspace
 
 STEPS, WARM_UP = 6, 2

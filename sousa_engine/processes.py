@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from sousa_engine.errors import WorkspaceError
+from sousa_engine.core.errors import WorkspaceError
 from sousa_engine.workspace import PROJECT_ROOT
 
 

@@ -8,9 +8,9 @@ from datetime import datetime
 import click
 
 from sousa_engine import launch, supervisor
-from sousa_engine.errors import UserError
+from sousa_engine.core.errors import UserError
+from sousa_engine.core.records import RunStatus
 from sousa_engine.executors import local, slots
-from sousa_engine.records import RunStatus
 from sousa_engine.store import Store
 from sousa_engine.workspace import Workspace
 

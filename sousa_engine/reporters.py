@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sousa_engine import run_files
-from sousa_engine.config import RunConfig
-from sousa_engine.errors import PreflightError
-from sousa_engine.records import Progress
+from sousa_engine.core.config import RunConfig
+from sousa_engine.core.errors import PreflightError
+from sousa_engine.core.records import Progress
 from sousa_engine.spool import SpoolWriter
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sousa_engine import file_systems, migrations, rebuild, upkeep
-from sousa_engine.errors import UserError, WorkspaceError
+from sousa_engine.core.errors import UserError, WorkspaceError
 from sousa_engine.salvage import Old, beside, pause_queue
 from sousa_engine.workspace import Workspace
 

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import click
 
 from sousa_engine import trash, upkeep
-from sousa_engine.errors import UserError
+from sousa_engine.core.errors import UserError
+from sousa_engine.core.records import Run, RunFilter, RunRow, RunStatus
 from sousa_engine.listing import SORTS, UP_FIRST
-from sousa_engine.records import Run, RunFilter, RunRow, RunStatus
 from sousa_engine.store import Store
 from sousa_engine.workspace import Workspace
 

@@ -15,8 +15,8 @@ from types import TracebackType
 from typing import Any
 
 from sousa_engine import migrations
-from sousa_engine.errors import WorkspaceError
-from sousa_engine.records import Event, Prediction
+from sousa_engine.core.errors import WorkspaceError
+from sousa_engine.core.records import Event, Prediction
 from sousa_engine.spool import SpoolBatch, SpoolPoint
 from sousa_engine.store import Store, now_ms
 from sousa_engine.workspace import Workspace

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from sousa_engine.records import Event, Prediction, Progress
+from sousa_engine.core.records import Event, Prediction, Progress
 
 _CHUNK_BYTES = 4 << 20
 

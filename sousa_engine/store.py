@@ -24,10 +24,11 @@ from itertools import zip_longest
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from sousa_engine import errors, listing, metric_tables, migrations, trash
-from sousa_engine.config import RunConfig, build
-from sousa_engine.errors import UnknownNameError, UserError, WorkspaceError
-from sousa_engine.records import (
+from sousa_engine import listing, metric_tables, migrations, trash
+from sousa_engine.core import errors
+from sousa_engine.core.config import RunConfig, build
+from sousa_engine.core.errors import UnknownNameError, UserError, WorkspaceError
+from sousa_engine.core.records import (
     MOST_CPU_SLOTS,
     ClipScore,
     Curve,

@@ -13,13 +13,14 @@ from typing import Any
 import click
 from tqdm import tqdm
 
-from sousa_engine import backbones, grammar, launch, module_tree, probe, run_files, sweep, sweeper
+from sousa_engine import backbones, launch, module_tree, probe, run_files, sweeper
 from sousa_engine.analysis.sweeps import TrialRow, best_first, failures, tally, trial_rows, trials
-from sousa_engine.config import RunConfig
-from sousa_engine.errors import ConfigError, UserError
-from sousa_engine.records import RunStatus, Sweep
+from sousa_engine.core import grammar, sweep_spec
+from sousa_engine.core.config import RunConfig
+from sousa_engine.core.errors import ConfigError, UserError
+from sousa_engine.core.records import RunStatus, Sweep
+from sousa_engine.core.sweep_spec import Axis, SweepSpec
 from sousa_engine.store import Store
-from sousa_engine.sweep import Axis, SweepSpec
 from sousa_engine.workspace import Workspace
 
 POLL_S = 1.0
@@ -64,7 +65,7 @@ class _TakesMany(click.Command):
     "--axis", "axes", multiple=True, metavar="FIELD=A,B", help="Another field: a,b or low..high or log:low..high."
 )
 @click.option("--seeds", multiple=True, type=int, metavar="N...", help="Each setting is trained with each. [0 1 2]")
-@click.option("--sampler", type=click.Choice(list(sweep.SAMPLERS)), help="How settings are drawn. [grid]")
+@click.option("--sampler", type=click.Choice(list(sweep_spec.SAMPLERS)), help="How settings are drawn. [grid]")
 @click.option("--trials", type=int, help="How many settings random, tpe or asha draw.")
 @click.option("--sampler-seed", type=int, help="Seed of that drawing. [0]")
 @click.option("--name", default="", help="Shown in lists.")
@@ -96,7 +97,7 @@ def sweep_command(
     if dry_run:
         if found.problems and not (skip_invalid and found.run_count):
             raise UserError(sweeper.describe(found.problems))
-        click.echo(sweep.to_yaml(spec))
+        click.echo(sweep_spec.to_yaml(spec))
         return
     made = sweeper.start(workspace, spec, created_by="cli", leave_out_invalid=skip_invalid)
     for line in sweeper.describe(found.problems).splitlines():
@@ -146,7 +147,7 @@ def show(workspace: Workspace, name: str, as_yaml: bool) -> None:
     with Store.open(workspace) as store:
         found = store.find_sweep(name)
         if as_yaml:
-            click.echo(sweep.to_yaml(sweep.build(found.spec)))
+            click.echo(sweep_spec.to_yaml(sweep_spec.build(found.spec)))
         else:
             _echo_sweep(store, found)
 
@@ -191,7 +192,7 @@ def add_seeds(workspace: Workspace, name: str, seeds: tuple[int, ...]) -> None:
 @click.pass_obj
 def extend(workspace: Workspace, name: str, axis: str) -> None:
     """More values on an axis of a grid: sweeps extend last targets=all-linear"""
-    field, values = sweep.parse_axis(axis)
+    field, values = sweep_spec.parse_axis(axis)
     if not isinstance(values, list):
         raise ConfigError(f"{axis}: a grid takes listed values, field=a,b.")
     with Store.open(workspace) as store:
@@ -266,7 +267,7 @@ def _words(spec: SweepSpec) -> list[str]:
         len(value) > 1 if isinstance(value, list) else "," not in value for value in spec.axes[-1].values
     ):
         values = axes.pop("lora.targets").values
-        targets = [] if list(values) == made else ["--targets", *map(sweep.show, values)]
+        targets = [] if list(values) == made else ["--targets", *map(sweep_spec.show, values)]
     for axis in axes.values():
         words += ["--axis", _axis_text(axis)]
     words += [*targets, "--seeds", *map(str, spec.seeds)]
@@ -313,7 +314,7 @@ def _spec(
     name: str,
 ) -> SweepSpec:
     """The file's sweep, if there is one, with what the line says laid over it."""
-    values = sweep.read(file).model_dump(mode="json") if file else {}
+    values = sweep_spec.read(file).model_dump(mode="json") if file else {}
     base = values.get("base", {})
     grammar.merge(base, grammar.parse(words))
     if data is not None:
@@ -322,8 +323,8 @@ def _spec(
         grammar.set_field(base, "training.max_epochs", max_epochs)
     made: dict[str, Any] = {axis["field"]: axis for axis in values.get("axes", ())}
     for axis in axes:
-        field, what = sweep.parse_axis(axis)
-        made[sweep.full_name(field)] = what
+        field, what = sweep_spec.parse_axis(axis)
+        made[sweep_spec.full_name(field)] = what
     if models:
         made = {"model": _listed(models), **{field: what for field, what in made.items() if field != "model"}}
     if targets and not all(text.strip() for text in targets):
@@ -332,7 +333,7 @@ def _spec(
         made["lora.targets"] = [grammar.entries(text) if "," in text else text for text in targets]
     sets = values.get("sets", {})
     if ablate is not None:
-        axis = sweep.build({"axes": {"model": made["model"]}}).axes if "model" in made else ()
+        axis = sweep_spec.build({"axes": {"model": made["model"]}}).axes if "model" in made else ()
         sets = sweeper.ablation(_only_model(base, axis), grammar.entries(ablate))
         if not isinstance(
             made.get("lora.targets"), list
@@ -344,7 +345,7 @@ def _spec(
         sets = {name: entries for name, entries in sets.items() if name in made["lora.targets"]}
     values |= {"base": base, "axes": made, "sets": sets}
     given = {"seeds": list(seeds), "sampler": sampler, "trials": trials, "sampler_seed": sampler_seed, "name": name}
-    return sweep.build(values | {key: value for key, value in given.items() if value})
+    return sweep_spec.build(values | {key: value for key, value in given.items() if value})
 
 
 def _only_model(base: Mapping[str, Any], axes: Sequence[Axis]) -> str:
@@ -384,7 +385,7 @@ def _follow(workspace: Workspace, made: Sweep) -> None:
             found = store.find_sweep(made.id)
             runs = store.sweep_runs(made.id)
             over = sum(run.status.is_over for run in runs)
-            bar.total = sweep.build(found.spec).run_count if found.spec["sampler"] != "grid" else len(runs)
+            bar.total = sweep_spec.build(found.spec).run_count if found.spec["sampler"] != "grid" else len(runs)
             bar.n = over
             bar.refresh()
             if lines and over != said:
@@ -398,7 +399,7 @@ def _follow(workspace: Workspace, made: Sweep) -> None:
 def _echo_sweep(store: Store, found: Sweep) -> None:
     runs = store.sweep_runs(found.id)
     rows = trial_rows(runs, store.summaries([run.id for run in runs]))
-    spec = sweep.build(found.spec)
+    spec = sweep_spec.build(found.spec)
     click.echo(f"sweep {found.id}: {found.name}, {spec.sampler}, {found.status.value}")
     if found.reason:
         click.echo(found.reason)

@@ -15,14 +15,15 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
-from sousa_engine import backbones, launch, module_tree, probe, supervisor, sweep
+from sousa_engine import backbones, launch, module_tree, probe, supervisor
 from sousa_engine.analysis.layers import ablations
 from sousa_engine.analysis.sweeps import trials
-from sousa_engine.config import RunConfig
-from sousa_engine.errors import ConfigError, PreflightError, UserError
-from sousa_engine.records import Run, RunStatus, Sweep, SweepStatus
+from sousa_engine.core import sweep_spec
+from sousa_engine.core.config import RunConfig
+from sousa_engine.core.errors import ConfigError, PreflightError, UserError
+from sousa_engine.core.records import Run, RunStatus, Sweep, SweepStatus
+from sousa_engine.core.sweep_spec import MOST_LETTERS, Axis, Setting, SweepSpec
 from sousa_engine.store import Store, SweepRun
-from sousa_engine.sweep import MOST_LETTERS, Axis, Setting, SweepSpec
 from sousa_engine.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -64,16 +65,16 @@ class Plan:
 
 def plan(spec: SweepSpec, workspace: Workspace) -> Plan:
     """Every setting looked at as a single run would be. Raises PreflightError if there are fewer than asked for."""
-    settings = sweep.combinations(spec.axes) if spec.sampler != "random" else _drawn(spec)
+    settings = sweep_spec.combinations(spec.axes) if spec.sampler != "random" else _drawn(spec)
     if spec.learns:
-        settings = settings[: sweep.MOST_RUNS]
+        settings = settings[: sweep_spec.MOST_RUNS]
     checked: dict[str, launch.Preflight] = {}
     runs: list[SweepRun] = []
     causes: dict[str, list[Setting]] = {}
     notes: dict[str, None] = {}
     for number, setting in enumerate(settings):
         try:
-            prepared = launch.prepare(sweep.draft(spec.base, setting, spec.sets))
+            prepared = launch.prepare(sweep_spec.draft(spec.base, setting, spec.sets))
             found = _looked_at(prepared.config, workspace, checked)
         except UserError as error:
             causes.setdefault(str(error), []).append(setting)
@@ -110,8 +111,8 @@ def ablation(variant: str, entries: Sequence[str]) -> dict[str, tuple[str, ...]]
     sets = ablations(outline, launch.resolve(outline, list(entries)).paths)
     if len(sets) < 2:
         raise ConfigError(
-            f"{sweep.show(list(entries))} has no parts in {variant} that could be left out: an ablation takes modules "
-            "of two roles, or of two layers."
+            f"{sweep_spec.show(list(entries))} has no parts in {variant} that could be left out: an ablation takes "
+            "modules of two roles, or of two layers."
         )
     return {name: tuple(launch.short_names(outline, paths)) for name, paths in sets.items()}
 
@@ -128,7 +129,7 @@ def ablation_of(config: RunConfig) -> SweepSpec:
         base.get(part, {}).pop(leaf, None)
     variant = config.model.variant
     sets = ablation(variant, [target.path for target in config.lora.targets])
-    return sweep.build(
+    return sweep_spec.build(
         {
             "name": f"ablation of {config.name or config.lora.target_set or variant}"[:MOST_LETTERS],
             "axes": {"model": [variant], "targets": list(sets)},
@@ -167,9 +168,9 @@ def describe(problems: Sequence[Problem]) -> str:
     for problem in problems:
         count = len(problem.settings)
         where = (
-            f"{count} settings, e.g. {sweep.label(problem.settings[0])}"
+            f"{count} settings, e.g. {sweep_spec.label(problem.settings[0])}"
             if count > 1
-            else sweep.label(problem.settings[0])
+            else sweep_spec.label(problem.settings[0])
         )
         parts.append(f"{where}: {problem.message}")
     return "\n".join(parts)
@@ -202,8 +203,8 @@ def stop(store: Store, sweep_id: str) -> bool:
 
 def add_seeds(store: Store, found: Sweep, seeds: Sequence[int], *, created_by: str) -> tuple[str, ...]:
     """Train every setting (but pruned ones) with more seeds. Returns the new runs' ids. Raises ConfigError."""
-    spec = sweep.build(found.spec)
-    wider = sweep.build({**found.spec, "seeds": [*spec.seeds, *seeds]})  # a seed twice is refused there
+    spec = sweep_spec.build(found.spec)
+    wider = sweep_spec.build({**found.spec, "seeds": [*spec.seeds, *seeds]})  # a seed twice is refused there
     more = []
     for runs in trials(store.sweep_runs(found.id)).values():
         if not any(run.is_pruned for run in runs):
@@ -213,17 +214,17 @@ def add_seeds(store: Store, found: Sweep, seeds: Sequence[int], *, created_by: s
 
 def extend(store: Store, found: Sweep, field: str, values: Sequence[Any], *, created_by: str) -> tuple[str, ...]:
     """More values on an axis of a grid: only new settings are queued. Raises ConfigError, PreflightError."""
-    spec = sweep.build(found.spec)
+    spec = sweep_spec.build(found.spec)
     if spec.sampler != "grid":
         raise PreflightError(
             f"Only the axes of a grid can be extended; this sweep is {spec.sampler}: add trials to it."
         )
     axes = [axis.model_dump() for axis in spec.axes]
-    matching = [axis for axis in axes if axis["field"] in (field, sweep.Axis(field=field, values=(0,)).field)]
+    matching = [axis for axis in axes if axis["field"] in (field, sweep_spec.Axis(field=field, values=(0,)).field)]
     if not matching:
         raise PreflightError(f"{field} is no axis of this sweep. It has {', '.join(a.field for a in spec.axes)}.")
     matching[0]["values"] = [*matching[0]["values"], *values]
-    wider = sweep.build({**found.spec, "axes": axes})
+    wider = sweep_spec.build({**found.spec, "axes": axes})
     known = [dict(runs[0].setting) for runs in trials(store.sweep_runs(found.id)).values()]
     planned = plan(wider, store.workspace)
     new_problems = [p for p in planned.problems if any(setting not in known for setting in p.settings)]
@@ -233,17 +234,17 @@ def extend(store: Store, found: Sweep, field: str, values: Sequence[Any], *, cre
     numbers: dict[str, int] = {}
     first = 1 + max((run.trial or 0 for run in store.sweep_runs(found.id)), default=-1)
     for run in fresh:
-        numbers.setdefault(sweep.label(dict(run.setting)), first + len(numbers))
-    fresh = [run._replace(trial=numbers[sweep.label(dict(run.setting))]) for run in fresh]
+        numbers.setdefault(sweep_spec.label(dict(run.setting)), first + len(numbers))
+    fresh = [run._replace(trial=numbers[sweep_spec.label(dict(run.setting))]) for run in fresh]
     return _extend(store, found, fresh, wider, created_by)
 
 
 def add_trials(store: Store, found: Sweep, count: int, *, created_by: str) -> tuple[str, ...]:
     """Draw more settings. Raises ConfigError; PreflightError for a grid, which has no more."""
-    spec = sweep.build(found.spec)
+    spec = sweep_spec.build(found.spec)
     if spec.sampler == "grid":
         raise PreflightError("A grid has all its combinations: extend one of its axes.")
-    wider = sweep.build({**found.spec, "trials": (spec.trials or 0) + count})
+    wider = sweep_spec.build({**found.spec, "trials": (spec.trials or 0) + count})
     planned = plan(wider, store.workspace)
     if planned.problems:
         raise PreflightError(describe(planned.problems))
@@ -274,7 +275,7 @@ def rerun(
             values["lora"] |= {"targets": list(targets), "target_set": "", "rank_pattern": {}}
             config = launch.prepare(values).config
             setting["lora.targets"] = list(targets)
-            config = config.model_copy(update={"name": sweep.run_name(setting)})
+            config = config.model_copy(update={"name": sweep_spec.run_name(setting)})
         errors = launch.preflight(config, store.workspace).errors
         if errors:
             raise PreflightError(f"{config.title}: {' '.join(check.detail for check in errors)}")
@@ -289,7 +290,7 @@ def step(store: Store, found: Sweep, slots: int) -> bool:
     """See to one open sweep: report, prune, tell, draw, end it. True while it will need another step by itself."""
     if found.status is SweepStatus.PAUSED:
         return False
-    spec = sweep.build(found.spec)
+    spec = sweep_spec.build(found.spec)
     if spec.learns and not _Learner(store, found, spec).step(slots):
         return True
     if store.open_run_count(found.id):
@@ -337,7 +338,7 @@ class _Learner:
 
         setting = {axis.field: _suggest(trial, axis) for axis in self._spec.axes}
         try:
-            config = launch.prepare(sweep.draft(self._spec.base, setting, self._spec.sets)).config
+            config = launch.prepare(sweep_spec.draft(self._spec.base, setting, self._spec.sets)).config
             errors = launch.preflight(config, self._store.workspace).errors
             if errors:
                 raise PreflightError(" ".join(check.detail for check in errors))
@@ -459,7 +460,7 @@ def _sampler(spec: SweepSpec, drawn: int) -> optuna.samplers.BaseSampler:
 
 def _suggest(trial: optuna.trial.Trial, axis: Axis) -> Any:
     if not axis.is_range:
-        names = [sweep.show(value) for value in axis.values]
+        names = [sweep_spec.show(value) for value in axis.values]
         return axis.values[names.index(trial.suggest_categorical(axis.field, names))]
     low, high = axis.ends
     if axis.is_whole:
@@ -490,7 +491,7 @@ def _drawn(spec: SweepSpec) -> list[Setting]:
 
 
 def _replicates(spec: SweepSpec, number: int, setting: Setting, config: RunConfig) -> list[SweepRun]:
-    named = config.model_copy(update={"name": sweep.run_name(setting)})
+    named = config.model_copy(update={"name": sweep_spec.run_name(setting)})
     return [SweepRun(_with_seed(named, seed), number, setting) for seed in spec.seeds]
 
 

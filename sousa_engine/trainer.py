@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sousa_engine import __version__, reporters, run_files, spool
-from sousa_engine.config import RunConfig
-from sousa_engine.errors import DISK_FULL, DataError, PreflightError, SousaError, UserError
-from sousa_engine.records import Prediction, Progress
+from sousa_engine.core.config import RunConfig
+from sousa_engine.core.errors import DISK_FULL, DataError, PreflightError, SousaError, UserError
+from sousa_engine.core.records import Prediction, Progress
 from sousa_engine.training import resume
 from sousa_engine.workspace import Workspace
 

@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from sousa_engine.errors import WorkspaceError
+from sousa_engine.core.errors import WorkspaceError
 from sousa_engine.run_files import sync_folder
 from sousa_engine.workspace import Workspace
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sousa_engine import file_systems, migrations, run_files, spool
-from sousa_engine.errors import UserError, WorkspaceError
+from sousa_engine.core.errors import UserError, WorkspaceError
 from sousa_engine.workspace import Workspace
 
 _SHOWN = 5  # of one kind; the others are counted

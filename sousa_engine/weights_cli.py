@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from sousa_engine import backbones, processes, run_files
 from sousa_engine.backbones import Variant, downloads, intake, pretrained
-from sousa_engine.errors import UserError, WeightsError, WorkspaceError
+from sousa_engine.core.errors import UserError, WeightsError, WorkspaceError
 from sousa_engine.workspace import Workspace
 
 COLUMNS = ("Backbone", "Here", "Size", "Licence", "From")

@@ -24,8 +24,8 @@ import time
 from pathlib import Path
 
 from sousa_engine import run_files
-from sousa_engine.config import RunConfig
-from sousa_engine.records import Prediction, Progress
+from sousa_engine.core.config import RunConfig
+from sousa_engine.core.records import Prediction, Progress
 from sousa_engine.spool import SpoolWriter, write_predictions
 
 

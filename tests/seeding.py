@@ -23,10 +23,10 @@ from typing import IO, Any
 import numpy as np
 
 from sousa_engine import module_tree, run_files, spool
-from sousa_engine.config import RunConfig
+from sousa_engine.core.config import RunConfig
+from sousa_engine.core.records import UPDATE, Prediction, Progress, Run, RunStatus, SweepStatus
+from sousa_engine.core.rudiments import RUDIMENTS
 from sousa_engine.data import synth
-from sousa_engine.records import UPDATE, Prediction, Progress, Run, RunStatus, SweepStatus
-from sousa_engine.rudiments import RUDIMENTS
 from sousa_engine.spool import SpoolBatch, SpoolPoint
 from sousa_engine.store import Store, SweepRun
 from sousa_engine.workspace import PROJECT_ROOT, Workspace

@@ -5,8 +5,8 @@ import pytest
 from scipy.stats import binomtest
 
 from sousa_engine.analysis import compare, confusion, curves, log, significance
-from sousa_engine.config import LoraConfig, RunConfig, TargetModule
-from sousa_engine.records import Curve, Prediction, Run, RunStatus, Summary
+from sousa_engine.core.config import LoraConfig, RunConfig, TargetModule
+from sousa_engine.core.records import Curve, Prediction, Run, RunStatus, Summary
 
 
 def predictions(pairs, split="test"):

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from sousa_engine.config import DataConfig
+from sousa_engine.core.config import DataConfig
+from sousa_engine.core.errors import DataError
 from sousa_engine.data import audio
 from sousa_engine.data.manifest import Clip, Manifest, open_dataset
-from sousa_engine.errors import DataError
 
 
 def tone(seconds, rate_hz, hz=440.0):

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from sousa_engine.config import AugmentConfig
+from sousa_engine.core.config import AugmentConfig
 from sousa_engine.data.augment import augment
 
 FLOOR = -16.0

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from sousa_engine import backbones, frontends
 from sousa_engine.backbones import ast, key_tree, outline_maker
-from sousa_engine.errors import DataError, UnknownNameError
+from sousa_engine.core.errors import DataError, UnknownNameError
 from sousa_engine.module_tree import OUTLINES
 
 BODY = "audio_spectrogram_transformer"

@@ -7,7 +7,7 @@ import yaml
 from streamlit.testing.v1 import AppTest
 
 from sousa_engine import backbones, launch, module_tree
-from sousa_engine.errors import WorkspaceError
+from sousa_engine.core.errors import WorkspaceError
 from sousa_engine.store import Store
 from sousa_engine.web.components.module_tree import Choice, outline_name
 from sousa_engine.workspace import PROJECT_ROOT
@@ -346,7 +346,7 @@ def bare_tree():
     import streamlit as st
 
     from sousa_engine import module_tree
-    from sousa_engine.methods import METHODS
+    from sousa_engine.core.methods import METHODS
     from sousa_engine.web.components.module_tree import module_tree as draw_tree
 
     outline = module_tree.load_outline("ast-base")

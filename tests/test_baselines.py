@@ -14,15 +14,16 @@ import soundfile
 from click.testing import CliRunner
 from streamlit.testing.v1 import AppTest
 
-from sousa_engine import baselines, baselines_cli, rudiments
+from sousa_engine import baselines, baselines_cli
 from sousa_engine.analysis.significance import paired
 from sousa_engine.backbones import intake
 from sousa_engine.baselines import MAJORITY, ONSETS, POOLED
 from sousa_engine.cli import main
-from sousa_engine.config import DataConfig, RunConfig
+from sousa_engine.core import rudiments
+from sousa_engine.core.config import DataConfig, RunConfig
+from sousa_engine.core.errors import DataError, WorkspaceError
 from sousa_engine.data import audio, rhythm, synth
 from sousa_engine.data.manifest import majority_baseline, open_dataset
-from sousa_engine.errors import DataError, WorkspaceError
 from sousa_engine.workspace import PROJECT_ROOT, Workspace
 
 CLASSES = ("flam", "five-stroke-roll", "single-paradiddle")

@@ -19,7 +19,7 @@ from sousa_engine.charts.importance import REST, importance_figure, importance_i
 from sousa_engine.charts.parallel import parallel_figure, parallel_info
 from sousa_engine.charts.scores import scores_figure, scores_info
 from sousa_engine.charts.slices import slice_figure, slice_info
-from sousa_engine.records import Prediction
+from sousa_engine.core.records import Prediction
 
 
 @pytest.fixture

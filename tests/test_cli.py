@@ -15,12 +15,13 @@ import soundfile
 from click.testing import CliRunner
 from seeding import Training
 
-from sousa_engine import cli, launch, sweep
+from sousa_engine import cli, launch
 from sousa_engine.cli import main
-from sousa_engine.config import RunConfig
+from sousa_engine.core import sweep_spec
+from sousa_engine.core.config import RunConfig
+from sousa_engine.core.errors import ConfigError
+from sousa_engine.core.records import RunStatus
 from sousa_engine.data import manifest
-from sousa_engine.errors import ConfigError
-from sousa_engine.records import RunStatus
 from sousa_engine.store import Store
 from sousa_engine.training import checkpoint
 
@@ -171,7 +172,7 @@ def test_random_weights_are_labelled_in_the_list(sousa):
 
 
 def test_metric_text_says_its_n_and_interval():
-    from sousa_engine.records import Summary
+    from sousa_engine.core.records import Summary
 
     text = cli._metric_text(Summary(metric="test/accuracy", last=0.5, last_step=9, best=0.5, best_step=9, n=200))
     assert "n=200" in text and "43.1% to 56.9%" in text
@@ -341,7 +342,7 @@ def test_a_name_that_turns_text_around_is_refused(sousa):
     result = sousa("train", "data=micro", "name=a\u202eb", "--detach")
     assert result.exit_code == 2 and "U+202E" in result.output + result.stderr
     with pytest.raises(ConfigError, match=r"U\+202E"):
-        sweep.build({"name": "a\u202eb", "axes": {"lora.r": [4, 8]}})
+        sweep_spec.build({"name": "a\u202eb", "axes": {"lora.r": [4, 8]}})
 
 
 @pytest.mark.parametrize("status", [RunStatus.STOPPED, RunStatus.FAILED, RunStatus.LOST])

@@ -12,8 +12,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from sousa_engine import backbones, frontends, launch, lora, module_tree
 from sousa_engine.backbones.outline_maker import outline as made_outline
 from sousa_engine.backbones.outline_maker import text as outline_text
-from sousa_engine.config import LoraConfig
-from sousa_engine.errors import DataError
+from sousa_engine.core.config import LoraConfig
+from sousa_engine.core.errors import DataError
 from sousa_engine.module_tree import OUTLINES
 from sousa_engine.training.statistics import measure_statistics
 

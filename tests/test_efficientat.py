@@ -12,7 +12,7 @@ from torch import nn
 
 from sousa_engine import frontends
 from sousa_engine.backbones import efficientat, key_tree
-from sousa_engine.errors import DataError, WeightsError
+from sousa_engine.core.errors import DataError, WeightsError
 
 VARIANTS = {variant.name: variant for variant in efficientat.variants() if not variant.embedded}
 MELS = 32

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import soundfile
 
+from sousa_engine.core.errors import DataError
 from sousa_engine.data import audio, excerpt
-from sousa_engine.errors import DataError
 
 CLIP_S, RATE_HZ = 2.0, 16_000
 

@@ -19,10 +19,10 @@ import soundfile
 import torch
 
 from sousa_engine.backbones.spec import FrontEndSpec
-from sousa_engine.config import DataConfig
+from sousa_engine.core.config import DataConfig
+from sousa_engine.core.errors import DataError, WorkspaceError
 from sousa_engine.data import audio, features
 from sousa_engine.data.manifest import open_dataset
-from sousa_engine.errors import DataError, WorkspaceError
 from sousa_engine.frontends import log_mel
 from sousa_engine.workspace import PROJECT_ROOT
 
@@ -170,7 +170,7 @@ CHILD = """
 import sys
 from pathlib import Path
 from sousa_engine.backbones.spec import FrontEndSpec
-from sousa_engine.config import DataConfig
+from sousa_engine.core.config import DataConfig
 from sousa_engine.data import features
 from sousa_engine.data.manifest import open_dataset
 from sousa_engine.workspace import Workspace
@@ -213,7 +213,7 @@ HELD = """
 import os, sys
 from pathlib import Path
 from sousa_engine.backbones.spec import FrontEndSpec
-from sousa_engine.config import DataConfig
+from sousa_engine.core.config import DataConfig
 from sousa_engine.data import features
 from sousa_engine.data.manifest import open_dataset
 from sousa_engine.workspace import Workspace

@@ -11,8 +11,8 @@ from click.testing import CliRunner
 from streamlit.testing.v1 import AppTest
 
 from sousa_engine import cli, file_systems, rebuild, upkeep
-from sousa_engine.config import RunConfig
-from sousa_engine.errors import WorkspaceError
+from sousa_engine.core.config import RunConfig
+from sousa_engine.core.errors import WorkspaceError
 from sousa_engine.store import Store
 from sousa_engine.workspace import PROJECT_ROOT, Workspace
 

@@ -13,14 +13,8 @@ ROOT = Path(__file__).resolve().parent.parent
 ENGINE = ROOT / "sousa_engine"
 FLOORS = {
     0: [
-        "errors",
-        "inputs",
-        "config",
-        "grammar",
-        "records",
+        "core",
         "module_tree",
-        "methods",
-        "rudiments",
         "run_files",
         "oom",
         "workspace",
@@ -28,7 +22,7 @@ FLOORS = {
     ],
     1: ["store", "listing", "metric_tables", "migrations", "spool", "trash", "upkeep", "salvage"],
     2: ["backbones", "lora", "frontends", "data", "training"],
-    3: ["analysis", "charts", "report", "sweep"],
+    3: ["analysis", "charts", "report"],
     4: [
         "launch",
         "cli",

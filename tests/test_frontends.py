@@ -8,7 +8,7 @@ from parity.oracle import Oracle
 
 from sousa_engine import backbones, frontends
 from sousa_engine.backbones.torchaudio_guard import import_torchaudio
-from sousa_engine.errors import DataError
+from sousa_engine.core.errors import DataError
 
 import_torchaudio()
 
@@ -150,7 +150,7 @@ def test_every_front_end_lets_gradients_through(name):
 
 def test_recordings_are_resampled_once_and_cached_at_the_familys_rate(workspace, monkeypatch):
     """A set at 16 kHz for a backbone that listens at 32 kHz; a second family at that rate computes its own log-mel."""
-    from sousa_engine.config import DataConfig
+    from sousa_engine.core.config import DataConfig
     from sousa_engine.data import audio
     from sousa_engine.data import features as feature_store
     from sousa_engine.data import manifest as manifests

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from sousa_engine import grammar
-from sousa_engine.errors import ConfigError, UnknownNameError
+from sousa_engine.core import grammar
+from sousa_engine.core.errors import ConfigError, UnknownNameError
 
 
 def test_the_readme_command_gives_the_draft_it_says():

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from sousa_engine import frontends
 from sousa_engine.backbones import htsat, key_tree
-from sousa_engine.errors import DataError, WeightsError
+from sousa_engine.core.errors import DataError, WeightsError
 
 STAGES = ["image", "patch_embed", "stage0_block0", "stage0_block1_shifted", "stage0", "stage1", "stage2", "stage3"]
 AUDIOSET = htsat.variants()[0]

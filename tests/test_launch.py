@@ -11,10 +11,11 @@ import pytest
 import soundfile
 import yaml
 
-from sousa_engine import backbones, config, grammar, launch, module_tree
+from sousa_engine import backbones, launch, module_tree
+from sousa_engine.core import config, grammar
+from sousa_engine.core.errors import ConfigError, PreflightError, TargetError, UnknownNameError
+from sousa_engine.core.records import RunStatus
 from sousa_engine.data import manifest
-from sousa_engine.errors import ConfigError, PreflightError, TargetError, UnknownNameError
-from sousa_engine.records import RunStatus
 from sousa_engine.spool import SpoolBatch, SpoolPoint
 from sousa_engine.store import Store
 from sousa_engine.training import checkpoint

@@ -6,8 +6,9 @@ import bad_audio
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from sousa_engine import grammar, launch, module_tree
-from sousa_engine.config import DataConfig
+from sousa_engine import launch, module_tree
+from sousa_engine.core import grammar
+from sousa_engine.core.config import DataConfig
 from sousa_engine.data import scan
 from sousa_engine.store import Store
 from sousa_engine.workspace import PROJECT_ROOT

@@ -8,10 +8,10 @@ import pytest
 from sousa_engine import launch, module_tree
 from sousa_engine.analysis.layers import ablations, grid, pruned, ranked, strongest, updates
 from sousa_engine.charts.layers import layers_figure, layers_info, percent
-from sousa_engine.config import RunConfig, differences
-from sousa_engine.errors import TargetError
-from sousa_engine.methods import METHODS
-from sousa_engine.records import UPDATE, MetricPoint
+from sousa_engine.core.config import RunConfig, differences
+from sousa_engine.core.errors import TargetError
+from sousa_engine.core.methods import METHODS
+from sousa_engine.core.records import UPDATE, MetricPoint
 
 PREFIX = "audio_spectrogram_transformer.layers"
 TICKED = (  # out of tree order, as an old run may have them

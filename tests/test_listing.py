@@ -16,10 +16,10 @@ from seeding import config as seeded
 from sousa_engine import trash
 from sousa_engine.analysis.compare import results
 from sousa_engine.analysis.export import runs_csv
-from sousa_engine.config import RunConfig, build
-from sousa_engine.errors import UnknownNameError, UserError, WorkspaceError
+from sousa_engine.core.config import RunConfig, build
+from sousa_engine.core.errors import UnknownNameError, UserError, WorkspaceError
+from sousa_engine.core.records import RunFilter, RunStatus, SweepStatus
 from sousa_engine.listing import SORTS
-from sousa_engine.records import RunFilter, RunStatus, SweepStatus
 from sousa_engine.spool import SpoolBatch, SpoolPoint
 from sousa_engine.store import Store, SweepRun
 

@@ -6,8 +6,8 @@ from torch.nn.functional import cross_entropy
 
 from sousa_engine import backbones, lora, module_tree
 from sousa_engine.backbones import Network, ast
-from sousa_engine.config import LoraConfig, TargetModule
-from sousa_engine.errors import TargetError, WeightsError
+from sousa_engine.core.config import LoraConfig, TargetModule
+from sousa_engine.core.errors import TargetError, WeightsError
 from sousa_engine.frontends import normalise
 
 CLASSES = 6

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from sousa_engine.config import DataConfig
+from sousa_engine.core.config import DataConfig
+from sousa_engine.core.errors import DataError, UnknownNameError
 from sousa_engine.data import manifest as manifests
 from sousa_engine.data import splits
-from sousa_engine.errors import DataError, UnknownNameError
 
 
 def write_wav(path, seconds=0.5, rate_hz=8000):

@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from sousa_engine import backbones, config, lora, module_tree
-from sousa_engine.config import LoraConfig
-from sousa_engine.errors import ConfigError
+from sousa_engine import backbones, lora, module_tree
+from sousa_engine.core import config
+from sousa_engine.core.config import LoraConfig
+from sousa_engine.core.errors import ConfigError
+from sousa_engine.core.methods import METHODS
 from sousa_engine.lora import BaseTunerLayer
-from sousa_engine.methods import METHODS
 from sousa_engine.module_tree import load_outline
 from sousa_engine.training.statistics import measure_statistics
 

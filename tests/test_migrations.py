@@ -16,8 +16,8 @@ import pytest
 from seeding import begin_at_once
 
 from sousa_engine import file_systems, migrations
-from sousa_engine.config import RunConfig
-from sousa_engine.errors import WorkspaceError
+from sousa_engine.core.config import RunConfig
+from sousa_engine.core.errors import WorkspaceError
 from sousa_engine.spool import SpoolBatch, SpoolPoint
 from sousa_engine.store import Store
 from sousa_engine.workspace import PROJECT_ROOT, Workspace
@@ -26,7 +26,7 @@ LATEST = migrations._LATEST
 _OPEN_AT_ONCE = """
 import sys, threading
 from pathlib import Path
-from sousa_engine.config import RunConfig
+from sousa_engine.core.config import RunConfig
 from sousa_engine.store import Store
 from sousa_engine.workspace import Workspace
 barrier = threading.Barrier(4)

@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from sousa_engine import module_tree
-from sousa_engine.errors import TargetError, UnknownNameError
+from sousa_engine.core.errors import TargetError, UnknownNameError
 from sousa_engine.module_tree import count, load_outline, resolve, resolve_strict, to_yaml
 
 LAYER = "audio_spectrogram_transformer.layers.3"

@@ -12,9 +12,9 @@ from seeding import begin_at_once
 
 from sousa_engine import launch, migrations, supervisor
 from sousa_engine.cli import main
-from sousa_engine.config import RunConfig, build
-from sousa_engine.errors import ConfigError, PreflightError, UnknownNameError, UserError
-from sousa_engine.records import RunStatus, SweepStatus
+from sousa_engine.core.config import RunConfig, build
+from sousa_engine.core.errors import ConfigError, PreflightError, UnknownNameError, UserError
+from sousa_engine.core.records import RunStatus, SweepStatus
 from sousa_engine.store import Store, SweepRun
 
 
@@ -178,7 +178,7 @@ _CLICK = """
 import sys
 from pathlib import Path
 from sousa_engine import supervisor
-from sousa_engine.config import build
+from sousa_engine.core.config import build
 from sousa_engine.store import Store
 from sousa_engine.workspace import Workspace
 workspace = Workspace(root=Path(sys.argv[1]))

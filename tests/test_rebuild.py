@@ -17,10 +17,10 @@ from seeding import Training, config, killed_before_change, seed_sweep, train_ne
 from sousa_engine import rebuild as rebuilding
 from sousa_engine import run_files, spool, upkeep
 from sousa_engine.analysis.export import runs_csv
-from sousa_engine.config import RunConfig
-from sousa_engine.errors import WorkspaceError
+from sousa_engine.core.config import RunConfig
+from sousa_engine.core.errors import WorkspaceError
+from sousa_engine.core.records import RunFilter, RunStatus
 from sousa_engine.rebuild import rebuild
-from sousa_engine.records import RunFilter, RunStatus
 from sousa_engine.store import Store
 from sousa_engine.supervisor import Supervisor
 
@@ -358,7 +358,7 @@ def test_what_an_open_studio_writes_meanwhile_is_not_lost(workspace, monkeypatch
 _ENQUEUE = """
 import fcntl, sys
 from pathlib import Path
-from sousa_engine import config, migrations
+from sousa_engine.core import config; from sousa_engine import migrations
 from sousa_engine.store import Store
 from sousa_engine.workspace import Workspace
 workspace = Workspace(root=Path(sys.argv[1]))

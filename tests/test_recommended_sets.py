@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from sousa_engine import backbones, launch, module_tree
-from sousa_engine.errors import UserError
+from sousa_engine.core.errors import UserError
 
 # variant -> set -> (modules, parameters of LoRA at rank 16)
 PUBLISHED = {

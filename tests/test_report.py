@@ -16,10 +16,11 @@ from click.testing import CliRunner
 from seeding import CLASSES, Training, config, seed_sweep, train_next
 from streamlit.testing.v1 import AppTest
 
-from sousa_engine import baselines, report, supervisor, sweep, sweeper
+from sousa_engine import baselines, report, supervisor, sweeper
 from sousa_engine.analysis.significance import wilson
 from sousa_engine.cli import main
-from sousa_engine.records import RunStatus
+from sousa_engine.core import sweep_spec
+from sousa_engine.core.records import RunStatus
 from sousa_engine.report import sections
 from sousa_engine.report.figures import figures
 from sousa_engine.store import Store
@@ -63,7 +64,7 @@ def started(store, *, seeds=(0, 1), name="two backbones"):
     """A sweep of two settings with its runs queued."""
     values = {"name": name, "axes": {"model": ["ast-mini", "beats-mini"]}, "seeds": list(seeds),
               "base": {"data": {"dataset": "micro"}, "training": {"max_epochs": 3}}}  # fmt: skip
-    return sweeper.start(store.workspace, sweep.build(values), created_by="test")
+    return sweeper.start(store.workspace, sweep_spec.build(values), created_by="test")
 
 
 def titles(found):
@@ -179,7 +180,7 @@ def test_a_sweep_without_a_finished_run_and_one_without_a_run_are_reports_too(st
     found = report.read(store, sweep=store.find_sweep(started(store).id))
     assert found.best is None and "No conclusion" in report.markdown(found)
     values = {"axes": {"training.lr": {"low": 1e-4, "high": 1e-2, "log": True}}, "sampler": "tpe", "trials": 3}
-    drawn = store.add_sweep("to come", sweep.build(values).model_dump(mode="json"), (), created_by="test")
+    drawn = store.add_sweep("to come", sweep_spec.build(values).model_dump(mode="json"), (), created_by="test")
     empty = report.read(store, sweep=drawn)
     assert "No run yet" in report.markdown(empty) and "9 to come" in report.html(empty)
     assert "0.0001 to 0.01, logarithmic" in report.markdown(empty) and csv_rows(empty) == []

@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from sousa_engine import reporters, run_files
-from sousa_engine.config import RunConfig
-from sousa_engine.errors import PreflightError
+from sousa_engine.core.config import RunConfig
+from sousa_engine.core.errors import PreflightError
 from sousa_engine.spool import read_batch
 
 

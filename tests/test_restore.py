@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from seeding import Training, config, killed_before_change
 
 from sousa_engine import cli, migrations, restore, run_files, upkeep
-from sousa_engine.records import RunStatus
+from sousa_engine.core.records import RunStatus
 from sousa_engine.store import Store
 
 

@@ -14,10 +14,10 @@ from torch import nn
 
 from sousa_engine import lora
 from sousa_engine.backbones.waveforms import TakesWaveforms
-from sousa_engine.config import AugmentConfig, LoraConfig, TargetModule, TrainingConfig
-from sousa_engine.errors import RunError
-from sousa_engine.methods import METHODS as METHODS_OF_LORA
-from sousa_engine.records import UPDATE
+from sousa_engine.core.config import AugmentConfig, LoraConfig, TargetModule, TrainingConfig
+from sousa_engine.core.errors import RunError
+from sousa_engine.core.methods import METHODS as METHODS_OF_LORA
+from sousa_engine.core.records import UPDATE
 from sousa_engine.training import checkpoint, loop, resume
 from tests.test_training import CLASSES, MELS, Recorder, clips
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sousa_engine import rudiments
+from sousa_engine.core import rudiments
 from sousa_engine.data import rhythm, synth
 
 RATE_HZ = rhythm.SAMPLE_RATE_HZ

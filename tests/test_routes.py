@@ -8,7 +8,7 @@ from seeding import Training, config
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
-from sousa_engine.records import RunStatus
+from sousa_engine.core.records import RunStatus
 from sousa_engine.web.routes import routes
 
 

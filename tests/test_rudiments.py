@@ -4,9 +4,9 @@ from collections import Counter
 
 import pytest
 
-from sousa_engine import rudiments
-from sousa_engine.errors import UnknownNameError
-from sousa_engine.rudiments import ACOUSTIC_TWINS, RUDIMENTS, rudiment
+from sousa_engine.core import rudiments
+from sousa_engine.core.errors import UnknownNameError
+from sousa_engine.core.rudiments import ACOUSTIC_TWINS, RUDIMENTS, rudiment
 
 
 def test_all_forty_rudiments_are_there_in_pas_order():
@@ -69,6 +69,6 @@ def test_mistyped_rudiment_is_answered_with_the_nearest():
 
 
 def test_importing_the_module_reads_no_file():
-    code = "import sousa_engine.rudiments as r; print(r._sheet.cache_info().misses)"
+    code = "import sousa_engine.core.rudiments as r; print(r._sheet.cache_info().misses)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "0"

@@ -9,12 +9,13 @@ import yaml
 from seeding import Training, config, seed, seed_sweep
 from streamlit.testing.v1 import AppTest
 
-from sousa_engine import baselines, launch, supervisor, sweep, sweeper
-from sousa_engine import config as config_module
-from sousa_engine.config import DataConfig
+from sousa_engine import baselines, launch, supervisor, sweeper
+from sousa_engine.core import config as config_module
+from sousa_engine.core import sweep_spec
+from sousa_engine.core.config import DataConfig
+from sousa_engine.core.records import Event, RunStatus
 from sousa_engine.data import manifest as manifests
 from sousa_engine.data.manifest import open_dataset
-from sousa_engine.records import Event, RunStatus
 from sousa_engine.store import Store, SweepRun
 from sousa_engine.training import checkpoint
 from sousa_engine.workspace import PROJECT_ROOT
@@ -479,7 +480,7 @@ def test_an_ablation_of_a_run_fills_the_form_of_a_sweep_and_starts_nothing(visit
     assert "Trains the set again in 15 versions with 3 seeds each" in words(app)
     app = checked(app.button(key="ablate").click().run())
     assert app.title[0].value == "Sweeps" and not app.error
-    spec = sweep.build(yaml.safe_load(next(c.value for c in app.code if "axes:" in c.value)))
+    spec = sweep_spec.build(yaml.safe_load(next(c.value for c in app.code if "axes:" in c.value)))
     wanted = sweeper.ablation_of(run.config)
     assert spec.model_copy(update={"base": wanted.base}) == wanted and len(spec.sets) == 15
     assert spec.base["lora"]["r"] == 4 and spec.base["training"]["lr"] == 0.004
@@ -534,7 +535,7 @@ def test_failed_run_shows_the_cause_the_step_and_the_last_lines(visit_week, week
     said = words(app)
     assert "The loss became nan at step 120" in app.error[0].value
     assert not app.warning
-    assert "sousa_engine.errors.RunError" in said and "\x1b" not in said
+    assert "sousa_engine.core.errors.RunError" in said and "\x1b" not in said
     assert app.get("button") and not [b for b in app.button if b.key == "stop"]
 
 

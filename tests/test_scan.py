@@ -16,10 +16,10 @@ from click.testing import CliRunner
 from sousa_engine import launch
 from sousa_engine.backbones import intake
 from sousa_engine.cli import main
-from sousa_engine.config import DataConfig
+from sousa_engine.core.config import DataConfig
+from sousa_engine.core.errors import DataError, WorkspaceError
 from sousa_engine.data import audio, decode, findings, scan
 from sousa_engine.data import manifest as manifests
-from sousa_engine.errors import DataError, WorkspaceError
 from sousa_engine.workspace import Workspace
 
 

@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from sousa_engine import backbones, cli, grammar, inputs, sweep
+from sousa_engine import backbones, cli
 from sousa_engine.analysis import log
 from sousa_engine.analysis.export import runs_csv
 from sousa_engine.backbones import pretrained
-from sousa_engine.config import DataConfig, RunConfig
+from sousa_engine.core import grammar, inputs, sweep_spec
+from sousa_engine.core.config import DataConfig, RunConfig
+from sousa_engine.core.errors import ConfigError, SousaError
 from sousa_engine.data import manifest
-from sousa_engine.errors import ConfigError, SousaError
 from sousa_engine.store import Store
 from sousa_engine.workspace import PROJECT_ROOT
 
@@ -105,7 +106,7 @@ def test_no_shell_no_eval_no_pickle_no_loose_yaml(file):
 
 @pytest.mark.parametrize("text", ["'; DROP TABLE runs; --", '" OR 1=1', "%", "_", "x\0y", "*", 'a" NEAR b', "\ud83e"])
 def test_what_is_searched_for_is_never_sql(workspace, text):
-    from sousa_engine.records import RunFilter
+    from sousa_engine.core.records import RunFilter
 
     with Store.open(workspace) as store:
         run = store.enqueue(RunConfig(name="kept"))
@@ -134,7 +135,7 @@ BAD_YAML = [
 def test_yaml_is_plain_small_and_flat(tmp_path, text):
     file = tmp_path / "x.yaml"
     file.write_text(text)
-    for read in (inputs.yaml_file, cli._read_yaml, sweep.read):
+    for read in (inputs.yaml_file, cli._read_yaml, sweep_spec.read):
         with pytest.raises(ConfigError, match=r"x\.yaml"):
             read(file)
     with pytest.raises(ConfigError, match="lora"):

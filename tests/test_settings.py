@@ -5,10 +5,10 @@ import dataclasses
 import pytest
 
 from sousa_engine.analysis import cost, families, importance, scores, settings
-from sousa_engine.config import RunConfig
+from sousa_engine.core.config import RunConfig
+from sousa_engine.core.records import ClipScore, Run, RunStatus, Summary
+from sousa_engine.core.rudiments import ACOUSTIC_TWINS, RUDIMENTS
 from sousa_engine.data import synth
-from sousa_engine.records import ClipScore, Run, RunStatus, Summary
-from sousa_engine.rudiments import ACOUSTIC_TWINS, RUDIMENTS
 
 AXES = {"lora.r": 8, "training.lr": 2e-3}
 

@@ -9,8 +9,8 @@ import resource
 
 import pytest
 
-from sousa_engine.config import RunConfig
-from sousa_engine.records import Prediction, Progress
+from sousa_engine.core.config import RunConfig
+from sousa_engine.core.records import Prediction, Progress
 from sousa_engine.spool import SpoolWriter, read_batch, read_predictions, read_spool, write_predictions
 from sousa_engine.store import Store
 

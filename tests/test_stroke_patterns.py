@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from benchmarks.stroke_patterns import Pattern, draw_patterns, shape
-from sousa_engine.rudiments import RUDIMENTS, rudiment
+from sousa_engine.core.rudiments import RUDIMENTS, rudiment
 
 OTHER = {"R": "L", "L": "R"}
 

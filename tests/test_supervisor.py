@@ -14,10 +14,10 @@ import time
 import pytest
 
 from sousa_engine import run_files, supervisor
-from sousa_engine.config import RunConfig, build
-from sousa_engine.errors import RunError, WorkspaceError
+from sousa_engine.core.config import RunConfig, build
+from sousa_engine.core.errors import RunError, WorkspaceError
+from sousa_engine.core.records import Prediction, Progress, RunStatus
 from sousa_engine.executors import Sighting, local
-from sousa_engine.records import Prediction, Progress, RunStatus
 from sousa_engine.spool import SpoolWriter, write_predictions
 from sousa_engine.store import Store, now_ms
 from sousa_engine.supervisor import Supervisor, verdict

@@ -2,15 +2,15 @@
 
 import pytest
 
-from sousa_engine import grammar, sweep
-from sousa_engine.errors import ConfigError
+from sousa_engine.core import grammar, sweep_spec
+from sousa_engine.core.errors import ConfigError
 
 TWO = {"model": ["ast-mini", "beats-mini"], "targets": ["core", ["q_proj", "v_proj"]]}
 
 
 def test_a_grid_is_every_combination_the_last_axis_fastest():
-    spec = sweep.build({"axes": TWO, "seeds": [0, 1, 2]})
-    assert [sweep.label(setting) for setting in sweep.combinations(spec.axes)] == [
+    spec = sweep_spec.build({"axes": TWO, "seeds": [0, 1, 2]})
+    assert [sweep_spec.label(setting) for setting in sweep_spec.combinations(spec.axes)] == [
         "ast-mini · core",
         "ast-mini · q_proj,v_proj",
         "beats-mini · core",
@@ -21,43 +21,43 @@ def test_a_grid_is_every_combination_the_last_axis_fastest():
 
 def test_a_draft_lays_presets_first_and_fields_over_them():
     base = {"data": {"dataset": "tiny"}, "training": {"max_epochs": 3}}
-    made = sweep.draft(base, {"lora.r": 4, "lora": "attention", "training.lr": 0.01})
+    made = sweep_spec.draft(base, {"lora.r": 4, "lora": "attention", "training.lr": 0.01})
     assert made["lora"] == {**grammar.preset("lora", "attention")["lora"], "r": 4}
     assert made["training"] == {"max_epochs": 3, "lr": 0.01}
     assert base["training"] == {"max_epochs": 3}, "the base is not written into"
 
 
 def test_a_name_of_the_sweeps_own_means_its_modules():
-    spec = sweep.build({"axes": {"targets": ["late", "core"]}, "sets": {"late": ["layers.3"]}})
-    assert sweep.build(sweep.yaml.safe_load(sweep.to_yaml(spec))) == spec
-    late, core = (sweep.draft({}, setting, spec.sets) for setting in sweep.combinations(spec.axes))
+    spec = sweep_spec.build({"axes": {"targets": ["late", "core"]}, "sets": {"late": ["layers.3"]}})
+    assert sweep_spec.build(sweep_spec.yaml.safe_load(sweep_spec.to_yaml(spec))) == spec
+    late, core = (sweep_spec.draft({}, setting, spec.sets) for setting in sweep_spec.combinations(spec.axes))
     assert late["lora"] == {"targets": ["layers.3"], "target_set": "late"} and core["lora"] == {"targets": "core"}
 
 
 @pytest.mark.parametrize(("sets", "said"), [({"lte": ["x"]}, "sets names 'lte'"), ({"late": []}, "has no modules")])
 def test_a_set_that_nothing_names_or_that_is_empty_is_refused(sets, said):
     with pytest.raises(ConfigError, match=said):
-        sweep.build({"axes": {"targets": ["late"]}, "sets": sets})
+        sweep_spec.build({"axes": {"targets": ["late"]}, "sets": sets})
 
 
 def test_what_is_the_same_for_all_wins_over_the_defaults_that_come_with_a_backbone():
-    made = sweep.draft({"training": {"lr": 0.1}, "model": {"weights": "random"}}, {"model": "ast-base"})
+    made = sweep_spec.draft({"training": {"lr": 0.1}, "model": {"weights": "random"}}, {"model": "ast-base"})
     assert made["model"] == {"variant": "ast-base", "weights": "random"}
     assert made["training"] == {**grammar.preset("model", "ast-base")["training"], "lr": 0.1}
-    made = sweep.draft({"model": {"variant": "ast-mini"}}, {"model": "beats-mini", "training": "quick"})
+    made = sweep_spec.draft({"model": {"variant": "ast-mini"}}, {"model": "beats-mini", "training": "quick"})
     assert (made["model"]["variant"], made["training"]["max_epochs"]) == ("beats-mini", 2)
 
 
 def test_every_field_that_is_offered_as_an_axis_can_be_one():
-    offered = sweep.axis_fields()
+    offered = sweep_spec.axis_fields()
     assert {"model", "lora", "training.lr", "data.dataset"} <= set(offered)
     for field in offered:
-        assert sweep.build({"axes": [{"field": field, "values": ["a"]}]}).axes[0].field == field
+        assert sweep_spec.build({"axes": [{"field": field, "values": ["a"]}]}).axes[0].field == field
     assert "seed" not in offered and "name" not in offered
 
 
 def test_yaml_is_read_back_to_an_equal_sweep(tmp_path):
-    spec = sweep.build(
+    spec = sweep_spec.build(
         {
             "name": "which rates",
             "sampler": "tpe",
@@ -68,8 +68,8 @@ def test_yaml_is_read_back_to_an_equal_sweep(tmp_path):
         }
     )
     file = tmp_path / "sweep.yaml"
-    file.write_text(sweep.to_yaml(spec))
-    assert sweep.read(file) == spec
+    file.write_text(sweep_spec.to_yaml(spec))
+    assert sweep_spec.read(file) == spec
     assert spec.axis("training.lr").ends == (1e-4, 1e-2) and spec.learns
 
 
@@ -85,13 +85,13 @@ def test_yaml_is_read_back_to_an_equal_sweep(tmp_path):
     ],
 )
 def test_an_axis_as_written_on_the_command_line(text, expected):
-    assert sweep.parse_axis(text) == expected
+    assert sweep_spec.parse_axis(text) == expected
 
 
 @pytest.mark.parametrize("text", ["training.lr", "=3", "training.lr="])
 def test_what_is_no_axis_is_refused_with_an_example(text):
     with pytest.raises(ConfigError, match=r"is no axis\. Write field=a,b or field=low\.\.high"):
-        sweep.parse_axis(text)
+        sweep_spec.parse_axis(text)
 
 
 @pytest.mark.parametrize(
@@ -119,14 +119,14 @@ def test_what_is_no_axis_is_refused_with_an_example(text):
 )
 def test_what_cannot_be_swept_is_refused_with_the_cure(values, message):
     with pytest.raises(ConfigError, match=message):
-        sweep.build(values)
+        sweep_spec.build(values)
 
 
 def test_a_file_that_is_no_sweep_is_refused(tmp_path):
     file = tmp_path / "sweep.yaml"
     file.write_text("training: {lr: 0.1}")
     with pytest.raises(ConfigError, match="names no axes"):
-        sweep.read(file)
+        sweep_spec.read(file)
     file.write_text("a: [")
     with pytest.raises(ConfigError, match="is not a YAML file"):
-        sweep.read(file)
+        sweep_spec.read(file)

@@ -5,10 +5,11 @@ import shlex
 import pytest
 from click.testing import CliRunner
 
-from sousa_engine import sweep, sweep_cli, sweeper
+from sousa_engine import sweep_cli, sweeper
 from sousa_engine.cli import main
-from sousa_engine.errors import ConfigError, UserError
-from sousa_engine.records import RunStatus, SweepStatus
+from sousa_engine.core import sweep_spec
+from sousa_engine.core.errors import ConfigError, UserError
+from sousa_engine.core.records import RunStatus, SweepStatus
 from sousa_engine.store import Store
 
 MINIS = ("sweep", "--data", "micro", "--max-epochs", "1", "--models", "ast-mini", "beats-mini", "--seeds", "0", "1")
@@ -43,7 +44,7 @@ def test_names_after_an_option_are_all_its_own(sousa, store):
     said = sousa(*MINIS, "--targets", "core", "q_proj,v_proj", "lora.r=4", "--detach")
     assert "model × targets: grid, 2 seeds, 8 runs" in said and "sweeps show" in said
     (made,) = store.sweeps()
-    spec = sweep.build(made.spec)
+    spec = sweep_spec.build(made.spec)
     assert [axis.values for axis in spec.axes] == [("ast-mini", "beats-mini"), ("core", ["q_proj", "v_proj"])]
     assert spec.base == {
         "data": {"dataset": "micro"}, "training": {"max_epochs": 1}, "lora": {"r": 4},
@@ -70,7 +71,7 @@ def test_a_dry_run_prints_the_sweep_as_yaml_that_starts_the_same(sousa, store, t
     sousa("sweep", "--file", str(file), "--seeds", "0", "1", "--detach")
     assert len(store.sweep_runs(store.find_sweep("last").id)) == 8
     shown = sousa("sweeps", "show", "last", "--yaml")
-    assert sweep.build(sweep.yaml.safe_load(shown)) == sweep.build(store.find_sweep("last").spec)
+    assert sweep_spec.build(sweep_spec.yaml.safe_load(shown)) == sweep_spec.build(store.find_sweep("last").spec)
 
 
 def test_the_missing_weights_of_each_family_are_named_with_their_mini_and_the_import(sousa, store):
@@ -155,7 +156,7 @@ def test_seeds_and_values_are_added_to_a_sweep(sousa, store):
     ],
 )  # fmt: skip
 def test_the_command_of_a_sweep_starts_an_equal_one(sousa, monkeypatch, values):
-    spec, seen = sweep.build(values), []
+    spec, seen = sweep_spec.build(values), []
 
     def plan(asked, workspace):
         seen.append(asked)
@@ -174,7 +175,7 @@ def test_an_ablation_is_shown_and_its_yaml_starts_the_same(sousa, store, tmp_pat
     assert "model × targets: grid, 3 seeds, 33 runs" in said and store.sweeps() == ()
     file = tmp_path / "sweep.yaml"
     file.write_text(said[said.index("axes:") :])
-    spec = sweep.read(file)
+    spec = sweep_spec.read(file)
     assert spec.sets == sweeper.ablation("ast-mini", ["core"])
     assert spec.axis("lora.targets").values[:3] == ("all", "without attention.query", "without attention.key")
     fewer = sousa("sweep", "--file", str(file), "--targets", "all", "late layers", "--seeds", "0", "--detach")
@@ -200,6 +201,6 @@ def test_what_cannot_be_ablated_is_refused(sousa, words, message):
 
 
 def test_a_sweep_that_no_line_can_say_names_the_file_as_the_way():
-    spec = sweep.build({"axes": {"data.dataset": ["/one, two", "tiny"]}})
+    spec = sweep_spec.build({"axes": {"data.dataset": ["/one, two", "tiny"]}})
     with pytest.raises(ConfigError, match=r"sweep --file FILE"):
         sweep_cli.to_command(spec)

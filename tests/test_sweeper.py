@@ -7,12 +7,13 @@ import time
 
 import pytest
 
-from sousa_engine import grammar, launch, probe, supervisor, sweep, sweeper
+from sousa_engine import launch, probe, supervisor, sweeper
 from sousa_engine.analysis.sweeps import failures, nearest_names, seconds_left, tally, trial_rows, trials
 from sousa_engine.backbones import intake
-from sousa_engine.config import differences
-from sousa_engine.errors import ConfigError, PreflightError, RunError, TargetError, UnknownNameError
-from sousa_engine.records import Progress, RunStatus, SweepStatus
+from sousa_engine.core import grammar, sweep_spec
+from sousa_engine.core.config import differences
+from sousa_engine.core.errors import ConfigError, PreflightError, RunError, TargetError, UnknownNameError
+from sousa_engine.core.records import Progress, RunStatus, SweepStatus
 from sousa_engine.spool import SpoolBatch, SpoolPoint
 from sousa_engine.store import Store
 
@@ -34,7 +35,7 @@ def store(workspace):
 
 
 def started(store, **values):
-    return sweeper.start(store.workspace, sweep.build(values), created_by="test")
+    return sweeper.start(store.workspace, sweep_spec.build(values), created_by="test")
 
 
 class Trainers:
@@ -89,7 +90,7 @@ def by_rate(config):
 
 
 def test_a_plan_names_every_run_by_its_setting_and_seed(workspace):
-    found = sweeper.plan(sweep.build(GRID), workspace)
+    found = sweeper.plan(sweep_spec.build(GRID), workspace)
     assert [(run.trial, run.config.name, run.config.seed) for run in found.runs] == [
         (number, name, seed)
         for number, name in enumerate(
@@ -106,23 +107,23 @@ def test_a_plan_names_every_run_by_its_setting_and_seed(workspace):
 
 def test_what_could_only_fail_is_said_once_a_cause_and_nothing_is_queued(store):
     values = {**GRID, "axes": {"model": ["ast-mini", "beats-mini", "mn10_as"], "targets": ["q_proj", "fc1"]}}
-    found = sweeper.plan(sweep.build(values), store.workspace)
+    found = sweeper.plan(sweep_spec.build(values), store.workspace)
     assert sum(len(problem.settings) for problem in found.problems) + len(found.runs) // 2 == 6
     with pytest.raises(PreflightError, match=r"mn10_as · q_proj: 'q_proj' .* Nearest"):
         started(store, **values)
     assert store.runs() == () and store.sweeps() == ()
-    made = sweeper.start(store.workspace, sweep.build(values), created_by="test", leave_out_invalid=True)
+    made = sweeper.start(store.workspace, sweep_spec.build(values), created_by="test", leave_out_invalid=True)
     assert len(store.sweep_runs(made.id)) == len(found.runs) > 0
 
 
 def test_a_familys_name_means_its_published_variant_and_missing_weights_name_the_mini_and_the_import(workspace):
-    found = sweeper.plan(sweep.build({**GRID, "axes": {"model": ["beats"]}}), workspace)
+    found = sweeper.plan(sweep_spec.build({**GRID, "axes": {"model": ["beats"]}}), workspace)
     (problem,) = found.problems
     assert "beats-mini" in problem.message and "weights import FILE" in problem.message
 
 
 def test_a_probe_tells_how_long_a_sweep_takes_before_anything_was_trained(workspace):
-    spec = sweep.build({**GRID, "axes": {"model": ["efficientat-mini"]}})
+    spec = sweep_spec.build({**GRID, "axes": {"model": ["efficientat-mini"]}})
     before = sweeper.plan(spec, workspace)
     paces = probe.measure(workspace, before.untimed)
     after = sweeper.plan(spec, workspace)
@@ -134,7 +135,7 @@ def test_a_probe_tells_how_long_a_sweep_takes_before_anything_was_trained(worksp
 
 
 def test_measuring_goes_on_in_a_process_of_its_own(workspace):
-    spec = sweep.build({**GRID, "axes": {"model": ["efficientat-mini"]}})
+    spec = sweep_spec.build({**GRID, "axes": {"model": ["efficientat-mini"]}})
     untimed = sweeper.plan(spec, workspace).untimed
     assert probe.start(workspace, untimed) and not probe.start(workspace, untimed), "one measures at a time"
     end = time.monotonic() + 300
@@ -147,7 +148,7 @@ def test_measuring_goes_on_in_a_process_of_its_own(workspace):
 
 def test_sets_of_an_ablation_are_measured_once_where_they_are_as_large(workspace):
     sets = sweeper.ablation("ast-mini", ["core"])
-    spec = sweep.build({**GRID, "axes": {"model": ["ast-mini"], "targets": list(sets)}, "sets": sets})
+    spec = sweep_spec.build({**GRID, "axes": {"model": ["ast-mini"], "targets": list(sets)}, "sets": sets})
     counts = [len(config.lora.targets) for config in sweeper.plan(spec, workspace).untimed]
     assert counts == [16, 12, 4, 8]
 
@@ -164,7 +165,7 @@ def test_the_ablation_of_a_run_differs_from_it_in_its_targets_alone(workspace):
 
 
 def test_a_probe_that_fails_says_why(workspace):
-    (config,) = sweeper.plan(sweep.build({**GRID, "axes": {"model": ["beats-mini"]}}), workspace).untimed
+    (config,) = sweeper.plan(sweep_spec.build({**GRID, "axes": {"model": ["beats-mini"]}}), workspace).untimed
     missing = config.model_copy(update={"data": config.data.model_copy(update={"dataset": "/nowhere"})})
     with pytest.raises(RunError, match=r"The probe of beats-mini failed: .*/nowhere"):
         probe.measure(workspace, [missing])
@@ -181,7 +182,7 @@ def test_earlier_runs_tell_how_long_a_sweep_takes(store):
     trainers = Trainers(store, lambda config: 0.5)
     while run := trainers.claim():
         trainers.end(run)
-    found = sweeper.plan(sweep.build(values), store.workspace)
+    found = sweeper.plan(sweep_spec.build(values), store.workspace)
     assert found.seconds is None, "runs that left no time are no measure"
     assert store.sweep(first.id).status is SweepStatus.RUNNING
     for run in store.sweep_runs(first.id):  # as a trainer leaves them: 40 steps an epoch, stopped early
@@ -189,7 +190,7 @@ def test_earlier_runs_tell_how_long_a_sweep_takes(store):
         told(store, run, Progress(phase="testing", done=1, total=1), {"train_s": 40.0, "epochs": 2, "data": clips})
     runs = store.sweep_runs(first.id)
     around = sum((run.ended_at_ms - run.started_at_ms) / 1000 - 40.0 for run in runs) / len(runs)
-    found = sweeper.plan(sweep.build(values), store.workspace)
+    found = sweeper.plan(sweep_spec.build(values), store.workspace)
     steps = 40 * found.runs[0].config.training.max_epochs
     assert found.seconds == pytest.approx(len(found.runs) * (0.5 * steps + max(0.0, around)))
 
@@ -209,7 +210,7 @@ def test_a_paused_sweep_leaves_its_runs_in_the_queue_and_lets_others_pass(store)
     made = started(store, **GRID)
     assert sweeper.pause(store, made.id) and not sweeper.pause(store, made.id)
     assert store.waiting_devices() == () and store.claim("cpu", "n") is None
-    other = store.enqueue(sweeper.plan(sweep.build(GRID), store.workspace).runs[0].config)
+    other = store.enqueue(sweeper.plan(sweep_spec.build(GRID), store.workspace).runs[0].config)
     assert store.claim("cpu", "n").id == other.id
     assert sweeper.resume(store, made.id) and store.waiting_devices() == ("auto",)
 
@@ -335,7 +336,7 @@ def test_the_names_that_a_failure_offers_are_found(cause, names):
 
 def test_a_random_sweep_draws_the_same_settings_from_the_same_seed_and_more_of_them_later(store):
     values = {**RATES, "sampler": "random"}
-    one, two = (sweeper.plan(sweep.build(values), store.workspace).runs for _ in range(2))
+    one, two = (sweeper.plan(sweep_spec.build(values), store.workspace).runs for _ in range(2))
     assert [run.config.training.lr for run in one] == [run.config.training.lr for run in two]
     assert len({run.config.training.lr for run in one}) == 6
     made = started(store, **values)
@@ -345,7 +346,7 @@ def test_a_random_sweep_draws_the_same_settings_from_the_same_seed_and_more_of_t
 
 
 def test_more_trials_than_combinations_are_refused(workspace):
-    spec = sweep.build({"axes": {"training.lr": [0.1, 0.2]}, "sampler": "random", "trials": 3, "base": TINY})
+    spec = sweep_spec.build({"axes": {"training.lr": [0.1, 0.2]}, "sampler": "random", "trials": 3, "base": TINY})
     with pytest.raises(PreflightError, match="only 2 combinations, and 3 trials were asked for: use a grid"):
         sweeper.plan(spec, workspace)
 
@@ -363,7 +364,7 @@ def test_tpe_draws_near_what_went_well(store):
 def test_two_seeds_of_a_drawn_setting_are_told_as_their_mean(store):
     made = started(store, **RATES | {"sampler": "tpe", "trials": 3, "seeds": [0, 1]})
     Trainers(store, lambda config: 0.5 + 0.2 * config.seed).play(made.id)
-    study = sweeper._study(store.workspace, made, sweep.build(made.spec))
+    study = sweeper._study(store.workspace, made, sweep_spec.build(made.spec))
     assert [round(trial.value, 3) for trial in study.trials] == [round(0.6 * (1 - 0.5**9), 3)] * 3
 
 
@@ -411,7 +412,7 @@ def test_a_setting_that_was_drawn_and_not_queued_before_a_crash_is_queued_by_the
         with pytest.raises(KeyboardInterrupt):
             sweeper.step(store, made, 1)
     assert store.sweep_runs(made.id) == ()
-    drawn = sweeper._study(store.workspace, made, sweep.build(made.spec)).trials
+    drawn = sweeper._study(store.workspace, made, sweep_spec.build(made.spec)).trials
     sweeper.step(store, made, 1)
     (run,) = store.sweep_runs(made.id)
     assert len(drawn) == 1 and run.config.training.lr == drawn[0].params["training.lr"]
@@ -420,7 +421,7 @@ def test_a_setting_that_was_drawn_and_not_queued_before_a_crash_is_queued_by_the
 
 def test_a_sweep_that_draws_nothing_but_nonsense_fails_and_says_why(store):
     values = RATES | {"sampler": "tpe", "trials": 40, "axes": {"lora.r": {"low": 190, "high": 1024}}}
-    made = store.add_sweep("ranks", sweep.build(values).model_dump(mode="json"), (), created_by="test")
+    made = store.add_sweep("ranks", sweep_spec.build(values).model_dump(mode="json"), (), created_by="test")
     over = Trainers(store, lambda config: 0.5).play(made.id)
     assert over.status is SweepStatus.FAILED and "could only fail" in over.reason and "lora.r" in over.reason
     assert all(run.config.lora.r <= 192 for run in store.sweep_runs(made.id))
@@ -438,7 +439,7 @@ def test_a_failed_run_is_told_as_failed_and_the_sweep_goes_on(store):
     sweeper.step(store, made, 1)
     trainers.end(trainers.claim(), RunStatus.FAILED, "The loss became nan.")
     assert trainers.play(made.id).status is SweepStatus.FINISHED
-    states = [t.state.name for t in sweeper._study(store.workspace, made, sweep.build(made.spec)).trials]
+    states = [t.state.name for t in sweeper._study(store.workspace, made, sweep_spec.build(made.spec)).trials]
     assert states == ["FAIL", "COMPLETE", "COMPLETE", "COMPLETE"]
 
 

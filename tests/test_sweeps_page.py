@@ -13,12 +13,13 @@ import yaml
 from seeding import train_next
 from streamlit.testing.v1 import AppTest
 
-from sousa_engine import launch, module_tree, probe, processes, run_files, supervisor, sweep, sweeper
+from sousa_engine import launch, module_tree, probe, processes, run_files, supervisor, sweeper
 from sousa_engine.analysis.sweeps import trial_rows
 from sousa_engine.backbones import intake
-from sousa_engine.config import RunConfig
-from sousa_engine.errors import RunError
-from sousa_engine.records import Curve, RunStatus, SweepStatus
+from sousa_engine.core import sweep_spec
+from sousa_engine.core.config import RunConfig
+from sousa_engine.core.errors import RunError
+from sousa_engine.core.records import Curve, RunStatus, SweepStatus
 from sousa_engine.store import Store
 from sousa_engine.web import parts
 from sousa_engine.web.components.trial_tiles import MOST_POINTS, tiles_data
@@ -70,7 +71,7 @@ def words(app):
 
 def asked(app):
     """The sweep that the page would start, read back from its YAML."""
-    return sweep.build(yaml.safe_load(next(c.value for c in app.code if "axes:" in c.value)))
+    return sweep_spec.build(yaml.safe_load(next(c.value for c in app.code if "axes:" in c.value)))
 
 
 def command(app):
@@ -78,7 +79,7 @@ def command(app):
 
 
 def started(store, **values):
-    return sweeper.start(store.workspace, sweep.build({**GRID, **values}), created_by="test")
+    return sweeper.start(store.workspace, sweep_spec.build({**GRID, **values}), created_by="test")
 
 
 def tiles(app):
@@ -152,7 +153,7 @@ def test_a_sampler_that_draws_takes_a_range_and_a_number_of_trials(visit, store)
     assert "--axis training.lr=log:0.0001..0.01" in command(app) and "--sampler tpe --trials 7" in command(app)
     app = checked(app.button(key="sweep.start").click().run())
     (made,) = store.sweeps()
-    assert sweep.build(made.spec).trials == 7 and store.sweep_runs(made.id) == ()
+    assert sweep_spec.build(made.spec).trials == 7 and store.sweep_runs(made.id) == ()
     assert "No setting was drawn yet" in words(app)
 
 
@@ -179,7 +180,7 @@ def test_earlier_runs_tell_how_long_it_takes(visit, store):
 
 
 def _facts(facts):
-    from sousa_engine.records import Progress
+    from sousa_engine.core.records import Progress
     from sousa_engine.spool import SpoolBatch
 
     done = Progress(phase="training", done=60, total=60)
@@ -228,7 +229,7 @@ def test_what_was_typed_is_still_there_after_a_visit_to_another_page(visit, stor
     ],
 )  # fmt: skip
 def test_a_clone_asks_for_the_same_sweep(visit, values):
-    spec = sweep.build(values)
+    spec = sweep_spec.build(values)
     app = visit(state={"sweep.draft": spec.model_dump(mode="json")})
     assert not app.error and canonical(asked(app)) == canonical(spec)
 
@@ -444,7 +445,7 @@ def test_clone_fills_the_form_and_leaves_the_sweep(visit, store):
     app = visit(id=made.id)
     app = checked(app.button(key="sweep.clone").click().run())
     assert "id" not in app.query_params and asked(app).name == "which set, again"
-    assert asked(app).axes == sweep.build(made.spec).axes
+    assert asked(app).axes == sweep_spec.build(made.spec).axes
 
 
 # Ways to it

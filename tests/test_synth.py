@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from sousa_engine.core.errors import DataError
+from sousa_engine.core.rudiments import RUDIMENTS, rudiment
 from sousa_engine.data import strokes as sound
 from sousa_engine.data import synth
-from sousa_engine.errors import DataError
-from sousa_engine.rudiments import RUDIMENTS, rudiment
 
 TINY = synth.plan(synth.PRESETS["tiny"])
 

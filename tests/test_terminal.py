@@ -9,7 +9,7 @@ import pytest
 from streamlit.error_util import handle_user_script_exception
 from streamlit.runtime.scriptrunner import StopException
 
-from sousa_engine.errors import UserError, WorkspaceError
+from sousa_engine.core.errors import UserError, WorkspaceError
 from sousa_engine.web import terminal
 
 

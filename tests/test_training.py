@@ -14,10 +14,10 @@ from accelerate import Accelerator
 from torch import nn
 
 from sousa_engine import lora
-from sousa_engine.config import AugmentConfig, TrainingConfig
-from sousa_engine.errors import RunError
+from sousa_engine.core.config import AugmentConfig, TrainingConfig
+from sousa_engine.core.errors import RunError
+from sousa_engine.core.records import UPDATE
 from sousa_engine.lora import PeftConfig, get_peft_model
-from sousa_engine.records import UPDATE
 from sousa_engine.training import checkpoint, loop, precision
 from sousa_engine.training.evaluate import evaluate
 

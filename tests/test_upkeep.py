@@ -12,8 +12,8 @@ from seeding import Training, config, seed
 from streamlit.testing.v1 import AppTest
 
 from sousa_engine import cli, migrations, run_files, upkeep
-from sousa_engine.errors import WorkspaceError
-from sousa_engine.records import RunStatus
+from sousa_engine.core.errors import WorkspaceError
+from sousa_engine.core.records import RunStatus
 from sousa_engine.spool import SpoolWriter
 from sousa_engine.store import Store
 from sousa_engine.web.parts import plain

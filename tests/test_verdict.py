@@ -12,7 +12,7 @@ from scipy import stats
 from benchmarks import verdict as simulation
 from sousa_engine.analysis import two_level
 from sousa_engine.analysis.verdict import Group, LeftOut, Measured, Outcome, groups, points, verdict
-from sousa_engine.records import Prediction
+from sousa_engine.core.records import Prediction
 
 CLIPS = 480
 

@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 
 from sousa_engine import backbones
 from sousa_engine.backbones import Download, ast, beats, downloads, intake, key_tree, pretrained
-from sousa_engine.errors import WeightsError
+from sousa_engine.core.errors import WeightsError
 
 BODY = "audio_spectrogram_transformer"
 SMALL = bytes(range(256)) * 3000  # 768,000 bytes: three blocks

@@ -5,7 +5,7 @@ from streamlit.testing.v1 import AppTest
 
 from sousa_engine import backbones, weights_cli
 from sousa_engine.backbones import downloads, intake, pretrained
-from sousa_engine.errors import WeightsError
+from sousa_engine.core.errors import WeightsError
 from sousa_engine.workspace import PROJECT_ROOT
 
 MAIN = PROJECT_ROOT / "sousa_engine" / "web" / "main.py"

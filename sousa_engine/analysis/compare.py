@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sousa_engine import config as configs
 from sousa_engine.analysis import verdict as verdicts
 from sousa_engine.analysis.significance import PairedDifference, Proportion, best_accuracy, last_accuracy
 from sousa_engine.analysis.verdict import ENOUGH_SEEDS, Measured, Pair, Standing, listed, points
-from sousa_engine.config import RunConfig
-from sousa_engine.methods import METHODS
-from sousa_engine.records import Prediction, Run, Summary
+from sousa_engine.core import config as configs
+from sousa_engine.core.config import RunConfig
+from sousa_engine.core.methods import METHODS
+from sousa_engine.core.records import Prediction, Run, Summary
 
 MOST_NAMED = 3  # runs in a note; more are counted
 LONGEST_NAME = 60  # of a setting, in characters; beyond it the title of a run says it better

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from sousa_engine.analysis.significance import Proportion, wilson
-from sousa_engine.records import Prediction
+from sousa_engine.core.records import Prediction
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from statistics import fmean
 from sousa_engine.analysis.compare import parameters
 from sousa_engine.analysis.scores import Score, row_score
 from sousa_engine.analysis.sweeps import TrialRow
-from sousa_engine.records import Run, RunStatus
+from sousa_engine.core.records import Run, RunStatus
 
 MEASURES = {
     "trainable": "Trainable parameters",

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from sousa_engine.records import Curve, Run
+from sousa_engine.core.records import Curve, Run
 
 AXES = ("step", "epoch", "minutes")  # of a chart, from left to right
 

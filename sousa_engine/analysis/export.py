@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from sousa_engine.core.records import RunRow
 from sousa_engine.data.findings import KINDS, Finding
 from sousa_engine.data.manifest import Clip
-from sousa_engine.records import RunRow
 
 _BEGINS_A_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 _COLUMNS = (

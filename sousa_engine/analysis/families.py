@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from functools import cache
 
-from sousa_engine import rudiments
-from sousa_engine.rudiments import Rudiment
+from sousa_engine.core import rudiments
+from sousa_engine.core.rudiments import Rudiment
 
 TWINS = "acoustic twins"
 NO_TWINS = "without a twin"

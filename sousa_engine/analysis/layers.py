@@ -10,10 +10,10 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from sousa_engine.config import RunConfig
-from sousa_engine.methods import METHODS
+from sousa_engine.core.config import RunConfig
+from sousa_engine.core.methods import METHODS
+from sousa_engine.core.records import UPDATE, MetricPoint
 from sousa_engine.module_tree import Outline
-from sousa_engine.records import UPDATE, MetricPoint
 
 _PARTS = ("query", "key", "value", "qkv", "in", "out")  # of a role, in the order of the module tree's columns
 

@@ -13,10 +13,10 @@ import numpy as np
 from sousa_engine.analysis import families
 from sousa_engine.analysis.significance import wilson_of_mean
 from sousa_engine.analysis.sweeps import TrialRow
-from sousa_engine.config import DataConfig
+from sousa_engine.core.config import DataConfig
+from sousa_engine.core.records import ClipScore
 from sousa_engine.data import manifest, synth
 from sousa_engine.data.manifest import Clip
-from sousa_engine.records import ClipScore
 
 ALL = "all clips"
 

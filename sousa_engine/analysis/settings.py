@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
-from sousa_engine import config as configs
-from sousa_engine import sweep
 from sousa_engine.analysis.compare import Result, describe_targets, results, setting_fields, setting_names, shown
 from sousa_engine.analysis.sweeps import TrialRow, trial_row, trial_rows
-from sousa_engine.config import RunConfig
-from sousa_engine.records import Run, RunStatus, Summary
+from sousa_engine.core import config as configs
+from sousa_engine.core import sweep_spec
+from sousa_engine.core.config import RunConfig
+from sousa_engine.core.records import Run, RunStatus, Summary
 
 LOG_FROM = 4  # an axis of positive numbers whose highest is this many times its lowest is drawn in logarithms
 MOST_SHOWN = 8  # settings with a colour, a curve and a matrix of their own; the verdict is of them
@@ -47,13 +47,13 @@ class SettingAxis:
 
     @property
     def texts(self) -> tuple[str, ...]:
-        return tuple(sweep.show(value) for value in self.values)
+        return tuple(sweep_spec.show(value) for value in self.values)
 
     @property
     def levels(self) -> tuple[str, ...]:
         """The different values as text: numbers ascending, others as they first occur."""
         if self.is_number:
-            return tuple(dict.fromkeys(sweep.show(value) for value in sorted(self.values)))
+            return tuple(dict.fromkeys(sweep_spec.show(value) for value in sorted(self.values)))
         return tuple(dict.fromkeys(self.texts))
 
 
@@ -182,7 +182,7 @@ def _plain(config: RunConfig, field: str) -> Any:
 
 def _told_apart(rows: Sequence[TrialRow]) -> tuple[TrialRow, ...]:
     """Where labels are alike, what the setting is follows; where that is not enough, a number."""
-    for mark in (lambda row: sweep.label(dict(row.setting)), lambda row: f"setting {row.number}"):
+    for mark in (lambda row: sweep_spec.label(dict(row.setting)), lambda row: f"setting {row.number}"):
         often = Counter(row.label for row in rows)
         rows = [
             replace(row, label=f"{row.label} · {said}")

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sousa_engine.records import Prediction, Summary
+from sousa_engine.core.records import Prediction, Summary
 
 Z95 = 1.959963984540054
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from sousa_engine import sweep
 from sousa_engine.analysis.compare import parameters
 from sousa_engine.analysis.significance import Proportion, wilson_of_mean
-from sousa_engine.records import Run, RunStatus, Summary, Sweep
+from sousa_engine.core import sweep_spec
+from sousa_engine.core.records import Run, RunStatus, Summary, Sweep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +96,7 @@ class Tally:
 
 
 def tally(found: Sweep, runs: Sequence[Run]) -> Tally:
-    by_trial, spec = trials(runs), sweep.build(found.spec)
+    by_trial, spec = trials(runs), sweep_spec.build(found.spec)
     to_come = 0
     if spec.learns and not found.status.is_over:
         to_come = len(spec.seeds) * max(0, (spec.trials or 0) - len(by_trial))
@@ -160,7 +160,7 @@ def trial_row(
     counts = (parameters(run).get("trainable") for run in runs)
     return TrialRow(
         number=number,
-        label=sweep.label(dict(setting)),
+        label=sweep_spec.label(dict(setting)),
         setting=setting,
         runs=runs,
         valid=tuple(value for value in valid if value is not None),

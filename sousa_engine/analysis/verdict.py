@@ -33,7 +33,7 @@ import numpy as np
 
 from sousa_engine.analysis import two_level
 from sousa_engine.analysis.significance import Proportion, wilson_of_mean
-from sousa_engine.records import Prediction
+from sousa_engine.core.records import Prediction
 
 LEVEL = 0.05
 MARGIN = 0.01

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from sousa_engine.backbones import ast, beats, efficientat, htsat, key_tree, pretrained
 from sousa_engine.backbones.spec import Download, FrontEndSpec, Network, Variant, WeightsState
-from sousa_engine.errors import WeightsError, unknown
+from sousa_engine.core.errors import WeightsError, unknown
 from sousa_engine.workspace import Workspace, default_workspace
 
 if TYPE_CHECKING:

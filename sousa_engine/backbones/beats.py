@@ -14,7 +14,7 @@ from typing import Any
 
 from sousa_engine.backbones.embedded import mini
 from sousa_engine.backbones.spec import Download, FrontEndSpec, Variant
-from sousa_engine.errors import WeightsError
+from sousa_engine.core.errors import WeightsError
 
 OLD_NAMES = ()
 

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sousa_engine.backbones.spec import Download
-from sousa_engine.errors import WeightsError
+from sousa_engine.core.errors import WeightsError
 
 PATIENCE_S = 3.0  # how long a server may take to answer before we call ourselves offline
 STALL_S = 30.0  # how long it may send nothing in the middle of a file

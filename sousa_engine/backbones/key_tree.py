@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from sousa_engine.backbones.spec import Variant
-from sousa_engine.errors import WeightsError, nearest
+from sousa_engine.core.errors import WeightsError, nearest
 
 if TYPE_CHECKING:
     from sousa_engine.backbones.waveforms import TakesWaveforms

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sousa_engine.errors import DataError
+from sousa_engine.core.errors import DataError
 
 if TYPE_CHECKING:
     from sousa_engine.backbones.waveforms import TakesWaveforms

@@ -7,7 +7,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from sousa_engine import frontends
 from sousa_engine.backbones.spec import FrontEndSpec
-from sousa_engine.errors import DataError
+from sousa_engine.core.errors import DataError
 
 
 class TakesWaveforms(nn.Module):

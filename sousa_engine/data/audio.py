@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sousa_engine.core.errors import DataError
 from sousa_engine.data import synth
-from sousa_engine.errors import DataError
 
 if TYPE_CHECKING:
     from sousa_engine.data.manifest import Clip, Manifest

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from sousa_engine.config import AugmentConfig
+from sousa_engine.core.config import AugmentConfig
 
 DB_TO_LN = math.log(10) / 10
 """A gain of 1 dB in power log-mel, which is a natural logarithm."""

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from sousa_engine.core.errors import DataError
 from sousa_engine.data import audio, decode
-from sousa_engine.errors import DataError
 from sousa_engine.workspace import PROJECT_ROOT
 
 WORKER = (sys.executable, "-m", "sousa_engine.data.excerpt")

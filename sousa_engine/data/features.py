@@ -27,8 +27,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sousa_engine.core.errors import DataError, WorkspaceError
 from sousa_engine.data import audio
-from sousa_engine.errors import DataError, WorkspaceError
 
 if TYPE_CHECKING:
     from sousa_engine.backbones.spec import FrontEndSpec

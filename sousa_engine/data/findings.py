@@ -11,13 +11,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from sousa_engine.config import DataConfig
+from sousa_engine.core.config import DataConfig
+from sousa_engine.core.errors import DataError
 from sousa_engine.data import audio, layouts, synth
 from sousa_engine.data import manifest as manifests
 from sousa_engine.data.decode import Verdict
 from sousa_engine.data.layouts import PassedOver, Row
 from sousa_engine.data.manifest import Manifest
-from sousa_engine.errors import DataError
 
 KINDS = {
     "missing": "no such file",

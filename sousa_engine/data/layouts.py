@@ -11,10 +11,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sousa_engine.core.errors import DataError, nearest
 from sousa_engine.data import audio
 from sousa_engine.data.decode import Verdict
 from sousa_engine.data.splits import split_name
-from sousa_engine.errors import DataError, nearest
 
 GROUP_COLUMNS = ("player", "group")
 _MAX_CSV_MIB = 64

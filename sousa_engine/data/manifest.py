@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from sousa_engine import inputs, rudiments
-from sousa_engine.config import DataConfig
+from sousa_engine.core import inputs, rudiments
+from sousa_engine.core.config import DataConfig
+from sousa_engine.core.errors import DataError, unknown
 from sousa_engine.data import layouts, splits, synth
 from sousa_engine.data.decode import Verdict
 from sousa_engine.data.layouts import Excluded, Found, Listing, Recording
 from sousa_engine.data.splits import SPLITS
-from sousa_engine.errors import DataError, unknown
 
 LONGEST_CLIP_S = 10.0  # a data set's own clip length never exceeds this; data.clip_s may
 _KEY_VERSION = 1  # raised when the same files would give other waveforms

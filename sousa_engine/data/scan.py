@@ -26,14 +26,14 @@ from typing import IO
 
 from sousa_engine.backbones import intake
 from sousa_engine.backbones.intake import Intake, Tell
-from sousa_engine.config import DataConfig
+from sousa_engine.core.config import DataConfig
+from sousa_engine.core.errors import DataError, WorkspaceError
 from sousa_engine.data import audio, synth
 from sousa_engine.data import manifest as manifests
 from sousa_engine.data.audio import CURE
 from sousa_engine.data.decode import Verdict, cpu_limit_s
 from sousa_engine.data.layouts import current
 from sousa_engine.data.manifest import Manifest
-from sousa_engine.errors import DataError, WorkspaceError
 from sousa_engine.workspace import PROJECT_ROOT, Workspace
 
 SCANNING = "scanning"  # what `tell` says: files looked at so far

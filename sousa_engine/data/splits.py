@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sousa_engine.errors import DataError
+from sousa_engine.core.errors import DataError
 
 SPLITS = ("train", "valid", "test")
 

@@ -16,10 +16,10 @@ from functools import lru_cache
 
 import numpy as np
 
-from sousa_engine import rudiments
+from sousa_engine.core import rudiments
+from sousa_engine.core.errors import DataError
+from sousa_engine.core.rudiments import Stroke
 from sousa_engine.data import strokes as sound
-from sousa_engine.errors import DataError
-from sousa_engine.rudiments import Stroke
 
 SYNTH_VERSION = 1
 """Raised whenever any clip would sound different: caches made from older clips are then computed again."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from sousa_engine.records import Run
+from sousa_engine.core.records import Run
 
 
 @dataclass(frozen=True, kw_only=True)

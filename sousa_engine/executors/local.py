@@ -18,9 +18,9 @@ from pathlib import Path
 import psutil
 
 from sousa_engine import processes, run_files
-from sousa_engine.errors import RunError
+from sousa_engine.core.errors import RunError
+from sousa_engine.core.records import Run
 from sousa_engine.executors import Sighting, device_of
-from sousa_engine.records import Run
 from sousa_engine.workspace import Workspace
 
 TRAINER_MODULE = "sousa_engine.trainer"

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sousa_engine import sweep as sweeps_spec
 from sousa_engine.analysis import compare, cost, importance, settings, sweeps
 from sousa_engine.analysis.compare import Conclusion, Result
 from sousa_engine.analysis.curves import Line, placed, seed_line
@@ -16,9 +15,10 @@ from sousa_engine.analysis.scores import Score, family_scores
 from sousa_engine.analysis.settings import SettingAxis, Summaries
 from sousa_engine.analysis.significance import Proportion, paired
 from sousa_engine.analysis.sweeps import Failure, TrialRow
-from sousa_engine.records import ClipScore, Curve, Prediction, Run, Sweep
+from sousa_engine.core import sweep_spec as sweeps_spec
+from sousa_engine.core.records import ClipScore, Curve, Prediction, Run, Sweep
+from sousa_engine.core.sweep_spec import SweepSpec
 from sousa_engine.store import Store
-from sousa_engine.sweep import SweepSpec
 
 METRIC = "valid/accuracy"
 

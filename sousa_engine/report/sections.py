@@ -7,13 +7,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from sousa_engine import __version__, sweep
+from sousa_engine import __version__
 from sousa_engine.analysis import cost, families, settings, verdict
 from sousa_engine.analysis.compare import changes_from_defaults
 from sousa_engine.analysis.confusion import confusion, mistakes
 from sousa_engine.analysis.significance import Proportion
 from sousa_engine.analysis.sweeps import Failure, TrialRow, nearest_names, status_word
-from sousa_engine.records import Run
+from sousa_engine.core import sweep_spec
+from sousa_engine.core.records import Run
 from sousa_engine.report.read import Report, peak_mib
 
 NONE = "–"
@@ -108,8 +109,8 @@ def asked(report: Report) -> tuple[tuple[str, str], ...]:
     if spec := report.spec:
         for axis in spec.axes:
             low_high = f"{axis.low:g} to {axis.high:g}{', logarithmic' if axis.log else ''}" if axis.is_range else ""
-            found.append((axis.field, low_high or ", ".join(sweep.show(value) for value in axis.values)))
-        drawn = f"{spec.sampler}: {sweep.SAMPLERS[spec.sampler]}"
+            found.append((axis.field, low_high or ", ".join(sweep_spec.show(value) for value in axis.values)))
+        drawn = f"{spec.sampler}: {sweep_spec.SAMPLERS[spec.sampler]}"
         found.append(("settings", drawn + (f"; {spec.trials} of them" if spec.trials else "")))
         found.append(("seeds", ", ".join(map(str, spec.seeds))))
     elif report.runs:
@@ -379,7 +380,7 @@ def _asked(report: Report) -> Section:
     return Section(
         title="What was asked",
         lines=lines,
-        code=sweep.to_yaml(spec) if spec else "",
+        code=sweep_spec.to_yaml(spec) if spec else "",
         tables=(table,) if table.rows else (),
         small=("The lines above are a file: python -m sousa_engine sweep --file FILE trains the same.",)
         if spec

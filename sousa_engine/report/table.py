@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from sousa_engine import sweep
 from sousa_engine.analysis import export
 from sousa_engine.analysis.significance import Proportion
 from sousa_engine.analysis.sweeps import status_word
+from sousa_engine.core import sweep_spec
 from sousa_engine.report.read import Report, peak_mib
 
 
@@ -36,7 +36,7 @@ def csv(report: Report) -> str:
 
 
 def _setting(value: object) -> str | float | None:
-    return value if value is None or (isinstance(value, int | float) and value is not True) else sweep.show(value)
+    return value if value is None or (isinstance(value, int | float) and value is not True) else sweep_spec.show(value)
 
 
 def _share(found: Proportion | None) -> tuple[float | None, float | None, float | None, int | None]:

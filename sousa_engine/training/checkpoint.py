@@ -14,7 +14,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from sousa_engine.errors import RunError
+from sousa_engine.core.errors import RunError
 
 FORMAT = 2  # 1 kept no place in the epoch and no randomness: nothing can go on from it exactly
 STATE, FACTS = "state.pt", "facts.json"

@@ -21,10 +21,10 @@ from accelerate import Accelerator
 from torch import nn
 
 from sousa_engine import lora
-from sousa_engine.config import AugmentConfig, TrainingConfig
+from sousa_engine.core.config import AugmentConfig, TrainingConfig
+from sousa_engine.core.errors import RunError
+from sousa_engine.core.records import UPDATE, Progress
 from sousa_engine.data.augment import augment
-from sousa_engine.errors import RunError
-from sousa_engine.records import UPDATE, Progress
 from sousa_engine.training import checkpoint
 from sousa_engine.training.evaluate import Evaluation, Forward, evaluate
 from sousa_engine.training.resume import BEST, CHECKPOINTS

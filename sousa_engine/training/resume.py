@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sousa_engine.errors import RunError
+from sousa_engine.core.errors import RunError
 from sousa_engine.training import checkpoint
 
 CHECKPOINTS, BEST = "checkpoints", "best"  # folders in the run's own

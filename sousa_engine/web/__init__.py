@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from sousa_engine.errors import SousaError, UserError
+from sousa_engine.core.errors import SousaError, UserError
 
 
 def tell(error: Exception) -> bool:

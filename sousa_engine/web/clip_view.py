@@ -10,13 +10,13 @@ import numpy as np
 import plotly.graph_objects as go
 import streamlit as st
 
-from sousa_engine import rudiments
 from sousa_engine.analysis import listen
 from sousa_engine.charts.spectrogram import StrokeMark, height_px, spectrogram_figure, spectrogram_info
+from sousa_engine.core import rudiments
+from sousa_engine.core.errors import UserError
 from sousa_engine.data import audio, excerpt, scan, synth
 from sousa_engine.data.decode import Verdict
 from sousa_engine.data.manifest import Clip, Manifest
-from sousa_engine.errors import UserError
 from sousa_engine.web import parts
 
 SPLIT_COLORS = {"train": "green", "valid": "orange", "test": "blue"}

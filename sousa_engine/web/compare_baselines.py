@@ -11,8 +11,8 @@ import streamlit as st
 from sousa_engine import baselines
 from sousa_engine.analysis.sweeps import TrialRow
 from sousa_engine.baselines import Baselines
-from sousa_engine.config import DataConfig
-from sousa_engine.records import Prediction
+from sousa_engine.core.config import DataConfig
+from sousa_engine.core.records import Prediction
 from sousa_engine.web import parts
 from sousa_engine.workspace import Workspace, default_workspace
 

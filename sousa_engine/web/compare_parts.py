@@ -23,7 +23,7 @@ from sousa_engine.charts.confusion import (
     confusion_info,
 )
 from sousa_engine.charts.curves import curves_figure, curves_info, is_share
-from sousa_engine.records import Prediction, Run
+from sousa_engine.core.records import Prediction, Run
 from sousa_engine.store import Store
 from sousa_engine.web import parts
 from sousa_engine.web.components.live_chart import Panel, live_chart

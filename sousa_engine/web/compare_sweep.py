@@ -16,7 +16,7 @@ from sousa_engine.charts.importance import importance_figure, importance_info
 from sousa_engine.charts.parallel import parallel_figure, parallel_info
 from sousa_engine.charts.scores import scores_figure, scores_info
 from sousa_engine.charts.slices import slice_figure, slice_info
-from sousa_engine.records import ClipScore
+from sousa_engine.core.records import ClipScore
 from sousa_engine.web import parts
 from sousa_engine.web.compare_parts import Compared
 

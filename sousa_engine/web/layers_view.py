@@ -9,8 +9,8 @@ from sousa_engine import module_tree, sweeper
 from sousa_engine.analysis.compare import parameters
 from sousa_engine.analysis.layers import Updates, grid, pruned, ranked, strongest, updates
 from sousa_engine.charts.layers import layers_figure, layers_info
-from sousa_engine.errors import SousaError, UserError
-from sousa_engine.records import LONGEST_SET_NAME, Run
+from sousa_engine.core.errors import SousaError, UserError
+from sousa_engine.core.records import LONGEST_SET_NAME, Run
 from sousa_engine.web import parts, sweep_form
 
 MEANING = (

@@ -5,7 +5,7 @@ from pathlib import Path
 import streamlit as st
 
 from sousa_engine import migrations
-from sousa_engine.errors import SousaError
+from sousa_engine.core.errors import SousaError
 from sousa_engine.file_systems import taken_risk
 from sousa_engine.web import parts, tell
 from sousa_engine.web.parts import READ_ONLY, plain

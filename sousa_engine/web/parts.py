@@ -17,8 +17,8 @@ from streamlit.delta_generator import DeltaGenerator
 from sousa_engine import migrations, upkeep
 from sousa_engine.analysis.significance import Proportion
 from sousa_engine.analysis.sweeps import Tally, TrialRow
-from sousa_engine.errors import WorkspaceError
-from sousa_engine.records import Run, RunRow, RunStatus, Sweep, SweepStatus
+from sousa_engine.core.errors import WorkspaceError
+from sousa_engine.core.records import Run, RunRow, RunStatus, Sweep, SweepStatus
 from sousa_engine.store import Store
 from sousa_engine.workspace import PROJECT_ROOT, default_workspace
 

@@ -27,8 +27,8 @@ from starlette.responses import JSONResponse
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from sousa_engine.errors import SousaError, UnknownNameError
-from sousa_engine.records import Curve, Run, Summary
+from sousa_engine.core.errors import SousaError, UnknownNameError
+from sousa_engine.core.records import Curve, Run, Summary
 from sousa_engine.store import Store
 from sousa_engine.web.components.live_chart import ASSETS
 from sousa_engine.workspace import default_workspace

@@ -16,10 +16,10 @@ from sousa_engine import scan_cli
 from sousa_engine.analysis.export import findings_csv
 from sousa_engine.backbones import intake
 from sousa_engine.backbones.intake import Intake
-from sousa_engine.config import DataConfig
+from sousa_engine.core.config import DataConfig
+from sousa_engine.core.errors import UserError, WorkspaceError
 from sousa_engine.data import findings, scan, synth
 from sousa_engine.data.findings import KINDS, Report
-from sousa_engine.errors import UserError, WorkspaceError
 from sousa_engine.web import parts
 from sousa_engine.workspace import Workspace
 

@@ -13,14 +13,15 @@ from typing import Any, Literal, get_args, get_origin
 
 import streamlit as st
 
-from sousa_engine import backbones, config, grammar, launch, module_tree, probe, sweep, sweep_cli, sweeper
+from sousa_engine import backbones, launch, module_tree, probe, sweep_cli, sweeper
 from sousa_engine.backbones import intake
-from sousa_engine.config import RunConfig
+from sousa_engine.core import config, grammar, sweep_spec
+from sousa_engine.core.config import RunConfig
+from sousa_engine.core.errors import ConfigError, SousaError, TargetError, UserError
+from sousa_engine.core.records import TargetSet
+from sousa_engine.core.sweep_spec import SweepSpec
 from sousa_engine.data import synth
-from sousa_engine.errors import ConfigError, SousaError, TargetError, UserError
 from sousa_engine.module_tree import Outline
-from sousa_engine.records import TargetSet
-from sousa_engine.sweep import SweepSpec
 from sousa_engine.web import parts
 from sousa_engine.weights_cli import size_text
 from sousa_engine.workspace import Workspace, default_workspace
@@ -81,7 +82,7 @@ def take_over_draft() -> None:
     draft = st.session_state.pop(DRAFT, None)
     if draft is None:
         return
-    spec = sweep.build(draft)
+    spec = sweep_spec.build(draft)
     rest = copy.deepcopy(spec.base)
     own = {name: rest.get(part, {}).pop(leaf, None) for name in OWN_FIELD for part, _, leaf in [name.partition(".")]}
     dataset = own["data.dataset"] or base.data.dataset
@@ -107,14 +108,14 @@ def take_over_draft() -> None:
         if axis.field == "model":
             state["models"] = [str(value) for value in axis.values]
         elif axis.field == "lora.targets":
-            state["targets"] = [sweep.show(value) if value else HEAD_ALONE for value in axis.values]
+            state["targets"] = [sweep_spec.show(value) if value else HEAD_ALONE for value in axis.values]
         else:
             state |= row_state(len(state["axes"]), axis)
             state["axes"].append(len(state["axes"]))
     st.session_state.update({f"sweep.{name}": value for name, value in state.items()})
 
 
-def row_state(number: int, axis: sweep.Axis) -> dict[str, Any]:
+def row_state(number: int, axis: sweep_spec.Axis) -> dict[str, Any]:
     """The widgets of one further axis that say the same as `axis`."""
     key = f"axis.{number}.{axis.field}"
     found: dict[str, Any] = {f"axis.{number}": axis.field}
@@ -293,7 +294,7 @@ def axis_row(asked: Asked, number: int, *, drawn: bool) -> None:
                 "Field", offered_fields(), key=key(f"axis.{number}", unused_field()), persist_state="session"
             )
         is_range = False
-        if drawn and sweep.Axis(field=name, values=(0,)).is_number:
+        if drawn and sweep_spec.Axis(field=name, values=(0,)).is_number:
             with b:
                 drawn_from = key(f"axis.{number}.{name}.as", "range")
                 ways = ["values", "range"]
@@ -319,7 +320,7 @@ def axis_row(asked: Asked, number: int, *, drawn: bool) -> None:
 
 
 def offered_fields() -> list[str]:
-    return [name for name in sweep.axis_fields() if name not in NO_ROW]
+    return [name for name in sweep_spec.axis_fields() if name not in NO_ROW]
 
 
 def unused_field() -> str:
@@ -365,7 +366,7 @@ def axis_of(name: str, typed: Any) -> dict[str, Any]:
     if not typed or (isinstance(typed, str) and not typed.strip()):
         raise ConfigError(f"Which values of {name}?" + (" Write them with commas." if isinstance(typed, str) else ""))
     if isinstance(typed, str):
-        _, found = sweep.parse_axis(f"{name}={typed}")
+        _, found = sweep_spec.parse_axis(f"{name}={typed}")
         return found if isinstance(found, dict) else {"values": found}
     return {"values": list(typed)}
 
@@ -401,13 +402,13 @@ def sampler_fields(asked: Asked) -> None:
     a, b, c = st.columns([5, 2, 2], vertical_alignment="bottom")
     with a:
         sampler = st.segmented_control(
-            "Sampler", list(sweep.SAMPLERS), key=key("sampler", "grid"), required=True, persist_state="session"
+            "Sampler", list(sweep_spec.SAMPLERS), key=key("sampler", "grid"), required=True, persist_state="session"
         )
     asked.values["sampler"] = sampler
     if sampler != "grid":
         with b:
             asked.values["trials"] = st.number_input(
-                "Trials", min_value=1, max_value=sweep.MOST_RUNS, step=1, key=key("trials", 12),
+                "Trials", min_value=1, max_value=sweep_spec.MOST_RUNS, step=1, key=key("trials", 12),
                 help="How many settings are drawn.", persist_state="session",
             )  # fmt: skip
         with c:
@@ -415,7 +416,7 @@ def sampler_fields(asked: Asked) -> None:
                 "Seed of drawing", min_value=0, step=1, key=key("sampler_seed", 0),
                 help="The same seed draws the same settings.", persist_state="session",
             )  # fmt: skip
-    st.caption(f"{sampler}: {sweep.SAMPLERS[sampler]}.")
+    st.caption(f"{sampler}: {sweep_spec.SAMPLERS[sampler]}.")
     typed = st.text_input(
         "Seeds", key=key("seeds", "0 1 2"), help="Each setting is trained once with each: a mean of one says little.",
         persist_state="session",
@@ -516,7 +517,7 @@ def built(asked: Asked) -> SweepSpec | None:
         )
         return None
     try:
-        return sweep.build(asked.values)
+        return sweep_spec.build(asked.values)
     except ConfigError as error:
         parts_of_field = (error.field or "").split(".")
         place = parts_of_field[0]
@@ -590,7 +591,7 @@ def numbers(spec: SweepSpec, found: sweeper.Plan) -> None:
     drawn = "up to " if spec.learns else ""
     st.caption(
         f"{drawn}{spec.trial_count:,} {'setting' if spec.trial_count == 1 else 'settings'} × {seeds} "
-        f"{'seed' if seeds == 1 else 'seeds'}; at most {sweep.MOST_RUNS:,} runs a sweep."
+        f"{'seed' if seeds == 1 else 'seeds'}; at most {sweep_spec.MOST_RUNS:,} runs a sweep."
     )
     if found.untimed:
         doing = intake.look(probe.folder(default_workspace()))
@@ -656,7 +657,7 @@ def problems(spec: SweepSpec, found: sweeper.Plan) -> bool:
             count = len(problem.settings)
             st.markdown(f":red[:material/close:] **{count} {'setting' if count == 1 else 'settings'} could only fail**")
             st.text(problem.message)
-            labels = [sweep.label(setting) for setting in problem.settings]
+            labels = [sweep_spec.label(setting) for setting in problem.settings]
             more = f" and {count - 4} more" if count > 4 else ""
             st.caption(parts.plain("; ".join(labels[:4]) + more))
         if spec.learns:
@@ -687,7 +688,7 @@ def the_same(spec: SweepSpec, leave_out: bool = False) -> None:
         st.code(sweep_cli.to_command(spec, skip_invalid=leave_out), language="bash", wrap_lines=True)
     except ConfigError as error:
         st.caption(parts.plain(str(error)))
-    written = sweep.to_yaml(spec)
+    written = sweep_spec.to_yaml(spec)
     with st.expander("The same as YAML"):
         st.code(written, language="yaml")
     st.download_button(

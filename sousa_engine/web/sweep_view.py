@@ -10,7 +10,7 @@ from functools import partial
 
 import streamlit as st
 
-from sousa_engine import grammar, launch, module_tree, sweep, sweeper
+from sousa_engine import launch, module_tree, sweeper
 from sousa_engine.analysis.sweeps import (
     Failure,
     TrialRow,
@@ -22,10 +22,11 @@ from sousa_engine.analysis.sweeps import (
     tally,
     trial_rows,
 )
-from sousa_engine.errors import ConfigError, SousaError, UserError
-from sousa_engine.records import Curve, Run, Summary, Sweep, SweepStatus
+from sousa_engine.core import grammar, sweep_spec
+from sousa_engine.core.errors import ConfigError, SousaError, UserError
+from sousa_engine.core.records import Curve, Run, Summary, Sweep, SweepStatus
+from sousa_engine.core.sweep_spec import SweepSpec
 from sousa_engine.store import Store
-from sousa_engine.sweep import SweepSpec
 from sousa_engine.web import parts, sweep_form
 from sousa_engine.web.components.trial_tiles import Wish, trial_tiles
 from sousa_engine.web.report_view import report_downloads
@@ -40,7 +41,7 @@ def one_sweep(found: Sweep) -> None:
     """Draw the sweep; it looks again every few seconds while anything of it can still change."""
     with parts.open_store() as store:
         runs = store.sweep_runs(found.id)
-    spec = sweep.build(found.spec)
+    spec = sweep_spec.build(found.spec)
     header(found, spec, tally(found, runs).failed)
     if found.reason:
         show = st.error if found.status is SweepStatus.FAILED else st.info
@@ -73,7 +74,7 @@ def header(found: Sweep, spec: SweepSpec, failed: int) -> None:
             actions(found, spec)
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         parts.sweep_badge(found.status, failed)
-        st.badge(spec.sampler, icon=":material/grid_view:", color="gray", help=sweep.SAMPLERS[spec.sampler])
+        st.badge(spec.sampler, icon=":material/grid_view:", color="gray", help=sweep_spec.SAMPLERS[spec.sampler])
         seeds = ", ".join(map(str, spec.seeds))
         st.badge(f"seeds {seeds}", icon=":material/tag:", color="gray", help="Each setting is trained with each")
         st.caption(f"{found.id} · {parts.when(found.created_at_ms)}")
@@ -112,7 +113,7 @@ def actions(found: Sweep, spec: SweepSpec) -> None:
     else:
         with st.popover("Add trials", icon=":material/add:"):
             count = f"sweep.more.{found.id}"
-            st.number_input("More trials", min_value=1, max_value=sweep.MOST_RUNS, value=6, step=1, key=count)
+            st.number_input("More trials", min_value=1, max_value=sweep_spec.MOST_RUNS, value=6, step=1, key=count)
             enlarge_button("Draw them", found, "more", partial(add_trials, count))
 
 
@@ -159,7 +160,7 @@ def add_seeds(seeds: str, store: Store, found: Sweep) -> int:
 
 
 def extend(axis: str, values: str, store: Store, found: Sweep) -> int:
-    field, more = sweep.parse_axis(f"{st.session_state[axis]}={st.session_state[values]}")
+    field, more = sweep_spec.parse_axis(f"{st.session_state[axis]}={st.session_state[values]}")
     if not isinstance(more, list):
         raise ConfigError("A grid takes listed values: write them with commas.")
     return len(sweeper.extend(store, found, field, more, created_by="page"))
@@ -282,7 +283,7 @@ def one_failure(found: Sweep, failure: Failure) -> None:
     icon = ":material/stop_circle:" if failure.is_stop else ":red[:material/error:]"
     st.markdown(f"{icon} **{count} {'run' if count == 1 else 'runs, same cause'}**")
     st.text(failure.cause)
-    labels = [f"{sweep.label(dict(run.setting))} (seed {run.config.seed})" for run in failure.runs]
+    labels = [f"{sweep_spec.label(dict(run.setting))} (seed {run.config.seed})" for run in failure.runs]
     st.caption(parts.plain("; ".join(labels[:6]) + (f" and {count - 6} more" if count > 6 else "")))
     ids = [run.id for run in failure.runs]
     these = "it" if count == 1 else f"these {count}"

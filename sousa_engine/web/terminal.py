@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from streamlit.runtime.scriptrunner import RerunException, StopException
 
-from sousa_engine.errors import SousaError
+from sousa_engine.core.errors import SousaError
 
 LOGGER = "streamlit.error_util"
 QUIET_S = 600.0  # a sentence is said again once nobody raised it for so long

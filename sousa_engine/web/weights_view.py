@@ -15,7 +15,7 @@ import streamlit as st
 from sousa_engine import backbones, weights_cli
 from sousa_engine.backbones import Variant, intake, pretrained
 from sousa_engine.backbones.intake import Intake
-from sousa_engine.errors import WeightsError
+from sousa_engine.core.errors import WeightsError
 from sousa_engine.web import parts
 from sousa_engine.weights_cli import size_text
 from sousa_engine.workspace import Workspace

@@ -4,7 +4,7 @@ import pytest
 from playwright.sync_api import expect
 from seeding import Training, config, no_supervisor
 
-from sousa_engine.records import Progress, RunStatus
+from sousa_engine.core.records import Progress, RunStatus
 from sousa_engine.store import Store
 
 pytestmark = pytest.mark.browser

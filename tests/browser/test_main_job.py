@@ -13,7 +13,7 @@ import pytest
 from playwright.sync_api import expect
 
 from sousa_engine import run_files
-from sousa_engine.records import RunStatus
+from sousa_engine.core.records import RunStatus
 from sousa_engine.store import Store
 
 pytestmark = [pytest.mark.browser, pytest.mark.process]

@@ -7,7 +7,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from sousa_engine import backbones, module_tree
-from sousa_engine.methods import METHODS
+from sousa_engine.core.methods import METHODS
 from sousa_engine.web.components.module_tree import HERE
 
 pytestmark = pytest.mark.browser
@@ -20,7 +20,7 @@ def draw():
     import streamlit as st
 
     from sousa_engine import module_tree
-    from sousa_engine.methods import METHODS
+    from sousa_engine.core.methods import METHODS
     from sousa_engine.web.components.module_tree import module_tree as draw_tree
 
     given = dict(st.session_state["given"])

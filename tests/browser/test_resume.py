@@ -8,8 +8,8 @@ import time
 import pytest
 from seeding import Training, config, no_supervisor
 
+from sousa_engine.core.records import RunStatus
 from sousa_engine.data import manifest
-from sousa_engine.records import RunStatus
 from sousa_engine.store import Store
 from sousa_engine.training import checkpoint
 

@@ -6,7 +6,7 @@ import pytest
 from playwright.sync_api import expect
 from seeding import Training, config, no_supervisor
 
-from sousa_engine.records import RunStatus
+from sousa_engine.core.records import RunStatus
 from sousa_engine.store import Store
 
 pytestmark = pytest.mark.browser

@@ -6,7 +6,8 @@ import pytest
 from playwright.sync_api import expect
 from seeding import no_supervisor, train_next
 
-from sousa_engine import supervisor, sweep, sweeper
+from sousa_engine import supervisor, sweeper
+from sousa_engine.core import sweep_spec
 from sousa_engine.store import Store
 
 pytestmark = pytest.mark.browser
@@ -34,7 +35,7 @@ def store(studio):
 def ranks(store, monkeypatch):
     """A sweep of three runs, all queued; it is stopped at the end."""
     monkeypatch.setattr(supervisor, "ensure", lambda workspace, options=(): False)
-    made = sweeper.start(store.workspace, sweep.build(ASKED), created_by="test")
+    made = sweeper.start(store.workspace, sweep_spec.build(ASKED), created_by="test")
     yield made
     sweeper.stop(store, made.id)
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from sousa_engine import run_files, trainer
-from sousa_engine.records import Prediction, Progress
+from sousa_engine.core.records import Prediction, Progress
 from sousa_engine.spool import write_predictions
 from sousa_engine.training import checkpoint
 from sousa_engine.training.resume import BEST, CHECKPOINTS

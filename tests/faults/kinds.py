@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sousa_engine import run_files
-from sousa_engine.records import Run, RunStatus
+from sousa_engine.core.records import Run, RunStatus
 from sousa_engine.training import resume
 from tests.faults.ground import KEEPER, SUPERVISOR, TRAINER, Ground, Tally
 

@@ -12,7 +12,7 @@ import sys
 
 import pytest
 
-from sousa_engine.records import Event
+from sousa_engine.core.records import Event
 from sousa_engine.spool import SpoolBatch, SpoolPoint
 from sousa_engine.workspace import PROJECT_ROOT
 from tests.faults.__main__ import RESULTS, table

@@ -20,8 +20,8 @@ import psutil
 import pytest
 
 from sousa_engine import run_files, supervisor
-from sousa_engine.config import build
-from sousa_engine.records import RunStatus
+from sousa_engine.core.config import build
+from sousa_engine.core.records import RunStatus
 from sousa_engine.store import Store
 from sousa_engine.workspace import PROJECT_ROOT
 

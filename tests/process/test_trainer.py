@@ -21,11 +21,11 @@ import torch
 
 from sousa_engine import backbones, launch, run_files, trainer
 from sousa_engine import lora as loras
-from sousa_engine.config import RunConfig
+from sousa_engine.core.config import RunConfig
+from sousa_engine.core.errors import PreflightError, RunError
+from sousa_engine.core.records import UPDATE
 from sousa_engine.data import manifest as manifests
 from sousa_engine.data.features import feature_cache
-from sousa_engine.errors import PreflightError, RunError
-from sousa_engine.records import UPDATE
 from sousa_engine.spool import read_batch, read_predictions
 from sousa_engine.training.statistics import measure_statistics
 from sousa_engine.workspace import PROJECT_ROOT, Workspace

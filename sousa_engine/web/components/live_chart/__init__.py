@@ -12,7 +12,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from sousa_engine.records import Run
+from sousa_engine.core.records import Run
 
 FOLDER = Path(__file__).resolve().parent
 ASSETS = FOLDER / "assets"

@@ -16,8 +16,8 @@ from typing import Any
 
 import streamlit as st
 
-from sousa_engine.config import HeadPolicy
-from sousa_engine.methods import METHODS, Method
+from sousa_engine.core.config import HeadPolicy
+from sousa_engine.core.methods import METHODS, Method
 from sousa_engine.module_tree import ModuleNode, Outline
 
 HERE = Path(__file__).parent

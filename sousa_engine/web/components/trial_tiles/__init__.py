@@ -14,7 +14,7 @@ from typing import Any
 import streamlit as st
 
 from sousa_engine.analysis.sweeps import TrialRow, best_first
-from sousa_engine.records import Curve, Run, RunStatus
+from sousa_engine.core.records import Curve, Run, RunStatus
 
 HERE = Path(__file__).parent
 MOST_POINTS = 24  # of a line that is some 250 pixels wide

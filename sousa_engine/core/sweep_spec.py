@@ -26,9 +26,9 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
-from sousa_engine import config, grammar, inputs
-from sousa_engine.config import Part
-from sousa_engine.errors import ConfigError, nearest
+from sousa_engine.core import config, grammar, inputs
+from sousa_engine.core.config import Part
+from sousa_engine.core.errors import ConfigError, nearest
 
 Sampler = Literal["grid", "random", "tpe", "asha"]
 Setting = dict[str, Any]

@@ -17,8 +17,8 @@ from typing import Any
 
 import yaml
 
-from sousa_engine import config, inputs
-from sousa_engine.errors import ConfigError, nearest, unknown
+from sousa_engine.core import config, inputs
+from sousa_engine.core.errors import ConfigError, nearest, unknown
 
 PRESET_GROUPS = ("model", "lora", "training", "augment")
 GROUPS = (*PRESET_GROUPS, "data")

@@ -7,9 +7,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from sousa_engine.config import RunConfig
-from sousa_engine.errors import UserError
-from sousa_engine.methods import METHODS
+from sousa_engine.core.config import RunConfig
+from sousa_engine.core.errors import UserError
+from sousa_engine.core.methods import METHODS
 
 LONGEST_TAG, LONGEST_SET_NAME, LONGEST_NOTE = 40, 80, 4000  # characters
 MOST_CPU_SLOTS = 64

@@ -12,7 +12,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from sousa_engine.errors import unknown
+from sousa_engine.core.errors import unknown
 
 RUDIMENTS: tuple[Rudiment, ...]
 """All 40, in the order of the PAS sheet."""
@@ -91,7 +91,7 @@ def _by_slug() -> dict[str, Rudiment]:
 
 @cache
 def _sheet() -> tuple[tuple[Rudiment, ...], tuple[tuple[str, ...], ...]]:
-    sheet = json.loads(files("sousa_engine").joinpath("rudiments.json").read_text(encoding="utf-8"))
+    sheet = json.loads(files("sousa_engine.core").joinpath("rudiments.json").read_text(encoding="utf-8"))
     rudiments = tuple(_rudiment(entry) for entry in sheet["rudiments"])
     return rudiments, tuple(tuple(group) for group in sheet["acoustic_twins"])
 

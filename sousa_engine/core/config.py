@@ -14,8 +14,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 
-from sousa_engine.errors import ConfigError, nearest
-from sousa_engine.methods import METHODS
+from sousa_engine.core.errors import ConfigError, nearest
+from sousa_engine.core.methods import METHODS
 
 HeadPolicy = Literal["train", "lora", "freeze"]
 MethodName = Literal["lora", "rslora", "dora", "pissa", "loraplus", "lokr", "ia3", "adalora", "bitfit", "full"]

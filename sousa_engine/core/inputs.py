@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from sousa_engine.errors import ConfigError, UserError
+from sousa_engine.core.errors import ConfigError, UserError
 
 MOST_YAML_BYTES = 1_000_000
 MOST_YAML_DEPTH = 32

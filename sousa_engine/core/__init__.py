@@ -1,0 +1,1 @@
+"""What things are: errors, configs, records and the words of the command line."""
