@@ -19,10 +19,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.browser import studio
-from sousa_engine import launch, run_files
+from sousa_engine import launch
 from sousa_engine.core.records import RunStatus
 from sousa_engine.store import Store
-from sousa_engine.workspace import Workspace
+from sousa_engine.workspace import Workspace, run_files
 
 RESULTS = Path(__file__).with_name("results") / "adoption.json"
 LOOK_S = 0.01

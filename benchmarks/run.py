@@ -117,9 +117,9 @@ def outline() -> dict:
 
 def live_poll() -> dict:
     from sousa_engine.core.config import RunConfig
-    from sousa_engine.spool import SpoolBatch, SpoolPoint
     from sousa_engine.store import Store
     from sousa_engine.workspace import Workspace
+    from sousa_engine.workspace.spool import SpoolBatch, SpoolPoint
 
     with tempfile.TemporaryDirectory() as folder, Store.open(Workspace(root=Path(folder))) as store:
         run = store.enqueue(RunConfig())

@@ -33,9 +33,9 @@ from tqdm import tqdm
 from benchmarks import table
 from benchmarks.browser import IDLE, chromium, studio
 from sousa_engine import metric_tables
-from sousa_engine.spool import SpoolPoint
 from sousa_engine.store import Store
 from sousa_engine.workspace import Workspace
+from sousa_engine.workspace.spool import SpoolPoint
 
 RESULTS = Path(__file__).with_name("results") / "storage.json"
 TABLE_TARGET_MS, CURVE_TARGET_MS = 1000, 300

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from sousa_engine import launch, run_files
+from sousa_engine import launch
 from sousa_engine.analysis import log
 from sousa_engine.analysis.compare import Result, changes_from_defaults, describe_targets, results
 from sousa_engine.analysis.confusion import class_results, confusion, mistakes
@@ -19,6 +19,7 @@ from sousa_engine.web import manage, parts
 from sousa_engine.web.components.code_block import code_block
 from sousa_engine.web.components.live_chart import live_chart
 from sousa_engine.web.layers_view import layers_section
+from sousa_engine.workspace import run_files
 
 REFRESH_S = 2
 CAUSE_LINES, LOG_LINES = 40, 200

@@ -22,10 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sousa_engine import run_files, spool
 from sousa_engine.analysis.significance import Proportion, wilson
-from sousa_engine.backbones import intake
-from sousa_engine.backbones.intake import Intake, Tell
 from sousa_engine.core.config import DataConfig, RunConfig
 from sousa_engine.core.errors import DataError, UserError, WorkspaceError
 from sousa_engine.core.records import Prediction
@@ -33,7 +30,8 @@ from sousa_engine.data import audio, features, rhythm, scan
 from sousa_engine.data.manifest import Manifest, counts
 from sousa_engine.data.splits import SPLITS
 from sousa_engine.data.synth import ClipPlan
-from sousa_engine.workspace import Workspace
+from sousa_engine.workspace import Workspace, intake, run_files, spool
+from sousa_engine.workspace.intake import Intake, Tell
 
 METHOD = 1  # raised when the same clips and splits would give other figures
 MAJORITY, POOLED, ONSETS = "majority", "pooled-log-mel", "onset-sequence"

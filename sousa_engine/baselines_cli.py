@@ -11,15 +11,14 @@ from dataclasses import asdict
 import click
 from tqdm import tqdm
 
-from sousa_engine import baselines, processes, run_files
-from sousa_engine.backbones import intake
+from sousa_engine import baselines
 from sousa_engine.baselines import Baseline, Baselines
 from sousa_engine.core import config, grammar
 from sousa_engine.core.config import DataConfig
 from sousa_engine.core.errors import ConfigError, UserError
 from sousa_engine.data import manifest as manifests
 from sousa_engine.data import scan
-from sousa_engine.workspace import Workspace
+from sousa_engine.workspace import Workspace, intake, processes, run_files
 
 
 @click.command("baselines", short_help="Accuracies of a data set without a network, for scale.")

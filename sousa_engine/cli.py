@@ -18,7 +18,7 @@ from typing import Any
 import click
 from tqdm import tqdm
 
-from sousa_engine import __version__, file_systems, launch, module_tree, queue_cli, run_files, runs_cli, supervisor
+from sousa_engine import __version__, launch, module_tree, queue_cli, runs_cli, supervisor
 from sousa_engine.analysis.significance import wilson
 from sousa_engine.analyze_cli import analyze_command
 from sousa_engine.baselines_cli import baselines_command
@@ -32,7 +32,7 @@ from sousa_engine.scan_cli import scan_command
 from sousa_engine.store import Store, not_resumable
 from sousa_engine.sweep_cli import sweep_command, sweeps
 from sousa_engine.weights_cli import weights
-from sousa_engine.workspace import Workspace, default_workspace
+from sousa_engine.workspace import Workspace, default_workspace, file_systems, run_files
 
 POLL_S = 0.3
 _OF_RUNS = ("runs", "show", "stop", "resume", "queue", "clone", "tag", "note", "archive", "delete", "analyze", "db")

@@ -28,12 +28,12 @@ from typing import Literal
 
 import psutil
 
-from sousa_engine import __version__, backbones, file_systems, migrations, run_files, torch_facts, upkeep
+from sousa_engine import __version__, backbones, migrations, torch_facts, upkeep
 from sousa_engine.backbones import downloads, pretrained
 from sousa_engine.core.errors import RunError, WorkspaceError
 from sousa_engine.store import Store
 from sousa_engine.torch_facts import Device, TorchFacts
-from sousa_engine.workspace import LEAST_FREE_BYTES, PROJECT_ROOT, Workspace
+from sousa_engine.workspace import LEAST_FREE_BYTES, PROJECT_ROOT, Workspace, file_systems, run_files
 
 Level = Literal["ok", "warning", "problem"]
 LITTLE_FREE_BYTES = 2 << 30  # a published backbone and some runs with their checkpoints

@@ -34,7 +34,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from sousa_engine import oom, run_files
+from sousa_engine.workspace import oom, run_files
 
 COULD_NOT_START = 127
 _PR_SET_PDEATHSIG = 1

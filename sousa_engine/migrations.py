@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import IO, NamedTuple
 from urllib.parse import quote
 
-from sousa_engine import file_systems
 from sousa_engine.core.errors import WorkspaceError
-from sousa_engine.run_files import sync_folder
-from sousa_engine.workspace import Workspace
+from sousa_engine.workspace import Workspace, file_systems
+from sousa_engine.workspace.run_files import sync_folder
 
 
 @contextmanager

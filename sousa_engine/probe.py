@@ -19,11 +19,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sousa_engine import processes, run_files
-from sousa_engine.backbones import intake
 from sousa_engine.core.config import RunConfig
 from sousa_engine.core.errors import RunError
-from sousa_engine.workspace import Workspace
+from sousa_engine.workspace import Workspace, intake, processes, run_files
 
 STEPS, WARM_UP = 6, 2
 

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from sousa_engine import run_files
 from sousa_engine.core.config import RunConfig
 from sousa_engine.core.errors import PreflightError
 from sousa_engine.core.records import Progress
-from sousa_engine.spool import SpoolWriter
+from sousa_engine.workspace import run_files
+from sousa_engine.workspace.spool import SpoolWriter
 
 
 class RunReporter(Protocol):

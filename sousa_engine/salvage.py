@@ -17,9 +17,9 @@ from typing import Any
 from sousa_engine import migrations
 from sousa_engine.core.errors import WorkspaceError
 from sousa_engine.core.records import Event, Prediction
-from sousa_engine.spool import SpoolBatch, SpoolPoint
 from sousa_engine.store import Store, now_ms
 from sousa_engine.workspace import Workspace
+from sousa_engine.workspace.spool import SpoolBatch, SpoolPoint
 
 Row = Mapping[str, Any]
 # Made from the runs' folders, or by triggers; all other tables are taken over as they are, whatever they are.

@@ -13,15 +13,13 @@ from typing import Any
 import click
 from tqdm import tqdm
 
-from sousa_engine import processes, run_files
-from sousa_engine.backbones import intake
 from sousa_engine.baselines_cli import data_config
 from sousa_engine.core.config import DataConfig
 from sousa_engine.core.errors import UserError, WorkspaceError
 from sousa_engine.data import findings, scan
 from sousa_engine.data import manifest as manifests
 from sousa_engine.data.findings import KINDS, Report
-from sousa_engine.workspace import Workspace
+from sousa_engine.workspace import Workspace, intake, processes, run_files
 
 EXIT_REFUSED = 2
 _PASSED_OVER = {

@@ -51,8 +51,8 @@ from sousa_engine.core.records import (
     checked_set_name,
     checked_tags,
 )
-from sousa_engine.spool import SpoolBatch
 from sousa_engine.workspace import Workspace
+from sousa_engine.workspace.spool import SpoolBatch
 
 _ID_LETTERS = "23456789abcdefghjkmnpqrstuvwxyz"  # without look-alikes: 0 o, 1 i l
 _SLOT_HELD = "status IN ('starting', 'running', 'stopping')"

@@ -21,14 +21,13 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from sousa_engine import processes, run_files
 from sousa_engine.core.errors import DISK_FULL, RunError, WorkspaceError
 from sousa_engine.core.records import Event, Run, RunStatus, SweepStatus
 from sousa_engine.executors import Executor, Sighting, device_of, slots
 from sousa_engine.executors.local import GRACE_S, TRAINER_MODULE, LocalExecutor, absence
-from sousa_engine.spool import read_batch, read_predictions
 from sousa_engine.store import Launch, Store, now_ms
-from sousa_engine.workspace import Workspace
+from sousa_engine.workspace import Workspace, processes, run_files
+from sousa_engine.workspace.spool import read_batch, read_predictions
 
 IDLE_EXIT_S = 60.0
 MAX_LAUNCHES = 3

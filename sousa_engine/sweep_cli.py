@@ -13,7 +13,7 @@ from typing import Any
 import click
 from tqdm import tqdm
 
-from sousa_engine import backbones, launch, module_tree, probe, run_files, sweeper
+from sousa_engine import backbones, launch, module_tree, probe, sweeper
 from sousa_engine.analysis.sweeps import TrialRow, best_first, failures, tally, trial_rows, trials
 from sousa_engine.core import grammar, sweep_spec
 from sousa_engine.core.config import RunConfig
@@ -21,7 +21,7 @@ from sousa_engine.core.errors import ConfigError, UserError
 from sousa_engine.core.records import RunStatus, Sweep
 from sousa_engine.core.sweep_spec import Axis, SweepSpec
 from sousa_engine.store import Store
-from sousa_engine.workspace import Workspace
+from sousa_engine.workspace import Workspace, run_files
 
 POLL_S = 1.0
 _MANY = ("--models", "--targets", "--seeds")

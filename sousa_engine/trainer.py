@@ -23,12 +23,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sousa_engine import __version__, reporters, run_files, spool
+from sousa_engine import __version__, reporters
 from sousa_engine.core.config import RunConfig
 from sousa_engine.core.errors import DISK_FULL, DataError, PreflightError, SousaError, UserError
 from sousa_engine.core.records import Prediction, Progress
 from sousa_engine.training import resume
-from sousa_engine.workspace import Workspace
+from sousa_engine.workspace import Workspace, run_files, spool
 
 if TYPE_CHECKING:
     from sousa_engine.data.manifest import Manifest

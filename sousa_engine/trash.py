@@ -15,8 +15,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from sousa_engine.core.errors import WorkspaceError
-from sousa_engine.run_files import sync_folder
 from sousa_engine.workspace import Workspace
+from sousa_engine.workspace.run_files import sync_folder
 
 
 @contextlib.contextmanager

@@ -13,10 +13,10 @@ from pathlib import Path
 import click
 from tqdm import tqdm
 
-from sousa_engine import backbones, processes, run_files
-from sousa_engine.backbones import Variant, downloads, intake, pretrained
+from sousa_engine import backbones
+from sousa_engine.backbones import Variant, downloads, pretrained
 from sousa_engine.core.errors import UserError, WeightsError, WorkspaceError
-from sousa_engine.workspace import Workspace
+from sousa_engine.workspace import Workspace, intake, processes, run_files
 
 COLUMNS = ("Backbone", "Here", "Size", "Licence", "From")
 _lock_fd = click.option("--lock-fd", type=int, hidden=True, help="The intake's lock, taken by who started us.")

@@ -23,10 +23,10 @@ import sys
 import time
 from pathlib import Path
 
-from sousa_engine import run_files
 from sousa_engine.core.config import RunConfig
 from sousa_engine.core.records import Prediction, Progress
-from sousa_engine.spool import SpoolWriter, write_predictions
+from sousa_engine.workspace import run_files
+from sousa_engine.workspace.spool import SpoolWriter, write_predictions
 
 
 def main() -> int:

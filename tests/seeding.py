@@ -22,14 +22,14 @@ from typing import IO, Any
 
 import numpy as np
 
-from sousa_engine import module_tree, run_files, spool
+from sousa_engine import module_tree
 from sousa_engine.core.config import RunConfig
 from sousa_engine.core.records import UPDATE, Prediction, Progress, Run, RunStatus, SweepStatus
 from sousa_engine.core.rudiments import RUDIMENTS
 from sousa_engine.data import synth
-from sousa_engine.spool import SpoolBatch, SpoolPoint
 from sousa_engine.store import Store, SweepRun
-from sousa_engine.workspace import PROJECT_ROOT, Workspace
+from sousa_engine.workspace import PROJECT_ROOT, Workspace, run_files, spool
+from sousa_engine.workspace.spool import SpoolBatch, SpoolPoint
 
 CLASSES = tuple(rudiment.slug for rudiment in RUDIMENTS)
 CLIPS = {"train": 600, "valid": 200, "test": 200}

@@ -16,7 +16,6 @@ from streamlit.testing.v1 import AppTest
 
 from sousa_engine import baselines, baselines_cli
 from sousa_engine.analysis.significance import paired
-from sousa_engine.backbones import intake
 from sousa_engine.baselines import MAJORITY, ONSETS, POOLED
 from sousa_engine.cli import main
 from sousa_engine.core import rudiments
@@ -24,7 +23,7 @@ from sousa_engine.core.config import DataConfig, RunConfig
 from sousa_engine.core.errors import DataError, WorkspaceError
 from sousa_engine.data import audio, rhythm, synth
 from sousa_engine.data.manifest import majority_baseline, open_dataset
-from sousa_engine.workspace import PROJECT_ROOT, Workspace
+from sousa_engine.workspace import PROJECT_ROOT, Workspace, intake
 
 CLASSES = ("flam", "five-stroke-roll", "single-paradiddle")
 CLIPS = {"train": 5, "valid": 2, "test": 3}

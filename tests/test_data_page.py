@@ -16,12 +16,11 @@ from streamlit.testing.v1 import AppTest
 from sousa_engine import scan_cli
 from sousa_engine.analysis import listen
 from sousa_engine.analysis.export import clips_csv, findings_csv
-from sousa_engine.backbones import intake
 from sousa_engine.charts.spectrogram import StrokeMark, spectrogram_figure, spectrogram_info
 from sousa_engine.core.config import DataConfig
 from sousa_engine.data import audio, excerpt, findings, scan, synth
 from sousa_engine.data.manifest import open_dataset
-from sousa_engine.workspace import PROJECT_ROOT
+from sousa_engine.workspace import PROJECT_ROOT, intake
 
 ROUTER = str(PROJECT_ROOT / "sousa_engine" / "web" / "main.py")
 PAGE = str(PROJECT_ROOT / "pages" / "data.py")

@@ -18,14 +18,14 @@ import pytest
 from click.testing import CliRunner
 from seeding import Training
 
-from sousa_engine import backbones, cli, doctor, doctor_cli, file_systems, migrations, run_files, torch_facts
+from sousa_engine import backbones, cli, doctor, doctor_cli, migrations, torch_facts
 from sousa_engine.backbones import pretrained
 from sousa_engine.core.config import RunConfig
 from sousa_engine.core.errors import RunError
 from sousa_engine.doctor import Finding
 from sousa_engine.store import Store
 from sousa_engine.torch_facts import Device, TorchFacts
-from sousa_engine.workspace import LEAST_FREE_BYTES, PROJECT_ROOT, Workspace
+from sousa_engine.workspace import LEAST_FREE_BYTES, PROJECT_ROOT, Workspace, file_systems, run_files
 
 GPU = Device(name="cuda:0", title="H100", memory_mib=81_559, free_mib=80_000, bf16=True)
 FACTS = TorchFacts(

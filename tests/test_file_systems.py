@@ -10,11 +10,11 @@ import pytest
 from click.testing import CliRunner
 from streamlit.testing.v1 import AppTest
 
-from sousa_engine import cli, file_systems, rebuild, upkeep
+from sousa_engine import cli, rebuild, upkeep
 from sousa_engine.core.config import RunConfig
 from sousa_engine.core.errors import WorkspaceError
 from sousa_engine.store import Store
-from sousa_engine.workspace import PROJECT_ROOT, Workspace
+from sousa_engine.workspace import PROJECT_ROOT, Workspace, file_systems
 
 Mount = namedtuple("Mount", "device mountpoint fstype opts")
 

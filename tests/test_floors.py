@@ -15,12 +15,9 @@ FLOORS = {
     0: [
         "core",
         "module_tree",
-        "run_files",
-        "oom",
         "workspace",
-        "file_systems",
     ],
-    1: ["store", "listing", "metric_tables", "migrations", "spool", "trash", "upkeep", "salvage"],
+    1: ["store", "listing", "metric_tables", "migrations", "trash", "upkeep", "salvage"],
     2: ["backbones", "lora", "frontends", "data", "training"],
     3: ["analysis", "charts", "report"],
     4: [
@@ -34,7 +31,6 @@ FLOORS = {
         "keeper",
         "trainer",
         "executors",
-        "processes",
         "probe",
         "doctor",
         "doctor_cli",

@@ -185,7 +185,7 @@ def test_kills_for_want_of_memory_are_counted_from_start_to_end(keep, tmp_path, 
     if during is not None:
         counter.write_text("oom_kill 3\n")
     here = (
-        "from pathlib import Path\nfrom sousa_engine import keeper, oom\n"
+        "from pathlib import Path\nfrom sousa_engine import keeper; from sousa_engine.workspace import oom\n"
         f"real, here = oom.kills, Path({str(tmp_path)!r})\n"
         "oom.kills = lambda: real(here, here)\nkeeper.main()"
     )

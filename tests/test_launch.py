@@ -16,9 +16,9 @@ from sousa_engine.core import config, grammar
 from sousa_engine.core.errors import ConfigError, PreflightError, TargetError, UnknownNameError
 from sousa_engine.core.records import RunStatus
 from sousa_engine.data import manifest
-from sousa_engine.spool import SpoolBatch, SpoolPoint
 from sousa_engine.store import Store
 from sousa_engine.training import checkpoint
+from sousa_engine.workspace.spool import SpoolBatch, SpoolPoint
 
 
 def prepared(*words: str) -> launch.Prepared:

@@ -20,8 +20,8 @@ from sousa_engine.core.config import RunConfig, build
 from sousa_engine.core.errors import UnknownNameError, UserError, WorkspaceError
 from sousa_engine.core.records import RunFilter, RunStatus, SweepStatus
 from sousa_engine.listing import SORTS
-from sousa_engine.spool import SpoolBatch, SpoolPoint
 from sousa_engine.store import Store, SweepRun
+from sousa_engine.workspace.spool import SpoolBatch, SpoolPoint
 
 
 @pytest.fixture

@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 from seeding import begin_at_once
 
-from sousa_engine import file_systems, migrations
+from sousa_engine import migrations
 from sousa_engine.core.config import RunConfig
 from sousa_engine.core.errors import WorkspaceError
-from sousa_engine.spool import SpoolBatch, SpoolPoint
 from sousa_engine.store import Store
-from sousa_engine.workspace import PROJECT_ROOT, Workspace
+from sousa_engine.workspace import PROJECT_ROOT, Workspace, file_systems
+from sousa_engine.workspace.spool import SpoolBatch, SpoolPoint
 
 LATEST = migrations._LATEST
 _OPEN_AT_ONCE = """

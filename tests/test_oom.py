@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sousa_engine import oom
+from sousa_engine.workspace import oom
 
 
 @pytest.fixture

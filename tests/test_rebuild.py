@@ -15,7 +15,7 @@ import pytest
 from seeding import Training, config, killed_before_change, seed_sweep, train_next
 
 from sousa_engine import rebuild as rebuilding
-from sousa_engine import run_files, spool, upkeep
+from sousa_engine import upkeep
 from sousa_engine.analysis.export import runs_csv
 from sousa_engine.core.config import RunConfig
 from sousa_engine.core.errors import WorkspaceError
@@ -23,6 +23,7 @@ from sousa_engine.core.records import RunFilter, RunStatus
 from sousa_engine.rebuild import rebuild
 from sousa_engine.store import Store
 from sousa_engine.supervisor import Supervisor
+from sousa_engine.workspace import run_files, spool
 
 
 def shown(workspace) -> dict:

@@ -14,13 +14,12 @@ import pytest
 from click.testing import CliRunner
 
 from sousa_engine import launch
-from sousa_engine.backbones import intake
 from sousa_engine.cli import main
 from sousa_engine.core.config import DataConfig
 from sousa_engine.core.errors import DataError, WorkspaceError
 from sousa_engine.data import audio, decode, findings, scan
 from sousa_engine.data import manifest as manifests
-from sousa_engine.workspace import Workspace
+from sousa_engine.workspace import Workspace, intake
 
 
 def data(root, **more) -> DataConfig:

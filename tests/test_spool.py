@@ -11,8 +11,8 @@ import pytest
 
 from sousa_engine.core.config import RunConfig
 from sousa_engine.core.records import Prediction, Progress
-from sousa_engine.spool import SpoolWriter, read_batch, read_predictions, read_spool, write_predictions
 from sousa_engine.store import Store
+from sousa_engine.workspace.spool import SpoolWriter, read_batch, read_predictions, read_spool, write_predictions
 
 
 def test_what_the_trainer_writes_comes_back(tmp_path):

@@ -9,13 +9,13 @@ import pytest
 
 from sousa_engine import launch, probe, supervisor, sweeper
 from sousa_engine.analysis.sweeps import failures, nearest_names, seconds_left, tally, trial_rows, trials
-from sousa_engine.backbones import intake
 from sousa_engine.core import grammar, sweep_spec
 from sousa_engine.core.config import differences
 from sousa_engine.core.errors import ConfigError, PreflightError, RunError, TargetError, UnknownNameError
 from sousa_engine.core.records import Progress, RunStatus, SweepStatus
-from sousa_engine.spool import SpoolBatch, SpoolPoint
 from sousa_engine.store import Store
+from sousa_engine.workspace import intake
+from sousa_engine.workspace.spool import SpoolBatch, SpoolPoint
 
 TINY = {"data": {"dataset": "micro"}, "training": {"max_epochs": 9}}
 GRID = {"axes": {"model": ["ast-mini", "beats-mini"], "targets": ["core", "default"]}, "seeds": [0, 1], "base": TINY}

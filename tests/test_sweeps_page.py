@@ -13,9 +13,8 @@ import yaml
 from seeding import train_next
 from streamlit.testing.v1 import AppTest
 
-from sousa_engine import launch, module_tree, probe, processes, run_files, supervisor, sweeper
+from sousa_engine import launch, module_tree, probe, supervisor, sweeper
 from sousa_engine.analysis.sweeps import trial_rows
-from sousa_engine.backbones import intake
 from sousa_engine.core import sweep_spec
 from sousa_engine.core.config import RunConfig
 from sousa_engine.core.errors import RunError
@@ -23,7 +22,7 @@ from sousa_engine.core.records import Curve, RunStatus, SweepStatus
 from sousa_engine.store import Store
 from sousa_engine.web import parts
 from sousa_engine.web.components.trial_tiles import MOST_POINTS, tiles_data
-from sousa_engine.workspace import PROJECT_ROOT
+from sousa_engine.workspace import PROJECT_ROOT, intake, processes, run_files
 
 PAGES = PROJECT_ROOT / "pages"
 BASE = {"data": {"dataset": "micro"}, "training": {"max_epochs": 6}}
@@ -181,7 +180,7 @@ def test_earlier_runs_tell_how_long_it_takes(visit, store):
 
 def _facts(facts):
     from sousa_engine.core.records import Progress
-    from sousa_engine.spool import SpoolBatch
+    from sousa_engine.workspace.spool import SpoolBatch
 
     done = Progress(phase="training", done=60, total=60)
     return SpoolBatch(start=1, end=2, points=[], facts=facts, progress=done)

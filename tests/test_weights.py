@@ -24,8 +24,9 @@ from file_server import FileServer
 from safetensors.torch import load_file, save_file
 
 from sousa_engine import backbones
-from sousa_engine.backbones import Download, ast, beats, downloads, intake, key_tree, pretrained
+from sousa_engine.backbones import Download, ast, beats, downloads, key_tree, pretrained
 from sousa_engine.core.errors import WeightsError
+from sousa_engine.workspace import intake
 
 BODY = "audio_spectrogram_transformer"
 SMALL = bytes(range(256)) * 3000  # 768,000 bytes: three blocks
@@ -296,7 +297,7 @@ def test_asking_about_weights_never_imports_torch(workspace):
     code = (
         "import sys; from pathlib import Path\n"
         "from sousa_engine import backbones, weights_cli\n"
-        "from sousa_engine.backbones import intake, pretrained\n"
+        "from sousa_engine.workspace import intake; from sousa_engine.backbones import pretrained\n"
         "from sousa_engine.workspace import Workspace\n"
         "workspace = Workspace(root=Path(sys.argv[1]))\n"
         "for variant in backbones.VARIANTS.values():\n"

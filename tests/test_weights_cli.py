@@ -17,8 +17,9 @@ from file_server import FileServer
 from safetensors.torch import save_file
 
 from sousa_engine import backbones, weights_cli
-from sousa_engine.backbones import Download, downloads, intake, pretrained
+from sousa_engine.backbones import Download, downloads, pretrained
 from sousa_engine.cli import main
+from sousa_engine.workspace import intake
 
 MINI = pretrained.EMBEDDED / "ast-mini" / "model.safetensors"
 MAIN = """

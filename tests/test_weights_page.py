@@ -4,9 +4,9 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from sousa_engine import backbones, weights_cli
-from sousa_engine.backbones import downloads, intake, pretrained
+from sousa_engine.backbones import downloads, pretrained
 from sousa_engine.core.errors import WeightsError
-from sousa_engine.workspace import PROJECT_ROOT
+from sousa_engine.workspace import PROJECT_ROOT, intake
 
 MAIN = PROJECT_ROOT / "sousa_engine" / "web" / "main.py"
 

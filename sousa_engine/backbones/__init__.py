@@ -19,8 +19,8 @@ from sousa_engine.core.errors import WeightsError, unknown
 from sousa_engine.workspace import Workspace, default_workspace
 
 if TYPE_CHECKING:
-    from sousa_engine.backbones.intake import Tell
     from sousa_engine.backbones.waveforms import TakesWaveforms
+    from sousa_engine.workspace.intake import Tell
 
 __all__ = [
     "FAMILIES",

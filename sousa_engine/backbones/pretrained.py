@@ -18,13 +18,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from sousa_engine import run_files
-from sousa_engine.backbones import downloads, embedded, intake, key_tree
+from sousa_engine.backbones import downloads, embedded, key_tree
 from sousa_engine.backbones.downloads import sha256
 from sousa_engine.backbones.spec import Variant, WeightsState
 from sousa_engine.core import inputs
 from sousa_engine.core.errors import WeightsError
-from sousa_engine.workspace import Workspace
+from sousa_engine.workspace import Workspace, intake, run_files
 
 if TYPE_CHECKING:
     from sousa_engine.backbones.waveforms import TakesWaveforms

@@ -24,8 +24,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO
 
-from sousa_engine.backbones import intake
-from sousa_engine.backbones.intake import Intake, Tell
 from sousa_engine.core.config import DataConfig
 from sousa_engine.core.errors import DataError, WorkspaceError
 from sousa_engine.data import audio, synth
@@ -34,7 +32,8 @@ from sousa_engine.data.audio import CURE
 from sousa_engine.data.decode import Verdict, cpu_limit_s
 from sousa_engine.data.layouts import current
 from sousa_engine.data.manifest import Manifest
-from sousa_engine.workspace import PROJECT_ROOT, Workspace
+from sousa_engine.workspace import PROJECT_ROOT, Workspace, intake
+from sousa_engine.workspace.intake import Intake, Tell
 
 SCANNING = "scanning"  # what `tell` says: files looked at so far
 WORKER = (sys.executable, "-m", "sousa_engine.data.decode")

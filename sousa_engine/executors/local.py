@@ -17,11 +17,10 @@ from pathlib import Path
 
 import psutil
 
-from sousa_engine import processes, run_files
 from sousa_engine.core.errors import RunError
 from sousa_engine.core.records import Run
 from sousa_engine.executors import Sighting, device_of
-from sousa_engine.workspace import Workspace
+from sousa_engine.workspace import Workspace, processes, run_files
 
 TRAINER_MODULE = "sousa_engine.trainer"
 GRACE_S = 60.0  # from the request to stop to the end of patience

@@ -12,14 +12,13 @@ import pandas as pd
 import streamlit as st
 
 from sousa_engine import baselines, baselines_cli
-from sousa_engine.backbones import intake
-from sousa_engine.backbones.intake import Intake
 from sousa_engine.baselines import Baselines
 from sousa_engine.core.config import DataConfig
 from sousa_engine.core.errors import UserError, WorkspaceError
 from sousa_engine.data.manifest import Manifest
 from sousa_engine.web import parts, scan_view
-from sousa_engine.workspace import Workspace
+from sousa_engine.workspace import Workspace, intake
+from sousa_engine.workspace.intake import Intake
 
 REFRESH_S = 1
 

@@ -6,10 +6,10 @@ import streamlit as st
 
 from sousa_engine import migrations
 from sousa_engine.core.errors import SousaError
-from sousa_engine.file_systems import taken_risk
 from sousa_engine.web import parts, tell
 from sousa_engine.web.parts import READ_ONLY, plain
 from sousa_engine.workspace import PROJECT_ROOT, default_workspace
+from sousa_engine.workspace.file_systems import taken_risk
 
 ASSETS = Path(__file__).resolve().parent / "assets"
 

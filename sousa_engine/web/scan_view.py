@@ -14,14 +14,13 @@ import streamlit as st
 
 from sousa_engine import scan_cli
 from sousa_engine.analysis.export import findings_csv
-from sousa_engine.backbones import intake
-from sousa_engine.backbones.intake import Intake
 from sousa_engine.core.config import DataConfig
 from sousa_engine.core.errors import UserError, WorkspaceError
 from sousa_engine.data import findings, scan, synth
 from sousa_engine.data.findings import KINDS, Report
 from sousa_engine.web import parts
-from sousa_engine.workspace import Workspace
+from sousa_engine.workspace import Workspace, intake
+from sousa_engine.workspace.intake import Intake
 
 REFRESH_S = 1
 _STRICT = "strict"

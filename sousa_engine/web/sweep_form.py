@@ -14,7 +14,6 @@ from typing import Any, Literal, get_args, get_origin
 import streamlit as st
 
 from sousa_engine import backbones, launch, module_tree, probe, sweep_cli, sweeper
-from sousa_engine.backbones import intake
 from sousa_engine.core import config, grammar, sweep_spec
 from sousa_engine.core.config import RunConfig
 from sousa_engine.core.errors import ConfigError, SousaError, TargetError, UserError
@@ -24,7 +23,7 @@ from sousa_engine.data import synth
 from sousa_engine.module_tree import Outline
 from sousa_engine.web import parts
 from sousa_engine.weights_cli import size_text
-from sousa_engine.workspace import Workspace, default_workspace
+from sousa_engine.workspace import Workspace, default_workspace, intake
 
 DRAFT = "sweep.draft"  # in the session: what sweep.build takes, to fill the form with
 OWN_DATA = "my own: a folder or a CSV file"

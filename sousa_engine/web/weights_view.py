@@ -13,12 +13,12 @@ import pandas as pd
 import streamlit as st
 
 from sousa_engine import backbones, weights_cli
-from sousa_engine.backbones import Variant, intake, pretrained
-from sousa_engine.backbones.intake import Intake
+from sousa_engine.backbones import Variant, pretrained
 from sousa_engine.core.errors import WeightsError
 from sousa_engine.web import parts
 from sousa_engine.weights_cli import size_text
-from sousa_engine.workspace import Workspace
+from sousa_engine.workspace import Workspace, intake
+from sousa_engine.workspace.intake import Intake
 
 REFRESH_S = 1
 _OPEN = "weights.open"

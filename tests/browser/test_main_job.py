@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect
 
-from sousa_engine import run_files
 from sousa_engine.core.records import RunStatus
 from sousa_engine.store import Store
+from sousa_engine.workspace import run_files
 
 pytestmark = [pytest.mark.browser, pytest.mark.process]
 DEADLINE_S = 240  # for a training on a busy machine; every wait below ends as soon as its condition holds

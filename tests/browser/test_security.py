@@ -10,11 +10,10 @@ import sys
 import pytest
 from seeding import Training, config, no_supervisor
 
-from sousa_engine import run_files
 from sousa_engine.core.config import RunConfig
 from sousa_engine.core.records import RunStatus
 from sousa_engine.store import Store
-from sousa_engine.workspace import PROJECT_ROOT
+from sousa_engine.workspace import PROJECT_ROOT, run_files
 
 pytestmark = pytest.mark.browser
 UPGRADE = {

@@ -20,11 +20,12 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-from sousa_engine import run_files, trainer
+from sousa_engine import trainer
 from sousa_engine.core.records import Prediction, Progress
-from sousa_engine.spool import write_predictions
 from sousa_engine.training import checkpoint
 from sousa_engine.training.resume import BEST, CHECKPOINTS
+from sousa_engine.workspace import run_files
+from sousa_engine.workspace.spool import write_predictions
 
 MOST_STEPS = 1 << 12  # the ledger's size in bytes
 _CHUNKS = 16

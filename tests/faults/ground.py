@@ -20,13 +20,12 @@ from pathlib import Path
 
 import psutil
 
-from sousa_engine import run_files
 from sousa_engine.core.config import build
 from sousa_engine.core.errors import RunError, SousaError
 from sousa_engine.core.records import Run, RunStatus
 from sousa_engine.store import Store
 from sousa_engine.training import checkpoint, resume
-from sousa_engine.workspace import PROJECT_ROOT, Workspace
+from sousa_engine.workspace import PROJECT_ROOT, Workspace, run_files
 from tests.faults.double import loss
 
 SUPERVISOR, KEEPER, TRAINER = "sousa_engine.supervisor", "sousa_engine.keeper", "tests.faults.double"

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sousa_engine import run_files
 from sousa_engine.core.records import Run, RunStatus
 from sousa_engine.training import resume
+from sousa_engine.workspace import run_files
 from tests.faults.ground import KEEPER, SUPERVISOR, TRAINER, Ground, Tally
 
 SLOW_SAVES = "steps=64 pause_s=0.005 every=8 save_s=0.15"

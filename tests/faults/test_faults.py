@@ -13,8 +13,8 @@ import sys
 import pytest
 
 from sousa_engine.core.records import Event
-from sousa_engine.spool import SpoolBatch, SpoolPoint
 from sousa_engine.workspace import PROJECT_ROOT
+from sousa_engine.workspace.spool import SpoolBatch, SpoolPoint
 from tests.faults.__main__ import RESULTS, table
 from tests.faults.double import loss
 from tests.faults.ground import TRAINER, Ground

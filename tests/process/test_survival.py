@@ -19,11 +19,11 @@ import time
 import psutil
 import pytest
 
-from sousa_engine import run_files, supervisor
+from sousa_engine import supervisor
 from sousa_engine.core.config import build
 from sousa_engine.core.records import RunStatus
 from sousa_engine.store import Store
-from sousa_engine.workspace import PROJECT_ROOT
+from sousa_engine.workspace import PROJECT_ROOT, run_files
 
 pytestmark = pytest.mark.process
 DOUBLE = ("--trainer-module", "tests.fake_trainer")

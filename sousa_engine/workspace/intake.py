@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
-from sousa_engine import run_files
 from sousa_engine.core.errors import SousaError, WeightsError
+from sousa_engine.workspace import run_files
 
 LOG = "log.txt"  # what a process started from a page says, beside its note
 STOPPED = "Stopped, as asked. What came is kept; the next attempt goes on from there."

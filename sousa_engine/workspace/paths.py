@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 LEAST_FREE_BYTES = 256 * 1024  # below it, SQLite's log and a run's spool cannot grow
-PROJECT_ROOT = Path(__file__).resolve().parent.parent
+PROJECT_ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,7 +39,7 @@ def start_in(folder: Path, command: Sequence[str], prepare: Callable[[], None] =
     False if somebody is at it already; else prepare() is called first, under the lock. Raises WorkspaceError if the
     folder cannot be written to.
     """
-    from sousa_engine.backbones import intake  # a supervisor, which starts processes too, need not wait for it
+    from sousa_engine.workspace import intake  # a supervisor, which starts processes too, need not wait for it
 
     try:
         lock = intake.lock(folder)
