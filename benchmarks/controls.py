@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from sousa_engine import backbones, launch, module_tree
+from sousa_engine import backbones, launch, targets
 from sousa_engine.analysis.significance import wilson_of_mean
 from sousa_engine.core import grammar
 from sousa_engine.core.records import Run, RunStatus
@@ -96,7 +96,7 @@ def words(model: str, row: str, seed: int) -> list[str]:
 
 def _sets(model: str) -> dict[str, str]:
     """The smallest recommended set of a backbone, and the one a run gets by default."""
-    outline = module_tree.load_outline(model)
+    outline = targets.load_outline(model)
     return {"few": next(iter(launch.recommended_sets(outline))), "all": launch.default_set(outline)}
 
 

@@ -77,7 +77,7 @@ def matched_input() -> dict:
 
     from sousa_engine import backbones, lora
     from sousa_engine.core.config import LoraConfig
-    from sousa_engine.module_tree import load_outline
+    from sousa_engine.targets import load_outline
     from sousa_engine.workspace import default_workspace
 
     outline = load_outline("ast-base")
@@ -106,7 +106,7 @@ def outline() -> dict:
         return time.perf_counter() - began
 
     live = "from sousa_engine import backbones; backbones.build('ast-base', num_classes=40)"
-    stored = "from sousa_engine.module_tree import load_outline; load_outline('ast-base')"
+    stored = "from sousa_engine.targets import load_outline; load_outline('ast-base')"
     pairs = [(seconds(live), seconds(stored)) for _ in range(3)]
     return {
         "instead_of": "building AST-base in a fresh process to show its tree",

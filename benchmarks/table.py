@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from sousa_engine import launch, module_tree
+from sousa_engine import launch, targets
 from sousa_engine.analysis.export import runs_csv
 from sousa_engine.core.records import RunFilter, RunStatus
 from sousa_engine.store import Store
@@ -147,7 +147,7 @@ def measured(name: str, work: Callable[[], object], tries: int = TRIES) -> tuple
 
 def _configs() -> Iterator[str]:
     for variant in ("ast-mini", "beats-mini", "ast-base"):
-        outline = module_tree.load_outline(variant)
+        outline = targets.load_outline(variant)
         for target_set in ("attention", "default", "all-linear"):
             draft = {
                 "model": {"variant": variant, "weights": "random"},

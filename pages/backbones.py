@@ -10,14 +10,14 @@ from typing import Any
 
 import streamlit as st
 
-from sousa_engine import backbones, launch, module_tree
+from sousa_engine import backbones, launch, targets
 from sousa_engine.core import config, grammar
 from sousa_engine.core.config import HeadPolicy, RunConfig
 from sousa_engine.core.errors import SousaError, UnknownNameError, UserError
 from sousa_engine.core.methods import METHODS, Method
 from sousa_engine.core.records import LONGEST_SET_NAME, TargetSet
-from sousa_engine.module_tree import EntryMatch, Outline, Resolution
 from sousa_engine.store import Store
+from sousa_engine.targets import EntryMatch, Outline, Resolution
 from sousa_engine.web import parts
 from sousa_engine.web.components.module_tree import Choice, choose, ticked
 from sousa_engine.web.components.module_tree import module_tree as draw_tree
@@ -106,7 +106,7 @@ class Fields:
 @st.fragment
 def bench(name: str) -> None:
     """The tree and everything that follows its ticks: one fragment, so that a tick redraws nothing else."""
-    outline = module_tree.load_outline(name)
+    outline = targets.load_outline(name)
     take_over_ticks(outline)
     left, right = st.columns([7, 3], gap="medium")
     with right:
@@ -197,13 +197,12 @@ def take(outline: Outline, paths: tuple[str, ...], head: HeadPolicy | None) -> N
 
 def launch_button(outline: Outline, chosen: Choice, saved: Mapping[str, TargetSet], fields: Fields) -> None:
     """What the ticks come to, in Python's own count, and the way to Launch if that can be trained."""
-    counts = module_tree.count(
+    counts = targets.count(
         outline, chosen.paths, r=fields.r, head=fields.head, num_classes=fields.classes, ranks=chosen.ranks,
         method=fields.method.name,
     )  # fmt: skip
-    targets = outline.targets(chosen.paths)
     lora = {
-        "method": fields.method.name, "targets": [target.model_dump() for target in targets],
+        "method": fields.method.name, "targets": [target.model_dump() for target in outline.targets(chosen.paths)],
         "rank_pattern": chosen.ranks, "r": fields.r, "head": fields.head,
     }  # fmt: skip
     problems = list(config.problems({"lora": lora}).values())
@@ -359,7 +358,7 @@ def pasted_list(outline: Outline) -> None:
 def matched(outline: Outline, text: str) -> tuple[list[str], Resolution]:
     """(its entries, what they mean here). Raises UserError for what is no list of names."""
     entries = grammar.entries(text)
-    return entries, module_tree.resolve(outline, launch.expand_sets(outline, entries))
+    return entries, targets.resolve(outline, launch.expand_sets(outline, entries))
 
 
 # Both work on the field as it is when they are clicked: its text can be newer than the button that was drawn.
@@ -404,7 +403,7 @@ def copy_yaml(outline: Outline, chosen: Choice, fields: Fields) -> None:
         st.caption("Nothing is ticked.")
         return
     ranks = "".join(f"  {path}: {rank}\n" for path, rank in chosen.ranks.items())
-    st.code(module_tree.to_yaml(outline, paths) + (f"rank_pattern:\n{ranks}" if ranks else ""), language="yaml")
+    st.code(targets.to_yaml(outline, paths) + (f"rank_pattern:\n{ranks}" if ranks else ""), language="yaml")
     versions = ", ".join(f"{name} {number}" for name, number in outline.versions.items())
     st.caption(
         f"The shortest names that mean exactly these modules, in {versions}."

@@ -6,7 +6,7 @@ from typing import Any
 
 import streamlit as st
 
-from sousa_engine import backbones, launch, module_tree
+from sousa_engine import backbones, launch, targets
 from sousa_engine.core import config, grammar
 from sousa_engine.core.config import RunConfig
 from sousa_engine.core.errors import SousaError
@@ -121,7 +121,7 @@ def form() -> tuple[dict[str, Any], dict[str, str]]:
     with b:
         weights_field(field, values)
     take_defaults_of(variant)
-    outline = module_tree.load_outline(variant)
+    outline = targets.load_outline(variant)
 
     st.subheader("What trains")
     values["lora"] = {"targets": [], **values.get("lora", {})}
@@ -236,7 +236,7 @@ def weights_field(field, values: dict[str, Any]) -> None:
         grammar.set_field(values, "model.weights", kind)
 
 
-def targets_field(outline: module_tree.Outline, values: dict[str, Any], slots: dict[str, Any], method: Method) -> None:
+def targets_field(outline: targets.Outline, values: dict[str, Any], slots: dict[str, Any], method: Method) -> None:
     """Which modules are adapted: the ticks of the tree, a recommended set, a saved set, or none."""
     ticks = st.session_state.get("ticks") or {}
     choices: dict[str, tuple[str, tuple[str, ...]]] = {}
@@ -307,9 +307,9 @@ def problems_of(values: dict[str, Any]) -> dict[str, str]:
         return {"data.dataset": "Which folder, or which CSV file?"}
     if not values["model"]["weights"]:
         return {"model.weights": "Which weights file, or which folder?"}
-    outline = module_tree.load_outline(values["model"]["variant"])
-    targets = [target.model_dump() for target in outline.targets(values["lora"]["targets"])]
-    return config.problems({**values, "lora": {**values["lora"], "targets": targets}})
+    outline = targets.load_outline(values["model"]["variant"])
+    lora = {**values["lora"], "targets": [t.model_dump() for t in outline.targets(values["lora"]["targets"])]}
+    return config.problems({**values, "lora": lora})
 
 
 @st.cache_data(ttl=20, max_entries=50, show_spinner="Checking ...")

@@ -18,7 +18,7 @@ from typing import Any
 import click
 from tqdm import tqdm
 
-from sousa_engine import __version__, launch, module_tree, queue_cli, runs_cli, supervisor
+from sousa_engine import __version__, launch, queue_cli, runs_cli, supervisor, targets
 from sousa_engine.analysis.significance import wilson
 from sousa_engine.analyze_cli import analyze_command
 from sousa_engine.baselines_cli import baselines_command
@@ -200,7 +200,7 @@ def resume(workspace: Workspace, run: str, detach: bool) -> None:
 @click.option("--adaptable", is_flag=True, help="Only modules that can get LoRA.")
 def modules(variant: str, pattern: str, adaptable: bool) -> None:
     """List the modules of a backbone: path, class, weight shape, parameters, role."""
-    outline = module_tree.load_outline(variant)
+    outline = targets.load_outline(variant)
     try:
         matches: Callable[[str], Any] = re.compile(pattern, re.IGNORECASE).search
     except re.error as error:
@@ -217,7 +217,7 @@ def modules(variant: str, pattern: str, adaptable: bool) -> None:
     click.echo(f"{len(shown)} of {len(outline.nodes)} modules of {outline.variant}")
 
 
-@main.command()
+@main.command("targets")
 @click.argument("variant", metavar="BACKBONE")
 @click.argument("entries", nargs=-1, required=True)
 @click.option("--r", default=config.LoraConfig().r, show_default=True, help="Rank, for the parameter count.")
@@ -225,27 +225,27 @@ def modules(variant: str, pattern: str, adaptable: bool) -> None:
     "--head", type=click.Choice(["train", "lora", "freeze"]), default="train", show_default=True, help="Head's policy."
 )
 @click.option("--classes", default=40, show_default=True, help="Number of classes, for the parameter count.")
-def targets(variant: str, entries: tuple[str, ...], r: int, head: Any, classes: int) -> None:
+def show_targets(variant: str, entries: tuple[str, ...], r: int, head: Any, classes: int) -> None:
     """Show what each entry of a target list matches: python -m sousa_engine targets ast "query,key,value\""""
-    outline = module_tree.load_outline(variant)
+    outline = targets.load_outline(variant)
     names = [name for entry in entries for name in grammar.entries(entry)]
     if not names:
         raise UserError('No target was named. Try: targets ast "query,key,value", or attention+mlp.')
-    found = module_tree.resolve(outline, launch.expand_sets(outline, names))
+    found = targets.resolve(outline, launch.expand_sets(outline, names))
     for match in found.matches:
         click.echo(f"{match.entry:<28} {len(match.paths):>3} modules" + (f"  {match.note}" if match.note else ""))
         for path in match.paths[:3]:
             click.echo(f"    {path}")
         if len(match.paths) > 3:
             click.echo(f"    ... and {len(match.paths) - 3} more")
-    module_tree.resolve_strict(outline, launch.expand_sets(outline, names))
+    targets.resolve_strict(outline, launch.expand_sets(outline, names))
     paths = [path for path in found.paths if not outline.in_head(path)]
-    counts = module_tree.count(outline, paths, r=r, head=head, num_classes=classes)
+    counts = targets.count(outline, paths, r=r, head=head, num_classes=classes)
     click.echo(
         f"{counts.layers} modules, {counts.trainable:,} trainable of {counts.total:,} ({counts.percent:.2f} %) "
         f"at r={r}, head: {head}, {classes} classes"
     )
-    click.echo(module_tree.to_yaml(outline, paths))
+    click.echo(targets.to_yaml(outline, paths))
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import yaml
 
-from sousa_engine import backbones, module_tree, reporters, supervisor
+from sousa_engine import backbones, reporters, supervisor, targets
 from sousa_engine.core import config, grammar
 from sousa_engine.core.config import RunConfig
 from sousa_engine.core.errors import (
@@ -32,8 +32,8 @@ from sousa_engine.data import audio, findings, scan
 from sousa_engine.data import manifest as manifests
 from sousa_engine.data.splits import SPLITS
 from sousa_engine.executors import local
-from sousa_engine.module_tree import Counts, Outline, Resolution
 from sousa_engine.store import Store, not_resumable
+from sousa_engine.targets import Counts, Outline, Resolution
 from sousa_engine.training import resume as checkpoints
 from sousa_engine.workspace import Workspace
 
@@ -86,14 +86,14 @@ def prepare(draft: Mapping[str, Any]) -> Prepared:
     name = backbones.variant(str(draft["model"].get("variant", RunConfig().model.variant))).name
     draft["model"]["variant"] = name
     _make_paths_absolute(draft)
-    outline = module_tree.load_outline(name)
+    outline = targets.load_outline(name)
     method = METHODS.get(str(draft["lora"].get("method", "lora")), METHODS["lora"])
     written = draft["lora"].get("targets")
     if written is None:
         written = [default_set(outline)] if method.takes_targets else []
     entries, notes = _for_method(outline, _entries(outline, written), method)
     try:
-        resolution = module_tree.resolve_strict(outline, entries)
+        resolution = targets.resolve_strict(outline, entries)
     except TargetError as error:
         raise TargetError(f"{error} Sets of targets here: {', '.join(named_sets(outline, method))}.") from None
     notes += [f"{match.entry}: {match.note}" for match in resolution.matches if match.note]
@@ -110,8 +110,8 @@ def prepare(draft: Mapping[str, Any]) -> Prepared:
 
 
 def resolve(outline: Outline, entries: list[str]) -> Resolution:
-    """module_tree.resolve_strict, where an entry may also be the name of a recommended set."""
-    return module_tree.resolve_strict(outline, expand_sets(outline, entries))
+    """targets.resolve_strict, where an entry may also be the name of a recommended set."""
+    return targets.resolve_strict(outline, expand_sets(outline, entries))
 
 
 def expand_sets(outline: Outline, entries: list[str]) -> list[str]:
@@ -157,12 +157,12 @@ def default_set(outline: Outline) -> str:
 
 def preflight(run_config: RunConfig, workspace: Workspace) -> Preflight:
     """Everything that can be known before a run without loading the network. Raises DataError for unusable data."""
-    outline = module_tree.load_outline(run_config.model.variant)
+    outline = targets.load_outline(run_config.model.variant)
     verdicts = scan.verdicts(run_config.data, workspace)
     manifest = manifests.open_dataset(run_config.data, verdicts)
     sizes = {split: sum(clip.split == split for clip in manifest.clips) for split in SPLITS}
     steps_per_epoch = run_config.training.steps_per_epoch(sizes["train"])
-    counts = module_tree.count(
+    counts = targets.count(
         outline,
         [target.path for target in run_config.lora.targets],
         r=run_config.lora.r,
@@ -357,14 +357,14 @@ def short_names(outline: Outline, paths: Sequence[str]) -> list[str]:
     name = _set_name(outline, paths)
     if name or not paths:
         return [name] if name else []
-    names = grammar.entries(module_tree.to_yaml(outline, paths))
+    names = grammar.entries(targets.to_yaml(outline, paths))
     return names if set(resolve(outline, names).paths) == set(paths) else list(paths)
 
 
 def _words(run_config: RunConfig) -> list[str]:
     words = [f"model={run_config.model.variant}", f"data={run_config.data.dataset}"]
     base = prepare(grammar.parse(words)).config
-    outline = module_tree.load_outline(run_config.model.variant)
+    outline = targets.load_outline(run_config.model.variant)
     for dotted, (_, value) in config.differences([base, run_config]).items():
         if dotted == "lora.target_set" and value in (*recommended_sets(outline), ""):
             continue  # follows from the targets

@@ -70,7 +70,7 @@ def counts(module: nn.Module) -> tuple[int, int, int]:
     """(trainable parameters, total parameters, modules that have an adapter).
 
     The total is that of the plain network: without adapters, and with one head, not PEFT's frozen original beside its
-    copy. So 100 * trainable / total is the percentage that module_tree.count gives.
+    copy. So 100 * trainable / total is the percentage that targets.count gives.
     """
     trainable = total = 0
     for name, parameter in module.named_parameters():

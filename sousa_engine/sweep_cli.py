@@ -13,7 +13,7 @@ from typing import Any
 import click
 from tqdm import tqdm
 
-from sousa_engine import backbones, launch, module_tree, probe, sweeper
+from sousa_engine import backbones, launch, probe, sweeper, targets
 from sousa_engine.analysis.sweeps import TrialRow, best_first, failures, tally, trial_rows, trials
 from sousa_engine.core import grammar, sweep_spec
 from sousa_engine.core.config import RunConfig
@@ -257,20 +257,20 @@ def _words(spec: SweepSpec) -> list[str]:
         words += ["--models", *map(str, axes.pop("model").values)]
     made: list[str] = []
     if spec.sets:
-        outline = module_tree.load_outline(backbones.variant(_only_model(spec.base, spec.axes)).name)
+        outline = targets.load_outline(backbones.variant(_only_model(spec.base, spec.axes)).name)
         paths = launch.resolve(outline, [entry for entries in spec.sets.values() for entry in entries]).paths
         whole = launch.short_names(outline, paths)
         words += ["--ablate", ",".join(whole)]
         made = list(sweeper.ablation(outline.variant, whole))
-    targets = []
+    target_words: list[str] = []
     if spec.axes[-1].field == "lora.targets" and all(
         len(value) > 1 if isinstance(value, list) else "," not in value for value in spec.axes[-1].values
     ):
         values = axes.pop("lora.targets").values
-        targets = [] if list(values) == made else ["--targets", *map(sweep_spec.show, values)]
+        target_words = [] if list(values) == made else ["--targets", *map(sweep_spec.show, values)]
     for axis in axes.values():
         words += ["--axis", _axis_text(axis)]
-    words += [*targets, "--seeds", *map(str, spec.seeds)]
+    words += [*target_words, "--seeds", *map(str, spec.seeds)]
     if spec.sampler != "grid":
         words += ["--sampler", spec.sampler, "--trials", str(spec.trials)]
     if spec.sampler_seed:

@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
-from sousa_engine import backbones, launch, module_tree, probe, supervisor
+from sousa_engine import backbones, launch, probe, supervisor, targets
 from sousa_engine.analysis.layers import ablations
 from sousa_engine.analysis.sweeps import trials
 from sousa_engine.core import sweep_spec
@@ -107,7 +107,7 @@ def ablation(variant: str, entries: Sequence[str]) -> dict[str, tuple[str, ...]]
     entries: names, as launch.resolve reads them. Raises UnknownNameError, TargetError; ConfigError if the set has no
     parts.
     """
-    outline = module_tree.load_outline(backbones.variant(variant).name)
+    outline = targets.load_outline(backbones.variant(variant).name)
     sets = ablations(outline, launch.resolve(outline, list(entries)).paths)
     if len(sets) < 2:
         raise ConfigError(
@@ -552,8 +552,8 @@ def _predicted(
 
 def _folder_bytes(config: RunConfig) -> int:
     """Three checkpoints of trained weights with AdamW's two moments, the adapter, and a megabyte of the rest."""
-    outline = module_tree.load_outline(config.model.variant)
-    counts = module_tree.count(
+    outline = targets.load_outline(config.model.variant)
+    counts = targets.count(
         outline,
         [target.path for target in config.lora.targets],
         r=config.lora.r,

@@ -22,7 +22,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from sousa_engine import module_tree
+from sousa_engine import targets
 from sousa_engine.core.config import RunConfig
 from sousa_engine.core.records import UPDATE, Prediction, Progress, Run, RunStatus, SweepStatus
 from sousa_engine.core.rudiments import RUDIMENTS
@@ -49,7 +49,7 @@ def config(
     weights: str = "pretrained",
     **training: Any,
 ) -> RunConfig:
-    outline = module_tree.load_outline("ast-mini")
+    outline = targets.load_outline("ast-mini")
     paths = [node.path for node in outline.nodes if node.role.startswith(roles)]
     return RunConfig.model_validate(
         {
@@ -144,9 +144,9 @@ class Training:
     def prepare(self) -> None:
         label = "random weights" if self.run.is_random else "pretrained: ast-mini, 20,000 synthesised patterns"
         self.log(f"weights: {label}")
-        outline = module_tree.load_outline("ast-mini")
+        outline = targets.load_outline("ast-mini")
         lora = self.run.config.lora
-        counts = module_tree.count(
+        counts = targets.count(
             outline, [t.path for t in lora.targets], r=lora.r, head=lora.head, num_classes=len(CLASSES)
         )
         self.clock[0] += 6_000

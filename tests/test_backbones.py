@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from sousa_engine import backbones, frontends
 from sousa_engine.backbones import ast, key_tree, outline_maker
 from sousa_engine.core.errors import DataError, UnknownNameError
-from sousa_engine.module_tree import OUTLINES
+from sousa_engine.targets import OUTLINES
 
 BODY = "audio_spectrogram_transformer"
 

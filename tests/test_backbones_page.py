@@ -6,7 +6,7 @@ import pytest
 import yaml
 from streamlit.testing.v1 import AppTest
 
-from sousa_engine import backbones, launch, module_tree
+from sousa_engine import backbones, launch, targets
 from sousa_engine.core.errors import WorkspaceError
 from sousa_engine.store import Store
 from sousa_engine.web.components.module_tree import Choice, outline_name
@@ -18,7 +18,7 @@ LAYERS = "audio_spectrogram_transformer.layers"
 
 @pytest.fixture
 def outline():
-    return module_tree.load_outline("ast-base")
+    return targets.load_outline("ast-base")
 
 
 @pytest.fixture
@@ -140,7 +140,7 @@ def test_ticks_from_before_a_ready_set_was_chosen_do_not_undo_it(page, outline):
 
 
 def test_ticks_of_another_network_are_not_taken_for_this_one(page):
-    tick(page, module_tree.load_outline("ast-mini"), [])
+    tick(page, targets.load_outline("ast-mini"), [])
     assert counted(page).startswith("72 modules")
 
 
@@ -323,7 +323,7 @@ def test_yaml_to_copy_means_exactly_the_ticked_modules(page, outline):
     page.run()
     text = page.code[0].value
     assert "dense" in text
-    assert module_tree.resolve(outline, text.split("\n- ")[1:]).paths == (*ticked, "classifier.dense")
+    assert targets.resolve(outline, text.split("\n- ")[1:]).paths == (*ticked, "classifier.dense")
 
 
 def test_yaml_to_copy_says_which_modules_have_a_rank_of_their_own(page, outline):
@@ -345,11 +345,11 @@ def bare_tree():
     """A page of nothing but the tree, told of blocked modules and of a method."""
     import streamlit as st
 
-    from sousa_engine import module_tree
+    from sousa_engine import targets
     from sousa_engine.core.methods import METHODS
     from sousa_engine.web.components.module_tree import module_tree as draw_tree
 
-    outline = module_tree.load_outline("ast-base")
+    outline = targets.load_outline("ast-base")
     blocked, method = st.session_state.get("blocked"), METHODS[st.session_state.get("method") or "lora"]
     start = [node.path for node in outline.nodes if node.role == "attention.query"]
     chosen = draw_tree(outline, start=start, r=8, head="train", num_classes=40, blocked=blocked, method=method)
@@ -393,9 +393,9 @@ def test_a_method_counts_its_own_parameters_and_greys_what_it_cannot_adapt(page)
     assert counted(page).startswith("16 modules with PiSSA, ")
     assert any("PiSSA adapts Linear only" in reason for reason in sent(page)["blocked"])
     page.selectbox(key="bench.method").set_value("ia3").run()
-    outline = module_tree.load_outline("mn10_as")
+    outline = targets.load_outline("mn10_as")
     paths = launch.recommended_sets(outline)["se+pointwise"]
-    counts = module_tree.count(outline, paths, r=8, head="train", num_classes=40, method="ia3")
+    counts = targets.count(outline, paths, r=8, head="train", num_classes=40, method="ia3")
     assert counted(page).startswith(f"46 modules with IA3, {counts.trainable:,} trainable")
     assert page.number_input(key="bench.r").disabled and sent(page)["method"]["name"] == "ia3"
     button(page, "Launch with these targets").click().run()

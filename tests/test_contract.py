@@ -9,12 +9,12 @@ import torch
 from torch.nn.functional import cross_entropy
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sousa_engine import backbones, frontends, launch, lora, module_tree
+from sousa_engine import backbones, frontends, launch, lora, targets
 from sousa_engine.backbones.outline_maker import outline as made_outline
 from sousa_engine.backbones.outline_maker import text as outline_text
 from sousa_engine.core.config import LoraConfig
 from sousa_engine.core.errors import DataError
-from sousa_engine.module_tree import OUTLINES
+from sousa_engine.targets import OUTLINES
 from sousa_engine.training.statistics import measure_statistics
 
 CLASSES = 5
@@ -26,7 +26,7 @@ class Trained:
 
     def __init__(self, name, folder):
         self.name, self.variant = name, backbones.variant(name)
-        self.spec, self.outline = self.variant.front_end, module_tree.load_outline(name)
+        self.spec, self.outline = self.variant.front_end, targets.load_outline(name)
         waveforms = 0.1 * torch.randn(3, self.spec.samples(FRAMES), generator=torch.Generator().manual_seed(1))
         self.features = frontends.log_mel(waveforms, self.spec)
         self.network = backbones.open_network(name, num_classes=CLASSES, weights="random", workspace=None)
@@ -129,7 +129,7 @@ def test_the_saved_adapter_gives_identical_logits_and_opens_with_plain_peft(trai
 
 def test_counts_are_those_of_the_real_network(trained):
     paths = [target.path for target in trained.targets]
-    counts = module_tree.count(trained.outline, paths, r=2, head="train", num_classes=CLASSES)
+    counts = targets.count(trained.outline, paths, r=2, head="train", num_classes=CLASSES)
     assert lora.counts(trained.module) == (counts.trainable, counts.total, counts.layers)
     total = sum(parameter.numel() for parameter in trained.plain.parameters())
     assert counts.total == total
@@ -139,7 +139,7 @@ def test_counts_are_those_of_the_real_network(trained):
         p.numel() for name, p in head.items()
         if name.startswith(trained.network.head_path + ".") and name.rpartition(".")[2] == "bias"
     )  # fmt: skip
-    found = module_tree.count(trained.outline, [], r=2, head="freeze", num_classes=CLASSES, method="bitfit")
+    found = targets.count(trained.outline, [], r=2, head="freeze", num_classes=CLASSES, method="bitfit")
     assert found.trainable == biases - head_biases
 
 

@@ -13,8 +13,8 @@ ROOT = Path(__file__).resolve().parent.parent
 ENGINE = ROOT / "sousa_engine"
 FLOORS = {
     0: [
+        "targets",
         "core",
-        "module_tree",
         "workspace",
     ],
     1: ["store", "listing", "metric_tables", "migrations", "trash", "upkeep", "salvage"],

@@ -11,7 +11,7 @@ import pytest
 import soundfile
 import yaml
 
-from sousa_engine import backbones, launch, module_tree
+from sousa_engine import backbones, launch, targets
 from sousa_engine.core import config, grammar
 from sousa_engine.core.errors import ConfigError, PreflightError, TargetError, UnknownNameError
 from sousa_engine.core.records import RunStatus
@@ -188,8 +188,8 @@ def test_start_refuses_what_preflight_refuses(workspace, monkeypatch):
 
 def test_recommended_sets_exist_for_every_variant():
     for name in backbones.VARIANTS:
-        sets = launch.recommended_sets(module_tree.load_outline(name))
-        assert launch.default_set(module_tree.load_outline(name)) in sets and all(sets.values())
+        sets = launch.recommended_sets(targets.load_outline(name))
+        assert launch.default_set(targets.load_outline(name)) in sets and all(sets.values())
 
 
 def test_every_field_has_help():
@@ -209,7 +209,7 @@ def test_the_legacy_preset_says_which_modules_its_names_became():
     lora = found.config.lora
     assert (found.config.model.variant, lora.r, len(lora.targets)) == ("ast-base", 16, 60)
     assert all("today:" in note for note in found.notes) and len(found.notes) == 4
-    counts = module_tree.count(found.outline, [t.path for t in lora.targets], r=16, head="freeze", num_classes=40)
+    counts = targets.count(found.outline, [t.path for t in lora.targets], r=16, head="freeze", num_classes=40)
     assert counts.adapter_parameters == 1_916_928
 
 
@@ -227,7 +227,7 @@ def test_the_legacy_preset_says_which_modules_its_names_became():
 def test_golden_counts_of_every_family(variant, targets, layers, parameters):
     found = prepared(f"model={variant}", f"lora.targets={targets}", "lora.r=16")
     paths = [target.path for target in found.config.lora.targets]
-    counts = module_tree.count(found.outline, paths, r=16, head="freeze", num_classes=40)
+    counts = targets.count(found.outline, paths, r=16, head="freeze", num_classes=40)
     assert (counts.layers, counts.adapter_parameters) == (layers, parameters)
 
 

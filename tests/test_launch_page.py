@@ -6,7 +6,7 @@ import bad_audio
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from sousa_engine import launch, module_tree
+from sousa_engine import launch, targets
 from sousa_engine.core import grammar
 from sousa_engine.core.config import DataConfig
 from sousa_engine.data import scan
@@ -108,7 +108,7 @@ def test_an_error_that_names_a_data_set_is_text(page):
 
 
 def test_ticks_of_the_module_tree_arrive(page):
-    paths = tuple(n.path for n in module_tree.load_outline("ast-base").nodes if n.role == "attention.query")
+    paths = tuple(n.path for n in targets.load_outline("ast-base").nodes if n.role == "attention.query")
     page.session_state["ticks"] = {"variant": "ast-base", "paths": list(paths), "head": "freeze", "r": 4, "name": ""}
     page.run()
     assert not page.exception
@@ -137,7 +137,7 @@ def test_settings_of_a_run_fill_the_form(page):
 
 
 def test_a_saved_target_set_can_be_chosen(page, workspace):
-    path = launch.recommended_sets(module_tree.load_outline("ast-mini"))["attention"][0]
+    path = launch.recommended_sets(targets.load_outline("ast-mini"))["attention"][0]
     with Store.open(workspace) as store:
         store.save_target_set("my one", "ast-mini", [path], "train")
     page.run()
@@ -171,7 +171,7 @@ def test_a_method_shows_the_fields_it_reads_and_no_others(page, workspace):
 
 
 def test_ranks_of_the_tree_arrive_and_leave_with_the_ticks(page, workspace):
-    paths = [node.path for node in module_tree.load_outline("ast-mini").nodes if node.name == "q_proj"]
+    paths = [node.path for node in targets.load_outline("ast-mini").nodes if node.name == "q_proj"]
     ticks = {"variant": "ast-mini", "paths": paths, "ranks": {paths[1]: 3}, "method": "rslora"}
     page.session_state["ticks"] = {**ticks, "r": 4, "head": "train", "name": ""}
     page.run()

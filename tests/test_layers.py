@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from sousa_engine import launch, module_tree
+from sousa_engine import launch, targets
 from sousa_engine.analysis.layers import ablations, grid, pruned, ranked, strongest, updates
 from sousa_engine.charts.layers import layers_figure, layers_info, percent
 from sousa_engine.core.config import RunConfig, differences
@@ -22,7 +22,7 @@ TICKED = (  # out of tree order, as an old run may have them
 
 @pytest.fixture
 def outline():
-    return module_tree.load_outline("ast-mini")
+    return targets.load_outline("ast-mini")
 
 
 def config(outline, paths=TICKED, **lora):
@@ -48,7 +48,7 @@ def test_each_target_has_its_place_its_norm_and_what_it_costs(outline):
     patch, *_, first = found.targets
     assert (first.layer, first.role, first.norm) == (2, "mlp.in", 0.02)
     assert (patch.layer, patch.role, patch.norm) == (None, "patch", 0.03)
-    counted = [module_tree.count(outline, [p], r=4, head="freeze", num_classes=40).trainable for p in TICKED[::-1]]
+    counted = [targets.count(outline, [p], r=4, head="freeze", num_classes=40).trainable for p in TICKED[::-1]]
     assert [target.parameters for target in found.targets] == counted
     assert [target.share for target in found.targets] == [cost / 100_000 for cost in counted]
 
@@ -61,7 +61,7 @@ def test_what_trains_without_some_targets_is_what_the_tree_counts_for_the_rest(o
 
     def trainable(kept):
         own = {path: rank for path, rank in ranks.items() if path in kept}
-        return module_tree.count(
+        return targets.count(
             outline, kept, r=4, head="train", num_classes=40, method=method, ranks=own
         ).trainable  # fmt: skip
 
@@ -121,7 +121,7 @@ def test_the_grid_has_the_trees_order_and_a_gap_where_nothing_was_ticked(outline
 
 
 def test_a_cell_of_several_targets_holds_their_mean(outline):
-    mn = module_tree.load_outline("mn04_as")
+    mn = targets.load_outline("mn04_as")
     both = [node.path for node in mn.nodes if node.role == "pointwise" and node.layer == 3]
     assert len(both) == 2
     points = [
@@ -165,7 +165,7 @@ def test_an_ablation_has_all_sets_that_differ_each_once(outline):
 
 @pytest.mark.parametrize("variant", ["ast-base", "mn10_as", "dymn04_as", "htsat-audioset", "beats-iter3"])
 def test_no_set_is_empty_twice_there_or_has_the_head(variant):
-    outline = module_tree.load_outline(variant)
+    outline = targets.load_outline(variant)
     every = [node.path for node in outline.nodes if node.adaptable]
     sets = ablations(outline, every)
     assert sets["all"] == tuple(path for path in every if not outline.in_head(path))

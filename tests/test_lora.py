@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from sousa_engine import backbones, lora, module_tree
+from sousa_engine import backbones, lora, targets
 from sousa_engine.backbones import Network, ast
 from sousa_engine.core.config import LoraConfig, TargetModule
 from sousa_engine.core.errors import TargetError, WeightsError
@@ -13,7 +13,7 @@ from sousa_engine.frontends import normalise
 CLASSES = 6
 VARIANTS = ["ast-mini"]  # every other backbone: tests/test_contract.py
 QUERY = "audio_spectrogram_transformer.layers.0.attention.q_proj"
-SQUARE = module_tree.load_outline("ast-mini").node(QUERY).shape
+SQUARE = targets.load_outline("ast-mini").node(QUERY).shape
 
 
 def built(workspace, name="ast-mini", seed=0):
@@ -21,14 +21,14 @@ def built(workspace, name="ast-mini", seed=0):
 
 
 def asked(entries, name="ast-mini", **settings):
-    outline = module_tree.load_outline(name)
-    paths = [path for path in module_tree.resolve_strict(outline, entries).paths if not outline.in_head(path)]
+    outline = targets.load_outline(name)
+    paths = [path for path in targets.resolve_strict(outline, entries).paths if not outline.in_head(path)]
     return LoraConfig(targets=outline.targets(paths), **settings)
 
 
 def everything(name="ast-mini", **settings):
     """Every module of the tree that can be ticked."""
-    outline = module_tree.load_outline(name)
+    outline = targets.load_outline(name)
     return asked([node.path for node in outline.nodes if node.adaptable], name, **settings)
 
 
@@ -97,8 +97,8 @@ def test_the_head_trains_as_its_policy_says(workspace, head, trains):
 @pytest.mark.parametrize("entries", [["q_proj"], ["all-linear"], ["projection", "3.mlp.fc1"]])
 def test_counts_of_the_network_are_those_the_tree_foretold(workspace, entries, r, head):
     config = asked(entries, r=r, head=head)
-    outline = module_tree.load_outline("ast-mini")
-    foretold = module_tree.count(outline, [t.path for t in config.targets], r=r, head=head, num_classes=CLASSES)
+    outline = targets.load_outline("ast-mini")
+    foretold = targets.count(outline, [t.path for t in config.targets], r=r, head=head, num_classes=CLASSES)
     found = lora.counts(lora.attach(built(workspace), config))
     assert found == (foretold.trainable, foretold.total, foretold.layers)
 
@@ -133,8 +133,8 @@ def test_without_targets_only_the_head_trains(workspace):
     assert {key for key, p in module.named_parameters() if p.requires_grad} == {
         f"classifier.{name}" for name in ("layernorm.weight", "layernorm.bias", "dense.weight", "dense.bias")
     }
-    outline = module_tree.load_outline("ast-mini")
-    foretold = module_tree.count(outline, (), r=8, head="train", num_classes=CLASSES)
+    outline = targets.load_outline("ast-mini")
+    foretold = targets.count(outline, (), r=8, head="train", num_classes=CLASSES)
     assert lora.counts(module) == (foretold.trainable, foretold.total, 0)
 
 
@@ -144,10 +144,10 @@ def test_nothing_to_train_is_refused(workspace):
 
 
 def test_a_ticked_head_is_left_to_its_policy(workspace):
-    outline = module_tree.load_outline("ast-mini")
-    targets = outline.targets([QUERY, "classifier.dense"])
+    outline = targets.load_outline("ast-mini")
+    ticked = outline.targets([QUERY, "classifier.dense"])
     for head, layers in (("train", 1), ("lora", 2), ("freeze", 1)):
-        assert lora.counts(lora.attach(built(workspace), LoraConfig(targets=targets, r=4, head=head)))[2] == layers
+        assert lora.counts(lora.attach(built(workspace), LoraConfig(targets=ticked, r=4, head=head)))[2] == layers
 
 
 @pytest.mark.parametrize(

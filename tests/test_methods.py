@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from sousa_engine import backbones, lora, module_tree
+from sousa_engine import backbones, lora, targets
 from sousa_engine.core import config
 from sousa_engine.core.config import LoraConfig
 from sousa_engine.core.errors import ConfigError
 from sousa_engine.core.methods import METHODS
 from sousa_engine.lora import BaseTunerLayer
-from sousa_engine.module_tree import load_outline
+from sousa_engine.targets import load_outline
 from sousa_engine.training.statistics import measure_statistics
 
 CLASSES = 6
@@ -30,7 +30,7 @@ def built(variant, workspace):
     return network
 
 
-def targets(variant, method, r=4):
+def adaptable(variant, method, r=4):
     """Every module of the tree that this method can adapt at this rank."""
     outline, how = load_outline(variant), METHODS[method]
     nodes = [n for n in outline.nodes if n.adaptable and not outline.in_head(n.path) and not how.reason(n.kind)]
@@ -38,7 +38,7 @@ def targets(variant, method, r=4):
 
 
 def asked(variant, method, r=4, **settings):
-    return LoraConfig(method=method, targets=targets(variant, method, r), r=r, **settings)
+    return LoraConfig(method=method, targets=adaptable(variant, method, r), r=r, **settings)
 
 
 def batch(variant, clips=3, frames=130):
@@ -74,8 +74,8 @@ def test_it_changes_nothing_at_first_counts_as_promised_and_every_target_learns(
     plain = logits(network.module, variant)
     module = lora.attach(network, asked(variant, method))
     torch.testing.assert_close(logits(module, variant), plain, atol=2e-3 if method == "pissa" else 1e-5, rtol=1e-4)
-    counts = module_tree.count(
-        load_outline(variant), [t.path for t in targets(variant, method)], r=4, head="train",
+    counts = targets.count(
+        load_outline(variant), [t.path for t in adaptable(variant, method)], r=4, head="train",
         num_classes=CLASSES, method=method,
     )  # fmt: skip
     assert lora.counts(module) == (counts.trainable, counts.total, counts.layers)
@@ -130,7 +130,7 @@ def test_update_norms_are_those_of_merged_minus_original_and_zero_before_the_fir
     network = backbones.open_network(variant, num_classes=CLASSES, weights="random", workspace=workspace)
     plain = copy.deepcopy(network.module)
     module = lora.attach(network, asked(variant, method, alpha=10))
-    paths = [target.path for target in targets(variant, method)]
+    paths = [target.path for target in adaptable(variant, method)]
     assert lora.update_norms(module) == pytest.approx(dict.fromkeys(paths, 0), abs=1e-7)
     found = lora.update_norms(moved(module))
     merged = lora.merge(copy.deepcopy(module))
@@ -143,7 +143,7 @@ def test_update_norms_are_those_of_merged_minus_original_and_zero_before_the_fir
 @pytest.mark.parametrize("method", ["lora", "rslora", "dora", "pissa"])
 def test_update_norms_know_own_ranks_and_an_adapted_head_and_stay_the_same_after_loading(method, workspace, tmp_path):
     outline = load_outline("ast-mini")
-    paths, head = [target.path for target in targets("ast-mini", method)][:3], outline.head_layer.path
+    paths, head = [target.path for target in adaptable("ast-mini", method)][:3], outline.head_layer.path
     settings = LoraConfig(
         method=method, targets=outline.targets(paths), r=4, alpha=3, head="lora",
         rank_pattern={paths[0]: 2, paths[2]: 7},
@@ -161,7 +161,7 @@ def test_update_norms_know_own_ranks_and_an_adapted_head_and_stay_the_same_after
 
 def test_update_norms_of_a_weight_of_zeros_and_of_values_that_are_no_number(workspace):
     network = built("ast-mini", workspace)
-    first, second, third = [target.path for target in targets("ast-mini", "lora")][:3]
+    first, second, third = [target.path for target in adaptable("ast-mini", "lora")][:3]
     with torch.no_grad():
         network.module.get_submodule(first).weight.zero_()
     module = lora.attach(network, LoraConfig(targets=load_outline("ast-mini").targets([first, second, third]), r=4))
@@ -183,7 +183,7 @@ def test_the_comparisons_train_what_they_say_and_come_back_whole(variant, method
     network = built(variant, workspace)
     plain = copy.deepcopy(network.module)
     module = lora.attach(network, LoraConfig(method=method))
-    counts = module_tree.count(load_outline(variant), [], r=8, head="train", num_classes=CLASSES, method=method)
+    counts = targets.count(load_outline(variant), [], r=8, head="train", num_classes=CLASSES, method=method)
     assert lora.counts(module) == (counts.trainable, counts.total, 0)
     train(module, network, variant)
     wanted = logits(module, variant)
@@ -219,14 +219,14 @@ def test_rslora_scales_by_the_root_of_the_rank_and_lora_by_the_rank(workspace):
 
 @pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.takes_ranks])
 def test_a_module_can_have_a_rank_of_its_own(method, workspace, tmp_path):
-    paths = [target.path for target in targets("ast-mini", method)][:3]
+    paths = [target.path for target in adaptable("ast-mini", method)][:3]
     outline = load_outline("ast-mini")
     ranks = {paths[0]: 2, paths[2]: 7}
     asked = LoraConfig(method=method, targets=outline.targets(paths), r=4, alpha=8, rank_pattern=ranks)
     network = built("ast-mini", workspace)
     plain = copy.deepcopy(network.module)
     module = lora.attach(network, asked)
-    counts = module_tree.count(outline, paths, r=4, head="train", num_classes=CLASSES, method=method, ranks=ranks)
+    counts = targets.count(outline, paths, r=4, head="train", num_classes=CLASSES, method=method, ranks=ranks)
     assert lora.counts(module) == (counts.trainable, counts.total, counts.layers)
     layers = {
         p.removeprefix("base_model.model."): m for p, m in module.named_modules() if isinstance(m, BaseTunerLayer)
@@ -248,7 +248,7 @@ def test_adalora_gives_ranks_away(workspace):
     module = lora.attach(network, asked("ast-mini", "adalora"), total_steps=20)
     train(module, network, "ast-mini", steps=20)
     kept = sum(int((p != 0).sum()) for name, p in module.named_parameters() if ".lora_E." in name)
-    assert kept == 4 * len(targets("ast-mini", "adalora"))
+    assert kept == 4 * len(adaptable("ast-mini", "adalora"))
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,9 @@ import sys
 
 import pytest
 
-from sousa_engine import module_tree
+from sousa_engine import targets
 from sousa_engine.core.errors import TargetError, UnknownNameError
-from sousa_engine.module_tree import count, load_outline, resolve, resolve_strict, to_yaml
+from sousa_engine.targets import count, load_outline, resolve, resolve_strict, to_yaml
 
 LAYER = "audio_spectrogram_transformer.layers.3"
 SIX = ["q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2"]
@@ -208,17 +208,17 @@ def test_copied_yaml_is_short_where_a_short_name_says_it(ast):
 
 
 def test_search_finds_text_and_regular_expressions(ast):
-    assert len(module_tree.grep(ast, "q_PROJ")) == 12
-    assert len(module_tree.grep(ast, r"/layers\.(0|1)\.mlp\.fc/")) == 4
+    assert len(targets.grep(ast, "q_PROJ")) == 12
+    assert len(targets.grep(ast, r"/layers\.(0|1)\.mlp\.fc/")) == 4
     with pytest.raises(TargetError, match="regular expression"):
-        module_tree.grep(ast, "/[/")
+        targets.grep(ast, "/[/")
 
 
 def test_reading_outlines_and_naming_backbones_never_imports_torch():
     code = (
-        "import sys; from sousa_engine import backbones, module_tree;"
-        "outline = module_tree.load_outline('ast'); backbones.variant('ast').parameters;"
-        "module_tree.resolve(outline, ['q_proj']);"
+        "import sys; from sousa_engine import backbones, targets;"
+        "outline = targets.load_outline('ast'); backbones.variant('ast').parameters;"
+        "targets.resolve(outline, ['q_proj']);"
         "print([m for m in ('torch', 'transformers', 'peft', 'torchaudio') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from sousa_engine import backbones, launch, module_tree
+from sousa_engine import backbones, launch, targets
 from sousa_engine.core.errors import UserError
 
 # variant -> set -> (modules, parameters of LoRA at rank 16)
@@ -36,14 +36,14 @@ PUBLISHED = {
 
 @pytest.fixture(params=sorted(backbones.VARIANTS))
 def outline(request):
-    return module_tree.load_outline(request.param)
+    return targets.load_outline(request.param)
 
 
 @pytest.mark.parametrize("variant", PUBLISHED)
 def test_each_family_has_its_own_sets_with_known_sizes(variant):
-    outline = module_tree.load_outline(variant)
+    outline = targets.load_outline(variant)
     found = {
-        name: (len(paths), module_tree.count(outline, paths, r=16, head="freeze", num_classes=40).adapter_parameters)
+        name: (len(paths), targets.count(outline, paths, r=16, head="freeze", num_classes=40).adapter_parameters)
         for name, paths in launch.recommended_sets(outline).items()
     }
     assert found == PUBLISHED[variant]
@@ -78,7 +78,7 @@ def without(outline, *roles):
 
 
 def test_sets_without_members_are_not_offered():
-    ast, mn = module_tree.load_outline("ast-base"), module_tree.load_outline("mn10_as")
+    ast, mn = targets.load_outline("ast-base"), targets.load_outline("mn10_as")
     assert list(launch.recommended_sets(without(ast, "mlp"))) == ["attention", "all-linear"]
     assert launch.default_set(without(ast, "mlp")) == "attention"
     assert list(launch.recommended_sets(without(ast, "attention"))) == ["all-linear"]
@@ -89,7 +89,7 @@ def test_sets_without_members_are_not_offered():
 
 
 def test_the_name_of_a_set_is_a_target_where_the_family_has_it():
-    mn = module_tree.load_outline("mn10_as")
+    mn = targets.load_outline("mn10_as")
     assert launch.resolve(mn, ["se"]).paths == launch.recommended_sets(mn)["se"]
     with pytest.raises(UserError, match=r"'attention' is no module of mn10_as"):
         launch.resolve(mn, ["attention"])

@@ -13,7 +13,7 @@ import yaml
 from seeding import train_next
 from streamlit.testing.v1 import AppTest
 
-from sousa_engine import launch, module_tree, probe, supervisor, sweeper
+from sousa_engine import launch, probe, supervisor, sweeper, targets
 from sousa_engine.analysis.sweeps import trial_rows
 from sousa_engine.core import sweep_spec
 from sousa_engine.core.config import RunConfig
@@ -187,7 +187,7 @@ def _facts(facts):
 
 
 def test_a_saved_target_set_is_offered_to_the_backbones_it_fits(visit, store):
-    outline = module_tree.load_outline("ast-mini")
+    outline = targets.load_outline("ast-mini")
     paths = [node.path for node in outline.nodes if node.name in ("q_proj", "v_proj")]
     store.save_target_set("mine", "ast-mini", paths, "train")
     label = "saved: mine (ast-mini)"
@@ -497,7 +497,7 @@ def test_three_hundred_trials_are_one_component_with_a_tile_each(visit, store):
 
 
 def test_a_name_that_a_run_cannot_hold_is_cut_and_the_run_can_still_be_read(store):
-    outline = module_tree.load_outline("ast-mini")
+    outline = targets.load_outline("ast-mini")
     paths = list(launch.recommended_sets(outline)["attention"])
     made = started(store, axes={"targets": [paths, "core"]}, seeds=[0])
     names = [run.title for run in store.sweep_runs(made.id)]

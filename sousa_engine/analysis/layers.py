@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from sousa_engine.core.config import RunConfig
 from sousa_engine.core.methods import METHODS
 from sousa_engine.core.records import UPDATE, MetricPoint
-from sousa_engine.module_tree import Outline
+from sousa_engine.targets import Outline
 
 _PARTS = ("query", "key", "value", "qkv", "in", "out")  # of a role, in the order of the module tree's columns
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sousa_engine import __version__, backbones
 from sousa_engine.backbones.spec import Variant
-from sousa_engine.module_tree import OUTLINES
+from sousa_engine.targets import OUTLINES
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

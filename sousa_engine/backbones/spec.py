@@ -141,7 +141,7 @@ class Variant:
     @property
     def parameters(self) -> int:
         """Of the network with 40 classes, from its outline."""
-        from sousa_engine.module_tree import load_outline
+        from sousa_engine.targets import load_outline
 
         return load_outline(self.name).total_parameters
 

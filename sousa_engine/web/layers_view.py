@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from sousa_engine import module_tree, sweeper
+from sousa_engine import sweeper, targets
 from sousa_engine.analysis.compare import parameters
 from sousa_engine.analysis.layers import Updates, grid, pruned, ranked, strongest, updates
 from sousa_engine.charts.layers import layers_figure, layers_info
@@ -32,7 +32,7 @@ def _layers(run: Run) -> None:
         st.caption(why)
         return
     try:
-        outline = module_tree.load_outline(run.config.model.variant)
+        outline = targets.load_outline(run.config.model.variant)
         with parts.open_store() as store:
             run = store.run(run.id) or run
             # What is kept is the best checkpoint's adapter.

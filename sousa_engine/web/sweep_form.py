@@ -13,14 +13,14 @@ from typing import Any, Literal, get_args, get_origin
 
 import streamlit as st
 
-from sousa_engine import backbones, launch, module_tree, probe, sweep_cli, sweeper
+from sousa_engine import backbones, launch, probe, sweep_cli, sweeper, targets
 from sousa_engine.core import config, grammar, sweep_spec
 from sousa_engine.core.config import RunConfig
 from sousa_engine.core.errors import ConfigError, SousaError, TargetError, UserError
 from sousa_engine.core.records import TargetSet
 from sousa_engine.core.sweep_spec import SweepSpec
 from sousa_engine.data import synth
-from sousa_engine.module_tree import Outline
+from sousa_engine.targets import Outline
 from sousa_engine.web import parts
 from sousa_engine.weights_cli import size_text
 from sousa_engine.workspace import Workspace, default_workspace, intake
@@ -182,8 +182,8 @@ def backbones_field(asked: Asked) -> list[str]:
 def targets_field(asked: Asked, models: Sequence[str]) -> None:
     with parts.open_store() as store:
         saved = store.target_sets()
-    outlines = [module_tree.load_outline(backbones.variant(name).name) for name in models if is_backbone(name)]
-    outlines = outlines or [module_tree.load_outline(base.model.variant)]
+    outlines = [targets.load_outline(backbones.variant(name).name) for name in models if is_backbone(name)]
+    outlines = outlines or [targets.load_outline(base.model.variant)]
     sets: dict[str, list[str]] = st.session_state.setdefault("sweep.sets", {})
     offered = {**{name: name for name in sets}, **target_options(outlines, saved)}
     held = parts.say_again("sweep.targets", ["default"])
@@ -218,7 +218,7 @@ def ablation_fields(model: str, saved: Sequence[TargetSet]) -> None:
     names = list(backbones.VARIANTS)
     first = backbones.variant(model).name if is_backbone(model) else base.model.variant
     variant = st.selectbox("Backbone", names, index=names.index(first), key=f"sweep.ablate.of.{first}")
-    outline = module_tree.load_outline(variant)
+    outline = targets.load_outline(variant)
     own = {label_of(one): list(one.paths) for one in saved if one.variant == variant}
     sets = {**{name: [name] for name in launch.named_sets(outline)}, **own}
     name = st.selectbox("Set", list(sets), key=f"sweep.ablate.set.{variant}")
@@ -269,9 +269,9 @@ def label_of(saved: TargetSet) -> str:
 
 def shortest(outlines: Sequence[Outline], paths: Sequence[str]) -> list[str]:
     """Short names that mean exactly these modules in each of the outlines, else the paths."""
-    names = grammar.entries(module_tree.to_yaml(outlines[0], paths))
+    names = grammar.entries(targets.to_yaml(outlines[0], paths))
     try:
-        same = all(set(module_tree.resolve_strict(one, names).paths) == set(paths) for one in outlines)
+        same = all(set(targets.resolve_strict(one, names).paths) == set(paths) for one in outlines)
     except TargetError:
         same = False
     return names if same else list(paths)

@@ -10,7 +10,7 @@ from functools import partial
 
 import streamlit as st
 
-from sousa_engine import launch, module_tree, sweeper
+from sousa_engine import launch, sweeper, targets
 from sousa_engine.analysis.sweeps import (
     Failure,
     TrialRow,
@@ -316,7 +316,7 @@ def checked_targets(runs: Sequence[Run], text: str) -> tuple[str, bool]:
     try:
         entries = grammar.entries(text)
         for variant in dict.fromkeys(run.config.model.variant for run in runs):
-            outline = module_tree.load_outline(variant)
+            outline = targets.load_outline(variant)
             count = len([path for path in launch.resolve(outline, entries).paths if not outline.in_head(path)])
             meant.append(f"{count} {'module' if count == 1 else 'modules'} of {variant}")
     except UserError as error:

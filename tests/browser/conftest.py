@@ -23,7 +23,7 @@ import psutil
 import pytest
 from tree_page import Tree
 
-from sousa_engine import module_tree
+from sousa_engine import targets
 from sousa_engine.workspace import PROJECT_ROOT, Workspace
 
 CHROMIUM_FLAGS = [
@@ -199,4 +199,4 @@ def tree(page, settled):
 
 @pytest.fixture
 def outline():
-    return module_tree.load_outline("ast-base")
+    return targets.load_outline("ast-base")

@@ -6,7 +6,7 @@ import random
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from sousa_engine import backbones, module_tree
+from sousa_engine import backbones, targets
 from sousa_engine.core.methods import METHODS
 from sousa_engine.web.components.module_tree import HERE
 
@@ -19,13 +19,13 @@ LAYER = f"{BODY}.layers.0"
 def draw():
     import streamlit as st
 
-    from sousa_engine import module_tree
+    from sousa_engine import targets
     from sousa_engine.core.methods import METHODS
     from sousa_engine.web.components.module_tree import module_tree as draw_tree
 
     given = dict(st.session_state["given"])
     given["method"] = METHODS[given.get("method", "lora")]
-    draw_tree(module_tree.load_outline(given.pop("variant")), **{"r": 8, "head": "train", "num_classes": 40, **given})
+    draw_tree(targets.load_outline(given.pop("variant")), **{"r": 8, "head": "train", "num_classes": 40, **given})
 
 
 def data_for(**given):
@@ -85,7 +85,7 @@ def test_tick_all_like_this_ticks_the_same_module_in_every_layer(alone, outline)
     tree.page.get_by_role("menuitem", name="Tick all 12 like this", exact=True).click()
     tree.until(layers=60)
     names = [path, *(f"{LAYER}.attention.{x}_proj" for x in "qkvo")]
-    says = module_tree.count(outline, [p for n in names for p in outline.alike(n)], r=8, head="train", num_classes=40)
+    says = targets.count(outline, [p for n in names for p in outline.alike(n)], r=8, head="train", num_classes=40)
     tree.until(trainable=says.trainable)
 
 
@@ -312,7 +312,7 @@ def test_a_method_counts_its_own_parameters_and_shows_ranks_only_where_it_knows_
 
 @pytest.mark.parametrize("variant", sorted(backbones.VARIANTS))
 def test_browser_and_python_count_alike_in_every_backbone(alone, page, variant):
-    outline = module_tree.load_outline(variant)
+    outline = targets.load_outline(variant)
     able = [node.path for node in outline.nodes if node.adaptable and not outline.in_head(node.path)]
     dice = random.Random(variant)
     sent = data_for(variant=variant, start=[])
@@ -335,7 +335,7 @@ def test_browser_and_python_count_alike_in_every_backbone(alone, page, variant):
             [data, ticked, ranks],
         )
         counted = ranks if method.takes_ranks else {}
-        says = module_tree.count(outline, ticked, ranks=counted, method=name, **settings)
+        says = targets.count(outline, ticked, ranks=counted, method=name, **settings)
         assert found == {
             "layers": says.layers,
             "adapters": says.adapter_parameters,
@@ -348,7 +348,7 @@ def test_browser_and_python_count_alike_in_every_backbone(alone, page, variant):
 
 
 def test_in_the_largest_tree_few_rows_are_drawn_and_a_tick_changes_few_elements(alone, page):
-    outline = max(map(module_tree.load_outline, backbones.VARIANTS), key=lambda o: len(o.nodes))
+    outline = max(map(targets.load_outline, backbones.VARIANTS), key=lambda o: len(o.nodes))
     tree = alone(variant=outline.variant, start=[])
     tree.click("Expand all")
     assert len(outline.nodes) > 300 and page.get_by_role("treeitem").count() < 60

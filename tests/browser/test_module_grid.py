@@ -2,7 +2,7 @@
 
 import pytest
 
-from sousa_engine import launch, module_tree
+from sousa_engine import launch, targets
 
 pytestmark = pytest.mark.browser
 
@@ -27,7 +27,7 @@ def test_the_grid_ticks_cells_rows_columns_and_all_attention(tree, outline):
     for name, belongs in ways.items():
         tree.box(name).click()
         ticked |= {n.path for n in outline.nodes if n.adaptable and not outline.in_head(n.path) and belongs(n)}
-        says = module_tree.count(outline, ticked, r=8, head="train", num_classes=40)
+        says = targets.count(outline, ticked, r=8, head="train", num_classes=40)
         tree.until(layers=says.layers, adapters=says.adapter_parameters, trainable=says.trainable)
         assert tree.box(name).get_attribute("aria-checked") == "true"
     seen = {
@@ -59,7 +59,7 @@ def test_every_family_shows_its_own_layers_roles_and_sets(tree, variant, ready, 
     tree.click("Untick all")
     tree.until(layers=0)
     tree.click(ready)
-    tree.until(layers=len(launch.recommended_sets(module_tree.load_outline(variant))[ready.lower()]))
+    tree.until(layers=len(launch.recommended_sets(targets.load_outline(variant))[ready.lower()]))
     assert tree.box(column).get_attribute("aria-checked") == "true"
     assert tree.page.locator(".grid tbody th").all_text_contents() == rows
 
@@ -97,7 +97,7 @@ def test_a_rank_of_its_own_is_counted_kept_over_a_reload_and_arrives_on_launch(t
     tree.tick(q)
     tree.tick(v)
     tree.rank(q).fill("32")
-    says = module_tree.count(outline, [q, v], r=8, head="train", num_classes=40, ranks={q: 32})
+    says = targets.count(outline, [q, v], r=8, head="train", num_classes=40, ranks={q: 32})
     tree.until(layers=2, adapters=says.adapter_parameters, trainable=says.trainable)
     assert tree.rank(q).input_value() == "32"
     tree.python_says(2, says.trainable, 86_219_560)

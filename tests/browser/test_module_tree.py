@@ -3,7 +3,7 @@
 import pytest
 from playwright.sync_api import expect
 
-from sousa_engine import module_tree
+from sousa_engine import targets
 
 pytestmark = pytest.mark.browser
 
@@ -53,7 +53,7 @@ def test_browser_and_python_count_alike(tree, outline):
         tree.page.get_by_role("spinbutton", name="Classes").fill(str(classes))
         tree.press("Enter")
         tree.head(label)
-        says = module_tree.count(outline, ticked, r=r, head=head, num_classes=classes)
+        says = targets.count(outline, ticked, r=r, head=head, num_classes=classes)
         tree.until(
             layers=says.layers, adapters=says.adapter_parameters, head=says.head_parameters,
             trainable=says.trainable, total=says.total,

@@ -18,7 +18,7 @@ import streamlit as st
 
 from sousa_engine.core.config import HeadPolicy
 from sousa_engine.core.methods import METHODS, Method
-from sousa_engine.module_tree import ModuleNode, Outline
+from sousa_engine.targets import ModuleNode, Outline
 
 HERE = Path(__file__).parent
 NOTHING_INSIDE = "none"  # reasons a row cannot be ticked that the browser words itself

@@ -19,7 +19,7 @@ from sousa_engine.core.config import HeadPolicy, TargetModule
 from sousa_engine.core.errors import TargetError, nearest, unknown
 from sousa_engine.core.methods import METHODS
 
-OUTLINES = Path(__file__).parent / "backbones" / "outlines"
+OUTLINES = Path(__file__).with_name("outlines")
 
 Via = Literal["path", "suffix", "regex", "old name", "all-linear", "none"]
 
