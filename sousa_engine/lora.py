@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sousa_engine.backbones.spec import Network
-from sousa_engine.backbones.torchaudio_guard import import_torchaudio
+from sousa_engine.frontends import import_torchaudio
 
 import_torchaudio()  # PEFT imports transformers
 

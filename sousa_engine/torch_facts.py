@@ -86,7 +86,7 @@ def _cuda(index: int) -> Device:
 
 
 def _torchaudio() -> str:
-    from sousa_engine.backbones.torchaudio_guard import import_torchaudio
+    from sousa_engine.frontends import import_torchaudio
 
     try:
         package = import_torchaudio()

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from sousa_engine import frontends
 from sousa_engine.backbones import beats, key_tree
-from sousa_engine.backbones.torchaudio_guard import import_torchaudio
 from sousa_engine.core.errors import WeightsError
+from sousa_engine.frontends import import_torchaudio
 
 import_torchaudio()  # PEFT imports transformers
 

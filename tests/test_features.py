@@ -18,12 +18,11 @@ import pytest
 import soundfile
 import torch
 
-from sousa_engine.backbones.spec import FrontEndSpec
 from sousa_engine.core.config import DataConfig
 from sousa_engine.core.errors import DataError, WorkspaceError
 from sousa_engine.data import audio, features
 from sousa_engine.data.manifest import open_dataset
-from sousa_engine.frontends import log_mel
+from sousa_engine.frontends import FrontEndSpec, log_mel
 from sousa_engine.workspace import PROJECT_ROOT
 
 SPEC = FrontEndSpec(sample_rate_hz=16_000, mel_bins=32, mean=-5.0, std=4.0, min_frames=16, max_frames=400)
@@ -169,7 +168,7 @@ def test_a_folder_that_cannot_be_written_to_is_named(drums, workspace):
 CHILD = """
 import sys
 from pathlib import Path
-from sousa_engine.backbones.spec import FrontEndSpec
+from sousa_engine.frontends import FrontEndSpec
 from sousa_engine.core.config import DataConfig
 from sousa_engine.data import features
 from sousa_engine.data.manifest import open_dataset
@@ -212,7 +211,7 @@ def test_worker_processes_make_the_same_features_as_threads(workspace, monkeypat
 HELD = """
 import os, sys
 from pathlib import Path
-from sousa_engine.backbones.spec import FrontEndSpec
+from sousa_engine.frontends import FrontEndSpec
 from sousa_engine.core.config import DataConfig
 from sousa_engine.data import features
 from sousa_engine.data.manifest import open_dataset

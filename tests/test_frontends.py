@@ -7,8 +7,8 @@ import torch
 from parity.oracle import Oracle
 
 from sousa_engine import backbones, frontends
-from sousa_engine.backbones.torchaudio_guard import import_torchaudio
 from sousa_engine.core.errors import DataError
+from sousa_engine.frontends import import_torchaudio, mel
 
 import_torchaudio()
 
@@ -39,7 +39,7 @@ def test_filter_bank_and_normalised_input_equal_the_authors(oracle, clip):
 
 def test_another_window_would_be_noticed(oracle, monkeypatch):
     povey = torch.hann_window(SPEC.frame_samples, periodic=False) ** 0.85
-    monkeypatch.setattr(frontends, "_tables", lambda *a, own=frontends._tables: (own(*a)[0], povey))
+    monkeypatch.setattr(mel, "_tables", lambda *a, own=mel._tables: (own(*a)[0], povey))
     features = frontends.log_mel(torch.from_numpy(oracle.clip("B"))[None], SPEC)
     assert oracle.difference("B/fbank_raw", features[0]) > 10 * oracle.tolerance("B/fbank_raw")
 
@@ -97,7 +97,7 @@ def test_features_do_not_depend_on_the_matmul_precision_of_training(noise):
 
 def test_torchaudio_imports_beside_a_cpu_only_torch_and_beside_any_other():
     code = """
-from sousa_engine.backbones.torchaudio_guard import import_torchaudio
+from sousa_engine.frontends import import_torchaudio
 torchaudio = import_torchaudio()
 assert import_torchaudio() is torchaudio
 import torch

@@ -14,8 +14,9 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from sousa_engine.backbones import ast, beats, efficientat, htsat, key_tree, pretrained
-from sousa_engine.backbones.spec import Download, FrontEndSpec, Network, Variant, WeightsState
+from sousa_engine.backbones.spec import Download, Network, Variant, WeightsState
 from sousa_engine.core.errors import WeightsError, unknown
+from sousa_engine.frontends import FrontEndSpec
 from sousa_engine.workspace import Workspace, default_workspace
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ from types import ModuleType
 from typing import Any
 
 from sousa_engine.backbones.embedded import mini
-from sousa_engine.backbones.spec import Download, FrontEndSpec, Variant
+from sousa_engine.backbones.spec import Download, Variant
+from sousa_engine.frontends import FrontEndSpec
 
 LONGEST = 6000
 """Frames. Beyond the table's length (1024 frames in AST base) the position embeddings are stretched."""

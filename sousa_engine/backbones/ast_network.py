@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from sousa_engine.backbones.spec import Variant
-from sousa_engine.backbones.torchaudio_guard import import_torchaudio
 from sousa_engine.backbones.waveforms import TakesWaveforms
+from sousa_engine.frontends import import_torchaudio
 
 import_torchaudio()  # must stand before transformers
 

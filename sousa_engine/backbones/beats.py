@@ -13,8 +13,9 @@ from types import ModuleType
 from typing import Any
 
 from sousa_engine.backbones.embedded import mini
-from sousa_engine.backbones.spec import Download, FrontEndSpec, Variant
+from sousa_engine.backbones.spec import Download, Variant
 from sousa_engine.core.errors import WeightsError
+from sousa_engine.frontends import FrontEndSpec
 
 OLD_NAMES = ()
 

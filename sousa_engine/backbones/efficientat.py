@@ -14,7 +14,8 @@ from types import ModuleType
 from typing import Any
 
 from sousa_engine.backbones.embedded import mini
-from sousa_engine.backbones.spec import Download, FrontEndSpec, Variant
+from sousa_engine.backbones.spec import Download, Variant
+from sousa_engine.frontends import FrontEndSpec
 
 OLD_NAMES = ()
 LEFTOVERS: dict[str, tuple[int, ...]] = {}  # tensors in the authors' files that our network lacks: none

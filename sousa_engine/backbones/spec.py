@@ -2,103 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sousa_engine.core.errors import DataError
+from sousa_engine.frontends import FrontEndSpec
 
 if TYPE_CHECKING:
     from sousa_engine.backbones.waveforms import TakesWaveforms
-
-
-@dataclass(frozen=True, kw_only=True)
-class FrontEndSpec:
-    """How a waveform becomes the log-mel frames a backbone was trained on.
-
-    kind: "kaldi-fbank" (AST, BEATs): frames of frame_ms every hop_ms, none beyond the edges, each without its mean and
-    pre-emphasised; natural logarithm of at least `floor`. "efficientat": the clip pre-emphasised, frames centred on
-    every hop; logarithm of power + floor. "htsat": centred frames, Slaney's mel scale; decibels, at least `floor`.
-    mel_bins triangles from low_hz to high_hz. window: "hann" or "povey" (Hann to the power of 0.85). scale: waveforms
-    are multiplied by it first. remove_mean: each clip's mean is taken off. normalised = (log-mel - mean) / (2 * std).
-    min_frames, max_frames: the shortest and longest input of the network.
-    """
-
-    kind: str = "kaldi-fbank"
-    sample_rate_hz: int
-    mel_bins: int
-    frame_ms: float = 25.0
-    hop_ms: float = 10.0
-    low_hz: float = 20.0
-    high_hz: float = 8000.0
-    floor: float = 2.0**-23  # the float32 epsilon, as Kaldi's reference front end in torchaudio has it
-    window: str = "hann"
-    scale: float = 1.0
-    remove_mean: bool = True
-    mean: float
-    std: float
-    min_frames: int
-    max_frames: int
-
-    @property
-    def frame_samples(self) -> int:
-        return round(self.sample_rate_hz * self.frame_ms * 0.001)
-
-    @property
-    def hop_samples(self) -> int:
-        return round(self.sample_rate_hz * self.hop_ms * 0.001)
-
-    @property
-    def fft_samples(self) -> int:
-        return 1 << (self.frame_samples - 1).bit_length()
-
-    @property
-    def silence(self) -> float:
-        """What digital silence is in the log-mel."""
-        return 10 * math.log10(self.floor) if self.kind == "htsat" else math.log(self.floor)
-
-    @property
-    def ln_units(self) -> float:
-        """How many units of the log-mel a factor of e in power makes: 1, or 4.34 in decibels."""
-        return 10 / math.log(10) if self.kind == "htsat" else 1.0
-
-    def frames(self, samples: int) -> int:
-        """Frames of a clip of so many samples; raises DataError if the network cannot take it."""
-        if self.kind == "kaldi-fbank":
-            frames = 1 + (samples - self.frame_samples) // self.hop_samples
-        else:
-            frames = 1 + (samples - (self.kind == "efficientat")) // self.hop_samples
-        frames = max(0, frames)
-        self.check(frames, samples)
-        return frames
-
-    def check(self, frames: int, samples: int | None = None) -> None:
-        """Raises DataError unless the network takes so many frames."""
-        if self.min_frames <= frames <= self.max_frames:
-            return
-        word = "short" if frames < self.min_frames else "long"
-        shortest, longest = self.samples(self.min_frames), self.samples(self.max_frames + 1) - 1
-        at_least = math.ceil(10 * shortest / self.sample_rate_hz) / 10
-        cure = (
-            f"Set data.clip_s={at_least:g}: shorter recordings are followed by silence."
-            if word == "short"
-            else f"Set data.clip_s to at most {self._seconds(longest)}."
-        )
-        raise DataError(
-            f"A clip of {self._seconds(samples or self.samples(frames))} s is too {word}: this backbone takes "
-            f"{self._seconds(shortest)} to {self._seconds(longest)} s. {cure}"
-        )
-
-    def samples(self, frames: int) -> int:
-        """The fewest samples that make so many frames."""
-        if self.kind == "kaldi-fbank":
-            return self.frame_samples + (frames - 1) * self.hop_samples
-        return (frames - 1) * self.hop_samples + (self.kind == "efficientat")
-
-    def _seconds(self, samples: int) -> str:
-        return f"{samples / self.sample_rate_hz:.4g}"
 
 
 @dataclass(frozen=True, kw_only=True)

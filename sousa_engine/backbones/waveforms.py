@@ -6,8 +6,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sousa_engine import frontends
-from sousa_engine.backbones.spec import FrontEndSpec
 from sousa_engine.core.errors import DataError
+from sousa_engine.frontends import FrontEndSpec
 
 
 class TakesWaveforms(nn.Module):

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from sousa_engine.backbones.spec import FrontEndSpec
-from sousa_engine.backbones.torchaudio_guard import import_torchaudio
+from sousa_engine.frontends.spec import FrontEndSpec
+from sousa_engine.frontends.torchaudio_guard import import_torchaudio
 
 import_torchaudio()
 

@@ -1,0 +1,21 @@
+"""From a waveform to the log-mel frames of a backbone. Torch is imported with the first call, not with the package."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sousa_engine.frontends.spec import FrontEndSpec
+from sousa_engine.frontends.torchaudio_guard import import_torchaudio
+
+if TYPE_CHECKING:
+    from sousa_engine.frontends.mel import log_mel, normalise
+
+__all__ = ["FrontEndSpec", "import_torchaudio", "log_mel", "normalise"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("log_mel", "normalise"):
+        from sousa_engine.frontends import mel
+
+        return getattr(mel, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
