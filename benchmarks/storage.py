@@ -32,8 +32,7 @@ from tqdm import tqdm
 
 from benchmarks import table
 from benchmarks.browser import IDLE, chromium, studio
-from sousa_engine import metric_tables
-from sousa_engine.store import Store
+from sousa_engine.store import Store, metric_tables
 from sousa_engine.workspace import Workspace
 from sousa_engine.workspace.spool import SpoolPoint
 

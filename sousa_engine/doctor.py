@@ -28,10 +28,10 @@ from typing import Literal
 
 import psutil
 
-from sousa_engine import __version__, backbones, migrations, torch_facts, upkeep
+from sousa_engine import __version__, backbones, torch_facts, upkeep
 from sousa_engine.backbones import downloads, pretrained
 from sousa_engine.core.errors import RunError, WorkspaceError
-from sousa_engine.store import Store
+from sousa_engine.store import Store, migrations
 from sousa_engine.torch_facts import Device, TorchFacts
 from sousa_engine.workspace import LEAST_FREE_BYTES, PROJECT_ROOT, Workspace, file_systems, run_files
 

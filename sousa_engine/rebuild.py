@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sousa_engine import migrations, supervisor, trash, upkeep
+from sousa_engine import supervisor, upkeep
 from sousa_engine.core import config
 from sousa_engine.core.config import RunConfig
 from sousa_engine.core.errors import ConfigError, WorkspaceError
@@ -27,6 +27,7 @@ from sousa_engine.core.records import Event, Prediction, Run, RunStatus
 from sousa_engine.executors import Sighting
 from sousa_engine.executors.local import LocalExecutor
 from sousa_engine.salvage import New, Old, beside
+from sousa_engine.store import migrations, trash
 from sousa_engine.workspace import Workspace, file_systems, run_files, spool
 from sousa_engine.workspace.spool import SpoolBatch
 

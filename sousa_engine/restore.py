@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from sousa_engine import migrations, rebuild, upkeep
+from sousa_engine import rebuild, upkeep
 from sousa_engine.core.errors import UserError, WorkspaceError
 from sousa_engine.salvage import Old, beside, pause_queue
+from sousa_engine.store import migrations
 from sousa_engine.workspace import Workspace, file_systems
 
 

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import click
 
-from sousa_engine import trash, upkeep
+from sousa_engine import upkeep
 from sousa_engine.core.errors import UserError
 from sousa_engine.core.records import Run, RunFilter, RunRow, RunStatus
-from sousa_engine.listing import SORTS, UP_FIRST
-from sousa_engine.store import Store
+from sousa_engine.store import Store, trash
+from sousa_engine.store.listing import SORTS, UP_FIRST
 from sousa_engine.workspace import Workspace
 
 _RUN = "an id, the unique start or end of one, a name, or `last`"

@@ -14,10 +14,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from sousa_engine import migrations
 from sousa_engine.core.errors import WorkspaceError
 from sousa_engine.core.records import Event, Prediction
-from sousa_engine.store import Store, now_ms
+from sousa_engine.store import Store, migrations, now_ms
 from sousa_engine.workspace import Workspace
 from sousa_engine.workspace.spool import SpoolBatch, SpoolPoint
 

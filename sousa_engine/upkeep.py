@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sousa_engine import migrations
 from sousa_engine.core.errors import UserError, WorkspaceError
+from sousa_engine.store import migrations
 from sousa_engine.workspace import Workspace, file_systems, run_files, spool
 
 _SHOWN = 5  # of one kind; the others are counted

@@ -18,12 +18,12 @@ import pytest
 from click.testing import CliRunner
 from seeding import Training
 
-from sousa_engine import backbones, cli, doctor, doctor_cli, migrations, torch_facts
+from sousa_engine import backbones, cli, doctor, doctor_cli, torch_facts
 from sousa_engine.backbones import pretrained
 from sousa_engine.core.config import RunConfig
 from sousa_engine.core.errors import RunError
 from sousa_engine.doctor import Finding
-from sousa_engine.store import Store
+from sousa_engine.store import Store, migrations
 from sousa_engine.torch_facts import Device, TorchFacts
 from sousa_engine.workspace import LEAST_FREE_BYTES, PROJECT_ROOT, Workspace, file_systems, run_files
 

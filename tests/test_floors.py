@@ -17,7 +17,7 @@ FLOORS = {
         "core",
         "workspace",
     ],
-    1: ["store", "listing", "metric_tables", "migrations", "trash", "upkeep", "salvage"],
+    1: ["store", "upkeep", "salvage"],
     2: ["backbones", "lora", "frontends", "data", "training"],
     3: ["analysis", "charts", "report"],
     4: [
@@ -50,7 +50,7 @@ FLOORS = {
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
 STREAMLIT_ONLY_IN = {"web", "pages"}
-SQL_ONLY_IN = {"store", "listing", "metric_tables", "migrations", "upkeep", "salvage"}
+SQL_ONLY_IN = {"store", "upkeep", "salvage"}
 
 
 def files() -> list[tuple[str, Path]]:

@@ -13,14 +13,13 @@ import pytest
 from seeding import Training
 from seeding import config as seeded
 
-from sousa_engine import trash
 from sousa_engine.analysis.compare import results
 from sousa_engine.analysis.export import runs_csv
 from sousa_engine.core.config import RunConfig, build
 from sousa_engine.core.errors import UnknownNameError, UserError, WorkspaceError
 from sousa_engine.core.records import RunFilter, RunStatus, SweepStatus
-from sousa_engine.listing import SORTS
-from sousa_engine.store import Store, SweepRun
+from sousa_engine.store import Store, SweepRun, trash
+from sousa_engine.store.listing import SORTS
 from sousa_engine.workspace.spool import SpoolBatch, SpoolPoint
 
 
@@ -363,7 +362,7 @@ def kill_at(step):
         real = trash.Path.rename
         trash.Path.rename = lambda path, target: (real(path, target), die())
     elif step == "execute":
-        from sousa_engine.migrations import Database
+        from sousa_engine.store.migrations import Database
 
         run = Database.execute
         Database.execute = lambda db, sql, *args: die() if sql.startswith("DELETE FROM runs") else run(db, sql, *args)

@@ -15,10 +15,9 @@ from pathlib import Path
 import pytest
 from seeding import begin_at_once
 
-from sousa_engine import migrations
 from sousa_engine.core.config import RunConfig
 from sousa_engine.core.errors import WorkspaceError
-from sousa_engine.store import Store
+from sousa_engine.store import Store, migrations
 from sousa_engine.workspace import PROJECT_ROOT, Workspace, file_systems
 from sousa_engine.workspace.spool import SpoolBatch, SpoolPoint
 
@@ -113,7 +112,7 @@ def old_database(workspace, version):
 _KILLED = """
 import os, signal, sys
 from pathlib import Path
-from sousa_engine import migrations
+from sousa_engine.store import migrations
 from sousa_engine.workspace import Workspace
 workspace = Workspace(root=Path(sys.argv[1]))
 die = lambda *_: os.kill(os.getpid(), signal.SIGKILL)

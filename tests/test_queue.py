@@ -10,12 +10,12 @@ import pytest
 from click.testing import CliRunner
 from seeding import begin_at_once
 
-from sousa_engine import launch, migrations, supervisor
+from sousa_engine import launch, supervisor
 from sousa_engine.cli import main
 from sousa_engine.core.config import RunConfig, build
 from sousa_engine.core.errors import ConfigError, PreflightError, UnknownNameError, UserError
 from sousa_engine.core.records import RunStatus, SweepStatus
-from sousa_engine.store import Store, SweepRun
+from sousa_engine.store import Store, SweepRun, migrations
 
 
 @pytest.fixture

@@ -359,7 +359,7 @@ def test_what_an_open_studio_writes_meanwhile_is_not_lost(workspace, monkeypatch
 _ENQUEUE = """
 import fcntl, sys
 from pathlib import Path
-from sousa_engine.core import config; from sousa_engine import migrations
+from sousa_engine.core import config; from sousa_engine.store import migrations
 from sousa_engine.store import Store
 from sousa_engine.workspace import Workspace
 workspace = Workspace(root=Path(sys.argv[1]))

@@ -12,9 +12,9 @@ import pytest
 from click.testing import CliRunner
 from seeding import Training, config, killed_before_change
 
-from sousa_engine import cli, migrations, restore, upkeep
+from sousa_engine import cli, restore, upkeep
 from sousa_engine.core.records import RunStatus
-from sousa_engine.store import Store
+from sousa_engine.store import Store, migrations
 from sousa_engine.workspace import run_files
 
 

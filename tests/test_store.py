@@ -9,11 +9,10 @@ import threading
 
 import pytest
 
-from sousa_engine import metric_tables
 from sousa_engine.core.config import RunConfig, build
 from sousa_engine.core.errors import UnknownNameError, UserError, WorkspaceError
 from sousa_engine.core.records import Event, Prediction, Progress, RunStatus
-from sousa_engine.store import Store
+from sousa_engine.store import Store, metric_tables
 from sousa_engine.workspace.spool import SpoolBatch, SpoolPoint
 
 

@@ -11,10 +11,10 @@ from click.testing import CliRunner
 from seeding import Training, config, seed
 from streamlit.testing.v1 import AppTest
 
-from sousa_engine import cli, migrations, upkeep
+from sousa_engine import cli, upkeep
 from sousa_engine.core.errors import WorkspaceError
 from sousa_engine.core.records import RunStatus
-from sousa_engine.store import Store
+from sousa_engine.store import Store, migrations
 from sousa_engine.web.parts import plain
 from sousa_engine.workspace import PROJECT_ROOT, Workspace, run_files
 from sousa_engine.workspace.spool import SpoolWriter

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import streamlit as st
 
-from sousa_engine import migrations
 from sousa_engine.core.errors import SousaError
+from sousa_engine.store import migrations
 from sousa_engine.web import parts, tell
 from sousa_engine.web.parts import READ_ONLY, plain
 from sousa_engine.workspace import PROJECT_ROOT, default_workspace

@@ -11,10 +11,10 @@ from typing import Literal
 
 import streamlit as st
 
-from sousa_engine import launch, supervisor, trash
+from sousa_engine import launch, supervisor
 from sousa_engine.core.errors import SousaError
 from sousa_engine.core.records import LONGEST_TAG, RunRow, RunStatus, checked_note, checked_tags
-from sousa_engine.store import Store
+from sousa_engine.store import Store, trash
 from sousa_engine.web import parts
 from sousa_engine.workspace import default_workspace
 

@@ -14,12 +14,12 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from sousa_engine import migrations, upkeep
+from sousa_engine import upkeep
 from sousa_engine.analysis.significance import Proportion
 from sousa_engine.analysis.sweeps import Tally, TrialRow
 from sousa_engine.core.errors import WorkspaceError
 from sousa_engine.core.records import Run, RunRow, RunStatus, Sweep, SweepStatus
-from sousa_engine.store import Store
+from sousa_engine.store import Store, migrations
 from sousa_engine.workspace import PROJECT_ROOT, default_workspace
 
 MOST_COMPARED = 40  # runs that the page Compare takes one by one; a sweep is compared whole, whatever its size

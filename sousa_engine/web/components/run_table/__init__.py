@@ -15,7 +15,7 @@ from typing import Any
 import streamlit as st
 
 from sousa_engine.core.records import RunRow
-from sousa_engine.listing import SORTS, UP_FIRST
+from sousa_engine.store.listing import SORTS, UP_FIRST
 from sousa_engine.web import parts
 
 HERE = Path(__file__).parent

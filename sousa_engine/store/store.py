@@ -24,7 +24,6 @@ from itertools import zip_longest
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from sousa_engine import listing, metric_tables, migrations, trash
 from sousa_engine.core import errors
 from sousa_engine.core.config import RunConfig, build
 from sousa_engine.core.errors import UnknownNameError, UserError, WorkspaceError
@@ -51,6 +50,7 @@ from sousa_engine.core.records import (
     checked_set_name,
     checked_tags,
 )
+from sousa_engine.store import listing, metric_tables, migrations, trash
 from sousa_engine.workspace import Workspace
 from sousa_engine.workspace.spool import SpoolBatch
 

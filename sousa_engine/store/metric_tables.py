@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable
 
 from sousa_engine.core.records import UPDATE, Curve
-from sousa_engine.migrations import Database
+from sousa_engine.store.migrations import Database
 from sousa_engine.workspace.spool import SpoolPoint
 
 LEVEL_SHIFTS = (3, 6, 9, 12)  # curves are prepared in buckets of 8, 64, 512 and 4096 steps

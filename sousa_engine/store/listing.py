@@ -11,7 +11,7 @@ from typing import Any
 
 from sousa_engine.core.errors import unknown
 from sousa_engine.core.records import Progress, RunFilter, RunRow, RunStatus
-from sousa_engine.migrations import Database
+from sousa_engine.store.migrations import Database
 
 _STATUSES = " ".join(RunStatus)
 SORTS = {  # what a list can be sorted by; missing values come last either way
