@@ -75,15 +75,16 @@ def cached_features() -> dict:
 def matched_input() -> dict:
     import torch
 
-    from sousa_engine import backbones, lora
+    from sousa_engine import backbones
     from sousa_engine.core.config import LoraConfig
     from sousa_engine.targets import load_outline
+    from sousa_engine.training import adapters
     from sousa_engine.workspace import default_workspace
 
     outline = load_outline("ast-base")
     targets = outline.targets([node.path for node in outline.nodes if node.role.startswith(("attention.", "mlp."))])
     network = backbones.open_network("ast-base", num_classes=40, weights="random", workspace=default_workspace())
-    module = lora.attach(network, LoraConfig(targets=targets))
+    module = adapters.attach(network, LoraConfig(targets=targets))
 
     def step(frames: int):
         features = torch.zeros(2, frames, network.spec.mel_bins)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import yaml
 
-from sousa_engine import backbones, reporters, supervisor, targets
+from sousa_engine import backbones, supervisor, targets
 from sousa_engine.core import config, grammar
 from sousa_engine.core.config import RunConfig
 from sousa_engine.core.errors import (
@@ -34,6 +34,7 @@ from sousa_engine.data.splits import SPLITS
 from sousa_engine.executors import local
 from sousa_engine.store import Store, not_resumable
 from sousa_engine.targets import Counts, Outline, Resolution
+from sousa_engine.training import reporters
 from sousa_engine.training import resume as checkpoints
 from sousa_engine.workspace import Workspace
 

@@ -128,10 +128,10 @@ def _timed(config: RunConfig, workspace: Workspace, began: float) -> Pace:
     import torch
     from accelerate import Accelerator
 
-    from sousa_engine import backbones, frontends, lora
+    from sousa_engine import backbones, frontends
     from sousa_engine.data import scan
     from sousa_engine.trainer import peak_memory_mib
-    from sousa_engine.training import precision
+    from sousa_engine.training import adapters, precision
 
     accelerator = Accelerator(
         cpu=config.device == "cpu", mixed_precision="bf16" if config.training.precision == "bf16" else "no"
@@ -145,8 +145,8 @@ def _timed(config: RunConfig, workspace: Workspace, began: float) -> Pace:
     samples = round(manifest.clip_s * network.spec.sample_rate_hz)
     noise = torch.from_numpy(np.random.default_rng(0).standard_normal((1, samples), dtype=np.float32))
     features = frontends.log_mel(0.1 * noise, network.spec).repeat(config.training.batch_size, 1, 1)
-    module: Any = lora.attach(network, config.lora, total_steps=STEPS + WARM_UP)
-    groups = lora.parameter_groups(module, network.head_path, lr=1e-4, head_lr=1e-4, weight_decay=0.0)
+    module: Any = adapters.attach(network, config.lora, total_steps=STEPS + WARM_UP)
+    groups = adapters.parameter_groups(module, network.head_path, lr=1e-4, head_lr=1e-4, weight_decay=0.0)
     optimizer = torch.optim.AdamW(groups)
     module, optimizer = accelerator.prepare(module, optimizer)
     features = features.to(accelerator.device)
@@ -156,10 +156,10 @@ def _timed(config: RunConfig, workspace: Workspace, began: float) -> Pace:
     for step in range(1, STEPS + WARM_UP + 1):
         at = time.monotonic()
         loss = torch.nn.functional.cross_entropy(module(features=features).float(), target)
-        added = lora.extra_loss(accelerator.unwrap_model(module))
+        added = adapters.extra_loss(accelerator.unwrap_model(module))
         accelerator.backward(loss if added is None else loss + added)
         optimizer.step()
-        lora.after_step(accelerator.unwrap_model(module), step)
+        adapters.after_step(accelerator.unwrap_model(module), step)
         optimizer.zero_grad(set_to_none=True)
         loss.item()  # waits for a GPU
         if step == WARM_UP:

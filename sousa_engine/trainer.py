@@ -23,11 +23,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sousa_engine import __version__, reporters
+from sousa_engine import __version__
 from sousa_engine.core.config import RunConfig
 from sousa_engine.core.errors import DISK_FULL, DataError, PreflightError, SousaError, UserError
 from sousa_engine.core.records import Prediction, Progress
-from sousa_engine.training import resume
+from sousa_engine.training import reporters, resume
 from sousa_engine.workspace import Workspace, run_files, spool
 
 if TYPE_CHECKING:
@@ -133,11 +133,11 @@ def _train(
     from accelerate import Accelerator
     from accelerate.utils import set_seed
 
-    from sousa_engine import backbones, lora
+    from sousa_engine import backbones
     from sousa_engine.data import features as feature_store
     from sousa_engine.data import findings, scan
     from sousa_engine.data import manifest as manifests
-    from sousa_engine.training import loop, precision, statistics
+    from sousa_engine.training import adapters, loop, precision, statistics
 
     set_seed(run_config.seed)
     accelerator = Accelerator(
@@ -188,9 +188,9 @@ def _train(
     some = torch.from_numpy(data.features[data.splits["train"][:4]].astype("float32")).to(accelerator.device)
     with torch.no_grad():
         plain = network.module.eval()(features=some)
-    module = lora.attach(network, run_config.lora, total_steps=total_steps)
-    trainable, total, layers = lora.counts(module)
-    groups = lora.parameter_groups(
+    module = adapters.attach(network, run_config.lora, total_steps=total_steps)
+    trainable, total, layers = adapters.counts(module)
+    groups = adapters.parameter_groups(
         module,
         network.head_path,
         lr=run_config.training.lr,
@@ -304,9 +304,9 @@ def _check_attached(run_config: RunConfig, layers: int, trainable: int, changed:
 
 def _save_adapter(module, folder: Path, manifest: Manifest, run_config: RunConfig, weights_label: str) -> None:
     """The best adapter, and beside it what its outputs mean: nothing in PEFT's files says which class is which."""
-    from sousa_engine import lora
+    from sousa_engine.training import adapters
 
-    lora.save(module, folder)
+    adapters.save(module, folder)
     labels = {
         "classes": list(manifest.classes),
         "backbone": run_config.model.variant,

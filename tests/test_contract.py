@@ -9,12 +9,13 @@ import torch
 from torch.nn.functional import cross_entropy
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sousa_engine import backbones, frontends, launch, lora, targets
+from sousa_engine import backbones, frontends, launch, targets
 from sousa_engine.backbones.outline_maker import outline as made_outline
 from sousa_engine.backbones.outline_maker import text as outline_text
 from sousa_engine.core.config import LoraConfig
 from sousa_engine.core.errors import DataError
 from sousa_engine.targets import OUTLINES
+from sousa_engine.training import adapters
 from sousa_engine.training.statistics import measure_statistics
 
 CLASSES = 5
@@ -35,7 +36,7 @@ class Trained:
         self.before = self.logits(self.plain)
         nodes = [n for n in self.outline.nodes if n.adaptable and not self.outline.in_head(n.path)]
         self.targets = self.outline.targets(node.path for node in nodes)
-        self.module = lora.attach(self.network, LoraConfig(targets=self.targets, r=2))
+        self.module = adapters.attach(self.network, LoraConfig(targets=self.targets, r=2))
         self.at_start = self.logits(self.module)
         self.statistics = {
             path: (norm.running_mean.clone(), norm.running_var.clone())
@@ -43,7 +44,7 @@ class Trained:
             if isinstance(norm, _BatchNorm) and not self.outline.in_head(path)
         }
         # Small steps: a large random network, dynamic ones above all, leaps away under larger ones.
-        groups = lora.parameter_groups(self.module, self.network.head_path, lr=1e-5, head_lr=1e-5, weight_decay=0)
+        groups = adapters.parameter_groups(self.module, self.network.head_path, lr=1e-5, head_lr=1e-5, weight_decay=0)
         optimiser = torch.optim.AdamW(groups)
         self.module.train()
         for step in range(2):
@@ -56,7 +57,7 @@ class Trained:
             optimiser.zero_grad()
         self.after = self.logits(self.module)
         self.folder = folder / "adapter"
-        lora.save(self.module, self.folder)
+        adapters.save(self.module, self.folder)
 
     def logits(self, module):
         with torch.no_grad():
@@ -111,7 +112,7 @@ def test_statistics_of_a_frozen_backbone_do_not_drift(trained):
 
 
 def test_merged_weights_equal_the_adapter(trained):
-    merged = lora.merge(copy.deepcopy(trained.module))
+    merged = adapters.merge(copy.deepcopy(trained.module))
     assert not any("lora" in name for name, _ in merged.named_modules())
     scale = max(1.0, trained.after.abs().max().item())
     assert (trained.logits(merged) - trained.after).abs().max() <= 1e-5 * scale
@@ -124,13 +125,13 @@ def test_the_saved_adapter_gives_identical_logits_and_opens_with_plain_peft(trai
     opened = PeftModel.from_pretrained(copy.deepcopy(trained.plain), str(trained.folder))
     assert torch.equal(trained.logits(opened), trained.after)
     network = replace(trained.network, module=copy.deepcopy(trained.plain))
-    assert torch.equal(trained.logits(lora.load(network, trained.folder)), trained.after)
+    assert torch.equal(trained.logits(adapters.load(network, trained.folder)), trained.after)
 
 
 def test_counts_are_those_of_the_real_network(trained):
     paths = [target.path for target in trained.targets]
     counts = targets.count(trained.outline, paths, r=2, head="train", num_classes=CLASSES)
-    assert lora.counts(trained.module) == (counts.trainable, counts.total, counts.layers)
+    assert adapters.counts(trained.module) == (counts.trainable, counts.total, counts.layers)
     total = sum(parameter.numel() for parameter in trained.plain.parameters())
     assert counts.total == total
     biases = sum(p.numel() for name, p in trained.plain.named_parameters() if name.rpartition(".")[2] == "bias")

@@ -18,7 +18,7 @@ FLOORS = {
         "workspace",
     ],
     1: ["store", "upkeep", "salvage"],
-    2: ["backbones", "lora", "frontends", "data", "training"],
+    2: ["backbones", "frontends", "data", "training"],
     3: ["analysis", "charts", "report"],
     4: [
         "launch",
@@ -35,7 +35,6 @@ FLOORS = {
         "doctor",
         "doctor_cli",
         "torch_facts",
-        "reporters",
         "sweeper",
         "sweep_cli",
         "baselines",

@@ -9,13 +9,14 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from sousa_engine import backbones, lora, targets
+from sousa_engine import backbones, targets
 from sousa_engine.core import config
 from sousa_engine.core.config import LoraConfig
 from sousa_engine.core.errors import ConfigError
 from sousa_engine.core.methods import METHODS
-from sousa_engine.lora import BaseTunerLayer
 from sousa_engine.targets import load_outline
+from sousa_engine.training import adapters
+from sousa_engine.training.adapters import BaseTunerLayer
 from sousa_engine.training.statistics import measure_statistics
 
 CLASSES = 6
@@ -55,14 +56,14 @@ def logits(module, variant):
 
 def train(module, network, variant, steps=3, **rates):
     rates = {"lr": 1e-2, "head_lr": 1e-2, "weight_decay": 0.01} | rates
-    optimiser = torch.optim.AdamW(lora.parameter_groups(module, network.head_path, **rates))
+    optimiser = torch.optim.AdamW(adapters.parameter_groups(module, network.head_path, **rates))
     module.train()
     for step in range(1, steps + 1):
         loss = cross_entropy(module(features=batch(variant)), torch.arange(3))
-        added = lora.extra_loss(module)
+        added = adapters.extra_loss(module)
         (loss if added is None else loss + added).backward()
         optimiser.step()
-        lora.after_step(module, step)
+        adapters.after_step(module, step)
         if step < steps:
             optimiser.zero_grad()
     return module
@@ -72,13 +73,13 @@ def train(module, network, variant, steps=3, **rates):
 def test_it_changes_nothing_at_first_counts_as_promised_and_every_target_learns(variant, method, workspace):
     network = built(variant, workspace)
     plain = logits(network.module, variant)
-    module = lora.attach(network, asked(variant, method))
+    module = adapters.attach(network, asked(variant, method))
     torch.testing.assert_close(logits(module, variant), plain, atol=2e-3 if method == "pissa" else 1e-5, rtol=1e-4)
     counts = targets.count(
         load_outline(variant), [t.path for t in adaptable(variant, method)], r=4, head="train",
         num_classes=CLASSES, method=method,
     )  # fmt: skip
-    assert lora.counts(module) == (counts.trainable, counts.total, counts.layers)
+    assert adapters.counts(module) == (counts.trainable, counts.total, counts.layers)
     before = {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}
     train(module, network, variant, steps=2)
     after = dict(module.named_parameters())
@@ -92,10 +93,10 @@ def test_it_changes_nothing_at_first_counts_as_promised_and_every_target_learns(
 def test_after_training_it_saves_loads_and_merges_to_the_same_logits(variant, method, workspace, tmp_path):
     network = built(variant, workspace)
     plain = copy.deepcopy(network.module)
-    module = train(lora.attach(network, asked(variant, method)), network, variant)
+    module = train(adapters.attach(network, asked(variant, method)), network, variant)
     wanted = logits(module, variant)
     assert (wanted - logits(plain, variant)).abs().max() > 1e-3
-    lora.save(module, tmp_path / "adapter")
+    adapters.save(module, tmp_path / "adapter")
     close = {"atol": 2e-3, "rtol": 1e-3} if method == "pissa" else {"atol": 1e-5, "rtol": 1e-5}
 
     from peft import PeftModel
@@ -104,8 +105,8 @@ def test_after_training_it_saves_loads_and_merges_to_the_same_logits(variant, me
     torch.testing.assert_close(logits(opened, variant), wanted, **close)
     fresh = built(variant, workspace)
     fresh.module.load_state_dict(plain.state_dict())
-    torch.testing.assert_close(logits(lora.load(fresh, tmp_path / "adapter"), variant), wanted, **close)
-    torch.testing.assert_close(logits(lora.merge(copy.deepcopy(module)), variant), wanted, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(logits(adapters.load(fresh, tmp_path / "adapter"), variant), wanted, **close)
+    torch.testing.assert_close(logits(adapters.merge(copy.deepcopy(module)), variant), wanted, atol=1e-5, rtol=1e-4)
 
 
 def moved(module):
@@ -129,11 +130,11 @@ def materialised(plain, module, path):
 def test_update_norms_are_those_of_merged_minus_original_and_zero_before_the_first_step(variant, method, workspace):
     network = backbones.open_network(variant, num_classes=CLASSES, weights="random", workspace=workspace)
     plain = copy.deepcopy(network.module)
-    module = lora.attach(network, asked(variant, method, alpha=10))
+    module = adapters.attach(network, asked(variant, method, alpha=10))
     paths = [target.path for target in adaptable(variant, method)]
-    assert lora.update_norms(module) == pytest.approx(dict.fromkeys(paths, 0), abs=1e-7)
-    found = lora.update_norms(moved(module))
-    merged = lora.merge(copy.deepcopy(module))
+    assert adapters.update_norms(module) == pytest.approx(dict.fromkeys(paths, 0), abs=1e-7)
+    found = adapters.update_norms(moved(module))
+    merged = adapters.merge(copy.deepcopy(module))
     # Weight plus update was rounded to float32, PiSSA's weight once more.
     rounding = 1e-5 if method == "pissa" else 1e-6
     wanted = {path: materialised(plain, merged, path) for path in paths}
@@ -150,13 +151,13 @@ def test_update_norms_know_own_ranks_and_an_adapted_head_and_stay_the_same_after
     )  # fmt: skip
     network = backbones.open_network("ast-mini", num_classes=CLASSES, weights="random", workspace=workspace)
     plain = copy.deepcopy(network.module)
-    module = moved(lora.attach(network, settings))
-    found = lora.update_norms(module)
-    merged = lora.merge(copy.deepcopy(module))
+    module = moved(adapters.attach(network, settings))
+    found = adapters.update_norms(module)
+    merged = adapters.merge(copy.deepcopy(module))
     assert found == pytest.approx({path: materialised(plain, merged, path) for path in [*paths, head]}, rel=1e-3)
-    lora.save(module, tmp_path / "adapter")
+    adapters.save(module, tmp_path / "adapter")
     network = dataclasses.replace(network, module=plain)
-    assert lora.update_norms(lora.load(network, tmp_path / "adapter")) == pytest.approx(found, rel=1e-3)
+    assert adapters.update_norms(adapters.load(network, tmp_path / "adapter")) == pytest.approx(found, rel=1e-3)
 
 
 def test_update_norms_of_a_weight_of_zeros_and_of_values_that_are_no_number(workspace):
@@ -164,17 +165,17 @@ def test_update_norms_of_a_weight_of_zeros_and_of_values_that_are_no_number(work
     first, second, third = [target.path for target in adaptable("ast-mini", "lora")][:3]
     with torch.no_grad():
         network.module.get_submodule(first).weight.zero_()
-    module = lora.attach(network, LoraConfig(targets=load_outline("ast-mini").targets([first, second, third]), r=4))
+    module = adapters.attach(network, LoraConfig(targets=load_outline("ast-mini").targets([first, second, third]), r=4))
     with torch.no_grad():
         module.get_submodule(f"base_model.model.{second}").lora_B["default"].weight.fill_(math.nan)
-    found = lora.update_norms(module)
+    found = adapters.update_norms(module)
     assert set(found) == {second, third} and math.isnan(found[second]) and found[third] == 0
 
 
 @pytest.mark.parametrize("settings", [{"method": "bitfit"}, {"method": "full"}, {"head": "train"}])
 def test_without_adapters_there_are_no_update_norms(settings, workspace):
     network = built("ast-mini", workspace)
-    assert lora.update_norms(lora.attach(network, LoraConfig(**settings))) == {}
+    assert adapters.update_norms(adapters.attach(network, LoraConfig(**settings))) == {}
 
 
 @pytest.mark.parametrize("method", ["bitfit", "full"])
@@ -182,24 +183,24 @@ def test_without_adapters_there_are_no_update_norms(settings, workspace):
 def test_the_comparisons_train_what_they_say_and_come_back_whole(variant, method, workspace, tmp_path):
     network = built(variant, workspace)
     plain = copy.deepcopy(network.module)
-    module = lora.attach(network, LoraConfig(method=method))
+    module = adapters.attach(network, LoraConfig(method=method))
     counts = targets.count(load_outline(variant), [], r=8, head="train", num_classes=CLASSES, method=method)
-    assert lora.counts(module) == (counts.trainable, counts.total, 0)
+    assert adapters.counts(module) == (counts.trainable, counts.total, 0)
     train(module, network, variant)
     wanted = logits(module, variant)
-    lora.save(module, tmp_path / "adapter")
+    adapters.save(module, tmp_path / "adapter")
     fresh = built(variant, workspace)
     fresh.module.load_state_dict(plain.state_dict())
-    torch.testing.assert_close(logits(lora.load(fresh, tmp_path / "adapter"), variant), wanted)
-    kept = lora.trained_state(module)
-    lora.load_trained(plain, kept)
+    torch.testing.assert_close(logits(adapters.load(fresh, tmp_path / "adapter"), variant), wanted)
+    kept = adapters.trained_state(module)
+    adapters.load_trained(plain, kept)
     torch.testing.assert_close(logits(plain, variant), wanted)
 
 
 def test_loraplus_lets_b_learn_faster(workspace):
     network = built("ast-mini", workspace)
-    module = lora.attach(network, asked("ast-mini", "loraplus"))
-    groups = lora.parameter_groups(
+    module = adapters.attach(network, asked("ast-mini", "loraplus"))
+    groups = adapters.parameter_groups(
         module, network.head_path, lr=1e-3, head_lr=2e-3, weight_decay=0, plus_ratio=16
     )  # fmt: skip
     names = {id(p): name for name, p in module.named_parameters()}
@@ -211,7 +212,7 @@ def test_loraplus_lets_b_learn_faster(workspace):
 
 def test_rslora_scales_by_the_root_of_the_rank_and_lora_by_the_rank(workspace):
     for method, scaling in (("lora", 16 / 4), ("rslora", 16 / 2)):
-        module = lora.attach(built("ast-mini", workspace), asked("ast-mini", method, alpha=16))
+        module = adapters.attach(built("ast-mini", workspace), asked("ast-mini", method, alpha=16))
         assert {layer.scaling["default"] for layer in module.modules() if isinstance(layer, BaseTunerLayer)} == {
             scaling
         }
@@ -225,9 +226,9 @@ def test_a_module_can_have_a_rank_of_its_own(method, workspace, tmp_path):
     asked = LoraConfig(method=method, targets=outline.targets(paths), r=4, alpha=8, rank_pattern=ranks)
     network = built("ast-mini", workspace)
     plain = copy.deepcopy(network.module)
-    module = lora.attach(network, asked)
+    module = adapters.attach(network, asked)
     counts = targets.count(outline, paths, r=4, head="train", num_classes=CLASSES, method=method, ranks=ranks)
-    assert lora.counts(module) == (counts.trainable, counts.total, counts.layers)
+    assert adapters.counts(module) == (counts.trainable, counts.total, counts.layers)
     layers = {
         p.removeprefix("base_model.model."): m for p, m in module.named_modules() if isinstance(m, BaseTunerLayer)
     }
@@ -236,16 +237,16 @@ def test_a_module_can_have_a_rank_of_its_own(method, workspace, tmp_path):
         assert {layer.scaling["default"] for layer in layers.values()} == {2.0}
     train(module, network, "ast-mini")
     wanted = logits(module, "ast-mini")
-    lora.save(module, tmp_path / "adapter")
+    adapters.save(module, tmp_path / "adapter")
     fresh = built("ast-mini", workspace)
     fresh.module.load_state_dict(plain.state_dict())
     close = {"atol": 2e-3, "rtol": 1e-3} if method == "pissa" else {"atol": 1e-5, "rtol": 1e-5}
-    torch.testing.assert_close(logits(lora.load(fresh, tmp_path / "adapter"), "ast-mini"), wanted, **close)
+    torch.testing.assert_close(logits(adapters.load(fresh, tmp_path / "adapter"), "ast-mini"), wanted, **close)
 
 
 def test_adalora_gives_ranks_away(workspace):
     network = built("ast-mini", workspace)
-    module = lora.attach(network, asked("ast-mini", "adalora"), total_steps=20)
+    module = adapters.attach(network, asked("ast-mini", "adalora"), total_steps=20)
     train(module, network, "ast-mini", steps=20)
     kept = sum(int((p != 0).sum()) for name, p in module.named_parameters() if ".lora_E." in name)
     assert kept == 4 * len(adaptable("ast-mini", "adalora"))

@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from sousa_engine import reporters
 from sousa_engine.core.config import RunConfig
 from sousa_engine.core.errors import PreflightError
+from sousa_engine.training import reporters
 from sousa_engine.workspace import run_files
 from sousa_engine.workspace.spool import read_batch
 

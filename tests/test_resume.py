@@ -12,13 +12,12 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from sousa_engine import lora
 from sousa_engine.backbones.waveforms import TakesWaveforms
 from sousa_engine.core.config import AugmentConfig, LoraConfig, TargetModule, TrainingConfig
 from sousa_engine.core.errors import RunError
 from sousa_engine.core.methods import METHODS as METHODS_OF_LORA
 from sousa_engine.core.records import UPDATE
-from sousa_engine.training import checkpoint, loop, resume
+from sousa_engine.training import adapters, checkpoint, loop, resume
 from tests.test_training import CLASSES, MELS, Recorder, clips
 
 STEPS, PER_EPOCH = 20, 4  # of a whole training, of an epoch
@@ -59,7 +58,7 @@ def built(method: str) -> nn.Module:
     drops = method in ("lora", "adalora", "pissa", "dora", "rslora", "loraplus")
     settings = {"r": 2, "dropout": 0.1} if drops else {}
     config = LoraConfig(method=method, targets=tuple(found) if takes_targets else (), **settings)
-    return lora.attach(network, config, total_steps=STEPS)  # type: ignore[arg-type]
+    return adapters.attach(network, config, total_steps=STEPS)  # type: ignore[arg-type]
 
 
 class Story:
@@ -85,7 +84,7 @@ class Story:
 
         self.recorder.metrics = watch
         plus_ratio = 16.0 if self.method == "loraplus" else 1.0
-        groups = lora.parameter_groups(
+        groups = adapters.parameter_groups(
             self.module, "classifier", lr=0.05, head_lr=0.02, weight_decay=0.01, plus_ratio=plus_ratio
         )
         try:
@@ -125,7 +124,7 @@ class Story:
         assert (self.outcome.best_step, self.outcome.step, self.outcome.epochs) == (
             other.outcome.best_step, other.outcome.step, other.outcome.epochs
         )  # fmt: skip
-        ours, theirs = lora.trained_state(self.module), lora.trained_state(other.module)
+        ours, theirs = adapters.trained_state(self.module), adapters.trained_state(other.module)
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 

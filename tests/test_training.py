@@ -13,12 +13,11 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from sousa_engine import lora
 from sousa_engine.core.config import AugmentConfig, TrainingConfig
 from sousa_engine.core.errors import RunError
 from sousa_engine.core.records import UPDATE
-from sousa_engine.lora import PeftConfig, get_peft_model
-from sousa_engine.training import checkpoint, loop, precision
+from sousa_engine.training import adapters, checkpoint, loop, precision
+from sousa_engine.training.adapters import PeftConfig, get_peft_model
 from sousa_engine.training.evaluate import evaluate
 
 FRAMES, MELS, CLASSES = 12, 8, 3
@@ -138,7 +137,7 @@ def test_every_epoch_tells_how_far_each_target_was_moved(tmp_path):
     outcome, recorder, network = run(tmp_path, make=adapted)
     told = {step: value for name, step, value, _ in recorder.points if name == "update/body"}
     assert list(told) == [4, 8, 12, 16] and all(value > 0 for value in told.values())
-    assert lora.update_norms(network) == {"body": told[outcome.best_step]}  # of the adapter that is kept
+    assert adapters.update_norms(network) == {"body": told[outcome.best_step]}  # of the adapter that is kept
     assert {name for name, *_ in recorder.points if name.startswith(UPDATE)} == {"update/body"}
 
 
@@ -146,7 +145,7 @@ def test_a_stop_tells_how_far_each_target_was_moved_by_then(tmp_path):
     calls = iter(range(1, 1000))
     outcome, recorder, network = run(tmp_path, make=adapted, stop=lambda: next(calls) >= 3)
     (told,) = [(step, value) for name, step, value, _ in recorder.points if name == "update/body"]
-    assert told == (outcome.step, lora.update_norms(network)["body"]) and outcome.step == 3
+    assert told == (outcome.step, adapters.update_norms(network)["body"]) and outcome.step == 3
 
 
 def test_without_adapters_nothing_is_said_of_targets(tmp_path):

@@ -20,12 +20,11 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from sousa_engine import lora
 from sousa_engine.core.config import AugmentConfig, TrainingConfig
 from sousa_engine.core.errors import RunError
 from sousa_engine.core.records import UPDATE, Progress
 from sousa_engine.data.augment import augment
-from sousa_engine.training import checkpoint
+from sousa_engine.training import adapters, checkpoint
 from sousa_engine.training.evaluate import Evaluation, Forward, evaluate
 from sousa_engine.training.resume import BEST, CHECKPOINTS
 
@@ -114,7 +113,7 @@ def train(
         )  # fmt: skip
 
     def report_updates() -> None:
-        norms = lora.update_norms(plain)
+        norms = adapters.update_norms(plain)
         if norms:
             reporter.metrics(at.step, {f"{UPDATE}{path}": norm for path, norm in norms.items()}, epoch=at.epoch)
 
@@ -122,8 +121,8 @@ def train(
         at.train_s = earlier_s + time.monotonic() - began
         state = {
             "at": vars(at),
-            "trainable": lora.trained_state(plain),
-            "method": lora.method_state(plain),
+            "trainable": adapters.trained_state(plain),
+            "method": adapters.method_state(plain),
             "optimizer": optimizer.state_dict(),
             "schedule": schedule.state_dict(),
             "randomness": _randomness(device),
@@ -141,8 +140,8 @@ def train(
         state, _ = checkpoint.load(resume_from)
         checkpoint.drop_newer(resume_from)  # it was found damaged
         at = _Place(**state["at"])
-        lora.load_trained(plain, state["trainable"])
-        lora.load_method_state(plain, state["method"])
+        adapters.load_trained(plain, state["trainable"])
+        adapters.load_method_state(plain, state["method"])
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
         if at.best:
@@ -185,11 +184,11 @@ def train(
             reporter.metrics(step, values, epoch=at.epoch, n=len(rows))
             if not math.isfinite(values["train/loss"]):
                 raise _no_number("loss", values["train/loss"], step, training)
-            added = lora.extra_loss(plain)
+            added = adapters.extra_loss(plain)
             accelerator.backward(loss if added is None else loss + added)
             accelerator.clip_grad_norm_(trainable, training.grad_clip)
             optimizer.step()
-            lora.after_step(plain, step)
+            adapters.after_step(plain, step)
             schedule.step()
             optimizer.zero_grad(set_to_none=True)
 
@@ -229,7 +228,7 @@ def train(
         told = {"epoch": at.epoch, "valid_accuracy": valid.accuracy, "valid_n": valid.n}
         if (valid.accuracy, -valid.loss) > at.best_key:
             at.best_key, at.best_step, at.best_epoch, best = (valid.accuracy, -valid.loss), at.step, at.epoch, valid
-            kept = {"trainable": lora.trained_state(plain), "valid": _plain(valid)}
+            kept = {"trainable": adapters.trained_state(plain), "valid": _plain(valid)}
             # Those before stay until no checkpoint names them: the newest one may turn out to be damaged.
             at.best = checkpoint.save(folder / BEST, at.step, kept, told, keep=None).name
         saved_at = save(**told)
@@ -237,7 +236,7 @@ def train(
 
     train_s = earlier_s + time.monotonic() - began
     if at.best:
-        lora.load_trained(plain, checkpoint.load(folder / BEST / at.best)[0]["trainable"])
+        adapters.load_trained(plain, checkpoint.load(folder / BEST / at.best)[0]["trainable"])
     test = None
     if not stopped:
         reporter.progress(Progress(phase="testing", done=0, total=1))

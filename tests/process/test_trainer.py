@@ -20,12 +20,12 @@ import pytest
 import torch
 
 from sousa_engine import backbones, launch, trainer
-from sousa_engine import lora as loras
 from sousa_engine.core.config import RunConfig
 from sousa_engine.core.errors import PreflightError, RunError
 from sousa_engine.core.records import UPDATE
 from sousa_engine.data import manifest as manifests
 from sousa_engine.data.features import feature_cache
+from sousa_engine.training import adapters as loras
 from sousa_engine.training.statistics import measure_statistics
 from sousa_engine.workspace import PROJECT_ROOT, Workspace, run_files
 from sousa_engine.workspace.spool import read_batch, read_predictions
