@@ -17,7 +17,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from benchmarks import controls
-from sousa_engine import baselines, report, supervisor, sweeper
+from sousa_engine import report, supervisor, sweeper
+from sousa_engine.analysis import baselines
 from sousa_engine.core import sweep_spec
 from sousa_engine.core.config import DataConfig
 from sousa_engine.core.records import RunStatus, Sweep

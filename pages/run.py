@@ -7,10 +7,10 @@ import streamlit as st
 
 from sousa_engine import launch
 from sousa_engine.analysis import log
+from sousa_engine.analysis.charts.class_accuracy import class_accuracy_figure, class_accuracy_info
+from sousa_engine.analysis.charts.confusion import confusion_figure, confusion_info
 from sousa_engine.analysis.compare import Result, changes_from_defaults, describe_targets, results
 from sousa_engine.analysis.confusion import class_results, confusion, mistakes
-from sousa_engine.charts.class_accuracy import class_accuracy_figure, class_accuracy_info
-from sousa_engine.charts.confusion import confusion_figure, confusion_info
 from sousa_engine.core.errors import SousaError
 from sousa_engine.core.records import LONGEST_NOTE, Prediction, Run, RunFilter, RunStatus, Sweep
 from sousa_engine.executors.local import GRACE_S

@@ -11,8 +11,8 @@ from dataclasses import asdict
 import click
 from tqdm import tqdm
 
-from sousa_engine import baselines
-from sousa_engine.baselines import Baseline, Baselines
+from sousa_engine.analysis import baselines
+from sousa_engine.analysis.baselines import Baseline, Baselines
 from sousa_engine.core import config, grammar
 from sousa_engine.core.config import DataConfig
 from sousa_engine.core.errors import ConfigError, UserError

@@ -1,24 +1,24 @@
 import pytest
 
+from sousa_engine.analysis.charts.class_accuracy import class_accuracy_figure, class_accuracy_info
+from sousa_engine.analysis.charts.confusion import (
+    confusion_difference_figure,
+    confusion_difference_info,
+    confusion_figure,
+    confusion_info,
+)
+from sousa_engine.analysis.charts.cost import Level, cost_figure, cost_info, cost_text
+from sousa_engine.analysis.charts.curves import curves_figure, curves_info
+from sousa_engine.analysis.charts.importance import REST, importance_figure, importance_info
+from sousa_engine.analysis.charts.parallel import parallel_figure, parallel_info
+from sousa_engine.analysis.charts.scores import scores_figure, scores_info
+from sousa_engine.analysis.charts.slices import slice_figure, slice_info
 from sousa_engine.analysis.confusion import class_results, confusion, difference
 from sousa_engine.analysis.cost import CostPoint
 from sousa_engine.analysis.curves import Line
 from sousa_engine.analysis.importance import Importance
 from sousa_engine.analysis.scores import Score
 from sousa_engine.analysis.settings import SettingAxis
-from sousa_engine.charts.class_accuracy import class_accuracy_figure, class_accuracy_info
-from sousa_engine.charts.confusion import (
-    confusion_difference_figure,
-    confusion_difference_info,
-    confusion_figure,
-    confusion_info,
-)
-from sousa_engine.charts.cost import Level, cost_figure, cost_info, cost_text
-from sousa_engine.charts.curves import curves_figure, curves_info
-from sousa_engine.charts.importance import REST, importance_figure, importance_info
-from sousa_engine.charts.parallel import parallel_figure, parallel_info
-from sousa_engine.charts.scores import scores_figure, scores_info
-from sousa_engine.charts.slices import slice_figure, slice_info
 from sousa_engine.core.records import Prediction
 
 

@@ -19,7 +19,7 @@ FLOORS = {
     ],
     1: ["store", "upkeep", "salvage"],
     2: ["backbones", "frontends", "data", "training"],
-    3: ["analysis", "charts", "report"],
+    3: ["analysis", "report"],
     4: [
         "launch",
         "cli",
@@ -37,7 +37,6 @@ FLOORS = {
         "torch_facts",
         "sweeper",
         "sweep_cli",
-        "baselines",
         "baselines_cli",
         "analyze_cli",
         "scan_cli",

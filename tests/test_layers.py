@@ -6,8 +6,8 @@ import math
 import pytest
 
 from sousa_engine import launch, targets
+from sousa_engine.analysis.charts.layers import layers_figure, layers_info, percent
 from sousa_engine.analysis.layers import ablations, grid, pruned, ranked, strongest, updates
-from sousa_engine.charts.layers import layers_figure, layers_info, percent
 from sousa_engine.core.config import RunConfig, differences
 from sousa_engine.core.errors import TargetError
 from sousa_engine.core.methods import METHODS

@@ -16,7 +16,8 @@ from click.testing import CliRunner
 from seeding import CLASSES, Training, config, seed_sweep, train_next
 from streamlit.testing.v1 import AppTest
 
-from sousa_engine import baselines, report, supervisor, sweeper
+from sousa_engine import report, supervisor, sweeper
+from sousa_engine.analysis import baselines
 from sousa_engine.analysis.significance import wilson
 from sousa_engine.cli import main
 from sousa_engine.core import sweep_spec

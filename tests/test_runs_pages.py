@@ -9,7 +9,8 @@ import yaml
 from seeding import Training, config, seed, seed_sweep
 from streamlit.testing.v1 import AppTest
 
-from sousa_engine import baselines, launch, supervisor, sweeper
+from sousa_engine import launch, supervisor, sweeper
+from sousa_engine.analysis import baselines
 from sousa_engine.core import config as config_module
 from sousa_engine.core import sweep_spec
 from sousa_engine.core.config import DataConfig

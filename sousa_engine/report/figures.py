@@ -8,19 +8,19 @@ from dataclasses import dataclass
 import plotly.graph_objects as go
 
 from sousa_engine.analysis import cost, families, settings
-from sousa_engine.analysis.confusion import Confusion, confusion, difference
-from sousa_engine.analysis.sweeps import TrialRow
-from sousa_engine.charts.confusion import (
+from sousa_engine.analysis.charts.confusion import (
     confusion_difference_figure,
     confusion_difference_info,
     confusion_figure,
     confusion_info,
 )
-from sousa_engine.charts.cost import Level, cost_figure, cost_info
-from sousa_engine.charts.curves import curves_figure, curves_info
-from sousa_engine.charts.importance import importance_figure, importance_info
-from sousa_engine.charts.parallel import parallel_figure, parallel_info
-from sousa_engine.charts.scores import scores_figure, scores_info
+from sousa_engine.analysis.charts.cost import Level, cost_figure, cost_info
+from sousa_engine.analysis.charts.curves import curves_figure, curves_info
+from sousa_engine.analysis.charts.importance import importance_figure, importance_info
+from sousa_engine.analysis.charts.parallel import parallel_figure, parallel_info
+from sousa_engine.analysis.charts.scores import scores_figure, scores_info
+from sousa_engine.analysis.confusion import Confusion, confusion, difference
+from sousa_engine.analysis.sweeps import TrialRow
 from sousa_engine.report.read import METRIC, Report
 
 

@@ -10,7 +10,7 @@ import jinja2
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from sousa_engine.charts import template
+from sousa_engine.analysis.charts import template
 from sousa_engine.report import sections
 from sousa_engine.report.figures import figures
 from sousa_engine.report.read import Report

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 import streamlit as st
 
 from sousa_engine.analysis import listen
-from sousa_engine.charts.spectrogram import StrokeMark, height_px, spectrogram_figure, spectrogram_info
+from sousa_engine.analysis.charts.spectrogram import StrokeMark, height_px, spectrogram_figure, spectrogram_info
 from sousa_engine.core import rudiments
 from sousa_engine.core.errors import UserError
 from sousa_engine.data import audio, excerpt, scan, synth

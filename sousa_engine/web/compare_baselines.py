@@ -8,9 +8,9 @@ from pathlib import Path
 
 import streamlit as st
 
-from sousa_engine import baselines
+from sousa_engine.analysis import baselines
+from sousa_engine.analysis.baselines import Baselines
 from sousa_engine.analysis.sweeps import TrialRow
-from sousa_engine.baselines import Baselines
 from sousa_engine.core.config import DataConfig
 from sousa_engine.core.records import Prediction
 from sousa_engine.web import parts

@@ -10,19 +10,19 @@ import pandas as pd
 import streamlit as st
 
 from sousa_engine.analysis import cost, families, settings
-from sousa_engine.analysis.confusion import Confusion, changes, confusion, difference
-from sousa_engine.analysis.curves import AXES, Line, placed, seed_line
-from sousa_engine.analysis.settings import AgainstBase, Summaries
-from sousa_engine.analysis.sweeps import TrialRow
-from sousa_engine.baselines import Baselines
-from sousa_engine.charts import template
-from sousa_engine.charts.confusion import (
+from sousa_engine.analysis.baselines import Baselines
+from sousa_engine.analysis.charts import template
+from sousa_engine.analysis.charts.confusion import (
     confusion_difference_figure,
     confusion_difference_info,
     confusion_figure,
     confusion_info,
 )
-from sousa_engine.charts.curves import curves_figure, curves_info, is_share
+from sousa_engine.analysis.charts.curves import curves_figure, curves_info, is_share
+from sousa_engine.analysis.confusion import Confusion, changes, confusion, difference
+from sousa_engine.analysis.curves import AXES, Line, placed, seed_line
+from sousa_engine.analysis.settings import AgainstBase, Summaries
+from sousa_engine.analysis.sweeps import TrialRow
 from sousa_engine.core.records import Prediction, Run
 from sousa_engine.store import Store
 from sousa_engine.web import parts

@@ -9,13 +9,13 @@ import pandas as pd
 import streamlit as st
 
 from sousa_engine.analysis import cost, families, importance, scores, settings
+from sousa_engine.analysis.charts.cost import Level, cost_figure, cost_info, cost_text
+from sousa_engine.analysis.charts.importance import importance_figure, importance_info
+from sousa_engine.analysis.charts.parallel import parallel_figure, parallel_info
+from sousa_engine.analysis.charts.scores import scores_figure, scores_info
+from sousa_engine.analysis.charts.slices import slice_figure, slice_info
 from sousa_engine.analysis.settings import SettingAxis
 from sousa_engine.analysis.sweeps import TrialRow
-from sousa_engine.charts.cost import Level, cost_figure, cost_info, cost_text
-from sousa_engine.charts.importance import importance_figure, importance_info
-from sousa_engine.charts.parallel import parallel_figure, parallel_info
-from sousa_engine.charts.scores import scores_figure, scores_info
-from sousa_engine.charts.slices import slice_figure, slice_info
 from sousa_engine.core.records import ClipScore
 from sousa_engine.web import parts
 from sousa_engine.web.compare_parts import Compared

@@ -6,9 +6,9 @@ import pandas as pd
 import streamlit as st
 
 from sousa_engine import sweeper, targets
+from sousa_engine.analysis.charts.layers import layers_figure, layers_info
 from sousa_engine.analysis.compare import parameters
 from sousa_engine.analysis.layers import Updates, grid, pruned, ranked, strongest, updates
-from sousa_engine.charts.layers import layers_figure, layers_info
 from sousa_engine.core.errors import SousaError, UserError
 from sousa_engine.core.records import LONGEST_SET_NAME, Run
 from sousa_engine.web import parts, sweep_form

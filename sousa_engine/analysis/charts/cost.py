@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import plotly.graph_objects as go
 
+from sousa_engine.analysis.charts import template
 from sousa_engine.analysis.cost import MEASURES, CostPoint
-from sousa_engine.charts import template
 
 MOST_NAMED = 8  # points of the frontier with their name beside them
 LOG_FROM = 8

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import plotly.graph_objects as go
 
+from sousa_engine.analysis.charts import template
 from sousa_engine.analysis.layers import Cell, Grid
-from sousa_engine.charts import template
 
 ROW_PX = 30
 INKS = {False: "#12302e", True: "#e8f0ef"}

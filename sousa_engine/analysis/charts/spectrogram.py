@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 import plotly.graph_objects as go
 
+from sousa_engine.analysis.charts import template
 from sousa_engine.analysis.listen import RANGE_DB, Envelope, Spectrogram
-from sousa_engine.charts import template
 
 WAVE = f"rgba({template.RIGHT},0.75)"
 ONSET = "#ffb347"

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import plotly.graph_objects as go
 
+from sousa_engine.analysis.charts import template
 from sousa_engine.analysis.confusion import Confusion, ConfusionDifference
-from sousa_engine.charts import template
 
 ROW_PX = 17
 MOST_NAMED = 12

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import plotly.graph_objects as go
 
+from sousa_engine.analysis.charts import template
 from sousa_engine.analysis.curves import Line
-from sousa_engine.charts import template
 
 FEW_POINTS = 60  # up to this many, every point gets a marker
 

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import plotly.graph_objects as go
 
+from sousa_engine.analysis.charts import template
 from sousa_engine.analysis.importance import Importance
-from sousa_engine.charts import template
 
 ROW_PX = 34
 REST = "axes together, and noise"

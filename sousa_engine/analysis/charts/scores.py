@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import plotly.graph_objects as go
 
+from sousa_engine.analysis.charts import template
 from sousa_engine.analysis.scores import Score
-from sousa_engine.charts import template
 
 DOT_PX = 13  # between the dots of one group
 SHORT_ROW_PX = 19

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import plotly.graph_objects as go
 
+from sousa_engine.analysis.charts import template
 from sousa_engine.analysis.settings import SettingAxis
-from sousa_engine.charts import template
 
 LONGEST_TEXT = 22
 MOST_TICKS = 12

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import plotly.graph_objects as go
 
+from sousa_engine.analysis.charts import template
 from sousa_engine.analysis.settings import SettingAxis
-from sousa_engine.charts import template
 
 MOST_LEVELS = 8  # numbers with more different values have an axis of their own instead of one place each
 
