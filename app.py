@@ -13,8 +13,8 @@ from pathlib import Path
 import streamlit as st
 from starlette.middleware import Middleware
 
-from sousa_engine import supervisor
 from sousa_engine.core.errors import SousaError
+from sousa_engine.runs import supervisor
 from sousa_engine.web import guard, late_timers, tell, terminal
 from sousa_engine.web.routes import routes
 from sousa_engine.workspace import default_workspace

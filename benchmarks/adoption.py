@@ -19,8 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.browser import studio
-from sousa_engine import launch
 from sousa_engine.core.records import RunStatus
+from sousa_engine.runs import orders
 from sousa_engine.store import Store
 from sousa_engine.workspace import Workspace, run_files
 
@@ -36,7 +36,7 @@ def main() -> None:
         workspace = Workspace(root=Path(temporary))
         draft = {"data": {"dataset": "micro"}, "training": {"max_epochs": 500}}
         with studio(workspace), Store.open(workspace) as store:
-            run = launch.start(workspace, launch.prepare(draft).config, created_by="cli")
+            run = orders.start(workspace, orders.prepare(draft).config, created_by="cli")
             wait(lambda: store.run(run.id).progress, "the first step")
             trainer = run_files.read_json(workspace.run_dir(run.id) / run_files.KEEPER)["trainer_pid"]
             seconds = [adopted(workspace, store, run.id, before) for before in range(options.tries)]

@@ -16,10 +16,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from sousa_engine import backbones, launch, targets
+from sousa_engine import backbones, targets
 from sousa_engine.analysis.significance import wilson_of_mean
 from sousa_engine.core import grammar
 from sousa_engine.core.records import Run, RunStatus
+from sousa_engine.runs import orders
 from sousa_engine.store import Store
 from sousa_engine.workspace import Workspace
 
@@ -50,7 +51,7 @@ def main() -> None:
     options = parser.parse_args()
     workspace = Workspace(root=options.workspace.resolve())
     wanted = {
-        (model, row, seed): launch.prepare(grammar.parse(words(model, row, seed))).config
+        (model, row, seed): orders.prepare(grammar.parse(words(model, row, seed))).config
         for model in options.models
         for row in options.rows
         for seed in options.seeds
@@ -97,7 +98,7 @@ def words(model: str, row: str, seed: int) -> list[str]:
 def _sets(model: str) -> dict[str, str]:
     """The smallest recommended set of a backbone, and the one a run gets by default."""
     outline = targets.load_outline(model)
-    return {"few": next(iter(launch.recommended_sets(outline))), "all": launch.default_set(outline)}
+    return {"few": next(iter(orders.recommended_sets(outline))), "all": orders.default_set(outline)}
 
 
 def train_all(workspace: Workspace, wanted: dict) -> dict[tuple[str, str, int], Run]:
@@ -105,7 +106,7 @@ def train_all(workspace: Workspace, wanted: dict) -> dict[tuple[str, str, int], 
     with Store.open(workspace) as store:
         runs = {run.config.model_copy(update={"device": "auto"}): run for run in store.runs()}
         mine = {
-            key: runs[config] if config in runs else launch.start(workspace, config, created_by="benchmark")
+            key: runs[config] if config in runs else orders.start(workspace, config, created_by="benchmark")
             for key, config in wanted.items()
         }
         with tqdm(total=len(mine), desc="runs", unit="run") as bar:

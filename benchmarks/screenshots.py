@@ -16,8 +16,8 @@ from playwright.sync_api import Page
 
 from benchmarks import story
 from benchmarks.browser import IDLE, chromium, studio
-from sousa_engine import launch
 from sousa_engine.core import config, grammar
+from sousa_engine.runs import orders
 from sousa_engine.store import Store
 from sousa_engine.workspace import Workspace
 
@@ -56,9 +56,9 @@ def main() -> None:
             swept = story.train(store)
             best = next(run for run in store.sweep_runs(swept.id) if run.config.seed == 0)
         ids = {"sweep": swept.id, "best": best.id}
-    live = launch.start(
+    live = orders.start(
         workspace,
-        launch.prepare(grammar.parse(["data=tiny", "training.max_epochs=60", "seed=1"])).config,
+        orders.prepare(grammar.parse(["data=tiny", "training.max_epochs=60", "seed=1"])).config,
         created_by="cli",
     )
     with Store.open(workspace) as store:

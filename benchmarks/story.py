@@ -17,12 +17,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 from benchmarks import controls
-from sousa_engine import report, supervisor, sweeper
+from sousa_engine import report
 from sousa_engine.analysis import baselines
 from sousa_engine.core import sweep_spec
 from sousa_engine.core.config import DataConfig
 from sousa_engine.core.records import RunStatus, Sweep
 from sousa_engine.data import manifest as manifests
+from sousa_engine.runs import supervisor, sweep_orders
 from sousa_engine.store import Store
 from sousa_engine.workspace import Workspace
 
@@ -51,7 +52,7 @@ def main() -> None:
 def train(store: Store) -> Sweep:
     """The sweep, over: started if it is not there yet."""
     made = next((found for found in store.sweeps() if found.name == NAME), None)
-    made = made or sweeper.start(store.workspace, sweep_spec.build(SPEC), created_by="benchmark")
+    made = made or sweep_orders.start(store.workspace, sweep_spec.build(SPEC), created_by="benchmark")
     follow(store, made)
     baselines.compute(manifests.open_dataset(DataConfig(dataset="tiny")), store.workspace)
     return made

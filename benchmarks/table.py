@@ -18,9 +18,10 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from sousa_engine import launch, targets
+from sousa_engine import targets
 from sousa_engine.analysis.export import runs_csv
 from sousa_engine.core.records import RunFilter, RunStatus
+from sousa_engine.runs import orders
 from sousa_engine.store import Store
 from sousa_engine.workspace import PROJECT_ROOT, Workspace
 
@@ -151,9 +152,9 @@ def _configs() -> Iterator[str]:
         for target_set in ("attention", "default", "all-linear"):
             draft = {
                 "model": {"variant": variant, "weights": "random"},
-                "lora": {"targets": launch.expand_sets(outline, [target_set]), "target_set": target_set},
+                "lora": {"targets": orders.expand_sets(outline, [target_set]), "target_set": target_set},
             }
-            yield launch.prepare(draft).config.model_dump_json()
+            yield orders.prepare(draft).config.model_dump_json()
 
 
 if __name__ == "__main__":

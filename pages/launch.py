@@ -6,14 +6,15 @@ from typing import Any
 
 import streamlit as st
 
-from sousa_engine import backbones, launch, targets
+from sousa_engine import backbones, targets
 from sousa_engine.core import config, grammar
 from sousa_engine.core.config import RunConfig
 from sousa_engine.core.errors import SousaError
 from sousa_engine.core.methods import METHODS, Method
 from sousa_engine.data import synth
 from sousa_engine.data.splits import SPLITS
-from sousa_engine.executors import local
+from sousa_engine.runs import orders
+from sousa_engine.runs.executors import local
 from sousa_engine.web import parts
 from sousa_engine.workspace import default_workspace
 
@@ -243,14 +244,14 @@ def targets_field(outline: targets.Outline, values: dict[str, Any], slots: dict[
     if ticks.get("variant") == outline.variant:
         label = f"ticked: {ticks['name']}" if ticks.get("name") else "ticked in the module tree"
         choices["ticks"] = (label, tuple(ticks["paths"]))
-    for name, paths in launch.recommended_sets(outline, method).items():
+    for name, paths in orders.recommended_sets(outline, method).items():
         choices[name] = (name, paths)
     with parts.open_store() as store:
         for saved in store.target_sets(outline.variant):
             choices[f"saved:{saved.name}"] = (f"saved: {saved.name}", saved.paths)
     choices["none"] = ("none: linear probe, the head alone", ())
     held = st.session_state.get("launch.set")
-    usual = launch.default_set(outline)
+    usual = orders.default_set(outline)
     st.session_state["launch.set"] = held if held in choices else usual if usual in choices else next(iter(choices))
     a, b = st.columns([3, 1], vertical_alignment="bottom")
     with a:
@@ -313,9 +314,9 @@ def problems_of(values: dict[str, Any]) -> dict[str, str]:
 
 
 @st.cache_data(ttl=20, max_entries=50, show_spinner="Checking ...")
-def check(settings: str, workspace_root: str) -> launch.Preflight:
+def check(settings: str, workspace_root: str) -> orders.Preflight:
     """The preflight of a config given as JSON; remembered briefly, since each keystroke reruns the page."""
-    return launch.preflight(RunConfig.model_validate_json(settings), workspace)
+    return orders.preflight(RunConfig.model_validate_json(settings), workspace)
 
 
 def summary(values: dict[str, Any], problems: dict[str, str]) -> None:
@@ -324,7 +325,7 @@ def summary(values: dict[str, Any], problems: dict[str, str]) -> None:
     settings = found = None
     if not missing:
         try:
-            settings = launch.prepare(values).config
+            settings = orders.prepare(values).config
             found = check(settings.model_dump_json(), str(workspace.root))
             missing += [item.title.lower() for item in found.errors]
         except SousaError as error:
@@ -356,12 +357,12 @@ def summary(values: dict[str, Any], problems: dict[str, str]) -> None:
         for item in found.checks:
             report(item)
     st.markdown("**The same from a terminal**")
-    st.code(launch.to_command(settings), language="bash", wrap_lines=True)
+    st.code(orders.to_command(settings), language="bash", wrap_lines=True)
     with st.expander("Resolved config (YAML)"):
-        st.code(launch.to_yaml(settings), language="yaml", height=360)
+        st.code(orders.to_yaml(settings), language="yaml", height=360)
 
 
-def report(item: launch.Check) -> None:
+def report(item: orders.Check) -> None:
     """One line of the preflight: a mark, what was looked at, what was found (as plain text: it may hold paths)."""
     marks = {
         "ok": ":green[:material/check:]",
@@ -376,7 +377,7 @@ def report(item: launch.Check) -> None:
 
 def begin(settings: RunConfig, form_token: str) -> None:
     try:
-        run = launch.start(workspace, settings, created_by="page", form_token=form_token)
+        run = orders.start(workspace, settings, created_by="page", form_token=form_token)
     except SousaError as error:
         st.error(parts.plain(str(error)), icon=":material/error:")
         return

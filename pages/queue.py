@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import streamlit as st
 
 from sousa_engine.core.records import MOST_CPU_SLOTS, Queue, Run, RunRow, RunStatus
-from sousa_engine.executors import local, slots
+from sousa_engine.runs.executors import local, slots
 from sousa_engine.web import manage, parts
 
 REFRESH_S, IDLE_S = 2, 15

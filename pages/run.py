@@ -5,7 +5,6 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from sousa_engine import launch
 from sousa_engine.analysis import log
 from sousa_engine.analysis.charts.class_accuracy import class_accuracy_figure, class_accuracy_info
 from sousa_engine.analysis.charts.confusion import confusion_figure, confusion_info
@@ -13,7 +12,8 @@ from sousa_engine.analysis.compare import Result, changes_from_defaults, describ
 from sousa_engine.analysis.confusion import class_results, confusion, mistakes
 from sousa_engine.core.errors import SousaError
 from sousa_engine.core.records import LONGEST_NOTE, Prediction, Run, RunFilter, RunStatus, Sweep
-from sousa_engine.executors.local import GRACE_S
+from sousa_engine.runs import orders
+from sousa_engine.runs.executors.local import GRACE_S
 from sousa_engine.store import Store, not_resumable
 from sousa_engine.web import manage, parts
 from sousa_engine.web.components.code_block import code_block
@@ -39,7 +39,7 @@ def main() -> None:
         predictions = {split: store.predictions(run.id, split) for split in ("test", "valid")}
         of_sweep = store.sweep(run.sweep_id) if run.sweep_id else None
         known_tags = list(store.tags())
-        resumable = None if not_resumable(run) else launch.resumable(run, store)
+        resumable = None if not_resumable(run) else orders.resumable(run, store)
     header(run, of_sweep, known_tags, resumable)
     cause(run, store, divergence)
     if resumable:
@@ -76,7 +76,7 @@ def choose(store: Store, run_id: str) -> None:
 # What it is, and what can be done
 
 
-def header(run: Run, of_sweep: Sweep | None, known_tags: list[str], resumable: launch.Resumable | None) -> None:
+def header(run: Run, of_sweep: Sweep | None, known_tags: list[str], resumable: orders.Resumable | None) -> None:
     with st.container(horizontal=True, gap="medium"):
         st.page_link(parts.page_path("runs"), label=":primary[All runs]", icon=":material/arrow_back:", width="content")
         if of_sweep:
@@ -111,7 +111,7 @@ def header(run: Run, of_sweep: Sweep | None, known_tags: list[str], resumable: l
         st.markdown(parts.plain(run.note).replace("\n", "  \n"))
 
 
-def actions(run: Run, known_tags: list[str], resumable: launch.Resumable | None) -> None:
+def actions(run: Run, known_tags: list[str], resumable: orders.Resumable | None) -> None:
     if run.status is RunStatus.QUEUED:
         label = "Take out of the queue"
         st.button(label, icon=":material/cancel:", on_click=manage.stop, args=([run.id],), key="stop")
@@ -349,12 +349,12 @@ def settings(run: Run) -> None:
     with right:
         st.markdown("**The same from a terminal**")
         try:
-            code_block(launch.to_command(run.config), key=f"command-{run.id}")
+            code_block(orders.to_command(run.config), key=f"command-{run.id}")
         except SousaError as error:
             st.caption(parts.plain(str(error)))
         st.markdown("**Config**")
         with st.container(height=420, border=False):
-            code_block(launch.to_yaml(run.config), key=f"config-{run.id}")
+            code_block(orders.to_yaml(run.config), key=f"config-{run.id}")
 
 
 def environment(run: Run) -> dict[str, str]:

@@ -18,7 +18,7 @@ from typing import Any
 import click
 from tqdm import tqdm
 
-from sousa_engine import __version__, launch, queue_cli, runs_cli, supervisor, targets
+from sousa_engine import __version__, queue_cli, runs_cli, targets
 from sousa_engine.analysis.significance import wilson
 from sousa_engine.analyze_cli import analyze_command
 from sousa_engine.baselines_cli import baselines_command
@@ -28,6 +28,7 @@ from sousa_engine.core.records import Run, RunStatus, Summary
 from sousa_engine.data import synth
 from sousa_engine.db_cli import db
 from sousa_engine.doctor_cli import doctor_command
+from sousa_engine.runs import orders, supervisor
 from sousa_engine.scan_cli import scan_command
 from sousa_engine.store import Store, not_resumable
 from sousa_engine.sweep_cli import sweep_command, sweeps
@@ -125,17 +126,17 @@ def train(workspace: Workspace, words: tuple[str, ...], file: Path | None, detac
     """
     draft = _read_yaml(file) if file else {}
     grammar.merge(draft, grammar.parse(words))
-    prepared = launch.prepare(draft)
-    found = launch.preflight(prepared.config, workspace)
+    prepared = orders.prepare(draft)
+    found = orders.preflight(prepared.config, workspace)
     for note in prepared.notes:
         click.echo(f"note: {note}")
     _echo_preflight(prepared, found)
     if dry_run:
         if found.errors:
             raise UserError(" ".join(check.detail for check in found.errors))
-        click.echo(launch.to_yaml(prepared.config))
+        click.echo(orders.to_yaml(prepared.config))
         return
-    run = launch.start(workspace, prepared.config, created_by="cli")
+    run = orders.start(workspace, prepared.config, created_by="cli")
     click.echo(f"run {run.id} queued: {run.title}")
     _see_through(workspace, run, detach)
 
@@ -150,7 +151,7 @@ def show(workspace: Workspace, run: str, log_lines: int) -> None:
         found = store.find(run)
         metrics = store.summaries([found.id]).get(found.id, {})
         events = store.events(found.id)
-        resumable = None if not_resumable(found) else launch.resumable(found, store)
+        resumable = None if not_resumable(found) else orders.resumable(found, store)
     rows = [
         ("run", found.id),
         ("title", found.title),
@@ -168,7 +169,7 @@ def show(workspace: Workspace, run: str, log_lines: int) -> None:
     if resumable:
         go_on = f"python -m sousa_engine resume {found.id}  (from step {resumable.step:,}, epoch {resumable.epoch})"
         click.echo(f"{'go on':<16} {resumable.why_not or ' '.join([go_on, resumable.note]).strip()}")
-    click.echo(f"{'again':<16} {launch.to_command(found.config)}")
+    click.echo(f"{'again':<16} {orders.to_command(found.config)}")
     for event in events[-8:]:
         at = datetime.fromtimestamp(event.at_ms / 1000).strftime("%H:%M:%S")
         click.echo(f"  {at} {event.kind}: {event.message}")
@@ -187,7 +188,7 @@ def resume(workspace: Workspace, run: str, detach: bool) -> None:
     """Go on with a stopped, failed or lost run from its last good checkpoint, as the same run."""
     with Store.open(workspace) as store:
         found = store.find(run)
-    again, point = launch.resume(workspace, found.id)
+    again, point = orders.resume(workspace, found.id)
     click.echo(f"run {again.id} queued: goes on from step {point.step}, epoch {point.epoch}")
     if point.note:
         click.echo(f"warning: {point.note}")
@@ -231,14 +232,14 @@ def show_targets(variant: str, entries: tuple[str, ...], r: int, head: Any, clas
     names = [name for entry in entries for name in grammar.entries(entry)]
     if not names:
         raise UserError('No target was named. Try: targets ast "query,key,value", or attention+mlp.')
-    found = targets.resolve(outline, launch.expand_sets(outline, names))
+    found = targets.resolve(outline, orders.expand_sets(outline, names))
     for match in found.matches:
         click.echo(f"{match.entry:<28} {len(match.paths):>3} modules" + (f"  {match.note}" if match.note else ""))
         for path in match.paths[:3]:
             click.echo(f"    {path}")
         if len(match.paths) > 3:
             click.echo(f"    ... and {len(match.paths) - 3} more")
-    targets.resolve_strict(outline, launch.expand_sets(outline, names))
+    targets.resolve_strict(outline, orders.expand_sets(outline, names))
     paths = [path for path in found.paths if not outline.in_head(path)]
     counts = targets.count(outline, paths, r=r, head=head, num_classes=classes)
     click.echo(
@@ -255,7 +256,7 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     return values
 
 
-def _echo_preflight(prepared: launch.Prepared, found: launch.Preflight) -> None:
+def _echo_preflight(prepared: orders.Prepared, found: orders.Preflight) -> None:
     counts, clips = found.counts, found.clips
     click.echo(
         f"{prepared.config.model.variant}: {counts.trainable:,} trainable of {counts.total:,} parameters "

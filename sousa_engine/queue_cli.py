@@ -7,10 +7,10 @@ from datetime import datetime
 
 import click
 
-from sousa_engine import launch, supervisor
 from sousa_engine.core.errors import UserError
 from sousa_engine.core.records import RunStatus
-from sousa_engine.executors import local, slots
+from sousa_engine.runs import orders, supervisor
+from sousa_engine.runs.executors import local, slots
 from sousa_engine.store import Store
 from sousa_engine.workspace import Workspace
 
@@ -136,7 +136,7 @@ def clone(workspace: Workspace, words: tuple[str, ...], failed: bool) -> None:
     with Store.open(workspace) as store:
         found, passed_over = tuple(map(store.find, names)), ()
         if failed:
-            again = launch.failures(store)
+            again = orders.failures(store)
             found, passed_over = again.runs, again.passed_over
             if not found and not passed_over:
                 raise UserError(
@@ -147,5 +147,5 @@ def clone(workspace: Workspace, words: tuple[str, ...], failed: bool) -> None:
     if not found:
         click.echo("Nothing is left to queue. By its id, a run is always cloned: python -m sousa_engine clone RUN")
         return
-    for run in launch.clone(workspace, found, changes, created_by="cli", retry=failed):
+    for run in orders.clone(workspace, found, changes, created_by="cli", retry=failed):
         click.echo(f"run {run.id} queued: {run.title}")

@@ -19,13 +19,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sousa_engine import supervisor, upkeep
+from sousa_engine import upkeep
 from sousa_engine.core import config
 from sousa_engine.core.config import RunConfig
 from sousa_engine.core.errors import ConfigError, WorkspaceError
 from sousa_engine.core.records import Event, Prediction, Run, RunStatus
-from sousa_engine.executors import Sighting
-from sousa_engine.executors.local import LocalExecutor
+from sousa_engine.runs import supervisor
+from sousa_engine.runs.executors import Sighting
+from sousa_engine.runs.executors.local import LocalExecutor
 from sousa_engine.salvage import New, Old, beside
 from sousa_engine.store import migrations, trash
 from sousa_engine.workspace import Workspace, file_systems, run_files, spool

@@ -13,13 +13,14 @@ from typing import Any
 import click
 from tqdm import tqdm
 
-from sousa_engine import backbones, launch, probe, sweeper, targets
+from sousa_engine import backbones, targets
 from sousa_engine.analysis.sweeps import TrialRow, best_first, failures, tally, trial_rows, trials
 from sousa_engine.core import grammar, sweep_spec
 from sousa_engine.core.config import RunConfig
 from sousa_engine.core.errors import ConfigError, UserError
 from sousa_engine.core.records import RunStatus, Sweep
 from sousa_engine.core.sweep_spec import Axis, SweepSpec
+from sousa_engine.runs import orders, sweep_orders, timing
 from sousa_engine.store import Store
 from sousa_engine.workspace import Workspace, run_files
 
@@ -89,18 +90,18 @@ def sweep_command(
     Fields of all runs are given as for `train`. Everything goes on in the background whatever happens to this terminal.
     """
     spec = _spec(file, words, **written)
-    found = sweeper.plan(spec, workspace)
+    found = sweep_orders.plan(spec, workspace)
     if measure and found.untimed:
-        probe.measure(workspace, found.untimed)
-        found = sweeper.plan(spec, workspace)
+        timing.measure(workspace, found.untimed)
+        found = sweep_orders.plan(spec, workspace)
     _echo_plan(found)
     if dry_run:
         if found.problems and not (skip_invalid and found.run_count):
-            raise UserError(sweeper.describe(found.problems))
+            raise UserError(sweep_orders.describe(found.problems))
         click.echo(sweep_spec.to_yaml(spec))
         return
-    made = sweeper.start(workspace, spec, created_by="cli", leave_out_invalid=skip_invalid)
-    for line in sweeper.describe(found.problems).splitlines():
+    made = sweep_orders.start(workspace, spec, created_by="cli", leave_out_invalid=skip_invalid)
+    for line in sweep_orders.describe(found.problems).splitlines():
         click.echo(f"left out: {line}")
     click.echo(f"sweep {made.id} queued: {made.name}")
     if detach:
@@ -157,7 +158,7 @@ def show(workspace: Workspace, name: str, as_yaml: bool) -> None:
 @click.pass_obj
 def pause(workspace: Workspace, name: str) -> None:
     """Let its queued runs wait; what trains goes on."""
-    _steer(workspace, name, sweeper.pause, "paused", "is not running")
+    _steer(workspace, name, sweep_orders.pause, "paused", "is not running")
 
 
 @sweeps.command("resume")
@@ -165,7 +166,7 @@ def pause(workspace: Workspace, name: str) -> None:
 @click.pass_obj
 def resume(workspace: Workspace, name: str) -> None:
     """Go on with a paused sweep."""
-    _steer(workspace, name, sweeper.resume, "running", "is not paused")
+    _steer(workspace, name, sweep_orders.resume, "running", "is not paused")
 
 
 @sweeps.command("stop")
@@ -173,7 +174,7 @@ def resume(workspace: Workspace, name: str) -> None:
 @click.pass_obj
 def stop(workspace: Workspace, name: str) -> None:
     """Take its runs off the queue; those that train save a checkpoint and stop."""
-    _steer(workspace, name, sweeper.stop, "stopped", "is already over")
+    _steer(workspace, name, sweep_orders.stop, "stopped", "is already over")
 
 
 @sweeps.command("add-seeds")
@@ -183,7 +184,7 @@ def stop(workspace: Workspace, name: str) -> None:
 def add_seeds(workspace: Workspace, name: str, seeds: tuple[int, ...]) -> None:
     """Train every setting with more seeds: sweeps add-seeds last 3 4"""
     with Store.open(workspace) as store:
-        _echo_queued(sweeper.add_seeds(store, store.find_sweep(name), seeds, created_by="cli"))
+        _echo_queued(sweep_orders.add_seeds(store, store.find_sweep(name), seeds, created_by="cli"))
 
 
 @sweeps.command("extend")
@@ -196,7 +197,7 @@ def extend(workspace: Workspace, name: str, axis: str) -> None:
     if not isinstance(values, list):
         raise ConfigError(f"{axis}: a grid takes listed values, field=a,b.")
     with Store.open(workspace) as store:
-        _echo_queued(sweeper.extend(store, store.find_sweep(name), field, values, created_by="cli"))
+        _echo_queued(sweep_orders.extend(store, store.find_sweep(name), field, values, created_by="cli"))
 
 
 @sweeps.command("add-trials")
@@ -206,7 +207,7 @@ def extend(workspace: Workspace, name: str, axis: str) -> None:
 def add_trials(workspace: Workspace, name: str, count: int) -> None:
     """Draw more settings: sweeps add-trials last 10"""
     with Store.open(workspace) as store:
-        queued = sweeper.add_trials(store, store.find_sweep(name), count, created_by="cli")
+        queued = sweep_orders.add_trials(store, store.find_sweep(name), count, created_by="cli")
     click.echo(f"{len(queued)} runs queued" if queued else f"{count} more trials will be drawn")
 
 
@@ -225,7 +226,7 @@ def rerun_failed(workspace: Workspace, name: str, targets: str | None) -> None:
         if not failed:
             raise UserError(f"Nothing of sweep {found.id} failed or was stopped.")
         entries = None if targets is None else grammar.entries(targets)
-        _echo_queued(sweeper.rerun(store, found, failed, targets=entries, created_by="cli"))
+        _echo_queued(sweep_orders.rerun(store, found, failed, targets=entries, created_by="cli"))
 
 
 def to_command(spec: SweepSpec, *, skip_invalid: bool = False) -> str:
@@ -258,10 +259,10 @@ def _words(spec: SweepSpec) -> list[str]:
     made: list[str] = []
     if spec.sets:
         outline = targets.load_outline(backbones.variant(_only_model(spec.base, spec.axes)).name)
-        paths = launch.resolve(outline, [entry for entries in spec.sets.values() for entry in entries]).paths
-        whole = launch.short_names(outline, paths)
+        paths = orders.resolve(outline, [entry for entries in spec.sets.values() for entry in entries]).paths
+        whole = orders.short_names(outline, paths)
         words += ["--ablate", ",".join(whole)]
-        made = list(sweeper.ablation(outline.variant, whole))
+        made = list(sweep_orders.ablation(outline.variant, whole))
     target_words: list[str] = []
     if spec.axes[-1].field == "lora.targets" and all(
         len(value) > 1 if isinstance(value, list) else "," not in value for value in spec.axes[-1].values
@@ -334,7 +335,7 @@ def _spec(
     sets = values.get("sets", {})
     if ablate is not None:
         axis = sweep_spec.build({"axes": {"model": made["model"]}}).axes if "model" in made else ()
-        sets = sweeper.ablation(_only_model(base, axis), grammar.entries(ablate))
+        sets = sweep_orders.ablation(_only_model(base, axis), grammar.entries(ablate))
         if not isinstance(
             made.get("lora.targets"), list
         ):  # what the file listed gives way, what the line lists does not
@@ -361,7 +362,7 @@ def _listed(words: Sequence[str]) -> list[str]:
     return [part for word in words for part in word.split(",") if part]
 
 
-def _echo_plan(found: sweeper.Plan) -> None:
+def _echo_plan(found: sweep_orders.Plan) -> None:
     spec = found.spec
     click.echo(f"{spec.title}: {spec.sampler}, {len(spec.seeds)} seeds, {found.run_count} runs")
     for note in found.notes:

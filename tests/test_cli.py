@@ -15,13 +15,14 @@ import soundfile
 from click.testing import CliRunner
 from seeding import Training
 
-from sousa_engine import cli, launch
+from sousa_engine import cli
 from sousa_engine.cli import main
 from sousa_engine.core import sweep_spec
 from sousa_engine.core.config import RunConfig
 from sousa_engine.core.errors import ConfigError
 from sousa_engine.core.records import RunStatus
 from sousa_engine.data import manifest
+from sousa_engine.runs import orders
 from sousa_engine.store import Store
 from sousa_engine.training import checkpoint
 
@@ -31,7 +32,7 @@ README = Path(__file__).resolve().parent.parent / "README.md"
 @pytest.fixture
 def sousa(workspace, monkeypatch):
     """Call the command line on an empty workspace; no supervisor is started."""
-    monkeypatch.setattr(launch.supervisor, "ensure", lambda workspace: None)
+    monkeypatch.setattr(orders.supervisor, "ensure", lambda workspace: None)
 
     def call(*words: str):
         return CliRunner().invoke(main, ["--workspace", str(workspace.root), *words])
@@ -274,7 +275,7 @@ def test_resume_says_from_where_or_why_not(sousa, workspace):
 
 _TRAIN = """
 import signal, sys
-from sousa_engine import supervisor
+from sousa_engine.runs import supervisor
 from sousa_engine.cli import main
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, where the tests run in a shell's background
 supervisor.ensure = supervisor.revive = lambda workspace: False
@@ -321,7 +322,7 @@ def test_ctrl_c_anywhere_else_is_130_and_a_sentence(sousa, monkeypatch):
     def interrupt(*args, **more):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(launch, "prepare", interrupt)
+    monkeypatch.setattr(orders, "prepare", interrupt)
     result = sousa("train", "data=micro")
     assert result.exit_code == 130 and result.stderr.startswith("Interrupted. ")
 

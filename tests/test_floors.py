@@ -21,21 +21,15 @@ FLOORS = {
     2: ["backbones", "frontends", "data", "training"],
     3: ["analysis", "report"],
     4: [
-        "launch",
+        "runs",
         "cli",
         "runs_cli",
         "queue_cli",
         "weights_cli",
         "__main__",
-        "supervisor",
-        "keeper",
-        "trainer",
-        "executors",
-        "probe",
         "doctor",
         "doctor_cli",
         "torch_facts",
-        "sweeper",
         "sweep_cli",
         "baselines_cli",
         "analyze_cli",
@@ -89,7 +83,7 @@ def test_imports_go_down_only(room, path):
 
 
 def test_keeper_needs_the_standard_library_alone():
-    tops = {name.split(".")[0] for name in imports(ENGINE / "keeper.py")} - {"__future__"}
+    tops = {name.split(".")[0] for name in imports(ENGINE / "runs" / "keeper.py")} - {"__future__"}
     assert tops <= set(sys.stdlib_module_names) | {"sousa_engine"}
 
 

@@ -28,7 +28,7 @@ DEAF = "import signal\nsignal.signal(15, signal.SIG_IGN)\n" + ENDLESS
 class Kept:
     """One keeper started as the supervisor starts it, with a piece of Python as its trainer."""
 
-    def __init__(self, folder, code, *, grace_s=60.0, argv=None, keeper=("-m", "sousa_engine.keeper")):
+    def __init__(self, folder, code, *, grace_s=60.0, argv=None, keeper=("-m", "sousa_engine.runs.keeper")):
         self.folder = folder
         lock = os.open(folder / "keeper.lock", os.O_RDWR | os.O_CREAT)
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -185,7 +185,7 @@ def test_kills_for_want_of_memory_are_counted_from_start_to_end(keep, tmp_path, 
     if during is not None:
         counter.write_text("oom_kill 3\n")
     here = (
-        "from pathlib import Path\nfrom sousa_engine import keeper; from sousa_engine.workspace import oom\n"
+        "from pathlib import Path\nfrom sousa_engine.runs import keeper; from sousa_engine.workspace import oom\n"
         f"real, here = oom.kills, Path({str(tmp_path)!r})\n"
         "oom.kills = lambda: real(here, here)\nkeeper.main()"
     )
@@ -219,7 +219,7 @@ def small_cgroup(tmp_path):
 
 
 def test_the_systems_own_kill_for_want_of_memory_is_told_from_a_plain_one(keep, small_cgroup):
-    into = f"open({str(small_cgroup)!r}, 'w').write('0')\nfrom sousa_engine import keeper\nkeeper.main()"
+    into = f"open({str(small_cgroup)!r}, 'w').write('0')\nfrom sousa_engine.runs import keeper\nkeeper.main()"
     hungry = keep("hoard = [b'x' * 2**20 for _ in range(400)]", keeper=("-c", into))
     note = hungry.exit()
     assert note["signal"] == signal.SIGKILL and note["oom_kills"] >= 1
@@ -240,7 +240,7 @@ def test_what_the_trainer_leaves_behind_is_ended_with_it(keep):
 
 def test_a_stop_before_the_trainer_starts_starts_none(keep):
     early = (
-        "import os, signal\nfrom sousa_engine import keeper\nwrite = keeper.Keeper._write_note\n"
+        "import os, signal\nfrom sousa_engine.runs import keeper\nwrite = keeper.Keeper._write_note\n"
         "def write_then_stop(self):\n    write(self)\n    os.kill(os.getpid(), signal.SIGTERM)\n"
         "keeper.Keeper._write_note = write_then_stop\nkeeper.main()"
     )

@@ -11,22 +11,23 @@ import pytest
 import soundfile
 import yaml
 
-from sousa_engine import backbones, launch, targets
+from sousa_engine import backbones, targets
 from sousa_engine.core import config, grammar
 from sousa_engine.core.errors import ConfigError, PreflightError, TargetError, UnknownNameError
 from sousa_engine.core.records import RunStatus
 from sousa_engine.data import manifest
+from sousa_engine.runs import orders
 from sousa_engine.store import Store
 from sousa_engine.training import checkpoint
 from sousa_engine.workspace.spool import SpoolBatch, SpoolPoint
 
 
-def prepared(*words: str) -> launch.Prepared:
-    return launch.prepare(grammar.parse(["data=micro", *words]))
+def prepared(*words: str) -> orders.Prepared:
+    return orders.prepare(grammar.parse(["data=micro", *words]))
 
 
 def errors(workspace, *words: str) -> str:
-    return " ".join(check.detail for check in launch.preflight(prepared(*words).config, workspace).errors)
+    return " ".join(check.detail for check in orders.preflight(prepared(*words).config, workspace).errors)
 
 
 def test_the_default_adapts_every_attention_and_mlp_linear():
@@ -54,7 +55,7 @@ def test_the_head_is_left_to_its_policy():
 
 
 def test_golden_count_of_the_reference_run(workspace):
-    found = launch.preflight(
+    found = orders.preflight(
         prepared("model=ast-base", "model.weights=random", "lora=all-linear", "lora.head=lora").config, workspace
     )
     assert (found.counts.total, found.counts.trainable, found.counts.layers) == (86_219_560, 1_333_568, 73)
@@ -79,10 +80,10 @@ def test_values_out_of_bounds_name_their_field(word, field):
 
 def test_a_target_of_an_earlier_run_must_still_be_what_it_was():
     draft = prepared("lora.targets=[q_proj]").config.model_dump(mode="json")
-    assert launch.prepare(draft).config.lora == prepared("lora.targets=[q_proj]").config.lora
+    assert orders.prepare(draft).config.lora == prepared("lora.targets=[q_proj]").config.lora
     draft["lora"]["targets"][0]["shape"] = [5, 5]
     with pytest.raises(TargetError, match="Tick it again"):
-        launch.prepare(draft)
+        orders.prepare(draft)
 
 
 @pytest.mark.parametrize(
@@ -97,14 +98,14 @@ def test_a_target_of_an_earlier_run_must_still_be_what_it_was():
 )
 def test_command_and_yaml_give_the_same_run_again(words):
     wanted = prepared(*words).config
-    command = shlex.split(launch.to_command(wanted))
+    command = shlex.split(orders.to_command(wanted))
     assert command[:4] == ["python", "-m", "sousa_engine", "train"]
-    assert launch.prepare(grammar.parse(command[4:])).config == wanted
-    assert launch.prepare(yaml.safe_load(launch.to_yaml(wanted))).config == wanted
+    assert orders.prepare(grammar.parse(command[4:])).config == wanted
+    assert orders.prepare(yaml.safe_load(orders.to_yaml(wanted))).config == wanted
 
 
 def test_preflight_counts_clips_steps_and_the_majority_baseline(workspace):
-    found = launch.preflight(prepared("training.batch_size=16", "training.max_epochs=3").config, workspace)
+    found = orders.preflight(prepared("training.batch_size=16", "training.max_epochs=3").config, workspace)
     assert found.classes == 40
     assert found.steps_per_epoch == -(-found.clips["train"] // 16)
     assert found.total_steps == 3 * found.steps_per_epoch
@@ -119,7 +120,7 @@ def test_weights_that_are_not_here_are_an_error_with_ways_out(workspace, monkeyp
 
 
 def test_random_weights_are_labelled(workspace):
-    found = launch.preflight(prepared("model.weights=random").config, workspace)
+    found = orders.preflight(prepared("model.weights=random").config, workspace)
     assert any("control" in check.detail for check in found.checks if check.level == "warning")
 
 
@@ -132,7 +133,7 @@ def test_the_preflight_tells_facts_from_what_is_to_be_weighed(workspace, tmp_pat
             soundfile.write(path, noise, 8000 if i else 16000)
     (tmp_path / "drums" / "empty").mkdir()
     drums = f"data={tmp_path / 'drums'}"
-    found = launch.preflight(prepared(drums, "data.clip_s=1.0", "lora=probe").config, workspace).checks
+    found = orders.preflight(prepared(drums, "data.clip_s=1.0", "lora=probe").config, workspace).checks
 
     def said(level: str) -> str:
         return "\n".join(check.detail for check in found if check.level == level)
@@ -152,7 +153,7 @@ def test_players_who_are_heard_again_are_to_be_weighed(workspace, tmp_path):
             soundfile.write(tmp_path / f"{label}{i}.wav", noise, 8000)
             rows.append(f"{label}{i}.wav,{label},anna,{split}")
     (tmp_path / "clips.csv").write_text("\n".join(rows))
-    found = launch.preflight(prepared(f"data={tmp_path / 'clips.csv'}").config, workspace)
+    found = orders.preflight(prepared(f"data={tmp_path / 'clips.csv'}").config, workspace)
     assert any("heard in train and again" in check.detail for check in found.checks if check.level == "warning")
     assert not any("heard in train" in check.detail for check in found.checks if check.level == "note")
 
@@ -166,14 +167,14 @@ def test_a_device_that_is_not_here_is_refused_naming_those_that_are(workspace):
 
 
 def test_wandb_without_the_package_gets_a_sentence(workspace, monkeypatch):
-    monkeypatch.setattr(launch, "find_spec", lambda name: None)
+    monkeypatch.setattr(orders, "find_spec", lambda name: None)
     assert "pip install wandb" in errors(workspace, "wandb.mode=offline")
 
 
 def test_start_queues_the_run_and_calls_the_supervisor(workspace, monkeypatch):
     called = []
-    monkeypatch.setattr(launch.supervisor, "ensure", called.append)
-    run = launch.start(workspace, prepared("seed=5").config, created_by="cli")
+    monkeypatch.setattr(orders.supervisor, "ensure", called.append)
+    run = orders.start(workspace, prepared("seed=5").config, created_by="cli")
     with Store.open(workspace) as store:
         stored = store.run(run.id)
     assert stored.status is RunStatus.QUEUED and stored.config.seed == 5
@@ -181,15 +182,15 @@ def test_start_queues_the_run_and_calls_the_supervisor(workspace, monkeypatch):
 
 
 def test_start_refuses_what_preflight_refuses(workspace, monkeypatch):
-    monkeypatch.setattr(launch.supervisor, "ensure", lambda workspace: pytest.fail("must not start"))
+    monkeypatch.setattr(orders.supervisor, "ensure", lambda workspace: pytest.fail("must not start"))
     with pytest.raises(PreflightError, match="cuda:7"):
-        launch.start(workspace, prepared("device=cuda:7").config, created_by="cli")
+        orders.start(workspace, prepared("device=cuda:7").config, created_by="cli")
 
 
 def test_recommended_sets_exist_for_every_variant():
     for name in backbones.VARIANTS:
-        sets = launch.recommended_sets(targets.load_outline(name))
-        assert launch.default_set(targets.load_outline(name)) in sets and all(sets.values())
+        sets = orders.recommended_sets(targets.load_outline(name))
+        assert orders.default_set(targets.load_outline(name)) in sets and all(sets.values())
 
 
 def test_every_field_has_help():
@@ -200,7 +201,7 @@ def test_relative_paths_are_stored_as_the_place_they_mean(tmp_path, monkeypatch)
     (tmp_path / "drums").mkdir()
     (tmp_path / "w.pth").write_bytes(b"x")
     monkeypatch.chdir(tmp_path)
-    found = launch.prepare(grammar.parse(["data=drums", "model.weights=w.pth"])).config
+    found = orders.prepare(grammar.parse(["data=drums", "model.weights=w.pth"])).config
     assert found.data.dataset == str(tmp_path / "drums") and found.model.weights == str(tmp_path / "w.pth")
 
 
@@ -214,7 +215,7 @@ def test_the_legacy_preset_says_which_modules_its_names_became():
 
 
 @pytest.mark.parametrize(
-    ("variant", "targets", "layers", "parameters"),
+    ("variant", "entries", "layers", "parameters"),
     [
         ("htsat", "[qkv, attn.proj]", 24, 423_936),
         ("htsat", "[qkv, attn.proj, fc1, fc2, reduction]", 51, 1_195_008),
@@ -224,8 +225,8 @@ def test_the_legacy_preset_says_which_modules_its_names_became():
         ("ast", "attention", 48, 1_179_648),
     ],
 )
-def test_golden_counts_of_every_family(variant, targets, layers, parameters):
-    found = prepared(f"model={variant}", f"lora.targets={targets}", "lora.r=16")
+def test_golden_counts_of_every_family(variant, entries, layers, parameters):
+    found = prepared(f"model={variant}", f"lora.targets={entries}", "lora.r=16")
     paths = [target.path for target in found.config.lora.targets]
     counts = targets.count(found.outline, paths, r=16, head="freeze", num_classes=40)
     assert (counts.layers, counts.adapter_parameters) == (layers, parameters)
@@ -235,9 +236,9 @@ def test_a_rank_of_its_own_is_named_like_a_target_and_survives_yaml_and_command(
     found = prepared("lora=attention", "lora.rank_pattern={layers.0.attention.q_proj: 2, o_proj: 5}").config
     ranks = found.lora.ranks
     assert sorted(ranks.values()) == [2, 5, 5, 5, 5] and all(path.startswith("audio_") for path in ranks)
-    assert launch.prepare(yaml.safe_load(launch.to_yaml(found))).config == found
-    words = shlex.split(launch.to_command(found))[4:]
-    assert launch.prepare(grammar.parse(words)).config == found
+    assert orders.prepare(yaml.safe_load(orders.to_yaml(found))).config == found
+    words = shlex.split(orders.to_command(found))[4:]
+    assert orders.prepare(grammar.parse(words)).config == found
     with pytest.raises(TargetError, match="fc1 is a module of ast-mini, but no target"):
         prepared("lora=attention", "lora.rank_pattern={fc1: 2}")
     with pytest.raises(TargetError, match="'q_prj' is no module"):
@@ -256,7 +257,7 @@ def test_comparisons_take_no_targets(workspace):
     for method, trainable in (("full", 2_583_400), ("bitfit", None)):
         found = prepared(f"lora.method={method}")
         assert found.config.lora.targets == ()
-        counts = launch.preflight(found.config, workspace).counts
+        counts = orders.preflight(found.config, workspace).counts
         assert counts.trainable == (trainable or counts.trainable) and counts.layers == 0
         with pytest.raises(ConfigError, match=r"leave lora\.targets empty"):
             prepared(f"lora.method={method}", "lora=attention")
@@ -270,7 +271,7 @@ def test_a_head_that_the_method_cannot_adapt_is_an_error_before_the_start(worksp
 @pytest.mark.parametrize("written", ["q_proj=4", "[1]", "7", "[[q_proj]]"])
 def test_ranks_that_are_no_pairs_are_refused_with_how_to_write_them(written):
     with pytest.raises(ConfigError, match=r"is no set of module: rank\. Write '\{q_proj: 4"):
-        launch.prepare(grammar.parse([f"lora.rank_pattern={written}"]))
+        orders.prepare(grammar.parse([f"lora.rank_pattern={written}"]))
 
 
 # Going on with a run
@@ -279,8 +280,8 @@ def test_ranks_that_are_no_pairs_are_refused_with_how_to_write_them(written):
 @pytest.fixture
 def stopped(workspace, monkeypatch):
     """A run that was stopped at step 12, with two checkpoints as a training leaves them; no supervisor starts."""
-    monkeypatch.setattr(launch.supervisor, "ensure", lambda workspace: None)
-    settings = launch.prepare({"data": {"dataset": "micro"}, "device": "cpu"}).config
+    monkeypatch.setattr(orders.supervisor, "ensure", lambda workspace: None)
+    settings = orders.prepare({"data": {"dataset": "micro"}, "device": "cpu"}).config
     data = manifest.fingerprint(manifest.open_dataset(settings.data))
     with Store.open(workspace) as store:
         run = store.enqueue(settings)
@@ -295,39 +296,39 @@ def stopped(workspace, monkeypatch):
 
 
 def test_a_stopped_run_is_queued_again_and_says_from_where(workspace, stopped):
-    run, found = launch.resume(workspace, stopped)
+    run, found = orders.resume(workspace, stopped)
     assert (run.id, run.status, found.step, found.epoch, found.note) == (stopped, RunStatus.QUEUED, 12, 1, "")
     with Store.open(workspace) as store:
         assert store.events(stopped)[-1].message == "It is to go on from step 12, epoch 1."
         with pytest.raises(PreflightError, match="it is not over"):
-            launch.resume(workspace, stopped)
+            orders.resume(workspace, stopped)
 
 
 def test_a_damaged_newest_checkpoint_is_told_before_the_run_is_queued(workspace, stopped):
     state = workspace.run_dir(stopped) / "checkpoints" / "step-00000012" / checkpoint.STATE
     state.write_bytes(state.read_bytes()[:-1] + b"?")  # of the same size: only reading it all tells
     with Store.open(workspace) as store:
-        assert launch.resumable(store.run(stopped), store).step == 12
-    _, found = launch.resume(workspace, stopped)
+        assert orders.resumable(store.run(stopped), store).step == 12
+    _, found = orders.resume(workspace, stopped)
     assert found.step == 10 and "step-00000012 is damaged" in found.note
 
 
 def test_what_cannot_go_on_is_refused_with_a_sentence_and_stays_as_it_is(workspace, stopped, monkeypatch):
     with pytest.raises(UnknownNameError):
-        launch.resume(workspace, "nope")
+        orders.resume(workspace, "nope")
     monkeypatch.setattr(manifest, "fingerprint", lambda found: "another")
     with pytest.raises(PreflightError, match="data set is another one since then"):
-        launch.resume(workspace, stopped)
+        orders.resume(workspace, stopped)
     shutil.rmtree(workspace.run_dir(stopped))
     with pytest.raises(PreflightError, match=r"no checkpoint.*Launch it again"):
-        launch.resume(workspace, stopped)
+        orders.resume(workspace, stopped)
     with Store.open(workspace) as store:
         assert store.run(stopped).status is RunStatus.STOPPED
         other = store.enqueue(store.run(stopped).config)
         store.claim("cpu", "n2")
         store.finish(other.id, RunStatus.FINISHED, None, nonce="n2")
     with pytest.raises(PreflightError, match="more epochs"):
-        launch.resume(workspace, other.id)
+        orders.resume(workspace, other.id)
 
 
 def test_a_run_that_diverged_is_resumed_with_a_warning(workspace, stopped):
@@ -338,7 +339,7 @@ def test_a_run_that_diverged_is_resumed_with_a_warning(workspace, stopped):
         store.ingest(run.id, SpoolBatch(start=0, end=1, points=[point]))
         store.finish(run.id, RunStatus.FAILED, "The loss became nan at step 13.", nonce="n2")
         shutil.copytree(workspace.run_dir(stopped), workspace.run_dir(run.id))
-        assert "no number at step 13: expect the same" in launch.resumable(store.run(run.id), store).note
+        assert "no number at step 13: expect the same" in orders.resumable(store.run(run.id), store).note
 
 
 def test_clips_too_short_for_the_backbone_are_told_before_the_start(tmp_path, workspace):
@@ -355,10 +356,10 @@ def test_clips_too_short_for_the_backbone_are_told_before_the_start(tmp_path, wo
         ("ast-mini", {"clip_s": 0.7}, False),
         ("beats-mini", {}, False),
     ):
-        settings = launch.prepare({"model": {"variant": model}, "data": data | more}).config
-        errors = [check.detail for check in launch.preflight(settings, workspace).errors]
+        settings = orders.prepare({"model": {"variant": model}, "data": data | more}).config
+        errors = [check.detail for check in orders.preflight(settings, workspace).errors]
         assert bool(errors) is refused, errors
         if refused:
             assert "A clip of 0.5 s is too short" in errors[0] and "Set data.clip_s=0.7" in errors[0]
             with pytest.raises(PreflightError, match="too short"):
-                launch.start(workspace, settings, created_by="test")
+                orders.start(workspace, settings, created_by="test")

@@ -10,11 +10,11 @@ import pytest
 from click.testing import CliRunner
 from seeding import begin_at_once
 
-from sousa_engine import launch, supervisor
 from sousa_engine.cli import main
 from sousa_engine.core.config import RunConfig, build
 from sousa_engine.core.errors import ConfigError, PreflightError, UnknownNameError, UserError
 from sousa_engine.core.records import RunStatus, SweepStatus
+from sousa_engine.runs import orders, supervisor
 from sousa_engine.store import Store, SweepRun, migrations
 
 
@@ -177,7 +177,7 @@ def test_a_sweep_sent_often_is_one_sweep(store):
 _CLICK = """
 import sys
 from pathlib import Path
-from sousa_engine import supervisor
+from sousa_engine.runs import supervisor
 from sousa_engine.core.config import build
 from sousa_engine.store import Store
 from sousa_engine.workspace import Workspace
@@ -248,23 +248,23 @@ def test_a_supervisor_is_started_again_only_where_there_is_work(workspace, ensur
 
 def test_a_clone_has_the_settings_of_its_run_but_what_was_changed(workspace, store, ensured):
     words = ["data=micro", "seed=3", "lora.targets=[q_proj]", "training.max_epochs=4", "name=mine"]
-    first = launch.start(workspace, launch.prepare(launch.grammar.parse(words)).config, created_by="cli")
-    (same,) = launch.clone(workspace, [first], created_by="cli")
+    first = orders.start(workspace, orders.prepare(orders.grammar.parse(words)).config, created_by="cli")
+    (same,) = orders.clone(workspace, [first], created_by="cli")
     assert same.id != first.id and same.config == first.config and len(ensured) == 2
-    (other,) = launch.clone(workspace, [first], ["seed=9", "lora.targets=attention"], created_by="cli")
-    changed = launch.config.differences([first.config, other.config])
+    (other,) = orders.clone(workspace, [first], ["seed=9", "lora.targets=attention"], created_by="cli")
+    changed = orders.config.differences([first.config, other.config])
     assert set(changed) == {"seed", "lora.targets", "lora.target_set"} and other.config.lora.target_set == "attention"
-    (moved,) = launch.clone(workspace, [first], ["model=beats-mini"], created_by="cli")
+    (moved,) = orders.clone(workspace, [first], ["model=beats-mini"], created_by="cli")
     assert moved.config.model.variant == "beats-mini" and moved.config.lora.targets
 
 
 def test_of_several_clones_all_are_queued_or_none(workspace, store, ensured):
-    good = store.enqueue(launch.prepare({"data": {"dataset": "micro"}}).config)
-    bad = store.enqueue(launch.prepare({"data": {"dataset": "micro"}}).config.model_copy(update={"device": "cuda:77"}))
+    good = store.enqueue(orders.prepare({"data": {"dataset": "micro"}}).config)
+    bad = store.enqueue(orders.prepare({"data": {"dataset": "micro"}}).config.model_copy(update={"device": "cuda:77"}))
     with pytest.raises(PreflightError, match=rf"{bad.id} \(.*cuda:77 is not on this machine"):
-        launch.clone(workspace, [good, bad], created_by="cli")
+        orders.clone(workspace, [good, bad], created_by="cli")
     with pytest.raises(ConfigError, match=r"training\.lr"):
-        launch.clone(workspace, [good], ["training.lr=-1"], created_by="cli")
+        orders.clone(workspace, [good], ["training.lr=-1"], created_by="cli")
     assert len(store.runs()) == 2 and not ensured
 
 

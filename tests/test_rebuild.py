@@ -21,8 +21,8 @@ from sousa_engine.core.config import RunConfig
 from sousa_engine.core.errors import WorkspaceError
 from sousa_engine.core.records import RunFilter, RunStatus
 from sousa_engine.rebuild import rebuild
+from sousa_engine.runs.supervisor import Supervisor
 from sousa_engine.store import Store
-from sousa_engine.supervisor import Supervisor
 from sousa_engine.workspace import run_files, spool
 
 
@@ -218,7 +218,7 @@ class Nobody:
         raise AssertionError("nothing waits")
 
     def poll(self, run, nonce):
-        from sousa_engine.executors.local import LocalExecutor
+        from sousa_engine.runs.executors.local import LocalExecutor
 
         return LocalExecutor(self.workspace).poll(run, nonce)
 

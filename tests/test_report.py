@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from seeding import CLASSES, Training, config, seed_sweep, train_next
 from streamlit.testing.v1 import AppTest
 
-from sousa_engine import report, supervisor, sweeper
+from sousa_engine import report
 from sousa_engine.analysis import baselines
 from sousa_engine.analysis.significance import wilson
 from sousa_engine.cli import main
@@ -24,6 +24,7 @@ from sousa_engine.core import sweep_spec
 from sousa_engine.core.records import RunStatus
 from sousa_engine.report import sections
 from sousa_engine.report.figures import figures
+from sousa_engine.runs import supervisor, sweep_orders
 from sousa_engine.store import Store
 from sousa_engine.web import report_view
 from sousa_engine.workspace import PROJECT_ROOT, Workspace
@@ -46,7 +47,7 @@ def found(swept):
 
 @pytest.fixture
 def store(workspace, monkeypatch):
-    monkeypatch.setattr(sweeper.supervisor, "ensure", lambda workspace: None)
+    monkeypatch.setattr(sweep_orders.supervisor, "ensure", lambda workspace: None)
     with Store.open(workspace) as opened:
         yield opened
 
@@ -65,7 +66,7 @@ def started(store, *, seeds=(0, 1), name="two backbones"):
     """A sweep of two settings with its runs queued."""
     values = {"name": name, "axes": {"model": ["ast-mini", "beats-mini"]}, "seeds": list(seeds),
               "base": {"data": {"dataset": "micro"}, "training": {"max_epochs": 3}}}  # fmt: skip
-    return sweeper.start(store.workspace, sweep_spec.build(values), created_by="test")
+    return sweep_orders.start(store.workspace, sweep_spec.build(values), created_by="test")
 
 
 def titles(found):

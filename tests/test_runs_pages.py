@@ -9,7 +9,6 @@ import yaml
 from seeding import Training, config, seed, seed_sweep
 from streamlit.testing.v1 import AppTest
 
-from sousa_engine import launch, supervisor, sweeper
 from sousa_engine.analysis import baselines
 from sousa_engine.core import config as config_module
 from sousa_engine.core import sweep_spec
@@ -17,6 +16,7 @@ from sousa_engine.core.config import DataConfig
 from sousa_engine.core.records import Event, RunStatus
 from sousa_engine.data import manifest as manifests
 from sousa_engine.data.manifest import open_dataset
+from sousa_engine.runs import orders, supervisor, sweep_orders
 from sousa_engine.store import Store, SweepRun
 from sousa_engine.training import checkpoint
 from sousa_engine.workspace import PROJECT_ROOT
@@ -445,8 +445,8 @@ def test_leaving_out_the_weakest_makes_a_target_set(visit, workspace):
     checked(app.button(key="save_set").click().run())
     with Store.open(workspace) as store:
         assert store.target_sets("ast-mini")[0].name == f"strongest 6 of 24, run {run.id[-4:]}"
-    again = launch.prepare({"lora": {"targets": list(saved.paths)}, "data": {"dataset": "tiny"}}).config
-    trainable = launch.preflight(again, workspace).counts.trainable
+    again = orders.prepare({"lora": {"targets": list(saved.paths)}, "data": {"dataset": "tiny"}}).config
+    trainable = orders.preflight(again, workspace).counts.trainable
     assert f"With them {trainable:,} parameters train instead of 118,696" in words(app)
 
 
@@ -482,7 +482,7 @@ def test_an_ablation_of_a_run_fills_the_form_of_a_sweep_and_starts_nothing(visit
     app = checked(app.button(key="ablate").click().run())
     assert app.title[0].value == "Sweeps" and not app.error
     spec = sweep_spec.build(yaml.safe_load(next(c.value for c in app.code if "axes:" in c.value)))
-    wanted = sweeper.ablation_of(run.config)
+    wanted = sweep_orders.ablation_of(run.config)
     assert spec.model_copy(update={"base": wanted.base}) == wanted and len(spec.sets) == 15
     assert spec.base["lora"]["r"] == 4 and spec.base["training"]["lr"] == 0.004
     with Store.open(workspace) as store:

@@ -13,13 +13,13 @@ import time
 
 import pytest
 
-from sousa_engine import supervisor
 from sousa_engine.core.config import RunConfig, build
 from sousa_engine.core.errors import RunError, WorkspaceError
 from sousa_engine.core.records import Prediction, Progress, RunStatus
-from sousa_engine.executors import Sighting, local
+from sousa_engine.runs import supervisor
+from sousa_engine.runs.executors import Sighting, local
+from sousa_engine.runs.supervisor import Supervisor, verdict
 from sousa_engine.store import Store, now_ms
-from sousa_engine.supervisor import Supervisor, verdict
 from sousa_engine.workspace import run_files
 from sousa_engine.workspace.spool import SpoolWriter, write_predictions
 

@@ -5,11 +5,12 @@ import shlex
 import pytest
 from click.testing import CliRunner
 
-from sousa_engine import sweep_cli, sweeper
+from sousa_engine import sweep_cli
 from sousa_engine.cli import main
 from sousa_engine.core import sweep_spec
 from sousa_engine.core.errors import ConfigError, UserError
 from sousa_engine.core.records import RunStatus, SweepStatus
+from sousa_engine.runs import sweep_orders
 from sousa_engine.store import Store
 
 MINIS = ("sweep", "--data", "micro", "--max-epochs", "1", "--models", "ast-mini", "beats-mini", "--seeds", "0", "1")
@@ -18,7 +19,7 @@ MINIS = ("sweep", "--data", "micro", "--max-epochs", "1", "--models", "ast-mini"
 @pytest.fixture
 def sousa(workspace, monkeypatch):
     """Call the command line on an empty workspace; no supervisor is started."""
-    monkeypatch.setattr(sweeper.supervisor, "ensure", lambda workspace: None)
+    monkeypatch.setattr(sweep_orders.supervisor, "ensure", lambda workspace: None)
 
     def call(*words, code=0):
         result = CliRunner().invoke(main, ["--workspace", str(workspace.root), *words])
@@ -144,11 +145,11 @@ def test_seeds_and_values_are_added_to_a_sweep(sousa, store):
         {"axes": {"targets": ["core"], "model": ["ast-mini"]}, "seeds": [4]},
         {"axes": {"targets": [["qkv"], [], "core"]}, "name": "one name, and none"},
         {"axes": {"lora.method": ["lora", "dora"], "data.clip_s": [None, 1.5], "targets": ["attention+mlp"]}},
-        {"axes": {"model": ["beats-mini"], "targets": list(sweeper.ablation("beats-mini", ["core"]))},
-         "sets": sweeper.ablation("beats-mini", ["core"])},
+        {"axes": {"model": ["beats-mini"], "targets": list(sweep_orders.ablation("beats-mini", ["core"]))},
+         "sets": sweep_orders.ablation("beats-mini", ["core"])},
         {"axes": {"targets": ["late layers", "core", "all"], "lora.r": [2, 4]},
          "base": {"model": {"variant": "ast-mini"}},
-         "sets": {name: sweeper.ablation("ast-mini", ["q_proj", "fc1"])[name] for name in ("all", "late layers")}},
+         "sets": {name: sweep_orders.ablation("ast-mini", ["q_proj", "fc1"])[name] for name in ("all", "late layers")}},
         {"axes": {"training.lr": {"low": 1e-5, "high": 1e-2, "log": True}, "lora.r": {"low": 4, "high": 64}},
          "sampler": "tpe", "trials": 9, "sampler_seed": 3},
         {"axes": {"model": ["ast-mini"]}, "base": {"data": {"dataset": "/a folder", "split_seed": 2},
@@ -162,7 +163,7 @@ def test_the_command_of_a_sweep_starts_an_equal_one(sousa, monkeypatch, values):
         seen.append(asked)
         raise UserError("The test has seen enough.")
 
-    monkeypatch.setattr(sweeper, "plan", plan)
+    monkeypatch.setattr(sweep_orders, "plan", plan)
     words = shlex.split(sweep_cli.to_command(spec, skip_invalid=True))
     assert words[:3] == ["python", "-m", "sousa_engine"] and words[-1] == "--skip-invalid"
     assert "seen enough" in sousa(*words[3:], code=2)
@@ -176,7 +177,7 @@ def test_an_ablation_is_shown_and_its_yaml_starts_the_same(sousa, store, tmp_pat
     file = tmp_path / "sweep.yaml"
     file.write_text(said[said.index("axes:") :])
     spec = sweep_spec.read(file)
-    assert spec.sets == sweeper.ablation("ast-mini", ["core"])
+    assert spec.sets == sweep_orders.ablation("ast-mini", ["core"])
     assert spec.axis("lora.targets").values[:3] == ("all", "without attention.query", "without attention.key")
     fewer = sousa("sweep", "--file", str(file), "--targets", "all", "late layers", "--seeds", "0", "--detach")
     assert "2 runs" in fewer

@@ -13,12 +13,13 @@ import yaml
 from seeding import train_next
 from streamlit.testing.v1 import AppTest
 
-from sousa_engine import launch, probe, supervisor, sweeper, targets
+from sousa_engine import targets
 from sousa_engine.analysis.sweeps import trial_rows
 from sousa_engine.core import sweep_spec
 from sousa_engine.core.config import RunConfig
 from sousa_engine.core.errors import RunError
 from sousa_engine.core.records import Curve, RunStatus, SweepStatus
+from sousa_engine.runs import orders, supervisor, sweep_orders, timing
 from sousa_engine.store import Store
 from sousa_engine.web import parts
 from sousa_engine.web.components.trial_tiles import MOST_POINTS, tiles_data
@@ -78,7 +79,7 @@ def command(app):
 
 
 def started(store, **values):
-    return sweeper.start(store.workspace, sweep_spec.build({**GRID, **values}), created_by="test")
+    return sweep_orders.start(store.workspace, sweep_spec.build({**GRID, **values}), created_by="test")
 
 
 def tiles(app):
@@ -252,18 +253,18 @@ def test_measuring_is_started_once_and_then_the_time_is_known(visit, workspace, 
     monkeypatch.setattr(processes, "start_detached", detached)
     app = visit(state=FORM)
     app = checked(app.button(key="sweep.measure").click().run())
-    assert app.get("progress")[0].proto.text == "Measuring ..." and started[0][2] == "sousa_engine.probe"
+    assert app.get("progress")[0].proto.text == "Measuring ..." and started[0][2] == "sousa_engine.runs.timing"
     asked_for = [RunConfig.model_validate(values) for values in json.loads(Path(started[0][4]).read_text())["configs"]]
-    assert not probe.start(workspace, asked_for) and len(started) == 1
-    with intake.taking_in(probe.folder(workspace), lock_fd=locks[0]) as tell:
+    assert not timing.start(workspace, asked_for) and len(started) == 1
+    with intake.taking_in(timing.folder(workspace), lock_fd=locks[0]) as tell:
         tell("ast-mini · default", 0, 3)
         app = checked(app.run())
         assert app.get("progress")[0].proto.text == "Measuring ast-mini · default, 1 of 3 ..."
-        paces = {probe.key(config): {"step_s": 2.0, "start_s": 5.0, "peak_memory_mib": 9.0} for config in asked_for}
+        paces = {timing.key(config): {"step_s": 2.0, "start_s": 5.0, "peak_memory_mib": 9.0} for config in asked_for}
         run_files.write_json(workspace.cache / "probes.json", paces)
     app = checked(app.run())
     assert "not known yet" not in words(app)
-    steps = launch.preflight(asked_for[0], workspace).total_steps
+    steps = orders.preflight(asked_for[0], workspace).total_steps
     shown = {metric.label: metric.value for metric in app.metric}["Time"]
     assert shown == parts.duration(3 * (2.0 * steps + 5.0))
 
@@ -271,7 +272,7 @@ def test_measuring_is_started_once_and_then_the_time_is_known(visit, workspace, 
 def test_a_probe_that_fails_is_a_sentence_and_can_be_tried_again(visit, workspace):
     with (
         contextlib.suppress(RunError),
-        intake.taking_in(probe.folder(workspace)) as tell,
+        intake.taking_in(timing.folder(workspace)) as tell,
     ):
         tell("ast-mini · default", 0, 1)
         raise RunError("The probe of ast-mini failed: out of memory.")
@@ -288,7 +289,7 @@ def test_an_ablation_fills_the_form_and_starts_nothing(visit, store):
     app = checked(app.button(key="sweep.ablate").click().run())
     spec = asked(app)
     assert store.sweeps() == () and not app.error
-    assert spec.sets == sweeper.ablation("ast-mini", ["attention"]) and spec.seeds == (0, 1, 2)
+    assert spec.sets == sweep_orders.ablation("ast-mini", ["attention"]) and spec.seeds == (0, 1, 2)
     assert spec.axis("lora.targets").values == tuple(spec.sets) and spec.base["data"] == {"dataset": "micro"}
     assert "--ablate attention" in command(app) and "--targets" not in command(app)
     assert app.button(key="sweep.start").label == "Start 33 runs"
@@ -498,7 +499,7 @@ def test_three_hundred_trials_are_one_component_with_a_tile_each(visit, store):
 
 def test_a_name_that_a_run_cannot_hold_is_cut_and_the_run_can_still_be_read(store):
     outline = targets.load_outline("ast-mini")
-    paths = list(launch.recommended_sets(outline)["attention"])
+    paths = list(orders.recommended_sets(outline)["attention"])
     made = started(store, axes={"targets": [paths, "core"]}, seeds=[0])
     names = [run.title for run in store.sweep_runs(made.id)]
     assert len(names[0]) == 120 and names[0].endswith("…") and names[1] == "core"

@@ -11,9 +11,9 @@ from typing import Literal
 
 import streamlit as st
 
-from sousa_engine import launch, supervisor
 from sousa_engine.core.errors import SousaError
 from sousa_engine.core.records import LONGEST_TAG, RunRow, RunStatus, checked_note, checked_tags
+from sousa_engine.runs import orders, supervisor
 from sousa_engine.store import Store, trash
 from sousa_engine.web import parts
 from sousa_engine.workspace import default_workspace
@@ -49,7 +49,7 @@ def stop(run_ids: Sequence[str]) -> None:
 
 def resume(run_id: str) -> None:
     def work(store: Store) -> str:
-        _, found = launch.resume(store.workspace, run_id)
+        _, found = orders.resume(store.workspace, run_id)
         return f"Queued: it goes on from step {found.step:,}."
 
     _do(work, ":material/resume:")
@@ -97,7 +97,7 @@ def clone(run_ids: Sequence[str], form_token: str) -> tuple[str, ...]:
 
     def work(store: Store) -> str:
         runs = [store.find(run_id) for run_id in run_ids]
-        made.extend(run.id for run in launch.clone(store.workspace, runs, created_by="page", form_token=form_token))
+        made.extend(run.id for run in orders.clone(store.workspace, runs, created_by="page", form_token=form_token))
         return f"{count(made)} queued."
 
     _do(work, ":material/replay:")

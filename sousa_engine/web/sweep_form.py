@@ -13,13 +13,14 @@ from typing import Any, Literal, get_args, get_origin
 
 import streamlit as st
 
-from sousa_engine import backbones, launch, probe, sweep_cli, sweeper, targets
+from sousa_engine import backbones, sweep_cli, targets
 from sousa_engine.core import config, grammar, sweep_spec
 from sousa_engine.core.config import RunConfig
 from sousa_engine.core.errors import ConfigError, SousaError, TargetError, UserError
 from sousa_engine.core.records import TargetSet
 from sousa_engine.core.sweep_spec import SweepSpec
 from sousa_engine.data import synth
+from sousa_engine.runs import orders, sweep_orders, timing
 from sousa_engine.targets import Outline
 from sousa_engine.web import parts
 from sousa_engine.weights_cli import size_text
@@ -220,10 +221,10 @@ def ablation_fields(model: str, saved: Sequence[TargetSet]) -> None:
     variant = st.selectbox("Backbone", names, index=names.index(first), key=f"sweep.ablate.of.{first}")
     outline = targets.load_outline(variant)
     own = {label_of(one): list(one.paths) for one in saved if one.variant == variant}
-    sets = {**{name: [name] for name in launch.named_sets(outline)}, **own}
+    sets = {**{name: [name] for name in orders.named_sets(outline)}, **own}
     name = st.selectbox("Set", list(sets), key=f"sweep.ablate.set.{variant}")
     try:
-        made = sweeper.ablation(variant, sets[name])
+        made = sweep_orders.ablation(variant, sets[name])
     except UserError as error:
         st.caption(parts.plain(str(error)))
         return
@@ -254,7 +255,7 @@ def is_backbone(name: str) -> bool:
 
 def target_options(outlines: Sequence[Outline], saved: Sequence[TargetSet]) -> dict[str, str | list[str]]:
     """What is offered -> the value of the axis: names that all know, sets of any of them, saved sets that fit all."""
-    names = dict.fromkeys([*USUAL_SETS, *(name for one in outlines for name in launch.recommended_sets(one))])
+    names = dict.fromkeys([*USUAL_SETS, *(name for one in outlines for name in orders.recommended_sets(one))])
     found: dict[str, str | list[str]] = {name: name for name in names}
     found[HEAD_ALONE] = []
     for one in saved:
@@ -527,12 +528,12 @@ def built(asked: Asked) -> SweepSpec | None:
 
 
 @st.cache_data(ttl=60, max_entries=50, show_spinner="Checking every setting ...")
-def look(spec: str, workspace_root: str, paces: int) -> sweeper.Plan:
+def look(spec: str, workspace_root: str, paces: int) -> sweep_orders.Plan:
     """The plan of a sweep given as JSON, without its runs; remembered briefly, since each keystroke reruns the page.
 
     paces: how many kinds were measured by now. With one more, the time may be known.
     """
-    found = sweeper.plan(SweepSpec.model_validate_json(spec), Workspace(root=Path(workspace_root)))
+    found = sweep_orders.plan(SweepSpec.model_validate_json(spec), Workspace(root=Path(workspace_root)))
     return replace(found, runs=())
 
 
@@ -547,7 +548,7 @@ def preview(asked: Asked, spec: SweepSpec | None) -> None:
             start_button("To start, mend: " + ", ".join(title_of(asked, place) for place in list(asked.problems)[:3]))
         return
     try:
-        found = look(spec.model_dump_json(), str(default_workspace().root), len(probe.known(default_workspace())))
+        found = look(spec.model_dump_json(), str(default_workspace().root), len(timing.known(default_workspace())))
     except UserError as error:
         st.error(parts.plain(str(error)), icon=":material/error:")
         with top:
@@ -580,7 +581,7 @@ def title_of(asked: Asked, place: str) -> str:
     return titles.get(place, place or "the axes or the seeds")
 
 
-def numbers(spec: SweepSpec, found: sweeper.Plan) -> None:
+def numbers(spec: SweepSpec, found: sweep_orders.Plan) -> None:
     """How many runs, how long, how much disk."""
     a, b, c = st.columns(3)
     a.metric("Runs", f"{found.run_count:,}", help="Settings that could only fail are not counted.")
@@ -593,7 +594,7 @@ def numbers(spec: SweepSpec, found: sweeper.Plan) -> None:
         f"{'seed' if seeds == 1 else 'seeds'}; at most {sweep_spec.MOST_RUNS:,} runs a sweep."
     )
     if found.untimed:
-        doing = intake.look(probe.folder(default_workspace()))
+        doing = intake.look(timing.folder(default_workspace()))
         running = doing is not None and doing.is_running
         st.fragment(time_unknown, run_every=REFRESH_S if running else None)(found.untimed, running)
     free = shutil.disk_usage(default_workspace().root).free
@@ -604,7 +605,7 @@ def numbers(spec: SweepSpec, found: sweeper.Plan) -> None:
 def time_unknown(untimed: Sequence[RunConfig], was_running: bool) -> None:
     """Which kinds nobody timed here, and measuring them; the whole page is drawn anew when that begins or ends."""
     workspace = default_workspace()
-    doing = intake.look(probe.folder(workspace))
+    doing = intake.look(timing.folder(workspace))
     if (doing is not None and doing.is_running) != was_running:
         st.rerun()
     variants = list(dict.fromkeys(config.model.variant for config in untimed))
@@ -619,16 +620,16 @@ def time_unknown(untimed: Sequence[RunConfig], was_running: bool) -> None:
         st.progress(min(1.0, done / total), text=parts.plain(f"Measuring{what} ..."))
         st.button(
             "Stop measuring", icon=":material/stop_circle:", key="sweep.measure.stop", on_click=intake.ask_to_stop,
-            args=(probe.folder(workspace),), help="After the one that is being timed. What was measured is kept.",
+            args=(timing.folder(workspace),), help="After the one that is being timed. What was measured is kept.",
         )  # fmt: skip
         return
     count = len(untimed)
     st.button(
         "Measure" if count == 1 else f"Measure {count} kinds", icon=":material/timer:", key="sweep.measure",
         on_click=measure, args=(untimed,),
-        help=f"Times {probe.STEPS} steps of each on noise, in a process of its own, which takes some seconds to start; "
-        "neither data nor weights are needed. Goes on while this page is closed. While something trains here, it comes "
-        "out too slow.",
+        help=f"Times {timing.STEPS} steps of each on noise, in a process of its own, which takes some seconds to start; "
+        "neither data nor weights are needed. Goes on while this page is closed. While something trains here, it "
+        "comes out too slow.",
     )  # fmt: skip
     if doing:
         stopped = doing.error == intake.STOPPED
@@ -641,12 +642,12 @@ def time_unknown(untimed: Sequence[RunConfig], was_running: bool) -> None:
 
 def measure(untimed: Sequence[RunConfig]) -> None:
     try:
-        probe.start(default_workspace(), untimed)  # False: somebody was faster; theirs is shown instead
+        timing.start(default_workspace(), untimed)  # False: somebody was faster; theirs is shown instead
     except SousaError as error:
         st.session_state["sweep.measure.refused"] = str(error)
 
 
-def problems(spec: SweepSpec, found: sweeper.Plan) -> bool:
+def problems(spec: SweepSpec, found: sweep_orders.Plan) -> bool:
     """The settings that could only fail, by cause; True if the sweep shall start without them."""
     if not found.problems:
         return False
@@ -670,7 +671,7 @@ def problems(spec: SweepSpec, found: sweeper.Plan) -> bool:
 
 def begin(spec: SweepSpec, leave_out: bool, form_token: str) -> None:
     try:
-        made = sweeper.start(
+        made = sweep_orders.start(
             default_workspace(), spec, created_by="page", leave_out_invalid=leave_out, form_token=form_token
         )
     except SousaError as error:

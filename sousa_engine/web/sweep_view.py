@@ -10,7 +10,7 @@ from functools import partial
 
 import streamlit as st
 
-from sousa_engine import launch, sweeper, targets
+from sousa_engine import targets
 from sousa_engine.analysis.sweeps import (
     Failure,
     TrialRow,
@@ -26,6 +26,7 @@ from sousa_engine.core import grammar, sweep_spec
 from sousa_engine.core.errors import ConfigError, SousaError, UserError
 from sousa_engine.core.records import Curve, Run, Summary, Sweep, SweepStatus
 from sousa_engine.core.sweep_spec import SweepSpec
+from sousa_engine.runs import orders, sweep_orders
 from sousa_engine.store import Store
 from sousa_engine.web import parts, sweep_form
 from sousa_engine.web.components.trial_tiles import Wish, trial_tiles
@@ -84,20 +85,20 @@ def actions(found: Sweep, spec: SweepSpec) -> None:
     if found.status is SweepStatus.RUNNING:
         st.button(
             "Pause", icon=":material/pause:", key="sweep.pause", on_click=steer,
-            args=(found.id, sweeper.pause, "Paused: what trains goes on, the rest waits."),
+            args=(found.id, sweep_orders.pause, "Paused: what trains goes on, the rest waits."),
             help="Queued runs wait; what trains goes on.",
         )  # fmt: skip
     elif found.status is SweepStatus.PAUSED:
         st.button(
             "Resume", icon=":material/play_arrow:", key="sweep.resume", on_click=steer,
-            args=(found.id, sweeper.resume, "It goes on."),
+            args=(found.id, sweep_orders.resume, "It goes on."),
         )  # fmt: skip
     if not found.status.is_over:
         with st.popover("Stop", icon=":material/stop_circle:"):
             st.write("Queued runs leave the queue; those that train save a checkpoint and stop. What is there is kept.")
             st.button(
                 "Stop this sweep", type="primary", key="sweep.stop", on_click=steer,
-                args=(found.id, sweeper.stop, "Stopped."),
+                args=(found.id, sweep_orders.stop, "Stopped."),
             )  # fmt: skip
     report_downloads(found.name, sweep_id=found.id)
     with st.popover("Add seeds", icon=":material/add:"):
@@ -156,18 +157,18 @@ def add_seeds(seeds: str, store: Store, found: Sweep) -> int:
     words = [word for word in re.split(r"[,\s]+", st.session_state[seeds]) if word]
     if not words or not all(word.isdecimal() for word in words):
         raise ConfigError("Write whole numbers with spaces between, such as 3 4.")
-    return len(sweeper.add_seeds(store, found, [int(word) for word in words], created_by="page"))
+    return len(sweep_orders.add_seeds(store, found, [int(word) for word in words], created_by="page"))
 
 
 def extend(axis: str, values: str, store: Store, found: Sweep) -> int:
     field, more = sweep_spec.parse_axis(f"{st.session_state[axis]}={st.session_state[values]}")
     if not isinstance(more, list):
         raise ConfigError("A grid takes listed values: write them with commas.")
-    return len(sweeper.extend(store, found, field, more, created_by="page"))
+    return len(sweep_orders.extend(store, found, field, more, created_by="page"))
 
 
 def add_trials(count: str, store: Store, found: Sweep) -> int:
-    return len(sweeper.add_trials(store, found, int(st.session_state[count]), created_by="page"))
+    return len(sweep_orders.add_trials(store, found, int(st.session_state[count]), created_by="page"))
 
 
 # Where it stands, live
@@ -208,9 +209,9 @@ def wall(sweep_id: str, drawn: tuple[object, ...]) -> None:
 
 def valid_curves(store: Store, runs: Sequence[Run], summaries: Mapping[str, Mapping[str, Summary]]) -> dict[str, Curve]:
     return {
-        run.id: store.curve(run.id, sweeper.METRIC, max_points=POINTS)
+        run.id: store.curve(run.id, sweep_orders.METRIC, max_points=POINTS)
         for run in runs
-        if sweeper.METRIC in summaries[run.id]
+        if sweep_orders.METRIC in summaries[run.id]
     }
 
 
@@ -317,7 +318,7 @@ def checked_targets(runs: Sequence[Run], text: str) -> tuple[str, bool]:
         entries = grammar.entries(text)
         for variant in dict.fromkeys(run.config.model.variant for run in runs):
             outline = targets.load_outline(variant)
-            count = len([path for path in launch.resolve(outline, entries).paths if not outline.in_head(path)])
+            count = len([path for path in orders.resolve(outline, entries).paths if not outline.in_head(path)])
             meant.append(f"{count} {'module' if count == 1 else 'modules'} of {variant}")
     except UserError as error:
         return str(error), False
@@ -333,7 +334,7 @@ def rerun(sweep_id: str, run_ids: Sequence[str], typed: str | None, form: str) -
             found = store.sweep(sweep_id)
             runs = [run for run in map(store.run, run_ids) if run is not None]
             assert found is not None
-            queued = sweeper.rerun(store, found, runs, targets=targets, created_by="page", form_token=token)
+            queued = sweep_orders.rerun(store, found, runs, targets=targets, created_by="page", form_token=token)
     except SousaError as error:
         st.toast(parts.plain(str(error)), icon=":material/error:")
         return

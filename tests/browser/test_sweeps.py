@@ -6,8 +6,8 @@ import pytest
 from playwright.sync_api import expect
 from seeding import no_supervisor, train_next
 
-from sousa_engine import supervisor, sweeper
 from sousa_engine.core import sweep_spec
+from sousa_engine.runs import supervisor, sweep_orders
 from sousa_engine.store import Store
 
 pytestmark = pytest.mark.browser
@@ -35,9 +35,9 @@ def store(studio):
 def ranks(store, monkeypatch):
     """A sweep of three runs, all queued; it is stopped at the end."""
     monkeypatch.setattr(supervisor, "ensure", lambda workspace, options=(): False)
-    made = sweeper.start(store.workspace, sweep_spec.build(ASKED), created_by="test")
+    made = sweep_orders.start(store.workspace, sweep_spec.build(ASKED), created_by="test")
     yield made
-    sweeper.stop(store, made.id)
+    sweep_orders.stop(store, made.id)
 
 
 def chip(page, label, status):

@@ -20,8 +20,8 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-from sousa_engine import trainer
 from sousa_engine.core.records import Prediction, Progress
+from sousa_engine.runs import trainer
 from sousa_engine.training import checkpoint
 from sousa_engine.training.resume import BEST, CHECKPOINTS
 from sousa_engine.workspace import run_files

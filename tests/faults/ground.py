@@ -28,7 +28,7 @@ from sousa_engine.training import checkpoint, resume
 from sousa_engine.workspace import PROJECT_ROOT, Workspace, run_files
 from tests.faults.double import loss
 
-SUPERVISOR, KEEPER, TRAINER = "sousa_engine.supervisor", "sousa_engine.keeper", "tests.faults.double"
+SUPERVISOR, KEEPER, TRAINER = "sousa_engine.runs.supervisor", "sousa_engine.runs.keeper", "tests.faults.double"
 WORDS = "steps=100 pause_s=0.006 every=8"
 INJECT = Path(__file__).with_name("inject")
 _PATIENCE_S = 180.0  # until a run without an end counts as one

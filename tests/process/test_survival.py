@@ -19,9 +19,9 @@ import time
 import psutil
 import pytest
 
-from sousa_engine import supervisor
 from sousa_engine.core.config import build
 from sousa_engine.core.records import RunStatus
+from sousa_engine.runs import supervisor
 from sousa_engine.store import Store
 from sousa_engine.workspace import PROJECT_ROOT, run_files
 
@@ -100,13 +100,13 @@ class Studio:
         return pid in self.processes("tests.fake_trainer")  # a zombie has no command line
 
     def supervisor_pid(self):
-        (pid,) = wait_for(lambda: self.processes("sousa_engine.supervisor"))
+        (pid,) = wait_for(lambda: self.processes("sousa_engine.runs.supervisor"))
         return pid
 
     def kill_supervisor(self):
         pid = self.supervisor_pid()
         os.kill(pid, signal.SIGKILL)
-        wait_for(lambda: pid not in self.processes("sousa_engine.supervisor"))
+        wait_for(lambda: pid not in self.processes("sousa_engine.runs.supervisor"))
 
     def ladder(self, run_id):
         """What its keeper did, by the beginning of each sentence."""
@@ -130,7 +130,7 @@ def studio(workspace):
     found = Studio(workspace)
     yield found
     # The supervisor first: it would start what we end.
-    for word in ("sousa_engine.supervisor", ""):
+    for word in ("sousa_engine.runs.supervisor", ""):
         for pid in found.processes(word):
             try:
                 os.kill(pid, signal.SIGKILL)
@@ -386,7 +386,7 @@ def test_a_supervisor_told_to_leave_leaves_the_training_alone(studio):
     pid = studio.supervisor_pid()
     assert os.getsid(pid) == pid  # its own session: Ctrl-C and a closed terminal do not reach it
     os.kill(pid, signal.SIGTERM)
-    wait_for(lambda: not studio.processes("sousa_engine.supervisor"))
+    wait_for(lambda: not studio.processes("sousa_engine.runs.supervisor"))
     assert studio.is_alive(studio.pids(run_id)[1])
     studio.let_go(run_id)
     wait_for(studio.supervise)
@@ -413,7 +413,7 @@ def test_a_resumed_run_goes_on_as_the_same_run_whatever_ended_it(studio, end):
     assert studio.over(run_id).status is status
     studio.let_go(run_id)
     studio.store.resume(run_id, "Resumed.")
-    wait_for(lambda: studio.supervise() or studio.processes("sousa_engine.supervisor"))
+    wait_for(lambda: studio.supervise() or studio.processes("sousa_engine.runs.supervisor"))
     run = studio.over(run_id)
     assert (run.status, run.reason, run.launches) == (RunStatus.FINISHED, None, 1)
     assert len(run.earlier_ms) == 1 and run.started_at_ms >= run.earlier_ms[0][1]
@@ -425,7 +425,7 @@ def test_a_resumed_run_goes_on_as_the_same_run_whatever_ended_it(studio, end):
 _ENSURE_EIGHTFOLD = """
 import os, sys
 from pathlib import Path
-from sousa_engine import supervisor
+from sousa_engine.runs import supervisor
 from sousa_engine.workspace import Workspace
 workspace = Workspace(root=Path(sys.argv[1]))
 wait, go = os.pipe()
@@ -447,7 +447,7 @@ def test_eight_calls_of_ensure_at_once_make_one_supervisor(studio):
     assert sorted(json.loads(done.stdout)) == [0] * 7 + [1], done.stderr
     run_id = studio.queue("steps=2")
     assert studio.over(run_id).status is RunStatus.FINISHED
-    assert len(studio.processes("sousa_engine.supervisor")) == 1
+    assert len(studio.processes("sousa_engine.runs.supervisor")) == 1
 
 
 def test_two_supervisors_never_start_the_same_run(studio):
@@ -456,7 +456,7 @@ def test_two_supervisors_never_start_the_same_run(studio):
     studio.supervisor_pid()
     studio.workspace.supervisor_lock.unlink()
     assert studio.supervise()
-    wait_for(lambda: len(studio.processes("sousa_engine.supervisor")) == 2)
+    wait_for(lambda: len(studio.processes("sousa_engine.runs.supervisor")) == 2)
     runs = [studio.queue("steps=5 pause_s=0") for _ in range(6)]
     for run_id in runs:
         run = studio.over(run_id)

@@ -1,5 +1,5 @@
-"""The trainer with the real network: as the keeper starts it (`python -m sousa_engine.trainer RUN_DIR`), and the same
-`main` in this process, which spares the imports, where the process itself is not what is tried."""
+"""The trainer with the real network: as the keeper starts it (`python -m sousa_engine.runs.trainer RUN_DIR`), and
+the same `main` in this process, which spares the imports, where the process itself is not what is tried."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ import numpy as np
 import pytest
 import torch
 
-from sousa_engine import backbones, launch, trainer
+from sousa_engine import backbones
 from sousa_engine.core.config import RunConfig
 from sousa_engine.core.errors import PreflightError, RunError
 from sousa_engine.core.records import UPDATE
 from sousa_engine.data import manifest as manifests
 from sousa_engine.data.features import feature_cache
+from sousa_engine.runs import orders, trainer
 from sousa_engine.training import adapters as loras
 from sousa_engine.training.statistics import measure_statistics
 from sousa_engine.workspace import PROJECT_ROOT, Workspace, run_files
@@ -46,7 +47,7 @@ def prepared(workspace: Workspace, settings: RunConfig) -> Path:
 
 def train_in_a_process(workspace: Workspace, settings: RunConfig) -> tuple[Path, subprocess.CompletedProcess[str]]:
     folder = prepared(workspace, settings)
-    command = [sys.executable, "-m", "sousa_engine.trainer", str(folder)]
+    command = [sys.executable, "-m", "sousa_engine.runs.trainer", str(folder)]
     return folder, subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=300)
 
 
@@ -65,12 +66,12 @@ def train(capfd) -> Iterator[Train]:
 
 def draft(**more) -> RunConfig:
     values = {"data": {"dataset": "micro"}, "training": {"max_epochs": 1}, "device": "cpu", **more}
-    return launch.prepare(values).config
+    return orders.prepare(values).config
 
 
 def test_a_finished_run_leaves_what_the_preflight_promised(workspace):
     settings = draft(seed=5)
-    promised = launch.preflight(settings, workspace)
+    promised = orders.preflight(settings, workspace)
     folder, done = train_in_a_process(workspace, settings)
     assert done.returncode == run_files.EXIT_FINISHED, done.stderr
     assert run_files.read_json(folder / run_files.RESULT)["outcome"] == "finished"
@@ -110,7 +111,7 @@ def test_a_finished_run_leaves_what_the_preflight_promised(workspace):
 def test_every_kind_of_training_runs_to_its_end_and_reads_back(workspace, train, variant, lora, heard):
     """What was trained, loaded onto a network built anew, answers test as the run did."""
     settings = draft(model={"variant": variant, "weights": "random"}, lora=lora, seed=3)
-    promised = launch.preflight(settings, workspace)
+    promised = orders.preflight(settings, workspace)
     folder, done = train(workspace, settings)
     assert done.returncode == run_files.EXIT_FINISHED, done.stderr
     facts = read_batch(folder / run_files.SPOOL, 0).facts
@@ -147,7 +148,7 @@ def test_bad_files_are_left_out_and_named_and_the_rest_trains(workspace, train):
     note = f"{len(errors)} of {used + len(errors)} files are left out: "
     assert any(text.startswith(note) for text in facts["data"]["notes"])
     assert [e.kind for e in read_batch(folder / run_files.SPOOL, 0).events][:2] == ["data", "data"]
-    promised = launch.preflight(settings, workspace)
+    promised = orders.preflight(settings, workspace)
     assert dict(promised.clips) == facts["data"]["clips"], "the scan of the run is known to every page from now on"
 
 
@@ -270,7 +271,7 @@ def never_stopped(tmp_path_factory) -> Path:
 def test_a_run_killed_and_stopped_and_resumed_equals_one_never_stopped(workspace, never_stopped):
     settings = draft(lora=LORA, training={"max_epochs": 2})
     folder = prepared(workspace, settings)
-    command = [sys.executable, "-m", "sousa_engine.trainer", str(folder)]
+    command = [sys.executable, "-m", "sousa_engine.runs.trainer", str(folder)]
     process = subprocess.Popen(command, cwd=PROJECT_ROOT, stdout=subprocess.DEVNULL)
     per_epoch = max(step for _, step in measured(never_stopped)) // 2
     while last_step(folder) <= per_epoch:

@@ -115,5 +115,5 @@ if os.environ.get("FAULTS_CLOCK"):
 if os.environ.get("FAULTS_TRACE") or os.environ.get("FAULTS_CRASH"):
     steps = _Steps(_module(sys.orig_argv), os.environ["FAULTS_ROOT"])
     sys.addaudithook(steps.hook)
-    if steps.module == "sousa_engine.supervisor":
+    if steps.module == "sousa_engine.runs.supervisor":
         steps.watch_sqlite()

@@ -1,6 +1,6 @@
 """One a workspace: claims queued runs, has them started, ingests their spools, and says how each one ended.
 
-    python -m sousa_engine.supervisor ROOT [--idle-exit-s N]
+    python -m sousa_engine.runs.supervisor ROOT [--idle-exit-s N]
 
 It may be killed at any moment: what it knows stands in runs.db and in the runs' folders, and the next one goes on from
 there. Trainings never notice. Which one supervises is settled by a kernel lock on runs/supervisor.lock.
@@ -23,8 +23,8 @@ from pathlib import Path
 
 from sousa_engine.core.errors import DISK_FULL, RunError, WorkspaceError
 from sousa_engine.core.records import Event, Run, RunStatus, SweepStatus
-from sousa_engine.executors import Executor, Sighting, device_of, slots
-from sousa_engine.executors.local import GRACE_S, TRAINER_MODULE, LocalExecutor, absence
+from sousa_engine.runs.executors import Executor, Sighting, device_of, slots
+from sousa_engine.runs.executors.local import GRACE_S, TRAINER_MODULE, LocalExecutor, absence
 from sousa_engine.store import Launch, Store, now_ms
 from sousa_engine.workspace import Workspace, processes, run_files
 from sousa_engine.workspace.spool import read_batch, read_predictions
@@ -58,7 +58,7 @@ def ensure(workspace: Workspace, options: Sequence[str] = ()) -> bool:
             return False
     except OSError as error:
         raise WorkspaceError(f"No supervisor can start in {workspace.runs}: {error.strerror}.") from None
-    command = [sys.executable, "-m", "sousa_engine.supervisor", str(workspace.root), "--lock-fd", str(lock), *options]
+    command = [sys.executable, "-m", "sousa_engine.runs.supervisor", str(workspace.root), "--lock-fd", str(lock), *options]
     try:
         with _open_log(workspace.supervisor_log) as log:
             process = processes.start_detached(command, log=log, lock=lock)
@@ -81,7 +81,7 @@ def revive(workspace: Workspace) -> bool:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m sousa_engine.supervisor", description="Supervise one workspace.")
+    parser = argparse.ArgumentParser(prog="python -m sousa_engine.runs.supervisor", description="Supervise one workspace.")
     parser.add_argument("root", type=Path)
     parser.add_argument("--idle-exit-s", type=float, default=IDLE_EXIT_S, help="leave after so long without a run")
     parser.add_argument("--grace-s", type=float, default=GRACE_S, help="from a stop's SIGTERM to SIGKILL")
@@ -184,10 +184,10 @@ class Supervisor:
         self._sweeps_seen_at = now
         self._sweeping = False
         for found in self._store.sweeps([SweepStatus.RUNNING]):
-            from sousa_engine import sweeper  # only where there is one: it costs a second, and knows us in turn
+            from sousa_engine.runs import sweep_orders  # only where there is one: it costs a second, and knows us in turn
 
             try:
-                self._sweeping |= sweeper.step(self._store, found, self._slot_count())
+                self._sweeping |= sweep_orders.step(self._store, found, self._slot_count())
             except WorkspaceError:
                 raise
             except Exception as error:

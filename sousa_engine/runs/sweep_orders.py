@@ -15,7 +15,8 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
-from sousa_engine import backbones, launch, probe, supervisor, targets
+from sousa_engine import backbones, targets
+from sousa_engine.runs import orders, timing, supervisor
 from sousa_engine.analysis.layers import ablations
 from sousa_engine.analysis.sweeps import trials
 from sousa_engine.core import sweep_spec
@@ -68,13 +69,13 @@ def plan(spec: SweepSpec, workspace: Workspace) -> Plan:
     settings = sweep_spec.combinations(spec.axes) if spec.sampler != "random" else _drawn(spec)
     if spec.learns:
         settings = settings[: sweep_spec.MOST_RUNS]
-    checked: dict[str, launch.Preflight] = {}
+    checked: dict[str, orders.Preflight] = {}
     runs: list[SweepRun] = []
     causes: dict[str, list[Setting]] = {}
     notes: dict[str, None] = {}
     for number, setting in enumerate(settings):
         try:
-            prepared = launch.prepare(sweep_spec.draft(spec.base, setting, spec.sets))
+            prepared = orders.prepare(sweep_spec.draft(spec.base, setting, spec.sets))
             found = _looked_at(prepared.config, workspace, checked)
         except UserError as error:
             causes.setdefault(str(error), []).append(setting)
@@ -108,13 +109,13 @@ def ablation(variant: str, entries: Sequence[str]) -> dict[str, tuple[str, ...]]
     parts.
     """
     outline = targets.load_outline(backbones.variant(variant).name)
-    sets = ablations(outline, launch.resolve(outline, list(entries)).paths)
+    sets = ablations(outline, orders.resolve(outline, list(entries)).paths)
     if len(sets) < 2:
         raise ConfigError(
             f"{sweep_spec.show(list(entries))} has no parts in {variant} that could be left out: an ablation takes "
             "modules of two roles, or of two layers."
         )
-    return {name: tuple(launch.short_names(outline, paths)) for name, paths in sets.items()}
+    return {name: tuple(orders.short_names(outline, paths)) for name, paths in sets.items()}
 
 
 def ablation_of(config: RunConfig) -> SweepSpec:
@@ -122,7 +123,7 @@ def ablation_of(config: RunConfig) -> SweepSpec:
 
     Raises ConfigError, TargetError as `ablation` does.
     """
-    base = launch.to_draft(config)
+    base = orders.to_draft(config)
     for name in ("name", "seed"):
         base.pop(name, None)
     for part, leaf in (("model", "variant"), ("lora", "targets"), ("lora", "target_set"), ("lora", "rank_pattern")):
@@ -273,10 +274,10 @@ def rerun(
         if targets is not None:
             values = config.model_dump(mode="json")
             values["lora"] |= {"targets": list(targets), "target_set": "", "rank_pattern": {}}
-            config = launch.prepare(values).config
+            config = orders.prepare(values).config
             setting["lora.targets"] = list(targets)
             config = config.model_copy(update={"name": sweep_spec.run_name(setting)})
-        errors = launch.preflight(config, store.workspace).errors
+        errors = orders.preflight(config, store.workspace).errors
         if errors:
             raise PreflightError(f"{config.title}: {' '.join(check.detail for check in errors)}")
         again.append(SweepRun(config, run.trial or 0, setting))
@@ -338,8 +339,8 @@ class _Learner:
 
         setting = {axis.field: _suggest(trial, axis) for axis in self._spec.axes}
         try:
-            config = launch.prepare(sweep_spec.draft(self._spec.base, setting, self._spec.sets)).config
-            errors = launch.preflight(config, self._store.workspace).errors
+            config = orders.prepare(sweep_spec.draft(self._spec.base, setting, self._spec.sets)).config
+            errors = orders.preflight(config, self._store.workspace).errors
             if errors:
                 raise PreflightError(" ".join(check.detail for check in errors))
         except UserError as error:
@@ -513,20 +514,20 @@ def _extend(
     return ids
 
 
-def _looked_at(config: RunConfig, workspace: Workspace, checked: dict[str, launch.Preflight]) -> launch.Preflight:
+def _looked_at(config: RunConfig, workspace: Workspace, checked: dict[str, orders.Preflight]) -> orders.Preflight:
     """launch.preflight, once for runs that differ in nothing it looks at."""
     key = config.model_dump_json(include={"model", "lora", "data", "device", "wandb"})
     if key not in checked:
-        checked[key] = launch.preflight(config, workspace)
+        checked[key] = orders.preflight(config, workspace)
     return checked[key]
 
 
 def _predicted(
-    runs: Sequence[SweepRun], earlier: Collection[Run], checked: dict[str, launch.Preflight], workspace: Workspace
+    runs: Sequence[SweepRun], earlier: Collection[Run], checked: dict[str, orders.Preflight], workspace: Workspace
 ) -> tuple[float | None, tuple[RunConfig, ...]]:
     """Seconds of all runs: of a step, and around them, as in earlier runs of the same kind, or else as probed."""
     paces: dict[str, list[tuple[float, float]]] = {
-        kind: [(pace.step_s, pace.start_s)] for kind, pace in probe.known(workspace).items()
+        kind: [(pace.step_s, pace.start_s)] for kind, pace in timing.known(workspace).items()
     }
     trained: dict[str, list[tuple[float, float]]] = {}
     for run in earlier:
@@ -535,13 +536,13 @@ def _predicted(
         if train_s and epochs and clips and run.seconds:
             steps = run.config.training.steps_per_epoch(clips) * epochs
             overhead = max(0.0, run.seconds - train_s)
-            trained.setdefault(probe.key(run.config), []).append((train_s / steps, overhead))
+            trained.setdefault(timing.key(run.config), []).append((train_s / steps, overhead))
     paces |= trained
     total, untimed = 0.0, {}
     for run in runs:
-        known = paces.get(probe.key(run.config))
+        known = paces.get(timing.key(run.config))
         if not known:
-            untimed.setdefault(probe.key(run.config), run.config)
+            untimed.setdefault(timing.key(run.config), run.config)
             continue
         key = run.config.model_dump_json(include={"model", "lora", "data", "device", "wandb"})
         training = run.config.training

@@ -14,7 +14,8 @@ from typing import Any, Literal
 
 import yaml
 
-from sousa_engine import backbones, supervisor, targets
+from sousa_engine import backbones, targets
+from sousa_engine.runs import supervisor
 from sousa_engine.core import config, grammar
 from sousa_engine.core.config import RunConfig
 from sousa_engine.core.errors import (
@@ -31,7 +32,7 @@ from sousa_engine.core.records import Origin, Run, RunFilter, RunRow, RunStatus,
 from sousa_engine.data import audio, findings, scan
 from sousa_engine.data import manifest as manifests
 from sousa_engine.data.splits import SPLITS
-from sousa_engine.executors import local
+from sousa_engine.runs.executors import local
 from sousa_engine.store import Store, not_resumable
 from sousa_engine.targets import Counts, Outline, Resolution
 from sousa_engine.training import reporters

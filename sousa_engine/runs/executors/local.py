@@ -19,10 +19,13 @@ import psutil
 
 from sousa_engine.core.errors import RunError
 from sousa_engine.core.records import Run
-from sousa_engine.executors import Sighting, device_of
+from sousa_engine.runs.executors import Sighting, device_of
 from sousa_engine.workspace import Workspace, processes, run_files
 
-TRAINER_MODULE = "sousa_engine.trainer"
+TRAINER_MODULE = "sousa_engine.runs.trainer"
+KEEPER_MODULE = "sousa_engine.runs.keeper"
+# Names before the modules moved (until version 0.1.0): what an earlier version started is adopted and stopped as well.
+_FORMER_TRAINER, _FORMER_KEEPER = "sousa_engine.trainer", "sousa_engine.keeper"
 GRACE_S = 60.0  # from the request to stop to the end of patience
 _DEVICES_KEPT_S = 60.0
 _seen_devices: tuple[float, tuple[str, ...]] | None = None
@@ -50,7 +53,7 @@ class LocalExecutor:
             config = run.config.model_copy(update={"device": device_of(run.device)})
             run_files.write_json(folder / run_files.CONFIG, config.model_dump(mode="json"))
             trainer = [sys.executable, "-m", self._trainer_module, str(folder)]
-            keeper = [sys.executable, "-m", "sousa_engine.keeper", str(lock), str(self._grace_s), str(folder), nonce]
+            keeper = [sys.executable, "-m", KEEPER_MODULE, str(lock), str(self._grace_s), str(folder), nonce]
             with (folder / run_files.LOG).open("ab") as log:
                 env = {**os.environ, "SOUSA_WORKSPACE": str(self._workspace.root)}
                 if config.device.startswith("cuda:"):
@@ -189,10 +192,11 @@ def _is_process(pid: int, word: str) -> bool:
 
 def _group_leaders(trainer_module: str, folder: str) -> list[int]:
     """Trainers of this folder, each the leader of its process group. The keeper leads one too: it is left out."""
+    trainers = [["-m", name] for name in (trainer_module, _FORMER_TRAINER)]
     found = []
     for process in psutil.process_iter(["pid", "cmdline"]):
         words = process.info["cmdline"] or []
-        if words[-3:] == ["-m", trainer_module, folder] and "sousa_engine.keeper" not in words:
+        if words[-3:-1] in trainers and words[-1:] == [folder] and not {KEEPER_MODULE, _FORMER_KEEPER} & set(words):
             found.append(process.info["pid"])
     return [pid for pid in found if _leads_group(pid)]
 

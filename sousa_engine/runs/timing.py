@@ -1,7 +1,7 @@
 """How long a run would take here: builds what it would train, on random weights, and times some steps on noise.
 
-    python -m sousa_engine.probe ROOT CONFIG.json     # prints {"step_s": ..., "start_s": ..., "peak_memory_mib": ...}
-    python -m sousa_engine.probe ROOT CONFIGS.json --lock-fd N     # what `start` begins: measures each, notes how far
+    python -m sousa_engine.runs.timing ROOT CONFIG.json     # prints {"step_s": ..., "start_s": ..., "peak_memory_mib": ...}
+    python -m sousa_engine.runs.timing ROOT CONFIGS.json --lock-fd N     # what `start` begins: measures each, notes how far
 
 Needs neither data nor weights. What was measured is kept in the workspace, for the plans of sweeps.
 """
@@ -74,7 +74,7 @@ def measure(
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / run_files.CONFIG
             file.write_text(config.model_dump_json())
-            command = [sys.executable, "-m", "sousa_engine.probe", str(workspace.root), str(file)]
+            command = [sys.executable, "-m", "sousa_engine.runs.timing", str(workspace.root), str(file)]
             probed = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
         if probed.returncode:
             last = (probed.stderr.strip().splitlines() or ["it gave no reason"])[-1]
@@ -93,7 +93,7 @@ def start(workspace: Workspace, configs: Sequence[RunConfig]) -> bool:
     where = folder(workspace)
     asked = where / "asked.json"
     wanted = {"configs": [config.model_dump(mode="json") for config in configs]}
-    command = [sys.executable, "-m", "sousa_engine.probe", str(workspace.root), str(asked)]
+    command = [sys.executable, "-m", "sousa_engine.runs.timing", str(workspace.root), str(asked)]
     return processes.start_in(where, command, prepare=lambda: run_files.write_json(asked, wanted))
 
 
@@ -108,7 +108,7 @@ def _file(workspace: Workspace) -> Path:
 
 def main(arguments: list[str]) -> None:
     began = time.monotonic()
-    parser = argparse.ArgumentParser(prog="python -m sousa_engine.probe")
+    parser = argparse.ArgumentParser(prog="python -m sousa_engine.runs.timing")
     parser.add_argument("root", type=Path)
     parser.add_argument("file", type=Path)
     parser.add_argument("--lock-fd", type=int)
@@ -130,7 +130,7 @@ def _timed(config: RunConfig, workspace: Workspace, began: float) -> Pace:
 
     from sousa_engine import backbones, frontends
     from sousa_engine.data import scan
-    from sousa_engine.trainer import peak_memory_mib
+    from sousa_engine.runs.trainer import peak_memory_mib
     from sousa_engine.training import adapters, precision
 
     accelerator = Accelerator(

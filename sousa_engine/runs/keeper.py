@@ -1,6 +1,6 @@
 """Keeps one run: starts its trainer, passes on a stop, and writes down how it ended. Standard library only.
 
-    python -m sousa_engine.keeper LOCK_FD GRACE_S RUN_DIR NONCE TRAINER_ARGV...
+    python -m sousa_engine.runs.keeper LOCK_FD GRACE_S RUN_DIR NONCE TRAINER_ARGV...
 
 A supervisor may die and another take over; the run must not notice, and its end must be known. So each trainer has a
 parent of its own that does nothing else. Liveness is a lock, not a pid: the supervisor takes keeper.lock, hands its

@@ -1,4 +1,4 @@
-"""`python -m sousa_engine.trainer RUN_DIR`: one run, then exit. The only file that joins floors 1 and 2.
+"""`python -m sousa_engine.runs.trainer RUN_DIR`: one run, then exit. The only file that joins floors 1 and 2.
 
 Reads config.json, writes spool.jsonl (metrics, progress, events, facts), predictions.jsonl, adapter/, checkpoints/,
 best/ and result.json. In a folder with checkpoints it goes on from the newest good one. Never opens runs.db. Exit
@@ -39,7 +39,7 @@ EXIT_CRASHED = 1
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m sousa_engine.trainer", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m sousa_engine.runs.trainer", description=__doc__)
     parser.add_argument("run_dir", type=Path)
     folder: Path = parser.parse_args(argv).run_dir.resolve()
 
