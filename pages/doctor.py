@@ -6,8 +6,8 @@ import time
 
 import streamlit as st
 
-from sousa_engine import doctor
-from sousa_engine.doctor import Finding
+from sousa_engine.maintenance import doctor
+from sousa_engine.maintenance.doctor import Finding
 from sousa_engine.web import parts
 from sousa_engine.workspace import Workspace, default_workspace
 

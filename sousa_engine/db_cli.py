@@ -9,8 +9,8 @@ from pathlib import Path
 
 import click
 
-from sousa_engine import rebuild, restore, upkeep
 from sousa_engine.core.errors import WorkspaceError
+from sousa_engine.maintenance import check, rebuild, restore
 from sousa_engine.workspace import Workspace
 
 _COPIES_SHOWN = 3
@@ -21,11 +21,11 @@ def db() -> None:
     """Look after runs.db: check it, copy it, put a copy back, make it again from the runs' folders."""
 
 
-@db.command()
+@db.command("check")
 @click.pass_obj
-def check(workspace: Workspace) -> None:
+def check_command(workspace: Workspace) -> None:
     """Is runs.db whole, does it agree with the runs' folders? Changes nothing. Exit code 1 if something is wrong."""
-    found = upkeep.check(workspace)
+    found = check.check(workspace)
     for fact in found.facts:
         click.echo(f"ok       {fact}")
     for finding in found.findings:
@@ -41,7 +41,7 @@ def backup(workspace: Workspace, file: Path | None) -> None:
 
     The runs' folders (logs, checkpoints, adapters) are no part of it: copy runs/ for these.
     """
-    made = upkeep.backup(workspace, file)
+    made = check.backup(workspace, file)
     click.echo(f"{made} ({made.stat().st_size / 2**20:,.1f} MiB)")
 
 
@@ -100,7 +100,7 @@ def _instead(workspace: Workspace) -> list[str]:
     return [
         f"or instead, as it was on {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(copy.made_s))}, "
         f"{_runs(copy.runs)}: python -m sousa_engine db restore {shlex.quote(str(copy.path))}"
-        for copy in upkeep.copies(workspace)[:_COPIES_SHOWN]
+        for copy in check.copies(workspace)[:_COPIES_SHOWN]
     ]
 
 

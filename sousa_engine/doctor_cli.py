@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from sousa_engine import doctor
+from sousa_engine.maintenance import doctor
 from sousa_engine.workspace import Workspace
 
 _COLORS = {"ok": "green", "warning": "yellow", "problem": "red"}

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import click
 
-from sousa_engine import upkeep
 from sousa_engine.core.errors import UserError
 from sousa_engine.core.records import Run, RunFilter, RunRow, RunStatus
+from sousa_engine.maintenance import check
 from sousa_engine.store import Store, trash
 from sousa_engine.store.listing import SORTS, UP_FIRST
 from sousa_engine.workspace import Workspace
@@ -56,7 +56,7 @@ def runs(
         found = store.listing(wanted, sort=sort, descending=(sort in UP_FIRST) is reverse, limit=limit)
         count = store.run_count()
     if not count:
-        forgotten = upkeep.forgotten(workspace)
+        forgotten = check.forgotten(workspace)
         click.echo(forgotten or "No runs yet. Try: python -m sousa_engine train model=ast-mini data=tiny")
         return
     if not found.rows:

@@ -18,13 +18,14 @@ import pytest
 from click.testing import CliRunner
 from seeding import Training
 
-from sousa_engine import backbones, cli, doctor, doctor_cli, torch_facts
+from sousa_engine import backbones, cli, doctor_cli
 from sousa_engine.backbones import pretrained
 from sousa_engine.core.config import RunConfig
 from sousa_engine.core.errors import RunError
-from sousa_engine.doctor import Finding
+from sousa_engine.maintenance import doctor, torch_facts
+from sousa_engine.maintenance.doctor import Finding
+from sousa_engine.maintenance.torch_facts import Device, TorchFacts
 from sousa_engine.store import Store, migrations
-from sousa_engine.torch_facts import Device, TorchFacts
 from sousa_engine.workspace import LEAST_FREE_BYTES, PROJECT_ROOT, Workspace, file_systems, run_files
 
 GPU = Device(name="cuda:0", title="H100", memory_mib=81_559, free_mib=80_000, bf16=True)
@@ -328,7 +329,7 @@ def test_a_torch_that_cannot_be_imported_is_a_finding(code, told):
 
 
 def test_torch_is_looked_at_here():
-    facts, trouble = doctor.look_at_torch([sys.executable, "-m", "sousa_engine.torch_facts"])
+    facts, trouble = doctor.look_at_torch([sys.executable, "-m", "sousa_engine.maintenance.torch_facts"])
     assert trouble == "" and facts is not None
     assert facts.version == doctor.installed_version("torch")
     assert facts.torchaudio in ("", "without extension") and facts.threads >= 1
@@ -432,7 +433,8 @@ def test_the_page_gets_the_same_report_from_a_process(workspace):
 
 def test_the_page_tells_it_where_the_studio_really_is(workspace):
     finding = 'dict(name="a", level="ok", text=str(doctor.studio_address(pathlib.Path("none"), os.environ)))'
-    code = f"import json, os, pathlib; from sousa_engine import doctor; print(json.dumps(dict(findings=[{finding}])))"
+    code = "import json, os, pathlib; from sousa_engine.maintenance import doctor;"
+    code += f"print(json.dumps(dict(findings=[{finding}])))"
     (found,) = doctor.ask(workspace, [sys.executable, "-c", code], address=("127.0.0.1", 8871))
     assert found.text == "('127.0.0.1', 8871)"
 

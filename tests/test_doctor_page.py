@@ -3,9 +3,9 @@
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from sousa_engine import doctor
 from sousa_engine.core.errors import RunError
-from sousa_engine.doctor import Finding
+from sousa_engine.maintenance import doctor
+from sousa_engine.maintenance.doctor import Finding
 from sousa_engine.workspace import PROJECT_ROOT
 
 MAIN = PROJECT_ROOT / "sousa_engine" / "web" / "main.py"

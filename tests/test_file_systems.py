@@ -10,9 +10,10 @@ import pytest
 from click.testing import CliRunner
 from streamlit.testing.v1 import AppTest
 
-from sousa_engine import cli, rebuild, upkeep
+from sousa_engine import cli
 from sousa_engine.core.config import RunConfig
 from sousa_engine.core.errors import WorkspaceError
+from sousa_engine.maintenance import check, rebuild
 from sousa_engine.store import Store
 from sousa_engine.workspace import PROJECT_ROOT, Workspace, file_systems
 
@@ -73,7 +74,7 @@ def test_where_mounts_cannot_be_read_nothing_is_refused(monkeypatch, tmp_path):
 
 def test_a_workspace_on_a_network_file_system_is_refused_by_every_verb(mounts, workspace):
     mounts(workspace.root, "nfs4")
-    for verb in (Store.open, lambda w: Store.open(w, readonly=True), upkeep.check, upkeep.backup, rebuild.rebuild):
+    for verb in (Store.open, lambda w: Store.open(w, readonly=True), check.check, check.backup, rebuild.rebuild):
         with pytest.raises(WorkspaceError, match=r"lies on nfs4, .* Set SOUSA_WORKSPACE .*=runs-may-be-lost"):
             verb(workspace)
     assert list(workspace.root.iterdir()) == []

@@ -17,32 +17,29 @@ FLOORS = {
         "core",
         "workspace",
     ],
-    1: ["store", "upkeep", "salvage"],
+    1: ["store"],
     2: ["backbones", "frontends", "data", "training"],
     3: ["analysis", "report"],
     4: [
+        "maintenance",
         "runs",
         "cli",
         "runs_cli",
         "queue_cli",
         "weights_cli",
         "__main__",
-        "doctor",
         "doctor_cli",
-        "torch_facts",
         "sweep_cli",
         "baselines_cli",
         "analyze_cli",
         "scan_cli",
-        "rebuild",
-        "restore",
         "db_cli",
     ],
     5: ["web", "pages"],
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
 STREAMLIT_ONLY_IN = {"web", "pages"}
-SQL_ONLY_IN = {"store", "upkeep", "salvage"}
+SQL_ONLY_IN = {"store", "salvage"}
 
 
 def files() -> list[tuple[str, Path]]:

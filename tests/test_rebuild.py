@@ -14,13 +14,13 @@ import time
 import pytest
 from seeding import Training, config, killed_before_change, seed_sweep, train_next
 
-from sousa_engine import rebuild as rebuilding
-from sousa_engine import upkeep
 from sousa_engine.analysis.export import runs_csv
 from sousa_engine.core.config import RunConfig
 from sousa_engine.core.errors import WorkspaceError
 from sousa_engine.core.records import RunFilter, RunStatus
-from sousa_engine.rebuild import rebuild
+from sousa_engine.maintenance import check
+from sousa_engine.maintenance import rebuild as rebuilding
+from sousa_engine.maintenance.rebuild import rebuild
 from sousa_engine.runs.supervisor import Supervisor
 from sousa_engine.store import Store
 from sousa_engine.workspace import run_files, spool
@@ -140,7 +140,7 @@ def test_from_folders_alone_what_was_measured_and_how_runs_ended_comes_back(work
         told = {(event.at_ms, event.kind) for event in after[run.id]["events"]}
         assert {(e.at_ms, e.kind) for e in before[run.id]["events"] if e.kind in ("checkpoint", "started")} <= told
     assert [row.id for row in after["listing"].rows] == [row.id for row in before["listing"].rows]
-    assert upkeep.check(workspace).findings == ()
+    assert check.check(workspace).findings == ()
     kept = list(workspace.root.glob("runs.before-rebuild.*.db"))
     assert len(kept) == (spoil is not spoil_by_deletion)
 
@@ -160,7 +160,7 @@ def test_of_a_damaged_database_what_lies_around_the_damage_is_kept(workspace, se
     with workspace.db.open("r+b") as file:
         file.seek((pages[len(pages) // 2] - 1) * page_bytes)
         file.write(b"\xff" * page_bytes)
-    assert "damaged" in upkeep.check(workspace).findings[0]
+    assert "damaged" in check.check(workspace).findings[0]
     made = rebuild(workspace)
     after = {run.id: run for run in shown(workspace)["runs"]}
     assert 0 < len(made.from_files) < len(before) / 2
@@ -169,7 +169,7 @@ def test_of_a_damaged_database_what_lies_around_the_damage_is_kept(workspace, se
             assert run == before[run_id]
     assert {run_id for run_id in before if run_files_exist(workspace, run_id)} <= set(after)
     assert any("could not be read" in line for line in made.lost)
-    assert [finding[:22] for finding in upkeep.check(workspace).findings] == ["1 run without a folder"]  # as before
+    assert [finding[:22] for finding in check.check(workspace).findings] == ["1 run without a folder"]  # as before
 
 
 def run_files_exist(workspace, run_id):
@@ -180,7 +180,7 @@ def test_an_old_backup_put_back_does_not_undo_what_came_after_it(workspace):
     training = Training.begin(workspace)
     training.steps(40)
     training.end(RunStatus.STOPPED, "Stopped at step 40.")
-    copy = upkeep.backup(workspace)
+    copy = check.backup(workspace)
     later = Training.begin(workspace, config(seed=2)).finish()  # a run that the backup does not know
     note = run_files.read_json(training.folder / run_files.EXIT)  # and one that was launched again
     later_ms = note["ended_ms"] + 60_000
@@ -249,17 +249,17 @@ def test_lines_that_the_database_never_took_are_in_the_new_one(workspace):
         writer.event("checkpoint", "Saved at step 11.")
     with (training.folder / run_files.SPOOL).open("ab") as file:
         file.write(b'{"k":"metrics","t":1,"st')  # torn by a power cut
-    assert "measured more" in upkeep.check(workspace).findings[0]
+    assert "measured more" in check.check(workspace).findings[0]
     rebuild(workspace)
     with Store.open(workspace) as store:
         assert store.summaries([training.run.id])[training.run.id]["train/loss"].last_step == 11
         assert [e.message for e in store.events(training.run.id)].count("Saved at step 11.") == 1
-    assert upkeep.check(workspace).findings == ()
+    assert check.check(workspace).findings == ()
 
 
 def test_a_new_database_beside_old_folders_is_told_and_rebuilt_with_what_may_be_missing(workspace, week_of_work):
     workspace.db.unlink()
-    assert upkeep.forgotten(workspace).startswith(f"runs.db knows no run, but {len(week_of_work)} run folders")
+    assert check.forgotten(workspace).startswith(f"runs.db knows no run, but {len(week_of_work)} run folders")
     with Store.open(workspace):  # as any command does: it makes an empty one
         pass
     assert "runs that never started" in " ".join(rebuild(workspace).lost)
@@ -275,7 +275,7 @@ def test_what_was_cut_off_a_spool_is_taken_from_the_old_database(workspace, line
     lines = place.read_bytes().splitlines(keepends=True)
     assert len(lines) > 30
     place.write_bytes(b"".join(lines[:lines_left]))
-    assert "shorter" in upkeep.check(workspace).findings[0]
+    assert "shorter" in check.check(workspace).findings[0]
     assert rebuild(workspace).lost == ()
     after = shown(workspace)
     with Store.open(workspace) as store:  # what a resumed trainer appends will be taken, from its first line on
@@ -283,7 +283,7 @@ def test_what_was_cut_off_a_spool_is_taken_from_the_old_database(workspace, line
     for found in (before, after):
         del found[training.run.id]["launch"]
     assert after == before
-    assert upkeep.check(workspace).findings == ()
+    assert check.check(workspace).findings == ()
 
 
 def test_folders_that_make_no_run_are_named_and_left_alone(workspace):
@@ -399,7 +399,7 @@ def test_who_waits_to_make_the_database_meanwhile_writes_to_the_new_one(workspac
     assert waiting[0].returncode == 0
     with Store.open(workspace) as store:
         assert {one.id: one.note for one in store.runs()} == {queued: "", run.id: "from another process"}
-    assert upkeep.check(workspace).findings == ()
+    assert check.check(workspace).findings == ()
 
 
 @pytest.mark.parametrize("version", [99])
@@ -415,7 +415,7 @@ def test_a_newer_programs_database_is_left_to_it(workspace, version):
 
 _REBUILD = """
 from pathlib import Path
-from sousa_engine import rebuild
+from sousa_engine.maintenance import rebuild
 from sousa_engine.workspace import Workspace
 rebuild.beside  # all is imported
 watched()

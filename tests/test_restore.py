@@ -12,8 +12,9 @@ import pytest
 from click.testing import CliRunner
 from seeding import Training, config, killed_before_change
 
-from sousa_engine import cli, restore, upkeep
+from sousa_engine import cli
 from sousa_engine.core.records import RunStatus
+from sousa_engine.maintenance import check, restore
 from sousa_engine.store import Store, migrations
 from sousa_engine.workspace import run_files
 
@@ -27,7 +28,7 @@ def db(workspace, *words, code=0):
 @pytest.fixture
 def copy(workspace, week_of_work):
     """A copy of a week's work, of which runs.db knows nothing any more but another run."""
-    made = upkeep.backup(workspace, workspace.root / "copy.db")
+    made = check.backup(workspace, workspace.root / "copy.db")
     shutil.rmtree(workspace.runs)
     for path in workspace.root.glob("runs.db*"):
         path.unlink()
@@ -76,7 +77,7 @@ def test_where_runs_db_and_the_folder_of_runs_are_gone_the_copy_alone_is_enough(
 def test_what_was_trained_since_the_copy_is_named_and_taken_in_by_a_rebuild(workspace):
     with Store.open(workspace) as store:
         waited = store.enqueue(config(seed=1)).id
-    copy = upkeep.backup(workspace)
+    copy = check.backup(workspace)
     Training.take(workspace, runs(workspace)[0]).finish()
     late = Training.begin(workspace, config(seed=2)).finish()
     said = db(workspace, "restore", copy)
@@ -180,7 +181,7 @@ def test_nobody_else_is_let_in_meanwhile(workspace, copy, monkeypatch):
 
 _RESTORE = """
 from pathlib import Path
-from sousa_engine import restore
+from sousa_engine.maintenance import restore
 from sousa_engine.workspace import Workspace
 watched()
 restore.restore(Workspace(root=Path(sys.argv[1])), Path(sys.argv[2]))
@@ -205,7 +206,7 @@ def test_killed_before_any_of_its_changes_there_is_the_old_database_or_the_copy(
 
 def test_a_rebuild_names_the_copies_that_could_be_had_back_instead(workspace, copy):
     os.utime(copy, (1_700_000_000, 1_700_000_000))
-    newest = upkeep.backup(workspace)
+    newest = check.backup(workspace)
     (workspace.root / "other.db").write_bytes(b"no database")
     spoil(workspace.root / "foreign.db", "CREATE TABLE runs (id)")
     db(workspace, "rebuild")

@@ -11,9 +11,10 @@ from click.testing import CliRunner
 from seeding import Training, config, seed
 from streamlit.testing.v1 import AppTest
 
-from sousa_engine import cli, upkeep
+from sousa_engine import cli
 from sousa_engine.core.errors import WorkspaceError
 from sousa_engine.core.records import RunStatus
+from sousa_engine.maintenance import check
 from sousa_engine.store import Store, migrations
 from sousa_engine.web.parts import plain
 from sousa_engine.workspace import PROJECT_ROOT, Workspace, run_files
@@ -190,7 +191,7 @@ def test_a_backup_while_a_run_writes_has_all_that_was_committed(workspace):
     training = Training.begin(workspace)
     with Store.open(workspace) as store:  # holds the log open, as a supervisor does
         training.steps(30)
-        copy = upkeep.backup(workspace)
+        copy = check.backup(workspace)
         assert store.curve(training.run.id, "train/loss").steps[-1] == 30
     plain = sqlite3.connect(copy)
     assert plain.execute("SELECT max(step) FROM metric_points").fetchone() == (30,)
@@ -207,10 +208,10 @@ def test_a_backup_that_cannot_be_written_says_so(workspace, place):
 
 def test_nothing_and_damage_cannot_be_backed_up(workspace, tmp_path_factory, week_of_work):
     with pytest.raises(WorkspaceError, match=r"no runs\.db in .*: nothing to copy"):
-        upkeep.backup(Workspace(root=tmp_path_factory.mktemp("empty")))
+        check.backup(Workspace(root=tmp_path_factory.mktemp("empty")))
     os.truncate(workspace.db, workspace.db.stat().st_size // 2 // 4096 * 4096)
     with pytest.raises(WorkspaceError, match="db rebuild"):
-        upkeep.backup(workspace)
+        check.backup(workspace)
     assert not list(workspace.root.glob("*runs.backup*"))
 
 

@@ -14,11 +14,11 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from sousa_engine import upkeep
 from sousa_engine.analysis.significance import Proportion
 from sousa_engine.analysis.sweeps import Tally, TrialRow
 from sousa_engine.core.errors import WorkspaceError
 from sousa_engine.core.records import Run, RunRow, RunStatus, Sweep, SweepStatus
+from sousa_engine.maintenance import check
 from sousa_engine.store import Store, migrations
 from sousa_engine.workspace import PROJECT_ROOT, default_workspace
 
@@ -173,7 +173,7 @@ def queue_banner(*, on_its_page: bool) -> None:
 
 def forgotten_runs(store: Store) -> bool:
     """Says so where runs.db knows no run, and folders of runs are there; True if it did."""
-    said = "" if store.run_count() else upkeep.forgotten(store.workspace)
+    said = "" if store.run_count() else check.forgotten(store.workspace)
     if said:
         st.warning(plain(said), icon=":material/folder_off:")
     return bool(said)

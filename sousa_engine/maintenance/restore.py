@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from sousa_engine import rebuild, upkeep
 from sousa_engine.core.errors import UserError, WorkspaceError
-from sousa_engine.salvage import Old, beside, pause_queue
+from sousa_engine.maintenance import check, rebuild
+from sousa_engine.maintenance.salvage import Old, beside, pause_queue
 from sousa_engine.store import migrations
 from sousa_engine.workspace import Workspace, file_systems
 
@@ -33,7 +33,7 @@ def restore(workspace: Workspace, file: Path) -> Restored:
     file_systems.refuse_network(workspace)
     if workspace.db.exists() and file.exists() and file.samefile(workspace.db):
         raise UserError(f"{file} is runs.db itself: name a copy of it.")
-    with upkeep.sound(file) as copy:
+    with check.sound(file) as copy:
         migrations.make_folders(workspace)
         with rebuild.alone(workspace):
             new_file = workspace.root / ".runs.restored.db"

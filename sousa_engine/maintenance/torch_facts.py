@@ -1,4 +1,4 @@
-"""What PyTorch says of this machine, as JSON: `python -m sousa_engine.torch_facts`.
+"""What PyTorch says of this machine, as JSON: `python -m sousa_engine.maintenance.torch_facts`.
 
 A process of its own, because importing PyTorch costs seconds and 300 MiB, and can end the process that tries it.
 """

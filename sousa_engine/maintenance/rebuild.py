@@ -19,15 +19,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sousa_engine import upkeep
 from sousa_engine.core import config
 from sousa_engine.core.config import RunConfig
 from sousa_engine.core.errors import ConfigError, WorkspaceError
 from sousa_engine.core.records import Event, Prediction, Run, RunStatus
+from sousa_engine.maintenance import check
+from sousa_engine.maintenance.salvage import New, Old, beside
 from sousa_engine.runs import supervisor
 from sousa_engine.runs.executors import Sighting
 from sousa_engine.runs.executors.local import LocalExecutor
-from sousa_engine.salvage import New, Old, beside
 from sousa_engine.store import migrations, trash
 from sousa_engine.workspace import Workspace, file_systems, run_files, spool
 from sousa_engine.workspace.spool import SpoolBatch
@@ -80,7 +80,7 @@ def rebuild(workspace: Workspace) -> Rebuilt:
 def behind(workspace: Workspace, rows: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
     """Ids of the runs whose folder tells of a launch after all that these rows of `runs` tell, or that they lack."""
     known = {row["id"]: row for row in rows}
-    folders = (_Folder.read(workspace, name) for name in upkeep.run_folders(workspace))
+    folders = (_Folder.read(workspace, name) for name in check.run_folders(workspace))
     return tuple(one.id for one in folders if one.id not in known or one.is_newer_than(known[one.id]))
 
 
@@ -107,7 +107,7 @@ def alone(workspace: Workspace) -> Iterator[None]:
         lock.truncate(0)
         lock.write(f"{os.getpid()}\n")
         lock.flush()
-        training = [name for name in upkeep.run_folders(workspace) if _trains(workspace.run_dir(name))]
+        training = [name for name in check.run_folders(workspace) if _trains(workspace.run_dir(name))]
         if training:
             keepers = [run_files.read_json(workspace.run_dir(name) / run_files.KEEPER) for name in training]
             pids = " ".join(str(note["pid"]) for note in keepers if note and "pid" in note)
@@ -126,7 +126,7 @@ def _trains(folder: Path) -> bool:
 def _fill(workspace: Workspace, old: Old, new: New) -> Rebuilt:
     new.take_over(old)
     rows = {row["id"]: row for row in old.rows("runs")}
-    folders = {name: _Folder.read(workspace, name) for name in upkeep.run_folders(workspace)}
+    folders = {name: _Folder.read(workspace, name) for name in check.run_folders(workspace)}
     for name in folders.keys() - rows.keys():
         if found := old.run(name):
             rows[name] = found

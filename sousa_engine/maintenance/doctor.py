@@ -28,11 +28,12 @@ from typing import Literal
 
 import psutil
 
-from sousa_engine import __version__, backbones, torch_facts, upkeep
+from sousa_engine import __version__, backbones
 from sousa_engine.backbones import downloads, pretrained
 from sousa_engine.core.errors import RunError, WorkspaceError
+from sousa_engine.maintenance import check, torch_facts
+from sousa_engine.maintenance.torch_facts import Device, TorchFacts
 from sousa_engine.store import Store, migrations
-from sousa_engine.torch_facts import Device, TorchFacts
 from sousa_engine.workspace import LEAST_FREE_BYTES, PROJECT_ROOT, Workspace, file_systems, run_files
 
 Level = Literal["ok", "warning", "problem"]
@@ -76,7 +77,7 @@ def summary(findings: Sequence[Finding]) -> str:
 
 def examine(workspace: Workspace) -> tuple[Finding, ...]:
     """Look at everything, in the order of the report. Takes some seconds: PyTorch is imported, the network is asked."""
-    facts, trouble = look_at_torch([sys.executable, "-m", "sousa_engine.torch_facts"])
+    facts, trouble = look_at_torch([sys.executable, "-m", "sousa_engine.maintenance.torch_facts"])
     host, port = studio_address(PROJECT_ROOT / ".streamlit" / "config.toml", os.environ)
     return (
         program(__version__, workspace.root),
@@ -261,7 +262,7 @@ def file_system(root: Path, kind: str) -> Finding:
 
 def database(workspace: Workspace, look: Callable[[Workspace], migrations.Look]) -> Finding:
     try:
-        folders = upkeep.run_folders(workspace)
+        folders = check.run_folders(workspace)
         if not workspace.db.exists() and not folders:
             return Finding(name="Database", level="ok", text="none yet; it is made with the first run")
         if not workspace.db.exists():

@@ -1,0 +1,1 @@
+"""Looking after a workspace and an installation: doctor, check, salvage, rebuild, restore."""
