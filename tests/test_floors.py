@@ -39,7 +39,7 @@ FLOORS = {
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
 STREAMLIT_ONLY_IN = {"web", "pages"}
-SQL_ONLY_IN = {"store", "salvage"}
+SQL_ONLY_IN = {"store", "maintenance"}
 
 
 def files() -> list[tuple[str, Path]]:

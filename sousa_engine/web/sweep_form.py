@@ -628,8 +628,8 @@ def time_unknown(untimed: Sequence[RunConfig], was_running: bool) -> None:
         "Measure" if count == 1 else f"Measure {count} kinds", icon=":material/timer:", key="sweep.measure",
         on_click=measure, args=(untimed,),
         help=f"Times {timing.STEPS} steps of each on noise, in a process of its own, which takes some seconds to "
-        "start; neither data nor weights are needed. Goes on while this page is closed. While something trains here, it "
-        "comes out too slow.",
+        "start; neither data nor weights are needed. Goes on while this page is closed. While something trains here, "
+        "it comes out too slow.",
     )  # fmt: skip
     if doing:
         stopped = doing.error == intake.STOPPED
