@@ -35,7 +35,7 @@ $(READY): requirements.txt
 	@echo "installing the packages of requirements.txt into $(VENV) (some minutes, the first time)"
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-compile -r requirements.txt
 	@echo "compiling what the studio imports, and its audio views, once (a minute)"
-	@$(PY) -c 'import optuna, sousa_engine.backbones.ast_network, sousa_engine.cli, sousa_engine.training.loop, streamlit.web.server.starlette'
+	@$(PY) -c 'import optuna, sousa_engine.backbones.ast_network, sousa_engine.cli.main, sousa_engine.training.loop, streamlit.web.server.starlette'
 	@$(PY) -m sousa_engine.analysis.listen
 	@touch $(READY)
 

@@ -7,7 +7,7 @@ if not (3, 11) <= sys.version_info < (3, 14):
     sys.exit(f"SOUSA engine needs Python 3.11, 3.12 or 3.13; this is {found}. Try: make app PYTHON=python3.12")
 
 try:
-    from sousa_engine.cli import main
+    from sousa_engine.cli.main import main
 except ImportError as error:
     if (error.name or "sousa_engine").startswith("sousa_engine"):
         raise

@@ -14,11 +14,11 @@ import soundfile
 from click.testing import CliRunner
 from streamlit.testing.v1 import AppTest
 
-from sousa_engine import baselines_cli
 from sousa_engine.analysis import baselines
 from sousa_engine.analysis.baselines import MAJORITY, ONSETS, POOLED
 from sousa_engine.analysis.significance import paired
-from sousa_engine.cli import main
+from sousa_engine.cli import baselines as baselines_cli
+from sousa_engine.cli.main import main
 from sousa_engine.core import rudiments
 from sousa_engine.core.config import DataConfig, RunConfig
 from sousa_engine.core.errors import DataError, WorkspaceError

@@ -15,8 +15,8 @@ import soundfile
 from click.testing import CliRunner
 from seeding import Training
 
-from sousa_engine import cli
-from sousa_engine.cli import main
+from sousa_engine.cli import main as cli
+from sousa_engine.cli.main import main
 from sousa_engine.core import sweep_spec
 from sousa_engine.core.config import RunConfig
 from sousa_engine.core.errors import ConfigError
@@ -276,7 +276,7 @@ def test_resume_says_from_where_or_why_not(sousa, workspace):
 _TRAIN = """
 import signal, sys
 from sousa_engine.runs import supervisor
-from sousa_engine.cli import main
+from sousa_engine.cli.main import main
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, where the tests run in a shell's background
 supervisor.ensure = supervisor.revive = lambda workspace: False
 main(["--workspace", sys.argv[1], "train", "data=micro"])

@@ -13,10 +13,10 @@ import pytest
 import soundfile
 from streamlit.testing.v1 import AppTest
 
-from sousa_engine import scan_cli
 from sousa_engine.analysis import listen
 from sousa_engine.analysis.charts.spectrogram import StrokeMark, spectrogram_figure, spectrogram_info
 from sousa_engine.analysis.export import clips_csv, findings_csv
+from sousa_engine.cli import scan as scan_cli
 from sousa_engine.core.config import DataConfig
 from sousa_engine.data import audio, excerpt, findings, scan, synth
 from sousa_engine.data.manifest import open_dataset

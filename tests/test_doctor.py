@@ -18,8 +18,10 @@ import pytest
 from click.testing import CliRunner
 from seeding import Training
 
-from sousa_engine import backbones, cli, doctor_cli
+from sousa_engine import backbones
 from sousa_engine.backbones import pretrained
+from sousa_engine.cli import doctor as doctor_cli
+from sousa_engine.cli import main
 from sousa_engine.core.config import RunConfig
 from sousa_engine.core.errors import RunError
 from sousa_engine.maintenance import doctor, torch_facts
@@ -341,7 +343,7 @@ def test_torch_is_looked_at_here():
 def test_the_whole_report_of_this_machine(workspace, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("SOUSA_WORKSPACE", str(workspace.root / "new"))
-    result = CliRunner().invoke(cli.main, ["--workspace", str(workspace.root / "new"), "doctor", "--json"])
+    result = CliRunner().invoke(main.main, ["--workspace", str(workspace.root / "new"), "doctor", "--json"])
     report = json.loads(result.output)
     findings = doctor.from_json(result.output)
     assert result.exit_code == (1 if report["level"] == "problem" else 0)
@@ -380,7 +382,7 @@ def test_a_file_where_a_folder_has_to_be_is_two_lines_and_no_traceback(tmp_path,
     (place.root / name).write_text("a note")
     wrong(doctor.writable(place.root, doctor.in_the_way(place)), "problem", f"{place.root / name} is a file")
     wrong(doctor.database(place, migrations.look), "problem", "cannot be looked into: Not a directory")
-    result = CliRunner().invoke(cli.main, ["doctor"], env={"SOUSA_WORKSPACE": str(place.root)})
+    result = CliRunner().invoke(main.main, ["doctor"], env={"SOUSA_WORKSPACE": str(place.root)})
     assert result.exit_code == 1 and f"{place.root / name} is a file" in result.output
 
 
@@ -420,7 +422,7 @@ FINE = Finding(name="Python", level="ok", text="3.12")
 )
 def test_the_exit_code_is_1_for_problems_alone_and_every_cure_is_shown(monkeypatch, findings, code, said):
     monkeypatch.setattr(doctor_cli.doctor, "examine", lambda workspace: tuple(findings))
-    result = CliRunner().invoke(cli.main, ["doctor"])
+    result = CliRunner().invoke(main.main, ["doctor"])
     assert result.exit_code == code
     assert said in result.output
     assert all(f"-> {f.cure}" in result.output for f in findings if f.cure)

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 from streamlit.testing.v1 import AppTest
 
-from sousa_engine import cli
+from sousa_engine.cli import main
 from sousa_engine.core.config import RunConfig
 from sousa_engine.core.errors import WorkspaceError
 from sousa_engine.maintenance import check, rebuild
@@ -106,7 +106,7 @@ def test_who_says_the_risk_may_go_on_and_is_told_so_on_every_page_and_in_the_ter
         store.enqueue(RunConfig(name="on the NAS"))
     app = AppTest.from_file(str(PROJECT_ROOT / "sousa_engine" / "web" / "main.py"), default_timeout=60).run()
     assert any("lies on cifs" in warning.value for warning in app.warning)
-    listed = CliRunner().invoke(cli.main, ["runs"])
+    listed = CliRunner().invoke(main.main, ["runs"])
     assert listed.exit_code == 0 and "on the NAS" in listed.output
     assert "warning: " in listed.stderr and "lies on cifs" in listed.stderr
 

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 from seeding import begin_at_once
 
-from sousa_engine.cli import main
+from sousa_engine.cli.main import main
 from sousa_engine.core.config import RunConfig, build
 from sousa_engine.core.errors import ConfigError, PreflightError, UnknownNameError, UserError
 from sousa_engine.core.records import RunStatus, SweepStatus

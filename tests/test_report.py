@@ -19,7 +19,7 @@ from streamlit.testing.v1 import AppTest
 from sousa_engine import report
 from sousa_engine.analysis import baselines
 from sousa_engine.analysis.significance import wilson
-from sousa_engine.cli import main
+from sousa_engine.cli.main import main
 from sousa_engine.core import sweep_spec
 from sousa_engine.core.records import RunStatus
 from sousa_engine.report import sections
@@ -245,7 +245,7 @@ def test_the_page_has_the_colours_of_the_studio(mode):
 
 
 def test_reports_load_no_torch_and_no_streamlit():
-    code = "import sys, sousa_engine.analyze_cli, sousa_engine.report\n"
+    code = "import sys, sousa_engine.cli.analyze, sousa_engine.report\n"
     code += (
         "heavy = {'torch', 'streamlit', 'librosa', 'optuna', 'statsmodels'} & set(sys.modules)\nassert not heavy, heavy"
     )

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 from seeding import Training, config, killed_before_change
 
-from sousa_engine import cli
+from sousa_engine.cli import main
 from sousa_engine.core.records import RunStatus
 from sousa_engine.maintenance import check, restore
 from sousa_engine.store import Store, migrations
@@ -20,7 +20,7 @@ from sousa_engine.workspace import run_files
 
 
 def db(workspace, *words, code=0):
-    done = CliRunner().invoke(cli.main, ["--workspace", str(workspace.root), "db", *map(str, words)])
+    done = CliRunner().invoke(main.main, ["--workspace", str(workspace.root), "db", *map(str, words)])
     assert done.exit_code == code, done.output + done.stderr
     return done.output
 

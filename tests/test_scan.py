@@ -13,7 +13,7 @@ import bad_audio
 import pytest
 from click.testing import CliRunner
 
-from sousa_engine.cli import main
+from sousa_engine.cli.main import main
 from sousa_engine.core.config import DataConfig
 from sousa_engine.core.errors import DataError, WorkspaceError
 from sousa_engine.data import audio, decode, findings, scan

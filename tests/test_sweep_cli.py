@@ -5,8 +5,8 @@ import shlex
 import pytest
 from click.testing import CliRunner
 
-from sousa_engine import sweep_cli
-from sousa_engine.cli import main
+from sousa_engine.cli import sweep as sweep_cli
+from sousa_engine.cli.main import main
 from sousa_engine.core import sweep_spec
 from sousa_engine.core.errors import ConfigError, UserError
 from sousa_engine.core.records import RunStatus, SweepStatus

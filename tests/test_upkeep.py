@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from seeding import Training, config, seed
 from streamlit.testing.v1 import AppTest
 
-from sousa_engine import cli
+from sousa_engine.cli import main
 from sousa_engine.core.errors import WorkspaceError
 from sousa_engine.core.records import RunStatus
 from sousa_engine.maintenance import check
@@ -22,7 +22,7 @@ from sousa_engine.workspace.spool import SpoolWriter
 
 
 def db(workspace, *words):
-    return CliRunner().invoke(cli.main, ["--workspace", str(workspace.root), "db", *map(str, words)])
+    return CliRunner().invoke(main.main, ["--workspace", str(workspace.root), "db", *map(str, words)])
 
 
 def test_a_sound_workspace_passes(workspace):

@@ -296,7 +296,7 @@ def test_missing_weights_are_an_error_with_the_ways_out_and_never_a_fallback(wor
 def test_asking_about_weights_never_imports_torch(workspace):
     code = (
         "import sys; from pathlib import Path\n"
-        "from sousa_engine import backbones, weights_cli\n"
+        "from sousa_engine import backbones; from sousa_engine.cli import weights as weights_cli\n"
         "from sousa_engine.workspace import intake; from sousa_engine.backbones import pretrained\n"
         "from sousa_engine.workspace import Workspace\n"
         "workspace = Workspace(root=Path(sys.argv[1]))\n"

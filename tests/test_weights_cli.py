@@ -16,9 +16,10 @@ from click.testing import CliRunner
 from file_server import FileServer
 from safetensors.torch import save_file
 
-from sousa_engine import backbones, weights_cli
+from sousa_engine import backbones
 from sousa_engine.backbones import Download, downloads, pretrained
-from sousa_engine.cli import main
+from sousa_engine.cli import weights as weights_cli
+from sousa_engine.cli.main import main
 from sousa_engine.workspace import intake
 
 MINI = pretrained.EMBEDDED / "ast-mini" / "model.safetensors"
@@ -26,7 +27,7 @@ MAIN = """
 import dataclasses, signal, sys
 from sousa_engine import backbones
 from sousa_engine.backbones import Download, downloads
-from sousa_engine.cli import main
+from sousa_engine.cli.main import main
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, where the tests run in a shell's background
 downloads.PAUSE_S = 0.0
 download = Download(page="https://example.org/page", file="net.safetensors", url=sys.argv.pop(1))
@@ -258,7 +259,8 @@ def test_a_started_import_outlives_its_caller_and_all_of_its_group(workspace, tm
     file = tmp_path / "x.safetensors"
     save_file(backbones.build("mn04_as", num_classes=4).state_dict(), file)
     code = (
-        "import sys; from pathlib import Path; from sousa_engine import backbones, weights_cli;"
+        "import sys; from pathlib import Path; from sousa_engine import backbones;"
+        "from sousa_engine.cli import weights as weights_cli;"
         "from sousa_engine.workspace import Workspace;"
         "print(weights_cli.start(Workspace(root=Path(sys.argv[1])), backbones.variant('mn04_as'),"
         " ('import', sys.argv[2], '--as', 'mn04_as')), flush=True); sys.stdin.read()"

@@ -3,8 +3,9 @@
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from sousa_engine import backbones, weights_cli
+from sousa_engine import backbones
 from sousa_engine.backbones import downloads, pretrained
+from sousa_engine.cli import weights as weights_cli
 from sousa_engine.core.errors import WeightsError
 from sousa_engine.workspace import PROJECT_ROOT, intake
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pandas as pd
 import streamlit as st
 
-from sousa_engine import baselines_cli
 from sousa_engine.analysis import baselines
 from sousa_engine.analysis.baselines import Baselines
+from sousa_engine.cli import baselines as baselines_cli
 from sousa_engine.core.config import DataConfig
 from sousa_engine.core.errors import UserError, WorkspaceError
 from sousa_engine.data.manifest import Manifest

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import streamlit as st
 
-from sousa_engine import analyze_cli, report
+from sousa_engine import report
+from sousa_engine.cli import analyze as analyze_cli
 from sousa_engine.store import Store
 from sousa_engine.workspace import default_workspace
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pandas as pd
 import streamlit as st
 
-from sousa_engine import scan_cli
 from sousa_engine.analysis.export import findings_csv
+from sousa_engine.cli import scan as scan_cli
 from sousa_engine.core.config import DataConfig
 from sousa_engine.core.errors import UserError, WorkspaceError
 from sousa_engine.data import findings, scan, synth

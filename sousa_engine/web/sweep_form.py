@@ -13,7 +13,9 @@ from typing import Any, Literal, get_args, get_origin
 
 import streamlit as st
 
-from sousa_engine import backbones, sweep_cli, targets
+from sousa_engine import backbones, targets
+from sousa_engine.cli import sweep as sweep_cli
+from sousa_engine.cli.weights import size_text
 from sousa_engine.core import config, grammar, sweep_spec
 from sousa_engine.core.config import RunConfig
 from sousa_engine.core.errors import ConfigError, SousaError, TargetError, UserError
@@ -23,7 +25,6 @@ from sousa_engine.data import synth
 from sousa_engine.runs import orders, sweep_orders, timing
 from sousa_engine.targets import Outline
 from sousa_engine.web import parts
-from sousa_engine.weights_cli import size_text
 from sousa_engine.workspace import Workspace, default_workspace, intake
 
 DRAFT = "sweep.draft"  # in the session: what sweep.build takes, to fill the form with

@@ -12,11 +12,12 @@ from pathlib import Path
 import pandas as pd
 import streamlit as st
 
-from sousa_engine import backbones, weights_cli
+from sousa_engine import backbones
 from sousa_engine.backbones import Variant, pretrained
+from sousa_engine.cli import weights as weights_cli
+from sousa_engine.cli.weights import size_text
 from sousa_engine.core.errors import WeightsError
 from sousa_engine.web import parts
-from sousa_engine.weights_cli import size_text
 from sousa_engine.workspace import Workspace, intake
 from sousa_engine.workspace.intake import Intake
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import click
 
-from sousa_engine import baselines_cli, report
+from sousa_engine import report
 from sousa_engine.analysis import baselines
+from sousa_engine.cli import baselines as baselines_cli
 from sousa_engine.core.errors import UserError
 from sousa_engine.core.records import Run, Sweep
 from sousa_engine.report import Reference, Report

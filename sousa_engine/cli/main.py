@@ -18,21 +18,23 @@ from typing import Any
 import click
 from tqdm import tqdm
 
-from sousa_engine import __version__, queue_cli, runs_cli, targets
+from sousa_engine import __version__, targets
 from sousa_engine.analysis.significance import wilson
-from sousa_engine.analyze_cli import analyze_command
-from sousa_engine.baselines_cli import baselines_command
+from sousa_engine.cli import queue as queue_cli
+from sousa_engine.cli import runs as runs_cli
+from sousa_engine.cli.analyze import analyze_command
+from sousa_engine.cli.baselines import baselines_command
+from sousa_engine.cli.db import db
+from sousa_engine.cli.doctor import doctor_command
+from sousa_engine.cli.scan import scan_command
+from sousa_engine.cli.sweep import sweep_command, sweeps
+from sousa_engine.cli.weights import weights
 from sousa_engine.core import config, grammar, inputs
 from sousa_engine.core.errors import ConfigError, SousaError, UserError, WorkspaceError, unknown
 from sousa_engine.core.records import Run, RunStatus, Summary
 from sousa_engine.data import synth
-from sousa_engine.db_cli import db
-from sousa_engine.doctor_cli import doctor_command
 from sousa_engine.runs import orders, supervisor
-from sousa_engine.scan_cli import scan_command
 from sousa_engine.store import Store, not_resumable
-from sousa_engine.sweep_cli import sweep_command, sweeps
-from sousa_engine.weights_cli import weights
 from sousa_engine.workspace import Workspace, default_workspace, file_systems, run_files
 
 POLL_S = 0.3

@@ -13,7 +13,7 @@ from typing import Any
 import click
 from tqdm import tqdm
 
-from sousa_engine.baselines_cli import data_config
+from sousa_engine.cli.baselines import data_config
 from sousa_engine.core.config import DataConfig
 from sousa_engine.core.errors import UserError, WorkspaceError
 from sousa_engine.data import findings, scan

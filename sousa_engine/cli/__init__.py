@@ -1,0 +1,1 @@
+"""The command line: the same verbs as the pages. The only package that imports click."""
