@@ -2,7 +2,7 @@
 
 Sources: LoRA (Hu et al. 2021), rsLoRA (Kalajdzievski 2023), DoRA (Liu et al. 2024), PiSSA (Meng et al. 2024), LoRA+
 (Hayou et al. 2024), LoKr (Yeh et al. 2023), IA3 (Liu et al. 2022), AdaLoRA (Zhang et al. 2023), BitFit (Ben Zaken et
-al. 2021); what PEFT 0.21 does with each kind of module is tested (tests/test_methods.py).
+al. 2021); what PEFT 0.21 does with each kind of module is tested (tests/training/test_methods.py).
 """
 
 from __future__ import annotations

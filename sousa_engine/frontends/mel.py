@@ -28,7 +28,7 @@ def log_mel(waveforms: Tensor, spec: FrontEndSpec) -> Tensor:
     Sources, by spec.kind: "kaldi-fbank": Gong et al. 2021, section 2.1, and Chen et al. 2022 (BEATs): Kaldi's filter
     bank without dither, equal to torchaudio.compliance.kaldi.fbank, which takes one clip at a time; "efficientat":
     Schmid et al. 2023, Kaldi's triangles on a centred power spectrum; "htsat": Chen et al. 2022 (HTS-AT), librosa's
-    log-mel in decibels. Equal to what the authors' code gives (tests/test_frontends.py, tests/parity).
+    log-mel in decibels. Equal to what the authors' code gives (tests/frontends/test_mel.py, tests/parity).
     """
     spec.frames(waveforms.shape[-1])
     waveforms = waveforms.float()

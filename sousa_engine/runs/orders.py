@@ -15,7 +15,6 @@ from typing import Any, Literal
 import yaml
 
 from sousa_engine import backbones, targets
-from sousa_engine.runs import supervisor
 from sousa_engine.core import config, grammar
 from sousa_engine.core.config import RunConfig
 from sousa_engine.core.errors import (
@@ -32,6 +31,7 @@ from sousa_engine.core.records import Origin, Run, RunFilter, RunRow, RunStatus,
 from sousa_engine.data import audio, findings, scan
 from sousa_engine.data import manifest as manifests
 from sousa_engine.data.splits import SPLITS
+from sousa_engine.runs import supervisor
 from sousa_engine.runs.executors import local
 from sousa_engine.store import Store, not_resumable
 from sousa_engine.targets import Counts, Outline, Resolution

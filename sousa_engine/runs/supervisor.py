@@ -58,7 +58,15 @@ def ensure(workspace: Workspace, options: Sequence[str] = ()) -> bool:
             return False
     except OSError as error:
         raise WorkspaceError(f"No supervisor can start in {workspace.runs}: {error.strerror}.") from None
-    command = [sys.executable, "-m", "sousa_engine.runs.supervisor", str(workspace.root), "--lock-fd", str(lock), *options]
+    command = [
+        sys.executable,
+        "-m",
+        "sousa_engine.runs.supervisor",
+        str(workspace.root),
+        "--lock-fd",
+        str(lock),
+        *options,
+    ]
     try:
         with _open_log(workspace.supervisor_log) as log:
             process = processes.start_detached(command, log=log, lock=lock)
@@ -81,7 +89,9 @@ def revive(workspace: Workspace) -> bool:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m sousa_engine.runs.supervisor", description="Supervise one workspace.")
+    parser = argparse.ArgumentParser(
+        prog="python -m sousa_engine.runs.supervisor", description="Supervise one workspace."
+    )
     parser.add_argument("root", type=Path)
     parser.add_argument("--idle-exit-s", type=float, default=IDLE_EXIT_S, help="leave after so long without a run")
     parser.add_argument("--grace-s", type=float, default=GRACE_S, help="from a stop's SIGTERM to SIGKILL")
@@ -184,7 +194,9 @@ class Supervisor:
         self._sweeps_seen_at = now
         self._sweeping = False
         for found in self._store.sweeps([SweepStatus.RUNNING]):
-            from sousa_engine.runs import sweep_orders  # only where there is one: it costs a second, and knows us in turn
+            from sousa_engine.runs import (
+                sweep_orders,  # only where there is one: it costs a second, and knows us in turn
+            )
 
             try:
                 self._sweeping |= sweep_orders.step(self._store, found, self._slot_count())

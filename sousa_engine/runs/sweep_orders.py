@@ -16,7 +16,6 @@ from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
 from sousa_engine import backbones, targets
-from sousa_engine.runs import orders, timing, supervisor
 from sousa_engine.analysis.layers import ablations
 from sousa_engine.analysis.sweeps import trials
 from sousa_engine.core import sweep_spec
@@ -24,6 +23,7 @@ from sousa_engine.core.config import RunConfig
 from sousa_engine.core.errors import ConfigError, PreflightError, UserError
 from sousa_engine.core.records import Run, RunStatus, Sweep, SweepStatus
 from sousa_engine.core.sweep_spec import MOST_LETTERS, Axis, Setting, SweepSpec
+from sousa_engine.runs import orders, supervisor, timing
 from sousa_engine.store import Store, SweepRun
 from sousa_engine.workspace import Workspace
 

@@ -1,7 +1,7 @@
 """How long a run would take here: builds what it would train, on random weights, and times some steps on noise.
 
-    python -m sousa_engine.runs.timing ROOT CONFIG.json     # prints {"step_s": ..., "start_s": ..., "peak_memory_mib": ...}
-    python -m sousa_engine.runs.timing ROOT CONFIGS.json --lock-fd N     # what `start` begins: measures each, notes how far
+    python -m sousa_engine.runs.timing ROOT CONFIG.json     # prints {"step_s": ..., "start_s": ..., ...}
+    python -m sousa_engine.runs.timing ROOT CONFIGS.json --lock-fd N     # started by `start`: measures each of several
 
 Needs neither data nor weights. What was measured is kept in the workspace, for the plans of sweeps.
 """

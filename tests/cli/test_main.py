@@ -26,7 +26,7 @@ from sousa_engine.runs import orders
 from sousa_engine.store import Store
 from sousa_engine.training import checkpoint
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+README = Path(__file__).resolve().parents[2] / "README.md"
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks import controls, story
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+README = Path(__file__).resolve().parents[2] / "README.md"
 TOLD = json.loads(story.RESULTS.read_text())
 
 

@@ -18,7 +18,7 @@ from sousa_engine.core.errors import RunError
 from sousa_engine.core.methods import METHODS as METHODS_OF_LORA
 from sousa_engine.core.records import UPDATE
 from sousa_engine.training import adapters, checkpoint, loop, resume
-from tests.test_training import CLASSES, MELS, Recorder, clips
+from tests.training.test_loop import CLASSES, MELS, Recorder, clips
 
 STEPS, PER_EPOCH = 20, 4  # of a whole training, of an epoch
 WIDTH = 6

@@ -12,7 +12,7 @@ from sousa_engine.frontends import normalise
 from sousa_engine.training import adapters
 
 CLASSES = 6
-VARIANTS = ["ast-mini"]  # every other backbone: tests/test_contract.py
+VARIANTS = ["ast-mini"]  # every other backbone: tests/backbones/test_contract.py
 QUERY = "audio_spectrogram_transformer.layers.0.attention.q_proj"
 SQUARE = targets.load_outline("ast-mini").node(QUERY).shape
 

@@ -78,7 +78,7 @@ def test_every_stage_of_ast_base_equals_the_authors_network(base, oracle, clip):
 
 
 SIZES = {"ast_tiny224": (192, 3), "ast_small224": (384, 6)}  # width and heads; the others are base's
-DIGESTS = json.loads((Path(__file__).parent / "parity" / "ast_base_audioset" / "digests.json").read_text())
+DIGESTS = json.loads((Path(__file__).parents[1] / "parity" / "ast_base_audioset" / "digests.json").read_text())
 
 
 @pytest.mark.parametrize("size", DIGESTS)

@@ -9,7 +9,7 @@ import pytest
 from benchmarks import controls
 from sousa_engine.backbones.embedded import FOLDER
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+README = Path(__file__).resolve().parents[2] / "README.md"
 
 
 def measured(model):
