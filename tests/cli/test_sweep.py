@@ -88,7 +88,7 @@ def test_the_missing_weights_of_each_family_are_named_with_their_mini_and_the_im
         ((), "A sweep needs something that differs: --models, --targets, --ablate or --axis"),
         (("--axis", "training.rl=1,2"), "Nearest: training.lr"),
         (("--axis", "training.lr=1e-3..1e-2"), "A grid needs listed values for training.lr"),
-        (("--models", "ast-mini", "--sampler", "tpe"), "Say how many trials tpe may draw"),
+        (("--models", "ast-mini", "--sampler", "tpe"), "Set how many trials tpe samples"),
         (("--models", "ast-mni"), "Nearest: ast-mini"),
         (("--models", "ast-mini", "--targets", "qproj"), "Nearest"),
         (("--models", "ast-mini", "--seeds", "1", "1"), "lists one twice"),

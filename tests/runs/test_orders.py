@@ -195,6 +195,8 @@ def test_recommended_sets_exist_for_every_variant():
 
 def test_every_field_has_help():
     assert all(config.field_help(name) for name, _ in config.fields())
+    labels = [config.field_label(name) for name, _ in config.fields()]
+    assert len(set(labels)) == len(labels) and not {name for name, _ in config.fields()} & set(labels)
 
 
 def test_relative_paths_are_stored_as_the_place_they_mean(tmp_path, monkeypatch):
