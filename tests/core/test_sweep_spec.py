@@ -34,7 +34,7 @@ def test_a_name_of_the_sweeps_own_means_its_modules():
     assert late["lora"] == {"targets": ["layers.3"], "target_set": "late"} and core["lora"] == {"targets": "core"}
 
 
-@pytest.mark.parametrize(("sets", "said"), [({"lte": ["x"]}, "sets names 'lte'"), ({"late": []}, "has no modules")])
+@pytest.mark.parametrize(("sets", "said"), [({"lte": ["x"]}, "sets defines 'lte'"), ({"late": []}, "has no modules")])
 def test_a_set_that_nothing_names_or_that_is_empty_is_refused(sets, said):
     with pytest.raises(ConfigError, match=said):
         sweep_spec.build({"axes": {"targets": ["late"]}, "sets": sets})
