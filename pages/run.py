@@ -15,7 +15,7 @@ from sousa_engine.core.records import LONGEST_NOTE, Prediction, Run, RunFilter, 
 from sousa_engine.runs import orders
 from sousa_engine.runs.executors.local import GRACE_S
 from sousa_engine.store import Store, not_resumable
-from sousa_engine.web import manage, parts
+from sousa_engine.web import handover, manage, parts
 from sousa_engine.web.components.code_block import code_block
 from sousa_engine.web.components.live_chart import live_chart
 from sousa_engine.web.layers_view import layers_section
@@ -160,7 +160,7 @@ def actions(run: Run, known_tags: list[str], resumable: orders.Resumable | None)
     if pressed and (made := manage.clone([run.id], token)):
         st.switch_page(parts.page_path("run"), query_params={"id": made[0]})
     if st.button("Edit and launch", icon=":material/tune:", help="Open Launch with these settings.", key="again"):
-        st.session_state["draft"] = run.config.model_dump(mode="json")
+        handover.leave_draft(run.config)
         st.switch_page(parts.page_path("launch"))
     with st.popover("Edit", icon=":material/edit:", help="Title, tags and note"):
         st.text_input("Title", run.config.name, key=f"name-{run.id}", placeholder=run.title, max_chars=120)

@@ -18,6 +18,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -318,6 +319,16 @@ def parse_axis(text: str) -> tuple[str, Any]:
         low, high = (grammar.value(end, field) for end in spread.split("..", 1))
         return field, {"low": low, "high": high, "log": spread != written}
     return field, [grammar.value(part, field) for part in _split(written)]
+
+
+def parse_seeds(text: str) -> list[int]:
+    """`0 1 2` or `0, 1, 2`. Raises ConfigError."""
+    words = [word for word in re.split(r"[,\s]+", text) if word]
+    if not words or not all(re.fullmatch(r"-?\d{1,10}", word) for word in words):
+        raise ConfigError(
+            f"Seeds must be whole numbers separated by spaces, such as 0 1 2 (you entered {text!r}).", field="seeds"
+        )
+    return [int(word) for word in words]
 
 
 def _split(text: str) -> list[str]:

@@ -12,7 +12,8 @@ from sousa_engine.analysis.layers import Updates, grid, pruned, ranked, stronges
 from sousa_engine.core.errors import SousaError, UserError
 from sousa_engine.core.records import LONGEST_SET_NAME, Run
 from sousa_engine.runs import sweep_orders
-from sousa_engine.web import parts, sweep_form
+from sousa_engine.web import handover, parts
+from sousa_engine.web.handover import Ticks
 
 MEANING = (
     "Per cent: the norm of each target's update against the norm of its weight, ‖ΔW‖ / ‖W‖. A small one is a hint that "
@@ -161,17 +162,14 @@ def _leave_out(run: Run, found: Updates) -> tuple[str, ...]:
             ):  # fmt: skip
                 _save(run, " ".join(name.split()) or suggested, kept)
             if st.button("Open in the module tree", icon=":material/account_tree:", key="open_tree"):
-                st.session_state["ticks"] = {
-                    "variant": config.model.variant, "paths": list(kept), "ranks": config.lora.ranks,
-                    "head": config.lora.head, "r": config.lora.r, "method": config.lora.method, "name": "",
-                }  # fmt: skip
+                handover.leave_ticks(Ticks.of(config))
                 st.switch_page(parts.page_path("backbones"), query_params={"variant": config.model.variant})
             if st.button(
                 "Launch without the others", icon=":material/rocket_launch:", disabled=nothing_left_out,
                 help="Open Launch with this run's settings and seed and only these targets: the fair comparison.",
                 key="launch_pruned",
             ):  # fmt: skip
-                st.session_state["draft"] = config.model_dump(mode="json")
+                handover.leave_draft(config)
                 st.switch_page(parts.page_path("launch"))
     return kept
 
@@ -194,7 +192,7 @@ def _ablation(run: Run) -> None:
         "Sweep an ablation", icon=":material/content_cut:", key="ablate",
         help=f"Fills the form on the page Sweeps: {spec.run_count} runs. Nothing starts before you press Start there.",
     ):  # fmt: skip
-        st.session_state[sweep_form.DRAFT] = spec.model_dump(mode="json")
+        handover.leave_sweep_draft(spec)
         st.switch_page(parts.page_path("sweeps"))
 
 

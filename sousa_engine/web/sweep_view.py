@@ -28,7 +28,7 @@ from sousa_engine.core.records import Curve, Run, Summary, Sweep, SweepStatus
 from sousa_engine.core.sweep_spec import SweepSpec
 from sousa_engine.runs import sweep_orders
 from sousa_engine.store import Store
-from sousa_engine.web import parts, sweep_form
+from sousa_engine.web import handover, parts, sweep_form
 from sousa_engine.web.components.trial_tiles import Wish, trial_tiles
 from sousa_engine.web.report_view import report_downloads
 
@@ -348,12 +348,12 @@ def what_was_asked(found: Sweep, spec: SweepSpec) -> None:
     with st.expander("What was asked", icon=":material/description:"):
         st.button(
             "Clone into a new sweep", icon=":material/content_copy:", key="sweep.clone", on_click=clone,
-            args=(found,), help="Fills the form with these settings.",
+            args=(spec,), help="Fills the form with these settings.",
         )  # fmt: skip
         sweep_form.the_same(spec)
 
 
-def clone(found: Sweep) -> None:
-    name = found.spec.get("name")
-    st.session_state[sweep_form.DRAFT] = {**found.spec, "name": f"{name}, again"[:120] if name else ""}
+def clone(spec: SweepSpec) -> None:
+    name = f"{spec.name}, again"[: sweep_spec.MOST_LETTERS] if spec.name else ""
+    handover.leave_sweep_draft(spec.model_copy(update={"name": name}))
     st.query_params.clear()

@@ -125,7 +125,7 @@ def test_a_pasted_list_of_old_names_is_shown_today_s_and_ticked(tree):
     tree.press("Control+Enter")
     # Streamlit moves the buttons up and shows them in both places until the page has run.
     expect(tree.page.get_by_text("1 of 3 entries match nothing")).to_have_count(0)
-    tree.page.get_by_role("button", name="Use today's names").click()
+    tree.page.get_by_role("button", name="Use current names").click()
     tree.page.wait_for_function("() => document.querySelector('textarea').value.includes('- q_proj')")
     tree.click("Tick these 24 modules")
     tree.until(layers=24)

@@ -258,7 +258,11 @@ def test_adalora_gives_ranks_away(workspace):
         ({"method": "full", "targets": "some"}, "lora.targets", "leave lora.targets empty"),
         ({"method": "bitfit", "head": "lora"}, "lora.head", "BitFit has no adapter for the head"),
         ({"method": "pissa", "targets": "convolution"}, "lora.targets", "PiSSA adapts Linear only, not Conv2d"),
-        ({"method": "ia3", "targets": "some", "rank_pattern": {"x": 2}}, "lora.rank_pattern", "does not support separate ranks"),
+        (
+            {"method": "ia3", "targets": "some", "rank_pattern": {"x": 2}},
+            "lora.rank_pattern",
+            "does not support separate ranks",
+        ),
         ({"targets": "some", "rank_pattern": {"x": 2}}, "lora.rank_pattern", "x is not a target of this run"),
         ({"targets": "some", "rank_pattern": {"first": 999}}, "lora.rank_pattern", "must be from 1 to 192"),
         ({"method": "lorra"}, "lora.method", "must be 'lora', 'rslora'"),

@@ -19,6 +19,7 @@ from sousa_engine.data.manifest import open_dataset
 from sousa_engine.runs import orders, supervisor, sweep_orders
 from sousa_engine.store import Store, SweepRun
 from sousa_engine.training import checkpoint
+from sousa_engine.web import handover
 from sousa_engine.workspace import PROJECT_ROOT
 
 PAGES = PROJECT_ROOT / "pages"
@@ -470,9 +471,9 @@ def test_a_run_without_the_weakest_is_launched_with_the_same_settings(visit, wor
     app = checked(app.button(key="launch_pruned").click().run())
     assert app.title[0].value == "Launch" and app.session_state["launch.seed"] == 5
     assert app.session_state["launch.lora.r"] == 16 and app.session_state["launch.name"] == ""
-    assert {path.removeprefix("audio_spectrogram_transformer.") for path in app.session_state["ticks"]["paths"]} == {
-        *strong
-    }
+    assert {
+        path.removeprefix("audio_spectrogram_transformer.") for path in app.session_state[handover.TICKS].paths
+    } == {*strong}
 
 
 def test_an_ablation_of_a_run_fills_the_form_of_a_sweep_and_starts_nothing(visit, workspace):
@@ -704,7 +705,7 @@ def test_launch_again_hands_over_the_settings(visit_week, week):
     app = checked(app.button(key="again").click().run())
     assert app.title[0].value == "Launch"
     assert app.session_state["launch.lora.r"] == 16
-    assert app.session_state["ticks"]["paths"] == [target.path for target in run.config.lora.targets]
+    assert app.session_state[handover.TICKS].paths == tuple(target.path for target in run.config.lora.targets)
 
 
 def test_run_is_renamed_on_its_page(visit, workspace):

@@ -21,8 +21,9 @@ from sousa_engine.core.errors import RunError
 from sousa_engine.core.records import Curve, RunStatus, SweepStatus
 from sousa_engine.runs import orders, supervisor, sweep_orders, timing
 from sousa_engine.store import Store
-from sousa_engine.web import parts
+from sousa_engine.web import fields, handover, parts
 from sousa_engine.web.components.trial_tiles import MOST_POINTS, tiles_data
+from sousa_engine.web.handover import SweepDraft
 from sousa_engine.workspace import PROJECT_ROOT, intake, processes, run_files
 
 PAGES = PROJECT_ROOT / "pages"
@@ -97,7 +98,7 @@ def test_the_defaults_can_be_started_at_once_and_lead_to_the_sweep(visit, store)
     app = visit()
     start = app.button(key="sweep.start")
     assert start.label == "Start 12 runs" and not start.disabled
-    assert "ast-mini, efficientat-mini, htsat-mini, beats-mini were never trained here" in words(app)
+    assert "settings of ast-mini, efficientat-mini, htsat-mini, beats-mini have not been timed" in words(app)
     app = checked(start.click().run())
     (made,) = store.sweeps()
     assert app.query_params["id"] == made.id and len(store.sweep_runs(made.id)) == 12
@@ -108,27 +109,30 @@ def test_the_defaults_can_be_started_at_once_and_lead_to_the_sweep(visit, store)
 @pytest.mark.parametrize(
     ("state", "said"),
     [
-        ({"sweep.seeds": "0 one"}, "Seeds = '0 one': write whole numbers"),
+        (
+            {"sweep.seeds": "0 one"},
+            "Seeds must be whole numbers separated by spaces, such as 0 1 2 (you entered '0 one').",
+        ),
         ({"sweep.seeds": "1 1"}, "lists one twice"),
-        ({"sweep.models": [], "sweep.targets": []}, "A sweep needs something that differs"),
-        ({"sweep.lr": "fast"}, "Learning rate = 'fast' is not a number"),
+        ({"sweep.models": [], "sweep.targets": []}, "A sweep needs something to vary"),
+        ({"sweep.lr": "fast"}, "Learning rate must be a number such as 0.002 or 2e-3 (you entered 'fast')."),
         ({"sweep.lines": "lora.rr=4"}, "No field named 'lora.rr'. Nearest: lora.r"),
-        ({"sweep.lines": "training.lr=0.1"}, "has a field of its own: Learning rate"),
+        ({"sweep.lines": "training.lr=0.1"}, "has a separate field above: Learning rate"),
         ({"sweep.lines": "nonsense"}, "is not of the form"),
-        ({"sweep.data": "my own: a folder or a CSV file"}, "Which folder, or which CSV file?"),
-        ({"sweep.axes": [0]}, "Which values of training.lr?"),
+        ({"sweep.data": fields.OWN_DATA}, "Enter a folder or CSV file."),
+        ({"sweep.axes": [0]}, "Enter values for Learning rate, separated by commas."),
         ({"sweep.axes": [0], "sweep.axis.0.training.lr": "0.1, 0.1"}, "training.lr lists 0.1 twice"),
         ({"sweep.axes": [0], "sweep.axis.0.training.lr": "1e-4..1e-2"}, "A grid needs listed values for training.lr"),
         ({"sweep.seeds": " ".join(map(str, range(1001)))}, "a sweep has at most 1,000"),
         ({"sweep.targets": ["qproj"]}, "Nearest"),
-        ({"sweep.data": "my own: a folder or a CSV file", "sweep.data.own": "/no/such"}, "/no/such"),
+        ({"sweep.data": fields.OWN_DATA, "sweep.data.own": "/no/such"}, "/no/such"),
         ({"sweep.sampler": "random", "sweep.trials": 5}, "only 1 combinations, and 5 trials were asked for"),
     ],
 )
 def test_what_cannot_be_run_is_said_and_blocks_the_start(visit, state, said):
     app = visit(state=FORM | state)
     assert said in words(app)
-    assert app.button(key="sweep.start").disabled and app.button(key="sweep.start").label.startswith("To start, mend")
+    assert app.button(key="sweep.start").disabled and app.button(key="sweep.start").label.startswith("Fix to start: ")
 
 
 def test_an_axis_is_added_filled_and_removed(visit):
@@ -161,7 +165,7 @@ def test_settings_that_could_only_fail_are_grouped_by_cause_and_can_be_left_out(
     state = {"sweep.models": ["ast-mini", "efficientat-mini"], "sweep.targets": ["q_proj", "se"], "sweep.seeds": "0"}
     app = visit(state=FORM | state)
     said = words(app)
-    assert said.count("**1 setting could only fail**") == 2 and "ast-mini · se" in said
+    assert said.count("**1 invalid combination**") == 2 and "ast-mini · se" in said
     assert app.button(key="sweep.start").disabled
     app = checked(app.checkbox(key="sweep.leave_out.2").check().run())
     assert app.button(key="sweep.start").label == "Start 2 runs" and command(app).endswith("--skip-invalid")
@@ -176,7 +180,7 @@ def test_earlier_runs_tell_how_long_it_takes(visit, store):
     store.ingest(run.id, _facts({"train_s": 50.0, "epochs": 10, "data": {"clips": {"train": 640}}}))
     app = visit(state=FORM)
     metrics = {metric.label: metric.value for metric in app.metric}
-    assert metrics["Time"] != "–" and "never trained here" not in words(app)
+    assert metrics["Time"] != "–" and "have not been timed" not in words(app)
 
 
 def _facts(facts):
@@ -230,7 +234,7 @@ def test_what_was_typed_is_still_there_after_a_visit_to_another_page(visit, stor
 )  # fmt: skip
 def test_a_clone_asks_for_the_same_sweep(visit, values):
     spec = sweep_spec.build(values)
-    app = visit(state={"sweep.draft": spec.model_dump(mode="json")})
+    app = visit(state={handover.SWEEP_DRAFT: SweepDraft(spec=spec)})
     assert not app.error and canonical(asked(app)) == canonical(spec)
 
 
@@ -253,17 +257,17 @@ def test_measuring_is_started_once_and_then_the_time_is_known(visit, workspace, 
     monkeypatch.setattr(processes, "start_detached", detached)
     app = visit(state=FORM)
     app = checked(app.button(key="sweep.measure").click().run())
-    assert app.get("progress")[0].proto.text == "Measuring ..." and started[0][2] == "sousa_engine.runs.timing"
+    assert app.get("progress")[0].proto.text == "Timing ..." and started[0][2] == "sousa_engine.runs.timing"
     asked_for = [RunConfig.model_validate(values) for values in json.loads(Path(started[0][4]).read_text())["configs"]]
     assert not timing.start(workspace, asked_for) and len(started) == 1
     with intake.taking_in(timing.folder(workspace), lock_fd=locks[0]) as tell:
         tell("ast-mini · default", 0, 3)
         app = checked(app.run())
-        assert app.get("progress")[0].proto.text == "Measuring ast-mini · default, 1 of 3 ..."
+        assert app.get("progress")[0].proto.text == "Timing ast-mini · default, 1 of 3 ..."
         paces = {timing.key(config): {"step_s": 2.0, "start_s": 5.0, "peak_memory_mib": 9.0} for config in asked_for}
         run_files.write_json(workspace.cache / "probes.json", paces)
     app = checked(app.run())
-    assert "not known yet" not in words(app)
+    assert "have not been timed" not in words(app)
     steps = orders.preflight(asked_for[0], workspace).total_steps
     shown = {metric.label: metric.value for metric in app.metric}["Time"]
     assert shown == parts.duration(3 * (2.0 * steps + 5.0))
@@ -278,7 +282,7 @@ def test_a_probe_that_fails_is_a_sentence_and_can_be_tried_again(visit, workspac
         raise RunError("The probe of ast-mini failed: out of memory.")
     app = visit(state=FORM)
     assert "The probe of ast-mini failed: out of memory." in words(app)
-    assert app.button(key="sweep.measure").label == "Measure" and not app.get("progress")
+    assert app.button(key="sweep.measure").label == "Estimate time (1 short test)" and not app.get("progress")
 
 
 # An ablation
