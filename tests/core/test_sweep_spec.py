@@ -130,3 +130,11 @@ def test_a_file_that_is_no_sweep_is_refused(tmp_path):
     file.write_text("a: [")
     with pytest.raises(ConfigError, match="is not a YAML file"):
         sweep_spec.read(file)
+
+
+def test_typed_seeds_are_whole_numbers_between_spaces_or_commas():
+    assert sweep_spec.parse_seeds(" 0 1,2,  3 ") == [0, 1, 2, 3]
+    for text in ("", "0 one", "1.5", "99999999999"):
+        with pytest.raises(ConfigError, match="Seeds must be whole numbers") as error:
+            sweep_spec.parse_seeds(text)
+        assert error.value.field == "seeds"

@@ -12,7 +12,7 @@ import soundfile
 import yaml
 
 from sousa_engine import backbones, targets
-from sousa_engine.core import config, grammar
+from sousa_engine.core import grammar
 from sousa_engine.core.errors import ConfigError, PreflightError, TargetError, UnknownNameError
 from sousa_engine.core.records import RunStatus
 from sousa_engine.data import manifest
@@ -191,12 +191,6 @@ def test_recommended_sets_exist_for_every_variant():
     for name in backbones.VARIANTS:
         sets = targets.recommended_sets(targets.load_outline(name))
         assert targets.default_set(targets.load_outline(name)) in sets and all(sets.values())
-
-
-def test_every_field_has_help():
-    assert all(config.field_help(name) for name, _ in config.fields())
-    labels = [config.field_label(name) for name, _ in config.fields()]
-    assert len(set(labels)) == len(labels) and not {name for name, _ in config.fields()} & set(labels)
 
 
 def test_relative_paths_are_stored_as_the_place_they_mean(tmp_path, monkeypatch):
