@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
 from sousa_engine.core.errors import ConfigError, nearest
 from sousa_engine.core.methods import METHODS
@@ -372,13 +373,19 @@ def _problems(error: ValidationError) -> dict[str, str]:
         if item["type"] == "extra_forbidden":
             near = nearest(field, [*known, *RunConfig.model_fields])
             message = f"No field named {field!r}." + (f" Nearest: {', '.join(near)}." if near else "")
-        elif item["type"] == "value_error":
-            message = str(item["ctx"]["error"]) if "ctx" in item else item["msg"]
         else:
-            wanted = _wanted(item["type"], item.get("ctx", {}), item["msg"])
-            message = f"{field} {wanted} (you entered {item['input']!r})."
+            message = sentence(field, item)
         found.setdefault(field, message)
     return found
+
+
+def sentence(field: str, item: ErrorDetails) -> str:
+    """What pydantic found wrong with a field, as a sentence that starts with its name."""
+    if item["type"] == "missing":
+        return f"{field} is missing."
+    if item["type"] == "value_error":
+        return str(item["ctx"]["error"]) if "ctx" in item else item["msg"]
+    return f"{field} {_wanted(item['type'], item.get('ctx', {}), item['msg'])} (you entered {item['input']!r})."
 
 
 def _wanted(kind: str, bounds: Mapping[str, Any], message: str) -> str:
@@ -394,6 +401,7 @@ def _wanted(kind: str, bounds: Mapping[str, Any], message: str) -> str:
         "less_than": "must be below {lt:,.12g}",
         "literal_error": "must be {expected}",
         "string_too_short": "must not be empty",
+        "too_short": "must not be empty",
         "string_too_long": "must have at most {max_length} characters",
     }
     return words[kind].format(**bounds) if kind in words else message.replace("Input should", "should")

@@ -216,10 +216,7 @@ def build(values: Mapping[str, Any]) -> SweepSpec:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "value_error":
-            raise ConfigError(str(first["ctx"]["error"]), field=where) from None
-        message = first["msg"].replace("Input should", "should")
-        raise ConfigError(f"sweep: {where or 'axes'} = {first['input']!r} {message}.", field=where) from None
+        raise ConfigError(config.sentence(where or "axes", first), field=where) from None
 
 
 def read(file: Path) -> SweepSpec:

@@ -23,6 +23,6 @@ def problems(draft: grammar.Draft) -> dict[str, str]:
         found["data.dataset"] = NO_DATASET
     if not model.get("weights", True):
         found["model.weights"] = NO_WEIGHTS
-    outline = targets.load_outline(model.get("variant", config.RunConfig().model.variant))
+    outline = targets.load_outline(model.get("variant", config.ModelConfig().variant))  # pyright: ignore[reportCallIssue]
     modules: list[dict[str, Any]] = [target.model_dump() for target in outline.targets(lora.get("targets", ()))]
     return found | config.problems({**draft, "lora": {**lora, "targets": modules}})

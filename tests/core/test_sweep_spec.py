@@ -113,7 +113,13 @@ def test_what_is_no_axis_is_refused_with_an_example(text):
         ({"axes": TWO, "seeds": [-1]}, "seeds must be 0 or above"),
         ({"axes": {**TWO, "lora.targets": ["qkv"]}}, "lora.targets: each axis can be listed only once"),
         ({"axes": {"training.lr": [i / 1000 for i in range(1, 402)]}}, "are 1,203 runs; a sweep has at most 1,000"),
-        ({"axes": TWO, "sampler": "ahsa", "trials": 3}, "sampler = 'ahsa' should be 'grid', 'random', 'tpe' or 'asha'"),
+        (
+            {"axes": TWO, "sampler": "ahsa", "trials": 3},
+            "sampler must be 'grid', 'random', 'tpe' or 'asha' \\(you entered 'ahsa'\\)",
+        ),
+        ({"axes": {}}, "axes must not be empty"),
+        ({"seeds": [1]}, "axes is missing"),
+        ({"axes": TWO, "sampler": "tpe", "trials": 0}, "trials must be at least 1"),
         ({"axes": TWO, "seed": [1]}, "A sweep has no field 'seed'. Nearest: seeds"),
     ],
 )

@@ -138,6 +138,8 @@ def test_what_cannot_be_run_is_said_and_blocks_the_start(visit, state, said):
 def test_an_axis_is_added_filled_and_removed(visit):
     app = visit(state=FORM)
     app = checked(app.button(key="sweep.add_axis").click().run())
+    assert "Learning rate · training.lr" in app.selectbox(key="sweep.axis.0").options
+    assert app.button(key="sweep.start").label == "Fix to start: Learning rate"
     app = checked(app.text_input(key="sweep.axis.0.training.lr").set_value("1e-3, 5e-3").run())
     assert app.button(key="sweep.start").label == "Start 6 runs"
     assert "--axis training.lr=0.001,0.005" in command(app)

@@ -300,7 +300,7 @@ class View {
 
   click(event) {
     const { target } = event;
-    const hit = [".rank", ".alike", ".box", ".twist"].find((part) => target.closest(part)); // before the row is drawn anew
+    const hit = [".rank", ".alike", ".box", ".twist"].find((part) => target.closest(part)); // before the row is redrawn
     if (!this.activateAt(target) || hit === ".rank") return;
     const { kids, can } = this.model.nodes[this.active];
     if (hit === ".alike") this.act("toggle-alike");
