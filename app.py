@@ -14,7 +14,7 @@ import streamlit as st
 from starlette.middleware import Middleware
 
 from sousa_engine.core.errors import SousaError
-from sousa_engine.runs import supervisor
+from sousa_engine.runs import ensure
 from sousa_engine.web import guard, late_timers, tell, terminal
 from sousa_engine.web.routes import routes
 from sousa_engine.workspace import default_workspace
@@ -28,7 +28,7 @@ async def lifespan(app):
     live or wait. It goes on when the studio stops.
     """
     try:
-        supervisor.ensure(default_workspace())
+        ensure.ensure(default_workspace())
     except SousaError as error:  # the pages say it too: a workspace that cannot be written can still be read
         print(f"sousa-engine: {error}", file=sys.stderr)
     watch = asyncio.create_task(keep_supervised())
@@ -40,7 +40,7 @@ async def keep_supervised():
     while True:
         await asyncio.sleep(WATCH_S)
         with suppress(SousaError, OSError):  # the pages say it; it may pass
-            await asyncio.to_thread(supervisor.revive, default_workspace())
+            await asyncio.to_thread(ensure.revive, default_workspace())
 
 
 try:

@@ -20,7 +20,7 @@ from sousa_engine import backbones, targets
 from sousa_engine.analysis.significance import wilson_of_mean
 from sousa_engine.core import grammar
 from sousa_engine.core.records import Run, RunStatus
-from sousa_engine.runs import orders
+from sousa_engine.runs import orders, prepare
 from sousa_engine.store import Store
 from sousa_engine.workspace import Workspace
 
@@ -51,7 +51,7 @@ def main() -> None:
     options = parser.parse_args()
     workspace = Workspace(root=options.workspace.resolve())
     wanted = {
-        (model, row, seed): orders.prepare(grammar.parse(words(model, row, seed))).config
+        (model, row, seed): prepare.prepare(grammar.parse(words(model, row, seed))).config
         for model in options.models
         for row in options.rows
         for seed in options.seeds

@@ -23,7 +23,7 @@ from sousa_engine.core import sweep_spec
 from sousa_engine.core.config import DataConfig
 from sousa_engine.core.records import RunStatus, Sweep
 from sousa_engine.data import manifest as manifests
-from sousa_engine.runs import supervisor, sweep_orders
+from sousa_engine.runs import ensure, sweep_orders
 from sousa_engine.store import Store
 from sousa_engine.workspace import Workspace
 
@@ -61,7 +61,7 @@ def train(store: Store) -> Sweep:
 def follow(store: Store, made: Sweep) -> None:
     with tqdm(total=sweep_spec.build(made.spec).run_count, desc="runs", unit="run") as bar:
         while True:
-            supervisor.ensure(store.workspace)
+            ensure.ensure(store.workspace)
             runs = store.sweep_runs(made.id)
             bar.n = sum(run.status.is_over for run in runs)
             bar.refresh()

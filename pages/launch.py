@@ -13,7 +13,7 @@ from sousa_engine.core.errors import SousaError
 from sousa_engine.core.methods import METHODS, Method
 from sousa_engine.data import synth
 from sousa_engine.data.splits import SPLITS
-from sousa_engine.runs import orders
+from sousa_engine.runs import orders, preflight, prepare
 from sousa_engine.runs.executors import local
 from sousa_engine.web import parts
 from sousa_engine.workspace import default_workspace
@@ -314,9 +314,9 @@ def problems_of(values: dict[str, Any]) -> dict[str, str]:
 
 
 @st.cache_data(ttl=20, max_entries=50, show_spinner="Checking ...")
-def check(settings: str, workspace_root: str) -> orders.Preflight:
+def check(settings: str, workspace_root: str) -> preflight.Preflight:
     """The preflight of a config given as JSON; remembered briefly, since each keystroke reruns the page."""
-    return orders.preflight(RunConfig.model_validate_json(settings), workspace)
+    return preflight.preflight(RunConfig.model_validate_json(settings), workspace)
 
 
 def summary(values: dict[str, Any], problems: dict[str, str]) -> None:
@@ -325,7 +325,7 @@ def summary(values: dict[str, Any], problems: dict[str, str]) -> None:
     settings = found = None
     if not missing:
         try:
-            settings = orders.prepare(values).config
+            settings = prepare.prepare(values).config
             found = check(settings.model_dump_json(), str(workspace.root))
             missing += [item.title.lower() for item in found.errors]
         except SousaError as error:
@@ -357,12 +357,12 @@ def summary(values: dict[str, Any], problems: dict[str, str]) -> None:
         for item in found.checks:
             report(item)
     st.markdown("**The same from a terminal**")
-    st.code(orders.to_command(settings), language="bash", wrap_lines=True)
+    st.code(prepare.to_command(settings), language="bash", wrap_lines=True)
     with st.expander("Resolved config (YAML)"):
-        st.code(orders.to_yaml(settings), language="yaml", height=360)
+        st.code(prepare.to_yaml(settings), language="yaml", height=360)
 
 
-def report(item: orders.Check) -> None:
+def report(item: preflight.Check) -> None:
     """One line of the preflight: a mark, what was looked at, what was found (as plain text: it may hold paths)."""
     marks = {
         "ok": ":green[:material/check:]",

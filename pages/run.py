@@ -12,7 +12,7 @@ from sousa_engine.analysis.compare import Result, changes_from_defaults, describ
 from sousa_engine.analysis.confusion import class_results, confusion, mistakes
 from sousa_engine.core.errors import SousaError
 from sousa_engine.core.records import LONGEST_NOTE, Prediction, Run, RunFilter, RunStatus, Sweep
-from sousa_engine.runs import orders
+from sousa_engine.runs import orders, prepare
 from sousa_engine.runs.executors.local import GRACE_S
 from sousa_engine.store import Store, not_resumable
 from sousa_engine.web import manage, parts
@@ -349,12 +349,12 @@ def settings(run: Run) -> None:
     with right:
         st.markdown("**The same from a terminal**")
         try:
-            code_block(orders.to_command(run.config), key=f"command-{run.id}")
+            code_block(prepare.to_command(run.config), key=f"command-{run.id}")
         except SousaError as error:
             st.caption(parts.plain(str(error)))
         st.markdown("**Config**")
         with st.container(height=420, border=False):
-            code_block(orders.to_yaml(run.config), key=f"config-{run.id}")
+            code_block(prepare.to_yaml(run.config), key=f"config-{run.id}")
 
 
 def environment(run: Run) -> dict[str, str]:

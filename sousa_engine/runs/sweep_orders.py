@@ -23,7 +23,7 @@ from sousa_engine.core.config import RunConfig
 from sousa_engine.core.errors import ConfigError, PreflightError, UserError
 from sousa_engine.core.records import Run, RunStatus, Sweep, SweepStatus
 from sousa_engine.core.sweep_spec import MOST_LETTERS, Axis, Setting, SweepSpec
-from sousa_engine.runs import orders, supervisor, timing
+from sousa_engine.runs import ensure, preflight, prepare, timing
 from sousa_engine.store import Store, SweepRun
 from sousa_engine.workspace import Workspace
 
@@ -69,13 +69,13 @@ def plan(spec: SweepSpec, workspace: Workspace) -> Plan:
     settings = sweep_spec.combinations(spec.axes) if spec.sampler != "random" else _drawn(spec)
     if spec.learns:
         settings = settings[: sweep_spec.MOST_RUNS]
-    checked: dict[str, orders.Preflight] = {}
+    checked: dict[str, preflight.Preflight] = {}
     runs: list[SweepRun] = []
     causes: dict[str, list[Setting]] = {}
     notes: dict[str, None] = {}
     for number, setting in enumerate(settings):
         try:
-            prepared = orders.prepare(sweep_spec.draft(spec.base, setting, spec.sets))
+            prepared = prepare.prepare(sweep_spec.draft(spec.base, setting, spec.sets))
             found = _looked_at(prepared.config, workspace, checked)
         except UserError as error:
             causes.setdefault(str(error), []).append(setting)
@@ -123,7 +123,7 @@ def ablation_of(config: RunConfig) -> SweepSpec:
 
     Raises ConfigError, TargetError as `ablation` does.
     """
-    base = orders.to_draft(config)
+    base = prepare.to_draft(config)
     for name in ("name", "seed"):
         base.pop(name, None)
     for part, leaf in (("model", "variant"), ("lora", "targets"), ("lora", "target_set"), ("lora", "rank_pattern")):
@@ -159,7 +159,7 @@ def start(
         made = store.add_sweep(
             spec.title, spec.model_dump(mode="json"), found.runs, created_by=created_by, form_token=form_token
         )
-    supervisor.ensure(workspace)
+    ensure.ensure(workspace)
     return made
 
 
@@ -188,7 +188,7 @@ def pause(store: Store, sweep_id: str) -> bool:
 def resume(store: Store, sweep_id: str) -> bool:
     """False if it was not paused."""
     changed = store.set_sweep_status(sweep_id, SweepStatus.RUNNING, leaving=[SweepStatus.PAUSED])
-    supervisor.ensure(store.workspace)
+    ensure.ensure(store.workspace)
     return changed
 
 
@@ -198,7 +198,7 @@ def stop(store: Store, sweep_id: str) -> bool:
     for run in store.sweep_runs(sweep_id) if changed else ():
         if not run.status.is_over:
             store.request_stop(run.id)
-    supervisor.ensure(store.workspace)
+    ensure.ensure(store.workspace)
     return changed
 
 
@@ -274,10 +274,10 @@ def rerun(
         if targets is not None:
             values = config.model_dump(mode="json")
             values["lora"] |= {"targets": list(targets), "target_set": "", "rank_pattern": {}}
-            config = orders.prepare(values).config
+            config = prepare.prepare(values).config
             setting["lora.targets"] = list(targets)
             config = config.model_copy(update={"name": sweep_spec.run_name(setting)})
-        errors = orders.preflight(config, store.workspace).errors
+        errors = preflight.preflight(config, store.workspace).errors
         if errors:
             raise PreflightError(f"{config.title}: {' '.join(check.detail for check in errors)}")
         again.append(SweepRun(config, run.trial or 0, setting))
@@ -339,8 +339,8 @@ class _Learner:
 
         setting = {axis.field: _suggest(trial, axis) for axis in self._spec.axes}
         try:
-            config = orders.prepare(sweep_spec.draft(self._spec.base, setting, self._spec.sets)).config
-            errors = orders.preflight(config, self._store.workspace).errors
+            config = prepare.prepare(sweep_spec.draft(self._spec.base, setting, self._spec.sets)).config
+            errors = preflight.preflight(config, self._store.workspace).errors
             if errors:
                 raise PreflightError(" ".join(check.detail for check in errors))
         except UserError as error:
@@ -510,20 +510,20 @@ def _extend(
 ) -> tuple[str, ...]:
     dump = None if spec is None else spec.model_dump(mode="json")
     ids = store.extend_sweep(found.id, runs, created_by=created_by, spec=dump, form_token=form_token)
-    supervisor.ensure(store.workspace)
+    ensure.ensure(store.workspace)
     return ids
 
 
-def _looked_at(config: RunConfig, workspace: Workspace, checked: dict[str, orders.Preflight]) -> orders.Preflight:
+def _looked_at(config: RunConfig, workspace: Workspace, checked: dict[str, preflight.Preflight]) -> preflight.Preflight:
     """launch.preflight, once for runs that differ in nothing it looks at."""
     key = config.model_dump_json(include={"model", "lora", "data", "device", "wandb"})
     if key not in checked:
-        checked[key] = orders.preflight(config, workspace)
+        checked[key] = preflight.preflight(config, workspace)
     return checked[key]
 
 
 def _predicted(
-    runs: Sequence[SweepRun], earlier: Collection[Run], checked: dict[str, orders.Preflight], workspace: Workspace
+    runs: Sequence[SweepRun], earlier: Collection[Run], checked: dict[str, preflight.Preflight], workspace: Workspace
 ) -> tuple[float | None, tuple[RunConfig, ...]]:
     """Seconds of all runs: of a step, and around them, as in earlier runs of the same kind, or else as probed."""
     paces: dict[str, list[tuple[float, float]]] = {

@@ -13,7 +13,7 @@ import streamlit as st
 
 from sousa_engine.core.errors import SousaError
 from sousa_engine.core.records import LONGEST_TAG, RunRow, RunStatus, checked_note, checked_tags
-from sousa_engine.runs import orders, supervisor
+from sousa_engine.runs import ensure, orders
 from sousa_engine.store import Store, trash
 from sousa_engine.web import parts
 from sousa_engine.workspace import default_workspace
@@ -35,7 +35,7 @@ class _Asked:
 def stop(run_ids: Sequence[str]) -> None:
     def work(store: Store) -> str:
         after = [store.request_stop(run_id) for run_id in run_ids]
-        supervisor.ensure(store.workspace)  # it may have left, or died: the stop needs somebody to see to it
+        ensure.ensure(store.workspace)  # it may have left, or died: the stop needs somebody to see to it
         if len(after) > 1:
             return f"{len(after)} runs: those that train save a checkpoint first, the others left the queue."
         said = {
@@ -76,7 +76,7 @@ def pause_queue() -> None:
 def resume_queue() -> None:
     def work(store: Store) -> str:
         store.resume_queue()
-        supervisor.ensure(store.workspace)
+        ensure.ensure(store.workspace)
         return "The queue goes on."
 
     _do(work, ":material/play_circle:")
@@ -85,7 +85,7 @@ def resume_queue() -> None:
 def set_cpu_slots(slots: int) -> None:
     def work(store: Store) -> str:
         store.set_cpu_slots(slots)
-        supervisor.ensure(store.workspace)
+        ensure.ensure(store.workspace)
         return f"{slots} run{'s' if slots > 1 else ''} may share the CPU."
 
     _do(work, ":material/memory:")
@@ -216,7 +216,7 @@ def _kill(rows: Sequence[RunRow]) -> None:
         def work(store: Store) -> str:
             for row in rows:
                 store.request_stop(row.id, at_once=True)
-            supervisor.ensure(store.workspace)
+            ensure.ensure(store.workspace)
             return f"{count(rows)}: stopped at once."
 
         if _do(work, ":material/dangerous:"):

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from sousa_engine.core.errors import SousaError, WeightsError
-from sousa_engine.workspace import run_files
+from sousa_engine.workspace import locks, run_files
 
 LOG = "log.txt"  # what a process started from a page says, beside its note
 STOPPED = "Stopped, as asked. What came is kept; the next attempt goes on from there."
@@ -46,9 +46,9 @@ class Intake:
 
 def look(folder: Path) -> Intake | None:
     """What is going on in `folder`, or why the last attempt ended; None if there is nothing to tell."""
-    running = run_files.is_held(folder / _LOCK)  # before the note: who dropped the lock has written all it ever will
+    running = locks.is_held(folder / _LOCK)  # before the note: who dropped the lock has written all it ever will
     note = run_files.read_json(folder / _NOTE)
-    running = running or run_files.is_held(folder / _LOCK)  # unless the note is of somebody who came just now
+    running = running or locks.is_held(folder / _LOCK)  # unless the note is of somebody who came just now
     if note is None:
         return Intake(is_running=True) if running else None
     known = {field.name: note[field.name] for field in fields(Intake) if field.name in note}

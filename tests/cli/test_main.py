@@ -22,7 +22,7 @@ from sousa_engine.core.config import RunConfig
 from sousa_engine.core.errors import ConfigError
 from sousa_engine.core.records import RunStatus
 from sousa_engine.data import manifest
-from sousa_engine.runs import orders
+from sousa_engine.runs import ensure, orders
 from sousa_engine.store import Store
 from sousa_engine.training import checkpoint
 
@@ -32,7 +32,7 @@ README = Path(__file__).resolve().parents[2] / "README.md"
 @pytest.fixture
 def sousa(workspace, monkeypatch):
     """Call the command line on an empty workspace; no supervisor is started."""
-    monkeypatch.setattr(orders.supervisor, "ensure", lambda workspace: None)
+    monkeypatch.setattr(ensure, "ensure", lambda workspace: None)
 
     def call(*words: str):
         return CliRunner().invoke(main, ["--workspace", str(workspace.root), *words])
@@ -278,7 +278,7 @@ import signal, sys
 from sousa_engine.runs import supervisor
 from sousa_engine.cli.main import main
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, where the tests run in a shell's background
-supervisor.ensure = supervisor.revive = lambda workspace: False
+ensure.ensure = ensure.revive = lambda workspace: False
 main(["--workspace", sys.argv[1], "train", "data=micro"])
 """
 
@@ -312,7 +312,7 @@ def test_what_is_said_of_a_run_left_to_itself_is_so_even_if_the_stop_was_cut_sho
 
     ask = Store.request_stop
     monkeypatch.setattr(cli.time, "sleep", interrupt)
-    monkeypatch.setattr(cli.supervisor, "revive", lambda workspace: False)
+    monkeypatch.setattr(ensure, "revive", lambda workspace: False)
     monkeypatch.setattr(Store, "request_stop", cut_short)
     result = sousa("train", "data=micro")
     assert result.exit_code == 130 and f"to itself; {told}" in result.stderr and "Aborted" not in result.stderr

@@ -10,7 +10,7 @@ from sousa_engine.cli.main import main
 from sousa_engine.core import sweep_spec
 from sousa_engine.core.errors import ConfigError, UserError
 from sousa_engine.core.records import RunStatus, SweepStatus
-from sousa_engine.runs import sweep_orders
+from sousa_engine.runs import ensure, sweep_orders
 from sousa_engine.store import Store
 
 MINIS = ("sweep", "--data", "micro", "--max-epochs", "1", "--models", "ast-mini", "beats-mini", "--seeds", "0", "1")
@@ -19,7 +19,7 @@ MINIS = ("sweep", "--data", "micro", "--max-epochs", "1", "--models", "ast-mini"
 @pytest.fixture
 def sousa(workspace, monkeypatch):
     """Call the command line on an empty workspace; no supervisor is started."""
-    monkeypatch.setattr(sweep_orders.supervisor, "ensure", lambda workspace: None)
+    monkeypatch.setattr(ensure, "ensure", lambda workspace: None)
 
     def call(*words, code=0):
         result = CliRunner().invoke(main, ["--workspace", str(workspace.root), *words])

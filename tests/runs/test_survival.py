@@ -21,7 +21,7 @@ import pytest
 
 from sousa_engine.core.config import build
 from sousa_engine.core.records import RunStatus
-from sousa_engine.runs import supervisor
+from sousa_engine.runs import ensure
 from sousa_engine.store import Store
 from sousa_engine.workspace import PROJECT_ROOT, run_files
 
@@ -39,7 +39,7 @@ class Studio:
 
     def supervise(self, *options, idle_exit_s=30.0, grace_s=60.0):
         options = (*DOUBLE, "--idle-exit-s", str(idle_exit_s), "--grace-s", str(grace_s), *options)
-        return supervisor.ensure(self.workspace, options)
+        return ensure.ensure(self.workspace, options)
 
     def run(self, run_id):
         return self.store.run(run_id)

@@ -12,7 +12,7 @@ from sousa_engine.core import grammar, sweep_spec
 from sousa_engine.core.config import differences
 from sousa_engine.core.errors import ConfigError, PreflightError, RunError, TargetError, UnknownNameError
 from sousa_engine.core.records import Progress, RunStatus, SweepStatus
-from sousa_engine.runs import orders, supervisor, sweep_orders, timing
+from sousa_engine.runs import ensure, preflight, prepare, sweep_orders, timing
 from sousa_engine.store import Store
 from sousa_engine.workspace import intake
 from sousa_engine.workspace.spool import SpoolBatch, SpoolPoint
@@ -25,7 +25,7 @@ RATES = {"axes": {"training.lr": {"low": 1e-4, "high": 1e-2, "log": True}}, "bas
 @pytest.fixture(autouse=True)
 def nobody_supervises(monkeypatch):
     """The tests are the supervisor."""
-    monkeypatch.setattr(supervisor, "ensure", lambda workspace, options=(): False)
+    monkeypatch.setattr(ensure, "ensure", lambda workspace, options=(): False)
 
 
 @pytest.fixture
@@ -128,7 +128,7 @@ def test_a_probe_tells_how_long_a_sweep_takes_before_anything_was_trained(worksp
     paces = timing.measure(workspace, before.untimed)
     after = sweep_orders.plan(spec, workspace)
     (pace,) = paces.values()
-    steps = orders.preflight(before.runs[0].config, workspace).total_steps
+    steps = preflight.preflight(before.runs[0].config, workspace).total_steps
     assert pace.step_s > 0 and pace.peak_memory_mib > 100
     assert after.untimed == () and after.seconds == pytest.approx(2 * (steps * pace.step_s + pace.start_s))
     assert timing.measure(workspace, before.untimed) == paces, "measured once"
@@ -155,7 +155,7 @@ def test_sets_of_an_ablation_are_measured_once_where_they_are_as_large(workspace
 
 def test_the_ablation_of_a_run_differs_from_it_in_its_targets_alone(workspace):
     words = ["model=ast-mini", "data=micro", "lora.r=4", "training.lr=0.002", "seed=7", "name=mine"]
-    config = orders.prepare(grammar.parse(words)).config
+    config = prepare.prepare(grammar.parse(words)).config
     spec = sweep_orders.ablation_of(config)
     assert spec.title == "ablation of mine" and spec.seeds == (0, 1, 2)
     by_set = {run.setting["lora.targets"]: run.config for run in sweep_orders.plan(spec, workspace).runs}

@@ -16,7 +16,7 @@ from sousa_engine.core.config import DataConfig
 from sousa_engine.core.records import Event, RunStatus
 from sousa_engine.data import manifest as manifests
 from sousa_engine.data.manifest import open_dataset
-from sousa_engine.runs import orders, supervisor, sweep_orders
+from sousa_engine.runs import ensure, preflight, prepare, sweep_orders
 from sousa_engine.store import Store, SweepRun
 from sousa_engine.training import checkpoint
 from sousa_engine.workspace import PROJECT_ROOT
@@ -34,7 +34,7 @@ def ensured():
 def visit(workspace, monkeypatch, ensured):
     """visit("runs"), visit("run", id=...): the page after its first run, without an exception."""
     monkeypatch.setenv("SOUSA_WORKSPACE", str(workspace.root))
-    monkeypatch.setattr(supervisor, "ensure", ensured.append)
+    monkeypatch.setattr(ensure, "ensure", ensured.append)
 
     def open_page(name, **query):
         app = AppTest.from_file(str(PROJECT_ROOT / "sousa_engine" / "web" / "main.py"), default_timeout=180)
@@ -445,8 +445,8 @@ def test_leaving_out_the_weakest_makes_a_target_set(visit, workspace):
     checked(app.button(key="save_set").click().run())
     with Store.open(workspace) as store:
         assert store.target_sets("ast-mini")[0].name == f"strongest 6 of 24, run {run.id[-4:]}"
-    again = orders.prepare({"lora": {"targets": list(saved.paths)}, "data": {"dataset": "tiny"}}).config
-    trainable = orders.preflight(again, workspace).counts.trainable
+    again = prepare.prepare({"lora": {"targets": list(saved.paths)}, "data": {"dataset": "tiny"}}).config
+    trainable = preflight.preflight(again, workspace).counts.trainable
     assert f"With them {trainable:,} parameters train instead of 118,696" in words(app)
 
 

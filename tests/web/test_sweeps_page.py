@@ -19,7 +19,7 @@ from sousa_engine.core import sweep_spec
 from sousa_engine.core.config import RunConfig
 from sousa_engine.core.errors import RunError
 from sousa_engine.core.records import Curve, RunStatus, SweepStatus
-from sousa_engine.runs import orders, supervisor, sweep_orders, timing
+from sousa_engine.runs import ensure, preflight, sweep_orders, timing
 from sousa_engine.store import Store
 from sousa_engine.web import parts
 from sousa_engine.web.components.trial_tiles import MOST_POINTS, tiles_data
@@ -32,7 +32,7 @@ GRID = {"axes": {"model": ["ast-mini", "beats-mini"], "targets": ["core"]}, "see
 
 @pytest.fixture(autouse=True)
 def nobody_supervises(monkeypatch):
-    monkeypatch.setattr(supervisor, "ensure", lambda workspace, options=(): False)
+    monkeypatch.setattr(ensure, "ensure", lambda workspace, options=(): False)
 
 
 @pytest.fixture
@@ -264,7 +264,7 @@ def test_measuring_is_started_once_and_then_the_time_is_known(visit, workspace, 
         run_files.write_json(workspace.cache / "probes.json", paces)
     app = checked(app.run())
     assert "not known yet" not in words(app)
-    steps = orders.preflight(asked_for[0], workspace).total_steps
+    steps = preflight.preflight(asked_for[0], workspace).total_steps
     shown = {metric.label: metric.value for metric in app.metric}["Time"]
     assert shown == parts.duration(3 * (2.0 * steps + 5.0))
 
