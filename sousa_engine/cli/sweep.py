@@ -20,7 +20,7 @@ from sousa_engine.core.config import RunConfig
 from sousa_engine.core.errors import ConfigError, UserError
 from sousa_engine.core.records import RunStatus, Sweep
 from sousa_engine.core.sweep_spec import Axis, SweepSpec
-from sousa_engine.runs import sweep_orders, timing
+from sousa_engine.runs import sweep_learner, sweep_orders, sweep_plan, timing
 from sousa_engine.store import Store
 from sousa_engine.workspace import Workspace, run_files
 
@@ -90,18 +90,18 @@ def sweep_command(
     Fields of all runs are given as for `train`. Everything goes on in the background whatever happens to this terminal.
     """
     spec = _spec(file, words, **written)
-    found = sweep_orders.plan(spec, workspace)
+    found = sweep_plan.plan(spec, workspace)
     if measure and found.untimed:
         timing.measure(workspace, found.untimed)
-        found = sweep_orders.plan(spec, workspace)
+        found = sweep_plan.plan(spec, workspace)
     _echo_plan(found)
     if dry_run:
         if found.problems and not (skip_invalid and found.run_count):
-            raise UserError(sweep_orders.describe(found.problems))
+            raise UserError(sweep_plan.describe(found.problems))
         click.echo(sweep_spec.to_yaml(spec))
         return
     made = sweep_orders.start(workspace, spec, created_by="cli", leave_out_invalid=skip_invalid)
-    for line in sweep_orders.describe(found.problems).splitlines():
+    for line in sweep_plan.describe(found.problems).splitlines():
         click.echo(f"left out: {line}")
     click.echo(f"sweep {made.id} queued: {made.name}")
     if detach:
@@ -158,7 +158,7 @@ def show(workspace: Workspace, name: str, as_yaml: bool) -> None:
 @click.pass_obj
 def pause(workspace: Workspace, name: str) -> None:
     """Let its queued runs wait; what trains goes on."""
-    _steer(workspace, name, sweep_orders.pause, "paused", "is not running")
+    _steer(workspace, name, sweep_learner.pause, "paused", "is not running")
 
 
 @sweeps.command("resume")
@@ -262,7 +262,7 @@ def _words(spec: SweepSpec) -> list[str]:
         paths = targets.resolve_sets(outline, [entry for entries in spec.sets.values() for entry in entries]).paths
         whole = targets.short_names(outline, paths)
         words += ["--ablate", ",".join(whole)]
-        made = list(sweep_orders.ablation(outline.variant, whole))
+        made = list(sweep_plan.ablation(outline.variant, whole))
     target_words: list[str] = []
     if spec.axes[-1].field == "lora.targets" and all(
         len(value) > 1 if isinstance(value, list) else "," not in value for value in spec.axes[-1].values
@@ -335,7 +335,7 @@ def _spec(
     sets = values.get("sets", {})
     if ablate is not None:
         axis = sweep_spec.build({"axes": {"model": made["model"]}}).axes if "model" in made else ()
-        sets = sweep_orders.ablation(_only_model(base, axis), grammar.entries(ablate))
+        sets = sweep_plan.ablation(_only_model(base, axis), grammar.entries(ablate))
         if not isinstance(
             made.get("lora.targets"), list
         ):  # what the file listed gives way, what the line lists does not
@@ -362,7 +362,7 @@ def _listed(words: Sequence[str]) -> list[str]:
     return [part for word in words for part in word.split(",") if part]
 
 
-def _echo_plan(found: sweep_orders.Plan) -> None:
+def _echo_plan(found: sweep_plan.Plan) -> None:
     spec = found.spec
     click.echo(f"{spec.title}: {spec.sampler}, {len(spec.seeds)} seeds, {found.run_count} runs")
     for note in found.notes:

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from sousa_engine.core.errors import RunError, WorkspaceError
 from sousa_engine.core.records import Event, Run, RunStatus, SweepStatus
-from sousa_engine.runs import ending
+from sousa_engine.runs import ending, sweep_learner
 from sousa_engine.runs.executors import Executor, Sighting, device_of, slots
 from sousa_engine.runs.executors.local import GRACE_S, TRAINER_MODULE, LocalExecutor, absence
 from sousa_engine.store import Launch, Store, now_ms
@@ -150,12 +150,8 @@ class Supervisor:
         self._sweeps_seen_at = now
         self._sweeping = False
         for found in self._store.sweeps([SweepStatus.RUNNING]):
-            from sousa_engine.runs import (
-                sweep_orders,  # only where there is one: it costs a second, and knows us in turn
-            )
-
             try:
-                self._sweeping |= sweep_orders.step(self._store, found, self._slot_count())
+                self._sweeping |= sweep_learner.step(self._store, found, self._slot_count())
             except WorkspaceError:
                 raise
             except Exception as error:

@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from itertools import zip_longest
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 from sousa_engine.core import errors
 from sousa_engine.core.config import RunConfig, build
@@ -32,6 +32,7 @@ from sousa_engine.core.records import (
     ClipScore,
     Curve,
     Event,
+    Launch,
     Listing,
     MetricPoint,
     Origin,
@@ -44,6 +45,7 @@ from sousa_engine.core.records import (
     RunStatus,
     Summary,
     Sweep,
+    SweepRun,
     SweepStatus,
     TargetSet,
     checked_note,
@@ -61,21 +63,6 @@ _NOT_PAUSED = (
     "NOT EXISTS (SELECT 1 FROM queue WHERE paused_at_ms IS NOT NULL)"
     " AND NOT EXISTS (SELECT 1 FROM sweeps WHERE sweeps.id = runs.sweep_id AND sweeps.status = 'paused')"
 )
-
-
-class SweepRun(NamedTuple):
-    """A run that a sweep queues. setting: field of each axis -> value; runs of one trial differ in their seed alone."""
-
-    config: RunConfig
-    trial: int
-    setting: Mapping[str, Any]
-
-
-class Launch(NamedTuple):
-    """nonce names a run's latest launch in its files; spool_offset: bytes of its spool that were taken."""
-
-    nonce: str | None
-    spool_offset: int
 
 
 def not_resumable(run: Run) -> str:

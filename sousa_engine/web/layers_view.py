@@ -11,7 +11,7 @@ from sousa_engine.analysis.compare import parameters
 from sousa_engine.analysis.layers import Updates, grid, pruned, ranked, strongest, updates
 from sousa_engine.core.errors import SousaError, UserError
 from sousa_engine.core.records import LONGEST_SET_NAME, Run
-from sousa_engine.runs import sweep_orders
+from sousa_engine.runs import sweep_plan
 from sousa_engine.web import parts, sweep_form
 
 MEANING = (
@@ -179,7 +179,7 @@ def _leave_out(run: Run, found: Updates) -> tuple[str, ...]:
 def _ablation(run: Run) -> None:
     """The way to a sweep that trains the run's target set with and without its parts; the form there is filled."""
     try:
-        spec = sweep_orders.ablation_of(run.config)
+        spec = sweep_plan.ablation_of(run.config)
     except UserError as error:
         st.caption(parts.plain(str(error)))
         return

@@ -22,7 +22,7 @@ from sousa_engine.core.errors import ConfigError, SousaError, TargetError, UserE
 from sousa_engine.core.records import TargetSet
 from sousa_engine.core.sweep_spec import SweepSpec
 from sousa_engine.data import synth
-from sousa_engine.runs import sweep_orders, timing
+from sousa_engine.runs import sweep_orders, sweep_plan, timing
 from sousa_engine.targets import Outline
 from sousa_engine.web import parts
 from sousa_engine.workspace import Workspace, default_workspace, intake
@@ -225,7 +225,7 @@ def ablation_fields(model: str, saved: Sequence[TargetSet]) -> None:
     sets = {**{name: [name] for name in targets.named_sets(outline)}, **own}
     name = st.selectbox("Set", list(sets), key=f"sweep.ablate.set.{variant}")
     try:
-        made = sweep_orders.ablation(variant, sets[name])
+        made = sweep_plan.ablation(variant, sets[name])
     except UserError as error:
         st.caption(parts.plain(str(error)))
         return
@@ -529,12 +529,12 @@ def built(asked: Asked) -> SweepSpec | None:
 
 
 @st.cache_data(ttl=60, max_entries=50, show_spinner="Checking every setting ...")
-def look(spec: str, workspace_root: str, paces: int) -> sweep_orders.Plan:
+def look(spec: str, workspace_root: str, paces: int) -> sweep_plan.Plan:
     """The plan of a sweep given as JSON, without its runs; remembered briefly, since each keystroke reruns the page.
 
     paces: how many kinds were measured by now. With one more, the time may be known.
     """
-    found = sweep_orders.plan(SweepSpec.model_validate_json(spec), Workspace(root=Path(workspace_root)))
+    found = sweep_plan.plan(SweepSpec.model_validate_json(spec), Workspace(root=Path(workspace_root)))
     return replace(found, runs=())
 
 
@@ -582,7 +582,7 @@ def title_of(asked: Asked, place: str) -> str:
     return titles.get(place, place or "the axes or the seeds")
 
 
-def numbers(spec: SweepSpec, found: sweep_orders.Plan) -> None:
+def numbers(spec: SweepSpec, found: sweep_plan.Plan) -> None:
     """How many runs, how long, how much disk."""
     a, b, c = st.columns(3)
     a.metric("Runs", f"{found.run_count:,}", help="Settings that could only fail are not counted.")
@@ -648,7 +648,7 @@ def measure(untimed: Sequence[RunConfig]) -> None:
         st.session_state["sweep.measure.refused"] = str(error)
 
 
-def problems(spec: SweepSpec, found: sweep_orders.Plan) -> bool:
+def problems(spec: SweepSpec, found: sweep_plan.Plan) -> bool:
     """The settings that could only fail, by cause; True if the sweep shall start without them."""
     if not found.problems:
         return False

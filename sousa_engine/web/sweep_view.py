@@ -26,7 +26,7 @@ from sousa_engine.core import grammar, sweep_spec
 from sousa_engine.core.errors import ConfigError, SousaError, UserError
 from sousa_engine.core.records import Curve, Run, Summary, Sweep, SweepStatus
 from sousa_engine.core.sweep_spec import SweepSpec
-from sousa_engine.runs import sweep_orders
+from sousa_engine.runs import sweep_learner, sweep_orders, sweep_plan
 from sousa_engine.store import Store
 from sousa_engine.web import parts, sweep_form
 from sousa_engine.web.components.trial_tiles import Wish, trial_tiles
@@ -85,7 +85,7 @@ def actions(found: Sweep, spec: SweepSpec) -> None:
     if found.status is SweepStatus.RUNNING:
         st.button(
             "Pause", icon=":material/pause:", key="sweep.pause", on_click=steer,
-            args=(found.id, sweep_orders.pause, "Paused: what trains goes on, the rest waits."),
+            args=(found.id, sweep_learner.pause, "Paused: what trains goes on, the rest waits."),
             help="Queued runs wait; what trains goes on.",
         )  # fmt: skip
     elif found.status is SweepStatus.PAUSED:
@@ -209,9 +209,9 @@ def wall(sweep_id: str, drawn: tuple[object, ...]) -> None:
 
 def valid_curves(store: Store, runs: Sequence[Run], summaries: Mapping[str, Mapping[str, Summary]]) -> dict[str, Curve]:
     return {
-        run.id: store.curve(run.id, sweep_orders.METRIC, max_points=POINTS)
+        run.id: store.curve(run.id, sweep_plan.METRIC, max_points=POINTS)
         for run in runs
-        if sweep_orders.METRIC in summaries[run.id]
+        if sweep_plan.METRIC in summaries[run.id]
     }
 
 

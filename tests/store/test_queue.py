@@ -14,9 +14,9 @@ from sousa_engine.cli.main import main
 from sousa_engine.core import config, grammar
 from sousa_engine.core.config import RunConfig, build
 from sousa_engine.core.errors import ConfigError, PreflightError, UnknownNameError, UserError
-from sousa_engine.core.records import RunStatus, SweepStatus
+from sousa_engine.core.records import RunStatus, SweepRun, SweepStatus
 from sousa_engine.runs import ensure, orders, prepare
-from sousa_engine.store import Store, SweepRun, migrations
+from sousa_engine.store import Store, migrations
 from sousa_engine.workspace import locks
 
 

@@ -13,11 +13,11 @@ from sousa_engine.analysis import baselines
 from sousa_engine.core import config as config_module
 from sousa_engine.core import sweep_spec
 from sousa_engine.core.config import DataConfig
-from sousa_engine.core.records import Event, RunStatus
+from sousa_engine.core.records import Event, RunStatus, SweepRun
 from sousa_engine.data import manifest as manifests
 from sousa_engine.data.manifest import open_dataset
-from sousa_engine.runs import ensure, preflight, prepare, sweep_orders
-from sousa_engine.store import Store, SweepRun
+from sousa_engine.runs import ensure, preflight, prepare, sweep_plan
+from sousa_engine.store import Store
 from sousa_engine.training import checkpoint
 from sousa_engine.workspace import PROJECT_ROOT
 
@@ -482,7 +482,7 @@ def test_an_ablation_of_a_run_fills_the_form_of_a_sweep_and_starts_nothing(visit
     app = checked(app.button(key="ablate").click().run())
     assert app.title[0].value == "Sweeps" and not app.error
     spec = sweep_spec.build(yaml.safe_load(next(c.value for c in app.code if "axes:" in c.value)))
-    wanted = sweep_orders.ablation_of(run.config)
+    wanted = sweep_plan.ablation_of(run.config)
     assert spec.model_copy(update={"base": wanted.base}) == wanted and len(spec.sets) == 15
     assert spec.base["lora"]["r"] == 4 and spec.base["training"]["lr"] == 0.004
     with Store.open(workspace) as store:

@@ -19,7 +19,7 @@ from sousa_engine.core import sweep_spec
 from sousa_engine.core.config import RunConfig
 from sousa_engine.core.errors import RunError
 from sousa_engine.core.records import Curve, RunStatus, SweepStatus
-from sousa_engine.runs import ensure, preflight, sweep_orders, timing
+from sousa_engine.runs import ensure, preflight, sweep_orders, sweep_plan, timing
 from sousa_engine.store import Store
 from sousa_engine.web import parts
 from sousa_engine.web.components.trial_tiles import MOST_POINTS, tiles_data
@@ -289,7 +289,7 @@ def test_an_ablation_fills_the_form_and_starts_nothing(visit, store):
     app = checked(app.button(key="sweep.ablate").click().run())
     spec = asked(app)
     assert store.sweeps() == () and not app.error
-    assert spec.sets == sweep_orders.ablation("ast-mini", ["attention"]) and spec.seeds == (0, 1, 2)
+    assert spec.sets == sweep_plan.ablation("ast-mini", ["attention"]) and spec.seeds == (0, 1, 2)
     assert spec.axis("lora.targets").values == tuple(spec.sets) and spec.base["data"] == {"dataset": "micro"}
     assert "--ablate attention" in command(app) and "--targets" not in command(app)
     assert app.button(key="sweep.start").label == "Start 33 runs"
