@@ -15,7 +15,7 @@ from sousa_engine.core.errors import PreflightError
 from sousa_engine.core.records import Run, Sweep, SweepRun, SweepStatus
 from sousa_engine.core.sweep_spec import SweepSpec
 from sousa_engine.runs import ensure, preflight, prepare
-from sousa_engine.runs.sweep_plan import with_seed, describe, plan
+from sousa_engine.runs.sweep_plan import describe, plan, with_seed
 from sousa_engine.store import Store
 from sousa_engine.workspace import Workspace
 

@@ -123,7 +123,7 @@ class Store:
     # Runs, for pages and the command line
 
     def enqueue(self, config: RunConfig, *, created_by: str = "page", form_token: str | None = None) -> Run:
-        """A new QUEUED run behind all others. The supervisor does the rest: call `supervisor.ensure` next.
+        """A new QUEUED run behind all others. The supervisor does the rest: call `ensure.ensure` next.
 
         form_token: names a form that was sent; sent again, it is answered with the run that it made the first time.
         """
@@ -479,7 +479,7 @@ class Store:
             return db.execute(sql, [self._clock_ms()]).rowcount > 0
 
     def resume_queue(self) -> bool:
-        """False if it was not paused. Call `supervisor.ensure` next."""
+        """False if it was not paused. Call `ensure.ensure` next."""
         with self._writing() as db:
             return db.execute("UPDATE queue SET paused_at_ms = NULL WHERE paused_at_ms IS NOT NULL").rowcount > 0
 

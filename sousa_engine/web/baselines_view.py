@@ -13,10 +13,10 @@ import streamlit as st
 
 from sousa_engine.analysis import baselines
 from sousa_engine.analysis.baselines import Baselines
-from sousa_engine.cli import baselines as baselines_cli
 from sousa_engine.core.config import DataConfig
 from sousa_engine.core.errors import UserError, WorkspaceError
 from sousa_engine.data.manifest import Manifest
+from sousa_engine.runs import background
 from sousa_engine.web import parts, scan_view
 from sousa_engine.workspace import Workspace, intake
 from sousa_engine.workspace.intake import Intake
@@ -70,7 +70,7 @@ def table(found: Baselines) -> None:
                 "accuracy": sure.value,
                 "interval": f"{100 * sure.low:.1f} to {100 * sure.high:.1f} %",
                 "macro_f1": one.macro_f1,
-                "by": baselines_cli.tried_text(one),
+                "by": baselines.tried_text(one),
             }
         )
     st.dataframe(
@@ -115,7 +115,7 @@ def offer(data: DataConfig, workspace: Workspace, ended: Intake | None) -> None:
     )
     if st.button("Compute", icon=":material/straighten:", key="baselines.compute"):
         try:
-            baselines_cli.start(workspace, data)  # False: somebody was faster; theirs is shown instead
+            background.compute_baselines(workspace, data)  # False: somebody was faster; theirs is shown instead
         except (UserError, WorkspaceError) as error:
             st.error(parts.plain(str(error)), icon=":material/error:")
             return

@@ -13,11 +13,11 @@ import pandas as pd
 import streamlit as st
 
 from sousa_engine.analysis.export import findings_csv
-from sousa_engine.cli import scan as scan_cli
 from sousa_engine.core.config import DataConfig
 from sousa_engine.core.errors import UserError, WorkspaceError
 from sousa_engine.data import findings, scan, synth
 from sousa_engine.data.findings import KINDS, Report
+from sousa_engine.runs import background
 from sousa_engine.web import parts
 from sousa_engine.workspace import Workspace, intake
 from sousa_engine.workspace.intake import Intake
@@ -86,7 +86,7 @@ def _report(config: str, root: str, stamp: tuple[int, int]) -> Report:
 
 def in_short(found: Report) -> None:
     """One sentence: can it be trained on, and with how much of it."""
-    words = parts.plain(scan_cli.in_words(found))
+    words = parts.plain(findings.in_words(found))
     if waiting := found.files - found.scanned:
         words += f"; {waiting:,} of the files are still to be decoded"
     if found.refusal and found.strict:
@@ -95,7 +95,7 @@ def in_short(found: Report) -> None:
         st.markdown(f":orange[:material/warning:] {words}.")
     else:
         st.markdown(f"{'' if waiting else ':green[:material/check:] '}{words}.")
-    if others := scan_cli.passed_over(found):
+    if others := findings.passed_over(found):
         st.caption(parts.plain(f"{others[0].upper()}{others[1:]}."))
 
 
@@ -162,7 +162,9 @@ def offer(data: DataConfig, workspace: Workspace, found: Report, ended: Intake |
         help="Decodes the files that no scan has seen." if waiting else "Decodes every file anew.",
     ):  # fmt: skip
         try:
-            scan_cli.start(workspace, data, fresh=not waiting)  # False: somebody was faster; theirs is shown instead
+            background.scan_data(
+                workspace, data, fresh=not waiting
+            )  # False: somebody was faster; theirs is shown instead
         except (UserError, WorkspaceError) as error:
             st.error(parts.plain(str(error)), icon=":material/error:")
             return

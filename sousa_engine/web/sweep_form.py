@@ -14,15 +14,14 @@ from typing import Any, Literal, get_args, get_origin
 import streamlit as st
 
 from sousa_engine import backbones, targets
-from sousa_engine.cli import sweep as sweep_cli
-from sousa_engine.cli.weights import size_text
+from sousa_engine.backbones.shelf import size_text
 from sousa_engine.core import config, grammar, sweep_spec
 from sousa_engine.core.config import RunConfig
 from sousa_engine.core.errors import ConfigError, SousaError, TargetError, UserError
 from sousa_engine.core.records import TargetSet
 from sousa_engine.core.sweep_spec import SweepSpec
 from sousa_engine.data import synth
-from sousa_engine.runs import sweep_orders, sweep_plan, timing
+from sousa_engine.runs import sweep_orders, sweep_plan, sweep_words, timing
 from sousa_engine.targets import Outline
 from sousa_engine.web import parts
 from sousa_engine.workspace import Workspace, default_workspace, intake
@@ -686,7 +685,7 @@ def the_same(spec: SweepSpec, leave_out: bool = False) -> None:
     """The sweep as a command and as YAML."""
     st.markdown("**The same from a terminal**")
     try:
-        st.code(sweep_cli.to_command(spec, skip_invalid=leave_out), language="bash", wrap_lines=True)
+        st.code(sweep_words.to_command(spec, skip_invalid=leave_out), language="bash", wrap_lines=True)
     except ConfigError as error:
         st.caption(parts.plain(str(error)))
     written = sweep_spec.to_yaml(spec)

@@ -13,10 +13,10 @@ import pandas as pd
 import streamlit as st
 
 from sousa_engine import backbones
-from sousa_engine.backbones import Variant, pretrained
-from sousa_engine.cli import weights as weights_cli
-from sousa_engine.cli.weights import size_text
+from sousa_engine.backbones import Variant, pretrained, shelf
+from sousa_engine.backbones.shelf import size_text
 from sousa_engine.core.errors import WeightsError
+from sousa_engine.runs import background
 from sousa_engine.web import parts
 from sousa_engine.workspace import Workspace, intake
 from sousa_engine.workspace.intake import Intake
@@ -37,8 +37,8 @@ def weights_section(variant: Variant, workspace: Workspace) -> None:
         with this:
             st.fragment(chosen, run_every=REFRESH_S if running else None)(variant, workspace, running)
         with everyone:
-            rows = [weights_cli.row(one, workspace) for one in backbones.VARIANTS.values()]
-            table = pd.DataFrame(rows, columns=list(weights_cli.COLUMNS))
+            rows = [shelf.row(one, workspace) for one in backbones.VARIANTS.values()]
+            table = pd.DataFrame(rows, columns=list(shelf.COLUMNS))
             st.dataframe(table, hide_index=True, width="stretch", height="content")
 
 
@@ -67,7 +67,7 @@ def what_is_here(variant: Variant, workspace: Workspace) -> None:
     found = pretrained.stored(variant, workspace)
     st.markdown("**Here**")
     if found is None:
-        kept = weights_cli.here_text(variant, workspace)
+        kept = shelf.here_text(variant, workspace)
         st.markdown("Nothing yet." if kept == "not here" else f"{kept}: a download that can go on.")
         return
     rows = [found.origin, size_text(found.size_bytes), str(found.path), f"sha256 {found.recorded or 'not recorded'}"]
@@ -81,7 +81,7 @@ def what_there_is(variant: Variant) -> None:
         st.markdown("Nothing: these weights are part of this package.")
         return
     size = "" if published.size_bytes is None else f"{size_text(published.size_bytes)}, "
-    source = parts.plain(weights_cli.source_text(variant))
+    source = parts.plain(shelf.source_text(variant))
     rows = [
         f"{parts.plain(published.file)} from {source} ([page]({published.page}))",
         f"{size}licence {variant.licence}",
@@ -141,7 +141,7 @@ def ways_in(variant: Variant, workspace: Workspace) -> None:
 def start(variant: Variant, workspace: Workspace, words: Sequence[str]) -> None:
     """Have the work begin, and draw the page anew so that it follows."""
     try:
-        weights_cli.start(workspace, variant, words)  # False: somebody was faster; theirs is shown instead
+        background.take_in_weights(workspace, variant, words)  # False: somebody was faster; theirs is shown instead
     except WeightsError as error:
         st.error(parts.plain(str(error)), icon=":material/error:")
         return

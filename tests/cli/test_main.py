@@ -22,7 +22,7 @@ from sousa_engine.core.config import RunConfig
 from sousa_engine.core.errors import ConfigError
 from sousa_engine.core.records import RunStatus
 from sousa_engine.data import manifest
-from sousa_engine.runs import ensure, orders
+from sousa_engine.runs import ensure, prepare
 from sousa_engine.store import Store
 from sousa_engine.training import checkpoint
 
@@ -275,7 +275,7 @@ def test_resume_says_from_where_or_why_not(sousa, workspace):
 
 _TRAIN = """
 import signal, sys
-from sousa_engine.runs import supervisor
+from sousa_engine.runs import ensure
 from sousa_engine.cli.main import main
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, where the tests run in a shell's background
 ensure.ensure = ensure.revive = lambda workspace: False
@@ -322,7 +322,7 @@ def test_ctrl_c_anywhere_else_is_130_and_a_sentence(sousa, monkeypatch):
     def interrupt(*args, **more):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(orders, "prepare", interrupt)
+    monkeypatch.setattr(prepare, "prepare", interrupt)
     result = sousa("train", "data=micro")
     assert result.exit_code == 130 and result.stderr.startswith("Interrupted. ")
 

@@ -10,7 +10,7 @@ from sousa_engine.cli.main import main
 from sousa_engine.core import sweep_spec
 from sousa_engine.core.errors import ConfigError, UserError
 from sousa_engine.core.records import RunStatus, SweepStatus
-from sousa_engine.runs import ensure, sweep_orders, sweep_plan
+from sousa_engine.runs import ensure, sweep_plan, sweep_words
 from sousa_engine.store import Store
 
 MINIS = ("sweep", "--data", "micro", "--max-epochs", "1", "--models", "ast-mini", "beats-mini", "--seeds", "0", "1")
@@ -163,8 +163,8 @@ def test_the_command_of_a_sweep_starts_an_equal_one(sousa, monkeypatch, values):
         seen.append(asked)
         raise UserError("The test has seen enough.")
 
-    monkeypatch.setattr(sweep_orders, "plan", plan)
-    words = shlex.split(sweep_cli.to_command(spec, skip_invalid=True))
+    monkeypatch.setattr(sweep_plan, "plan", plan)
+    words = shlex.split(sweep_words.to_command(spec, skip_invalid=True))
     assert words[:3] == ["python", "-m", "sousa_engine"] and words[-1] == "--skip-invalid"
     assert "seen enough" in sousa(*words[3:], code=2)
     assert seen == [spec]
@@ -204,4 +204,4 @@ def test_what_cannot_be_ablated_is_refused(sousa, words, message):
 def test_a_sweep_that_no_line_can_say_names_the_file_as_the_way():
     spec = sweep_spec.build({"axes": {"data.dataset": ["/one, two", "tiny"]}})
     with pytest.raises(ConfigError, match=r"sweep --file FILE"):
-        sweep_cli.to_command(spec)
+        sweep_words.to_command(spec)

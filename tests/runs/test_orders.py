@@ -167,7 +167,7 @@ def test_a_device_that_is_not_here_is_refused_naming_those_that_are(workspace):
 
 
 def test_wandb_without_the_package_gets_a_sentence(workspace, monkeypatch):
-    monkeypatch.setattr(orders, "find_spec", lambda name: None)
+    monkeypatch.setattr(preflight, "find_spec", lambda name: None)
     assert "pip install wandb" in errors(workspace, "wandb.mode=offline")
 
 

@@ -425,7 +425,7 @@ def test_a_resumed_run_goes_on_as_the_same_run_whatever_ended_it(studio, end):
 _ENSURE_EIGHTFOLD = """
 import os, sys
 from pathlib import Path
-from sousa_engine.runs import supervisor
+from sousa_engine.runs import ensure
 from sousa_engine.workspace import Workspace
 workspace = Workspace(root=Path(sys.argv[1]))
 wait, go = os.pipe()
@@ -434,7 +434,7 @@ for _ in range(8):
     if (child := os.fork()) == 0:
         os.close(go)
         os.read(wait, 1)  # all are let go at once, when the pipe is closed
-        os._exit(int(supervisor.ensure(workspace, sys.argv[2:])))
+        os._exit(int(ensure.ensure(workspace, sys.argv[2:])))
     children.append(child)
 os.close(go)
 print([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children])

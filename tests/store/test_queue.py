@@ -179,7 +179,7 @@ def test_a_sweep_sent_often_is_one_sweep(store):
 _CLICK = """
 import sys
 from pathlib import Path
-from sousa_engine.runs import supervisor
+from sousa_engine.runs import ensure
 from sousa_engine.core.config import build
 from sousa_engine.store import Store
 from sousa_engine.workspace import Workspace
@@ -189,7 +189,7 @@ sys.stdin.readline()
 for click in range(30):
     with Store.open(workspace) as store:
         store.enqueue(build({"name": "steps=1 pause_s=0"}), form_token=f"form {click % 5}")
-    supervisor.ensure(workspace, ["--trainer-module", "tests.fake_trainer", "--idle-exit-s", "3"])
+    ensure.ensure(workspace, ["--trainer-module", "tests.fake_trainer", "--idle-exit-s", "3"])
 """
 
 
