@@ -12,7 +12,7 @@ import click
 from sousa_engine import report
 from sousa_engine.core.errors import UserError
 from sousa_engine.core.records import Run, Sweep
-from sousa_engine.report.read import encoded, of_workspace
+from sousa_engine.report import encoded, of_workspace
 from sousa_engine.store import Store
 from sousa_engine.workspace import Workspace
 

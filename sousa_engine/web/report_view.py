@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import streamlit as st
 
 from sousa_engine import report
-from sousa_engine.report import read
 from sousa_engine.store import Store
 from sousa_engine.workspace import default_workspace
 
@@ -36,5 +35,5 @@ def made(form: str, sweep_id: str = "", run_ids: Sequence[str] = ()) -> bytes:
     with Store.open(default_workspace()) as store:
         runs = [run for run in map(store.run, run_ids) if run is not None]
         sweep = store.find_sweep(sweep_id) if sweep_id else None
-        found = read.of_workspace(store, sweep, runs)
-    return read.encoded(report.FORMATS[form](found), form)
+        found = report.of_workspace(store, sweep, runs)
+    return report.encoded(report.FORMATS[form](found), form)

@@ -17,7 +17,6 @@ from streamlit.testing.v1 import AppTest
 from sousa_engine.analysis import baselines
 from sousa_engine.analysis.baselines import MAJORITY, ONSETS, POOLED
 from sousa_engine.analysis.significance import paired
-from sousa_engine.cli import baselines as baselines_cli
 from sousa_engine.cli.main import main
 from sousa_engine.core import rudiments
 from sousa_engine.core.config import DataConfig, RunConfig
@@ -300,7 +299,7 @@ def button(at, label):
 
 def test_the_page_offers_to_compute_and_then_shows_what_was(visit, drums, workspace, monkeypatch):
     asked = []
-    monkeypatch.setattr(baselines_cli, "start", lambda workspace, data: asked.append(data) or True)
+    monkeypatch.setattr(background, "compute_baselines", lambda workspace, data: asked.append(data) or True)
     at = visit()
     button(at, "Compute").click().run()
     assert not at.exception and [data.dataset for data in asked] == [str(drums)]
