@@ -293,7 +293,7 @@ def one_failure(found: Sweep, failure: Failure) -> None:
     a, b, c = st.columns([2, 4, 2], vertical_alignment="bottom")
     again = a.button(
         f"Re-run {these}", icon=":material/replay:", key=f"sweep.again.{mark}", width="stretch",
-        on_click=rerun, args=(found.id, ids, None, f"again {mark}"), help="Queue new runs of the same trials, unchanged.",
+        on_click=rerun, args=(found.id, ids, None, f"again {mark}"), help="Queue new runs of these trials, unchanged.",
     )  # fmt: skip
     parts.form_token(f"again {mark}", again)
     if not failure.is_of_targets:
