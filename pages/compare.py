@@ -35,10 +35,10 @@ def main() -> None:
         rows, shown = ordered(runs, summaries, of_sweep=sweep is not None)
         drawn = competing(runs, rows, shown, of_sweep=sweep is not None)
         predictions = {run.id: store.predictions(run.id, "test") for run in drawn}
-    beside = reference(rows, predictions)
+    known = reference(rows, predictions)
     compared = Compared(
         rows=rows, shown=shown, summaries=summaries, predictions=predictions, of_sweep=sweep is not None,
-        baselines=beside.found if beside else None,
+        baselines=known.found if known else None,
     )  # fmt: skip
     if sweep:
         headline(sweep, runs, rows)
@@ -50,7 +50,7 @@ def main() -> None:
             f"accuracy. {count} {others} only in the tables, axes and cost."
         )
     conclusion(drawn, rows, results(drawn, summaries), predictions)
-    remark(beside)
+    remark(known)
     if sweep:
         report_downloads(sweep.name, sweep_id=sweep.id)
     else:

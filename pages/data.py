@@ -116,7 +116,7 @@ def pick_dataset() -> str:
 
 
 def go_to(**parameters: str | None) -> None:
-    """Change the URL. A new data set resets the clip and the filters. None stands for an empty path."""
+    """Change the URL. A new data set resets the clip and the filters. None means an empty path."""
     for name, value in parameters.items():
         st.query_params[name] = value or ""
     if "dataset" in parameters:

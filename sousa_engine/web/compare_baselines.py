@@ -50,25 +50,25 @@ def reference(rows: Sequence[TrialRow], predictions: Mapping[str, Sequence[Predi
     return Reference(data=data, folder=folder, found=found)
 
 
-def remark(beside: Reference | None) -> None:
+def remark(known: Reference | None) -> None:
     """A line with the baselines, or a link to compute them."""
-    if beside is None:
+    if known is None:
         return
-    if beside.found:
-        n = beside.found.baselines[0].n
-        listed = ", ".join(f"{one.short} {parts.percent(one.accuracy.value)}" for one in beside.found.baselines)
+    if known.found:
+        n = known.found.baselines[0].n
+        listed = ", ".join(f"{one.short} {parts.percent(one.accuracy.value)}" for one in known.found.baselines)
         st.caption(
             f"Baselines on the same {n:,} clips: {listed}.",
             help="No neural network; fitted on the same train clips and selected on valid. Not part of the verdict.",
         )
         return
-    own = DataConfig(dataset=beside.data.dataset)  # pyright: ignore[reportCallIssue]
-    if _folder(own.model_dump_json(), str(default_workspace().root)) == beside.folder:
+    own = DataConfig(dataset=known.data.dataset)  # pyright: ignore[reportCallIssue]
+    if _folder(own.model_dump_json(), str(default_workspace().root)) == known.folder:
         st.page_link(
             parts.page_path("data"),
             label="Compute baselines",
             icon=":material/straighten:",
-            query_params={"dataset": beside.data.dataset},
+            query_params={"dataset": known.data.dataset},
             help="How far you get without a neural network on the same test clips, as a reference for these runs.",
         )
 
