@@ -90,7 +90,8 @@ def choose(store: Store) -> tuple[Sweep | None, Sequence[Run]]:
         runs = latest(store.sweep_runs(picked))
         if len(runs) < 2:
             st.info(
-                f"You need two runs to compare; this sweep has {'one' if runs else 'none'} yet.", icon=":material/info:"
+                f"You need two runs to compare; this sweep has {'only one so far' if runs else 'none yet'}.",
+                icon=":material/info:",
             )
         return sweeps[picked], runs
     every = store.runs()
@@ -137,7 +138,8 @@ def pick_runs(every: Sequence[Run]) -> list[Run]:
 
 def invite(count: int) -> None:
     st.info(
-        f"You need two runs to compare; there {'is only one' if count else 'are none'} yet.", icon=":material/info:"
+        f"You need two runs to compare; there {'is only one so far' if count else 'are none yet'}.",
+        icon=":material/info:",
     )
     st.page_link(parts.page_path("launch"), label="Launch a run", icon=":material/rocket_launch:")
 

@@ -190,7 +190,7 @@ async def _given_token(request: Request) -> str | None:
 
 
 def _asked_for(scope: Scope) -> str:
-    """Path and query that the form was shown for, never another host, as which browsers read //name and /\\name."""
+    """Path and query of the requested page. Never another host: browsers read //name and /\\name as one."""
     path = "/" + re.sub(r"[/\\]+", "/", scope["path"]).lstrip("/")
     query = scope.get("query_string", b"").decode("latin-1")
     return quote(path) + (f"?{query}" if query else "")

@@ -1,6 +1,6 @@
 """Routes that need no rerun of a page: JSON for live curves, and the chart library itself. GET only.
 
-    GET api/runs/{id}/live?m=train/loss&m=valid/loss              one run: status, progress, whole curves
+    GET api/runs/{id}/live?m=train/loss&m=valid/loss              one run: status, progress, complete curves
     GET api/live?run=A&run=B&m=train/loss                         several runs at once
         &since=A/train/loss@4:1233     what the client has: buckets of 4 steps, the newest of which starts at step 1233
         &first=200&last=300            a range in finer buckets, for a zoomed chart
