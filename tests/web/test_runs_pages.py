@@ -1,4 +1,4 @@
-"""Runs, Run and Compare as a visitor meets them, without a browser."""
+"""The pages Runs, Run, Queue and Compare as a visitor uses them, without a browser."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ PAGES = PROJECT_ROOT / "pages"
 
 @pytest.fixture
 def ensured():
-    """The workspaces a page started a supervisor for; none really starts."""
+    """The workspaces that a page started a supervisor for; no supervisor really starts."""
     return []
 
 
@@ -167,7 +167,7 @@ def test_headings_sort_the_whole_list_and_what_is_missing_comes_last(visit_week,
     app = tell(app, view={"sort": "title", "descending": False})
     assert [row["title"] for row in table(app)][:2] == ["ast-mini · tiny · seed 1", "ast-mini · tiny · seed 2"]
     given = chart(tell(app, view={"sort": "1; DROP TABLE runs"}))
-    assert given["sort"] == "title", "what is no sort order is passed over"
+    assert given["sort"] == "title", "an unknown sort order is ignored"
 
 
 def test_a_run_queued_elsewhere_is_noticed(visit, workspace):
@@ -401,7 +401,7 @@ def layers(visit, run, first="Results"):
 
 
 def picture(app):
-    """The heatmap's rows: what stands in each cell, None where the module would be left out."""
+    """The rows of the heatmap: the text of each cell, None if the module would be left out."""
     heatmap = json.loads(app.get("plotly_chart")[0].proto.spec)["data"][0]
     return [
         [text if value is not None else None for text, value in zip(*row, strict=True)]
@@ -586,7 +586,7 @@ def test_stop_now_is_asked_for_and_its_steps_are_told(visit, workspace, ensured)
     app = visit("run", id=training.run.id)
     app = checked(app.button(key="stop").click().run())
     assert "Stop and save was asked for" in words(app)
-    assert "if it has not stopped" not in words(app)  # nobody has told the trainer yet
+    assert "if it has not stopped" not in words(app)  # the keeper has not told the trainer yet
     with Store.open(workspace) as store:
         asked_ms = store.run(training.run.id).stop_requested_at_ms
         store.add_events_once(training.run.id, [Event(at_ms=asked_ms + 1, kind="keeper", message="SIGTERM to it.")])
@@ -630,7 +630,7 @@ def test_runs_that_are_ticked_are_cloned(visit, workspace, ensured):
     click(app, "clone_runs")
     with Store.open(workspace) as store:
         assert [row.seed for row in store.queued()] == [1, 2]
-        assert app.button(key="clone_runs").disabled  # what was cloned is not ticked any more: a click too many is none
+        assert app.button(key="clone_runs").disabled  # cloned runs are no longer ticked, so an extra click does nothing
 
 
 # Queue
@@ -782,7 +782,7 @@ def test_compare_reads_the_runs_from_the_address(visit_week, week):
 
 
 def outcomes(app):
-    """The table of results; those of the verdict stand before it."""
+    """The results table; the tables of the verdict come before it."""
     return next(frame.value for frame in app.dataframe if {"Runs", "Status"} & set(frame.value.columns))
 
 
@@ -793,7 +793,7 @@ def test_differences_are_shown_against_a_base_that_can_be_chosen(visit_week, wee
     assert {"lora.targets", "lora.target_set", "lora.r", "lora.alpha"} == set(table.index[2:])
     assert table.columns[0].endswith("(base)") and "(" not in table.iloc[0, 0]
     assert table.loc["lora.r"].tolist() == ["8", "8", "16"]
-    assert table.loc["Test accuracy"].iloc[1].endswith(")"), "the difference to the base stands beside it"
+    assert table.loc["Test accuracy"].iloc[1].endswith(")"), "the difference from the base is shown next to it"
     app.selectbox(key="compare_base").set_value(2)
     table = checked(app.run()).dataframe[-1].value
     assert table.columns[2] == "rank 16 (base)"
@@ -938,7 +938,7 @@ def test_a_sweep_is_compared_by_its_address(swept, monkeypatch, visit):
     app.session_state["compare_axes_split"] = "test"
     assert "test accuracy over lr" in alts(checked(app.run()))
     app = section(app, "What differs")
-    assert len(app.dataframe[-1].value) == 9, "many settings stand below each other"
+    assert len(app.dataframe[-1].value) == 9, "many settings are rows"
     app = section(app, "Confusion")
     assert len(app.get("plotly_chart")) == 9, "eight matrices and the difference of two"
     assert "1 setting has no test result" in words(section(app, "Cost"))
@@ -961,7 +961,7 @@ def test_a_sweep_that_is_not_there_is_said_and_runs_can_be_chosen(visit_week):
     assert "No sweep has the id nonsense" in words(app) and app.multiselect
 
 
-# Baselines beside the compared runs
+# Baselines of the compared runs
 
 
 @pytest.fixture
