@@ -23,10 +23,10 @@ SPLIT_COLORS = {"train": "green", "valid": "orange", "test": "blue"}
 
 
 @st.cache_data(max_entries=32, show_spinner="Decoding …")
-def sound(content_key: str, clip_id: str, _manifest: Manifest, _verdicts: Mapping[str, Verdict]) -> np.ndarray:
+def sound(content_key: str, clip_id: str, _manifest: Manifest, _soundness: Mapping[str, Verdict]) -> np.ndarray:
     """The waveform. A file that no scan has approved is decoded in a separate process, which takes 0.3 s."""
     clip = _manifest.by_id[clip_id]
-    if isinstance(clip.source, Path) and not scan.is_sound(clip.source, _verdicts):
+    if isinstance(clip.source, Path) and not scan.is_sound(clip.source, _soundness):
         return excerpt.waveform(clip.source, _manifest.clip_s, _manifest.sample_rate_hz)
     return audio.waveform(_manifest, clip)
 
@@ -36,8 +36,8 @@ def heard(content_key: str, clip_id: str, _waveform: np.ndarray, _sample_rate_hz
     return listen.listen(_waveform, _sample_rate_hz)
 
 
-def show_clip(manifest: Manifest, clip: Clip, verdicts: Mapping[str, Verdict]) -> None:
-    """Title, player, spectrogram, tempo; the spectrogram comes last: librosa loads slowly. verdicts: scan results."""
+def show_clip(manifest: Manifest, clip: Clip, soundness: Mapping[str, Verdict]) -> None:
+    """Title, player, spectrogram, tempo; the spectrogram comes last: librosa loads slowly. soundness: scan results."""
     known = rudiment_of(clip.label)
     st.subheader(parts.plain(known.name if known else clip.label), anchor=False)
     with st.container(horizontal=True, gap="small"):
@@ -45,7 +45,7 @@ def show_clip(manifest: Manifest, clip: Clip, verdicts: Mapping[str, Verdict]) -
         for text in badges(clip):
             parts.badge(text, color="gray")
     try:
-        waveform = sound(manifest.content_key, clip.clip_id, manifest, verdicts)
+        waveform = sound(manifest.content_key, clip.clip_id, manifest, soundness)
     except UserError as error:
         st.error(parts.plain(str(error)), icon=":material/error:")
         return
