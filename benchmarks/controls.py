@@ -98,7 +98,7 @@ def words(model: str, row: str, seed: int) -> list[str]:
 def _sets(model: str) -> dict[str, str]:
     """The smallest recommended set of a backbone, and the one a run gets by default."""
     outline = targets.load_outline(model)
-    return {"few": next(iter(orders.recommended_sets(outline))), "all": orders.default_set(outline)}
+    return {"few": next(iter(targets.recommended_sets(outline))), "all": targets.default_set(outline)}
 
 
 def train_all(workspace: Workspace, wanted: dict) -> dict[tuple[str, str, int], Run]:

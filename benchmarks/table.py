@@ -152,7 +152,7 @@ def _configs() -> Iterator[str]:
         for target_set in ("attention", "default", "all-linear"):
             draft = {
                 "model": {"variant": variant, "weights": "random"},
-                "lora": {"targets": orders.expand_sets(outline, [target_set]), "target_set": target_set},
+                "lora": {"targets": targets.expand_sets(outline, [target_set]), "target_set": target_set},
             }
             yield orders.prepare(draft).config.model_dump_json()
 

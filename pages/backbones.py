@@ -16,7 +16,6 @@ from sousa_engine.core.config import HeadPolicy, RunConfig
 from sousa_engine.core.errors import SousaError, UnknownNameError, UserError
 from sousa_engine.core.methods import METHODS, Method
 from sousa_engine.core.records import LONGEST_SET_NAME, TargetSet
-from sousa_engine.runs import orders
 from sousa_engine.store import Store
 from sousa_engine.targets import EntryMatch, Outline, Resolution
 from sousa_engine.web import parts
@@ -134,7 +133,7 @@ def picked(outline: Outline, fields: Fields) -> Choice:
     method = fields.method
     blocked = {node.path: reason for node in outline.nodes if node.adaptable and (reason := method.reason(node.kind))}
     return draw_tree(
-        outline, start=orders.recommended_sets(outline)[orders.default_set(outline)], r=fields.r, head=fields.head,
+        outline, start=targets.recommended_sets(outline)[targets.default_set(outline)], r=fields.r, head=fields.head,
         num_classes=fields.classes, blocked=blocked, method=method,
     )  # fmt: skip
 
@@ -185,7 +184,7 @@ def ready_sets(outline: Outline) -> None:
     """A button for each set that this family's roles recommend."""
     st.caption("Ready sets")
     with st.container(horizontal=True, gap="small"):
-        for name, paths in orders.recommended_sets(outline).items():
+        for name, paths in targets.recommended_sets(outline).items():
             label, policy = READY.get(name, (name, "train"))
             st.button(label, key=f"ready {name}", on_click=take, args=(outline, paths, policy))
 
@@ -254,7 +253,7 @@ def name_of(outline: Outline, ticked: tuple[str, ...], saved: Mapping[str, Targe
     for name, one in saved.items():
         if set(one.paths) == set(ticked) and one.head == head:
             return name
-    ready = orders.recommended_sets(outline)
+    ready = targets.recommended_sets(outline)
     return next((name for name, paths in ready.items() if set(paths) == set(ticked)), "")
 
 
@@ -328,7 +327,7 @@ def pasted_list(outline: Outline) -> None:
     if not text.strip():
         st.caption("For example `query, key, value`, `attention.o_proj`, `/layers\\.(10|11)/` or `all-linear`.")
         return
-    ready = orders.recommended_sets(outline)
+    ready = targets.recommended_sets(outline)
     try:
         entries, resolution = matched(outline, text)
     except UserError as error:
@@ -359,7 +358,7 @@ def pasted_list(outline: Outline) -> None:
 def matched(outline: Outline, text: str) -> tuple[list[str], Resolution]:
     """(its entries, what they mean here). Raises UserError for what is no list of names."""
     entries = grammar.entries(text)
-    return entries, targets.resolve(outline, orders.expand_sets(outline, entries))
+    return entries, targets.resolve(outline, targets.expand_sets(outline, entries))
 
 
 # Both work on the field as it is when they are clicked: its text can be newer than the button that was drawn.

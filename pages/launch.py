@@ -244,14 +244,14 @@ def targets_field(outline: targets.Outline, values: dict[str, Any], slots: dict[
     if ticks.get("variant") == outline.variant:
         label = f"ticked: {ticks['name']}" if ticks.get("name") else "ticked in the module tree"
         choices["ticks"] = (label, tuple(ticks["paths"]))
-    for name, paths in orders.recommended_sets(outline, method).items():
+    for name, paths in targets.recommended_sets(outline, method).items():
         choices[name] = (name, paths)
     with parts.open_store() as store:
         for saved in store.target_sets(outline.variant):
             choices[f"saved:{saved.name}"] = (f"saved: {saved.name}", saved.paths)
     choices["none"] = ("none: linear probe, the head alone", ())
     held = st.session_state.get("launch.set")
-    usual = orders.default_set(outline)
+    usual = targets.default_set(outline)
     st.session_state["launch.set"] = held if held in choices else usual if usual in choices else next(iter(choices))
     a, b = st.columns([3, 1], vertical_alignment="bottom")
     with a:

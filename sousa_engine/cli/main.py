@@ -234,14 +234,14 @@ def show_targets(variant: str, entries: tuple[str, ...], r: int, head: Any, clas
     names = [name for entry in entries for name in grammar.entries(entry)]
     if not names:
         raise UserError('No target was named. Try: targets ast "query,key,value", or attention+mlp.')
-    found = targets.resolve(outline, orders.expand_sets(outline, names))
+    found = targets.resolve(outline, targets.expand_sets(outline, names))
     for match in found.matches:
         click.echo(f"{match.entry:<28} {len(match.paths):>3} modules" + (f"  {match.note}" if match.note else ""))
         for path in match.paths[:3]:
             click.echo(f"    {path}")
         if len(match.paths) > 3:
             click.echo(f"    ... and {len(match.paths) - 3} more")
-    targets.resolve_strict(outline, orders.expand_sets(outline, names))
+    targets.resolve_strict(outline, targets.expand_sets(outline, names))
     paths = [path for path in found.paths if not outline.in_head(path)]
     counts = targets.count(outline, paths, r=r, head=head, num_classes=classes)
     click.echo(

@@ -20,7 +20,7 @@ from sousa_engine.core.config import RunConfig
 from sousa_engine.core.errors import ConfigError, UserError
 from sousa_engine.core.records import RunStatus, Sweep
 from sousa_engine.core.sweep_spec import Axis, SweepSpec
-from sousa_engine.runs import orders, sweep_orders, timing
+from sousa_engine.runs import sweep_orders, timing
 from sousa_engine.store import Store
 from sousa_engine.workspace import Workspace, run_files
 
@@ -259,8 +259,8 @@ def _words(spec: SweepSpec) -> list[str]:
     made: list[str] = []
     if spec.sets:
         outline = targets.load_outline(backbones.variant(_only_model(spec.base, spec.axes)).name)
-        paths = orders.resolve(outline, [entry for entries in spec.sets.values() for entry in entries]).paths
-        whole = orders.short_names(outline, paths)
+        paths = targets.resolve_sets(outline, [entry for entries in spec.sets.values() for entry in entries]).paths
+        whole = targets.short_names(outline, paths)
         words += ["--ablate", ",".join(whole)]
         made = list(sweep_orders.ablation(outline.variant, whole))
     target_words: list[str] = []

@@ -92,12 +92,12 @@ def prepare(draft: Mapping[str, Any]) -> Prepared:
     method = METHODS.get(str(draft["lora"].get("method", "lora")), METHODS["lora"])
     written = draft["lora"].get("targets")
     if written is None:
-        written = [default_set(outline)] if method.takes_targets else []
+        written = [targets.default_set(outline)] if method.takes_targets else []
     entries, notes = _for_method(outline, _entries(outline, written), method)
     try:
         resolution = targets.resolve_strict(outline, entries)
     except TargetError as error:
-        raise TargetError(f"{error} Sets of targets here: {', '.join(named_sets(outline, method))}.") from None
+        raise TargetError(f"{error} Sets of targets here: {', '.join(targets.named_sets(outline, method))}.") from None
     notes += [f"{match.entry}: {match.note}" for match in resolution.matches if match.note]
     paths = [path for path in resolution.paths if not outline.in_head(path)]
     if len(paths) < len(resolution.paths):
@@ -107,54 +107,8 @@ def prepare(draft: Mapping[str, Any]) -> Prepared:
     if draft["lora"].get("rank_pattern"):
         draft["lora"]["rank_pattern"] = _ranks(outline, draft["lora"]["rank_pattern"], paths)
     if not draft["lora"].get("target_set"):
-        draft["lora"]["target_set"] = _set_name(outline, paths)
+        draft["lora"]["target_set"] = targets.set_name(outline, paths)
     return Prepared(config=config.build(draft), outline=outline, resolution=resolution, notes=tuple(notes))
-
-
-def resolve(outline: Outline, entries: list[str]) -> Resolution:
-    """targets.resolve_strict, where an entry may also be the name of a recommended set."""
-    return targets.resolve_strict(outline, expand_sets(outline, entries))
-
-
-def expand_sets(outline: Outline, entries: list[str]) -> list[str]:
-    """Entries with the names of recommended sets replaced by their paths."""
-    sets = named_sets(outline)
-    return [path for entry in entries for path in sets.get(entry, (entry,))]
-
-
-def named_sets(outline: Outline, method: Method | None = None) -> dict[str, tuple[str, ...]]:
-    """The recommended sets, and two names that every backbone knows.
-
-    core: the first one (attention, or squeeze-excitation where there is none); default: what runs get by themselves.
-    """
-    sets = recommended_sets(outline, method)
-    return sets | {"core": next(iter(sets.values()), ()), "default": sets.get(default_set(outline), ())}
-
-
-def recommended_sets(outline: Outline, method: Method | None = None) -> dict[str, tuple[str, ...]]:
-    """Name -> full paths in tree order, made from the roles of the modules; the head is never among them.
-
-    Only sets that have members, and attention+mlp only where there are both. method: only what it can adapt.
-    """
-    body = [node for node in outline.nodes if node.adaptable and not outline.in_head(node.path)]
-    groups = {node.role.partition(".")[0] for node in body}
-    wanted = {
-        "attention": {"attention"},
-        "attention+mlp": {"attention", "mlp"} if {"attention", "mlp"} <= groups else set(),
-        "se": {"se"},
-        "se+pointwise": {"se", "pointwise"} if "pointwise" in groups else set(),
-    }
-    sets = {name: [n for n in body if n.role.partition(".")[0] in roles] for name, roles in wanted.items()}
-    sets["all-linear"] = [node for node in body if node.kind == "Linear"]
-    if method is not None:
-        sets = {name: [node for node in nodes if not method.reason(node.kind)] for name, nodes in sets.items()}
-    return {name: tuple(node.path for node in nodes) for name, nodes in sets.items() if nodes}
-
-
-def default_set(outline: Outline) -> str:
-    """The recommended set that a run gets which names none."""
-    sets = recommended_sets(outline)
-    return next(name for name in ("attention+mlp", "attention", "se+pointwise", *sets) if name in sets)
 
 
 def preflight(run_config: RunConfig, workspace: Workspace) -> Preflight:
@@ -354,24 +308,17 @@ def to_draft(run_config: RunConfig) -> grammar.Draft:
     return grammar.parse(_words(run_config))
 
 
-def short_names(outline: Outline, paths: Sequence[str]) -> list[str]:
-    """A recommended set, else the shortest names, that mean exactly these modules to `resolve`."""
-    name = _set_name(outline, paths)
-    if name or not paths:
-        return [name] if name else []
-    names = grammar.entries(targets.to_yaml(outline, paths))
-    return names if set(resolve(outline, names).paths) == set(paths) else list(paths)
-
-
 def _words(run_config: RunConfig) -> list[str]:
     words = [f"model={run_config.model.variant}", f"data={run_config.data.dataset}"]
     base = prepare(grammar.parse(words)).config
     outline = targets.load_outline(run_config.model.variant)
     for dotted, (_, value) in config.differences([base, run_config]).items():
-        if dotted == "lora.target_set" and value in (*recommended_sets(outline), ""):
+        if dotted == "lora.target_set" and value in (*targets.recommended_sets(outline), ""):
             continue  # follows from the targets
         if dotted == "lora.targets":
-            value = "[" + ",".join(short_names(outline, [target.path for target in run_config.lora.targets])) + "]"
+            value = (
+                "[" + ",".join(targets.short_names(outline, [target.path for target in run_config.lora.targets])) + "]"
+            )
         elif dotted == "lora.rank_pattern":
             value = "{" + ", ".join(f"{path}: {rank}" for path, rank in run_config.lora.rank_pattern) + "}"
         elif value is None:
@@ -396,12 +343,6 @@ def _make_paths_absolute(draft: dict[str, Any]) -> None:
     weights = str(draft["model"].get("weights", "pretrained"))
     if weights not in ("pretrained", "random") and Path(weights).expanduser().exists():
         draft["model"]["weights"] = str(Path(weights).expanduser().resolve())
-
-
-def _set_name(outline: Outline, paths: Sequence[str]) -> str:
-    """The first recommended set that holds exactly these modules, or nothing."""
-    named = (name for name, members in recommended_sets(outline).items() if set(members) == set(paths))
-    return next(named, "")
 
 
 def _entries(outline: Outline, written: Any) -> list[str]:
@@ -435,7 +376,7 @@ def _weights_check(run_config: RunConfig, workspace: Workspace) -> Check:
 def _for_method(outline: Outline, entries: list[str], method: Method) -> tuple[list[str], list[str]]:
     """Entries with recommended sets expanded to what the method can adapt, and a note on what that leaves out."""
     found, notes = [], []
-    whole, able = named_sets(outline), named_sets(outline, method)
+    whole, able = targets.named_sets(outline), targets.named_sets(outline, method)
     for entry in entries:
         if entry not in whole:
             found.append(entry)
@@ -459,7 +400,7 @@ def _ranks(outline: Outline, written: Any, paths: Sequence[str]) -> dict[str, in
         )
     found: dict[str, int] = {}
     for entry, rank in pairs:
-        named = [path for path in resolve(outline, [str(entry)]).paths if path in set(paths)]
+        named = [path for path in targets.resolve_sets(outline, [str(entry)]).paths if path in set(paths)]
         if not named:
             raise TargetError(
                 f"lora.rank_pattern: {entry} is a module of {outline.variant}, but no target of this run."

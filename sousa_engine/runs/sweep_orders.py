@@ -109,13 +109,13 @@ def ablation(variant: str, entries: Sequence[str]) -> dict[str, tuple[str, ...]]
     parts.
     """
     outline = targets.load_outline(backbones.variant(variant).name)
-    sets = ablations(outline, orders.resolve(outline, list(entries)).paths)
+    sets = ablations(outline, targets.resolve_sets(outline, list(entries)).paths)
     if len(sets) < 2:
         raise ConfigError(
             f"{sweep_spec.show(list(entries))} has no parts in {variant} that could be left out: an ablation takes "
             "modules of two roles, or of two layers."
         )
-    return {name: tuple(orders.short_names(outline, paths)) for name, paths in sets.items()}
+    return {name: tuple(targets.short_names(outline, paths)) for name, paths in sets.items()}
 
 
 def ablation_of(config: RunConfig) -> SweepSpec:

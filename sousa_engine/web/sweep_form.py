@@ -22,7 +22,7 @@ from sousa_engine.core.errors import ConfigError, SousaError, TargetError, UserE
 from sousa_engine.core.records import TargetSet
 from sousa_engine.core.sweep_spec import SweepSpec
 from sousa_engine.data import synth
-from sousa_engine.runs import orders, sweep_orders, timing
+from sousa_engine.runs import sweep_orders, timing
 from sousa_engine.targets import Outline
 from sousa_engine.web import parts
 from sousa_engine.workspace import Workspace, default_workspace, intake
@@ -222,7 +222,7 @@ def ablation_fields(model: str, saved: Sequence[TargetSet]) -> None:
     variant = st.selectbox("Backbone", names, index=names.index(first), key=f"sweep.ablate.of.{first}")
     outline = targets.load_outline(variant)
     own = {label_of(one): list(one.paths) for one in saved if one.variant == variant}
-    sets = {**{name: [name] for name in orders.named_sets(outline)}, **own}
+    sets = {**{name: [name] for name in targets.named_sets(outline)}, **own}
     name = st.selectbox("Set", list(sets), key=f"sweep.ablate.set.{variant}")
     try:
         made = sweep_orders.ablation(variant, sets[name])
@@ -256,7 +256,7 @@ def is_backbone(name: str) -> bool:
 
 def target_options(outlines: Sequence[Outline], saved: Sequence[TargetSet]) -> dict[str, str | list[str]]:
     """What is offered -> the value of the axis: names that all know, sets of any of them, saved sets that fit all."""
-    names = dict.fromkeys([*USUAL_SETS, *(name for one in outlines for name in orders.recommended_sets(one))])
+    names = dict.fromkeys([*USUAL_SETS, *(name for one in outlines for name in targets.recommended_sets(one))])
     found: dict[str, str | list[str]] = {name: name for name in names}
     found[HEAD_ALONE] = []
     for one in saved:

@@ -26,7 +26,7 @@ from sousa_engine.core import grammar, sweep_spec
 from sousa_engine.core.errors import ConfigError, SousaError, UserError
 from sousa_engine.core.records import Curve, Run, Summary, Sweep, SweepStatus
 from sousa_engine.core.sweep_spec import SweepSpec
-from sousa_engine.runs import orders, sweep_orders
+from sousa_engine.runs import sweep_orders
 from sousa_engine.store import Store
 from sousa_engine.web import parts, sweep_form
 from sousa_engine.web.components.trial_tiles import Wish, trial_tiles
@@ -320,7 +320,7 @@ def checked_targets(runs: Sequence[Run], text: str) -> tuple[str, bool]:
         entries = grammar.entries(text)
         for variant in dict.fromkeys(run.config.model.variant for run in runs):
             outline = targets.load_outline(variant)
-            count = len([path for path in orders.resolve(outline, entries).paths if not outline.in_head(path)])
+            count = len([path for path in targets.resolve_sets(outline, entries).paths if not outline.in_head(path)])
             meant.append(f"{count} {'module' if count == 1 else 'modules'} in {variant}")
     except UserError as error:
         return str(error), False

@@ -12,7 +12,6 @@ from sousa_engine.core.config import RunConfig, differences
 from sousa_engine.core.errors import TargetError
 from sousa_engine.core.methods import METHODS
 from sousa_engine.core.records import UPDATE, MetricPoint
-from sousa_engine.runs import orders
 
 PREFIX = "audio_spectrogram_transformer.layers"
 TICKED = (  # out of tree order, as an old run may have them
@@ -56,7 +55,7 @@ def test_each_target_has_its_place_its_norm_and_what_it_costs(outline):
 
 @pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.takes_targets])
 def test_what_trains_without_some_targets_is_what_the_tree_counts_for_the_rest(outline, method):
-    paths = orders.recommended_sets(outline, METHODS[method])["attention+mlp"]
+    paths = targets.recommended_sets(outline, METHODS[method])["attention+mlp"]
     ranks = {paths[0]: 2, paths[-1]: 3} if METHODS[method].takes_ranks else {}
     settings = config(outline, paths, method=method, rank_pattern=ranks)
 
@@ -149,7 +148,7 @@ def test_the_pruned_run_differs_in_its_targets_alone(outline):
 
 
 def test_an_ablation_has_all_sets_that_differ_each_once(outline):
-    paths = orders.recommended_sets(outline)["attention"]
+    paths = targets.recommended_sets(outline)["attention"]
     sets = ablations(outline, [*paths[::-1], outline.head_layer.path])
     assert list(sets) == [
         "all",

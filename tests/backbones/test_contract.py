@@ -14,7 +14,6 @@ from sousa_engine.backbones.outline_maker import outline as made_outline
 from sousa_engine.backbones.outline_maker import text as outline_text
 from sousa_engine.core.config import LoraConfig
 from sousa_engine.core.errors import DataError
-from sousa_engine.runs import orders
 from sousa_engine.targets import OUTLINES
 from sousa_engine.training import adapters
 from sousa_engine.training.statistics import measure_statistics
@@ -146,8 +145,8 @@ def test_counts_are_those_of_the_real_network(trained):
 
 
 def test_every_recommended_set_is_made_of_targets(trained):
-    sets = orders.recommended_sets(trained.outline)
-    assert orders.default_set(trained.outline) in sets
+    sets = targets.recommended_sets(trained.outline)
+    assert targets.default_set(trained.outline) in sets
     known = {target.path for target in trained.targets}
     assert all(paths and set(paths) <= known for paths in sets.values())
 

@@ -3,7 +3,6 @@
 import pytest
 
 from sousa_engine import targets
-from sousa_engine.runs import orders
 
 pytestmark = pytest.mark.browser
 
@@ -60,7 +59,7 @@ def test_every_family_shows_its_own_layers_roles_and_sets(tree, variant, ready, 
     tree.click("Untick all")
     tree.until(layers=0)
     tree.click(ready)
-    tree.until(layers=len(orders.recommended_sets(targets.load_outline(variant))[ready.lower()]))
+    tree.until(layers=len(targets.recommended_sets(targets.load_outline(variant))[ready.lower()]))
     assert tree.box(column).get_attribute("aria-checked") == "true"
     assert tree.page.locator(".grid tbody th").all_text_contents() == rows
 

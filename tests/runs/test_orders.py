@@ -189,8 +189,8 @@ def test_start_refuses_what_preflight_refuses(workspace, monkeypatch):
 
 def test_recommended_sets_exist_for_every_variant():
     for name in backbones.VARIANTS:
-        sets = orders.recommended_sets(targets.load_outline(name))
-        assert orders.default_set(targets.load_outline(name)) in sets and all(sets.values())
+        sets = targets.recommended_sets(targets.load_outline(name))
+        assert targets.default_set(targets.load_outline(name)) in sets and all(sets.values())
 
 
 def test_every_field_has_help():

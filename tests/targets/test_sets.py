@@ -45,31 +45,31 @@ def test_each_family_has_its_own_sets_with_known_sizes(variant):
     outline = targets.load_outline(variant)
     found = {
         name: (len(paths), targets.count(outline, paths, r=16, head="freeze", num_classes=40).adapter_parameters)
-        for name, paths in orders.recommended_sets(outline).items()
+        for name, paths in targets.recommended_sets(outline).items()
     }
     assert found == PUBLISHED[variant]
 
 
 def test_sets_hold_what_can_be_adapted_in_tree_order_and_never_the_head(outline):
     order = [node.path for node in outline.nodes if node.adaptable and not outline.in_head(node.path)]
-    sets = orders.recommended_sets(outline)
+    sets = targets.recommended_sets(outline)
     for name, paths in sets.items():
         assert paths, name
         assert [path for path in order if path in set(paths)] == list(paths), name
 
 
 def test_what_is_joined_is_more_than_its_first_half(outline):
-    sets = orders.recommended_sets(outline)
+    sets = targets.recommended_sets(outline)
     for joined in sets.keys() & {"attention+mlp", "se+pointwise"}:
         assert set(sets.get(joined.split("+")[0], ())) < set(sets[joined])
 
 
 def test_a_run_without_targets_gets_attention_and_mlp_or_else_se_and_pointwise(outline):
     has_attention = any(node.role.startswith("attention.") for node in outline.nodes)
-    name = orders.default_set(outline)
+    name = targets.default_set(outline)
     assert name == ("attention+mlp" if has_attention else "se+pointwise")
     lora = orders.prepare({"model": {"variant": outline.variant}}).config.lora
-    assert tuple(target.path for target in lora.targets) == orders.recommended_sets(outline)[name]
+    assert tuple(target.path for target in lora.targets) == targets.recommended_sets(outline)[name]
     assert lora.target_set == name
 
 
@@ -80,17 +80,17 @@ def without(outline, *roles):
 
 def test_sets_without_members_are_not_offered():
     ast, mn = targets.load_outline("ast-base"), targets.load_outline("mn10_as")
-    assert list(orders.recommended_sets(without(ast, "mlp"))) == ["attention", "all-linear"]
-    assert orders.default_set(without(ast, "mlp")) == "attention"
-    assert list(orders.recommended_sets(without(ast, "attention"))) == ["all-linear"]
-    assert orders.default_set(without(ast, "attention")) == "all-linear"
-    assert list(orders.recommended_sets(without(mn, "pointwise"))) == ["se", "all-linear"]
-    assert orders.default_set(without(mn, "pointwise")) == "se"
-    assert list(orders.recommended_sets(without(mn, "se"))) == ["se+pointwise", "all-linear"]
+    assert list(targets.recommended_sets(without(ast, "mlp"))) == ["attention", "all-linear"]
+    assert targets.default_set(without(ast, "mlp")) == "attention"
+    assert list(targets.recommended_sets(without(ast, "attention"))) == ["all-linear"]
+    assert targets.default_set(without(ast, "attention")) == "all-linear"
+    assert list(targets.recommended_sets(without(mn, "pointwise"))) == ["se", "all-linear"]
+    assert targets.default_set(without(mn, "pointwise")) == "se"
+    assert list(targets.recommended_sets(without(mn, "se"))) == ["se+pointwise", "all-linear"]
 
 
 def test_the_name_of_a_set_is_a_target_where_the_family_has_it():
     mn = targets.load_outline("mn10_as")
-    assert orders.resolve(mn, ["se"]).paths == orders.recommended_sets(mn)["se"]
+    assert targets.resolve_sets(mn, ["se"]).paths == targets.recommended_sets(mn)["se"]
     with pytest.raises(UserError, match=r"'attention' is no module of mn10_as"):
-        orders.resolve(mn, ["attention"])
+        targets.resolve_sets(mn, ["attention"])

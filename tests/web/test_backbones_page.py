@@ -8,7 +8,6 @@ from streamlit.testing.v1 import AppTest
 
 from sousa_engine import backbones, targets
 from sousa_engine.core.errors import WorkspaceError
-from sousa_engine.runs import orders
 from sousa_engine.store import Store
 from sousa_engine.web.components.module_tree import Choice, outline_name
 from sousa_engine.workspace import PROJECT_ROOT
@@ -67,7 +66,7 @@ def test_the_card_says_plainly_which_weights_there_are(page, workspace):
 
 
 def test_the_page_opens_with_the_recommended_set_ticked(page, outline):
-    assert sent(page)["seed"] == list(orders.recommended_sets(outline)["attention+mlp"])
+    assert sent(page)["seed"] == list(targets.recommended_sets(outline)["attention+mlp"])
     assert counted(page).startswith("72 modules with LoRA, 1,359,400 trainable of 86,219,560")
 
 
@@ -171,14 +170,14 @@ def test_ticks_are_handed_over_to_launch_with_head_rank_and_name(page, outline):
     page.number_input(key="bench.r").set_value(16).run()
     button(page, "Attention").click().run()
     q = f"{LAYERS}.3.attention.q_proj"
-    tick(page, outline, orders.recommended_sets(outline)["attention"], {q: 32})
+    tick(page, outline, targets.recommended_sets(outline)["attention"], {q: 32})
     button(page, "Launch with these targets").click().run()
     assert not page.exception
     assert page.title[0].value == "Launch"
     ticks = page.session_state["ticks"]
     assert ticks == {
         "variant": "ast-base",
-        "paths": list(orders.recommended_sets(outline)["attention"]),
+        "paths": list(targets.recommended_sets(outline)["attention"]),
         "ranks": {q: 32},
         "head": "train",
         "r": 16,
@@ -338,7 +337,7 @@ def test_yaml_to_copy_says_which_modules_have_a_rank_of_their_own(page, outline)
 def test_every_recommended_set_has_a_button_that_ticks_it(page, outline):
     for label, name in (("Attention", "attention"), ("Attention + MLP", "attention+mlp")):
         button(page, label).click().run()
-        assert sent(page)["seed"] == list(orders.recommended_sets(outline)[name])
+        assert sent(page)["seed"] == list(targets.recommended_sets(outline)[name])
     assert len([b for b in page.button if (b.key or "").startswith("ready ")]) == 3
 
 
@@ -395,7 +394,7 @@ def test_a_method_counts_its_own_parameters_and_greys_what_it_cannot_adapt(page)
     assert any("PiSSA adapts Linear only" in reason for reason in sent(page)["blocked"])
     page.selectbox(key="bench.method").set_value("ia3").run()
     outline = targets.load_outline("mn10_as")
-    paths = orders.recommended_sets(outline)["se+pointwise"]
+    paths = targets.recommended_sets(outline)["se+pointwise"]
     counts = targets.count(outline, paths, r=8, head="train", num_classes=40, method="ia3")
     assert counted(page).startswith(f"46 modules with IA3, {counts.trainable:,} trainable")
     assert page.number_input(key="bench.r").disabled and sent(page)["method"]["name"] == "ia3"

@@ -138,7 +138,7 @@ def test_settings_of_a_run_fill_the_form(page):
 
 
 def test_a_saved_target_set_can_be_chosen(page, workspace):
-    path = orders.recommended_sets(targets.load_outline("ast-mini"))["attention"][0]
+    path = targets.recommended_sets(targets.load_outline("ast-mini"))["attention"][0]
     with Store.open(workspace) as store:
         store.save_target_set("my one", "ast-mini", [path], "train")
     page.run()
