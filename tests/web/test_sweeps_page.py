@@ -154,7 +154,7 @@ def test_a_sampler_that_draws_takes_a_range_and_a_number_of_trials(visit, store)
     app = checked(app.button(key="sweep.start").click().run())
     (made,) = store.sweeps()
     assert sweep_spec.build(made.spec).trials == 7 and store.sweep_runs(made.id) == ()
-    assert "No setting was drawn yet" in words(app)
+    assert "No setting has been sampled yet" in words(app)
 
 
 def test_settings_that_could_only_fail_are_grouped_by_cause_and_can_be_left_out(visit, store):
@@ -325,14 +325,14 @@ def test_tiles_show_each_seed_its_numbers_and_why_one_was_given_up(visit, store)
     assert [tile["best"] for tile in found] == [True, False, False, False]
     first = found[0]
     assert (first["label"], first["test"], first["n"]) == ("ast-mini · core", "50.0 %", "2 seeds × 200 clips")
-    assert first["valid"] == "43.8 %" and len(first["lines"]) == 2
-    assert first["lines"][0] == [167, 200, 333, 300, 500, 350], "three of six epochs"
+    assert first["valid"] == "43.8 %" and len(first["sparklines"]) == 2
+    assert first["sparklines"][0] == [167, 200, 333, 300, 500, 350], "three of six epochs"
     assert (
         found[1]["note"] == "Pruned after epoch 1 (step 10): too weak." and found[2]["note"] == "The loss became nan."
     )
     assert [status for _, _, status in found[1]["runs"]] == ["finished", "pruned"]
     bar = app.get("progress")[0].proto.text
-    for said in ("5 of 8 runs are over", "1 running", "2 queued", "3 finished", "1 pruned", "1 failed", "left"):
+    for said in ("5 of 8 runs done", "1 running", "2 queued", "3 finished", "1 pruned", "1 failed", "left"):
         assert said in bar
     app.segmented_control(key="sweep.order").set_value("best first")
     assert [tile["trial"] for tile in tiles(checked(app.run()))] == [0, 1, 2, 3]
@@ -355,7 +355,7 @@ def test_all_tiles_ticked_beyond_what_compare_picks_name_the_whole_sweep(visit, 
     app.session_state[f"tiles-{made.id}"] = {"ticked": [0, 1, 2]}
     app = checked(app.run())
     compare = app.button(key="sweep.compare")
-    assert compare.disabled and compare.help == "3 are ticked; Compare takes up to 2 runs, or the whole sweep."
+    assert compare.disabled and compare.help == "You ticked 3; Compare takes up to 2 runs, or the whole sweep."
     links = {link.proto.label: link.proto for link in app.get("page_link")}
     assert f"sweep={made.id}" in links[":primary[Compare the whole sweep]"].query_string
 
@@ -423,12 +423,12 @@ def test_runs_that_failed_for_one_reason_are_trained_again_as_they_were_or_with_
     app = visit(id=made.id)
     assert "3 runs failed" in words(app) and "3 runs, same cause" in words(app) and reason in words(app)
     (field,) = [t for t in app.text_input if t.label == "Other targets"]
-    assert field.value == "q_proj,k_proj" and "8 modules of ast-mini" in words(app)
+    assert field.value == "q_proj,k_proj" and "8 modules in ast-mini" in words(app)
     app = checked(field.set_value("qqq").run())
-    (mend,) = [b for b in app.button if b.label == "Re-run these 3 with them"]
-    assert mend.disabled and "Nearest" in words(app)
+    (again,) = [b for b in app.button if b.label == "Re-run these 3 with these targets"]
+    assert again.disabled and "Nearest" in words(app)
     app = checked(next(t for t in app.text_input if t.label == "Other targets").set_value("v_proj").run())
-    app = checked(next(b for b in app.button if b.label == "Re-run these 3 with them").click().run())
+    app = checked(next(b for b in app.button if b.label == "Re-run these 3 with these targets").click().run())
     runs = store.sweep_runs(made.id)
     assert [run.status.value for run in runs].count("queued") == 4 and "runs failed" not in words(app)
     assert {run.config.lora.targets[0].path.rpartition(".")[2] for run in runs if run.title.endswith("v_proj")} == {
@@ -456,7 +456,7 @@ def test_the_list_tells_status_runs_and_the_best_setting_so_far(visit, store):
     train_next(store, reach=0.4)
     train_next(store, reach=0.6)
     said = words(visit(state=FORM))
-    assert "2 of 4 runs are over" in said and "running" in said
+    assert "2 of 4 runs done" in said and "running" in said
     assert "best: ast-mini · core, test 50.0 %, mean of 2 seeds" in said
     links = [link.proto.label for link in visit(state=FORM).get("page_link")]
     assert f":primary[{made.name}]" in links
@@ -481,7 +481,7 @@ def test_a_long_curve_is_thinned_to_its_newest_point_and_keeps_its_gaps(store):
     values = tuple(None if step == 600 - 30 else step / 1000 for step in steps)
     curve = Curve(metric="valid/accuracy", width=1, steps=steps, mean=values, low=values, high=values)
     data = tiles_data(rows, {runs[0].id: curve})
-    (line,) = data["tiles"][0]["lines"]
+    (line,) = data["tiles"][0]["sparklines"]
     assert len(line) <= 2 * MOST_POINTS and line[-2:] == [600, 600] and None in line[1::2]
     assert data["top"] == 600 and line[::2] == sorted(line[::2])
     json.dumps(data)
