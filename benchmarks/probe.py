@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 RESULTS = Path(__file__).with_name("results") / "probe.json"
 CONTROLS = RESULTS.parent
-STRENGTHS = [10.0**power for power in range(-4, 3)]  # C of scikit-learn: the inverse of the regularisation
+STRENGTHS = [10.0**power for power in range(-4, 5)]  # C of scikit-learn: the inverse of the regularisation
 BATCH = 32  # clips
 
 
@@ -81,7 +81,7 @@ def fit(model: str, manifest: Manifest, seen: np.ndarray) -> dict:
     rows = {name: np.array([clip.split == name for clip in manifest.clips]) for name in ("train", "valid", "test")}
     tried = {}
     for strength in STRENGTHS:
-        probe = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=5_000))
+        probe = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=20_000))
         probe.fit(seen[rows["train"]], labels[rows["train"]])
         tried[strength] = (probe.score(seen[rows["valid"]], labels[rows["valid"]]), probe)
     chosen = max(tried, key=lambda strength: (tried[strength][0], -strength))
@@ -92,7 +92,7 @@ def fit(model: str, manifest: Manifest, seen: np.ndarray) -> dict:
         "model": model,
         "width": seen.shape[1],
         "C": chosen,
-        "converged": bool(max(probe[-1].n_iter_) < 5_000),
+        "converged": bool(max(probe[-1].n_iter_) < 20_000),
         "valid": {f"{strength:g}": accuracy for strength, (accuracy, _) in tried.items()},
         "test": found.value,
         "low": found.low,
