@@ -1,7 +1,7 @@
-"""The studio as an ASGI app: `streamlit run app.py`. The pages are in pages/, their router in sousa_engine/web/main.py.
+"""The studio as an ASGI app: `streamlit run app.py`. The pages are in pages/, their router is sousa_engine/web/main.py.
 
-Why streamlit.App: a `pages/` folder beside the script that Streamlit runs would switch on its old file router
-for whoever opens a deep link first; with the router elsewhere, every address works as the first one.
+Why st.App: with a `pages/` folder next to the main script, Streamlit would handle a deep link that is opened first
+with its old file router. With the main script in another folder, any address works as the first one.
 """
 
 import asyncio
@@ -14,22 +14,22 @@ import streamlit as st
 from starlette.middleware import Middleware
 
 from sousa_engine.core.errors import SousaError
-from sousa_engine.runs import supervisor
+from sousa_engine.runs import ensure
 from sousa_engine.web import guard, late_timers, tell, terminal
 from sousa_engine.web.routes import routes
 from sousa_engine.workspace import default_workspace
 
-WATCH_S = 0.4  # between two looks for a supervisor
+WATCH_S = 0.4  # between two checks for a supervisor
 
 
 @asynccontextmanager
 async def lifespan(app):
-    """Start the supervisor, unless one runs, before the first visitor, and another should it be killed while runs
-    live or wait. It goes on when the studio stops.
+    """Start the supervisor before the first visitor unless one is running, and restart it if it is killed while runs
+    are active or queued. It continues when the studio stops.
     """
     try:
-        supervisor.ensure(default_workspace())
-    except SousaError as error:  # the pages say it too: a workspace that cannot be written can still be read
+        ensure.ensure(default_workspace())
+    except SousaError as error:  # the pages report it too; a read-only workspace can still be viewed
         print(f"sousa-engine: {error}", file=sys.stderr)
     watch = asyncio.create_task(keep_supervised())
     yield
@@ -39,8 +39,8 @@ async def lifespan(app):
 async def keep_supervised():
     while True:
         await asyncio.sleep(WATCH_S)
-        with suppress(SousaError, OSError):  # the pages say it; it may pass
-            await asyncio.to_thread(supervisor.revive, default_workspace())
+        with suppress(SousaError, OSError):  # the pages report it; it may be temporary
+            await asyncio.to_thread(ensure.revive, default_workspace())
 
 
 try:
@@ -55,7 +55,7 @@ app = st.App(
     Path(__file__).resolve().parent / "sousa_engine" / "web" / "main.py",
     lifespan=lifespan,
     routes=routes(),
-    on_script_error=tell,  # in callbacks and fragments too, which do not pass through the router
-    # Streamlit checks Host and Origin on its websocket alone; pages and JSON routes need the same guard.
+    on_script_error=tell,  # also for callbacks and fragments, which bypass the router
+    # Streamlit checks Host and Origin only for its websocket; pages and JSON routes need the same guard.
     middleware=[Middleware(guard.Guard, **guarded)],
 )

@@ -1,1 +1,1 @@
-"""Measurements behind README, and the scripts that made its pictures and the embedded weights."""
+"""The measurements in RESULTS.md, and the scripts that made the pictures of README and the embedded weights."""

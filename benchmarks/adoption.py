@@ -20,9 +20,9 @@ from pathlib import Path
 
 from benchmarks.browser import studio
 from sousa_engine.core.records import RunStatus
-from sousa_engine.runs import orders
+from sousa_engine.runs import orders, prepare
 from sousa_engine.store import Store
-from sousa_engine.workspace import Workspace, run_files
+from sousa_engine.workspace import Workspace, locks, run_files
 
 RESULTS = Path(__file__).with_name("results") / "adoption.json"
 LOOK_S = 0.01
@@ -36,7 +36,7 @@ def main() -> None:
         workspace = Workspace(root=Path(temporary))
         draft = {"data": {"dataset": "micro"}, "training": {"max_epochs": 500}}
         with studio(workspace), Store.open(workspace) as store:
-            run = orders.start(workspace, orders.prepare(draft).config, created_by="cli")
+            run = orders.start(workspace, prepare.prepare(draft).config, created_by="cli")
             wait(lambda: store.run(run.id).progress, "the first step")
             trainer = run_files.read_json(workspace.run_dir(run.id) / run_files.KEEPER)["trainer_pid"]
             seconds = [adopted(workspace, store, run.id, before) for before in range(options.tries)]
@@ -51,7 +51,7 @@ def main() -> None:
 
 def adopted(workspace: Workspace, store: Store, run_id: str, before: int) -> float:
     """Kill the supervisor that lives now, once it has had the run for a while; before: adoptions so far."""
-    wait(lambda: run_files.is_held(workspace.supervisor_lock), "a supervisor")
+    wait(lambda: locks.is_held(workspace.supervisor_lock), "a supervisor")
     time.sleep(1.5)
     pid = int(workspace.supervisor_lock.read_text())
     began = time.monotonic()

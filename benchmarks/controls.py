@@ -1,8 +1,8 @@
-"""Does the embedded pre-training help? Trains the rows of README's tables through the product itself, three seeds each.
+"""Does the embedded pre-training help? Trains the rows of a table in RESULTS.md through the product, three seeds each.
 
     python -m benchmarks.controls [--models beats-mini ...] [--rows lora random ...] [--seeds 0 1 2] [--workspace DIR]
 
-Queues what is missing, waits, writes benchmarks/results/controls-<model>.json and prints README's table. Runs
+Queues what is missing, waits, writes benchmarks/results/controls-<model>.json and prints the table of RESULTS.md. Runs
 live in a workspace of their own, so it can be stopped and started again: what is finished is not trained twice.
 """
 
@@ -20,7 +20,7 @@ from sousa_engine import backbones, targets
 from sousa_engine.analysis.significance import wilson_of_mean
 from sousa_engine.core import grammar
 from sousa_engine.core.records import Run, RunStatus
-from sousa_engine.runs import orders
+from sousa_engine.runs import orders, prepare
 from sousa_engine.store import Store
 from sousa_engine.workspace import Workspace
 
@@ -34,7 +34,7 @@ ROWS = {
     "random": ("LoRA r=8 on {all}, random weights (control)", ["lora.targets={all}", "model.weights=random"]),
 }
 TITLES = {
-    "probe": "linear probe (the head alone)",
+    "probe": "the head alone, 10 epochs",
     "few": "LoRA r=8 on attention, or SE",
     "lora": "LoRA r=8 on attention + MLP, or SE + pointwise",
     "full": "full fine-tuning",
@@ -51,7 +51,7 @@ def main() -> None:
     options = parser.parse_args()
     workspace = Workspace(root=options.workspace.resolve())
     wanted = {
-        (model, row, seed): orders.prepare(grammar.parse(words(model, row, seed))).config
+        (model, row, seed): prepare.prepare(grammar.parse(words(model, row, seed))).config
         for model in options.models
         for row in options.rows
         for seed in options.seeds
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def summary(models: list[str]) -> str:
-    """README's table, from the results on disk: a column a backbone, in a cell mean of seeds, interval, trainable."""
+    """The table of RESULTS.md, from the results on disk: a column per backbone; mean of seeds, interval, trainable."""
     tables = {model: json.loads((RESULTS / f"controls-{model}.json").read_text()) for model in models}
     lines = [f"| what trains | {' | '.join(f'`{model}`' for model in models)} |", "|---|" + "---|" * len(models)]
     for row, title in TITLES.items():

@@ -17,7 +17,7 @@ from playwright.sync_api import Page
 from benchmarks import story
 from benchmarks.browser import IDLE, chromium, studio
 from sousa_engine.core import config, grammar
-from sousa_engine.runs import orders
+from sousa_engine.runs import orders, prepare
 from sousa_engine.store import Store
 from sousa_engine.workspace import Workspace
 
@@ -58,7 +58,7 @@ def main() -> None:
         ids = {"sweep": swept.id, "best": best.id}
     live = orders.start(
         workspace,
-        orders.prepare(grammar.parse(["data=tiny", "training.max_epochs=60", "seed=1"])).config,
+        prepare.prepare(grammar.parse(["data=tiny", "training.max_epochs=60", "seed=1"])).config,
         created_by="cli",
     )
     with Store.open(workspace) as store:

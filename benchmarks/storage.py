@@ -37,6 +37,13 @@ from sousa_engine.workspace import Workspace
 from sousa_engine.workspace.spool import SpoolPoint
 
 RESULTS = Path(__file__).with_name("results") / "storage.json"
+TITLES = {
+    "empty, opened": "an empty Streamlit page, opened in a fresh tab (control)",
+    "table, opened": "the table of runs, opened in a fresh tab",
+    "table, clicked": "the table of runs, after a click in an open studio",
+    "curve": "a curve of 100,000 steps, after it was requested",
+    "curve, clicked": "the whole page of that run, after a click",
+}
 TABLE_TARGET_MS, CURVE_TARGET_MS = 1000, 300
 LONG_STEPS, IN_ONE_TRANSACTION = 100_000, 200
 # Looks once a frame, through shadow roots; `painted` is the time of the frame after the one that has it.
@@ -64,6 +71,13 @@ WATCH = """
   window.watchFor("curve", ".uplot canvas")
 })()
 """
+
+
+def summary() -> str:
+    """The table of RESULTS.md, from the results on disk."""
+    measured = json.loads(RESULTS.read_text())["measured"]
+    rows = [f"| {title} | {measured[name]['median_ms'] / 1000:.2f} s |" for name, title in TITLES.items()]
+    return "\n".join(["| what is painted | after |", "|---|---:|", *rows])
 
 
 def main() -> None:

@@ -1,9 +1,9 @@
-"""README's sweep: four backbones x two target sets x three seeds on `tiny`, 10 epochs, through the product itself.
+"""The sweep in RESULTS.md: four backbones x two target sets x three seeds on `tiny`, 10 epochs, as users run it.
 
     python -m benchmarks.story [--workspace DIR]
 
 Starts the sweep (or goes on with the one that is there), waits until it is over, computes the data set's baselines,
-writes benchmarks/results/story.json and prints README's table, verdict and baselines. It can be stopped and started
+writes benchmarks/results/story.json and prints what RESULTS.md shows of it. It can be stopped and started
 again: what is finished is not trained twice.
 """
 
@@ -23,7 +23,7 @@ from sousa_engine.core import sweep_spec
 from sousa_engine.core.config import DataConfig
 from sousa_engine.core.records import RunStatus, Sweep
 from sousa_engine.data import manifest as manifests
-from sousa_engine.runs import supervisor, sweep_orders
+from sousa_engine.runs import ensure, sweep_orders
 from sousa_engine.store import Store
 from sousa_engine.workspace import Workspace
 
@@ -61,7 +61,7 @@ def train(store: Store) -> Sweep:
 def follow(store: Store, made: Sweep) -> None:
     with tqdm(total=sweep_spec.build(made.spec).run_count, desc="runs", unit="run") as bar:
         while True:
-            supervisor.ensure(store.workspace)
+            ensure.ensure(store.workspace)
             runs = store.sweep_runs(made.id)
             bar.n = sum(run.status.is_over for run in runs)
             bar.refresh()
@@ -71,7 +71,7 @@ def follow(store: Store, made: Sweep) -> None:
 
 
 def record(store: Store, made: Sweep) -> dict:
-    """What `analyze` says of the sweep, as far as README shows it."""
+    """What `analyze` says of the sweep, as far as RESULTS.md shows it."""
     found = report.read(store, sweep=made)
     unfinished = [run for run in found.runs if run.status is not RunStatus.FINISHED]
     if unfinished:
@@ -113,7 +113,7 @@ def record(store: Store, made: Sweep) -> dict:
 
 
 def summary() -> str:
-    """README's table and verdict, from the results on disk; beside each family its control on random weights."""
+    """Table and verdict of RESULTS.md, from the results on disk; beside each family its control on random weights."""
     story = json.loads(RESULTS.read_text())
     lines = ["| setting | targets | trainable | test accuracy, three seeds | random weights |", "|---|---|---|---|---|"]
     for row in story["settings"]:
@@ -127,7 +127,7 @@ def summary() -> str:
 
 
 def baseline_line() -> str:
-    """README's baselines, from the results on disk."""
+    """The baselines in RESULTS.md, from the results on disk."""
     found = json.loads(RESULTS.read_text())["baselines"]
     return ", ".join(
         f"{one['name']} {100 * one['value']:.1f} % ({100 * one['low']:.1f} to {100 * one['high']:.1f})" for one in found

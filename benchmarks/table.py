@@ -21,7 +21,7 @@ from pathlib import Path
 from sousa_engine import targets
 from sousa_engine.analysis.export import runs_csv
 from sousa_engine.core.records import RunFilter, RunStatus
-from sousa_engine.runs import orders
+from sousa_engine.runs import prepare
 from sousa_engine.store import Store
 from sousa_engine.workspace import PROJECT_ROOT, Workspace
 
@@ -154,7 +154,7 @@ def _configs() -> Iterator[str]:
                 "model": {"variant": variant, "weights": "random"},
                 "lora": {"targets": targets.expand_sets(outline, [target_set]), "target_set": target_set},
             }
-            yield orders.prepare(draft).config.model_dump_json()
+            yield prepare.prepare(draft).config.model_dump_json()
 
 
 if __name__ == "__main__":

@@ -135,6 +135,13 @@ RULES: dict[str, Callable[[np.ndarray, Verdict], Claims]] = {
     "two_seeds_allowed": two_seeds_allowed,
     "engine": engine,
 }
+TITLES = {
+    "highest_mean": "the highest mean",
+    "mcnemar_one_seed": "McNemar's test on one seed",
+    "clips_paired": "paired t-test over clips, seeds averaged",
+    "plain_two_level": "plain two-level bootstrap (seeds and clips)",
+    "engine": "the engine's verdict",
+}
 
 
 def _claims(means: np.ndarray, p: Callable[[int, int], float]) -> Claims:
@@ -183,6 +190,15 @@ def main() -> None:
     print(f"{time.process_time() - began:.0f} s of CPU")
     for name, rows in tables.items():
         show(name, rows)
+
+
+def summary() -> str:
+    """The table of RESULTS.md, from the results on disk: the worst rate of false winners of each rule, by seeds."""
+    worst = json.loads(RESULTS.read_text())["worst_false_winner_rate"]
+    lines = [f"| rule | {' | '.join(f'{seeds} seeds' for seeds in worst)} |", "|---|" + "---:|" * len(worst)]
+    for rule, title in TITLES.items():
+        lines.append(f"| {title} | {' | '.join(f'{100 * worst[seeds][rule]:.1f} %' for seeds in worst)} |")
+    return "\n".join(lines)
 
 
 def rates(world: World, repeats: int, draws: int, *, mixed: bool = False) -> dict:

@@ -343,7 +343,9 @@ def pasted_list(outline: Outline) -> None:
     if re.search(r"^\s*rank_pattern:", text, re.MULTILINE):
         st.caption("The ranks in this list are ignored: ticked modules start with the general rank.")
     if resolution.unmatched:
-        st.error(f"{len(resolution.unmatched)} of {len(entries)} entries match nothing, so the list cannot be ticked.")
+        st.error(
+            f"No match for {len(resolution.unmatched)} of {len(entries)} entries, so the list cannot be ticked yet."
+        )
     with st.container(horizontal=True):
         st.button(
             tick_label(0 if resolution.unmatched else len(resolution.paths)),

@@ -1,4 +1,4 @@
-"""Compare: runs side by side, by their ids or as a whole sweep: /compare?run=A&run=B, /compare?sweep=ID."""
+"""Compare: runs side by side, chosen by id (/compare?run=A&run=B) or as a whole sweep (/compare?sweep=ID)."""
 
 from __future__ import annotations
 
@@ -35,22 +35,22 @@ def main() -> None:
         rows, shown = ordered(runs, summaries, of_sweep=sweep is not None)
         drawn = competing(runs, rows, shown, of_sweep=sweep is not None)
         predictions = {run.id: store.predictions(run.id, "test") for run in drawn}
-    beside = reference(rows, predictions)
+    known = reference(rows, predictions)
     compared = Compared(
         rows=rows, shown=shown, summaries=summaries, predictions=predictions, of_sweep=sweep is not None,
-        baselines=beside.found if beside else None,
+        baselines=known.found if known else None,
     )  # fmt: skip
     if sweep:
         headline(sweep, runs, rows)
     if len(shown) < len(rows):
         count = len(rows) - len(shown)
-        others = "other is" if count == 1 else "others are"
+        others = "other setting appears" if count == 1 else "other settings appear"
         st.caption(
-            f"The verdict, curves, matrices and dots of scores are of the {len(shown)} settings with the best mean "
-            f"valid accuracy. {count} {others} in the tables, axes and cost alone."
+            f"The verdict, curves, matrices and score charts cover the {len(shown)} settings with the best mean valid "
+            f"accuracy. {count} {others} only in the tables, axes and cost."
         )
     conclusion(drawn, rows, results(drawn, summaries), predictions)
-    remark(beside)
+    remark(known)
     if sweep:
         report_downloads(sweep.name, sweep_id=sweep.id)
     else:
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def sections(compared: Compared) -> None:
-    """Behind tabs, each drawn when it is opened; a fragment, so that a choice there does not draw the verdict again."""
+    """Tabs, drawn when they are opened. They form a fragment, so that a choice in them does not redraw the verdict."""
     drawers = {"Curves": curves, "What differs": differences}
     if compared.has_axes:
         drawers["What matters"] = axes
@@ -72,24 +72,27 @@ def sections(compared: Compared) -> None:
                 draw(compared)
 
 
-# What is compared: the address is the truth, so that every comparison can be shared and reloaded
+# What to compare: the URL holds it, so that every comparison can be shared and reloaded
 
 
 def choose(store: Store) -> tuple[Sweep | None, Sequence[Run]]:
-    """(the sweep, if one is compared; its runs, of each trial and seed the latest, or the runs that were picked)."""
+    """(the compared sweep, if any; the latest run of each of its trials and seeds, or the selected runs)."""
     follow_address(store)
     sweeps = {sweep.id: sweep for sweep in store.sweeps()}
     picked = None
     if sweeps:
         picked = st.selectbox(
             "Sweep", list(sweeps), format_func=lambda i: sweep_label(sweeps[i]), key=SWEEP, index=None,
-            placeholder="All runs of a sweep, or choose runs below",
+            placeholder="Choose a sweep, or choose runs below",
         )  # fmt: skip
     if picked:
         write_address(sweep=picked)
         runs = latest(store.sweep_runs(picked))
         if len(runs) < 2:
-            st.info(f"This sweep has {len(runs) or 'no'} run yet; comparing takes two.", icon=":material/info:")
+            st.info(
+                f"You need two runs to compare; this sweep has {'only one so far' if runs else 'none yet'}.",
+                icon=":material/info:",
+            )
         return sweeps[picked], runs
     every = store.runs()
     if len(every) < 2:
@@ -99,7 +102,7 @@ def choose(store: Store) -> tuple[Sweep | None, Sequence[Run]]:
 
 
 def follow_address(store: Store) -> None:
-    """The address wins when it changes: it becomes what is chosen below."""
+    """Select what the URL names whenever the URL changes."""
     asked = {"sweep": st.query_params.get("sweep", ""), "run": list(dict.fromkeys(st.query_params.get_all("run")))}
     if st.session_state.get(ADDRESS) == asked:
         return
@@ -109,9 +112,9 @@ def follow_address(store: Store) -> None:
     st.session_state[CHOICE] = found[: parts.MOST_COMPARED]
     if asked["sweep"] and not sweep:
         st.warning(parts.plain(f"No sweep has the id {asked['sweep']}."), icon=":material/help:")
-    strangers = [run_id for run_id in asked["run"] if run_id not in found]
-    if strangers:
-        st.warning(parts.plain(f"No run has the id {', '.join(strangers)}."), icon=":material/help:")
+    unknown = [run_id for run_id in asked["run"] if run_id not in found]
+    if unknown:
+        st.warning(parts.plain(f"No run has the id {', '.join(unknown)}."), icon=":material/help:")
 
 
 def write_address(sweep: str = "", runs: Sequence[str] = ()) -> None:
@@ -125,17 +128,20 @@ def pick_runs(every: Sequence[Run]) -> list[Run]:
     picked = st.multiselect(
         "Runs", list(known), format_func=lambda run_id: parts.run_label(known[run_id]), key=CHOICE,
         max_selections=parts.MOST_COMPARED,
-        placeholder=f"2 to {parts.MOST_COMPARED} runs; {MOST_SHOWN} settings stay readable",
+        placeholder=f"Up to {parts.MOST_COMPARED} runs; charts stay readable up to {MOST_SHOWN} settings",
     )  # fmt: skip
     write_address(runs=picked)
     if len(picked) < 2:
-        st.info("Choose two runs or more, here or by ticking them on the page Runs.", icon=":material/info:")
+        st.info("Choose two or more runs, here or by ticking them on the Runs page.", icon=":material/info:")
     return [known[run_id] for run_id in picked]
 
 
 def invite(count: int) -> None:
-    st.info("Comparing takes two runs; " + ("there is one." if count else "there is none."), icon=":material/info:")
-    st.page_link(parts.page_path("launch"), label="Launch a training", icon=":material/rocket_launch:")
+    st.info(
+        f"You need two runs to compare; there {'is only one so far' if count else 'are none yet'}.",
+        icon=":material/info:",
+    )
+    st.page_link(parts.page_path("launch"), label="Launch a run", icon=":material/rocket_launch:")
 
 
 def sweep_label(sweep: Sweep) -> str:
@@ -143,10 +149,12 @@ def sweep_label(sweep: Sweep) -> str:
 
 
 def headline(sweep: Sweep, runs: Sequence[Run], rows: Sequence[TrialRow]) -> None:
-    """What the sweep has come to: settings, runs by status."""
+    """The numbers of settings, and of runs by status, in this sweep."""
     statuses = sum((row.statuses for row in rows), Counter())
     counted = ", ".join(f"{count} {status}" for status, count in statuses.most_common())
-    st.caption(parts.plain(f"{sweep.name}: {len(rows)} settings, {len(runs)} runs ({counted})."))
+    st.caption(
+        parts.plain(f"{sweep.name}: {len(rows)} setting{'' if len(rows) == 1 else 's'}, {len(runs)} runs ({counted}).")
+    )
 
 
 def conclusion(
@@ -169,11 +177,13 @@ def conclusion(
             if difference:
                 st.markdown(parts.plain(paired_sentence(first, second, difference)))
         if said.pairs:
-            with st.expander(f"How it was found: {len(said.pairs)} {'pair' if len(said.pairs) == 1 else 'pairs'}"):
+            with st.expander(
+                f"How this was determined: {len(said.pairs)} {'pair' if len(said.pairs) == 1 else 'pairs'}"
+            ):
                 evidence(said)
 
 
-@st.cache_data(max_entries=32, show_spinner="Comparing clip by clip ...")
+@st.cache_data(max_entries=32, show_spinner="Comparing clip by clip …")
 def concluded(
     found: tuple[Result, ...],
     counts: list[int],
@@ -181,12 +191,12 @@ def concluded(
     excluded: dict[str, str],
     _predictions: dict[str, tuple[Prediction, ...]],
 ) -> Conclusion:
-    """conclude(), kept over reruns of the page. A run's predictions come all at once and never change."""
+    """conclude(), cached across reruns of the page. A run's predictions arrive all at once and never change."""
     return conclude(found, _predictions, names=names, excluded=excluded)
 
 
 def evidence(said: Conclusion) -> None:
-    """The settings and every pair of them, as the verdict saw them."""
+    """The settings and all pairs of them, as used for the verdict."""
     st.dataframe(
         pd.DataFrame(
             [
@@ -194,7 +204,7 @@ def evidence(said: Conclusion) -> None:
                     "Setting": row.name,
                     "Seeds": row.seeds,
                     "Mean": parts.hundred(row.accuracy.value),
-                    "95 % of clips": span(row.accuracy),
+                    "95 % interval": span(row.accuracy),
                     "Lowest seed": parts.hundred(row.lowest),
                     "Highest seed": parts.hundred(row.highest),
                     "n test": row.accuracy.n,
@@ -206,7 +216,7 @@ def evidence(said: Conclusion) -> None:
         column_config=dict.fromkeys(
             ("Mean", "Lowest seed", "Highest seed"), st.column_config.NumberColumn(format="%.1f %%")
         ),
-        alt="Settings by their mean test accuracy",
+        alt="Settings, ordered by mean test accuracy",
     )
     st.dataframe(
         pd.DataFrame(
@@ -233,11 +243,11 @@ def evidence(said: Conclusion) -> None:
 
 
 def outcomes(compared: Compared, runs: Sequence[Run]) -> None:
-    """What was reached: by setting where there are seeds, or by run."""
+    """The results: per setting if any has several seeds, or per run."""
     st.subheader("Results", anchor=False)
     units = ["Settings", "Runs"] if len(compared.rows) < len(runs) or compared.of_sweep else []
     unit = units and st.segmented_control(
-        "A row for each", units, default=units[0], required=True, key="compare_unit", label_visibility="collapsed"
+        "One row per", units, default=units[0], required=True, key="compare_unit", label_visibility="collapsed"
     )
     if unit == "Settings":
         setting_table(compared)
@@ -255,16 +265,16 @@ def measures(runs: Sequence[Run], found: Sequence[Result]) -> None:
                 "Weights": parts.weights_text(run),
                 "Seed": row.seed,
                 "Test accuracy": parts.hundred(row.test and row.test.value),
-                "95 % of test": span(row.test),
+                "95 % interval (test)": span(row.test),
                 "n test": row.test.n if row.test else None,
                 "Test macro-F1": parts.hundred(row.test_macro_f1),
                 "Best valid": parts.hundred(row.best_valid and row.best_valid.value),
-                "95 % of valid": span(row.best_valid),
+                "95 % interval (valid)": span(row.best_valid),
                 "n valid": row.best_valid.n if row.best_valid else None,
                 "Best step": row.best_step,
                 "Last valid": parts.hundred(row.last_valid and row.last_valid.value),
                 "Trainable": row.trainable,
-                "Whole run s": row.seconds,
+                "Run time (s)": row.seconds,
             }
         )
     whole = ["n test", "n valid", "Best step", "Trainable"]
@@ -282,7 +292,7 @@ def measures(runs: Sequence[Run], found: Sequence[Result]) -> None:
                 "Best valid": share,
                 "Last valid": share,
                 "Trainable": st.column_config.NumberColumn(format="localized"),
-                "Whole run s": st.column_config.NumberColumn(format="%.0f"),
+                "Run time (s)": st.column_config.NumberColumn(format="%.0f"),
             },
             alt="Results of the compared runs",
         )

@@ -1,4 +1,4 @@
-"""Data: what a data set holds, class by class and clip by clip; listen and look."""
+"""Data: browse a data set by class and by clip; listen to clips and look at them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ audio/003.wav,flam,carl,test"""
 
 def main() -> None:
     st.title("Data")
-    st.caption("What a data set holds: classes, splits, players, and every clip to listen to and look at.")
+    st.caption("Browse a data set: classes, splits, players and every clip.")
     dataset = pick_dataset()
     if not dataset:
         bring_your_own()
@@ -73,7 +73,7 @@ def main() -> None:
             st.subheader("The rudiment", anchor=False)
             rudiment_card(known)
     with right:
-        st.subheader("Who is heard where", anchor=False)
+        st.subheader("Players per split", anchor=False)
         split_card(manifest)
     st.subheader("Classes and splits", anchor=False)
     class_table(manifest)
@@ -82,11 +82,11 @@ def main() -> None:
         bring_your_own()
 
 
-# Which data set: the address is the truth, so that every view can be shared and reloaded
+# Which data set: the URL holds it, so that every view can be shared and reloaded
 
 
 def pick_dataset() -> str:
-    """The name or path in the address; "" while a path of one's own is still to be given."""
+    """The name or path in the URL; an empty string until the user enters a path."""
     current = st.query_params.get("dataset", st.session_state.get("data.last", "tiny"))
     embedded = {s.name: s for s in dataset_names()}
     st.session_state["data.choice"] = current if current in embedded else OWN
@@ -98,7 +98,7 @@ def pick_dataset() -> str:
         required=True,
         wrap=True,
         format_func=lambda name: f"{name} · {embedded[name].clips:,}" if name in embedded else name,
-        help="The number is how many clips it has. The embedded sets are synthesised on this machine when needed.",
+        help="The number of clips follows the name. Embedded sets are synthesised on this machine when needed.",
         on_change=lambda: go_to(dataset=None if (c := st.session_state["data.choice"]) == OWN else c),
     )
     if current in embedded:
@@ -108,7 +108,7 @@ def pick_dataset() -> str:
         "Folder or CSV file",
         key="data.path",
         placeholder="/path/to/drums or /path/to/clips.csv",
-        help="A path on the machine that runs the studio. Nothing is copied; headers alone are read until you listen.",
+        help="A path on the machine that runs the studio. Nothing is copied; only file headers are read at first.",
         icon=":material/folder_open:",
         on_change=lambda: go_to(dataset=st.session_state["data.path"].strip()),
     )
@@ -116,7 +116,7 @@ def pick_dataset() -> str:
 
 
 def go_to(**parameters: str | None) -> None:
-    """Change the address: a new data set forgets the clip and the filters; None stands for an empty path."""
+    """Change the URL. A new data set resets the clip and the filters. None means an empty path."""
     for name, value in parameters.items():
         st.query_params[name] = value or ""
     if "dataset" in parameters:
@@ -125,19 +125,19 @@ def go_to(**parameters: str | None) -> None:
             st.session_state.pop(key, None)
 
 
-@st.cache_resource(max_entries=6, ttl=600, show_spinner="Opening the data set ...")
+@st.cache_resource(max_entries=6, ttl=600, show_spinner="Opening the data set …")
 def opened(dataset: str, stamp: tuple[int, int]) -> Manifest:
-    """stamp: of what scans so far found; another one is another data set."""
+    """The opened data set. stamp: identifies the scan results so far; a new stamp opens the data set again."""
     return scan.open_dataset(DataConfig(dataset=dataset), default_workspace())
 
 
 @st.cache_resource(max_entries=6, ttl=600, show_spinner=False)
 def scanned(dataset: str, stamp: tuple[int, int]) -> dict[str, Verdict]:
-    """What scans so far say of the files. stamp: as for `opened`."""
+    """The scan results so far, by file. stamp: as for `opened`."""
     return scan.cached(DataConfig(dataset=dataset), default_workspace())
 
 
-# The data set as a whole
+# The whole data set
 
 
 def headline(manifest: Manifest) -> None:
@@ -148,11 +148,11 @@ def headline(manifest: Manifest) -> None:
     facts = [
         ("Clips", f"{len(manifest.clips):,}", " · ".join(f"{split} {n:,}" for split, n in held.items())),
         ("Classes", f"{len(manifest.classes):,}", f"{each} clips each"),
-        ("Players", f"{players:,}" if players else "–", "each in one split" if players else "none named"),
+        ("Players", f"{players:,}" if players else "–", "each in one split" if players else "not named"),
         ("Clip length", f"{manifest.clip_s:g} s", f"at {manifest.sample_rate_hz / 1000:g} kHz"),
-        ("By guessing", parts.percent(majority_baseline(manifest, "test")), f"test accuracy, n = {held['test']:,}"),
+        ("Majority baseline", parts.percent(majority_baseline(manifest, "test")), f"on test, n = {held['test']:,}"),
     ]
-    # A grid of our own: five in a row on a desk, two in a row on a phone.
+    # A custom grid: five in a row on a desktop, two in a row on a phone.
     cells = "".join(
         f"<div style='border:1px solid color-mix(in srgb,currentColor 16%,transparent);border-radius:.55rem;"
         f"padding:.7rem .9rem'><dt style='font-size:.86rem'>{label}</dt>"
@@ -167,13 +167,13 @@ def headline(manifest: Manifest) -> None:
 
 
 def how_it_was_read(manifest: Manifest) -> None:
-    """What was changed or left out, above everything that is computed from the rest."""
+    """Notes on what was changed or left out, shown above everything that depends on it."""
     if manifest.notes:
         with st.container(border=True, gap="small"):
             st.markdown("\n".join(f"- {parts.plain(note)}" for note in manifest.notes))
     if manifest.layout == "embedded":
         return
-    if st.button("Read again", icon=":material/refresh:", type="tertiary", help="After files or the table changed."):
+    if st.button("Read again", icon=":material/refresh:", type="tertiary", help="After the data changed."):
         opened.clear()
         scan_view.forget()
         st.rerun()
@@ -186,7 +186,7 @@ def class_table(manifest: Manifest) -> None:
     for label, row in held.items():
         facts = {"class": label}
         if all(name in known for name in manifest.classes):
-            facts["family"] = known[label].family
+            facts["group"] = known[label].family
             facts["tempo"] = "{:.0f} to {:.0f}".format(*known[label].tempo_bpm)
         rows.append(facts | row | {"all": sum(row.values())})
     table = pd.DataFrame(rows)
@@ -196,7 +196,7 @@ def class_table(manifest: Manifest) -> None:
         height="auto" if len(table) < 14 else 480,
         column_config={
             "class": st.column_config.TextColumn("Class", width="medium"),
-            "family": st.column_config.TextColumn("Family", width="small"),
+            "group": st.column_config.TextColumn("Rudiment group", width="small"),
             "tempo": st.column_config.TextColumn("Usual BPM", width="small"),
             "all": st.column_config.ProgressColumn(
                 "All", format="%d", min_value=0, max_value=int(table["all"].max()), color="primary", width="small"
@@ -211,8 +211,8 @@ def split_card(manifest: Manifest) -> None:
     with st.container(border=True):
         if not any(players.values()):
             st.markdown(
-                ":orange[:material/person_off:] The data names no players, so takes by one player may be in train and "
-                "in test. If you know who plays, a CSV file with a `player` column keeps them apart."
+                ":orange[:material/person_off:] This data set names no players, so train and test may contain the same "
+                "player. If you know the players, a CSV file with a `player` column keeps them apart."
             )
             return
         for split, names in players.items():
@@ -223,17 +223,17 @@ def split_card(manifest: Manifest) -> None:
         shared = sorted(set(players["train"]) & (set(players["valid"]) | set(players["test"])))
         if shared:
             st.markdown(
-                f":orange[:material/warning:] Heard in train and again later: {parts.plain(', '.join(shared[:8]))}"
+                f":orange[:material/warning:] In train and in another split: {parts.plain(', '.join(shared[:8]))}"
             )
         else:
-            st.markdown(":green[:material/check:] Nobody is in two splits: test measures players never heard before.")
+            st.markdown(":green[:material/check:] No player is in two splits: the test set has only unseen players.")
 
 
 # Clips
 
 
 def filtered(manifest: Manifest) -> list[Clip]:
-    """The clips that pass the filters, which live in the address."""
+    """The clips that match the filters, which are kept in the URL."""
     st.subheader("Clips", anchor=False)
     tiers = [t for t in synth.TIERS if any(clip.columns.get("tier") == t for clip in manifest.clips)]
     players = sorted({clip.group for clip in manifest.clips} - {""})
@@ -278,13 +278,13 @@ def filtered(manifest: Manifest) -> list[Clip]:
 
 
 def pick_clip(manifest: Manifest, shown: list[Clip]) -> Clip:
-    """The table of clips; the chosen one is the one in the address, or the first."""
+    """The table of clips. Returns the clip in the URL, or the first one."""
     chosen = manifest.by_id.get(st.query_params.get("clip", "")) or (shown or manifest.clips)[0]
     if not shown:
-        st.info("No clip passes the filters. Clear one of them.", icon=":material/filter_alt_off:")
+        st.info("No clip matches the filters. Clear one of them.", icon=":material/filter_alt_off:")
         return chosen
     at = next((i for i, clip in enumerate(shown) if clip.clip_id == chosen.clip_id), None)
-    # A selection is a row's position: with other rows, or after a step by button, it must not speak any more.
+    # A selection is a row number, so it is void once the rows change or a step button is pressed.
     state = f"clips.{hash(tuple(clip.clip_id for clip in shown))}.{st.session_state.get('data.step', 0)}"
 
     def select() -> None:
@@ -309,22 +309,22 @@ def pick_clip(manifest: Manifest, shown: list[Clip]) -> Clip:
             "snr_db": st.column_config.NumberColumn("SNR", format="%.0f dB", width=60),
             "length": st.column_config.NumberColumn("Length", format="%.2f s", width=70),
         },
-        alt="Clips; choose a row to listen to it",
+        alt="Clips; select a row to listen to it",
     )
     with st.container(horizontal=True, vertical_alignment="center"):
         step_button("Previous", shown, -1 if at is None else at - 1, ":material/skip_previous:")
         step_button("Next", shown, 0 if at is None else at + 1, ":material/skip_next:")
         place = f"{len(shown):,} clips" if at is None else f"clip {at + 1:,} of {len(shown):,}"
-        st.caption(f"{place}; choose a row to listen.")
+        st.caption(f"{place}; select a row to listen.")
         st.download_button(
             "CSV",
-            data=lambda: clips_csv(shown).encode("utf-8-sig"),  # as for runs: Excel needs the mark
+            data=lambda: clips_csv(shown).encode("utf-8-sig"),  # as for runs: Excel needs the byte-order mark
             file_name="clips.csv",
             mime="text/csv",
             icon=":material/download:",
             type="tertiary",
             on_click="ignore",
-            help="All clips of this list, with file, label, player and split.",
+            help="All clips in this list, with file, label, player and split.",
             key="data.csv",
         )
     return chosen
@@ -350,31 +350,31 @@ def clip_frame(clips: list[Clip]) -> pd.DataFrame:
     return pd.DataFrame(columns | {name: [clip.columns.get(name) for clip in clips] for name in names})
 
 
-# Data of one's own
+# The user's own data
 
 
 def bring_your_own() -> None:
     st.markdown(
-        "Any labelled audio will do: wav, flac, ogg, mp3 and more, any sample rate, mono or not. "
-        "Files stay where they are. Two layouts are understood:"
+        "You can use any labelled audio: wav, flac, ogg, mp3 and more, at any sample rate, mono or not. "
+        "Files stay where they are. Two layouts are supported:"
     )
     left, right = st.columns(2, gap="large")
     with left:
-        st.markdown("**A folder of classes**")
+        st.markdown("**A folder per class**")
         st.code(FOLDER_EXAMPLE, language=None)
         st.caption(
-            "The folder's name is the label. `train/`, `valid/` and `test/` above the classes are understood too."
+            "The folder name is the label. You can add `train/`, `valid/` and `test/` folders above the classes."
         )
     with right:
         st.markdown("**A CSV file**")
         st.code(CSV_EXAMPLE, language="csv")
         st.caption(
-            "Paths are relative to the CSV file. `player` and `split` are optional: without a split, players are kept "
-            "whole and every class is shared out. Further columns are kept and shown."
+            "Paths are relative to the CSV file. `player` and `split` are optional: if there is no split, one is made "
+            "that is stratified by class and keeps each player in one split. Other columns are kept and shown."
         )
     st.markdown(
-        "Every class needs at least three clips. Clips get one length: the one that 95 % of the recordings fit into, "
-        "10 s at most, or `data.clip_s`; longer ones are cut at the end, shorter ones padded with silence."
+        "Every class needs at least three clips. All clips get the length that fits 95 % of the recordings, at most "
+        "10 s, or the length in `data.clip_s`. Longer ones are cut at the end, shorter ones are padded with silence."
     )
     st.code("python -m sousa_engine train data=/path/to/drums", language="bash")
 

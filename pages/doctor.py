@@ -1,4 +1,4 @@
-"""Doctor: what is right and what is wrong with this installation, each line with its cure."""
+"""Doctor: checks of this installation, each problem with its fix."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from sousa_engine.workspace import Workspace, default_workspace
 
 ICONS = {"ok": ":green[:material/check_circle:]", "warning": ":orange[:material/warning:]"}
 ICONS |= {"problem": ":red[:material/error:]"}
-KEPT_S = 600  # looking costs seconds: PyTorch is imported by a process of its own
+KEPT_S = 600  # the checks take seconds: a separate process imports PyTorch
 
 
 def main() -> None:
     st.title("Doctor", anchor=False)
-    st.caption("The same from a terminal: `python -m sousa_engine doctor`. It looks, and changes nothing.")
+    st.caption("Read-only: changes nothing. Run this from a terminal: `python -m sousa_engine doctor`.")
     workspace = default_workspace()
     if st.button("Check again", icon=":material/refresh:", key="again"):
         examined.clear()
@@ -30,15 +30,15 @@ def main() -> None:
         for finding in findings:
             if finding.level == level:
                 line(finding)
-    st.caption(f"Looked at {parts.when(at_ms)}, and again after {KEPT_S // 60} minutes.")
+    st.caption(f"Checked at {parts.when(at_ms)}. Results are kept for {KEPT_S // 60} minutes.")
     with st.expander("As text, for a bug report", icon=":material/content_copy:"):
         st.code(doctor.as_text(findings), language=None, wrap_lines=True)
 
 
-@st.cache_data(ttl=KEPT_S, show_spinner="Looking at Python, PyTorch, disks, the network …")
+@st.cache_data(ttl=KEPT_S, show_spinner="Checking Python, PyTorch, disks and the network …")
 def examined(workspace: Workspace) -> tuple[list[Finding], int]:
-    """The report and when it was made. An error is not kept."""
-    here = st.get_option("server.address") or "", int(st.get_option("server.port"))  # not what a file says: what is
+    """The findings, and when they were made. Errors are not cached."""
+    here = st.get_option("server.address") or "", int(st.get_option("server.port"))  # as it runs, not as configured
     return doctor.ask(workspace, address=here), time.time_ns() // 1_000_000
 
 

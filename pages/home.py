@@ -1,4 +1,4 @@
-"""Studio: what this is, three steps, the newest runs."""
+"""Studio: an introduction, three steps and the newest runs."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ STEPS = (  # page, icon, title, text, link
         "backbones",
         "account_tree",
         "Tick modules",
-        "Look into a backbone's module tree and tick the modules that get LoRA. The count of trainable parameters "
-        "follows each tick.",
+        "Explore a backbone's module tree and tick the modules that get LoRA. The trainable-parameter count updates "
+        "with each tick.",
         "Open the module tree",
     ),
     (
         "launch",
         "rocket_launch",
-        "Launch a training",
-        "Every field has a sound default, is checked as you type, and the page tells what a run will do before it "
-        "starts.",
+        "Launch a run",
+        "All fields have sensible defaults and are checked as you type; you see what the run will do before you start "
+        "it.",
         "Open the form",
     ),
     (
         "runs",
         "monitoring",
         "Watch and compare",
-        "Curves move while a run trains. Results stand side by side, each with its number of clips and an interval.",
+        "Watch curves live, then compare results side by side with sample sizes and confidence intervals.",
         "See the runs",
     ),
 )
@@ -40,8 +40,8 @@ NEWEST, NEWEST_SWEEPS = 5, 3
 def main() -> None:
     st.title("SOUSA engine", anchor=False)
     st.markdown(
-        "Fine-tune audio backbones with LoRA, on this machine. The embedded backbones and the 40 synthesised drum "
-        "rudiments need no data, no GPU and no internet.",
+        "Fine-tune audio backbones with LoRA on this machine. The embedded backbones and the 40 synthesised drum "
+        "rudiments need no data of your own, no GPU and no internet connection.",
         width=720,
     )
     for column, (page, icon, title, text, label) in zip(st.columns(3), STEPS, strict=True):
@@ -64,9 +64,9 @@ def sweeps(store: Store) -> None:
     newest = store.sweeps()[:NEWEST_SWEEPS]
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
         st.subheader("Newest sweeps" if newest else "Sweeps", anchor=False, width="content")
-        st.page_link(parts.page_path("sweeps"), label=":primary[Define a sweep]", icon=":material/grid_view:")
+        st.page_link(parts.page_path("sweeps"), label=":primary[New sweep]", icon=":material/grid_view:")
     if not newest:
-        st.caption("Backbones, target sets and any other fields against each other, several seeds each.")
+        st.caption("Compare backbones, target sets or any other setting, with several seeds each.")
     for found in newest:
         count = tally(found, store.sweep_runs(found.id))
         parts.sweep_line(found, count)

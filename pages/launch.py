@@ -12,7 +12,7 @@ from sousa_engine.core.config import HEAD_TITLES, RunConfig
 from sousa_engine.core.errors import ConfigError, SousaError
 from sousa_engine.core.methods import METHODS, Method
 from sousa_engine.data.splits import SPLITS
-from sousa_engine.runs import orders
+from sousa_engine.runs import orders, preflight, prepare
 from sousa_engine.runs.executors import local
 from sousa_engine.runs.problems import problems as problems_of
 from sousa_engine.web import fields, handover, parts
@@ -297,9 +297,9 @@ def data_field(field, values: dict[str, Any]) -> None:
 
 
 @st.cache_data(ttl=20, max_entries=50, show_spinner="Checking ...")
-def check(settings: str, workspace_root: str) -> orders.Preflight:
+def check(settings: str, workspace_root: str) -> preflight.Preflight:
     """The preflight of a config given as JSON; cached briefly, because each keystroke reruns the page."""
-    return orders.preflight(RunConfig.model_validate_json(settings), workspace)
+    return preflight.preflight(RunConfig.model_validate_json(settings), workspace)
 
 
 def summary(values: dict[str, Any], problems: dict[str, str]) -> None:
@@ -308,7 +308,7 @@ def summary(values: dict[str, Any], problems: dict[str, str]) -> None:
     settings = found = None
     if not missing:
         try:
-            settings = orders.prepare(values).config
+            settings = prepare.prepare(values).config
             found = check(settings.model_dump_json(), str(workspace.root))
             missing += [item.title.lower() for item in found.errors]
         except SousaError as error:
@@ -336,12 +336,12 @@ def summary(values: dict[str, Any], problems: dict[str, str]) -> None:
         for item in found.checks:
             report(item)
     st.markdown("**Run this from a terminal**")
-    st.code(orders.to_command(settings), language="bash", wrap_lines=True)
+    st.code(prepare.to_command(settings), language="bash", wrap_lines=True)
     with st.expander("Resolved config (YAML)"):
-        st.code(orders.to_yaml(settings), language="yaml", height=360)
+        st.code(prepare.to_yaml(settings), language="yaml", height=360)
 
 
-def report(item: orders.Check) -> None:
+def report(item: preflight.Check) -> None:
     """One line of the preflight: a mark, the title of the check, its finding (as plain text: it may contain paths)."""
     marks = {
         "ok": ":green[:material/check:]",

@@ -1,4 +1,4 @@
-"""Queue: what trains in which slot, and what waits in which order; move, take out, pause."""
+"""Queue: which run uses which slot, and which runs wait in which order. Move, remove and pause."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ def main() -> None:
                 "Pause the queue",
                 icon=":material/pause_circle:",
                 on_click=manage.pause_queue,
-                help="Nothing new starts; what trains goes on.",
+                help="No new runs start; running ones continue.",
                 key="pause",
             )
-    # Quick only while something moves; slow otherwise, to notice a run that a terminal queued.
+    # Fast only while a run is active; otherwise slow, to notice runs queued from a terminal.
     st.fragment(draw, run_every=REFRESH_S if active else IDLE_S)(active)
 
 
 def draw(was_active: bool) -> None:
     if manage.has_news():
-        st.rerun()  # the page says what was done
+        st.rerun()  # the page reports what was done
     with parts.open_store() as store:
         if bool(store.live() or store.waiting_devices()) is not was_active:
-            st.rerun()  # the page gives the timer its other pace
+            st.rerun()  # the page switches the refresh rate
         state, live, waiting, count = store.queue(), store.live(), store.queued(MOST_SHOWN), store.queued_count()
     draw_slots(state, live)
     draw_waiting(waiting, count)
@@ -64,7 +64,7 @@ def draw_slots(state: Queue, live: Sequence[Run]) -> None:
             link(run.id, run.title)
             parts.status_badge(run.status)
             share = parts.progress_share(run)
-            st.caption("before its first step" if share is None else parts.percent(share), width="stretch")
+            st.caption("starting up" if share is None else parts.percent(share), width="stretch")
             st.button(
                 "Stop and save",
                 icon=":material/stop_circle:",
@@ -74,7 +74,7 @@ def draw_slots(state: Queue, live: Sequence[Run]) -> None:
                 disabled=run.status is RunStatus.STOPPING,
                 key=f"stop-{run.id}",
             )
-    key = f"cpu_slots-{state.cpu_slots}"  # so that it shows what a terminal set meanwhile
+    key = f"cpu_slots-{state.cpu_slots}"  # so that it shows a value set from a terminal
     with st.container(horizontal=True, vertical_alignment="bottom"):
         st.number_input(
             "CPU slots",
@@ -84,37 +84,37 @@ def draw_slots(state: Queue, live: Sequence[Run]) -> None:
             key=key,
             width=180,
             on_change=lambda: manage.set_cpu_slots(st.session_state[key]),
-            help="Runs that may train on the CPU beside each other, sharing its threads evenly. A GPU takes one run.",
+            help="How many runs may share the CPU. They split its threads evenly. A GPU takes one run at a time.",
         )
         threads = local.share_of_threads(state.cpu_slots)
-        st.caption(f"{threads} thread{'s' if threads > 1 else ''} for each run on the CPU", width="content")
+        st.caption(f"{threads} thread{'s' if threads > 1 else ''} per run on the CPU", width="content")
 
 
 def draw_waiting(waiting: Sequence[RunRow], count: int) -> None:
     st.subheader(f"Waiting: {count:,}" if count else "Waiting", anchor=False)
     if not count:
-        st.caption("Nothing waits.")
+        st.caption("The queue is empty.")
         return
-    st.caption("Each slot takes the first run that may use it.")
+    st.caption("Each free slot takes the first run that can use it.")
     for place, row in enumerate(waiting, start=1):
         draw_row(place, row, is_last=place == count)
     if count > len(waiting):
-        st.caption(f"{count - len(waiting):,} more wait behind these. A run's own page can bring it to the front.")
+        st.caption(f"{count - len(waiting):,} more not shown. Open a run to move it to the front.")
 
 
 def draw_row(place: int, row: RunRow, *, is_last: bool) -> None:
     with st.container(border=True, horizontal=True, vertical_alignment="center", gap="small", key=f"row-{row.id}"):
         st.markdown(f"**{place}**", width="content")
         link(row.id, row.title)
-        sweep = " · of a sweep" if row.sweep_id else ""
+        sweep = " · part of a sweep" if row.sweep_id else ""
         what = f"{row.backbone} · {row.dataset} · seed {row.seed}"
         st.caption(f"{row.device} · {parts.plain(what)}{sweep}", width="stretch")
         steps = (
-            ("Front", ":material/vertical_align_top:", manage.move, 1, place == 1, "The next one to start."),
-            ("Up", ":material/arrow_upward:", manage.move_by, -1, place == 1, "One place forward."),
-            ("Down", ":material/arrow_downward:", manage.move_by, 1, is_last, "One place back."),
+            ("Front", ":material/vertical_align_top:", manage.move, 1, place == 1, "Start this run next."),
+            ("Up", ":material/arrow_upward:", manage.move_by, -1, place == 1, "Move one place up."),
+            ("Down", ":material/arrow_downward:", manage.move_by, 1, is_last, "Move one place down."),
         )
-        with st.container(horizontal=True, gap="small", width="content"):  # they wrap together, or not at all
+        with st.container(horizontal=True, gap="small", width="content"):  # they wrap as one group
             for label, icon, act, where, disabled, help in steps:
                 st.button(
                     label,
@@ -127,12 +127,12 @@ def draw_row(place: int, row: RunRow, *, is_last: bool) -> None:
                     key=f"{label.lower()}-{row.id}",
                 )
             st.button(
-                "Take out",
+                "Remove",
                 icon=":material/cancel:",
                 type="tertiary",
                 on_click=manage.stop,
                 args=([row.id],),
-                help="It becomes stopped, and never starts.",
+                help="Marks it stopped; it will not start.",
                 key=f"out-{row.id}",
             )
 

@@ -1,4 +1,4 @@
-"""One run: where it stands, its curves, results, settings and log. The address /run?id=... survives a reload."""
+"""One run: its status, curves, results, settings and log. The URL /run?id=... survives a reload."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sousa_engine.analysis.compare import Result, changes_from_defaults, describ
 from sousa_engine.analysis.confusion import class_results, confusion, mistakes
 from sousa_engine.core.errors import SousaError
 from sousa_engine.core.records import LONGEST_NOTE, Prediction, Run, RunFilter, RunStatus, Sweep
-from sousa_engine.runs import orders
+from sousa_engine.runs import orders, prepare
 from sousa_engine.runs.executors.local import GRACE_S
 from sousa_engine.store import Store, not_resumable
 from sousa_engine.web import handover, manage, parts
@@ -24,7 +24,7 @@ from sousa_engine.workspace import run_files
 REFRESH_S = 2
 CAUSE_LINES, LOG_LINES = 40, 200
 MOST_OFFERED = 200
-STOP_STEPS = ("stop requested", "pruned", "keeper", "keeper lost", "checkpoint")  # the end has a box of its own
+STOP_STEPS = ("stop requested", "pruned", "keeper", "keeper lost", "checkpoint")  # how the run ended is shown elsewhere
 
 
 def main() -> None:
@@ -43,7 +43,7 @@ def main() -> None:
     header(run, of_sweep, known_tags, resumable)
     cause(run, store, divergence)
     if resumable:
-        where = f"It can be resumed from step {resumable.step:,}, epoch {resumable.epoch}. {resumable.note}"
+        where = f"This run can be resumed from step {resumable.step:,}, epoch {resumable.epoch}. {resumable.note}"
         st.caption(parts.plain(resumable.why_not or where.strip()))
     if run.stop_requested_at_ms is not None and run.launches:
         st.fragment(ladder, run_every=None if run.status.is_over else REFRESH_S)(run.id)
@@ -63,17 +63,17 @@ def choose(store: Store, run_id: str) -> None:
     found = store.listing(RunFilter(archived=None), limit=MOST_OFFERED)
     if not found.total:
         st.info("Nothing trained yet.", icon=":material/info:")
-        st.page_link(parts.page_path("launch"), label="Launch a training", icon=":material/rocket_launch:")
+        st.page_link(parts.page_path("launch"), label="Launch a run", icon=":material/rocket_launch:")
         return
     if found.total > MOST_OFFERED:
-        st.caption(f"The {MOST_OFFERED} newest are offered here; the page Runs finds all {found.total:,}.")
+        st.caption(f"Only the {MOST_OFFERED} newest runs are listed here; the Runs page has all {found.total:,}.")
     picked = parts.pick_run(found.rows, key="run_choice")
     if picked:
         st.query_params["id"] = picked.id
         st.rerun()
 
 
-# What it is, and what can be done
+# Title, badges and actions
 
 
 def header(run: Run, of_sweep: Sweep | None, known_tags: list[str], resumable: orders.Resumable | None) -> None:
@@ -92,7 +92,7 @@ def header(run: Run, of_sweep: Sweep | None, known_tags: list[str], resumable: o
         with st.container(horizontal=True, width="content", vertical_alignment="center"):
             actions(run, known_tags, resumable)
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
-        if run.status.is_over:  # until then the chart's own line tells it, every second
+        if run.status.is_over:  # until then the chart shows it, updated every second
             parts.status_badge(run.status)
         parts.weights_badge(run)
         st.badge(run.config.model.variant, icon=":material/account_tree:", color="gray", help="Backbone")
@@ -113,14 +113,14 @@ def header(run: Run, of_sweep: Sweep | None, known_tags: list[str], resumable: o
 
 def actions(run: Run, known_tags: list[str], resumable: orders.Resumable | None) -> None:
     if run.status is RunStatus.QUEUED:
-        label = "Take out of the queue"
+        label = "Remove from queue"
         st.button(label, icon=":material/cancel:", on_click=manage.stop, args=([run.id],), key="stop")
         st.button(
-            "To the front",
+            "Move to front",
             icon=":material/vertical_align_top:",
             on_click=manage.move,
             args=(run.id, 1),
-            help="It is the next one to start.",
+            help="Start this run next.",
             key="front",
         )
     elif not run.status.is_over:
@@ -130,7 +130,7 @@ def actions(run: Run, known_tags: list[str], resumable: orders.Resumable | None)
             on_click=manage.stop,
             args=([run.id],),
             disabled=run.status is RunStatus.STOPPING,
-            help="Saves a checkpoint first, then ends. All metrics are kept.",
+            help="Saves a checkpoint, then stops. All metrics are kept.",
             key="stop",
         )
         st.button(
@@ -139,7 +139,7 @@ def actions(run: Run, known_tags: list[str], resumable: orders.Resumable | None)
             on_click=manage.ask,
             args=("kill", [run.id]),
             disabled=run.kill_requested_at_ms is not None,
-            help="Kills it at once: what was learnt since its last checkpoint goes.",
+            help="Kills the run now; progress since the last checkpoint is lost.",
             key="kill",
         )
     if resumable:
@@ -149,12 +149,12 @@ def actions(run: Run, known_tags: list[str], resumable: orders.Resumable | None)
             on_click=manage.resume,
             args=(run.id,),
             disabled=bool(resumable.why_not),
-            help="Goes on from its last checkpoint, as the same run with the same curves.",
+            help="Continues from the last checkpoint, as the same run with the same curves.",
             key="resume",
         )
     # The run is part of the key: a late click must not clone the clone.
     pressed = st.button(
-        "Clone", icon=":material/replay:", help="Queue these settings once more.", key=f"clone-{run.id}"
+        "Clone", icon=":material/replay:", help="Queue another run with these settings.", key=f"clone-{run.id}"
     )
     token = parts.form_token(f"clone {run.id}", pressed)
     if pressed and (made := manage.clone([run.id], token)):
@@ -170,7 +170,7 @@ def actions(run: Run, known_tags: list[str], resumable: orders.Resumable | None)
             list(run.tags),
             key=f"tags-{run.id}",
             accept_new_options=True,
-            placeholder="Choose a tag, or write a new one",
+            placeholder="Choose a tag or enter a new one",
         )
         st.text_area("Note", run.note, key=f"note-{run.id}", max_chars=LONGEST_NOTE, height=140)
         st.button("Save", on_click=save, args=(run.id,), key="rename", type="primary")
@@ -185,58 +185,58 @@ def actions(run: Run, known_tags: list[str], resumable: orders.Resumable | None)
             icon=":material/archive:",
             on_click=manage.archive,
             args=([run.id],),
-            help="Out of the lists, and kept.",
+            help="Hidden from lists, not deleted.",
             key="archive",
         )
     st.button("Delete", icon=":material/delete:", on_click=manage.ask, args=("delete", [run.id]), key="delete")
 
 
 def save(run_id: str) -> None:
-    """What the fields hold when Save is clicked: a word may be newer than the button that was drawn."""
+    """Save what the fields hold when Save is clicked: they can be newer than the drawn button."""
     manage.edit(run_id, *(st.session_state[f"{field}-{run_id}"] for field in ("name", "tags", "note")))
 
 
 def cause(run: Run, store: Store, divergence: tuple[str, int] | None) -> None:
-    """Why it ended badly: the reason, the first value that was no number, the last lines of the log."""
+    """Why the run failed: the reason, the first NaN or infinite value and the last lines of the log."""
     bad = run.status in (RunStatus.FAILED, RunStatus.LOST)
     if bad:
         st.error(
-            parts.plain(run.reason or f"The run is {run.status.value}; no reason was recorded."),
+            parts.plain(run.reason or f"The run is {run.status.value}, but no reason was recorded."),
             icon=":material/error:",
         )
     elif run.status is RunStatus.STOPPED:
         st.info(parts.plain(run.reason or "Stopped."), icon=":material/stop_circle:")
     if divergence and f"step {divergence[1]}" not in (run.reason or ""):
         metric, step = divergence
-        st.warning(f"{metric} became no finite number at step {step:,}.", icon=":material/trending_up:")
+        st.warning(f"{metric} became NaN or infinite at step {step:,}.", icon=":material/trending_up:")
     if bad:
         lines = log.tail(store.workspace.run_dir(run.id) / run_files.LOG, CAUSE_LINES)
-        st.markdown(f"**Last {len(lines)} lines of the log**" if lines else "The run wrote no log.")
+        st.markdown(f"**Last {len(lines)} lines of the log**" if lines else "This run wrote no log.")
         show_lines(lines, key=f"cause-{run.id}")
 
 
 def ladder(run_id: str) -> None:
-    """The steps of its stop, each with its time."""
+    """The steps of stopping this run, each with its time."""
     with parts.open_store() as store:
         run, found = store.run(run_id), store.events(run_id)
     if run is None or run.stop_requested_at_ms is None:
         return
     steps = [event for event in found if event.kind in STOP_STEPS and event.at_ms >= run.stop_requested_at_ms]
     lines = [f"{parts.when(event.at_ms)[11:]} · {parts.plain(event.message)}" for event in steps]
-    told_ms = [event.at_ms for event in steps if event.kind == "keeper"]  # the keeper counts from there
+    told_ms = [event.at_ms for event in steps if event.kind == "keeper"]  # the keeper's grace period starts here
     if run.status is RunStatus.STOPPING and run.kill_requested_at_ms is None and len(told_ms) == 1:
         last = parts.when(told_ms[0] + round(1000 * GRACE_S))[11:]
-        lines.append(f"{last} · :gray[SIGKILL, should it not have stopped by then.]")
+        lines.append(f"{last} · :gray[SIGKILL if it has not stopped by then.]")
     with st.container(border=True, gap="small"):
-        st.markdown("**How it was stopped**" if run.status.is_over else "**Stopping**")
+        st.markdown("**Stop log**" if run.status.is_over else "**Stopping**")
         st.markdown(parts.listed(lines))
 
 
-# Numbers with their n
+# Results with their n
 
 
 def numbers(drawn: Run) -> None:
-    """Refreshes by itself while the run is alive; when its status changes, the whole page is drawn anew."""
+    """Refreshed while the run is active; when its status changes, the whole page is redrawn."""
     with parts.open_store() as store:
         run = store.run(drawn.id) or drawn
         (result,) = results([run], store.summaries([run.id]))
@@ -247,14 +247,16 @@ def numbers(drawn: Run) -> None:
     with cards[0].container(border=True, height="stretch"):
         st.metric("Best valid accuracy", parts.percent(result.best_valid and result.best_valid.value))
         step = f" · step {result.best_step:,}" if result.best_step else ""
-        st.caption(parts.interval(result.best_valid) + step if result.best_valid else "After the first epoch.")
+        st.caption(
+            parts.interval(result.best_valid) + step if result.best_valid else "Available after the first epoch."
+        )
     with cards[1].container(border=True, height="stretch"):
         st.metric("Test accuracy", parts.percent(result.test and result.test.value))
         st.caption(test_caption(run, result, data.get("majority_test")))
     with cards[2].container(border=True, height="stretch"):
         st.metric("Test macro-F1", parts.percent(result.test_macro_f1))
         classes = data.get("classes")
-        st.caption(f"Mean over {classes} classes, each counting the same." if classes else "Mean over the classes.")
+        st.caption(f"Unweighted mean over {classes} classes." if classes else "Unweighted mean over classes.")
     with cards[3].container(border=True, height="stretch"):
         st.metric("Trainable parameters", "–" if result.trainable is None else f"{result.trainable:,}")
         share = (
@@ -269,15 +271,15 @@ def numbers(drawn: Run) -> None:
 def test_caption(run: Run, result: Result, majority: float | None) -> str:
     if result.test is None:
         return (
-            "Not measured: the run did not reach its end."
+            "Not evaluated: the run did not finish."
             if run.status.is_over
-            else "Measured once, at the end, on the best checkpoint."
+            else "Evaluated once, at the end, with the best checkpoint."
         )
-    baseline = f" · most frequent class: {parts.percent(majority)}" if majority is not None else ""
+    baseline = f" · majority-class baseline: {parts.percent(majority)}" if majority is not None else ""
     return parts.interval(result.test) + baseline
 
 
-# The rest, behind tabs
+# Everything else, in tabs
 
 
 def details(run: Run, predictions: dict[str, tuple[Prediction, ...]]) -> None:
@@ -302,59 +304,56 @@ def draw_results(run: Run, predictions: dict[str, tuple[Prediction, ...]]) -> No
     splits = [split for split, found in predictions.items() if found]
     if not splits:
         st.caption(
-            "No predictions were kept." if run.status.is_over else "The confusion matrix comes when the run is over."
+            "No predictions were saved." if run.status.is_over else "The confusion matrix appears when the run ends."
         )
         return
     split = st.segmented_control(
         "Split", splits, default=splits[0], required=True, key=f"split-{run.id}", label_visibility="collapsed"
     )
     matrix = confusion(predictions[split])
-    st.caption(
-        f"{matrix.right:,} of {matrix.n:,} {split} clips were recognised by the best checkpoint; "
-        "mistakes are brick red."
-    )
+    st.caption(f"The best checkpoint recognised {matrix.right:,} of {matrix.n:,} {split} clips; errors are red.")
     left, right = st.columns([3, 2], gap="medium")
     with left:
         st.markdown("**Confusion matrix**")
         st.plotly_chart(confusion_figure(confusion_info(matrix)), key=f"confusion-{split}", alt="Confusion matrix")
     with right:
-        st.markdown("**Accuracy of each class**")
+        st.markdown("**Accuracy per class**")
         figure = class_accuracy_figure(class_accuracy_info(class_results(matrix)))
-        st.plotly_chart(figure, key=f"classes-{split}", alt="Accuracy of each class with its 95 % interval")
+        st.plotly_chart(figure, key=f"classes-{split}", alt="Accuracy per class with its 95 % interval")
     pairs = mistakes(matrix)
     if pairs:
-        st.markdown("**Most frequent mistakes**")
+        st.markdown("**Most frequent errors**")
         table = pd.DataFrame(
             {
-                "Played": [pair.label for pair in pairs],
-                "Taken for": [pair.predicted for pair in pairs],
+                "True class": [pair.label for pair in pairs],
+                "Predicted": [pair.predicted for pair in pairs],
                 "Clips": [f"{pair.count} of {pair.n}" for pair in pairs],
             }
         )
-        st.dataframe(table, hide_index=True, width="content", alt="Most frequent mistakes")
+        st.dataframe(table, hide_index=True, width="content", alt="Most frequent errors")
 
 
 def settings(run: Run) -> None:
     left, right = st.columns(2, gap="medium")
     with left:
-        st.markdown("**Different from the defaults**")
+        st.markdown("**Changed from defaults**")
         changed = changes_from_defaults(run.config)
         if changed:
             table = pd.DataFrame([(c.field, *c.values) for c in changed], columns=["Field", "Default", "This run"])
             st.dataframe(table, hide_index=True, alt="Settings that differ from the defaults")
         else:
-            st.caption("Nothing: every field has its default.")
-        st.markdown("**Where and with what**")
+            st.caption("Nothing: all fields have their defaults.")
+        st.markdown("**Environment**")
         st.table(environment(run), border="horizontal", width="content")
     with right:
-        st.markdown("**The same from a terminal**")
+        st.markdown("**Run this from a terminal**")
         try:
-            code_block(orders.to_command(run.config), key=f"command-{run.id}")
+            code_block(prepare.to_command(run.config), key=f"command-{run.id}")
         except SousaError as error:
             st.caption(parts.plain(str(error)))
         st.markdown("**Config**")
         with st.container(height=420, border=False):
-            code_block(orders.to_yaml(run.config), key=f"config-{run.id}")
+            code_block(prepare.to_yaml(run.config), key=f"config-{run.id}")
 
 
 def environment(run: Run) -> dict[str, str]:
@@ -370,7 +369,7 @@ def environment(run: Run) -> dict[str, str]:
         "Seed": str(run.config.seed),
         "Started": parts.when(run.started_at_ms) if run.started_at_ms else "",
         "Ended": parts.when(run.ended_at_ms) if run.ended_at_ms else "",
-        "Training took": parts.duration(facts["train_s"]) if "train_s" in facts else "",
+        "Training time": parts.duration(facts["train_s"]) if "train_s" in facts else "",
         "Peak memory": f"{facts['peak_memory_mib']:,.0f} MiB" if "peak_memory_mib" in facts else "",
         "Versions": ", ".join(f"{name} {version}" for name, version in facts.get("versions", {}).items()),
         "Adapter": f"`{adapter}`" if adapter.is_dir() else "",
@@ -386,14 +385,14 @@ def draw_log(run: Run) -> None:
 def log_tail(run_id: str) -> None:
     lines = log.tail(parts.default_workspace().run_dir(run_id) / run_files.LOG, LOG_LINES)
     if not lines:
-        st.caption("Nothing was written yet.")
+        st.caption("The log is still empty.")
         return
     show_lines(lines, key=f"log-{run_id}")
     st.caption(f"The last {len(lines)} lines." if len(lines) == LOG_LINES else f"{len(lines)} lines.")
 
 
 def show_lines(lines: tuple[str, ...], *, key: str) -> None:
-    """A log, scrolled to its end where it is long."""
+    """A log; a long one is scrolled to its end."""
     if not lines:
         return
     with st.container(height=420 if len(lines) > 18 else "content", border=False, autoscroll=len(lines) > 18):
@@ -410,8 +409,8 @@ def event_table(run_id: str) -> None:
     table = pd.DataFrame(
         {
             "When": [parts.when(event.at_ms) for event in reversed(found)],
-            "What": [event.kind for event in reversed(found)],
-            "Said": [event.message for event in reversed(found)],
+            "Event": [event.kind for event in reversed(found)],
+            "Message": [event.message for event in reversed(found)],
         }
     )
     st.dataframe(table, hide_index=True, alt="Events of this run, newest first")

@@ -1,4 +1,4 @@
-"""Runs: every run with its status, progress and results; find, open, compare, tag, archive, delete them."""
+"""Runs: every run with its status, progress and results. Find, open, compare, tag, archive and delete runs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def main() -> None:
     manage.dialogs(after_deletion=lambda run_ids: None)
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
         st.title("Runs", anchor=False, width="content")
-        if st.button("Launch a training", icon=":material/rocket_launch:", type="primary", key="launch"):
+        if st.button("Launch a run", icon=":material/rocket_launch:", type="primary", key="launch"):
             st.switch_page(parts.page_path("launch"))
     with parts.open_store() as store:
         if not store.run_count():
@@ -31,7 +31,7 @@ def main() -> None:
             return
         wanted = asked_for(store)
         active = is_active(store)
-    # Quick only while something moves; slow otherwise, to notice a run that a terminal queued.
+    # Fast only while a run is active; otherwise slow, to notice runs queued from a terminal.
     st.fragment(table, run_every=REFRESH_S if active else IDLE_S)(wanted, active)
 
 
@@ -39,13 +39,13 @@ def invite() -> None:
     with st.container(border=True, horizontal_alignment="center", gap="medium"):
         st.space("small")
         st.subheader("Nothing trained yet", text_alignment="center", anchor=False)
-        st.write("The embedded data and backbone need no download, no GPU and no internet.")
-        st.page_link(parts.page_path("launch"), label="Launch a training", icon=":material/rocket_launch:")
+        st.write("The embedded data and backbones need no download, no GPU and no internet connection.")
+        st.page_link(parts.page_path("launch"), label="Launch a run", icon=":material/rocket_launch:")
         st.space("small")
 
 
 def asked_for(store: Store) -> RunFilter:
-    """The row of filters; all of them stand in the address."""
+    """Draw the row of filters, all of which are kept in the URL, and return them."""
     tags, sweeps = list(store.tags()), {parts.sweep_label(sweep): sweep.id for sweep in store.sweeps()}
     with st.container(horizontal=True, vertical_alignment="center"):
         words = st.text_input(
@@ -65,9 +65,9 @@ def asked_for(store: Store) -> RunFilter:
             selection_mode="multi",
             label_visibility="collapsed",
         )
-        worn = []
+        chosen_tags = []
         if tags:
-            worn = st.multiselect(
+            chosen_tags = st.multiselect(
                 "Tags",
                 tags,
                 key="tag",
@@ -88,11 +88,11 @@ def asked_for(store: Store) -> RunFilter:
                 width=220,
                 label_visibility="collapsed",
             )
-        archived = st.toggle("Archived", key="archived", bind="query-params", help="Show the archived runs instead.")
+        archived = st.toggle("Archived", key="archived", bind="query-params", help="Show archived runs instead.")
     return RunFilter(
         words=words or "",
         statuses=tuple(RunStatus(status) for status in statuses or ()),
-        tags=tuple(worn),
+        tags=tuple(chosen_tags),
         sweep_id=sweeps[sweep] if sweep else None,
         archived=archived,
     )
@@ -104,28 +104,28 @@ def is_active(store: Store) -> bool:
 
 def table(wanted: RunFilter, was_active: bool) -> None:
     if manage.has_news():
-        st.rerun()  # the page draws the dialog, or says what was done
+        st.rerun()  # the page draws the dialog or reports what was done
     of = repr(wanted)
     look = asked(of)
     with parts.open_store() as store:
         if is_active(store) is not was_active:
-            st.rerun()  # the page gives the timer its other pace
+            st.rerun()  # the page switches the refresh rate
         first = look.page * PAGE_ROWS
         found = store.listing(wanted, sort=look.sort, descending=look.descending, limit=PAGE_ROWS, offset=first)
-        if first and not found.rows:  # the list became shorter
+        if first and not found.rows:  # the list is shorter now
             first = (found.total - 1) // PAGE_ROWS * PAGE_ROWS
             found = store.listing(wanted, sort=look.sort, descending=look.descending, limit=PAGE_ROWS, offset=first)
         picked = store.rows(look.ticked)
-        curves = store.outlines([row.id for row in found.rows], "valid/accuracy")
+        sparklines = store.outlines([row.id for row in found.rows], "valid/accuracy")
     if len(picked) < len(look.ticked):
         tick(row.id for row in picked)  # the others were deleted
     toolbar(picked, wanted, look)
     if not found.total:
-        elsewhere = "" if wanted.archived else " Archived runs have a list of their own: the switch above."
+        elsewhere = "" if wanted.archived else " Archived runs are listed separately: use the switch above."
         st.info(f"No run matches. Clear the search or the filters.{elsewhere}", icon=":material/filter_alt_off:")
         return
-    opened = run_table(found.rows, curves, of=of, total=found.total, first=first)
-    st.caption("Every accuracy has its n beside it; a curve goes from 0 to 100 %.")
+    opened = run_table(found.rows, sparklines, of=of, total=found.total, first=first)
+    st.caption("n = clips. Sparklines span 0 to 100 %.")
     if opened:
         st.switch_page(parts.page_path("run"), query_params={"id": opened})
 
@@ -135,7 +135,11 @@ def toolbar(picked: Sequence[RunRow], wanted: RunFilter, look: Asked) -> None:
     alive = [row.id for row in picked if not row.status.is_over]
     are_archived = bool(picked) and all(row.archived_at_ms for row in picked)
     of_ticked = partial(do_to_ticked, repr(wanted))
-    not_over = f"{manage.count(alive)} of these {'is' if len(alive) == 1 else 'are'} not over: stop first."
+    unfinished = (
+        "1 of these is still queued or running; stop it first."
+        if len(alive) == 1
+        else f"{len(alive):,} of these are still queued or running; stop them first."
+    )
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         if st.button("Open", icon=":material/open_in_new:", disabled=len(ids) != 1, key="open_run"):
             st.switch_page(parts.page_path("run"), query_params={"id": ids[0]})
@@ -144,7 +148,7 @@ def toolbar(picked: Sequence[RunRow], wanted: RunFilter, look: Asked) -> None:
             icon=":material/compare_arrows:",
             disabled=not 2 <= len(ids) <= parts.MOST_COMPARED,
             key="compare_runs",
-            help=f"Tick 2 to {parts.MOST_COMPARED} runs. A whole sweep, of any size: on its own page.",
+            help=f"Select 2 to {parts.MOST_COMPARED} runs. To compare a whole sweep, open it.",
         ):
             st.switch_page(parts.page_path("compare"), query_params={"run": ids})
         st.button(
@@ -170,7 +174,7 @@ def toolbar(picked: Sequence[RunRow], wanted: RunFilter, look: Asked) -> None:
                 disabled=not ids or bool(alive),
                 on_click=of_ticked,
                 args=(manage.archive,),
-                help=not_over if alive else "Out of the list, and kept.",
+                help=unfinished if alive else "Hidden from the list, not deleted.",
                 key="archive_runs",
             )
         st.button(
@@ -179,7 +183,7 @@ def toolbar(picked: Sequence[RunRow], wanted: RunFilter, look: Asked) -> None:
             disabled=not ids or bool(alive),
             on_click=of_ticked,
             args=(partial(manage.ask, "delete"),),
-            help=not_over if alive else None,
+            help=unfinished if alive else None,
             key="delete_runs",
         )
         if alive:
@@ -189,7 +193,7 @@ def toolbar(picked: Sequence[RunRow], wanted: RunFilter, look: Asked) -> None:
                 on_click=of_ticked,
                 args=(manage.stop,),
                 kwargs={"alive": True},
-                help="Those that train save a checkpoint first.",
+                help="Running ones save a checkpoint first.",
                 key="stop_runs",
             )
             st.button(
@@ -198,19 +202,19 @@ def toolbar(picked: Sequence[RunRow], wanted: RunFilter, look: Asked) -> None:
                 on_click=of_ticked,
                 args=(partial(manage.ask, "kill"),),
                 kwargs={"alive": True},
-                help="Kills them at once: what was learnt since their last checkpoint goes.",
+                help="Kills them now; progress since their last checkpoint is lost.",
                 key="kill_runs",
             )
         pressed = st.button(
             "Clone",
             icon=":material/replay:",
             disabled=not ids,
-            help="Queue a new run with the settings of each one ticked, such as those that failed.",
+            help="Queue a new run with the settings of each ticked run, for example to retry failed ones.",
             key="clone_runs",
         )
         token = parts.form_token("clone_runs", pressed)
         if pressed and ids and manage.clone(ids, token):
-            tick(())  # done: here the page stays, and a click too many finds nothing ticked
+            tick(())  # this page stays open, so that an extra click finds nothing ticked
             st.rerun()
         st.download_button(
             "CSV",
@@ -219,7 +223,7 @@ def toolbar(picked: Sequence[RunRow], wanted: RunFilter, look: Asked) -> None:
             mime="text/csv",
             icon=":material/download:",
             on_click="ignore",
-            help="All runs of this list, in this order.",
+            help="All runs in this list, in this order.",
             key="csv",
         )
         if ids:
@@ -228,9 +232,9 @@ def toolbar(picked: Sequence[RunRow], wanted: RunFilter, look: Asked) -> None:
 
 
 def do_to_ticked(of: str, act: Callable[[list[str]], None], *, alive: bool = False) -> None:
-    """Act on what is ticked when a button is clicked: a tick can be newer than what the button was drawn for.
+    """Act on the runs that are ticked when a button is clicked: a tick can be newer than the drawn button.
 
-    of: the list, as `asked` names it. alive: leave out what is over.
+    of: the list, as `asked` names it. alive: leave out finished runs.
     """
     try:
         with parts.open_store() as store:
@@ -245,7 +249,7 @@ def do_to_ticked(of: str, act: Callable[[list[str]], None], *, alive: bool = Fal
 def listed_csv(wanted: RunFilter, look: Asked) -> bytes:
     with Store.open(default_workspace()) as store:
         found = store.listing(wanted, sort=look.sort, descending=look.descending)
-    return runs_csv(found.rows).encode("utf-8-sig")  # Excel takes a file without the mark for another encoding
+    return runs_csv(found.rows).encode("utf-8-sig")  # without the byte-order mark, Excel assumes another encoding
 
 
 main()

@@ -24,10 +24,10 @@ import numpy as np
 
 from sousa_engine import targets
 from sousa_engine.core.config import RunConfig
-from sousa_engine.core.records import UPDATE, Prediction, Progress, Run, RunStatus, SweepStatus
+from sousa_engine.core.records import UPDATE, Prediction, Progress, Run, RunStatus, SweepRun, SweepStatus
 from sousa_engine.core.rudiments import RUDIMENTS
 from sousa_engine.data import synth
-from sousa_engine.store import Store, SweepRun
+from sousa_engine.store import Store
 from sousa_engine.workspace import PROJECT_ROOT, Workspace, run_files, spool
 from sousa_engine.workspace.spool import SpoolBatch, SpoolPoint
 
@@ -373,7 +373,7 @@ def seed(workspace: Workspace, *, live: bool = True) -> dict[str, Run]:
         "Traceback (most recent call last):",
         '  File "sousa_engine/trainer.py", line 46, in main',
         "    outcome = run(folder, run_config, device=arguments.device, stop=lambda: bool(stopping))",
-        f"\x1b[31msousa_engine.errors.RunError\x1b[0m: {reason}",
+        f"\x1b[31msousa_engine.core.errors.RunError\x1b[0m: {reason}",
     )
     runs["failed"] = failed.end(RunStatus.FAILED, reason)
 

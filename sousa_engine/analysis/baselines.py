@@ -381,3 +381,10 @@ def _result(
         tried=tried,
     )
     return baseline, predictions
+
+
+def tried_text(one: Baseline) -> str:
+    """`extra trees; best of 3 on valid, there 84.1%`; the name alone if there was no choice."""
+    if not one.tried:
+        return one.how
+    return f"{one.how}; best of {len(one.tried)} on valid, there {one.tried[one.how]:.1%}"

@@ -5,17 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import click
 
 from sousa_engine import report
-from sousa_engine.analysis import baselines
-from sousa_engine.cli import baselines as baselines_cli
 from sousa_engine.core.errors import UserError
 from sousa_engine.core.records import Run, Sweep
-from sousa_engine.report import Reference, Report
+from sousa_engine.report import encoded, of_workspace
 from sousa_engine.store import Store
 from sousa_engine.workspace import Workspace
 
@@ -55,17 +52,6 @@ def analyze_command(
     click.echo(f"{path}: {found.title}, {form}, {path.stat().st_size / 1e6:,.1f} MB")
 
 
-def of_workspace(store: Store, sweep: Sweep | None, runs: Sequence[Run] = ()) -> Report:
-    """The report of a sweep, or of these runs, with the baselines of their data set where they were computed."""
-    found = report.read(store, sweep=sweep, runs=runs)
-    return replace(found, baselines=_references(store.workspace, found))
-
-
-def encoded(text: str, form: str) -> bytes:
-    """As a file holds it: Excel takes a CSV without the mark for another encoding."""
-    return text.encode("utf-8-sig" if form == "csv" else "utf-8")
-
-
 def _target(form: str | None, out: str, force: bool) -> tuple[str, Path | None]:
     """(format, file), checked before anything is computed; None is the terminal."""
     if out == "-":
@@ -98,23 +84,6 @@ def _asked(store: Store, sweep: str | None, runs: Sequence[str]) -> tuple[Sweep 
             "There is nothing to report: no run that is not archived. Try: python -m sousa_engine sweep --help"
         )
     return None, tuple(found)
-
-
-def _references(workspace: Workspace, found: Report) -> tuple[Reference, ...]:
-    """The baselines, where all runs that were tested were asked the very clips that the baselines were."""
-    tested = [clips for clips in found.predictions.values() if clips]
-    data = {run.config.data.model_dump_json(): run.config.data for run in found.runs}
-    folders = {baselines.folder_for(one, workspace) for one in data.values()} if tested else set()
-    folder = folders.pop() if len(folders) == 1 else None
-    known = baselines.read(folder) if folder else None
-    if known is None or not all(baselines.of_clips(known, clips) for clips in tested):
-        return ()
-    if any(row.clips not in (None, known.baselines[0].n) for row in found.rows):
-        return ()
-    return tuple(
-        Reference(title=one.title, accuracy=one.accuracy, macro_f1=one.macro_f1, how=baselines_cli.tried_text(one))
-        for one in known.baselines
-    )
 
 
 def _write(path: Path, text: str, form: str) -> None:

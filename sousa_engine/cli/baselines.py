@@ -12,13 +12,12 @@ import click
 from tqdm import tqdm
 
 from sousa_engine.analysis import baselines
-from sousa_engine.analysis.baselines import Baseline, Baselines
+from sousa_engine.analysis.baselines import Baselines, tried_text
 from sousa_engine.core import config, grammar
 from sousa_engine.core.config import DataConfig
 from sousa_engine.core.errors import ConfigError, UserError
-from sousa_engine.data import manifest as manifests
 from sousa_engine.data import scan
-from sousa_engine.workspace import Workspace, intake, processes, run_files
+from sousa_engine.workspace import Workspace, intake, run_files
 
 
 @click.command("baselines", short_help="Accuracies of a data set without a network, for scale.")
@@ -47,26 +46,6 @@ def baselines_command(
         click.echo("Stopped. The clips heard so far are kept; the same command goes on from there.", err=True)
         sys.exit(run_files.EXIT_STOPPED)
     click.echo(json.dumps(_as_dict(found), ensure_ascii=False, indent=1) if as_json else _table(found, dataset))
-
-
-def start(workspace: Workspace, data: DataConfig) -> bool:
-    """Have the baselines of `data` computed by a process that outlives the caller; baselines.look tells how far it is.
-
-    False if somebody computes them already. Raises DataError for data that cannot be opened, WorkspaceError if the
-    workspace cannot be written to.
-    """
-    folder = baselines.folder_of(scan.open_dataset(data, workspace), workspace)
-    changed = data.model_dump(exclude_defaults=True, exclude={"dataset"})
-    words = [manifests.absolute(data.dataset), *(f"data.{name}={value}" for name, value in changed.items())]
-    command = [sys.executable, "-m", "sousa_engine", "--workspace", str(workspace.root), "baselines", *words]
-    return processes.start_in(folder, command)
-
-
-def tried_text(one: Baseline) -> str:
-    """`extra trees; best of 3 on valid, there 84.1%`; the name alone if there was no choice."""
-    if not one.tried:
-        return one.how
-    return f"{one.how}; best of {len(one.tried)} on valid, there {one.tried[one.how]:.1%}"
 
 
 def data_config(dataset: str, words: Sequence[str]) -> DataConfig:

@@ -33,7 +33,7 @@ from sousa_engine.core import config, grammar, inputs
 from sousa_engine.core.errors import ConfigError, SousaError, UserError, WorkspaceError, unknown
 from sousa_engine.core.records import Run, RunStatus, Summary
 from sousa_engine.data import synth
-from sousa_engine.runs import orders, supervisor
+from sousa_engine.runs import ensure, orders, preflight, prepare
 from sousa_engine.store import Store, not_resumable
 from sousa_engine.workspace import Workspace, default_workspace, file_systems, run_files
 
@@ -128,15 +128,15 @@ def train(workspace: Workspace, words: tuple[str, ...], file: Path | None, detac
     """
     draft = _read_yaml(file) if file else {}
     grammar.merge(draft, grammar.parse(words))
-    prepared = orders.prepare(draft)
-    found = orders.preflight(prepared.config, workspace)
+    prepared = prepare.prepare(draft)
+    found = preflight.preflight(prepared.config, workspace)
     for note in prepared.notes:
         click.echo(f"note: {note}")
     _echo_preflight(prepared, found)
     if dry_run:
         if found.errors:
             raise UserError(" ".join(check.detail for check in found.errors))
-        click.echo(orders.to_yaml(prepared.config))
+        click.echo(prepare.to_yaml(prepared.config))
         return
     run = orders.start(workspace, prepared.config, created_by="cli")
     click.echo(f"run {run.id} queued: {run.title}")
@@ -171,7 +171,7 @@ def show(workspace: Workspace, run: str, log_lines: int) -> None:
     if resumable:
         go_on = f"python -m sousa_engine resume {found.id}  (from step {resumable.step:,}, epoch {resumable.epoch})"
         click.echo(f"{'go on':<16} {resumable.why_not or ' '.join([go_on, resumable.note]).strip()}")
-    click.echo(f"{'again':<16} {orders.to_command(found.config)}")
+    click.echo(f"{'again':<16} {prepare.to_command(found.config)}")
     for event in events[-8:]:
         at = datetime.fromtimestamp(event.at_ms / 1000).strftime("%H:%M:%S")
         click.echo(f"  {at} {event.kind}: {event.message}")
@@ -258,7 +258,7 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     return values
 
 
-def _echo_preflight(prepared: orders.Prepared, found: orders.Preflight) -> None:
+def _echo_preflight(prepared: prepare.Prepared, found: preflight.Preflight) -> None:
     counts, clips = found.counts, found.clips
     click.echo(
         f"{prepared.config.model.variant}: {counts.trainable:,} trainable of {counts.total:,} parameters "
@@ -311,7 +311,7 @@ def _follow(workspace: Workspace, run: Run) -> Run:
                     click.echo(now, err=True)
                     said = now
                 with suppress(WorkspaceError):  # it may pass; what is shown is still true
-                    supervisor.revive(workspace)
+                    ensure.revive(workspace)
                 _draw(bar, found)
                 if found.status.is_over:
                     return found

@@ -9,7 +9,7 @@ import click
 
 from sousa_engine.core.errors import UserError
 from sousa_engine.core.records import RunStatus
-from sousa_engine.runs import orders, supervisor
+from sousa_engine.runs import ensure, orders
 from sousa_engine.runs.executors import local, slots
 from sousa_engine.store import Store
 from sousa_engine.workspace import Workspace
@@ -77,7 +77,7 @@ def resume(workspace: Workspace) -> None:
     """Start what waits, again."""
     with Store.open(workspace) as store:
         changed = store.resume_queue()
-    supervisor.ensure(workspace)
+    ensure.ensure(workspace)
     click.echo("queue goes on" if changed else "The queue was not paused.")
 
 
@@ -88,7 +88,7 @@ def cpu_slots(workspace: Workspace, count: int) -> None:
     """How many runs may train on the CPU beside each other; they share its threads. A GPU takes one."""
     with Store.open(workspace) as store:
         store.set_cpu_slots(count)
-    supervisor.ensure(workspace)
+    ensure.ensure(workspace)
     threads = local.share_of_threads(count)
     click.echo(f"{count} CPU slot{'s' if count > 1 else ''}, {threads} thread{'s' if threads > 1 else ''} each")
 
@@ -116,7 +116,7 @@ def stop(workspace: Workspace, run: str, now: bool, yes: bool) -> None:
                 f"Kill {found.id} ({found.title})? What it learnt since its last checkpoint goes.", abort=True
             )
         after = store.request_stop(found.id, at_once=now)
-    supervisor.ensure(workspace)
+    ensure.ensure(workspace)
     click.echo(f"run {after.id}: {after.status.value}")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -14,19 +13,12 @@ import click
 from tqdm import tqdm
 
 from sousa_engine.cli.baselines import data_config
-from sousa_engine.core.config import DataConfig
-from sousa_engine.core.errors import UserError, WorkspaceError
+from sousa_engine.core.errors import UserError
 from sousa_engine.data import findings, scan
-from sousa_engine.data import manifest as manifests
-from sousa_engine.data.findings import KINDS, Report
-from sousa_engine.workspace import Workspace, intake, processes, run_files
+from sousa_engine.data.findings import KINDS, Report, in_words, passed_over
+from sousa_engine.workspace import Workspace, intake, run_files
 
 EXIT_REFUSED = 2
-_PASSED_OVER = {
-    "hidden": "hidden",
-    "not-audio": "not audio by suffix",
-    "beside": "audio outside of the class folders",
-}
 
 
 @click.command("scan", short_help="Decode every file of a data set; list what is wrong, and why.")
@@ -83,49 +75,6 @@ def as_dict(found: Report) -> dict[str, Any]:
     """A report as --json prints it; the command's help says what is in it."""
     counted = {"errors": found.errors, "warnings": found.warnings, "kinds": found.kinds}
     return asdict(found) | counted | {"findings": [asdict(one) for one in found.findings]}
-
-
-def start(workspace: Workspace, data: DataConfig, *, fresh: bool = False) -> bool:
-    """Have `data` scanned by a process that outlives the caller; scan.look tells how far it is.
-
-    False if somebody scans it already. Raises DataError for data that cannot be opened, WorkspaceError if the
-    workspace cannot be written to.
-    """
-    manifests.list_files(data)
-    folder = scan.folder_of(data, workspace)
-    try:
-        lock = intake.lock(folder)
-        if lock is None:
-            return False
-        command = [sys.executable, "-m", "sousa_engine", "--workspace", str(workspace.root), "scan"]
-        words = [*(["--fresh"] if fresh else []), "--lock-fd", str(lock), "--", manifests.absolute(data.dataset)]
-        try:
-            with (folder / intake.LOG).open("wb") as log:
-                process = processes.start_detached([*command, *words], log=log, lock=lock)
-        finally:
-            os.close(lock)  # the child has it
-    except OSError as error:
-        raise WorkspaceError(f"{folder} cannot be written to: {error.strerror or error}.") from None
-    processes.reap(process)
-    return True
-
-
-def in_words(found: Report) -> str:
-    """`1,000 files, 997 used in 40 classes; 3 errors, 2 warnings`."""
-    classes = "1 class" if found.classes == 1 else f"{found.classes:,} classes"
-    files = "1 file" if found.files == 1 else f"{found.files:,} files"
-    errors = "1 error" if found.errors == 1 else f"{found.errors:,} errors"
-    warnings = "1 warning" if found.warnings == 1 else f"{found.warnings:,} warnings"
-    return f"{files}, {found.usable:,} used in {classes}; {errors}, {warnings}"
-
-
-def passed_over(found: Report) -> str:
-    """`passed over: 2 hidden (.git/, roll/.DS_Store), 4 not audio by suffix (a.txt, b.txt, c.txt, ...)`, or ""."""
-    kinds = []
-    for one in found.passed_over:
-        more = ["..."] if one.count > len(one.names) else []
-        kinds.append(f"{one.count:,} {_PASSED_OVER[one.kind]} ({', '.join([*one.names, *more])})")
-    return f"passed over: {', '.join(kinds)}" if kinds else ""
 
 
 def _table(found: Report) -> str:

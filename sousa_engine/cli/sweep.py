@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import copy
-import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 from tqdm import tqdm
 
-from sousa_engine import backbones, targets
 from sousa_engine.analysis.sweeps import TrialRow, best_first, failures, tally, trial_rows, trials
 from sousa_engine.core import grammar, sweep_spec
-from sousa_engine.core.config import RunConfig
 from sousa_engine.core.errors import ConfigError, UserError
 from sousa_engine.core.records import RunStatus, Sweep
-from sousa_engine.core.sweep_spec import Axis, SweepSpec
-from sousa_engine.runs import sweep_orders, timing
+from sousa_engine.runs import sweep_learner, sweep_orders, sweep_plan, sweep_words, timing
 from sousa_engine.store import Store
 from sousa_engine.workspace import Workspace, run_files
 
 POLL_S = 1.0
-_MANY = ("--models", "--targets", "--seeds")
 
 
 class _TakesMany(click.Command):
@@ -36,7 +30,7 @@ class _TakesMany(click.Command):
         option = ""
         for word in args:
             if word.startswith("--") or "=" in word:
-                option = word if word in _MANY else ""
+                option = word if word in sweep_words.MANY else ""
                 spread.append(word)
             elif option and spread[-1] != option:
                 spread += [option, word]
@@ -89,19 +83,19 @@ def sweep_command(
 
     Fields of all runs are given as for `train`. Everything goes on in the background whatever happens to this terminal.
     """
-    spec = _spec(file, words, **written)
-    found = sweep_orders.plan(spec, workspace)
+    spec = sweep_words.laid_over(file, words, **written)
+    found = sweep_plan.plan(spec, workspace)
     if measure and found.untimed:
         timing.measure(workspace, found.untimed)
-        found = sweep_orders.plan(spec, workspace)
+        found = sweep_plan.plan(spec, workspace)
     _echo_plan(found)
     if dry_run:
         if found.problems and not (skip_invalid and found.run_count):
-            raise UserError(sweep_orders.describe(found.problems))
+            raise UserError(sweep_plan.describe(found.problems))
         click.echo(sweep_spec.to_yaml(spec))
         return
     made = sweep_orders.start(workspace, spec, created_by="cli", leave_out_invalid=skip_invalid)
-    for line in sweep_orders.describe(found.problems).splitlines():
+    for line in sweep_plan.describe(found.problems).splitlines():
         click.echo(f"left out: {line}")
     click.echo(f"sweep {made.id} queued: {made.name}")
     if detach:
@@ -158,7 +152,7 @@ def show(workspace: Workspace, name: str, as_yaml: bool) -> None:
 @click.pass_obj
 def pause(workspace: Workspace, name: str) -> None:
     """Let its queued runs wait; what trains goes on."""
-    _steer(workspace, name, sweep_orders.pause, "paused", "is not running")
+    _steer(workspace, name, sweep_learner.pause, "paused", "is not running")
 
 
 @sweeps.command("resume")
@@ -229,140 +223,7 @@ def rerun_failed(workspace: Workspace, name: str, targets: str | None) -> None:
         _echo_queued(sweep_orders.rerun(store, found, failed, targets=entries, created_by="cli"))
 
 
-def to_command(spec: SweepSpec, *, skip_invalid: bool = False) -> str:
-    """The shell command that starts an equal sweep. Raises ConfigError for one that no line can say."""
-    words = _words(spec)
-    try:
-        same = _read_words(words) == spec
-    except (click.ClickException, UserError):
-        same = False
-    if not same:
-        raise ConfigError(
-            "This sweep holds a value that a command line cannot. Save its YAML, and start that: "
-            "python -m sousa_engine sweep --file FILE"
-        )
-    skip = ["--skip-invalid"] if skip_invalid else []
-    return "python -m sousa_engine sweep " + " ".join(shlex.quote(word) for word in [*words, *skip])
-
-
-def _words(spec: SweepSpec) -> list[str]:
-    """`--models` puts its axis first and `--targets` last, so they stand for axes that are there."""
-    base = copy.deepcopy(spec.base)
-    axes = {axis.field: axis for axis in spec.axes}
-    words: list[str] = []
-    if dataset := base.get("data", {}).pop("dataset", None):
-        words += ["--data", str(dataset)]
-    if epochs := base.get("training", {}).pop("max_epochs", None):
-        words += ["--max-epochs", str(epochs)]
-    if spec.axes[0].field == "model":
-        words += ["--models", *map(str, axes.pop("model").values)]
-    made: list[str] = []
-    if spec.sets:
-        outline = targets.load_outline(backbones.variant(_only_model(spec.base, spec.axes)).name)
-        paths = targets.resolve_sets(outline, [entry for entries in spec.sets.values() for entry in entries]).paths
-        whole = targets.short_names(outline, paths)
-        words += ["--ablate", ",".join(whole)]
-        made = list(sweep_orders.ablation(outline.variant, whole))
-    target_words: list[str] = []
-    if spec.axes[-1].field == "lora.targets" and all(
-        len(value) > 1 if isinstance(value, list) else "," not in value for value in spec.axes[-1].values
-    ):
-        values = axes.pop("lora.targets").values
-        target_words = [] if list(values) == made else ["--targets", *map(sweep_spec.show, values)]
-    for axis in axes.values():
-        words += ["--axis", _axis_text(axis)]
-    words += [*target_words, "--seeds", *map(str, spec.seeds)]
-    if spec.sampler != "grid":
-        words += ["--sampler", spec.sampler, "--trials", str(spec.trials)]
-    if spec.sampler_seed:
-        words += ["--sampler-seed", str(spec.sampler_seed)]
-    if spec.name:
-        words += ["--name", spec.name]
-    return words + grammar.words(base)
-
-
-def _axis_text(axis: Axis) -> str:
-    """As `sweep.parse_axis` reads it."""
-    field = "targets" if axis.field == "lora.targets" else axis.field
-    if axis.is_range:
-        low, high = (grammar.written(end) for end in axis.ends)
-        return f"{field}={'log:' if axis.log else ''}{low}..{high}"
-    return f"{field}={','.join(grammar.written(value) for value in axis.values)}"
-
-
-def _read_words(words: Sequence[str]) -> SweepSpec:
-    """The sweep that `sweep WORDS` would start."""
-    params = sweep_command.make_context("sweep", list(words)).params
-    for option in ("measure", "skip_invalid", "dry_run", "detach"):
-        del params[option]
-    return _spec(**params)
-
-
-def _spec(
-    file: Path | None,
-    words: Sequence[str],
-    *,
-    data: str | None,
-    max_epochs: int | None,
-    models: Sequence[str],
-    targets: Sequence[str],
-    ablate: str | None,
-    axes: Sequence[str],
-    seeds: Sequence[int],
-    sampler: str | None,
-    trials: int | None,
-    sampler_seed: int | None,
-    name: str,
-) -> SweepSpec:
-    """The file's sweep, if there is one, with what the line says laid over it."""
-    values = sweep_spec.read(file).model_dump(mode="json") if file else {}
-    base = values.get("base", {})
-    grammar.merge(base, grammar.parse(words))
-    if data is not None:
-        grammar.set_field(base, "data.dataset", data)
-    if max_epochs is not None:
-        grammar.set_field(base, "training.max_epochs", max_epochs)
-    made: dict[str, Any] = {axis["field"]: axis for axis in values.get("axes", ())}
-    for axis in axes:
-        field, what = sweep_spec.parse_axis(axis)
-        made[sweep_spec.full_name(field)] = what
-    if models:
-        made = {"model": _listed(models), **{field: what for field, what in made.items() if field != "model"}}
-    if targets and not all(text.strip() for text in targets):
-        raise ConfigError("--targets has an empty name. For the head alone (a linear probe): lora=probe.")
-    if targets:
-        made["lora.targets"] = [grammar.entries(text) if "," in text else text for text in targets]
-    sets = values.get("sets", {})
-    if ablate is not None:
-        axis = sweep_spec.build({"axes": {"model": made["model"]}}).axes if "model" in made else ()
-        sets = sweep_orders.ablation(_only_model(base, axis), grammar.entries(ablate))
-        if not isinstance(
-            made.get("lora.targets"), list
-        ):  # what the file listed gives way, what the line lists does not
-            made["lora.targets"] = list(sets)
-    if not made:
-        raise ConfigError("A sweep needs something that differs: --models, --targets, --ablate or --axis FIELD=A,B.")
-    if targets or ablate:
-        sets = {name: entries for name, entries in sets.items() if name in made["lora.targets"]}
-    values |= {"base": base, "axes": made, "sets": sets}
-    given = {"seeds": list(seeds), "sampler": sampler, "trials": trials, "sampler_seed": sampler_seed, "name": name}
-    return sweep_spec.build(values | {key: value for key, value in given.items() if value})
-
-
-def _only_model(base: Mapping[str, Any], axes: Sequence[Axis]) -> str:
-    """The backbone whose modules an ablation is made of. Raises ConfigError if there are several."""
-    models = next((axis.values for axis in axes if axis.field == "model"), ())
-    if len(models) > 1:
-        raise ConfigError(f"--ablate takes one backbone, for each has modules of its own: not {', '.join(models)}.")
-    usual = RunConfig().model.variant  # pyright: ignore[reportCallIssue]
-    return str(models[0] if models else base.get("model", {}).get("variant", usual))
-
-
-def _listed(words: Sequence[str]) -> list[str]:
-    return [part for word in words for part in word.split(",") if part]
-
-
-def _echo_plan(found: sweep_orders.Plan) -> None:
+def _echo_plan(found: sweep_plan.Plan) -> None:
     spec = found.spec
     click.echo(f"{spec.title}: {spec.sampler}, {len(spec.seeds)} seeds, {found.run_count} runs")
     for note in found.notes:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -15,10 +15,10 @@ from tqdm import tqdm
 
 from sousa_engine import backbones
 from sousa_engine.backbones import Variant, downloads, pretrained
-from sousa_engine.core.errors import UserError, WeightsError, WorkspaceError
-from sousa_engine.workspace import Workspace, intake, processes, run_files
+from sousa_engine.backbones.shelf import COLUMNS, here_text, row, size_text
+from sousa_engine.core.errors import UserError, WeightsError
+from sousa_engine.workspace import Workspace, intake, run_files
 
-COLUMNS = ("Backbone", "Here", "Size", "Licence", "From")
 _lock_fd = click.option("--lock-fd", type=int, hidden=True, help="The intake's lock, taken by who started us.")
 
 
@@ -113,50 +113,6 @@ def verify(workspace: Workspace, names: tuple[str, ...]) -> None:
     if wrong:
         click.echo(f"{wrong} of {sum(here is not None for _, here in found)} are wrong. Fetch or import them again.")
         sys.exit(1)
-
-
-def start(workspace: Workspace, variant: Variant, words: Sequence[str]) -> bool:
-    """Run `weights WORDS` (a fetch or an import for `variant`) in a process that outlives the caller.
-
-    False if somebody is taking this variant's weights in already; intake.look tells how far either is. Raises
-    WeightsError if the workspace cannot be written to.
-    """
-    folder = pretrained.intake_folder(variant, workspace)
-    command = [sys.executable, "-m", "sousa_engine", "--workspace", str(workspace.root), "weights", *words]
-    try:
-        return processes.start_in(folder, command)
-    except WorkspaceError as error:
-        raise WeightsError(str(error)) from None
-
-
-def row(variant: Variant, workspace: Workspace) -> tuple[str, str, str, str, str]:
-    """A variant's COLUMNS, as text."""
-    here = pretrained.stored(variant, workspace)
-    size = here.size_bytes if here else variant.download.size_bytes if variant.download else None
-    return variant.name, here_text(variant, workspace), size_text(size), variant.licence, source_text(variant)
-
-
-def size_text(size_bytes: int | None) -> str:
-    """`346.4 MB`, in powers of ten as the hub and GitHub count."""
-    return "?" if size_bytes is None else f"{size_bytes / 1e6:,.1f} MB"
-
-
-def here_text(variant: Variant, workspace: Workspace) -> str:
-    """Whether weights are here, in a word or three: "embedded", "downloaded", "not here", "5.1 MB of it"."""
-    here = pretrained.stored(variant, workspace)
-    if here is not None:
-        return here.origin.partition(" from ")[0]
-    part = downloads.kept(variant.download, pretrained.intake_folder(variant, workspace)) if variant.download else 0
-    return f"{size_text(part)} of it" if part else "not here"
-
-
-def source_text(variant: Variant) -> str:
-    """Where the published weights are: a host, with a word if they have to be fetched by hand."""
-    if variant.download is None:
-        return "this package"
-    if variant.download.url is None:
-        return f"{variant.download.page.split('/')[2]}, by hand"
-    return downloads.host(variant.download.url)
 
 
 def _card(variant: Variant, workspace: Workspace) -> str:

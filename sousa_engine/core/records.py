@@ -315,3 +315,18 @@ def checked_note(text: str) -> str:
     if len(note) > LONGEST_NOTE:
         raise UserError(f"The note has {len(note):,} characters; {LONGEST_NOTE:,} are the most. Shorten it.")
     return note
+
+
+class SweepRun(NamedTuple):
+    """A run that a sweep queues. setting: field of each axis -> value; runs of one trial differ in their seed alone."""
+
+    config: RunConfig
+    trial: int
+    setting: Mapping[str, Any]
+
+
+class Launch(NamedTuple):
+    """nonce names a run's latest launch in its files; spool_offset: bytes of its spool that were taken."""
+
+    nonce: str | None
+    spool_offset: int

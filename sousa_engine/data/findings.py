@@ -267,3 +267,28 @@ def _copies(rows: Sequence[Row], known: Mapping[str, Verdict], opened: Manifest 
             if here and there and here != there:
                 why = f"it is in {here}, and the same samples are in {there} as {twin}; keep one of them"
                 yield Finding(level="warning", kind="copy", name=name, reason=why)
+
+
+_PASSED_OVER = {
+    "hidden": "hidden",
+    "not-audio": "not audio by suffix",
+    "beside": "audio outside of the class folders",
+}
+
+
+def in_words(found: Report) -> str:
+    """`1,000 files, 997 used in 40 classes; 3 errors, 2 warnings`."""
+    classes = "1 class" if found.classes == 1 else f"{found.classes:,} classes"
+    files = "1 file" if found.files == 1 else f"{found.files:,} files"
+    errors = "1 error" if found.errors == 1 else f"{found.errors:,} errors"
+    warnings = "1 warning" if found.warnings == 1 else f"{found.warnings:,} warnings"
+    return f"{files}, {found.usable:,} used in {classes}; {errors}, {warnings}"
+
+
+def passed_over(found: Report) -> str:
+    """`passed over: 2 hidden (.git/, roll/.DS_Store), 4 not audio by suffix (a.txt, b.txt, c.txt, ...)`, or ""."""
+    kinds = []
+    for one in found.passed_over:
+        more = ["..."] if one.count > len(one.names) else []
+        kinds.append(f"{one.count:,} {_PASSED_OVER[one.kind]} ({', '.join([*one.names, *more])})")
+    return f"passed over: {', '.join(kinds)}" if kinds else ""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from sousa_engine.core.errors import UserError, WorkspaceError
 from sousa_engine.store import migrations
-from sousa_engine.workspace import Workspace, file_systems, run_files, spool
+from sousa_engine.workspace import Workspace, file_systems, locks, run_files, spool
 
 _SHOWN = 5  # of one kind; the others are counted
 _LIVE = ("starting", "running", "stopping")
@@ -219,7 +219,7 @@ def _folder_findings(rows: dict[str, dict], folders: Sequence[str]) -> Iterator[
 
 
 def _spool_findings(workspace: Workspace, rows: dict[str, dict]) -> Iterator[str]:
-    supervised = run_files.is_held(workspace.supervisor_lock)
+    supervised = locks.is_held(workspace.supervisor_lock)
     ahead: dict[bool, list[str]] = {True: [], False: []}
     short = []
     for run_id, row in rows.items():

@@ -34,7 +34,7 @@ from sousa_engine.core.errors import RunError, WorkspaceError
 from sousa_engine.maintenance import check, torch_facts
 from sousa_engine.maintenance.torch_facts import Device, TorchFacts
 from sousa_engine.store import Store, migrations
-from sousa_engine.workspace import LEAST_FREE_BYTES, PROJECT_ROOT, Workspace, file_systems, run_files
+from sousa_engine.workspace import LEAST_FREE_BYTES, PROJECT_ROOT, Workspace, file_systems, locks
 
 Level = Literal["ok", "warning", "problem"]
 LITTLE_FREE_BYTES = 2 << 30  # a published backbone and some runs with their checkpoints
@@ -420,7 +420,7 @@ def in_the_way(workspace: Workspace) -> str:
 
 def is_supervised(workspace: Workspace) -> bool:
     try:
-        return run_files.is_held(workspace.supervisor_lock)
+        return locks.is_held(workspace.supervisor_lock)
     except OSError:  # nobody can supervise there
         return False
 

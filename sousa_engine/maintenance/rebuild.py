@@ -25,11 +25,11 @@ from sousa_engine.core.errors import ConfigError, WorkspaceError
 from sousa_engine.core.records import Event, Prediction, Run, RunStatus
 from sousa_engine.maintenance import check
 from sousa_engine.maintenance.salvage import New, Old, beside
-from sousa_engine.runs import supervisor
+from sousa_engine.runs import ending
 from sousa_engine.runs.executors import Sighting
 from sousa_engine.runs.executors.local import LocalExecutor
 from sousa_engine.store import migrations, trash
-from sousa_engine.workspace import Workspace, file_systems, run_files, spool
+from sousa_engine.workspace import Workspace, file_systems, locks, run_files, spool
 from sousa_engine.workspace.spool import SpoolBatch
 
 _END_BYTES = 65536
@@ -120,7 +120,7 @@ def alone(workspace: Workspace) -> Iterator[None]:
 
 
 def _trains(folder: Path) -> bool:
-    return run_files.is_held(folder / run_files.KEEPER_LOCK)
+    return locks.is_held(folder / run_files.KEEPER_LOCK)
 
 
 def _fill(workspace: Workspace, old: Old, new: New) -> Rebuilt:
@@ -298,7 +298,7 @@ class _Folder:
         seen = RunStatus.STOPPING if stop else RunStatus.RUNNING
         run = Run(id=self.id, config=self.config, status=seen, created_at_ms=self.created_at_ms)
         last_line = (run_files.tail(self.path / run_files.LOG, 1) or [""])[-1]
-        status, reason = supervisor.verdict(run, self.sighting, last_log_line=last_line)
+        status, reason = ending.read(run, self.sighting, last_log_line=last_line)
         slot = self.config.device if self.config.device != "auto" else "cpu"
         return {
             "status": status.value,

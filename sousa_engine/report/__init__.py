@@ -8,11 +8,23 @@ figures in figures.py, and the three writers know none of it.
 """
 
 from sousa_engine.report.page import html
-from sousa_engine.report.read import Reference, Report, build, read
+from sousa_engine.report.read import Reference, Report, build, encoded, of_workspace, read
 from sousa_engine.report.table import csv
 from sousa_engine.report.text import markdown
 
 FORMATS = {"markdown": markdown, "csv": csv, "html": html}
 SUFFIXES = {".md": "markdown", ".csv": "csv", ".html": "html"}
 
-__all__ = ["FORMATS", "SUFFIXES", "Reference", "Report", "build", "csv", "html", "markdown", "read"]
+__all__ = [
+    "FORMATS",
+    "SUFFIXES",
+    "Reference",
+    "Report",
+    "build",
+    "csv",
+    "encoded",
+    "html",
+    "markdown",
+    "of_workspace",
+    "read",
+]

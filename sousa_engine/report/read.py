@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from sousa_engine.analysis import compare, cost, importance, settings, sweeps
+from sousa_engine.analysis import baselines, compare, cost, importance, settings, sweeps
 from sousa_engine.analysis.compare import Conclusion, Result
 from sousa_engine.analysis.curves import Line, placed, seed_line
 from sousa_engine.analysis.importance import Importance
@@ -19,6 +19,7 @@ from sousa_engine.core import sweep_spec as sweeps_spec
 from sousa_engine.core.records import ClipScore, Curve, Prediction, Run, Sweep
 from sousa_engine.core.sweep_spec import SweepSpec
 from sousa_engine.store import Store
+from sousa_engine.workspace import Workspace
 
 METRIC = "valid/accuracy"
 
@@ -188,3 +189,31 @@ def _line(number: int, row: TrialRow, curves: Mapping[str, Curve]) -> Line:
     found = ((run, curves[run.id]) for run in row.runs if run.id in curves)
     seeds = [seed for run, curve in found if curve.steps and (seed := placed(run, curve, "step"))]
     return seed_line(row.label, seeds, group=number)
+
+
+def of_workspace(store: Store, sweep: Sweep | None, runs: Sequence[Run] = ()) -> Report:
+    """The report of a sweep, or of these runs, with the baselines of their data set where they were computed."""
+    found = read(store, sweep=sweep, runs=runs)
+    return replace(found, baselines=_references(store.workspace, found))
+
+
+def encoded(text: str, form: str) -> bytes:
+    """As a file holds it: Excel takes a CSV without the mark for another encoding."""
+    return text.encode("utf-8-sig" if form == "csv" else "utf-8")
+
+
+def _references(workspace: Workspace, found: Report) -> tuple[Reference, ...]:
+    """The baselines, where all runs that were tested were asked the very clips that the baselines were."""
+    tested = [clips for clips in found.predictions.values() if clips]
+    data = {run.config.data.model_dump_json(): run.config.data for run in found.runs}
+    folders = {baselines.folder_for(one, workspace) for one in data.values()} if tested else set()
+    folder = folders.pop() if len(folders) == 1 else None
+    known = baselines.read(folder) if folder else None
+    if known is None or not all(baselines.of_clips(known, clips) for clips in tested):
+        return ()
+    if any(row.clips not in (None, known.baselines[0].n) for row in found.rows):
+        return ()
+    return tuple(
+        Reference(title=one.title, accuracy=one.accuracy, macro_f1=one.macro_f1, how=baselines.tried_text(one))
+        for one in known.baselines
+    )

@@ -9,7 +9,6 @@ there. Trainings never notice. Which one supervises is settled by a kernel lock 
 from __future__ import annotations
 
 import argparse
-import fcntl
 import itertools
 import os
 import secrets
@@ -21,12 +20,13 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from sousa_engine.core.errors import DISK_FULL, RunError, WorkspaceError
+from sousa_engine.core.errors import RunError, WorkspaceError
 from sousa_engine.core.records import Event, Run, RunStatus, SweepStatus
+from sousa_engine.runs import ending, sweep_learner
 from sousa_engine.runs.executors import Executor, Sighting, device_of, slots
 from sousa_engine.runs.executors.local import GRACE_S, TRAINER_MODULE, LocalExecutor, absence
 from sousa_engine.store import Launch, Store, now_ms
-from sousa_engine.workspace import Workspace, processes, run_files
+from sousa_engine.workspace import Workspace, locks, run_files
 from sousa_engine.workspace.spool import read_batch, read_predictions
 
 IDLE_EXIT_S = 60.0
@@ -35,7 +35,6 @@ _BUSY_S, _IDLE_S = 0.2, 0.5  # between two rounds
 _STRANGE_LAUNCH_S = 10.0  # a launch that another supervisor was about to make gets this long to show itself
 _SWEEPS_S = 1.0  # between two looks at open sweeps
 _REST_S, _MAX_TROUBLES = 5.0, 5  # after an unforeseen error with one run
-_LOG_BYTES = 1 << 20
 _STEPS = {
     run_files.STARTED: "The trainer was started.",
     run_files.COULD_NOT_START: "The trainer could not be started.",
@@ -43,49 +42,6 @@ _STEPS = {
     run_files.GRACE_OVER: "SIGKILL to the trainer and all it started: it did not exit in time.",
     run_files.AT_ONCE: "SIGKILL to the trainer and all it started, at once.",
 }
-
-
-def ensure(workspace: Workspace, options: Sequence[str] = ()) -> bool:
-    """See that a supervisor runs; True if one had to be started. Costs microseconds if not, and never waits.
-
-    Call it after every enqueue or stop. The lock is taken here and handed to the new process, so of any number of
-    callers at once exactly one starts a supervisor. Raises WorkspaceError if the folder is read-only.
-    """
-    try:
-        workspace.runs.mkdir(parents=True, exist_ok=True)
-        lock = _lock(workspace.supervisor_lock)
-        if lock is None:
-            return False
-    except OSError as error:
-        raise WorkspaceError(f"No supervisor can start in {workspace.runs}: {error.strerror}.") from None
-    command = [
-        sys.executable,
-        "-m",
-        "sousa_engine.runs.supervisor",
-        str(workspace.root),
-        "--lock-fd",
-        str(lock),
-        *options,
-    ]
-    try:
-        with _open_log(workspace.supervisor_log) as log:
-            process = processes.start_detached(command, log=log, lock=lock)
-    finally:
-        os.close(lock)  # the child has it
-    processes.reap(process)
-    return True
-
-
-def revive(workspace: Workspace) -> bool:
-    """`ensure`, where a run lives or waits or a sweep runs: for whoever watches, some times a second.
-
-    A supervisor that was killed is replaced so, and none is started only to leave again. Raises WorkspaceError.
-    """
-    if run_files.is_held(workspace.supervisor_lock) or not workspace.has_db:
-        return False
-    with Store.open(workspace) as store:
-        busy = store.live() or store.waiting_devices() or store.sweeps([SweepStatus.RUNNING])
-    return bool(busy) and ensure(workspace)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -100,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     workspace = Workspace(root=options.root.resolve())
     workspace.runs.mkdir(parents=True, exist_ok=True)
-    lock = options.lock_fd if options.lock_fd is not None else _lock(workspace.supervisor_lock)
+    lock = options.lock_fd if options.lock_fd is not None else locks.take(workspace.supervisor_lock)
     if lock is None:
         sys.exit(f"A supervisor of {workspace.root} is running already.")
     executor = LocalExecutor(workspace, trainer_module=options.trainer_module, grace_s=options.grace_s)
@@ -108,14 +64,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: leaving.set())
     try:
         while lock is not None and not leaving.is_set():
-            _sign(lock)
+            locks.sign(lock)
             with Store.open(workspace, checkpoints=True) as store:
                 Supervisor(store, executor, grace_s=options.grace_s).serve(options.idle_exit_s, leaving)
                 store.checkpoint_wal()
                 # Drop the lock first, look at the queue second: who enqueued before we let go found the lock held and
                 # started nobody, so its run is ours to see; who enqueues after starts a supervisor of its own.
                 os.close(lock)
-                lock = _lock(workspace.supervisor_lock) if store.waiting_devices() else None
+                lock = locks.take(workspace.supervisor_lock) if store.waiting_devices() else None
     except WorkspaceError as error:
         sys.exit(str(error))
 
@@ -194,12 +150,8 @@ class Supervisor:
         self._sweeps_seen_at = now
         self._sweeping = False
         for found in self._store.sweeps([SweepStatus.RUNNING]):
-            from sousa_engine.runs import (
-                sweep_orders,  # only where there is one: it costs a second, and knows us in turn
-            )
-
             try:
-                self._sweeping |= sweep_orders.step(self._store, found, self._slot_count())
+                self._sweeping |= sweep_learner.step(self._store, found, self._slot_count())
             except WorkspaceError:
                 raise
             except Exception as error:
@@ -257,7 +209,7 @@ class Supervisor:
         self._tell_steps(run, nonce, sighting)
         events = []
         ended_at_ms = sighting.exit["ended_ms"] if sighting.exit else self._last_sign_ms(run, sighting)
-        torn = _size(folder / run_files.SPOOL) - offset
+        torn = run_files.size(folder / run_files.SPOOL) - offset
         if torn > 0:
             message = f"The last {torn} bytes of {run_files.SPOOL} are a line that was never finished: left out."
             events.append(Event(at_ms=ended_at_ms, kind="unreadable", message=message))
@@ -267,7 +219,9 @@ class Supervisor:
             events.append(Event(at_ms=ended_at_ms, kind="unreadable", message=str(error)))
         else:
             self._store.save_predictions(run.id, predictions)
-        status, reason = verdict(run, sighting, last_log_line=(run_files.tail(folder / run_files.LOG, 1) or [""])[-1])
+        status, reason = ending.read(
+            run, sighting, last_log_line=(run_files.tail(folder / run_files.LOG, 1) or [""])[-1]
+        )
         if status is RunStatus.LOST and nonce in self._orphans:
             status, reason = RunStatus.FAILED, "Its keeper was killed, and the trainer ended without a result."
         elif status is RunStatus.LOST:
@@ -326,7 +280,7 @@ class Supervisor:
 
     def _launch(self, run: Run, nonce: str, cpu_slots: int) -> None:
         # A machine that lost power may have lost the end of a spool that runs.db kept: new lines stand there now.
-        spool_bytes = _size(self._store.workspace.run_dir(run.id) / run_files.SPOOL)
+        spool_bytes = run_files.size(self._store.workspace.run_dir(run.id) / run_files.SPOOL)
         if spool_bytes < self._store.launch(run.id).spool_offset:
             self._store.read_spool_again_from(run.id, spool_bytes)
         try:
@@ -382,13 +336,17 @@ class Supervisor:
     def _last_sign_ms(self, run: Run, sighting: Sighting) -> int:
         """When it last wrote: of an end that nobody noted, the time without anyone to see it is no time it trained."""
         folder = self._store.workspace.run_dir(run.id)
-        written = [at for name in (run_files.RESULT, run_files.SPOOL) if (at := _written_ms(folder / name)) is not None]
+        written = [
+            at
+            for name in (run_files.RESULT, run_files.SPOOL)
+            if (at := run_files.written_ms(folder / name)) is not None
+        ]
         started = sighting.started_at_ms or run.started_at_ms or 0
         return min(now_ms(), max(started, *written)) if written else now_ms()
 
     def _last_seen(self, run: Run) -> str:
         """The newest that its files and its row tell, as a sentence."""
-        seen_ms = _written_ms(self._store.workspace.run_dir(run.id) / run_files.SPOOL)
+        seen_ms = run_files.written_ms(self._store.workspace.run_dir(run.id) / run_files.SPOOL)
         when = f" at {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(seen_ms / 1000))}" if seen_ms else ""
         summaries = self._store.summaries([run.id])[run.id].values()
         newest = max(summaries, key=lambda summary: summary.last_step, default=None)
@@ -403,119 +361,6 @@ class Supervisor:
     def _seen_for(self, nonce: str) -> float:
         now = self._monotonic()
         return now - self._first_seen.setdefault(nonce, now)
-
-
-def verdict(run: Run, sighting: Sighting, *, last_log_line: str = "") -> tuple[RunStatus, str | None]:
-    """How a launch ended that is not alive any more, from what it left: exit.json first, then result.json."""
-    outcome = (sighting.result or {}).get("outcome")
-    said = (sighting.result or {}).get("reason")
-    stop_asked = run.status is RunStatus.STOPPING
-    if sighting.exit is None:
-        gone = "Its keeper was killed"
-        if outcome == "finished":
-            return RunStatus.FINISHED, said
-        if outcome == "stopped":
-            return RunStatus.STOPPED, f"{gone}, so the trainer saved and stopped. {said or ''}".strip()
-        if outcome == "failed":
-            return RunStatus.FAILED, said or f"{gone}; the trainer failed and gave no reason."
-        if run.kill_requested_at_ms is not None:
-            return RunStatus.STOPPED, "Stopped at once, as asked: work since its last checkpoint is lost."
-        if sighting.was_rebooted:
-            return RunStatus.LOST, "The machine was started again while it trained."
-        return RunStatus.LOST, (
-            "Neither its keeper nor its trainer lives, and neither wrote how it ended: both were killed"
-            + ("." if sighting.was_rebooted is False else ", or the machine lost power or was started again.")
-        )
-    code, number = sighting.exit["exit_code"], sighting.exit["signal"]
-    steps = [step["step"] for step in sighting.steps]
-    if code is None and number is None:
-        return RunStatus.STOPPED, "Stopped before it started."
-    if outcome == "finished":
-        return RunStatus.FINISHED, said
-    if outcome == "stopped" or code == run_files.EXIT_STOPPED:
-        return RunStatus.STOPPED, said or "Stopped."
-    if number is not None:
-        if run_files.AT_ONCE in steps:
-            return RunStatus.STOPPED, "Stopped at once, as asked: work since its last checkpoint is lost."
-        if run_files.GRACE_OVER in steps:
-            return RunStatus.STOPPED, "It did not stop in time and was killed: work since its last checkpoint is lost."
-        if stop_asked and number == signal.SIGTERM:
-            return RunStatus.STOPPED, "Stopped before training began."
-        if outcome == "failed" and said:  # it had said why before its own clean-up crashed, as CUDA's does
-            return RunStatus.FAILED, said
-        return RunStatus.FAILED, _killed(number, sighting.exit.get("oom_kills"), sighting.exit.get("oom_whose"))
-    if code == run_files.EXIT_FINISHED:
-        return RunStatus.FAILED, "The trainer ended without an error and without a result: result.json is missing."
-    if said:
-        return RunStatus.FAILED, said + _others_killed(sighting.exit.get("oom_kills"), said)
-    if code == run_files.EXIT_DISK_FULL:
-        return RunStatus.FAILED, f"{DISK_FULL} There was not even room for {run_files.RESULT}."
-    last = f" Its last word: {last_log_line[:300]}" if last_log_line else ""
-    return RunStatus.FAILED, f"The trainer died: exit code {code}.{last}"
-
-
-def _killed(number: int, oom_kills: int | None, whose: str | None) -> str:
-    """oom_kills: what its cgroup, or the machine (whose), counted while it ran; None where nobody counts."""
-    try:
-        name = signal.Signals(number).name
-    except ValueError:  # of the numbers between SIGRTMIN and SIGRTMAX
-        name = "a real-time signal"
-    if number != signal.SIGKILL:
-        return f"The trainer died: signal {number} ({name})."
-    counter = "the machine" if whose == "machine" else "its cgroup"
-    if oom_kills:
-        such = f"{counter} counted {oom_kills} such kill{'s' if oom_kills > 1 else ''} while it ran"
-        cure = "Lower training.batch_size, train fewer runs beside each other, or take a smaller backbone."
-        if whose == "machine":
-            return f"Most likely out of memory: the trainer was killed ({name}; {such}, of whatever process). {cure}"
-        return f"Out of memory: the system killed the trainer ({name}; {such}). {cure}"
-    if oom_kills == 0:
-        return f"The trainer died: signal {number} ({name}), sent by someone: not for memory, as {counter} counted."
-    return f"The trainer died: signal {number} ({name}). Most often the system does that when memory runs out."
-
-
-def _others_killed(oom_kills: int | None, said: str) -> str:
-    """A trainer outlives its data loaders, and then knows only that they went."""
-    if not oom_kills or "memory" in said:
-        return ""
-    return " Meanwhile the system killed something beside it because memory had run out."
-
-
-def _lock(path: Path) -> int | None:
-    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        return None
-    return lock
-
-
-def _sign(lock: int) -> None:
-    """Our pid in the lock file, for people. Nothing reads it: pids are given again."""
-    text = f"{os.getpid()}\n".encode()
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, text, 0)
-
-
-def _open_log(path: Path):
-    if _size(path) > _LOG_BYTES:
-        path.replace(path.with_suffix(".old.log"))
-    return path.open("ab")
-
-
-def _written_ms(path: Path) -> int | None:
-    try:
-        return path.stat().st_mtime_ns // 1_000_000
-    except FileNotFoundError:
-        return None
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0
 
 
 def _say(text: str) -> None:

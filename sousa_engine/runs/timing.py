@@ -21,7 +21,7 @@ from typing import Any
 
 from sousa_engine.core.config import RunConfig
 from sousa_engine.core.errors import RunError
-from sousa_engine.workspace import Workspace, intake, processes, run_files
+from sousa_engine.workspace import Workspace, intake, run_files
 
 STEPS, WARM_UP = 6, 2
 
@@ -94,7 +94,7 @@ def start(workspace: Workspace, configs: Sequence[RunConfig]) -> bool:
     asked = where / "asked.json"
     wanted = {"configs": [config.model_dump(mode="json") for config in configs]}
     command = [sys.executable, "-m", "sousa_engine.runs.timing", str(workspace.root), str(asked)]
-    return processes.start_in(where, command, prepare=lambda: run_files.write_json(asked, wanted))
+    return intake.start_in(where, command, prepare=lambda: run_files.write_json(asked, wanted))
 
 
 def folder(workspace: Workspace) -> Path:

@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from itertools import zip_longest
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 from sousa_engine.core import errors
 from sousa_engine.core.config import RunConfig, build
@@ -32,6 +32,7 @@ from sousa_engine.core.records import (
     ClipScore,
     Curve,
     Event,
+    Launch,
     Listing,
     MetricPoint,
     Origin,
@@ -44,6 +45,7 @@ from sousa_engine.core.records import (
     RunStatus,
     Summary,
     Sweep,
+    SweepRun,
     SweepStatus,
     TargetSet,
     checked_note,
@@ -61,21 +63,6 @@ _NOT_PAUSED = (
     "NOT EXISTS (SELECT 1 FROM queue WHERE paused_at_ms IS NOT NULL)"
     " AND NOT EXISTS (SELECT 1 FROM sweeps WHERE sweeps.id = runs.sweep_id AND sweeps.status = 'paused')"
 )
-
-
-class SweepRun(NamedTuple):
-    """A run that a sweep queues. setting: field of each axis -> value; runs of one trial differ in their seed alone."""
-
-    config: RunConfig
-    trial: int
-    setting: Mapping[str, Any]
-
-
-class Launch(NamedTuple):
-    """nonce names a run's latest launch in its files; spool_offset: bytes of its spool that were taken."""
-
-    nonce: str | None
-    spool_offset: int
 
 
 def not_resumable(run: Run) -> str:
@@ -136,7 +123,7 @@ class Store:
     # Runs, for pages and the command line
 
     def enqueue(self, config: RunConfig, *, created_by: str = "page", form_token: str | None = None) -> Run:
-        """A new QUEUED run behind all others. The supervisor does the rest: call `supervisor.ensure` next.
+        """A new QUEUED run behind all others. The supervisor does the rest: call `ensure.ensure` next.
 
         form_token: names a form that was sent; sent again, it is answered with the run that it made the first time.
         """
@@ -492,7 +479,7 @@ class Store:
             return db.execute(sql, [self._clock_ms()]).rowcount > 0
 
     def resume_queue(self) -> bool:
-        """False if it was not paused. Call `supervisor.ensure` next."""
+        """False if it was not paused. Call `ensure.ensure` next."""
         with self._writing() as db:
             return db.execute("UPDATE queue SET paused_at_ms = NULL WHERE paused_at_ms IS NOT NULL").rowcount > 0
 

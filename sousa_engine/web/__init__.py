@@ -1,4 +1,4 @@
-"""The part of the engine that knows Streamlit: router, JSON routes, components. Pages stand in the top-level pages/."""
+"""Everything that knows Streamlit: router, JSON routes, components. The pages are in the top-level folder pages/."""
 
 import streamlit as st
 
@@ -6,12 +6,12 @@ from sousa_engine.core.errors import SousaError, UserError
 
 
 def tell(error: Exception) -> bool:
-    """Show a mistake the engine has a sentence for; False for anything else: that is a bug and keeps its traceback."""
+    """Show an error of the engine as a sentence. Returns False for any other: a bug, which keeps its traceback."""
     if not isinstance(error, SousaError):
         return False
-    from sousa_engine.web import parts  # here: the JSON routes have no use for what parts imports
+    from sousa_engine.web import parts  # here, because the JSON routes do not need what parts imports
 
     st.error(parts.plain(str(error)), icon=":material/error:")
-    if not isinstance(error, UserError):  # not what somebody typed, but this machine
+    if not isinstance(error, UserError):  # a problem of the machine, not of the user's input
         parts.doctor_link()
     return True

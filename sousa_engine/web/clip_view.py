@@ -1,4 +1,4 @@
-"""One clip: what it is, its sound, its picture, and the rudiment it should be."""
+"""One clip: its facts, its sound, its spectrogram and its rudiment."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from sousa_engine.web import parts
 SPLIT_COLORS = {"train": "green", "valid": "orange", "test": "blue"}
 
 
-@st.cache_data(max_entries=32, show_spinner="Decoding ...")
-def sound(content_key: str, clip_id: str, _manifest: Manifest, _verdicts: Mapping[str, Verdict]) -> np.ndarray:
-    """What no scan has found sound is decoded by a process of its own, which takes a third of a second."""
+@st.cache_data(max_entries=32, show_spinner="Decoding …")
+def sound(content_key: str, clip_id: str, _manifest: Manifest, _soundness: Mapping[str, Verdict]) -> np.ndarray:
+    """The waveform. A file that no scan has approved is decoded in a separate process, which takes 0.3 s."""
     clip = _manifest.by_id[clip_id]
-    if isinstance(clip.source, Path) and not scan.is_sound(clip.source, _verdicts):
+    if isinstance(clip.source, Path) and not scan.is_sound(clip.source, _soundness):
         return excerpt.waveform(clip.source, _manifest.clip_s, _manifest.sample_rate_hz)
     return audio.waveform(_manifest, clip)
 
 
-@st.cache_data(max_entries=32, show_spinner="Looking and listening with librosa (half a minute the first time) ...")
+@st.cache_data(max_entries=32, show_spinner="Analysing with librosa (half a minute the first time) …")
 def heard(content_key: str, clip_id: str, _waveform: np.ndarray, _sample_rate_hz: int) -> listen.Listening:
     return listen.listen(_waveform, _sample_rate_hz)
 
 
-def show_clip(manifest: Manifest, clip: Clip, verdicts: Mapping[str, Verdict]) -> None:
-    """Head, player, picture, tempo; the picture last, because librosa is slow to wake up. verdicts: of scans so far."""
+def show_clip(manifest: Manifest, clip: Clip, soundness: Mapping[str, Verdict]) -> None:
+    """Title, player, spectrogram, tempo; the spectrogram comes last: librosa loads slowly. soundness: scan results."""
     known = rudiment_of(clip.label)
     st.subheader(parts.plain(known.name if known else clip.label), anchor=False)
     with st.container(horizontal=True, gap="small"):
@@ -45,16 +45,16 @@ def show_clip(manifest: Manifest, clip: Clip, verdicts: Mapping[str, Verdict]) -
         for text in badges(clip):
             parts.badge(text, color="gray")
     try:
-        waveform = sound(manifest.content_key, clip.clip_id, manifest, verdicts)
+        waveform = sound(manifest.content_key, clip.clip_id, manifest, soundness)
     except UserError as error:
         st.error(parts.plain(str(error)), icon=":material/error:")
         return
     if not np.abs(waveform).max() > 0:
-        st.info("This clip is silent from beginning to end.", icon=":material/volume_off:")
+        st.info("This clip is completely silent.", icon=":material/volume_off:")
         return
     st.audio(waveform, sample_rate=manifest.sample_rate_hz)
     marks = strokes(clip)
-    # Its height is reserved, so that nothing moves when the picture arrives.
+    # The height is reserved, so that nothing moves when the picture arrives.
     picture = st.container(height=height_px(bool(marks)) + 8, border=False, gap=None)
     words = st.empty()
     with picture:
@@ -94,7 +94,7 @@ def clip_figure(
 
 
 def strokes(clip: Clip) -> list[StrokeMark]:
-    """The truth behind a synthesised clip; nothing for a recording."""
+    """The true strokes of a synthesised clip; an empty list for a recording."""
     if not isinstance(clip.source, synth.ClipPlan):
         return []
     marks = []
@@ -106,8 +106,8 @@ def strokes(clip: Clip) -> list[StrokeMark]:
 
 
 def in_words(clip: Clip, listening: listen.Listening, marks: list[StrokeMark]) -> str:
-    """librosa's count and tempo beside what was played and written."""
-    onsets = f"**{len(listening.onsets_s)} onsets**" + (f" of {len(marks)} strokes played" if marks else "")
+    """librosa's onset count and tempo, next to the true strokes and the labelled tempo."""
+    onsets = f"**{len(listening.onsets_s)} onsets**" + (f" for {len(marks)} strokes" if marks else "")
     written, found = written_bpm(clip), listening.tempo_bpm
     if found is None:
         tempo = "no tempo"
@@ -115,10 +115,10 @@ def in_words(clip: Clip, listening: listen.Listening, marks: list[StrokeMark]) -
         tempo = f"a tempo of **{found:.0f} BPM**"
     else:
         share = listen.tempo_share(found, written)
-        relation = "the label says" if share is None else "as labelled:" if share == 1 else f"{share} of the labelled"
+        relation = "labelled" if share is None else "as labelled:" if share == 1 else f"{share} × the labelled"
         tempo = f"a tempo of **{found:.0f} BPM**, {relation} {written:.0f}"
-    legend = " Filled dots are accents; the ticks on the spectrogram are librosa's onsets." if marks else ""
-    return f"librosa hears {onsets} and {tempo}.{legend}"
+    legend = " Filled dots are accents; ticks on the spectrogram are librosa's onsets." if marks else ""
+    return f"librosa finds {onsets} and {tempo}.{legend}"
 
 
 def written_bpm(clip: Clip) -> float | None:
@@ -133,7 +133,7 @@ def written_bpm(clip: Clip) -> float | None:
 
 
 def rudiment_of(label: str) -> rudiments.Rudiment | None:
-    """The rudiment a label means, in the spellings that data sets use ("single_paradiddle", "Single Paradiddle")."""
+    """The rudiment that a label names, in any usual spelling ("single_paradiddle", "Single Paradiddle")."""
     slug = re.sub(r"[\s_]+", "-", label.strip().lower())
     return next((r for r in rudiments.RUDIMENTS if slug in (r.slug, r.sousa_slug.replace("_", "-"))), None)
 
@@ -141,9 +141,9 @@ def rudiment_of(label: str) -> rudiments.Rudiment | None:
 def rudiment_card(r: rudiments.Rudiment) -> None:
     names = {other.slug: other.name for other in rudiments.RUDIMENTS}
     with st.container(border=True, gap="small"):
-        st.markdown(f"**{r.name}** · number {r.number} of 40 · {r.family} family")
+        st.markdown(f"**{r.name}** · number {r.number} of 40 · {r.family} group")
         st.code(r.sticking, language=None, wrap_lines=True)
-        st.caption("R right, L left, > accent, ~ buzz; small letters are grace strokes just before.")
+        st.caption("R right, L left, > accent, ~ buzz; lower-case letters are grace notes.")
         beats = f"{r.cycle_beats:g} beat" + ("s" if r.cycle_beats != 1 else "")
         low, high = r.tempo_bpm
         st.markdown(
@@ -153,8 +153,8 @@ def rudiment_card(r: rudiments.Rudiment) -> None:
         if r.sounds_like:
             twins = " and ".join(names[slug] for slug in r.sounds_like)
             st.markdown(
-                f":orange[:material/hearing:] Sounds like the {twins}: strokes and accents fall at the same moments, "
-                "and only the hands' timbre tells them apart."
+                f":orange[:material/hearing:] Sounds like the {twins}: strokes and accents fall at the same times, "
+                "and only the timbre of the hands distinguishes them."
             )
         if r.note:
             st.caption(f"Sources: {parts.plain(r.note)}.")

@@ -1,4 +1,4 @@
-"""Baselines on the page Compare: what the data gives away without a network, on the very clips of the compared runs."""
+"""Baselines on the Compare page: accuracy without a neural network, on the same clips as the compared runs."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from sousa_engine.core.records import Prediction
 from sousa_engine.web import parts
 from sousa_engine.workspace import Workspace, default_workspace
 
-REMEMBERED_S = 60  # files that change within it are told apart by the clips' names and labels alone
+REMEMBERED_S = 60  # changes to files within this time are noticed only by the clips' names and labels
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """The one data set and split of the compared runs; found: its baselines, None before they are computed."""
+    """The data set and split that the compared runs share. found: its baselines, or None before they are computed."""
 
     data: DataConfig
     folder: Path
@@ -29,9 +29,10 @@ class Reference:
 
 
 def reference(rows: Sequence[TrialRow], predictions: Mapping[str, Sequence[Prediction]]) -> Reference | None:
-    """What stands beside these settings; None where runs differ in clips or split, none was tested, or data is gone.
+    """The baselines to show next to these settings.
 
-    predictions: run id -> its test split, of some or all of the runs; each must be of the baselines' clips.
+    None if the runs differ in clips or split, if no run was tested, or if the data is gone.
+    predictions: run id -> its test split, for some or all of the runs; each must cover the baselines' clips.
     """
     tested = [found for found in predictions.values() if found]
     configs = {run.config.data.model_dump_json(): run.config.data for row in rows for run in row.runs}
@@ -49,30 +50,30 @@ def reference(rows: Sequence[TrialRow], predictions: Mapping[str, Sequence[Predi
     return Reference(data=data, folder=folder, found=found)
 
 
-def remark(beside: Reference | None) -> None:
-    """A line with the baselines; before they are computed, where to do that."""
-    if beside is None:
+def remark(known: Reference | None) -> None:
+    """A line with the baselines, or a link to compute them."""
+    if known is None:
         return
-    if beside.found:
-        n = beside.found.baselines[0].n
-        listed = ", ".join(f"{one.short} {parts.percent(one.accuracy.value)}" for one in beside.found.baselines)
+    if known.found:
+        n = known.found.baselines[0].n
+        listed = ", ".join(f"{one.short} {parts.percent(one.accuracy.value)}" for one in known.found.baselines)
         st.caption(
-            f"On the same {n:,} clips: {listed}.",
-            help="Baselines: no network, fitted on the same train clips and chosen by valid. No part of the verdict.",
+            f"Baselines on the same {n:,} clips: {listed}.",
+            help="No neural network; fitted on the same train clips and selected on valid. Not part of the verdict.",
         )
         return
-    own = DataConfig(dataset=beside.data.dataset)  # pyright: ignore[reportCallIssue]
-    if _folder(own.model_dump_json(), str(default_workspace().root)) == beside.folder:
+    own = DataConfig(dataset=known.data.dataset)  # pyright: ignore[reportCallIssue]
+    if _folder(own.model_dump_json(), str(default_workspace().root)) == known.folder:
         st.page_link(
             parts.page_path("data"),
             label="Compute baselines",
             icon=":material/straighten:",
-            query_params={"dataset": beside.data.dataset},
-            help="What the data gives away without a network, on the same test clips, as a scale for these runs.",
+            query_params={"dataset": known.data.dataset},
+            help="How far you get without a neural network on the same test clips, as a reference for these runs.",
         )
 
 
 @st.cache_data(max_entries=64, ttl=REMEMBERED_S, show_spinner=False)
 def _folder(data: str, root: str) -> Path | None:
-    """baselines.folder_for, kept for a while: opening data of one's own reads the header of every file."""
+    """baselines.folder_for, cached briefly: opening a data set reads the header of every file."""
     return baselines.folder_for(DataConfig.model_validate_json(data), Workspace(root=Path(root)))

@@ -1,4 +1,4 @@
-"""Sections of the page Compare, one function each: results, curves, what differs, confusion. More: compare_sweep.py."""
+"""Sections of the Compare page: results, curves, differences, confusion. The others are in compare_sweep.py."""
 
 from __future__ import annotations
 
@@ -28,27 +28,27 @@ from sousa_engine.store import Store
 from sousa_engine.web import parts
 from sousa_engine.web.components.live_chart import Panel, live_chart
 
-MOST_LIVE = 8  # runs of a live chart
+MOST_LIVE = 8  # runs in a live chart
 SAME, OTHER = "color: rgba(128,128,128,0.8)", "background-color: rgba(27,156,144,0.18)"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compared:
-    """What a visitor compares. rows: all settings; shown: those that get a colour, a curve and a matrix.
+    """What the page compares. rows: all settings; shown: those with a colour, a curve and a matrix.
 
-    baselines: of the very clips that all of them were tested on, if they were computed.
+    baselines: computed on the same clips that all settings were tested on; None if not computed.
     """
 
     rows: tuple[TrialRow, ...]
     shown: tuple[TrialRow, ...]
     summaries: Summaries
-    predictions: Mapping[str, Sequence[Prediction]]  # of the shown runs: run id -> its test split
+    predictions: Mapping[str, Sequence[Prediction]]  # run id -> its test split, for the shown runs
     of_sweep: bool
     baselines: Baselines | None = None
 
     @property
     def has_axes(self) -> bool:
-        """Whether there are enough runs to ask which axis matters."""
+        """Whether there are enough runs to estimate which axis matters."""
         return settings.has_axes(self.rows, self.of_sweep)
 
     @property
@@ -57,7 +57,7 @@ class Compared:
 
 
 def setting_table(compared: Compared) -> None:
-    """All settings with their seeds; a phone gets a list."""
+    """All settings with their seeds; phones get a list."""
     rows = [_results_of(row, compared.summaries) for row in compared.rows]
     share, whole = st.column_config.NumberColumn(format="%.1f %%"), st.column_config.NumberColumn(format="localized")
     with parts.desk("settings"):
@@ -70,16 +70,16 @@ def setting_table(compared: Compared) -> None:
                 "Setting": st.column_config.TextColumn(pinned=True),
                 **dict.fromkeys(("Test accuracy", "Lowest", "Highest", "Best valid"), share),
                 "Trainable": whole,
-                "Training s": st.column_config.NumberColumn(format="%.0f"),
-                "Peak MiB": st.column_config.NumberColumn(format="%.0f"),
+                "Training time (s)": st.column_config.NumberColumn(format="%.0f"),
+                "Peak memory (MiB)": st.column_config.NumberColumn(format="%.0f"),
             },
             alt="Results of the compared settings, mean over seeds",
         )
     with parts.phone("settings"):
         st.markdown(parts.listed(_result_line(row) for row in compared.rows))
     st.caption(
-        "Means over finished seeds (valid: over all that have one). An interval is of the choice of test clips, not of "
-        "the luck of seeds." + (" Ordered by best valid accuracy." if compared.of_sweep else "")
+        "Means over finished seeds (valid: over all seeds with a value). The intervals reflect the sample of test "
+        "clips, not variation between seeds." + (" Ordered by best valid accuracy." if compared.of_sweep else "")
     )
 
 
@@ -92,23 +92,25 @@ def curves(compared: Compared) -> None:
         {name for run in runs for name in compared.summaries.get(run.id, {}) if not name.startswith("test/")}
     )
     if not metrics:
-        st.caption("No step was recorded yet.")
+        st.caption("No step has been recorded yet.")
         return
     alive = sum(not run.status.is_over for run in runs)
     with st.container(horizontal=True, vertical_alignment="bottom"):
         start = "valid/accuracy" if "valid/accuracy" in metrics else metrics[0]
         metric = st.selectbox("Metric", metrics, index=metrics.index(start), key="compare_metric", width=200)
         can_live = alive > 0 and len(runs) <= MOST_LIVE
-        live = can_live and st.toggle("Live", True, key="compare_is_live", help="Each run by itself, over steps.")
+        live = can_live and st.toggle("Live", True, key="compare_is_live", help="Follow each run live, over steps.")
         if not live:
             axis = st.segmented_control("Over", AXES, default="step", required=True, key="compare_axis")
             smoothing = st.slider(
                 "Smoothing", 0.0, 0.99, 0.0, 0.01, key="compare_smoothing", width=180,
-                disabled=not metric.startswith("train/"), help="Of train metrics: an exponential moving average.",
+                disabled=not metric.startswith("train/"), help="Exponential moving average; for train metrics only.",
             )  # fmt: skip
             log = st.toggle("Log scale", key="compare_log", disabled=is_share(metric))
             seeded = any(len(row.runs) > 1 for row in compared.shown)
-            each_run = seeded and st.toggle("Each run", key="compare_each_run", help="A line a run instead of a band.")
+            each_run = seeded and st.toggle(
+                "Each run", key="compare_each_run", help="One line per run instead of a band."
+            )
     if live:
         panel = Panel(title=metric, metrics=(metric,), percent=is_share(metric))
         names = [_run_name(row, run) for row in compared.shown for run in row.runs]
@@ -121,25 +123,25 @@ def curves(compared: Compared) -> None:
     with parts.desk("curves"):
         st.plotly_chart(curves_figure(info), key="compare_curves", alt=f"{metric} over {axis}")
     with parts.phone("curves"):
-        # A legend of long names would leave no room for the lines.
+        # A legend with long names would leave no room for the lines.
         figure = curves_figure(info, height=320, legend=False)
         st.plotly_chart(figure, key="compare_curves_phone", alt=f"{metric} over {axis}")
         legend({line.group: line.label for line in info.lines})
     said = []
     if any(line.low for line in lines):
         said.append(
-            "Line: mean over the seeds of a setting that got so far. Band: from the lowest seed to the highest."
+            "Line: mean over the seeds of a setting that got this far. Band: from the lowest to the highest seed."
         )
     if lost:
-        said.append(f"Left out: {lost} {'run that does' if lost == 1 else 'runs that do'} not tell its {axis}.")
+        said.append(f"Left out: {lost} {'run' if lost == 1 else 'runs'} without recorded {axis}.")
     if alive:
-        said.append("Some runs are not over: reload to see more of them.")
+        said.append("Some runs are still going; reload to update.")
     if said:
         st.caption(" ".join(said))
 
 
 def legend(names: Mapping[int, str]) -> None:
-    """A list of series by their colour. names: number of the series -> its name."""
+    """A legend: the colour and name of each series. names: number of the series -> its name."""
     entries = (
         f"<li style='display:flex;gap:.5rem'><span style='color:{template.series(number)}'>●</span>"
         f"<span>{html.escape(name)}</span></li>"
@@ -151,7 +153,7 @@ def legend(names: Mapping[int, str]) -> None:
 def lines_of(
     store: Store, rows: Sequence[TrialRow], metric: str, axis: str, smoothing: float, each_run: bool
 ) -> tuple[list[Line], int]:
-    """(a line a setting, or a run; runs that could not be placed on the axis)."""
+    """(one line per setting or per run; the number of runs that could not be placed on the axis)."""
     lines, lost = [], 0
     for group, row in enumerate(rows):
         seeds = []
@@ -176,8 +178,8 @@ def differences(compared: Compared) -> None:
     rows = compared.rows
     if len(rows) == 1:
         seeds = ", ".join(str(run.config.seed) for run in rows[0].runs)
-        alike = "the seed alone differs" if len(rows[0].runs) > 1 else "the settings are the same, seed included"
-        st.caption(f"Nothing but names: {alike} ({seeds}).")
+        alike = "only the seeds differ" if len(rows[0].runs) > 1 else "only the names differ, even the seed is the same"
+        st.caption(f"These runs have the same settings: {alike} ({seeds}).")
         return
     first = rows.index(compared.shown[0])
     base = st.selectbox(
@@ -186,24 +188,24 @@ def differences(compared: Compared) -> None:
     found = settings.against_base(rows, base)
     table, css = _difference_table(rows, base, found)
     with parts.desk("differences"):
-        if len(rows) <= 8:  # few settings stand side by side, many below each other
+        if len(rows) <= 8:  # few settings are columns, many are rows
             table, css = table.T.rename_axis("Field"), css.T
         st.dataframe(
             table.style.apply(lambda _: css, axis=None),
             height="content" if len(table) <= 14 else 460,
-            alt="Settings that differ, against the base",
+            alt="Settings that differ from the base",
         )
-        st.caption("Pale: as in the base; coloured: not.")
+        st.caption("Highlighted cells differ from the base.")
     with parts.phone("differences"):
         st.markdown(parts.listed([_difference_line(rows, i, base, found) for i in range(len(rows)) if i != base]))
     st.caption(
-        "Only fields that differ. Differences of accuracies are of means over seeds, in points; what they allow to say "
-        "stands in the verdict."
+        "Only fields that differ are listed. Accuracy differences are between means over seeds, in percentage points; "
+        "see the verdict for what they support."
     )
 
 
 def _difference_table(rows: Sequence[TrialRow], base: int, found: AgainstBase) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """(texts, styles), settings by fields: results first, then what differs."""
+    """(texts, styles), one row per setting: first the results, then the fields that differ."""
     names = [f"{row.label} (base)" if i == base else row.label for i, row in enumerate(rows)]
     texts, css = {}, {}
     for split, title in (("test", "Test accuracy"), ("valid", "Best valid")):
@@ -247,48 +249,48 @@ def matrices(compared: Compared) -> None:
     for i, (name, matrix) in enumerate(made.items()):
         with columns[i % len(columns)]:
             seeds = sum(bool(compared.predictions.get(run.id)) for run in measured[i][0].runs)
-            added = f", {seeds} seeds added up" if seeds > 1 else ""
-            st.markdown(f"**{parts.plain(name)}** · {matrix.right:,} of {matrix.n:,} clips right{added}")
+            added = f", {seeds} seeds combined" if seeds > 1 else ""
+            st.markdown(f"**{parts.plain(name)}** · {matrix.right:,} of {matrix.n:,} clips correct{added}")
             figure = confusion_figure(confusion_info(matrix, blocks), labels=False)
             st.plotly_chart(figure, key=f"confusion-{measured[i][0].runs[0].id}", alt=f"Confusion matrix of {name}")
     st.caption(
-        "Rows: what was played; columns: what it was taken for. Petrol is recognised, brick is mistaken; "
-        "point at a cell for its names and clips." + (" Families stand together." if blocks else "")
+        "Rows: true class; columns: predicted class. Teal = correct, red = wrong; hover a cell for details."
+        + (" Rudiment groups are kept together." if blocks else "")
     )
     if len(made) > 1:
         _difference_of_two(made, blocks)
 
 
 def _difference_of_two(made: Mapping[str, Confusion], blocks: Sequence[tuple[str, int]]) -> None:
-    st.markdown("**The difference of two**")
+    st.markdown("**Difference between two settings**")
     names = list(made)
     with st.container(horizontal=True, vertical_alignment="bottom"):
         first = st.selectbox("From", names, index=0, key="compare_from", width=320)
         second = st.selectbox("To", names, index=1, key="compare_to", width=320)
     if first == second:
-        st.caption("Choose two different ones.")
+        st.caption("Choose two different settings.")
         return
     found = difference(made[first], made[second])
     left, right = st.columns([3, 2], gap="medium")
     with left:
         info = confusion_difference_info(found, first, second, blocks)
         figure = confusion_difference_figure(info, labels=False)
-        st.plotly_chart(figure, key="compare_difference", alt=f"Confusion of {second} against {first}")
+        st.plotly_chart(figure, key="compare_difference", alt=f"Confusion matrix of {second} minus {first}")
         st.caption(
-            f"Petrol: {parts.plain(second)} does better (more recognised, or fewer of this mistake); brick: worse. "
-            f"The darkest cell is {100 * info.largest:.0f} points of its row."
+            f"Teal: {parts.plain(second)} is better (more clips correct, or fewer of this error); red: worse. "
+            f"The darkest cell is {100 * info.largest:.0f} percentage points of its row."
         )
     with right:
-        st.markdown("Mistakes that changed most")
+        st.markdown("Errors that changed most")
         lines = [
-            f"{parts.plain(c.label)} taken for {parts.plain(c.predicted)}: {_of(c.first)} → {_of(c.second)} "
+            f"{parts.plain(c.label)} predicted as {parts.plain(c.predicted)}: {_of(c.first)} → {_of(c.second)} "
             f"{':green[fewer]' if c.gain > 0 else ':red[more]'}"
             for c in changes(found)
         ]
         st.markdown(parts.listed(lines) if lines else "None.")
 
 
-# Words and small things
+# Wording
 
 
 def _results_of(row: TrialRow, summaries: Summaries) -> dict[str, object]:
@@ -305,13 +307,13 @@ def _results_of(row: TrialRow, summaries: Summaries) -> dict[str, object]:
         "Test accuracy": parts.hundred(row.mean_test),
         "Lowest": parts.hundred(min(row.test, default=None)),
         "Highest": parts.hundred(max(row.test, default=None)),
-        "95 % of test": f"{100 * interval.low:.1f} to {100 * interval.high:.1f} %" if interval else "–",
+        "95 % interval (test)": f"{100 * interval.low:.1f} to {100 * interval.high:.1f} %" if interval else "–",
         "n test": row.clips,
         "Best valid": parts.hundred(row.mean_valid),
         "n valid": valid[0].n if valid else None,
         "Trainable": row.trainable,
-        "Training s": seconds,
-        "Peak MiB": memory,
+        "Training time (s)": seconds,
+        "Peak memory (MiB)": memory,
     }
 
 
@@ -325,7 +327,7 @@ def _result_line(row: TrialRow) -> str:
 
 
 def _points(lead: float | None) -> str:
-    """` (+1.5)`, or nothing where nothing was measured."""
+    """` (+1.5)`, or an empty string if there is no measurement."""
     return "" if lead is None else f" ({100 * lead:+.1f})".replace("-", "−")
 
 

@@ -1,4 +1,4 @@
-"""Sections of the page Compare that live on many runs: what matters, cost, and parts of the test split."""
+"""Sections of the Compare page that need many runs: what matters, cost, and parts of the test split."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ def axes(compared: Compared) -> None:
     rows = compared.rows
     found = settings.setting_axes(rows)
     if not found:
-        st.caption("The settings have no axis with two values.")
+        st.caption("No axis of these settings has two values.")
         return
     split = st.segmented_control(
         "Accuracy", ["valid", "test"], default="valid", required=True, key="compare_axes_split",
-        help="Valid: best of all epochs, what settings are chosen by. Test: measured once, at the end.",
+        help="Valid: best epoch, used to choose settings. Test: evaluated once, at the end.",
     )  # fmt: skip
     reached = [settings.reached(row, compared.summaries, split) for row in rows]
     means = [settings.mean(values) for values in reached]
     counted = sum(mean is not None for mean in means)
-    said = f"{counted} of {len(rows)} settings with a finished run, each the mean over its finished seeds."
+    said = f"{counted} of {len(rows)} settings have a finished run; each value is the mean over finished seeds."
     if counted < len(rows):
         said += f" Left out: {_reasons([row for row, mean in zip(rows, means, strict=True) if mean is None])}."
     st.caption(said)
@@ -46,22 +46,22 @@ def axes(compared: Compared) -> None:
     with parts.desk("parallel"):
         figure = parallel_figure(parallel_info(found, means, name))
         st.plotly_chart(figure, key="compare_parallel", alt="Settings as lines through their values")
-        st.caption("Drag along an axis to keep the lines of a range; drag an axis by its name to another place.")
+        st.caption("Drag along an axis to select a range; drag an axis by its name to move it.")
     with parts.phone("parallel"):
         st.markdown(parts.listed(_ranked(rows, means)))
     st.markdown("**How much each axis matters**")
     _importance(found, reached)
-    st.markdown("**Each axis by itself**")
+    st.markdown("**Each axis separately**")
     columns = st.columns(min(3, max(2, len(found))))
     labels = [row.label for row in rows]
     for i, axis in enumerate(found):
         with columns[i % len(columns)]:
             figure = slice_figure(slice_info(axis, labels, means, name))
             st.plotly_chart(figure, key=f"compare_slice_{axis.field}", alt=f"{name} over {axis.name}")
-    st.caption("A dot a setting; the bar is the mean of all settings with that value, whatever else they have.")
+    st.caption("One dot per setting; the bar is the mean of all settings with that value.")
 
 
-@st.cache_data(max_entries=64, show_spinner="Weighing the axes ...")
+@st.cache_data(max_entries=64, show_spinner="Estimating importance …")
 def _weighed(found: Sequence[SettingAxis], reached: Sequence[Sequence[float]]) -> importance.Importance:
     return importance.importance(found, reached)
 
@@ -99,7 +99,7 @@ def costs(compared: Compared) -> None:
     )  # fmt: skip
     points = cost.cost_points(compared.rows, measure)
     if not points:
-        st.caption(f"No finished run has both a test result and its {cost.MEASURES[measure].lower()}.")
+        st.caption(f"No finished run has both a test result and a value for {cost.MEASURES[measure].lower()}.")
         return
     known = compared.baselines.baselines if compared.baselines else ()
     info = cost_info(points, measure, [Level(one.short, one.accuracy.value) for one in known])
@@ -115,21 +115,23 @@ def costs(compared: Compared) -> None:
                 for point in frontier
             )
         )
-    said = [f"n = {_ns(point.score.n for point in points)} test clips. On the frontier nothing cheaper is as accurate."]
+    said = [
+        f"n = {_ns(point.score.n for point in points)} test clips. On the frontier, no cheaper setting is as accurate."
+    ]
     if missing := len(compared.rows) - len(points):
-        said.append(f"{missing} {'setting has' if missing == 1 else 'settings have'} no test result or no such figure.")
+        said.append(f"{missing} {'setting has' if missing == 1 else 'settings have'} no test result or no cost value.")
     if any(point.is_control for point in points):
-        said.append("Random weights are a control and never on the frontier.")
+        said.append("Random weights are a control and are never on the frontier.")
     if info.levels:
         said.append(
-            "Dashed: baselines on the same clips"
-            + ("." if len(info.levels) == len(known) else "; others lie far below.")
+            "Dashed lines: baselines on the same clips"
+            + ("." if len(info.levels) == len(known) else "; the others are far lower.")
         )
     if measure == "peak_memory_mib":
-        said.append("Memory of the trainer's process, not of its accelerator.")
+        said.append("This is the memory of the trainer process, not of the accelerator.")
     used = cost.devices(compared.rows)
     if measure != "trainable" and len(used) > 1:
-        said.append(f"Devices differ ({', '.join(used)}): such figures do not compare.")
+        said.append(f"Devices differ ({', '.join(used)}), so these values are not comparable.")
     st.caption(" ".join(said))
 
 
@@ -146,7 +148,7 @@ def parts_of_the_test(compared: Compared) -> None:
     kinds = {row.number: _slicings(row) for row in rows}
     names = list(dict.fromkeys(kind.name for found in kinds.values() for kind in found))
     part = st.segmented_control(
-        "Parts of the test split", ["Families", "Classes", *names], default="Families", required=True,
+        "Parts of the test split", ["Rudiment groups", "Classes", *names], default="Rudiment groups", required=True,
         key="compare_parts", wrap=True,
     )  # fmt: skip
     found = {row.number: _scored(asked[row.number], part, kinds[row.number]) for row in rows}
@@ -156,9 +158,9 @@ def parts_of_the_test(compared: Compared) -> None:
     if drawn:
         figure = scores_figure(scores_info(drawn, intervals=part != "Classes", level=level))
         with parts.desk("scores"):
-            st.plotly_chart(figure, key="compare_scores", alt=f"Test accuracy of {part.lower()}")
+            st.plotly_chart(figure, key="compare_scores", alt=f"Test accuracy by {part.lower()}")
             if level:
-                st.caption(f"Upright dashes: the baseline {level[0]} on the same clips.")
+                st.caption(f"Vertical marks: the {level[0]} baseline on the same clips.")
     with parts.desk("score-table"):
         _score_table(rows, found)
     with parts.phone("scores"):
@@ -169,7 +171,7 @@ def parts_of_the_test(compared: Compared) -> None:
 def _level(
     compared: Compared, part: str, kinds: Mapping[int, Sequence[scores.Slicing]]
 ) -> tuple[str, Mapping[str, scores.Score]] | None:
-    """The best baseline on the same clips, and its scores of this part."""
+    """The best baseline on the same clips, and its scores for this part."""
     known = compared.baselines
     if known is None:
         return None
@@ -184,7 +186,7 @@ def _slicings(row: TrialRow) -> tuple[scores.Slicing, ...]:
 
 
 def _scored(clips: Sequence[ClipScore], part: str, kinds: Sequence[scores.Slicing]) -> dict[str, scores.Score]:
-    if part == "Families":
+    if part == "Rudiment groups":
         return scores.family_scores(clips)
     if part == "Classes":
         return scores.class_scores(clips)
@@ -210,7 +212,7 @@ def _score_table(rows: Sequence[TrialRow], found: Mapping[int, Mapping[str, scor
         placeholder="–",
         height="content" if len(table) <= 12 else 460,
         column_config={"Setting": st.column_config.TextColumn(pinned=True), **dict.fromkeys(info.groups, share)},
-        alt="Test accuracy of parts of the test split",
+        alt="Test accuracy by part of the test split",
     )
 
 
@@ -230,18 +232,18 @@ def _score_lines(drawn: Sequence[tuple[str, Mapping[str, scores.Score]]]) -> lis
 def _said_of(
     part: str, slices: Sequence[str], rows: Sequence[TrialRow], asked: Mapping[int, Sequence[ClipScore]]
 ) -> list[str]:
-    said = ["n: clips of that part; each dot is the mean over the seeds of a setting."]
-    if part == "Families":
+    said = ["n = clips in that part; each dot is the mean over the seeds of a setting."]
+    if part == "Rudiment groups":
         said.append(
-            f"{families.TWINS.capitalize()}: rudiments whose strokes and accents fall at the same moments, so that "
-            "only the hand's timbre tells them apart."
+            f"{families.TWINS.capitalize()}: rudiments whose strokes and accents fall at the same times, so that only "
+            "the timbre of the hands distinguishes them."
         )
     if part == "Tempo":
-        said.append("Rudiments have tempi of their own: the slices hold different classes.")
+        said.append("Each rudiment has its usual tempo, so the slices contain different classes.")
     if part == "Classes":
-        said.append("So few clips a class tell little: the intervals stand at the dots.")
+        said.append("With so few clips per class the values are uncertain: hover a dot for its interval.")
     if not slices:
-        said.append("Data of one's own brings no tempo, player or noise to slice by; the embedded sets do.")
+        said.append("Only the embedded data sets can be split by tempo, player or noise.")
     if len({tuple(clip.clip_id for clip in asked[row.number]) for row in rows}) > 1:
         said.append("The settings were not tested on the same clips.")
     return said

@@ -1,9 +1,9 @@
-"""Who may talk to the studio: the outermost layer around pages, websockets and JSON routes alike. See SECURITY.md.
+"""Access control for the studio: the outermost layer around pages, websockets and JSON routes. See SECURITY.md.
 
-Host       one of server.allowedHosts, else 403: a page of another site that made its name point here gets nothing
-Origin     where a browser names one for a websocket or a request that changes something, it is the studio's own
-address    a connection over another address than loopback is refused, unless SOUSA_TOKEN is set
-token      where it is set, everybody shows it once; the browser keeps a cookie made from it
+Host       must be one of server.allowedHosts, otherwise 403: this stops sites that point their name to this machine
+Origin     if sent with a websocket or a request that changes something, it must be the studio's own
+address    connections over any address other than loopback are refused unless SOUSA_TOKEN is set
+token      if set, every visitor enters it once; the browser keeps a cookie derived from it
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _READS = ("GET", "HEAD", "OPTIONS")
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "same-origin",
-    "X-Frame-Options": "SAMEORIGIN",  # not DENY: Streamlit shows components in frames of its own origin
+    "X-Frame-Options": "SAMEORIGIN",  # not DENY: Streamlit shows components in frames of the same origin
     "Content-Security-Policy": "frame-ancestors 'self'",
 }
 _FORM = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
@@ -45,36 +45,36 @@ button{{background:light-dark(#0e6b66,#20968a);border-color:transparent;color:#f
 
 
 class UnsafeSetting(ValueError):
-    """The studio must not start so: str(error) says why, and what to do."""
+    """The studio must not start with this setting; str(error) says why, and what to do."""
 
 
 def token_of(environment: Mapping[str, str]) -> str | None:
-    """The token that visitors have to show; None where none is asked for. Raises UnsafeSetting for an easy one."""
+    """The token that visitors must enter; None if none is required. Raises UnsafeSetting if it is easy to guess."""
     token = environment.get(TOKEN_VARIABLE, "").strip()
     if not token:
         return None
     if len(token) < SHORTEST_TOKEN or len(set(token)) < 8:
         raise UnsafeSetting(
-            f"{TOKEN_VARIABLE} is too easy to guess: at least {SHORTEST_TOKEN} characters, 8 of them different. "
-            "Make one: python -c 'import secrets; print(secrets.token_urlsafe(32))'"
+            f"{TOKEN_VARIABLE} is too easy to guess: use at least {SHORTEST_TOKEN} characters, 8 of them different. "
+            "Create one with: python -c 'import secrets; print(secrets.token_urlsafe(32))'"
         )
     return token
 
 
 def check_address(address: str | None, token: str | None) -> None:
-    """Raises UnsafeSetting where the studio would listen to other machines, and everybody there could use it.
+    """Raise UnsafeSetting if the studio would be open to other machines without a token.
 
-    address: server.address; None and "" are every interface.
+    address: server.address; None and "" mean all interfaces.
     """
     if token is None and not is_loopback(address or ""):
         raise UnsafeSetting(
-            f"The studio would listen on {address or 'every interface'}, for everybody who can reach this machine. "
-            f"Leave server.address at 127.0.0.1, or set {TOKEN_VARIABLE} to a secret. See SECURITY.md."
+            f"The studio would listen on {address or 'all interfaces'}, open to everyone who can reach this machine. "
+            f"Keep server.address at 127.0.0.1, or set {TOKEN_VARIABLE} to a secret. See SECURITY.md."
         )
 
 
 def is_loopback(address: str) -> bool:
-    """Whether only this machine can reach it. A name other than localhost may lead anywhere."""
+    """Whether only this machine can reach the address. Names other than localhost are not trusted."""
     try:
         found = ipaddress.ip_address(address.strip("[]"))
     except ValueError:
@@ -84,7 +84,7 @@ def is_loopback(address: str) -> bool:
 
 
 def host_of(header: str | None) -> str | None:
-    """The host name in a Host header or an Origin's place, in lower case; None for what is neither name nor address."""
+    """The host name in a Host header, in lower case; None if the header is not a valid host."""
     try:
         parts = urlsplit(f"//{header or ''}")
         plain = not (parts.username or parts.password or parts.path or parts.query or parts.fragment)
@@ -95,7 +95,7 @@ def host_of(header: str | None) -> str | None:
 
 
 class Guard:
-    """ASGI middleware. allowed_hosts: names as in server.allowedHosts; "*.example.org" stands for what lies below."""
+    """ASGI middleware. allowed_hosts: names as in server.allowedHosts; "*.example.org" allows its subdomains."""
 
     def __init__(self, app: ASGIApp, *, allowed_hosts: Sequence[str], token: str | None = None):
         self._app = app
@@ -110,7 +110,7 @@ class Guard:
         if answer is None:
             await self._app(scope, receive, _with_headers(send))
         elif scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1008})  # before it was accepted: the server answers 403
+            await send({"type": "websocket.close", "code": 1008})  # before accepting it, so that the server answers 403
         else:
             await answer(scope, receive, _with_headers(send))
 
@@ -120,23 +120,25 @@ class Guard:
         host = host_of(hosts[0]) if len(hosts) == 1 else None
         if host is None or not any(_matches(host, pattern) for pattern in self._hosts):
             return _no(
-                "This name does not belong to the studio. Open it as http://localhost, or add the name to "
+                "The studio does not accept this host name. Open http://localhost, or add the name to "
                 "server.allowedHosts in .streamlit/config.toml."
             )
         if scope["type"] == "websocket" or scope["method"] not in _READS:
             origins = headers.getlist("origin")
-            # Compared with the port: another program's page on this machine is another origin.
+            # The port counts: a page of another program on this machine has another origin.
             if any(urlsplit(origin).netloc.lower() != hosts[0].lower() for origin in origins):
-                return _no("A page of another origin asked for this, so it was not done.")
+                return _no("Request refused: it came from a page of another origin.")
             if not origins and headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
-                return _no("A page of another origin asked for this, so it was not done.")
+                return _no("Request refused: it came from a page of another origin.")
         local = (scope.get("server") or ("", None))[0]
         if self._token is None and _is_address(local) and not is_loopback(local):
-            return _no(f"The studio talks to its own machine alone. For others, set {TOKEN_VARIABLE}. See SECURITY.md.")
+            return _no(
+                f"The studio is open only to its own machine. To allow others, set {TOKEN_VARIABLE}. See SECURITY.md."
+            )
         return None
 
     async def _sign_in(self, scope: Scope, receive: Receive) -> Response | None:
-        """None for who may enter. Who sends the right token gets the cookie; everybody else is asked for it."""
+        """None if the visitor may enter; otherwise the response: the cookie for the right token, or the token form."""
         if self._token is None:
             return None
         name, proof = f"sousa_{_port(scope)}", _proof(self._token)
@@ -146,10 +148,10 @@ class Guard:
         if scope["type"] == "websocket":
             return _no("")
         request = Request(scope, receive)
-        said = f"This studio asks for its token: the value of {TOKEN_VARIABLE} where it was started."
+        said = f"Enter the token of this studio: the value of {TOKEN_VARIABLE} where it was started."
         refused = ""
         if request.method == "POST" and (given := await _given_token(request)) is not None:
-            # Digests: equal in length, so that the time tells neither length nor content.
+            # Digests have equal lengths, so that timing reveals neither length nor content.
             if hmac.compare_digest(_proof(given), proof):
                 entered = RedirectResponse(_asked_for(scope), status_code=303)
                 secure = request.url.scheme == "https"
@@ -161,21 +163,21 @@ class Guard:
 
 
 def guard_options(environment: Mapping[str, str], address: str | None, hosts: Sequence[str]) -> dict:
-    """Guard's settings from the environment and Streamlit's options. Raises UnsafeSetting."""
+    """Options for Guard, from the environment and Streamlit's options. Raises UnsafeSetting."""
     token = token_of(environment)
     check_address(address, token)
     return {"allowed_hosts": list(hosts) or ["127.0.0.1", "localhost"], "token": token}
 
 
 def from_streamlit() -> dict:
-    """Guard's settings as this server was started."""
+    """Options for Guard, from the options of the running server."""
     import streamlit as st
 
     return guard_options(os.environ, st.get_option("server.address"), st.get_option("server.allowedHosts") or [])
 
 
 async def _given_token(request: Request) -> str | None:
-    """The form's token; None for any other body. No longer body than a form's is read."""
+    """The token in the form; None for any other body, or a body that is too long."""
     if not request.headers.get("content-type", "").startswith("application/x-www-form-urlencoded"):
         return None
     body = b""
@@ -188,19 +190,19 @@ async def _given_token(request: Request) -> str | None:
 
 
 def _asked_for(scope: Scope) -> str:
-    """Path and query that the form was shown for, never another host: a browser takes //name and /\\name for one."""
+    """Path and query of the requested page. Never another host: browsers read //name and /\\name as one."""
     path = "/" + re.sub(r"[/\\]+", "/", scope["path"]).lstrip("/")
     query = scope.get("query_string", b"").decode("latin-1")
     return quote(path) + (f"?{query}" if query else "")
 
 
 def _proof(token: str) -> str:
-    """What the cookie holds: made from the token, so that who reads a cookie has not read the token."""
+    """The cookie value: derived from the token, so a leaked cookie does not reveal it."""
     return hmac.new(token.encode("utf-8", "surrogatepass"), b"sousa-engine cookie 1", hashlib.sha256).hexdigest()
 
 
 def _matches(host: str, pattern: str) -> bool:
-    """ "*" alone is not honoured: a studio that answers to every name has no guard against DNS rebinding."""
+    """Whether the host matches. "*" alone matches nothing: it would disable the protection against DNS rebinding."""
     return host.endswith(pattern[1:]) if pattern.startswith("*.") else host == pattern
 
 

@@ -1,9 +1,9 @@
-"""A fragment's timer that fires while another page is being opened must not run there.
+"""Skip a fragment's timer that fires while another page opens.
 
-The browser stops the timers of a page when it hears of the next one. Where Python opens that (st.switch_page), a timer
-can fire before. Streamlit 1.67 asks whether the fragment still exists when such a message arrives, which is while the
-next page runs, and not once more when its turn comes, when the next page has replaced all fragments: it then tells the
-browser of a run of the page before, which wipes the page that was just opened. Here it asks once more.
+The browser stops the timers of a page when it learns of the next one. If Python opens the next page (st.switch_page),
+a timer can fire before that. Streamlit 1.67 checks whether the fragment exists when the message arrives, that is while
+the next page runs, but not again when it handles the message. By then the next page has replaced all fragments, so
+Streamlit reports a run of the previous page, which wipes the new page from the browser. This module checks again.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from streamlit.runtime.scriptrunner_utils.script_requests import RerunData
 
 
 def pass_over() -> None:
-    """Have script runners leave out a run of nothing but fragments that are gone. Call it once, at the start."""
+    """Make script runners skip runs whose fragments are all gone. Call this once, at the start."""
     run_script = ScriptRunner._run_script
 
     @wraps(run_script)

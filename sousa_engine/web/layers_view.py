@@ -1,4 +1,4 @@
-"""The layers of a run: how far training moved each target, and a new target set without those it hardly moved."""
+"""The layers of a run: how far training moved each target, and target sets without the weakest ones."""
 
 from __future__ import annotations
 
@@ -11,19 +11,18 @@ from sousa_engine.analysis.compare import parameters
 from sousa_engine.analysis.layers import Updates, grid, pruned, ranked, strongest, updates
 from sousa_engine.core.errors import SousaError, UserError
 from sousa_engine.core.records import LONGEST_SET_NAME, Run
-from sousa_engine.runs import sweep_orders
+from sousa_engine.runs import sweep_plan
 from sousa_engine.web import handover, parts
 from sousa_engine.web.handover import Ticks
 
 MEANING = (
-    "Per cent: the norm of each target's update against the norm of its weight, ‖ΔW‖ / ‖W‖. A small one is a hint that "
-    "a module may do without an adapter, and no proof: modules differ in how much a change of the same size does. "
-    "A training without them tells."
+    "In per cent: the norm of each target's update relative to the norm of its weight, ‖ΔW‖ / ‖W‖. A small update "
+    "hints that a module may not need an adapter, but proves nothing: retrain without it to find out."
 )
 
 
 def layers_section(run: Run, *, refresh_s: float) -> None:
-    """Draws itself anew while the run is alive, and offers to leave out the weakest once it is over."""
+    """Refreshed while the run is active; afterwards offers to leave out the weakest targets."""
     st.fragment(_layers, run_every=None if run.status.is_over else refresh_s)(run)
     if not _nothing_to_measure(run):
         _ablation(run)
@@ -37,7 +36,7 @@ def _layers(run: Run) -> None:
         outline = targets.load_outline(run.config.model.variant)
         with parts.open_store() as store:
             run = store.run(run.id) or run
-            # What is kept is the best checkpoint's adapter.
+            # The saved adapter is the best checkpoint's.
             points = store.updates(run.id, run.facts.get("best_step")) or store.updates(run.id)
     except SousaError as error:
         st.caption(parts.plain(str(error)))
@@ -52,7 +51,7 @@ def _layers(run: Run) -> None:
         with controls:
             kept = _leave_out(run, found)
     elif not run.status.is_over:
-        controls.caption("When the run is over, the weakest can be left out here.")
+        controls.caption("When the run ends, you can leave out the weakest targets here.")
     with heading:
         st.markdown(f"**How far training moved each target**, {_when(run, found)}")
         st.caption(MEANING)
@@ -70,17 +69,17 @@ def _nothing_to_measure(run: Run) -> str:
     lora = run.config.lora
     if lora.method == "full":
         return (
-            "Full fine-tuning changes the weights themselves: there is no adapter to measure against a frozen weight."
+            "Full fine-tuning changes the weights themselves, so there is no adapter to compare with a frozen weight."
         )
     if lora.method == "bitfit":
-        return "BitFit trains biases alone: no weight is adapted, so there is no update to measure."
-    return "" if lora.targets else "No module of the backbone was adapted: only the head trains."
+        return "BitFit trains only biases: no weight is adapted, so there is no update to measure."
+    return "" if lora.targets else "No backbone module is adapted: only the head is trained."
 
 
 def _nothing_measured(run: Run) -> str:
     if not run.status.is_over:
-        return "Comes after the first epoch."
-    return "Not measured: the run ended before its first epoch did, or an earlier version made it."
+        return "Available after the first epoch."
+    return "Not measured: the run ended before its first epoch was complete, or an earlier version created it."
 
 
 def _when(run: Run, found: Updates) -> str:
@@ -101,7 +100,7 @@ def _table(found: Updates, kept: tuple[str, ...] | None, height: int) -> None:
         }
     )
     if kept is not None and len(kept) < len(rows):
-        table.insert(0, "Stays", [target.path in kept for target in rows])
+        table.insert(0, "Kept", [target.path in kept for target in rows])
     st.dataframe(
         table,
         hide_index=True,
@@ -112,9 +111,9 @@ def _table(found: Updates, kept: tuple[str, ...] | None, height: int) -> None:
                 format="%.2f %%" if 100 * top >= 0.1 else "%.2g %%", min_value=0, max_value=100 * top or 1,
                 help="‖ΔW‖ / ‖W‖", color="primary",
             ),
-            "Parameters": st.column_config.NumberColumn(format="localized", help="What its adapter trains"),
+            "Parameters": st.column_config.NumberColumn(format="localized", help="Trainable parameters of its adapter"),
             "Share": st.column_config.NumberColumn(
-                format="%.1f %%", help="Of all that trains, head included"
+                format="%.1f %%", help="Share of all trainable parameters, head included"
             ),
         },
         alt="Targets, strongest update first",
@@ -122,7 +121,7 @@ def _table(found: Updates, kept: tuple[str, ...] | None, height: int) -> None:
 
 
 def _without_what_all_share(paths: list[str]) -> list[str]:
-    """Paths without the first segments they have in common, as far as the name in front of a layer's number."""
+    """Paths without their common first segments, up to the name in front of a layer number."""
     split, cut = [path.split(".") for path in paths], 0
     while all(len(p) > cut + 2 and p[cut] == split[0][cut] and not p[cut + 1].isdecimal() for p in split):
         cut += 1
@@ -130,29 +129,29 @@ def _without_what_all_share(paths: list[str]) -> list[str]:
 
 
 def _leave_out(run: Run, found: Updates) -> tuple[str, ...]:
-    """How many stay, what that comes to, and what can be done with them. Returns their paths."""
+    """Choose how many targets to keep, and what to do with them. Returns their paths."""
     st.markdown("**Leave out the weakest**")
     left, right = st.columns([2, 3], gap="medium")
     with left:
         share = st.slider(
             "Keep the strongest", 5, 100, 100, 5, format="%d %%", key=f"keep-{run.id}",
-            help="Of the modules, counted by their update. What is left out fades in the picture above.",
+            help="Share of modules to keep, by size of update. The others fade in the chart above.",
         )  # fmt: skip
     kept = strongest(found, share / 100)
     config = pruned(run.config, kept)
     count, every, after = len(kept), len(found.targets), found.without(kept)
     with left:
         st.caption(
-            f"All {every} modules stay. Move the slider to see what would remain."
+            f"All {every} modules are kept. Move the slider to leave some out."
             if count == every
-            else f"{count} of {every} modules stay. With them {after:,} parameters train instead of "
+            else f"{count} of {every} modules are kept: {after:,} trainable parameters instead of "
             f"{found.trainable:,} ({100 * after / found.trainable:.0f} %), head included."
         )
     with right:
         suggested = f"strongest {count} of {every}, run {run.id[-4:]}"
         name = st.text_input(
             "Name of the new target set", placeholder=suggested, max_chars=LONGEST_SET_NAME, key=f"set-{run.id}",
-            help="Left empty, it is called as the field suggests. A set keeps the modules and the head's policy.",
+            help="Leave empty to use the suggested name. A set stores the modules and the head's policy.",
         )  # fmt: skip
         with st.container(horizontal=True):
             nothing_left_out = count == every
@@ -165,8 +164,8 @@ def _leave_out(run: Run, found: Updates) -> tuple[str, ...]:
                 handover.leave_ticks(Ticks.of(config))
                 st.switch_page(parts.page_path("backbones"), query_params={"variant": config.model.variant})
             if st.button(
-                "Launch without the others", icon=":material/rocket_launch:", disabled=nothing_left_out,
-                help="Open Launch with this run's settings and seed and only these targets: the fair comparison.",
+                "Launch with the kept targets only", icon=":material/rocket_launch:", disabled=nothing_left_out,
+                help="Open Launch with the settings and seed of this run but only these targets: a fair comparison.",
                 key="launch_pruned",
             ):  # fmt: skip
                 handover.leave_draft(config)
@@ -175,22 +174,21 @@ def _leave_out(run: Run, found: Updates) -> tuple[str, ...]:
 
 
 def _ablation(run: Run) -> None:
-    """The way to a sweep that trains the run's target set with and without its parts; the form there is filled."""
+    """Fill the form of a sweep that trains the run's target set with and without its parts."""
     try:
-        spec = sweep_orders.ablation_of(run.config)
+        spec = sweep_plan.ablation_of(run.config)
     except UserError as error:
         st.caption(parts.plain(str(error)))
         return
-    st.markdown("**Which targets earn their keep**")
+    st.markdown("**Which targets matter**")
     st.caption(
-        f"Trains the set again in {len(spec.sets)} versions with {len(spec.seeds)} seeds each, all else as in this "
-        "run: "
+        f"Retrains this run with {len(spec.sets)} variants of the target set, {len(spec.seeds)} seeds each: "
         f"{parts.plain(', '.join(spec.sets))}."
-        + (" Ranks of single modules are left out." if run.config.lora.rank_pattern else "")
+        + (" Per-module ranks are left out." if run.config.lora.rank_pattern else "")
     )
     if st.button(
-        "Sweep an ablation", icon=":material/content_cut:", key="ablate",
-        help=f"Fills the form on the page Sweeps: {spec.run_count} runs. Nothing starts before you press Start there.",
+        "Run an ablation sweep", icon=":material/content_cut:", key="ablate",
+        help=f"Fills the form on the Sweeps page: {spec.run_count} runs. Nothing starts until you press Start there.",
     ):  # fmt: skip
         handover.leave_sweep_draft(spec)
         st.switch_page(parts.page_path("sweeps"))
@@ -206,4 +204,4 @@ def _save(run: Run, name: str, paths: tuple[str, ...]) -> None:
         st.error(parts.plain(str(error)), icon=":material/error:")
         return
     done = "Replaced" if is_there else "Saved"
-    st.toast(f"{done} {parts.plain(repr(name))}: {len(paths)} modules. It is on Launch and on Backbones.")
+    st.toast(f"{done} {parts.plain(repr(name))}: {len(paths)} modules. Find it on Launch and on Backbones.")

@@ -1,4 +1,4 @@
-"""The router: which pages exist, under which address, and what a visitor sees when the engine says no."""
+"""The router: the pages, their URLs, and the messages that every page can show."""
 
 from pathlib import Path
 
@@ -20,19 +20,19 @@ def page(name: str, title: str, icon: str, help: str, **options):
 
 
 PAGES = [
-    page("home", "Studio", "home", "What this is, and your newest runs.", default=True),
-    page("backbones", "Backbones", "account_tree", "Look into a network and tick the modules that get LoRA."),
-    page("data", "Data", "library_music", "Classes, splits and clips of a data set; listen and look."),
-    page("launch", "Launch", "rocket_launch", "Choose everything a training needs, check it, start it."),
-    page("runs", "Runs", "monitoring", "All runs: waiting, running and over."),
-    page("queue", "Queue", "low_priority", "What trains in which slot, what waits and in which order."),
-    page("sweeps", "Sweeps", "grid_view", "Many settings at once, several seeds each: define, watch, steer, compare."),
+    page("home", "Studio", "home", "An introduction, and your newest runs.", default=True),
+    page("backbones", "Backbones", "account_tree", "Explore a network and tick the modules that get LoRA."),
+    page("data", "Data", "library_music", "Browse a data set: classes, splits, players and every clip."),
+    page("launch", "Launch", "rocket_launch", "Set up a run, check it and start it."),
+    page("runs", "Runs", "monitoring", "All runs: queued, running and finished."),
+    page("queue", "Queue", "low_priority", "Which run uses which slot, and which runs wait."),
+    page("sweeps", "Sweeps", "grid_view", "Many settings at once, with several seeds each."),
     page("compare", "Compare", "compare_arrows", "Two or more runs side by side."),
-    page("doctor", "Doctor", "stethoscope", "What is right and wrong with this installation, each with its cure."),
+    page("doctor", "Doctor", "stethoscope", "Checks of this installation, each problem with its fix."),
     page("run", "Run", "show_chart", "One run: curves, progress, log and settings.", visibility="hidden"),
 ]
 
-# The icon before st.navigation: else the browser asks a server of Google's for the page's own icon as favicon.
+# The icon is set before st.navigation; otherwise the browser fetches the page's icon from a Google server.
 st.set_page_config(page_icon=str(ASSETS / "favicon.svg"), layout="wide")
 current = st.navigation(PAGES, position="top")
 st.set_page_config(page_title=f"{current.title} · SOUSA")

@@ -1,6 +1,6 @@
-"""What the pages Runs, Run and Queue do to runs: stop, resume, move, clone, archive, tag, delete; dialogs ask.
+"""Actions on runs for the pages Runs, Run and Queue: stop, resume, move, clone, archive, tag, delete.
 
-A button asks with `ask`; the page draws what was asked for with `dialogs`, outside of what refreshes by itself.
+A button requests a dialog with `ask`; the page draws it with `dialogs`, outside of the parts that refresh.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import streamlit as st
 
 from sousa_engine.core.errors import SousaError
 from sousa_engine.core.records import LONGEST_TAG, RunRow, RunStatus, checked_note, checked_tags
-from sousa_engine.runs import orders, supervisor
+from sousa_engine.runs import ensure, orders
 from sousa_engine.store import Store, trash
 from sousa_engine.web import parts
 from sousa_engine.workspace import default_workspace
 
 _ASKED, _SAID, _NEWS = "manage asked", "manage said", "manage news"
-_NAMED = 200  # runs that the dialog of a deletion names
+_NAMED = 200  # runs listed in the dialog for deletion
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,20 +29,20 @@ class _Asked:
     size_bytes: int = 0
 
 
-# For callbacks of buttons
+# Callbacks for buttons
 
 
 def stop(run_ids: Sequence[str]) -> None:
     def work(store: Store) -> str:
         after = [store.request_stop(run_id) for run_id in run_ids]
-        supervisor.ensure(store.workspace)  # it may have left, or died: the stop needs somebody to see to it
+        ensure.ensure(store.workspace)  # it may have ended; the stop needs a supervisor
         if len(after) > 1:
-            return f"{len(after)} runs: those that train save a checkpoint first, the others left the queue."
+            return f"Stopping {len(after)} runs. Running ones save a checkpoint first; queued ones left the queue."
         said = {
-            RunStatus.STOPPING: "Stopping: a checkpoint is saved first, if it has trained a step.",
-            RunStatus.STOPPED: "Taken out of the queue.",
+            RunStatus.STOPPING: "Stopping. The run saves a checkpoint first if it has trained a step.",
+            RunStatus.STOPPED: "Removed from the queue.",
         }
-        return said.get(after[0].status, f"The run is over already: {after[0].status.value}.")
+        return said.get(after[0].status, f"The run has already ended: {after[0].status.value}.")
 
     _do(work, ":material/stop_circle:")
 
@@ -50,25 +50,25 @@ def stop(run_ids: Sequence[str]) -> None:
 def resume(run_id: str) -> None:
     def work(store: Store) -> str:
         _, found = orders.resume(store.workspace, run_id)
-        return f"Queued: it goes on from step {found.step:,}."
+        return f"Queued. The run continues from step {found.step:,}."
 
     _do(work, ":material/resume:")
 
 
 def move(run_id: str, to: int) -> None:
-    """To this place in the queue, from 1."""
-    _do(lambda store: f"Now at place {store.move(run_id, to)} of the queue.", ":material/swap_vert:")
+    """Move the run to this place in the queue, counted from 1."""
+    _do(lambda store: f"Now at place {store.move(run_id, to)} in the queue.", ":material/swap_vert:")
 
 
 def move_by(run_id: str, places: int) -> None:
-    """-1: one place forward, 1: one back."""
-    _do(lambda store: f"Now at place {store.move_by(run_id, places)} of the queue.", ":material/swap_vert:")
+    """Move the run by this many places: -1 is one place up, 1 is one down."""
+    _do(lambda store: f"Now at place {store.move_by(run_id, places)} in the queue.", ":material/swap_vert:")
 
 
 def pause_queue() -> None:
     def work(store: Store) -> str:
         store.pause_queue()
-        return "The queue is paused: what trains goes on, nothing new starts."
+        return "Queue paused. Active runs continue; no new run starts."
 
     _do(work, ":material/pause_circle:")
 
@@ -76,8 +76,8 @@ def pause_queue() -> None:
 def resume_queue() -> None:
     def work(store: Store) -> str:
         store.resume_queue()
-        supervisor.ensure(store.workspace)
-        return "The queue goes on."
+        ensure.ensure(store.workspace)
+        return "Queue resumed."
 
     _do(work, ":material/play_circle:")
 
@@ -85,14 +85,14 @@ def resume_queue() -> None:
 def set_cpu_slots(slots: int) -> None:
     def work(store: Store) -> str:
         store.set_cpu_slots(slots)
-        supervisor.ensure(store.workspace)
-        return f"{slots} run{'s' if slots > 1 else ''} may share the CPU."
+        ensure.ensure(store.workspace)
+        return f"Up to {slots} run{'s' if slots > 1 else ''} at a time on the CPU."
 
     _do(work, ":material/memory:")
 
 
 def clone(run_ids: Sequence[str], form_token: str) -> tuple[str, ...]:
-    """Queue runs with the settings of these. Returns their ids; none, and a toast says why, if one could only fail."""
+    """Queue runs with the same settings. Returns their ids; if one is invalid, queues none and shows why in a toast."""
     made: list[str] = []
 
     def work(store: Store) -> str:
@@ -107,7 +107,7 @@ def clone(run_ids: Sequence[str], form_token: str) -> tuple[str, ...]:
 def archive(run_ids: Sequence[str]) -> None:
     def work(store: Store) -> str:
         store.archive(run_ids)
-        return f"{count(run_ids)} archived: out of the list, and kept."
+        return f"{count(run_ids)} archived: hidden from the list, not deleted."
 
     _do(work, ":material/archive:")
 
@@ -115,13 +115,13 @@ def archive(run_ids: Sequence[str]) -> None:
 def unarchive(run_ids: Sequence[str]) -> None:
     def work(store: Store) -> str:
         store.unarchive(run_ids)
-        return f"{count(run_ids)} back in the list."
+        return f"{count(run_ids)} unarchived."
 
     _do(work, ":material/unarchive:")
 
 
 def edit(run_id: str, name: str, tags: Collection[str], note: str) -> None:
-    """Title, tags and note of one run at once: all of them are checked before any is written."""
+    """Save title, tags and note of one run together: all are checked before any is written."""
 
     def work(store: Store) -> str:
         checked_tags(tags)
@@ -135,22 +135,22 @@ def edit(run_id: str, name: str, tags: Collection[str], note: str) -> None:
 
 
 def ask(what: Literal["tag", "delete", "kill"], run_ids: Sequence[str]) -> None:
-    """Open a dialog about these runs, and no other."""
+    """Open a dialog about exactly these runs."""
     size = trash.size_bytes(default_workspace(), run_ids) if what == "delete" else 0
     st.session_state[_ASKED] = _Asked(what=what, run_ids=tuple(run_ids), size_bytes=size)
     st.session_state[_NEWS] = True
 
 
-# For the page
+# Functions for pages
 
 
 def has_news() -> bool:
-    """Whether something was asked for or done that the page has yet to draw: a fragment then reruns the page."""
+    """Whether a dialog or message is waiting to be drawn: a fragment then reruns the page."""
     return _NEWS in st.session_state
 
 
 def dialogs(after_deletion: Callable[[Sequence[str]], None]) -> None:
-    """Draw the dialog that was asked for, if any, and say what was done. after_deletion: told the ids that went."""
+    """Draw the requested dialog, if any, and report what was done. after_deletion: called with the deleted ids."""
     st.session_state.pop(_NEWS, None)
     if said := st.session_state.pop(_SAID, None):
         st.toast(parts.plain(said[0]), icon=said[1])
@@ -186,11 +186,11 @@ def _tag(rows: Sequence[RunRow], known: Sequence[str]) -> None:
         known,
         key="tags_added",
         accept_new_options=True,
-        placeholder="Choose a tag, or write a new one",
-        help=f"One line of up to {LONGEST_TAG} characters.",
+        placeholder="Choose a tag or enter a new one",
+        help=f"One line, up to {LONGEST_TAG} characters.",
     )
-    worn = list(dict.fromkeys(tag for row in rows for tag in row.tags))
-    less = st.pills("Take off", worn, key="tags_removed", selection_mode="multi") if worn else []
+    present = list(dict.fromkeys(tag for row in rows for tag in row.tags))
+    less = st.pills("Remove", present, key="tags_removed", selection_mode="multi") if present else []
     if st.button("Save", type="primary", disabled=not more and not less, key="tags_save"):
         run_ids = [row.id for row in rows]
 
@@ -208,27 +208,28 @@ def _tag(rows: Sequence[RunRow], known: Sequence[str]) -> None:
 def _kill(rows: Sequence[RunRow]) -> None:
     st.markdown(
         f"**{parts.plain(rows[0].title) if len(rows) == 1 else count(rows)}** "
-        f"{'is' if len(rows) == 1 else 'are'} killed at once. What was learnt since the last checkpoint goes; "
-        "metrics stay. *Stop and save* loses nothing, and takes a minute at most."
+        "will be killed now. Progress since the last checkpoint is lost; metrics are kept. "
+        "*Stop and save* loses nothing and takes at most a minute."
     )
     if st.button("Stop now", type="primary", icon=":material/dangerous:", key="kill_now"):
 
         def work(store: Store) -> str:
             for row in rows:
                 store.request_stop(row.id, at_once=True)
-            supervisor.ensure(store.workspace)
-            return f"{count(rows)}: stopped at once."
+            ensure.ensure(store.workspace)
+            return f"{count(rows)} stopped."
 
         if _do(work, ":material/dangerous:"):
             _close()
             st.rerun()
 
 
-@st.dialog("Delete for good", icon=":material/delete:", on_dismiss=_close)
+@st.dialog("Delete permanently", icon=":material/delete:", on_dismiss=_close)
 def _delete(rows: Sequence[RunRow], size_bytes: int, after_deletion: Callable[[Sequence[str]], None]) -> None:
     st.markdown(
-        f"**{count(rows)}**, {_megabytes(size_bytes)}: metrics, predictions, checkpoints and adapter "
-        f"{'goes' if len(rows) == 1 else 'go'} and cannot be had back. Archive what you may want again."
+        f"**{count(rows)}** ({_megabytes(size_bytes)}), with metrics, predictions, checkpoints and adapter"
+        f"{'' if len(rows) == 1 else 's'}, will be deleted permanently. Archive instead if you may need "
+        f"{'it' if len(rows) == 1 else 'them'} again."
     )
     with st.container(height=220 if len(rows) > 6 else "content", border=len(rows) > 6):
         st.markdown("\n".join(f"- {parts.plain(row.title)} · {row.status.value} · `{row.id}`" for row in rows[:_NAMED]))
@@ -237,7 +238,7 @@ def _delete(rows: Sequence[RunRow], size_bytes: int, after_deletion: Callable[[S
     sure = True
     if len(rows) > 1:
         word = f"delete {len(rows)}"
-        typed = st.text_input(f"Type `{word}` to go on", key="delete_word", live=True, autocomplete="off")
+        typed = st.text_input(f"Type `{word}` to confirm", key="delete_word", live=True, autocomplete="off")
         sure = typed.strip() == word
     if st.button("Delete", type="primary", icon=":material/delete:", disabled=not sure, key="delete_now"):
         run_ids = [row.id for row in rows]
@@ -253,7 +254,7 @@ def _delete(rows: Sequence[RunRow], size_bytes: int, after_deletion: Callable[[S
 
 
 def _do(work: Callable[[Store], str], icon: str) -> bool:
-    """Do it and have the page say so; an error is said at once, where the visitor looks."""
+    """Do it and let the page report it. An error is shown at once, in a toast."""
     try:
         with Store.open(default_workspace()) as store:
             said = work(store)

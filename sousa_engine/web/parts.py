@@ -1,4 +1,4 @@
-"""What several pages draw alike: a page's store, statuses, weights, numbers with their n, a run picker."""
+"""Shared parts of the pages: opening the store, badges for status and weights, numbers with their n, a run picker."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sousa_engine.maintenance import check
 from sousa_engine.store import Store, migrations
 from sousa_engine.workspace import PROJECT_ROOT, default_workspace
 
-MOST_COMPARED = 40  # runs that the page Compare takes one by one; a sweep is compared whole, whatever its size
+MOST_COMPARED = 40  # runs that Compare takes one by one; whole sweeps have no limit
 _R = TypeVar("_R", Run, RunRow)
 STATUS_COLORS = {
     RunStatus.QUEUED: "gray",
@@ -60,22 +60,22 @@ SWEEP_ICONS = {
 }
 
 
-READ_ONLY = "What is stored is shown; nothing can be changed."
+READ_ONLY = "You can view everything, but not change anything."
 
 
 def page_path(name: str) -> str:
-    """`page_path("run")` for st.switch_page and st.page_link: absolute, because the router lies in another folder."""
+    """`page_path("run")` for st.switch_page and st.page_link: absolute, because the router is in another folder."""
     return str(PROJECT_ROOT / "pages" / f"{name}.py")
 
 
 def doctor_link() -> None:
-    """Where to look when this machine, and not a form, is at fault."""
-    st.page_link(page_path("doctor"), label="Ask the Doctor what is wrong here", icon=":material/stethoscope:")
+    """A link to the Doctor, for problems of the machine rather than of the input."""
+    st.page_link(page_path("doctor"), label="Open the Doctor to find out what is wrong", icon=":material/stethoscope:")
 
 
 @contextmanager
 def open_store() -> Iterator[Store]:
-    """The workspace's store for this rerun. A workspace that can only be read is read; the router says so, once."""
+    """The store of the workspace for this rerun; read-only if the workspace is, which the router reports."""
     workspace = default_workspace()
     try:
         store = Store.open(workspace)
@@ -84,7 +84,7 @@ def open_store() -> Iterator[Store]:
             store = Store.open(workspace, readonly=True)
         except WorkspaceError:
             raise error from None
-        if not migrations.read_only(workspace):  # another reason, which the router does not know
+        if not migrations.read_only(workspace):  # another reason, which the router does not report
             st.warning(plain(f"{error} {READ_ONLY}"), icon=":material/lock:")
             doctor_link()
     with store:
@@ -92,13 +92,13 @@ def open_store() -> Iterator[Store]:
 
 
 def hide_streamlits_download() -> None:
-    """The one in a table's toolbar: it writes cells as they are, formulas too. The pages' own CSV buttons do not."""
+    """Hide the download in table toolbars, which does not escape formulas. The pages' own CSV buttons do."""
     button = "[data-testid=stElementToolbarButton]:has([aria-label^='Download as CSV'])"
     st.html(f"<style>{button}{{display:none}}</style>")
 
 
 def by_width() -> None:
-    """Call once on a page that uses `desk` or `phone`."""
+    """Call this once on a page that uses `desk` or `phone`."""
     st.html(
         "<style>[class*='st-key-phone-']{display:none}@media(max-width:640px){"
         "[class*='st-key-phone-']{display:flex}[class*='st-key-desk-']{display:none}}</style>"
@@ -106,17 +106,17 @@ def by_width() -> None:
 
 
 def desk(name: str) -> DeltaGenerator:
-    """A container for what needs a wide screen; a phone does not show it. The name is unique on its page."""
+    """A container for content that needs a wide screen; hidden on phones. name: unique on the page."""
     return st.container(key=f"desk-{name}")
 
 
 def phone(name: str) -> DeltaGenerator:
-    """A container that a phone alone shows: the list in place of what needs a wide screen."""
+    """A container shown only on phones, in place of content that needs a wide screen."""
     return st.container(key=f"phone-{name}")
 
 
 def listed(lines: Iterable[str], most: int | None = 12) -> str:
-    """A Markdown list of Markdown lines; what is beyond `most` is counted."""
+    """A Markdown list of Markdown lines. Lines beyond `most` are counted, not listed."""
     every = list(lines)
     shown = every if most is None else every[:most]
     more = [f"and {len(every) - len(shown)} more"] if len(shown) < len(every) else []
@@ -124,25 +124,25 @@ def listed(lines: Iterable[str], most: int | None = 12) -> str:
 
 
 def hundred(share: float | None) -> float | None:
-    """A share as per cent, for tables; rounded here, so that a table says what percent() says."""
+    """A share as a percentage, for tables; rounded so that tables agree with percent()."""
     return None if share is None else round(100 * share, 1)
 
 
 def say_again(key: str, default: Any) -> Any:
-    """What a widget holds, sent to the browser each time. Call it before the widget is drawn; returns the value.
+    """Send a widget's value to the browser again. Call this before the widget is drawn. Returns the value.
 
-    A widget that the browser draws anew, as after a change of page that a typed value overtook, would else show 0 or
-    the first option while the session holds another value.
+    Otherwise a widget that the browser draws anew, for example when a page change overtakes a typed value, would show
+    0 or the first option while the session holds another value.
     """
     st.session_state[key] = st.session_state.get(key, default)
     return st.session_state[key]
 
 
 def form_token(form: str, pressed: bool) -> str:
-    """Names one filling of a form: the same for all clicks on its button, another one when the form is drawn anew.
+    """A token for one submission of a form: the same for all clicks on its button, new when the form is redrawn.
 
-    Quick clicks, and those of a tab that has yet to show the next page, all bring the same one; the store makes one run
-    of it. Call it after the button was drawn. pressed: what the button said.
+    Repeated clicks, also in a tab that does not yet show the next page, carry the same token, and the store creates
+    only one run per token. Call this after the button is drawn. pressed: the button's return value.
     """
     key = f"form {form}"
     token, sent = st.session_state.get(key, ("", True))
@@ -153,7 +153,7 @@ def form_token(form: str, pressed: bool) -> str:
 
 
 def queue_banner(*, on_its_page: bool) -> None:
-    """Says that the queue is paused, where it is; elsewhere than on the page Queue, with the way there."""
+    """Show that the queue is paused, if it is; on other pages than Queue, with a link to it."""
     workspace = default_workspace()
     if not workspace.has_db:
         return
@@ -161,18 +161,18 @@ def queue_banner(*, on_its_page: bool) -> None:
         with Store.open(workspace) as store:
             state = store.queue()
     except WorkspaceError:
-        return  # the page says it
+        return  # the page reports it
     if state.is_paused:
         st.warning(
-            f"The queue is paused since {when(state.paused_at_ms)}: what trains goes on, nothing new starts.",
+            f"The queue has been paused since {when(state.paused_at_ms)}. Active runs continue; no new run starts.",
             icon=":material/pause_circle:",
         )
         if not on_its_page:
-            st.page_link(page_path("queue"), label="Resume it on the page Queue", icon=":material/low_priority:")
+            st.page_link(page_path("queue"), label="Resume it on the Queue page", icon=":material/low_priority:")
 
 
 def forgotten_runs(store: Store) -> bool:
-    """Says so where runs.db knows no run, and folders of runs are there; True if it did."""
+    """Warn if runs.db has no runs although run folders exist. Returns whether it warned."""
     said = "" if store.run_count() else check.forgotten(store.workspace)
     if said:
         st.warning(plain(said), icon=":material/folder_off:")
@@ -184,15 +184,15 @@ def status_badge(status: RunStatus) -> None:
 
 
 def sweep_badge(status: SweepStatus, failed: int = 0) -> None:
-    """failed: runs of it that did; an end with some is no success."""
+    """failed: number of failed runs; a finished sweep with failures is not shown as a success."""
     if failed and status is SweepStatus.FINISHED:
-        st.badge(f"over, {failed} failed", icon=":material/warning:", color="orange")
+        st.badge(f"finished, {failed} failed", icon=":material/warning:", color="orange")
         return
     st.badge(status.value, icon=SWEEP_ICONS[status], color=SWEEP_COLORS[status])  # pyright: ignore[reportArgumentType]
 
 
 def sweep_line(found: Sweep, count: Tally, best: str = "") -> None:
-    """A sweep in a list: its name as a link, status, how far it is, what it has come to."""
+    """A sweep in a list: its name as a link, its status, progress and best result."""
     with st.container(horizontal=True, vertical_alignment="center", gap="small", border=True):
         st.page_link(
             page_path("sweeps"),
@@ -202,16 +202,16 @@ def sweep_line(found: Sweep, count: Tally, best: str = "") -> None:
         )
         sweep_badge(found.status, count.failed)
         failed = f", {count.failed} failed" if count.failed else ""
-        st.caption(f"{count.over} of {count.expected} runs are over{failed}", width="content")
+        st.caption(f"{count.over} of {count.expected} runs done{failed}", width="content")
         if best:
             st.caption(f"best: {best}", width="content")
         st.caption(when(found.created_at_ms), width="content")
 
 
 def weights_badge(run: Run | RunRow) -> None:
-    """Which weights the backbone started from; random ones are never shown without saying so."""
+    """Which weights the backbone started from; random weights are always labelled."""
     if run.is_random:
-        st.badge("random weights", icon=":material/casino:", color="orange", help="A control: nothing was pre-trained.")
+        st.badge("random weights", icon=":material/casino:", color="orange", help="A control without pretraining.")
     else:
         badge(weights_text(run), icon=":material/download_done:", color="green")
 
@@ -225,9 +225,9 @@ def weights_text(run: Run | RunRow) -> str:
 
 
 def plain(text: str) -> str:
-    """Text from a user or a program, for places where Streamlit reads Markdown: shown as it is, addresses as links.
+    """Escape text from a user or a program where Streamlit reads Markdown: shown unchanged, with URLs as links.
 
-    Characters that turn the direction of text are written as escapes.
+    Control characters, also those that change text direction, are shown as escapes.
     """
     parts = _ADDRESS.split(text)
     shown = []
@@ -236,17 +236,17 @@ def plain(text: str) -> str:
             shown.append(_escaped(part))
         elif re.match(r"[.,;:!?]*(\s|$)", parts[i + 1]):
             shown.append(part)
-        else:  # else it would reach into what follows, backslashes and all
+        else:  # otherwise the URL would include the text that follows
             shown.append(f"<{part}>")
     return "".join(shown)
 
 
 def badge(text: str, **how: Any) -> None:
-    """st.badge with text from a user or a program; it escapes brackets itself, and twice would be not at all."""
+    """st.badge with text from a user or a program. It escapes brackets itself, so they must not be escaped twice."""
     st.badge(re.sub(r"\\([\[\]])", r"\1", plain(text)), **how)
 
 
-_ADDRESS = re.compile(r"(https?://[\w.-]+(?::\d+)?[\w./%?=&~+-]*)")  # a backslash in it would lead elsewhere
+_ADDRESS = re.compile(r"(https?://[\w.-]+(?::\d+)?[\w./%?=&~+-]*)")  # a backslash would lead to another host
 _TURNING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 _EMOJI = re.compile(r":(?=(?:[+-]1|100|1234|[\w-]*[A-Za-z][\w-]*):)")
 _INDENTED = re.compile(r"^(?: {4}|\t)[ \t]*", re.MULTILINE)
@@ -255,7 +255,7 @@ _BEGINS_A_BLOCK = re.compile(r"^(\s*)(?=[-+](?:\s|$)|[-=]+\s*$)|^(\s*\d+)(?=[.)]
 
 def _escaped(text: str) -> str:
     found = _TURNING.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
-    # Emoji are looked for when escapes are already gone: only a letter in between, which nobody sees, keeps them away.
+    # Streamlit finds emoji codes after removing escapes, so only an invisible character in between prevents them.
     found = _EMOJI.sub(":\u2060", found)
     found = re.sub(r"([\\`*_\[\]#$~<>|&]|:(?=\w))", r"\\\1", found)
     found = _INDENTED.sub(lambda match: "\u00a0" * len(match[0].expandtabs(4)), found)
@@ -285,14 +285,14 @@ def duration(seconds: float | None) -> str:
 
 
 def when(at_ms: int | None) -> str:
-    """A moment in the visitor's time zone, down to the second."""
+    """A time in the visitor's time zone, to the second."""
     if at_ms is None:
         return "–"
     return datetime.fromtimestamp(at_ms / 1000, time_zone()).strftime("%Y-%m-%d %H:%M:%S")
 
 
 def time_zone() -> ZoneInfo | None:
-    """The browser's; None, this machine's, where the browser does not say."""
+    """The browser's time zone; None, meaning this machine's, if the browser does not send one."""
     try:
         return ZoneInfo(st.context.timezone) if st.context.timezone else None
     except (ZoneInfoNotFoundError, ValueError):
@@ -300,7 +300,7 @@ def time_zone() -> ZoneInfo | None:
 
 
 def progress_share(run: Run | RunRow) -> float | None:
-    """How much of the training steps is done, 0 to 1; None before the first one."""
+    """The share of training steps done, 0 to 1; None before the first one."""
     if run.status is RunStatus.FINISHED:
         return 1.0
     progress = run.progress
@@ -310,7 +310,7 @@ def progress_share(run: Run | RunRow) -> float | None:
 
 
 def reached(row: TrialRow) -> str:
-    """What a setting has come to: "test 58.1 %, mean of 3 seeds"; "" where nothing was measured."""
+    """The result of a setting so far: "test 58.1 %, mean of 3 seeds"; empty if there is none."""
     split, values, mean = ("test", row.test, row.mean_test) if row.test else ("valid", row.valid, row.mean_valid)
     if mean is None:
         return ""
@@ -318,18 +318,18 @@ def reached(row: TrialRow) -> str:
 
 
 def run_label(run: Run | RunRow) -> str:
-    """For pickers: title, what sets it apart, its id's end."""
+    """For pickers: title, weights if random, status and the end of the id."""
     mark = " · random weights" if run.is_random else ""
     return f"{run.title}{mark} · {run.status.value} · {run.id[-4:]}"
 
 
 def sweep_label(sweep: Sweep) -> str:
-    """For pickers, and in the address of a page that is about one sweep."""
+    """For pickers, and for the URL of a page about one sweep."""
     return f"{sweep.name} · {sweep.id}"
 
 
 def pick_run(runs: Sequence[_R], *, key: str, label: str = "Run") -> _R | None:
-    """A picker over runs, empty at first; None while nothing is picked."""
+    """A picker for runs, empty at first; returns None while no run is selected."""
     labels = {run.id: run_label(run) for run in runs}
     picked = st.selectbox(
         label, list(labels), index=None, format_func=labels.__getitem__, key=key, placeholder="Choose a run"

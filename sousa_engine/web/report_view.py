@@ -1,4 +1,4 @@
-"""Downloads of a comparison as a report; each is made when it is clicked, not before."""
+"""Downloads of a comparison as a report, created when clicked."""
 
 from __future__ import annotations
 
@@ -8,22 +8,21 @@ from collections.abc import Sequence
 import streamlit as st
 
 from sousa_engine import report
-from sousa_engine.cli import analyze as analyze_cli
 from sousa_engine.store import Store
 from sousa_engine.workspace import default_workspace
 
 KINDS = {  # format -> (label, type, icon, help)
     "html": ("HTML with charts", "text/html", ":material/insert_chart:", "One file; needs no server and no network."),
-    "markdown": ("Markdown", "text/markdown", ":material/description:", "For an issue, a wiki, a terminal."),
-    "csv": ("CSV of the runs", "text/csv", ":material/table:", "One line a run, for a spreadsheet."),
+    "markdown": ("Markdown", "text/markdown", ":material/description:", "For an issue, a wiki or a terminal."),
+    "csv": ("CSV of the runs", "text/csv", ":material/table:", "One line per run, for a spreadsheet."),
 }
 
 
 def report_downloads(name: str, *, sweep_id: str = "", run_ids: Sequence[str] = ()) -> None:
-    """A popover with the report of a sweep, or of these runs, in each format. name: of the files."""
+    """A popover with the report of a sweep, or of these runs, in each format. name: base name of the files."""
     suffixes = {form: suffix for suffix, form in report.SUFFIXES.items()}
     stem = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "report"
-    with st.popover("Report", icon=":material/summarize:", help="Verdict, tables and charts to keep or to send."):
+    with st.popover("Report", icon=":material/summarize:", help="Verdict, tables and charts to save or share."):
         for form, (label, mime, icon, said) in KINDS.items():
             st.download_button(
                 label, data=lambda form=form: made(form, sweep_id, run_ids), file_name=f"{stem}{suffixes[form]}",
@@ -32,9 +31,9 @@ def report_downloads(name: str, *, sweep_id: str = "", run_ids: Sequence[str] = 
 
 
 def made(form: str, sweep_id: str = "", run_ids: Sequence[str] = ()) -> bytes:
-    """The report as a file's bytes. Runs that were deleted meanwhile are left out."""
+    """The report as bytes of a file. Runs deleted in the meantime are left out."""
     with Store.open(default_workspace()) as store:
         runs = [run for run in map(store.run, run_ids) if run is not None]
         sweep = store.find_sweep(sweep_id) if sweep_id else None
-        found = analyze_cli.of_workspace(store, sweep, runs)
-    return analyze_cli.encoded(report.FORMATS[form](found), form)
+        found = report.of_workspace(store, sweep, runs)
+    return report.encoded(report.FORMATS[form](found), form)

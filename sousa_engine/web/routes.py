@@ -1,13 +1,13 @@
-"""What the browser asks without a rerun of a page: JSON for live curves, and the chart library itself. GET only.
+"""Routes that need no rerun of a page: JSON for live curves, and the chart library itself. GET only.
 
-    GET api/runs/{id}/live?m=train/loss&m=valid/loss              one run: status, progress, whole curves
+    GET api/runs/{id}/live?m=train/loss&m=valid/loss              one run: status, progress, complete curves
     GET api/live?run=A&run=B&m=train/loss                         several runs at once
-        &since=A/train/loss@4:1233     what the client has: buckets of 4 steps, the newest one starts at step 1233
+        &since=A/train/loss@4:1233     what the client has: buckets of 4 steps, the newest of which starts at step 1233
         &first=200&last=300            a range in finer buckets, for a zoomed chart
-        &points=500                    about how many buckets a curve at most
+        &points=500                    the approximate maximum number of buckets per curve
 
-A curve is answered in buckets of `width` steps: from the client's newest bucket on (it may have grown), or whole with
-`reset` when the width has changed. A value that was no finite number is null. Host checks are the app's middleware.
+A curve is sent in buckets of `width` steps: from the client's newest bucket on (which may have grown), or completely
+with `reset` when the width has changed. NaN and infinite values are null. The app's middleware checks the Host.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def routes() -> list[BaseRoute]:
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """A request for curves, checked. since: (run id, metric) -> (width, first step of the client's newest bucket)."""
+    """A validated request for curves. since: (run id, metric) -> (width, first step of the client's newest bucket)."""
 
     metrics: tuple[str, ...]
     since: Mapping[tuple[str, str], tuple[int, int]]
@@ -61,13 +61,13 @@ class Asked:
 
 
 class BadRequest(ValueError):
-    """The address is wrong: str(error) says what."""
+    """The URL is invalid; str(error) says why."""
 
 
 def one_live(request: Request) -> dict[str, Any]:
     run_id, asked = request.path_params["run_id"], _asked(request)
     if not _RUN_ID.fullmatch(run_id):
-        raise UnknownNameError(f"{run_id[:64]!r} is no run id.")
+        raise UnknownNameError(f"{run_id[:64]!r} is not a run id.")
     with Store.open(default_workspace()) as store:
         run = store.run(run_id)
         if run is None:
@@ -78,7 +78,7 @@ def one_live(request: Request) -> dict[str, Any]:
 def several_live(request: Request) -> dict[str, Any]:
     ids, asked = tuple(dict.fromkeys(request.query_params.getlist("run"))), _asked(request)
     if not 1 <= len(ids) <= MOST_RUNS or not all(_RUN_ID.fullmatch(run_id) for run_id in ids):
-        raise BadRequest(f"Name 1 to {MOST_RUNS} runs by id: run=ID.")
+        raise BadRequest(f"Give 1 to {MOST_RUNS} run ids: run=ID.")
     with Store.open(default_workspace()) as store:
         found = {run_id: store.run(run_id) for run_id in ids}
         measured = store.summaries(ids)
@@ -96,7 +96,7 @@ def _live(store: Store, run: Run, asked: Asked, measured: Mapping[str, Summary])
         if curve.steps:
             series[metric] = _news(curve, asked.since.get((run.id, metric)))
             if last := measured.get(metric):
-                series[metric]["last"] = [last.last_step, last.last]  # as measured: a bucket is a mean
+                series[metric]["last"] = [last.last_step, last.last]  # the measured value, as a bucket is a mean
     return {
         "id": run.id,
         "status": run.status.value,
@@ -105,7 +105,7 @@ def _live(store: Store, run: Run, asked: Asked, measured: Mapping[str, Summary])
         "device": run.device,
         "progress": _progress(run),
         "queued_ms": None if run.started_at_ms else store.queued_at_ms(run.id),
-        # Moved by what it ran before it was resumed: it is only there to be subtracted from.
+        # Shifted by the time it ran before it was resumed, so that subtracting it gives the total time.
         "started_ms": run.started_at_ms and run.started_at_ms - sum(end - start for start, end in run.earlier_ms),
         "ended_ms": run.ended_at_ms,
         "series": series,
@@ -137,16 +137,16 @@ def _asked(request: Request) -> Asked:
     query = request.query_params
     metrics = tuple(dict.fromkeys(query.getlist("m"))) or DEFAULT_METRICS
     if len(metrics) > MOST_METRICS or not all(len(m) <= 80 and _METRIC.fullmatch(m) for m in metrics):
-        raise BadRequest(f"Name up to {MOST_METRICS} metrics, such as m=train/loss.")
+        raise BadRequest(f"Give up to {MOST_METRICS} metrics, such as m=train/loss.")
     since = {}
     for item in query.getlist("since"):
         match = _SINCE.fullmatch(item)
         if match is None:
-            raise BadRequest("since is written RUN/METRIC@WIDTH:STEP.")
+            raise BadRequest("since must have the form RUN/METRIC@WIDTH:STEP.")
         since[match[1], match[2]] = (int(match[3]), int(match[4]))
     points = _number(query.get("points"), "points") or 500
     if not 16 <= points <= MOST_POINTS:
-        raise BadRequest(f"points lies between 16 and {MOST_POINTS}.")
+        raise BadRequest(f"points must be between 16 and {MOST_POINTS}.")
     first, last = _number(query.get("first"), "first"), _number(query.get("last"), "last")
     return Asked(metrics=metrics, since=since, first=first, last=last, points=points)
 
@@ -155,12 +155,12 @@ def _number(text: str | None, name: str) -> int | None:
     if text is None:
         return None
     if not re.fullmatch(r"\d{1,12}", text):
-        raise BadRequest(f"{name} = {text[:40]!r} is no whole number.")
+        raise BadRequest(f"{name} = {text[:40]!r} is not a whole number.")
     return int(text)
 
 
 def _answering(read: Callable[[Request], dict[str, Any]]) -> Callable[[Request], JSONResponse]:
-    """The endpoint around `read`. Not async: Starlette gives it a thread, so SQLite never holds up the event loop."""
+    """The endpoint around `read`. Not async: Starlette runs it in a thread, so SQLite never blocks the event loop."""
 
     @wraps(read)
     def endpoint(request: Request) -> JSONResponse:
@@ -178,7 +178,7 @@ def _answering(read: Callable[[Request], dict[str, Any]]) -> Callable[[Request],
 
 
 def _short(value: float | None) -> float | None:
-    """Six digits, rounded as float64: rounding to float32 would print all of its noise."""
+    """Six digits, rounded as float64: float32 would print its rounding noise."""
     return None if value is None or not math.isfinite(value) else float(f"{value:.6g}")
 
 

@@ -1,8 +1,8 @@
-"""Files on the Data page: what decoding every one of them found, or a button that has them decoded.
+"""Files on the Data page: the findings of a scan that decodes every file, or a button that starts one.
 
-The work is done by a process of its own (`python -m sousa_engine scan ...`), which outlives this page and any other,
-and which decodes in workers of limited memory and time: this page never decodes to find out. Every page finds the
-progress again in the workspace; so does this one, after a reload.
+A separate process does the work (`python -m sousa_engine scan ...`) and continues when the page is closed. It decodes
+in workers with limited memory and time; this page never decodes files to check them. The progress is kept in the
+workspace, so any page can show it, also after a reload.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import pandas as pd
 import streamlit as st
 
 from sousa_engine.analysis.export import findings_csv
-from sousa_engine.cli import scan as scan_cli
 from sousa_engine.core.config import DataConfig
 from sousa_engine.core.errors import UserError, WorkspaceError
 from sousa_engine.data import findings, scan, synth
 from sousa_engine.data.findings import KINDS, Report
+from sousa_engine.runs import background
 from sousa_engine.web import parts
 from sousa_engine.workspace import Workspace, intake
 from sousa_engine.workspace.intake import Intake
@@ -27,20 +27,20 @@ _STRICT = "strict"
 
 
 def files_section(data: DataConfig, workspace: Workspace) -> None:
-    """Draw the section; it looks again each second while somebody scans. Nothing is drawn for embedded sets, whose
-    clips are synthesised, nor where there is no data set."""
+    """Draw the section, refreshed every second during a scan. Draws nothing for embedded sets, whose clips are
+    synthesised, or without a data set."""
     if data.dataset in synth.PRESETS:
         return
     try:
         stamp = scan.verdicts_stamp(data, workspace)
-        _report(data.model_dump_json(), str(workspace.root), stamp)
-    except (UserError, WorkspaceError):  # said above, where the data set is opened
+        _findings(data.model_dump_json(), str(workspace.root), stamp)
+    except (UserError, WorkspaceError):  # reported above, where the data set is opened
         return
     st.subheader("Files", anchor=False)
-    # Not in the fragment: the link to Launch, above, says the same.
+    # Not in the fragment, because the link to Launch above depends on it.
     strict = st.toggle(
         "Strict", key=_STRICT, bind="query-params",
-        help="Refuse to train while a file or label is wrong. Off: such files are left out, and the rest trains.",
+        help="Refuse to train if any file or label is invalid. If off, such files are left out.",
     )  # fmt: skip
     data = data.model_copy(update={"strict": strict})
     doing = scan.look(data, workspace)
@@ -49,19 +49,19 @@ def files_section(data: DataConfig, workspace: Workspace) -> None:
 
 
 def query_of_launch(dataset: str, **more: str) -> dict[str, str]:
-    """What a link to Launch carries: the data set, and that the section's switch is on, or will be when it is drawn."""
+    """Query parameters for a link to Launch: the data set, and strict mode if it is on."""
     is_strict = st.session_state.get(_STRICT, st.query_params.get(_STRICT) == "true")
-    # Not the switch's own name: what a widget here is bound to, Streamlit takes out of the next page's address.
+    # Not the switch's own name: Streamlit removes parameters bound to a widget here from the next page's URL.
     return {"dataset": dataset, **more, **({"data.strict": "true"} if is_strict else {})}
 
 
 def forget() -> None:
-    """Look at the files' names, sizes and times again."""
-    _report.clear()
+    """Forget the cached names, sizes and times of the files."""
+    _findings.clear()
 
 
 def section(data: DataConfig, workspace: Workspace, was_running: bool) -> None:
-    """The findings, and the progress or a button. When a scan ends, the whole page is drawn anew."""
+    """The findings, and the progress or a button. When a scan ends, the whole page is redrawn."""
     doing = scan.look(data, workspace)
     running = doing is not None and doing.is_running
     if running != was_running:
@@ -70,37 +70,37 @@ def section(data: DataConfig, workspace: Workspace, was_running: bool) -> None:
     if running:
         progress(doing, scan.folder_of(data, workspace))
         return
-    found = _report(data.model_dump_json(), str(workspace.root), scan.verdicts_stamp(data, workspace))
+    found = _findings(data.model_dump_json(), str(workspace.root), scan.verdicts_stamp(data, workspace))
     in_short(found)
     if found.findings:
         table(found)
     offer(data, workspace, found, doing)
 
 
-@st.cache_data(max_entries=12, ttl=600, show_spinner="Looking at the files ...")
-def _report(config: str, root: str, stamp: tuple[int, int]) -> Report:
-    """stamp: of what scans so far found."""
+@st.cache_data(max_entries=12, ttl=600, show_spinner="Checking the files …")
+def _findings(config: str, root: str, stamp: tuple[int, int]) -> Report:
+    """The findings so far. stamp: identifies the scan results that they come from."""
     data = DataConfig.model_validate_json(config)
     return findings.report(data, scan.verdicts(data, Workspace(root=Path(root))))
 
 
 def in_short(found: Report) -> None:
-    """One sentence: can it be trained on, and with how much of it."""
-    words = parts.plain(scan_cli.in_words(found))
+    """One sentence: whether the data can be used for training, and how much of it."""
+    words = parts.plain(findings.in_words(found))
     if waiting := found.files - found.scanned:
-        words += f"; {waiting:,} of the files are still to be decoded"
+        words += f"; {waiting:,} files not decoded yet"
     if found.refusal and found.strict:
-        st.markdown(f":red[:material/block:] {words}: a strict run is refused.")
+        st.markdown(f":red[:material/block:] {words}. Strict mode refuses to train on this data.")
     elif found.errors:
         st.markdown(f":orange[:material/warning:] {words}.")
     else:
         st.markdown(f"{'' if waiting else ':green[:material/check:] '}{words}.")
-    if others := scan_cli.passed_over(found):
+    if others := findings.passed_over(found):
         st.caption(parts.plain(f"{others[0].upper()}{others[1:]}."))
 
 
 def table(found: Report) -> None:
-    """Findings by kind, then one by one, with a download of them all."""
+    """The number of findings of each kind, the findings, and a download of all of them."""
     kinds = list(found.kinds)
     chosen = st.pills(
         "Kind", kinds, selection_mode="multi", key="data.kinds", label_visibility="collapsed",
@@ -121,8 +121,8 @@ def table(found: Report) -> None:
         height="auto" if len(rows) < 10 else 360,
         column_config={
             "file": st.column_config.TextColumn("File, row or label", width=210),
-            "why": st.column_config.TextColumn("Reason and cure", width=620),
-            "level": st.column_config.TextColumn("Level", width=76, help="Errors are left out; warnings are used."),
+            "why": st.column_config.TextColumn("Reason and fix", width=620),
+            "level": st.column_config.TextColumn("Level", width=76, help="Errors are left out, warnings are used."),
             "kind": st.column_config.TextColumn("Kind", width=150),
         },
         alt="Findings: file, reason, level and kind",
@@ -135,13 +135,13 @@ def table(found: Report) -> None:
 
 def progress(doing: Intake | None, folder: Path) -> None:
     if doing is None or doing.doing != scan.SCANNING or not doing.total:
-        st.progress(0.0, text="Starting ...")
+        st.progress(0.0, text="Starting …")
     else:
-        rate = f", {doing.bytes_per_s:,.0f} a second" if doing.bytes_per_s else ""
+        rate = f", {doing.bytes_per_s:,.0f} per second" if doing.bytes_per_s else ""
         st.progress(min(1.0, doing.done / doing.total), text=f"Decoding files: {doing.done:,} of {doing.total:,}{rate}")
     st.button(
         "Stop", icon=":material/stop_circle:", on_click=intake.ask_to_stop, args=(folder,), key="scan.stop",
-        help="What was decoded is kept; a later scan goes on from there.",
+        help="The files decoded so far are kept; a later scan continues from there.",
     )  # fmt: skip
 
 
@@ -153,16 +153,16 @@ def offer(data: DataConfig, workspace: Workspace, found: Report, ended: Intake |
     waiting = found.files - found.scanned
     if waiting:
         st.caption(
-            "Headers alone were read so far. A scan decodes every file to its end, in a process of its own and once; "
-            "a run does it too before it trains."
+            "Only file headers have been read. A scan decodes each file once, in the background; runs do this before "
+            "training."
         )
     label = "Scan the files" if waiting else "Scan again"
     if st.button(
         label, icon=":material/troubleshoot:", type="secondary" if waiting else "tertiary", key="scan.start",
-        help="Decodes the files that no scan has seen." if waiting else "Decodes every file anew.",
+        help="Decodes the files that have not been scanned." if waiting else "Decodes all files again.",
     ):  # fmt: skip
         try:
-            scan_cli.start(workspace, data, fresh=not waiting)  # False: somebody was faster; theirs is shown instead
+            background.scan_data(workspace, data, fresh=not waiting)  # False: already started by another process
         except (UserError, WorkspaceError) as error:
             st.error(parts.plain(str(error)), icon=":material/error:")
             return

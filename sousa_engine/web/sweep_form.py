@@ -13,15 +13,14 @@ from typing import Any
 import streamlit as st
 
 from sousa_engine import backbones, targets
-from sousa_engine.cli import sweep as sweep_cli
-from sousa_engine.cli.weights import size_text
+from sousa_engine.backbones.shelf import size_text
 from sousa_engine.core import config, grammar, sweep_spec
 from sousa_engine.core.config import RunConfig
 from sousa_engine.core.errors import ConfigError, SousaError, UserError
 from sousa_engine.core.records import TargetSet
 from sousa_engine.core.sweep_spec import SweepSpec
 from sousa_engine.data import synth
-from sousa_engine.runs import sweep_orders, timing
+from sousa_engine.runs import sweep_orders, sweep_plan, sweep_words, timing
 from sousa_engine.runs.problems import NO_DATASET
 from sousa_engine.targets import Outline
 from sousa_engine.web import fields, handover, parts
@@ -224,7 +223,7 @@ def ablation_fields(model: str, saved: Sequence[TargetSet]) -> None:
     sets = {**{name: [name] for name in targets.named_sets(outline)}, **own}
     name = st.selectbox(config.field_label("lora.target_set"), list(sets), key=f"sweep.ablate.set.{variant}")
     try:
-        made = sweep_orders.ablation(variant, sets[name])
+        made = sweep_plan.ablation(variant, sets[name])
     except UserError as error:
         st.caption(parts.plain(str(error)))
         return
@@ -514,12 +513,12 @@ def built(asked: Asked) -> SweepSpec | None:
 
 
 @st.cache_data(ttl=60, max_entries=50, show_spinner="Checking every setting ...")
-def look(spec: str, workspace_root: str, paces: int) -> sweep_orders.Plan:
+def look(spec: str, workspace_root: str, paces: int) -> sweep_plan.Plan:
     """The plan of a sweep given as JSON, without its runs; cached briefly, because each keystroke reruns the page.
 
     paces: how many kinds of run have been timed so far. One more may make the total time known.
     """
-    found = sweep_orders.plan(SweepSpec.model_validate_json(spec), Workspace(root=Path(workspace_root)))
+    found = sweep_plan.plan(SweepSpec.model_validate_json(spec), Workspace(root=Path(workspace_root)))
     return replace(found, runs=())
 
 
@@ -567,7 +566,7 @@ def title_of(place: str) -> str:
     return titles.get(place, fields.title_of(place) or "the axes or the seeds")
 
 
-def numbers(spec: SweepSpec, found: sweep_orders.Plan) -> None:
+def numbers(spec: SweepSpec, found: sweep_plan.Plan) -> None:
     """The number of runs, the time and the disk space."""
     a, b, c = st.columns(3)
     a.metric("Runs", f"{found.run_count:,}", help="Without invalid combinations.")
@@ -632,7 +631,7 @@ def measure(untimed: Sequence[RunConfig]) -> None:
         st.session_state["sweep.measure.refused"] = str(error)
 
 
-def problems(spec: SweepSpec, found: sweep_orders.Plan) -> bool:
+def problems(spec: SweepSpec, found: sweep_plan.Plan) -> bool:
     """Show the invalid combinations, grouped by cause; returns whether to start without them."""
     if not found.problems:
         return False
@@ -672,7 +671,7 @@ def the_same(spec: SweepSpec, leave_out: bool = False) -> None:
     """The sweep as a command and as YAML."""
     st.markdown("**Run this from a terminal**")
     try:
-        st.code(sweep_cli.to_command(spec, skip_invalid=leave_out), language="bash", wrap_lines=True)
+        st.code(sweep_words.to_command(spec, skip_invalid=leave_out), language="bash", wrap_lines=True)
     except ConfigError as error:
         st.caption(parts.plain(str(error)))
     written = sweep_spec.to_yaml(spec)

@@ -1,4 +1,4 @@
-"""One sweep on the page Sweeps: where it stands, its trials as tiles, what failed and why, what was asked."""
+"""One sweep on the Sweeps page: its status, its trials as tiles, failures with their causes, its definition."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from sousa_engine.core import grammar, sweep_spec
 from sousa_engine.core.errors import ConfigError, SousaError, UserError
 from sousa_engine.core.records import Curve, Run, Summary, Sweep, SweepStatus
 from sousa_engine.core.sweep_spec import SweepSpec
-from sousa_engine.runs import sweep_orders
+from sousa_engine.runs import sweep_learner, sweep_orders, sweep_plan
 from sousa_engine.store import Store
 from sousa_engine.web import handover, parts, sweep_form
 from sousa_engine.web.components.trial_tiles import Wish, trial_tiles
 from sousa_engine.web.report_view import report_downloads
 
 REFRESH_S = 3
-POINTS = 200  # of a curve that becomes a tile's line
+POINTS = 200  # per sparkline of a tile, at most
 ORDERS = ("by number", "best first")
 SHOWN_STATUSES = ("running", "starting", "stopping", "queued", "finished", "pruned", "failed", "lost", "stopped")
 
 
 def one_sweep(found: Sweep) -> None:
-    """Draw the sweep; it looks again every few seconds while anything of it can still change."""
+    """Draw the sweep, refreshed every few seconds while it can still change."""
     with parts.open_store() as store:
         runs = store.sweep_runs(found.id)
     spec = sweep_spec.build(found.spec)
@@ -51,7 +51,7 @@ def one_sweep(found: Sweep) -> None:
     drawn = standing(found, runs)
     st.fragment(wall, run_every=REFRESH_S if is_open(found, runs) else None)(found.id, drawn)
     failures_section(found, failed)
-    what_was_asked(found, spec)
+    definition(found, spec)
 
 
 def is_open(found: Sweep, runs: Sequence[Run]) -> bool:
@@ -59,12 +59,12 @@ def is_open(found: Sweep, runs: Sequence[Run]) -> bool:
 
 
 def standing(found: Sweep, runs: Sequence[Run]) -> tuple[object, ...]:
-    """What the page outside of the tiles depends on: when it changes, the whole page is drawn anew."""
+    """Everything that the page outside of the tiles depends on: when it changes, the whole page is redrawn."""
     failed = tuple(run.id for failure in failures(runs, stopped=True) for run in failure.runs)
     return found.status, found.reason, found.spec, is_open(found, runs), failed
 
 
-# What it is, and what can be done
+# Title, badges and actions
 
 
 def header(found: Sweep, spec: SweepSpec, failed: int) -> None:
@@ -77,7 +77,7 @@ def header(found: Sweep, spec: SweepSpec, failed: int) -> None:
         parts.sweep_badge(found.status, failed)
         st.badge(spec.sampler, icon=":material/grid_view:", color="gray", help=sweep_spec.SAMPLERS[spec.sampler])
         seeds = ", ".join(map(str, spec.seeds))
-        st.badge(f"seeds {seeds}", icon=":material/tag:", color="gray", help="Each setting is trained with each")
+        st.badge(f"seeds {seeds}", icon=":material/tag:", color="gray", help="Every setting is trained with each seed")
         st.caption(f"{found.id} · {parts.when(found.created_at_ms)}")
 
 
@@ -85,37 +85,37 @@ def actions(found: Sweep, spec: SweepSpec) -> None:
     if found.status is SweepStatus.RUNNING:
         st.button(
             "Pause", icon=":material/pause:", key="sweep.pause", on_click=steer,
-            args=(found.id, sweep_orders.pause, "Paused: what trains goes on, the rest waits."),
-            help="Queued runs wait; what trains goes on.",
+            args=(found.id, sweep_learner.pause, "Sweep paused. Active runs continue; the rest wait."),
+            help="Queued runs wait; active runs continue.",
         )  # fmt: skip
     elif found.status is SweepStatus.PAUSED:
         st.button(
             "Resume", icon=":material/play_arrow:", key="sweep.resume", on_click=steer,
-            args=(found.id, sweep_orders.resume, "It goes on."),
+            args=(found.id, sweep_orders.resume, "Sweep resumed."),
         )  # fmt: skip
     if not found.status.is_over:
         with st.popover("Stop", icon=":material/stop_circle:"):
-            st.write("Queued runs leave the queue; those that train save a checkpoint and stop. What is there is kept.")
+            st.write("Queued runs leave the queue; active runs save a checkpoint and stop. Results so far are kept.")
             st.button(
                 "Stop this sweep", type="primary", key="sweep.stop", on_click=steer,
-                args=(found.id, sweep_orders.stop, "Stopped."),
+                args=(found.id, sweep_orders.stop, "Sweep stopped."),
             )  # fmt: skip
     report_downloads(found.name, sweep_id=found.id)
     with st.popover("Add seeds", icon=":material/add:"):
         seeds = f"sweep.seeds.{found.id}"
         st.text_input("More seeds", key=seeds, placeholder=f"{max(spec.seeds) + 1} {max(spec.seeds) + 2}")
-        enlarge_button("Train every setting with them", found, "seeds", partial(add_seeds, seeds))
+        enlarge_button("Train all settings with these seeds", found, "seeds", partial(add_seeds, seeds))
     if spec.sampler == "grid":
         with st.popover("Extend an axis", icon=":material/add:"):
             axis, values = f"sweep.extend.{found.id}", f"sweep.extend.values.{found.id}"
             st.selectbox("Axis", [one.field for one in spec.axes], key=axis)
-            st.text_input("More values", key=values, placeholder="values with commas")
-            enlarge_button("Train what is new", found, "extend", partial(extend, axis, values))
+            st.text_input("More values", key=values, placeholder="values, separated by commas")
+            enlarge_button("Train the new combinations", found, "extend", partial(extend, axis, values))
     else:
         with st.popover("Add trials", icon=":material/add:"):
             count = f"sweep.more.{found.id}"
             st.number_input("More trials", min_value=1, max_value=sweep_spec.MOST_RUNS, value=6, step=1, key=count)
-            enlarge_button("Draw them", found, "more", partial(add_trials, count))
+            enlarge_button("Add these trials", found, "more", partial(add_trials, count))
 
 
 def steer(sweep_id: str, verb: Callable[[Store, str], bool], said: str) -> None:
@@ -125,11 +125,11 @@ def steer(sweep_id: str, verb: Callable[[Store, str], bool], said: str) -> None:
     except SousaError as error:
         st.toast(parts.plain(str(error)), icon=":material/error:")
         return
-    st.toast(said if changed else "It had changed meanwhile.", icon=":material/info:")
+    st.toast(said if changed else "The sweep changed in the meantime.", icon=":material/info:")
 
 
 def enlarge_button(label: str, found: Sweep, what: str, verb: Callable[[Store, Sweep], int]) -> None:
-    """A button that makes a sweep larger, and below it why that was refused."""
+    """A button that enlarges a sweep, and below it the reason if that was refused."""
     refused = f"sweep.refused.{what}.{found.id}"
     st.button(label, key=f"sweep.do.{what}", type="primary", on_click=enlarge, args=(found.id, verb, refused))
     if refused in st.session_state:
@@ -137,7 +137,7 @@ def enlarge_button(label: str, found: Sweep, what: str, verb: Callable[[Store, S
 
 
 def enlarge(sweep_id: str, verb: Callable[[Store, Sweep], int], refused: str) -> None:
-    """verb: does it and returns how many runs were queued."""
+    """verb: enlarges the sweep and returns the number of queued runs."""
     st.session_state.pop(refused, None)
     try:
         with parts.open_store() as store:
@@ -147,23 +147,23 @@ def enlarge(sweep_id: str, verb: Callable[[Store, Sweep], int], refused: str) ->
     except SousaError as error:
         st.session_state[refused] = str(error)
         return
-    st.toast(f"{count} {'run' if count == 1 else 'runs'} queued." if count else "They will be drawn one by one.")
+    st.toast(f"{count} {'run' if count == 1 else 'runs'} queued." if count else "The sampler will add them one by one.")
 
 
-# The verbs read their fields when they are pressed: `seeds`, `axis`, `values` and `count` are keys in the session.
+# These read their fields when the button is pressed: `seeds`, `axis`, `values` and `count` are session keys.
 
 
 def add_seeds(seeds: str, store: Store, found: Sweep) -> int:
     words = [word for word in re.split(r"[,\s]+", st.session_state[seeds]) if word]
     if not words or not all(word.isdecimal() for word in words):
-        raise ConfigError("Write whole numbers with spaces between, such as 3 4.")
+        raise ConfigError("Enter whole numbers separated by spaces, such as 3 4.")
     return len(sweep_orders.add_seeds(store, found, [int(word) for word in words], created_by="page"))
 
 
 def extend(axis: str, values: str, store: Store, found: Sweep) -> int:
     field, more = sweep_spec.parse_axis(f"{st.session_state[axis]}={st.session_state[values]}")
     if not isinstance(more, list):
-        raise ConfigError("A grid takes listed values: write them with commas.")
+        raise ConfigError("A grid needs listed values: enter them separated by commas.")
     return len(sweep_orders.extend(store, found, field, more, created_by="page"))
 
 
@@ -171,7 +171,7 @@ def add_trials(count: str, store: Store, found: Sweep) -> int:
     return len(sweep_orders.add_trials(store, found, int(st.session_state[count]), created_by="page"))
 
 
-# Where it stands, live
+# Live status
 
 
 def wall(sweep_id: str, drawn: tuple[object, ...]) -> None:
@@ -187,7 +187,9 @@ def wall(sweep_id: str, drawn: tuple[object, ...]) -> None:
     progress(found, runs)
     rows = trial_rows(runs, summaries)
     if not rows:
-        st.info("No setting was drawn yet: the first one comes when a slot is free.", icon=":material/hourglass_empty:")
+        st.info(
+            "No setting has been sampled yet. The first follows when a slot is free.", icon=":material/hourglass_empty:"
+        )
         return
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
         order = st.segmented_control(
@@ -198,8 +200,8 @@ def wall(sweep_id: str, drawn: tuple[object, ...]) -> None:
     wish = trial_tiles(sweep_id, best_first(rows) if order == ORDERS[1] else rows, curves)
     top = max((value for row in rows for value in row.valid), default=None)
     st.caption(
-        "Valid and test accuracy are means over the seeds; valid counts the best epoch of each."
-        + (f" Lines: valid accuracy over the epochs, one a seed, all from 0 to {parts.percent(top)}." if top else "")
+        "Valid and test accuracy are means over seeds; valid uses the best epoch of each seed."
+        + (f" Sparklines: valid accuracy per epoch, one per seed, from 0 to {parts.percent(top)}." if top else "")
     )
     with comparing:
         compare_buttons(sweep_id, rows, wish)
@@ -209,16 +211,16 @@ def wall(sweep_id: str, drawn: tuple[object, ...]) -> None:
 
 def valid_curves(store: Store, runs: Sequence[Run], summaries: Mapping[str, Mapping[str, Summary]]) -> dict[str, Curve]:
     return {
-        run.id: store.curve(run.id, sweep_orders.METRIC, max_points=POINTS)
+        run.id: store.curve(run.id, sweep_plan.METRIC, max_points=POINTS)
         for run in runs
-        if sweep_orders.METRIC in summaries[run.id]
+        if sweep_plan.METRIC in summaries[run.id]
     }
 
 
 def progress(found: Sweep, runs: Sequence[Run]) -> None:
-    """Runs over of all, how many of each status, time left."""
+    """Runs done out of all, number of runs by status, time left."""
     count = tally(found, runs)
-    words = [f"{count.over:,} of {count.expected:,} runs are over"]
+    words = [f"{count.over:,} of {count.expected:,} runs done"]
     words += [f"{count.statuses[status]:,} {status}" for status in SHOWN_STATUSES if count.statuses[status]]
     if count.to_come:
         words.append(f"{count.to_come:,} to come")
@@ -232,14 +234,14 @@ def compare_buttons(sweep_id: str, rows: Sequence[TrialRow], wish: Wish) -> None
     runs, seeds = to_compare(rows, wish.ticked)
     count, most = len(wish.ticked), parts.MOST_COMPARED
     if count > most:
-        said = f"{count} are ticked; Compare takes up to {most} runs, or the whole sweep."
+        said = f"You ticked {count}; Compare takes up to {most} runs, or the whole sweep."
     elif seeds and any(len(row.runs) > seeds for row in rows if row.number in wish.ticked):
         said = (
-            f"Compare takes up to {most} runs: the first {'seed' if seeds == 1 else f'{seeds} seeds'} of each. Or the "
-            "whole sweep."
+            f"Compare takes up to {most} runs: the first {'seed' if seeds == 1 else f'{seeds} seeds'} of each tile. To "
+            "see all, compare the whole sweep."
         )
     else:
-        said = "All seeds of the ticked tiles, side by side."
+        said = "Compare all seeds of the ticked tiles side by side."
     if st.button(
         f"Compare ticked ({len(runs)} runs)" if runs else "Compare ticked", icon=":material/compare_arrows:",
         disabled=len(runs) < 2, key="sweep.compare", help=said,
@@ -252,13 +254,13 @@ def compare_buttons(sweep_id: str, rows: Sequence[TrialRow], wish: Wish) -> None
 
 
 def to_compare(rows: Sequence[TrialRow], ticked: Sequence[int]) -> tuple[list[str], int]:
-    """(run ids, seeds of each trial at most): as many whole rounds of seeds as Compare takes, so that none has more."""
+    """(run ids, most seeds per trial): the same number of seeds for each trial, as many as Compare takes."""
     chosen = [row.runs for row in rows if row.number in ticked]
     seeds = parts.MOST_COMPARED // len(chosen) if chosen else 0
     return [run.id for runs in chosen for run in runs[:seeds]], seeds
 
 
-# What failed
+# Failures
 
 
 def failures_section(found: Sweep, failed: Sequence[Failure]) -> None:
@@ -291,26 +293,26 @@ def one_failure(found: Sweep, failure: Failure) -> None:
     a, b, c = st.columns([2, 4, 2], vertical_alignment="bottom")
     again = a.button(
         f"Re-run {these}", icon=":material/replay:", key=f"sweep.again.{mark}", width="stretch",
-        on_click=rerun, args=(found.id, ids, None, f"again {mark}"), help="As before, as new runs of the same trials.",
+        on_click=rerun, args=(found.id, ids, None, f"again {mark}"), help="Queue new runs of these trials, unchanged.",
     )  # fmt: skip
     parts.form_token(f"again {mark}", again)
     if not failure.is_of_targets:
         return
     typed = f"sweep.targets.{found.id}.{mark}"
     st.session_state.setdefault(typed, ",".join(nearest_names(failure.cause)))
-    text = b.text_input("Other targets", key=typed, placeholder="qkv, or the name of a set: core, default, all-linear")
+    text = b.text_input("Other targets", key=typed, placeholder="qkv, or a set: core, default, all-linear")
     said, fits = checked_targets(failure.runs, text)
-    mend = c.button(
-        f"Re-run {these} with them", icon=":material/healing:", key=f"sweep.mend.{mark}", width="stretch",
-        disabled=not fits, on_click=rerun, args=(found.id, ids, typed, f"mend {mark}"),
+    fixed = c.button(
+        f"Re-run {these} with these targets", icon=":material/healing:", key=f"sweep.fix.{mark}", width="stretch",
+        disabled=not fits, on_click=rerun, args=(found.id, ids, typed, f"fix {mark}"),
     )  # fmt: skip
-    parts.form_token(f"mend {mark}", mend)
+    parts.form_token(f"fix {mark}", fixed)
     if said:
         st.caption(parts.plain(said) if fits else f":red[{parts.plain(said)}]")
 
 
 def checked_targets(runs: Sequence[Run], text: str) -> tuple[str, bool]:
-    """(what the entries mean in each backbone of these runs, or what is wrong with them; whether they fit all)."""
+    """(the modules that the entries match in each backbone of these runs, or the error; whether all match)."""
     if not text.strip():
         return "", False
     meant = []
@@ -319,14 +321,14 @@ def checked_targets(runs: Sequence[Run], text: str) -> tuple[str, bool]:
         for variant in dict.fromkeys(run.config.model.variant for run in runs):
             outline = targets.load_outline(variant)
             count = len([path for path in targets.resolve_sets(outline, entries).paths if not outline.in_head(path)])
-            meant.append(f"{count} {'module' if count == 1 else 'modules'} of {variant}")
+            meant.append(f"{count} {'module' if count == 1 else 'modules'} in {variant}")
     except UserError as error:
         return str(error), False
     return ", ".join(meant), True
 
 
 def rerun(sweep_id: str, run_ids: Sequence[str], typed: str | None, form: str) -> None:
-    """typed: key of the field with other targets; None: as they were. form: as parts.form_token names it."""
+    """typed: session key of the field with other targets; None keeps the targets. form: a name for parts.form_token."""
     token = parts.form_token(form, pressed=True)
     try:
         targets = None if typed is None else grammar.entries(st.session_state[typed])
@@ -341,11 +343,11 @@ def rerun(sweep_id: str, run_ids: Sequence[str], typed: str | None, form: str) -
     st.toast(f"{len(queued)} {'run' if len(queued) == 1 else 'runs'} queued.", icon=":material/replay:")
 
 
-# What was asked
+# Definition
 
 
-def what_was_asked(found: Sweep, spec: SweepSpec) -> None:
-    with st.expander("What was asked", icon=":material/description:"):
+def definition(found: Sweep, spec: SweepSpec) -> None:
+    with st.expander("Definition", icon=":material/description:"):
         st.button(
             "Clone into a new sweep", icon=":material/content_copy:", key="sweep.clone", on_click=clone,
             args=(spec,), help="Fills the form with these settings.",

@@ -1,7 +1,7 @@
-"""What the studio's terminal says of errors: a mistake the engine has a sentence for is one line, a bug its traceback.
+"""Errors in the studio's terminal: one line for an error of the engine, a traceback for a bug.
 
-Streamlit logs every error of a page with its traceback before app.py's on_script_error sees it, and pages that look
-again every few seconds raise the same error every few seconds.
+Streamlit logs every error of a page with its traceback before app.py's on_script_error is called, and pages that
+refresh every few seconds raise the same error every few seconds.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from streamlit.runtime.scriptrunner import RerunException, StopException
 from sousa_engine.core.errors import SousaError
 
 LOGGER = "streamlit.error_util"
-QUIET_S = 600.0  # a sentence is said again once nobody raised it for so long
-_MOST = 1000  # sentences remembered
+QUIET_S = 600.0  # an error is logged again if it was not raised for this long
+_MOST = 1000  # sentences kept
 
 
 class OneLine(logging.Filter):
-    """Turns the record of a SousaError into its sentence, and drops it while the same one goes on."""
+    """Reduce the record of a SousaError to its sentence, and drop repetitions."""
 
     def __init__(self, clock_s: Callable[[], float] = time.monotonic):
         super().__init__()
@@ -29,7 +29,7 @@ class OneLine(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
-        if isinstance(error, StopException | RerunException):  # the tab was closed while it was told
+        if isinstance(error, StopException | RerunException):  # the tab was closed while the error was shown
             error = error.__context__
         if not isinstance(error, SousaError):
             return True

@@ -1,7 +1,7 @@
-"""Weights on the Backbones page: what is here, what there is to fetch, fetching and importing it.
+"""Weights on the Backbones page: installed and published weights, downloads and imports.
 
-The work is done by a process of its own (`python -m sousa_engine weights ...`), which outlives this page and any
-other. Every page finds its progress again in the intake's folder; so does this one, after a reload.
+A separate process does the work (`python -m sousa_engine weights ...`) and continues when the page is closed. Its
+progress is kept in the intake folder, so any page can show it, also after a reload.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import pandas as pd
 import streamlit as st
 
 from sousa_engine import backbones
-from sousa_engine.backbones import Variant, pretrained
-from sousa_engine.cli import weights as weights_cli
-from sousa_engine.cli.weights import size_text
+from sousa_engine.backbones import Variant, downloads, pretrained, shelf
+from sousa_engine.backbones.shelf import size_text
 from sousa_engine.core.errors import WeightsError
+from sousa_engine.runs import background
 from sousa_engine.web import parts
 from sousa_engine.workspace import Workspace, intake
 from sousa_engine.workspace.intake import Intake
@@ -26,7 +26,7 @@ _OPEN = "weights.open"
 
 
 def weights_section(variant: Variant, workspace: Workspace) -> None:
-    """Draw the section; it looks again each second while somebody is taking in weights of this variant."""
+    """Draw the section, refreshed every second while weights of this variant are downloaded or imported."""
     doing = intake.look(pretrained.intake_folder(variant, workspace))
     running = doing is not None and doing.is_running
     if running:
@@ -37,21 +37,21 @@ def weights_section(variant: Variant, workspace: Workspace) -> None:
         with this:
             st.fragment(chosen, run_every=REFRESH_S if running else None)(variant, workspace, running)
         with everyone:
-            rows = [weights_cli.row(one, workspace) for one in backbones.VARIANTS.values()]
-            table = pd.DataFrame(rows, columns=list(weights_cli.COLUMNS))
+            rows = [shelf.row(one, workspace) for one in backbones.VARIANTS.values()]
+            table = pd.DataFrame(rows, columns=list(shelf.COLUMNS))
             st.dataframe(table, hide_index=True, width="stretch", height="content")
 
 
 def chosen(variant: Variant, workspace: Workspace, was_running: bool) -> None:
-    """One variant's weights. When its intake ends, the whole page is drawn anew."""
+    """The weights of one variant. When its intake ends, the whole page is redrawn."""
     doing = intake.look(pretrained.intake_folder(variant, workspace))
     if (doing is not None and doing.is_running) != was_running:
         st.rerun()
     here, there = st.columns(2, gap="medium")
     with here:
-        what_is_here(variant, workspace)
+        installed(variant, workspace)
     with there:
-        what_there_is(variant)
+        published_file(variant)
     if doing and doing.is_running:
         progress(variant, workspace, doing)
         return
@@ -63,25 +63,25 @@ def chosen(variant: Variant, workspace: Workspace, was_running: bool) -> None:
         ways_in(variant, workspace)
 
 
-def what_is_here(variant: Variant, workspace: Workspace) -> None:
+def installed(variant: Variant, workspace: Workspace) -> None:
     found = pretrained.stored(variant, workspace)
-    st.markdown("**Here**")
+    st.markdown("**Installed**")
     if found is None:
-        kept = weights_cli.here_text(variant, workspace)
-        st.markdown("Nothing yet." if kept == "not here" else f"{kept}: a download that can go on.")
+        part = downloads.kept(variant.download, pretrained.intake_folder(variant, workspace)) if variant.download else 0
+        st.markdown(f"{size_text(part)} of a download that can be resumed." if part else "Nothing yet.")
         return
     rows = [found.origin, size_text(found.size_bytes), str(found.path), f"sha256 {found.recorded or 'not recorded'}"]
     st.markdown("  \n".join(map(parts.plain, rows)))
 
 
-def what_there_is(variant: Variant) -> None:
+def published_file(variant: Variant) -> None:
     published = variant.download
-    st.markdown("**To download**")
+    st.markdown("**Available for download**")
     if published is None:
-        st.markdown("Nothing: these weights are part of this package.")
+        st.markdown("Nothing: these weights come with this package.")
         return
     size = "" if published.size_bytes is None else f"{size_text(published.size_bytes)}, "
-    source = parts.plain(weights_cli.source_text(variant))
+    source = parts.plain(shelf.source_text(variant))
     rows = [
         f"{parts.plain(published.file)} from {source} ([page]({published.page}))",
         f"{size}licence {variant.licence}",
@@ -94,7 +94,7 @@ def what_there_is(variant: Variant) -> None:
 
 def progress(variant: Variant, workspace: Workspace, doing: Intake) -> None:
     if doing.doing != "downloading":
-        st.markdown(f":material/hourglass_top: {doing.doing.capitalize()} ...")
+        st.markdown(f":material/hourglass_top: {doing.doing.capitalize()} …")
         return
     share = min(1.0, doing.done / doing.total) if doing.total else 0.0
     words = f"Downloading {size_text(doing.done)}" + (f" of {size_text(doing.total)}" if doing.total else "")
@@ -106,7 +106,7 @@ def progress(variant: Variant, workspace: Workspace, doing: Intake) -> None:
     folder = pretrained.intake_folder(variant, workspace)
     st.button(
         "Stop", icon=":material/stop_circle:", on_click=intake.ask_to_stop, args=(folder,), key="weights.stop",
-        help="What came is kept; a later download goes on from there.",
+        help="The part already downloaded is kept and will be resumed.",
     )  # fmt: skip
 
 
@@ -117,7 +117,7 @@ def ways_in(variant: Variant, workspace: Workspace) -> None:
         label = "Download" if here is None else "Download again" if here.is_published else "Download the published file"
         if st.button(
             label, icon=":material/download:", type="secondary" if here else "primary", key="weights.download",
-            help="Goes on while this page is closed. Weights that are here and whole are not fetched twice.",
+            help="Continues if you close this page. Weights already verified are not downloaded again.",
         ):  # fmt: skip
             start(variant, workspace, ("fetch", variant.name))
     with st.form(f"weights import {variant.name}", border=False):
@@ -126,22 +126,22 @@ def ways_in(variant: Variant, workspace: Workspace) -> None:
             named = st.text_input(
                 "A weights file on this machine", key=f"weights.file {variant.name}",
                 placeholder=f"/path/to/{published.file if published else 'model.safetensors'}",
-                help="safetensors, or a PyTorch file of tensors alone. Taken if all its tensors are this backbone's.",
+                help="safetensors, or a PyTorch file with only tensors. All tensors must match this backbone.",
             )  # fmt: skip
         with press:
             pressed = st.form_submit_button("Check and import", width="stretch")
     if pressed:
         file = Path(named.strip()).expanduser()
         if not file.is_absolute():
-            st.error("Name a file by its whole path, from / or ~ on.")
+            st.error("Enter an absolute path (starting with / or ~).")
         else:
             start(variant, workspace, ("import", str(file), "--as", variant.name))
 
 
 def start(variant: Variant, workspace: Workspace, words: Sequence[str]) -> None:
-    """Have the work begin, and draw the page anew so that it follows."""
+    """Start the work, and redraw the page so that it shows the progress."""
     try:
-        weights_cli.start(workspace, variant, words)  # False: somebody was faster; theirs is shown instead
+        background.take_in_weights(workspace, variant, words)  # False: already started by another process
     except WeightsError as error:
         st.error(parts.plain(str(error)), icon=":material/error:")
         return

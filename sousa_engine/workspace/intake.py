@@ -12,12 +12,12 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
-from sousa_engine.core.errors import SousaError, WeightsError
-from sousa_engine.workspace import run_files
+from sousa_engine.core.errors import SousaError, WeightsError, WorkspaceError
+from sousa_engine.workspace import locks, processes, run_files
 
 LOG = "log.txt"  # what a process started from a page says, beside its note
 STOPPED = "Stopped, as asked. What came is kept; the next attempt goes on from there."
@@ -46,9 +46,9 @@ class Intake:
 
 def look(folder: Path) -> Intake | None:
     """What is going on in `folder`, or why the last attempt ended; None if there is nothing to tell."""
-    running = run_files.is_held(folder / _LOCK)  # before the note: who dropped the lock has written all it ever will
+    running = locks.is_held(folder / _LOCK)  # before the note: who dropped the lock has written all it ever will
     note = run_files.read_json(folder / _NOTE)
-    running = running or run_files.is_held(folder / _LOCK)  # unless the note is of somebody who came just now
+    running = running or locks.is_held(folder / _LOCK)  # unless the note is of somebody who came just now
     if note is None:
         return Intake(is_running=True) if running else None
     known = {field.name: note[field.name] for field in fields(Intake) if field.name in note}
@@ -72,6 +72,31 @@ def lock(folder: Path) -> int | None:
     (folder / _STOP).unlink(missing_ok=True)
     _write(folder, Intake(is_running=True))
     return found
+
+
+def start_in(
+    folder: Path, command: Sequence[str], arguments: Sequence[str] = (), prepare: Callable[[], None] = lambda: None
+) -> bool:
+    """Run `command --lock-fd N arguments` in a separate process that works in `folder`; `look` tells how far it is.
+
+    The process inherits the folder's lock. False if another process holds it; else prepare() is called first, under
+    the lock. Raises WorkspaceError if the folder cannot be written to.
+    """
+    try:
+        taken = lock(folder)
+        if taken is None:
+            return False
+        try:
+            prepare()
+            with (folder / LOG).open("wb") as log:
+                words = [*command, "--lock-fd", str(taken), *arguments]
+                process = processes.start_detached(words, log=log, lock=taken)
+        finally:
+            os.close(taken)  # the child has it
+    except OSError as error:
+        raise WorkspaceError(f"{folder} cannot be written to: {error.strerror or error}.") from None
+    processes.reap(process)
+    return True
 
 
 def ask_to_stop(folder: Path) -> None:

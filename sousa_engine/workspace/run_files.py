@@ -5,7 +5,6 @@ Standard library only: the keeper imports this and nothing else of the engine, s
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Mapping
@@ -87,16 +86,17 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def is_held(path: Path) -> bool:
-    """Whether a living process holds the lock of this file; the kernel drops it with the process."""
+def size(path: Path) -> int:
+    """Bytes of a file; 0 where there is none."""
     try:
-        probe = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return path.stat().st_size
     except FileNotFoundError:
-        return False
+        return 0
+
+
+def written_ms(path: Path) -> int | None:
+    """When a file was last written; None where there is none."""
     try:
-        fcntl.flock(probe, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(probe)
-    return False
+        return path.stat().st_mtime_ns // 1_000_000
+    except FileNotFoundError:
+        return None

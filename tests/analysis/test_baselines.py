@@ -17,13 +17,13 @@ from streamlit.testing.v1 import AppTest
 from sousa_engine.analysis import baselines
 from sousa_engine.analysis.baselines import MAJORITY, ONSETS, POOLED
 from sousa_engine.analysis.significance import paired
-from sousa_engine.cli import baselines as baselines_cli
 from sousa_engine.cli.main import main
 from sousa_engine.core import rudiments
 from sousa_engine.core.config import DataConfig, RunConfig
 from sousa_engine.core.errors import DataError, WorkspaceError
 from sousa_engine.data import audio, rhythm, synth
 from sousa_engine.data.manifest import majority_baseline, open_dataset
+from sousa_engine.runs import background
 from sousa_engine.workspace import PROJECT_ROOT, Workspace, intake
 
 CLASSES = ("flam", "five-stroke-roll", "single-paradiddle")
@@ -264,7 +264,7 @@ def test_a_mistyped_workspace_is_not_made(tmp_path):
 @pytest.mark.process
 def test_two_starts_make_one_process_that_outlives_its_caller(drums, workspace):
     data = DataConfig(dataset=str(drums), clip_s=1.0)
-    assert [baselines_cli.start(workspace, data) for _ in range(2)] == [True, False]
+    assert [background.compute_baselines(workspace, data) for _ in range(2)] == [True, False]
     manifest = open_dataset(data)
     while (doing := baselines.look(manifest, workspace)) and doing.is_running:
         time.sleep(0.1)
@@ -299,7 +299,7 @@ def button(at, label):
 
 def test_the_page_offers_to_compute_and_then_shows_what_was(visit, drums, workspace, monkeypatch):
     asked = []
-    monkeypatch.setattr(baselines_cli, "start", lambda workspace, data: asked.append(data) or True)
+    monkeypatch.setattr(background, "compute_baselines", lambda workspace, data: asked.append(data) or True)
     at = visit()
     button(at, "Compute").click().run()
     assert not at.exception and [data.dataset for data in asked] == [str(drums)]

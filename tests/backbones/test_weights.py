@@ -296,13 +296,13 @@ def test_missing_weights_are_an_error_with_the_ways_out_and_never_a_fallback(wor
 def test_asking_about_weights_never_imports_torch(workspace):
     code = (
         "import sys; from pathlib import Path\n"
-        "from sousa_engine import backbones; from sousa_engine.cli import weights as weights_cli\n"
+        "from sousa_engine import backbones; from sousa_engine.backbones import shelf\n"
         "from sousa_engine.workspace import intake; from sousa_engine.backbones import pretrained\n"
         "from sousa_engine.workspace import Workspace\n"
         "workspace = Workspace(root=Path(sys.argv[1]))\n"
         "for variant in backbones.VARIANTS.values():\n"
         "    backbones.weights_state(variant.name, workspace)\n"
-        "    weights_cli.row(variant, workspace)\n"
+        "    shelf.row(variant, workspace)\n"
         "    intake.look(pretrained.intake_folder(variant, workspace))\n"
         "print([m for m in ('torch', 'transformers', 'peft', 'torchaudio') if m in sys.modules])"
     )

@@ -1,4 +1,4 @@
-"""What README says of the embedded backbones is what was measured, on the very weights in the package."""
+"""What RESULTS.md says of the embedded backbones is what was measured, on the very weights in the package."""
 
 import json
 from hashlib import sha256
@@ -9,15 +9,15 @@ import pytest
 from benchmarks import controls
 from sousa_engine.backbones.embedded import FOLDER
 
-README = Path(__file__).resolve().parents[2] / "README.md"
+PAGE = Path(controls.__file__).with_name("RESULTS.md")
 
 
 def measured(model):
     return {line["row"]: line for line in json.loads((controls.RESULTS / f"controls-{model}.json").read_text())}
 
 
-def test_readme_shows_the_table_of_the_results_on_disk():
-    assert controls.summary(controls.MINIS) in README.read_text()
+def test_page_shows_the_table_of_the_results_on_disk():
+    assert controls.summary(controls.MINIS) in PAGE.read_text()
 
 
 @pytest.mark.parametrize("model", controls.MINIS)

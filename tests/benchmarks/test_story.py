@@ -1,4 +1,4 @@
-"""README's sweep: what it shows is what was measured, and every family learns what its control does not."""
+"""The sweep in RESULTS.md: what it shows is what was measured, and every family learns what its control does not."""
 
 import json
 from pathlib import Path
@@ -7,13 +7,13 @@ import pytest
 
 from benchmarks import controls, story
 
-README = Path(__file__).resolve().parents[2] / "README.md"
+PAGE = Path(controls.__file__).with_name("RESULTS.md")
 TOLD = json.loads(story.RESULTS.read_text())
 
 
-def test_readme_shows_the_table_and_the_verdict_of_the_results_on_disk():
-    assert story.summary() in README.read_text()
-    assert story.baseline_line() in README.read_text()
+def test_page_shows_the_table_and_the_verdict_of_the_results_on_disk():
+    assert story.summary() in PAGE.read_text()
+    assert story.baseline_line() in PAGE.read_text()
 
 
 def test_every_run_of_the_sweep_was_finished_with_its_metrics():

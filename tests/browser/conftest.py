@@ -1,4 +1,4 @@
-"""A real studio in a real browser: `streamlit run app.py` on a free port, in a workspace of its own, and Chromium.
+"""A real studio in a real browser: `streamlit run app.py` on a free port, in a temporary workspace, and Chromium.
 
 studio   a running server (one per test file); .url, .workspace, .stop(), .kill(), .start()
 browser  one Chromium for the whole session
@@ -111,9 +111,9 @@ def end_workers(workspace: Workspace) -> None:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 def settle(page, timeout_s: float = 60) -> None:
@@ -173,7 +173,7 @@ def context(studio, browser):
 
 @pytest.fixture
 def page(context, studio):
-    """A tab of its own. What a test leaves in the browser is taken out behind it."""
+    """A new tab. Whatever a test leaves in the browser is removed afterwards."""
     page = context.new_page()
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))

@@ -91,7 +91,7 @@ def test_zoom_survives_a_rerun_of_the_page(page, watch, settled, training):
     drag(page, panel)
     zoomed = panel.get_attribute("data-range")
     page.get_by_role("tab", name="Settings").click()
-    expect(page.get_by_text("Different from the defaults")).to_be_visible()
+    expect(page.get_by_text("Changed from defaults")).to_be_visible()
     settled(page)
     assert panel.get_attribute("data-range") == zoomed
 
@@ -127,8 +127,8 @@ def test_queued_run_says_what_it_waits_for_and_can_be_taken_out(page, studio, tr
         queued = store.enqueue(config(seed=9))
     page.goto(f"/run?id={queued.id}")
     expect(page.get_by_text("Waiting in the queue")).to_be_visible()
-    expect(page.get_by_text("Curves appear with the first step.").first).to_be_visible()
-    page.get_by_role("button", name="Take out of the queue").click()
+    expect(page.get_by_text("Curves appear after the first step.").first).to_be_visible()
+    page.get_by_role("button", name="Remove from queue").click()
     expect(page.get_by_text("Stopped before it started.")).to_be_visible()
 
 
@@ -145,7 +145,7 @@ def test_loss_that_is_no_number_leaves_a_gap_and_says_so(page, watch, training):
     training.steps(30, diverge_at=25)
     panel = watch(training)
     expect(panel.get_by_role("button", name="train")).to_contain_text("not a number")
-    expect(page.get_by_text("train/loss became no finite number at step 25.")).to_be_visible()
+    expect(page.get_by_text("train/loss became NaN or infinite at step 25.")).to_be_visible()
 
 
 def test_stop_button_asks_the_run_to_stop(page, watch, studio, training):

@@ -17,7 +17,7 @@ from sousa_engine.store import Store
 from sousa_engine.workspace import run_files
 
 pytestmark = [pytest.mark.browser, pytest.mark.process]
-DEADLINE_S = 240  # for a training on a busy machine; every wait below ends as soon as its condition holds
+DEADLINE_S = 240  # for training on a busy machine; every wait below ends as soon as its condition holds
 
 
 def until(condition, what):
@@ -66,7 +66,7 @@ def told():
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="says which files are watched on Linux alone")
 def test_the_studio_watches_no_files(page, settled, studio):
-    """It would be told of each file that a training opens in the environment below its folder: thousands."""
+    """It would be notified of thousands of files that runs open in the environment below its folder."""
     page.goto("/launch")
     settled(page)
     opened = [str(handle.resolve()) for handle in Path(f"/proc/{studio.process.pid}/fd").iterdir()]
@@ -141,7 +141,7 @@ def test_a_finished_run_is_compared_with_the_stopped_one(studio, page, settled, 
     page.goto(f"/compare?run={told['stopped']}&run={run_id}")
     settled(page)
     page.get_by_role("tab", name="What differs").click()
-    differing = page.get_by_role("region", name="Settings that differ, against the base")
+    differing = page.get_by_role("region", name="Settings that differ from the base")
     for field in ("seed", "training.max_epochs", "lora.targets"):
         expect(differing).to_contain_text(field)
     expect(page.get_by_text(re.compile("no conclusion", re.IGNORECASE)).first).to_be_visible()

@@ -59,13 +59,13 @@ def test_what_waits_is_moved_and_the_pause_ended(page, settled, store):
     first, second = (row.id for row in store.queued())
     page.goto("/queue")
     settled(page)
-    assert page.get_by_text("The queue is paused since").count() == 1
+    assert page.get_by_text("The queue has been paused since").count() == 1
     page.get_by_role("button", name="Front").nth(1).click()
-    page.get_by_text("Now at place 1 of the queue.").wait_for()
+    page.get_by_text("Now at place 1 in the queue.").wait_for()
     assert [row.id for row in store.queued()] == [second, first]
     for left in (1, 0):
-        page.get_by_role("button", name="Take out").first.click()
-        page.get_by_text(f"Waiting: {left}" if left else "Nothing waits").wait_for()
+        page.get_by_role("button", name="Remove").first.click()
+        page.get_by_text(f"Waiting: {left}" if left else "The queue is empty").wait_for()
     page.get_by_role("button", name="Resume the queue").click()
     page.get_by_role("button", name="Pause the queue").wait_for()
     assert not store.queue().is_paused

@@ -1,4 +1,4 @@
-"""A run that is resumed on its page goes on there: its curves move again without a reload."""
+"""A run resumed on its page continues there: its curves move again without a reload."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_curves_move_again_after_resume_is_pressed(studio, page, settled):
         settled(page)
         expect(page.get_by_text("step 50", exact=True).first).to_be_visible()
         page.get_by_role("button", name="Resume", exact=True).click()
-        expect(page.get_by_role("button", name="Take out of the queue")).to_be_visible()
+        expect(page.get_by_role("button", name="Remove from queue")).to_be_visible()
         expect(page.get_by_text(re.compile(r"^queued for \d+ s$"))).to_be_visible()  # since the resume
         with Store.open(studio.workspace) as store:
             assert store.claim("cpu", training.nonce).id == run.id

@@ -50,7 +50,7 @@ class Table:
         self.box(run).click()
 
     def order(self, *runs):
-        """Wait until exactly these rows stand in this order."""
+        """Wait until the table has exactly these rows, in this order."""
         expect(self.rows).to_have_count(len(runs))
         for i, run in enumerate(runs):
             expect(self.rows.nth(i)).to_have_attribute("data-id", run.id)

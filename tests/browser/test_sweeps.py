@@ -7,7 +7,7 @@ from playwright.sync_api import expect
 from seeding import no_supervisor, train_next
 
 from sousa_engine.core import sweep_spec
-from sousa_engine.runs import supervisor, sweep_orders
+from sousa_engine.runs import ensure, sweep_orders
 from sousa_engine.store import Store
 
 pytestmark = pytest.mark.browser
@@ -34,7 +34,7 @@ def store(studio):
 @pytest.fixture
 def ranks(store, monkeypatch):
     """A sweep of three runs, all queued; it is stopped at the end."""
-    monkeypatch.setattr(supervisor, "ensure", lambda workspace, options=(): False)
+    monkeypatch.setattr(ensure, "ensure", lambda workspace, options=(): False)
     made = sweep_orders.start(store.workspace, sweep_spec.build(ASKED), created_by="test")
     yield made
     sweep_orders.stop(store, made.id)

@@ -1,4 +1,4 @@
-"""Weights in a real browser: what a process of its own does, a page sees without being touched."""
+"""Weights in a real browser: the page shows what a separate process does, without a click or reload."""
 
 import re
 

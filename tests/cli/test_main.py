@@ -22,7 +22,7 @@ from sousa_engine.core.config import RunConfig
 from sousa_engine.core.errors import ConfigError
 from sousa_engine.core.records import RunStatus
 from sousa_engine.data import manifest
-from sousa_engine.runs import orders
+from sousa_engine.runs import ensure, prepare
 from sousa_engine.store import Store
 from sousa_engine.training import checkpoint
 
@@ -32,7 +32,7 @@ README = Path(__file__).resolve().parents[2] / "README.md"
 @pytest.fixture
 def sousa(workspace, monkeypatch):
     """Call the command line on an empty workspace; no supervisor is started."""
-    monkeypatch.setattr(orders.supervisor, "ensure", lambda workspace: None)
+    monkeypatch.setattr(ensure, "ensure", lambda workspace: None)
 
     def call(*words: str):
         return CliRunner().invoke(main, ["--workspace", str(workspace.root), *words])
@@ -51,9 +51,27 @@ def test_readme_shows_every_command(command):
     assert re.search(rf"python -m sousa_engine {command}\b", README.read_text())
 
 
-def test_every_file_that_readme_links_to_is_there():
-    linked = re.findall(r"\]\((?!https?:)([^)#]+)\)", README.read_text())
-    assert len(linked) > 10 and [name for name in linked if not (README.parent / name).is_file()] == []
+@pytest.mark.parametrize("page", [README, README.parent / "benchmarks" / "RESULTS.md"], ids=lambda page: page.name)
+def test_every_link_of_a_page_leads_somewhere(page):
+    linked = re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]+))?\)", page.read_text())
+    places = [(page.parent / name if name else page, anchor) for name, anchor in linked]
+    assert places and [str(file) for file, _ in places if not file.exists()] == []
+    assert [anchor for file, anchor in places if anchor and anchor not in anchors(file)] == []
+
+
+def anchors(file: Path) -> set[str]:
+    """The addresses that GitHub makes of a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", file.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_library_example_of_readme_works():
+    example = re.search(r"```python\n(.+?)```", README.read_text(), re.DOTALL)[1]
+    lines = [line for line in example.splitlines() if "load_official" not in line]  # needs the published file
+    assert "from sousa_engine import backbones, frontends" in lines and len(lines) > 4
+    code = "\n".join(["import torch", "waveforms = torch.zeros(1, 32000)", *lines, "print(*logits.shape)"])
+    found = subprocess.run([sys.executable, "-c", code], cwd=README.parent, capture_output=True, text=True)
+    assert (found.returncode, found.stdout) == (0, "1 40\n"), found.stderr
 
 
 def test_train_help_lists_presets_and_fields(sousa):
@@ -275,10 +293,10 @@ def test_resume_says_from_where_or_why_not(sousa, workspace):
 
 _TRAIN = """
 import signal, sys
-from sousa_engine.runs import supervisor
+from sousa_engine.runs import ensure
 from sousa_engine.cli.main import main
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, where the tests run in a shell's background
-supervisor.ensure = supervisor.revive = lambda workspace: False
+ensure.ensure = ensure.revive = lambda workspace: False
 main(["--workspace", sys.argv[1], "train", "data=micro"])
 """
 
@@ -312,7 +330,7 @@ def test_what_is_said_of_a_run_left_to_itself_is_so_even_if_the_stop_was_cut_sho
 
     ask = Store.request_stop
     monkeypatch.setattr(cli.time, "sleep", interrupt)
-    monkeypatch.setattr(cli.supervisor, "revive", lambda workspace: False)
+    monkeypatch.setattr(ensure, "revive", lambda workspace: False)
     monkeypatch.setattr(Store, "request_stop", cut_short)
     result = sousa("train", "data=micro")
     assert result.exit_code == 130 and f"to itself; {told}" in result.stderr and "Aborted" not in result.stderr
@@ -322,7 +340,7 @@ def test_ctrl_c_anywhere_else_is_130_and_a_sentence(sousa, monkeypatch):
     def interrupt(*args, **more):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(orders, "prepare", interrupt)
+    monkeypatch.setattr(prepare, "prepare", interrupt)
     result = sousa("train", "data=micro")
     assert result.exit_code == 130 and result.stderr.startswith("Interrupted. ")
 

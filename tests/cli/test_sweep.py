@@ -10,7 +10,7 @@ from sousa_engine.cli.main import main
 from sousa_engine.core import sweep_spec
 from sousa_engine.core.errors import ConfigError, UserError
 from sousa_engine.core.records import RunStatus, SweepStatus
-from sousa_engine.runs import sweep_orders
+from sousa_engine.runs import ensure, sweep_plan, sweep_words
 from sousa_engine.store import Store
 
 MINIS = ("sweep", "--data", "micro", "--max-epochs", "1", "--models", "ast-mini", "beats-mini", "--seeds", "0", "1")
@@ -19,7 +19,7 @@ MINIS = ("sweep", "--data", "micro", "--max-epochs", "1", "--models", "ast-mini"
 @pytest.fixture
 def sousa(workspace, monkeypatch):
     """Call the command line on an empty workspace; no supervisor is started."""
-    monkeypatch.setattr(sweep_orders.supervisor, "ensure", lambda workspace: None)
+    monkeypatch.setattr(ensure, "ensure", lambda workspace: None)
 
     def call(*words, code=0):
         result = CliRunner().invoke(main, ["--workspace", str(workspace.root), *words])
@@ -145,11 +145,11 @@ def test_seeds_and_values_are_added_to_a_sweep(sousa, store):
         {"axes": {"targets": ["core"], "model": ["ast-mini"]}, "seeds": [4]},
         {"axes": {"targets": [["qkv"], [], "core"]}, "name": "one name, and none"},
         {"axes": {"lora.method": ["lora", "dora"], "data.clip_s": [None, 1.5], "targets": ["attention+mlp"]}},
-        {"axes": {"model": ["beats-mini"], "targets": list(sweep_orders.ablation("beats-mini", ["core"]))},
-         "sets": sweep_orders.ablation("beats-mini", ["core"])},
+        {"axes": {"model": ["beats-mini"], "targets": list(sweep_plan.ablation("beats-mini", ["core"]))},
+         "sets": sweep_plan.ablation("beats-mini", ["core"])},
         {"axes": {"targets": ["late layers", "core", "all"], "lora.r": [2, 4]},
          "base": {"model": {"variant": "ast-mini"}},
-         "sets": {name: sweep_orders.ablation("ast-mini", ["q_proj", "fc1"])[name] for name in ("all", "late layers")}},
+         "sets": {name: sweep_plan.ablation("ast-mini", ["q_proj", "fc1"])[name] for name in ("all", "late layers")}},
         {"axes": {"training.lr": {"low": 1e-5, "high": 1e-2, "log": True}, "lora.r": {"low": 4, "high": 64}},
          "sampler": "tpe", "trials": 9, "sampler_seed": 3},
         {"axes": {"model": ["ast-mini"]}, "base": {"data": {"dataset": "/a folder", "split_seed": 2},
@@ -163,8 +163,8 @@ def test_the_command_of_a_sweep_starts_an_equal_one(sousa, monkeypatch, values):
         seen.append(asked)
         raise UserError("The test has seen enough.")
 
-    monkeypatch.setattr(sweep_orders, "plan", plan)
-    words = shlex.split(sweep_cli.to_command(spec, skip_invalid=True))
+    monkeypatch.setattr(sweep_plan, "plan", plan)
+    words = shlex.split(sweep_words.to_command(spec, skip_invalid=True))
     assert words[:3] == ["python", "-m", "sousa_engine"] and words[-1] == "--skip-invalid"
     assert "seen enough" in sousa(*words[3:], code=2)
     assert seen == [spec]
@@ -177,7 +177,7 @@ def test_an_ablation_is_shown_and_its_yaml_starts_the_same(sousa, store, tmp_pat
     file = tmp_path / "sweep.yaml"
     file.write_text(said[said.index("axes:") :])
     spec = sweep_spec.read(file)
-    assert spec.sets == sweep_orders.ablation("ast-mini", ["core"])
+    assert spec.sets == sweep_plan.ablation("ast-mini", ["core"])
     assert spec.axis("lora.targets").values[:3] == ("all", "without attention.query", "without attention.key")
     fewer = sousa("sweep", "--file", str(file), "--targets", "all", "late layers", "--seeds", "0", "--detach")
     assert "2 runs" in fewer
@@ -204,4 +204,4 @@ def test_what_cannot_be_ablated_is_refused(sousa, words, message):
 def test_a_sweep_that_no_line_can_say_names_the_file_as_the_way():
     spec = sweep_spec.build({"axes": {"data.dataset": ["/one, two", "tiny"]}})
     with pytest.raises(ConfigError, match=r"sweep --file FILE"):
-        sweep_cli.to_command(spec)
+        sweep_words.to_command(spec)

@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 
 from sousa_engine import backbones
 from sousa_engine.backbones import Download, downloads, pretrained
-from sousa_engine.cli import weights as weights_cli
 from sousa_engine.cli.main import main
+from sousa_engine.runs import background
 from sousa_engine.workspace import intake
 
 MINI = pretrained.EMBEDDED / "ast-mini" / "model.safetensors"
@@ -260,9 +260,9 @@ def test_a_started_import_outlives_its_caller_and_all_of_its_group(workspace, tm
     save_file(backbones.build("mn04_as", num_classes=4).state_dict(), file)
     code = (
         "import sys; from pathlib import Path; from sousa_engine import backbones;"
-        "from sousa_engine.cli import weights as weights_cli;"
+        "from sousa_engine.runs import background;"
         "from sousa_engine.workspace import Workspace;"
-        "print(weights_cli.start(Workspace(root=Path(sys.argv[1])), backbones.variant('mn04_as'),"
+        "print(background.take_in_weights(Workspace(root=Path(sys.argv[1])), backbones.variant('mn04_as'),"
         " ('import', sys.argv[2], '--as', 'mn04_as')), flush=True); sys.stdin.read()"
     )
     caller = subprocess.Popen(
@@ -281,8 +281,8 @@ def test_only_one_is_started_and_its_refusal_can_be_read(workspace, tmp_path):
     folder = pretrained.intake_folder(variant, workspace)
     (tmp_path / "x.pt").write_text("<html>Sign in</html>")
     with intake.taking_in(folder):
-        assert not weights_cli.start(workspace, variant, ("fetch", "mn04_as"))
-    assert weights_cli.start(workspace, variant, ("import", str(tmp_path / "x.pt"), "--as", "mn04_as"))
+        assert not background.take_in_weights(workspace, variant, ("fetch", "mn04_as"))
+    assert background.take_in_weights(workspace, variant, ("import", str(tmp_path / "x.pt"), "--as", "mn04_as"))
     assert intake.look(folder).is_running
     seen = ended(folder)
     assert "is a web page" in seen.error and not seen.is_running
@@ -295,4 +295,4 @@ def test_only_one_is_started_and_its_refusal_can_be_read(workspace, tmp_path):
 def test_a_workspace_that_cannot_be_written_to_is_told(workspace):
     workspace.runs.write_text("a file where a folder should be")
     with pytest.raises(backbones.WeightsError, match="cannot be written to"):
-        weights_cli.start(workspace, backbones.variant("mn04_as"), ("fetch", "mn04_as"))
+        background.take_in_weights(workspace, backbones.variant("mn04_as"), ("fetch", "mn04_as"))

@@ -18,7 +18,7 @@ from sousa_engine.core.config import DataConfig
 from sousa_engine.core.errors import DataError, WorkspaceError
 from sousa_engine.data import audio, decode, findings, scan
 from sousa_engine.data import manifest as manifests
-from sousa_engine.runs import orders
+from sousa_engine.runs import preflight, prepare
 from sousa_engine.workspace import Workspace, intake
 
 
@@ -372,7 +372,7 @@ def test_preflight_counts_what_is_left_out_and_strict_refuses(bad):
 
     def checks(**more):
         draft = {"data": {"dataset": str(root), **more}, "model": {"weights": "random"}}
-        return orders.preflight(orders.prepare(draft).config, workspace).checks
+        return preflight.preflight(prepare.prepare(draft).config, workspace).checks
 
     said = [check for check in checks() if check.title == "Data"]
     facts = [check for check in said if check.level == "note"]
@@ -386,10 +386,10 @@ def test_preflight_counts_what_is_left_out_and_strict_refuses(bad):
 
 def test_preflight_says_what_is_still_to_be_decoded(drums, workspace):
     draft = {"data": {"dataset": str(drums)}, "model": {"weights": "random"}}
-    settings = orders.prepare(draft).config
+    settings = prepare.prepare(draft).config
 
     def said():
-        return next(check.detail for check in orders.preflight(settings, workspace).checks if check.title == "Files")
+        return next(check.detail for check in preflight.preflight(settings, workspace).checks if check.title == "Files")
 
     assert said().startswith("12 of 12 files are still to be decoded")
     scan.scan(data(drums), workspace)

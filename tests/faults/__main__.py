@@ -2,7 +2,7 @@
 
     python -m tests.faults [--rounds N] [--seed N] [--only KIND ...] [--beside N] [--record]
 
---record: the totals go to benchmarks/results/faults.json too, which README is held to by a test; with --only, the other
+--record: the totals go to benchmarks/results/faults.json too, which a test holds RESULTS.md to; with --only, the other
 kinds stay there as they were. Exit code 1 if anything was lost, doubled or left behind.
 """
 
@@ -35,7 +35,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=None, help="of all random moments")
     parser.add_argument("--only", nargs="+", choices=list(KINDS), default=list(KINDS))
     parser.add_argument("--beside", type=int, default=3, help="workspaces beside each other")
-    parser.add_argument("--record", action="store_true", help=f"write {RESULTS.name}, for README's table")
+    parser.add_argument("--record", action="store_true", help=f"write {RESULTS.name}, for the table of RESULTS.md")
     options = parser.parse_args()
     seed = secrets.randbelow(10**6) if options.seed is None else options.seed
     print(f"seed {seed}, {options.rounds} rounds each", flush=True)
@@ -63,7 +63,7 @@ def line(tally: Tally) -> str:
 
 
 def table(kinds: Mapping[str, Mapping[str, int]]) -> str:
-    """The totals as README shows them. kinds: title -> counts, as the file of results has them."""
+    """The totals as RESULTS.md shows them. kinds: title -> counts, as the file of results has them."""
     lines = [f"| fault | {' | '.join(HEADS.values())} |", "|---|" + "---:|" * len(HEADS)]
     total = {name: sum(kind[name] for kind in kinds.values()) for name in HEADS}
     for title, counts in [*kinds.items(), ("**all**", total)]:

@@ -28,7 +28,7 @@ from sousa_engine.maintenance import doctor, torch_facts
 from sousa_engine.maintenance.doctor import Finding
 from sousa_engine.maintenance.torch_facts import Device, TorchFacts
 from sousa_engine.store import Store, migrations
-from sousa_engine.workspace import LEAST_FREE_BYTES, PROJECT_ROOT, Workspace, file_systems, run_files
+from sousa_engine.workspace import LEAST_FREE_BYTES, PROJECT_ROOT, Workspace, file_systems, locks
 
 GPU = Device(name="cuda:0", title="H100", memory_mib=81_559, free_mib=80_000, bf16=True)
 FACTS = TorchFacts(
@@ -361,7 +361,7 @@ def test_runs_that_wait_for_a_dead_supervisor_are_in_the_report(workspace):
     with Store.open(workspace) as store:
         store.enqueue(RunConfig())
     assert doctor.waiting_runs(workspace) == 1
-    assert not run_files.is_held(workspace.supervisor_lock)
+    assert not locks.is_held(workspace.supervisor_lock)
     assert doctor.waiting_runs(Workspace(root=workspace.root / "none")) is None
 
 

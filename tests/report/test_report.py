@@ -24,7 +24,7 @@ from sousa_engine.core import sweep_spec
 from sousa_engine.core.records import RunStatus
 from sousa_engine.report import sections
 from sousa_engine.report.figures import figures
-from sousa_engine.runs import supervisor, sweep_orders
+from sousa_engine.runs import ensure, sweep_orders
 from sousa_engine.store import Store
 from sousa_engine.web import report_view
 from sousa_engine.workspace import PROJECT_ROOT, Workspace
@@ -47,7 +47,7 @@ def found(swept):
 
 @pytest.fixture
 def store(workspace, monkeypatch):
-    monkeypatch.setattr(sweep_orders.supervisor, "ensure", lambda workspace: None)
+    monkeypatch.setattr(ensure, "ensure", lambda workspace: None)
     with Store.open(workspace) as opened:
         yield opened
 
@@ -337,7 +337,7 @@ def test_classes_of_the_matrix_are_those_of_the_test_clips(found):
 def test_the_pages_offer_the_report_of_their_sweep(swept, monkeypatch, page, query):
     workspace, sweep_id = swept
     monkeypatch.setenv("SOUSA_WORKSPACE", str(workspace.root))
-    monkeypatch.setattr(supervisor, "ensure", lambda workspace, options=(): False)
+    monkeypatch.setattr(ensure, "ensure", lambda workspace, options=(): False)
     app = AppTest.from_file(str(PROJECT_ROOT / "sousa_engine" / "web" / "main.py"), default_timeout=300).run()
     app.query_params[query] = sweep_id
     app.switch_page(str(PROJECT_ROOT / "pages" / f"{page}.py")).run()

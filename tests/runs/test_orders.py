@@ -16,18 +16,18 @@ from sousa_engine.core import grammar
 from sousa_engine.core.errors import ConfigError, PreflightError, TargetError, UnknownNameError
 from sousa_engine.core.records import RunStatus
 from sousa_engine.data import manifest
-from sousa_engine.runs import orders
+from sousa_engine.runs import ensure, orders, preflight, prepare
 from sousa_engine.store import Store
 from sousa_engine.training import checkpoint
 from sousa_engine.workspace.spool import SpoolBatch, SpoolPoint
 
 
-def prepared(*words: str) -> orders.Prepared:
-    return orders.prepare(grammar.parse(["data=micro", *words]))
+def prepared(*words: str) -> prepare.Prepared:
+    return prepare.prepare(grammar.parse(["data=micro", *words]))
 
 
 def errors(workspace, *words: str) -> str:
-    return " ".join(check.detail for check in orders.preflight(prepared(*words).config, workspace).errors)
+    return " ".join(check.detail for check in preflight.preflight(prepared(*words).config, workspace).errors)
 
 
 def test_the_default_adapts_every_attention_and_mlp_linear():
@@ -55,7 +55,7 @@ def test_the_head_is_left_to_its_policy():
 
 
 def test_golden_count_of_the_reference_run(workspace):
-    found = orders.preflight(
+    found = preflight.preflight(
         prepared("model=ast-base", "model.weights=random", "lora=all-linear", "lora.head=lora").config, workspace
     )
     assert (found.counts.total, found.counts.trainable, found.counts.layers) == (86_219_560, 1_333_568, 73)
@@ -80,10 +80,10 @@ def test_values_out_of_bounds_name_their_field(word, field):
 
 def test_a_target_of_an_earlier_run_must_still_be_what_it_was():
     draft = prepared("lora.targets=[q_proj]").config.model_dump(mode="json")
-    assert orders.prepare(draft).config.lora == prepared("lora.targets=[q_proj]").config.lora
+    assert prepare.prepare(draft).config.lora == prepared("lora.targets=[q_proj]").config.lora
     draft["lora"]["targets"][0]["shape"] = [5, 5]
     with pytest.raises(TargetError, match="Tick it again"):
-        orders.prepare(draft)
+        prepare.prepare(draft)
 
 
 @pytest.mark.parametrize(
@@ -98,14 +98,14 @@ def test_a_target_of_an_earlier_run_must_still_be_what_it_was():
 )
 def test_command_and_yaml_give_the_same_run_again(words):
     wanted = prepared(*words).config
-    command = shlex.split(orders.to_command(wanted))
+    command = shlex.split(prepare.to_command(wanted))
     assert command[:4] == ["python", "-m", "sousa_engine", "train"]
-    assert orders.prepare(grammar.parse(command[4:])).config == wanted
-    assert orders.prepare(yaml.safe_load(orders.to_yaml(wanted))).config == wanted
+    assert prepare.prepare(grammar.parse(command[4:])).config == wanted
+    assert prepare.prepare(yaml.safe_load(prepare.to_yaml(wanted))).config == wanted
 
 
 def test_preflight_counts_clips_steps_and_the_majority_baseline(workspace):
-    found = orders.preflight(prepared("training.batch_size=16", "training.max_epochs=3").config, workspace)
+    found = preflight.preflight(prepared("training.batch_size=16", "training.max_epochs=3").config, workspace)
     assert found.classes == 40
     assert found.steps_per_epoch == -(-found.clips["train"] // 16)
     assert found.total_steps == 3 * found.steps_per_epoch
@@ -120,7 +120,7 @@ def test_weights_that_are_not_here_are_an_error_with_ways_out(workspace, monkeyp
 
 
 def test_random_weights_are_labelled(workspace):
-    found = orders.preflight(prepared("model.weights=random").config, workspace)
+    found = preflight.preflight(prepared("model.weights=random").config, workspace)
     assert any("control" in check.detail for check in found.checks if check.level == "warning")
 
 
@@ -133,7 +133,7 @@ def test_the_preflight_tells_facts_from_what_is_to_be_weighed(workspace, tmp_pat
             soundfile.write(path, noise, 8000 if i else 16000)
     (tmp_path / "drums" / "empty").mkdir()
     drums = f"data={tmp_path / 'drums'}"
-    found = orders.preflight(prepared(drums, "data.clip_s=1.0", "lora=probe").config, workspace).checks
+    found = preflight.preflight(prepared(drums, "data.clip_s=1.0", "lora=probe").config, workspace).checks
 
     def said(level: str) -> str:
         return "\n".join(check.detail for check in found if check.level == level)
@@ -153,7 +153,7 @@ def test_players_who_are_heard_again_are_to_be_weighed(workspace, tmp_path):
             soundfile.write(tmp_path / f"{label}{i}.wav", noise, 8000)
             rows.append(f"{label}{i}.wav,{label},anna,{split}")
     (tmp_path / "clips.csv").write_text("\n".join(rows))
-    found = orders.preflight(prepared(f"data={tmp_path / 'clips.csv'}").config, workspace)
+    found = preflight.preflight(prepared(f"data={tmp_path / 'clips.csv'}").config, workspace)
     assert any("heard in train and again" in check.detail for check in found.checks if check.level == "warning")
     assert not any("heard in train" in check.detail for check in found.checks if check.level == "note")
 
@@ -167,13 +167,13 @@ def test_a_device_that_is_not_here_is_refused_naming_those_that_are(workspace):
 
 
 def test_wandb_without_the_package_gets_a_sentence(workspace, monkeypatch):
-    monkeypatch.setattr(orders, "find_spec", lambda name: None)
+    monkeypatch.setattr(preflight, "find_spec", lambda name: None)
     assert "pip install wandb" in errors(workspace, "wandb.mode=offline")
 
 
 def test_start_queues_the_run_and_calls_the_supervisor(workspace, monkeypatch):
     called = []
-    monkeypatch.setattr(orders.supervisor, "ensure", called.append)
+    monkeypatch.setattr(ensure, "ensure", called.append)
     run = orders.start(workspace, prepared("seed=5").config, created_by="cli")
     with Store.open(workspace) as store:
         stored = store.run(run.id)
@@ -182,7 +182,7 @@ def test_start_queues_the_run_and_calls_the_supervisor(workspace, monkeypatch):
 
 
 def test_start_refuses_what_preflight_refuses(workspace, monkeypatch):
-    monkeypatch.setattr(orders.supervisor, "ensure", lambda workspace: pytest.fail("must not start"))
+    monkeypatch.setattr(ensure, "ensure", lambda workspace: pytest.fail("must not start"))
     with pytest.raises(PreflightError, match="cuda:7"):
         orders.start(workspace, prepared("device=cuda:7").config, created_by="cli")
 
@@ -197,7 +197,7 @@ def test_relative_paths_are_stored_as_the_place_they_mean(tmp_path, monkeypatch)
     (tmp_path / "drums").mkdir()
     (tmp_path / "w.pth").write_bytes(b"x")
     monkeypatch.chdir(tmp_path)
-    found = orders.prepare(grammar.parse(["data=drums", "model.weights=w.pth"])).config
+    found = prepare.prepare(grammar.parse(["data=drums", "model.weights=w.pth"])).config
     assert found.data.dataset == str(tmp_path / "drums") and found.model.weights == str(tmp_path / "w.pth")
 
 
@@ -232,9 +232,9 @@ def test_a_rank_of_its_own_is_named_like_a_target_and_survives_yaml_and_command(
     found = prepared("lora=attention", "lora.rank_pattern={layers.0.attention.q_proj: 2, o_proj: 5}").config
     ranks = found.lora.ranks
     assert sorted(ranks.values()) == [2, 5, 5, 5, 5] and all(path.startswith("audio_") for path in ranks)
-    assert orders.prepare(yaml.safe_load(orders.to_yaml(found))).config == found
-    words = shlex.split(orders.to_command(found))[4:]
-    assert orders.prepare(grammar.parse(words)).config == found
+    assert prepare.prepare(yaml.safe_load(prepare.to_yaml(found))).config == found
+    words = shlex.split(prepare.to_command(found))[4:]
+    assert prepare.prepare(grammar.parse(words)).config == found
     with pytest.raises(TargetError, match="fc1 is a module of ast-mini, but no target"):
         prepared("lora=attention", "lora.rank_pattern={fc1: 2}")
     with pytest.raises(TargetError, match="'q_prj' is no module"):
@@ -253,7 +253,7 @@ def test_comparisons_take_no_targets(workspace):
     for method, trainable in (("full", 2_583_400), ("bitfit", None)):
         found = prepared(f"lora.method={method}")
         assert found.config.lora.targets == ()
-        counts = orders.preflight(found.config, workspace).counts
+        counts = preflight.preflight(found.config, workspace).counts
         assert counts.trainable == (trainable or counts.trainable) and counts.layers == 0
         with pytest.raises(ConfigError, match=r"leave lora\.targets empty"):
             prepared(f"lora.method={method}", "lora=attention")
@@ -267,7 +267,7 @@ def test_a_head_that_the_method_cannot_adapt_is_an_error_before_the_start(worksp
 @pytest.mark.parametrize("written", ["q_proj=4", "[1]", "7", "[[q_proj]]"])
 def test_ranks_that_are_no_pairs_are_refused_with_how_to_write_them(written):
     with pytest.raises(ConfigError, match=r"is no set of module: rank\. Write '\{q_proj: 4"):
-        orders.prepare(grammar.parse([f"lora.rank_pattern={written}"]))
+        prepare.prepare(grammar.parse([f"lora.rank_pattern={written}"]))
 
 
 # Going on with a run
@@ -276,8 +276,8 @@ def test_ranks_that_are_no_pairs_are_refused_with_how_to_write_them(written):
 @pytest.fixture
 def stopped(workspace, monkeypatch):
     """A run that was stopped at step 12, with two checkpoints as a training leaves them; no supervisor starts."""
-    monkeypatch.setattr(orders.supervisor, "ensure", lambda workspace: None)
-    settings = orders.prepare({"data": {"dataset": "micro"}, "device": "cpu"}).config
+    monkeypatch.setattr(ensure, "ensure", lambda workspace: None)
+    settings = prepare.prepare({"data": {"dataset": "micro"}, "device": "cpu"}).config
     data = manifest.fingerprint(manifest.open_dataset(settings.data))
     with Store.open(workspace) as store:
         run = store.enqueue(settings)
@@ -352,8 +352,8 @@ def test_clips_too_short_for_the_backbone_are_told_before_the_start(tmp_path, wo
         ("ast-mini", {"clip_s": 0.7}, False),
         ("beats-mini", {}, False),
     ):
-        settings = orders.prepare({"model": {"variant": model}, "data": data | more}).config
-        errors = [check.detail for check in orders.preflight(settings, workspace).errors]
+        settings = prepare.prepare({"model": {"variant": model}, "data": data | more}).config
+        errors = [check.detail for check in preflight.preflight(settings, workspace).errors]
         assert bool(errors) is refused, errors
         if refused:
             assert "A clip of 0.5 s is too short" in errors[0] and "Set data.clip_s=0.7" in errors[0]

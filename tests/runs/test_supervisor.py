@@ -16,11 +16,12 @@ import pytest
 from sousa_engine.core.config import RunConfig, build
 from sousa_engine.core.errors import RunError, WorkspaceError
 from sousa_engine.core.records import Prediction, Progress, RunStatus
-from sousa_engine.runs import supervisor
+from sousa_engine.runs import ensure, supervisor
+from sousa_engine.runs.ending import read
 from sousa_engine.runs.executors import Sighting, local
-from sousa_engine.runs.supervisor import Supervisor, verdict
+from sousa_engine.runs.supervisor import Supervisor
 from sousa_engine.store import Store, now_ms
-from sousa_engine.workspace import run_files
+from sousa_engine.workspace import locks, run_files
 from sousa_engine.workspace.spool import SpoolWriter, write_predictions
 
 ABSENT = Sighting(is_alive=False)
@@ -627,7 +628,7 @@ def test_a_full_disk_is_waited_out_and_nothing_is_missing(studio, capfd):
 )
 def test_the_end_of_a_run_is_told_from_what_it_left(store, sighting, status, words):
     run = store.enqueue(RunConfig())
-    found, reason = verdict(run, sighting, last_log_line="KeyError: 3")
+    found, reason = read(run, sighting, last_log_line="KeyError: 3")
     assert found == status
     assert words in reason if words else reason is None
 
@@ -636,8 +637,8 @@ def test_a_stop_that_came_before_the_trainer_could_listen_is_a_stop(store):
     run = store.enqueue(RunConfig())
     store.claim("cpu", "n")
     stopping = store.request_stop(run.id)
-    assert verdict(stopping, ended(number=15))[0] is RunStatus.STOPPED
-    assert verdict(stopping, ended())[0] is RunStatus.STOPPED
+    assert read(stopping, ended(number=15))[0] is RunStatus.STOPPED
+    assert read(stopping, ended())[0] is RunStatus.STOPPED
 
 
 # Leaving, and being the only one
@@ -651,7 +652,7 @@ def test_a_run_queued_at_the_moment_of_leaving_is_not_forgotten(workspace, monke
         served.append(1)
         if len(served) == 1:  # decided to leave; the lock is still held
             late.append(self._store.enqueue(RunConfig()))
-            assert supervisor.ensure(workspace) is False  # who queued it found us still here
+            assert ensure.ensure(workspace) is False  # who queued it found us still here
         else:
             self._store.request_stop(late[0].id)
 
@@ -662,7 +663,7 @@ def test_a_run_queued_at_the_moment_of_leaving_is_not_forgotten(workspace, monke
 
 def test_who_leaves_with_runs_waiting_gives_way_to_one_that_took_over(workspace, monkeypatch):
     lock, served = [], []
-    real = supervisor._lock
+    real = locks.take
 
     def lock_or_lose(path):
         if served:
@@ -674,7 +675,7 @@ def test_who_leaves_with_runs_waiting_gives_way_to_one_that_took_over(workspace,
         served.append(1)
         self._store.enqueue(RunConfig())
 
-    monkeypatch.setattr(supervisor, "_lock", lock_or_lose)
+    monkeypatch.setattr(supervisor.locks, "take", lock_or_lose)
     monkeypatch.setattr(Supervisor, "serve", serve)
     supervisor.main([str(workspace.root)])
     assert len(served) == 1
@@ -682,8 +683,8 @@ def test_who_leaves_with_runs_waiting_gives_way_to_one_that_took_over(workspace,
 
 def test_a_second_supervisor_is_refused_in_a_sentence(workspace):
     workspace.runs.mkdir(parents=True)
-    lock = supervisor._lock(workspace.supervisor_lock)
-    assert lock is not None and supervisor._lock(workspace.supervisor_lock) is None
+    lock = locks.take(workspace.supervisor_lock)
+    assert lock is not None and locks.take(workspace.supervisor_lock) is None
     with pytest.raises(SystemExit, match="is running already"):
         supervisor.main([str(workspace.root)])
 
@@ -699,7 +700,7 @@ def test_ensure_where_nothing_can_be_written_is_an_error_with_a_sentence(tmp_pat
 
     (tmp_path / "runs").write_text("a file in the way")
     with pytest.raises(WorkspaceError, match="No supervisor can start in"):
-        supervisor.ensure(Workspace(root=tmp_path))
+        ensure.ensure(Workspace(root=tmp_path))
 
 
 # This machine

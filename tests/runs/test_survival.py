@@ -21,7 +21,7 @@ import pytest
 
 from sousa_engine.core.config import build
 from sousa_engine.core.records import RunStatus
-from sousa_engine.runs import supervisor
+from sousa_engine.runs import ensure
 from sousa_engine.store import Store
 from sousa_engine.workspace import PROJECT_ROOT, run_files
 
@@ -39,7 +39,7 @@ class Studio:
 
     def supervise(self, *options, idle_exit_s=30.0, grace_s=60.0):
         options = (*DOUBLE, "--idle-exit-s", str(idle_exit_s), "--grace-s", str(grace_s), *options)
-        return supervisor.ensure(self.workspace, options)
+        return ensure.ensure(self.workspace, options)
 
     def run(self, run_id):
         return self.store.run(run_id)
@@ -425,7 +425,7 @@ def test_a_resumed_run_goes_on_as_the_same_run_whatever_ended_it(studio, end):
 _ENSURE_EIGHTFOLD = """
 import os, sys
 from pathlib import Path
-from sousa_engine.runs import supervisor
+from sousa_engine.runs import ensure
 from sousa_engine.workspace import Workspace
 workspace = Workspace(root=Path(sys.argv[1]))
 wait, go = os.pipe()
@@ -434,7 +434,7 @@ for _ in range(8):
     if (child := os.fork()) == 0:
         os.close(go)
         os.read(wait, 1)  # all are let go at once, when the pipe is closed
-        os._exit(int(supervisor.ensure(workspace, sys.argv[2:])))
+        os._exit(int(ensure.ensure(workspace, sys.argv[2:])))
     children.append(child)
 os.close(go)
 print([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children])

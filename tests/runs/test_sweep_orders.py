@@ -12,7 +12,7 @@ from sousa_engine.core import grammar, sweep_spec
 from sousa_engine.core.config import differences
 from sousa_engine.core.errors import ConfigError, PreflightError, RunError, TargetError, UnknownNameError
 from sousa_engine.core.records import Progress, RunStatus, SweepStatus
-from sousa_engine.runs import orders, supervisor, sweep_orders, timing
+from sousa_engine.runs import ensure, preflight, prepare, sweep_learner, sweep_orders, sweep_plan, timing
 from sousa_engine.store import Store
 from sousa_engine.workspace import intake
 from sousa_engine.workspace.spool import SpoolBatch, SpoolPoint
@@ -25,7 +25,7 @@ RATES = {"axes": {"training.lr": {"low": 1e-4, "high": 1e-2, "log": True}}, "bas
 @pytest.fixture(autouse=True)
 def nobody_supervises(monkeypatch):
     """The tests are the supervisor."""
-    monkeypatch.setattr(supervisor, "ensure", lambda workspace, options=(): False)
+    monkeypatch.setattr(ensure, "ensure", lambda workspace, options=(): False)
 
 
 @pytest.fixture
@@ -66,13 +66,13 @@ class Trainers:
             found = self.store.sweep(sweep_id)
             if found.status.is_over:
                 return found
-            sweep_orders.step(self.store, found, 1)
+            sweep_learner.step(self.store, found, 1)
             run = self.claim()
             if run is None:
                 continue
             for epoch in range(1, run.config.training.max_epochs + 1):
                 self.epoch(run, epoch)
-                sweep_orders.step(self.store, self.store.sweep(sweep_id), 1)
+                sweep_learner.step(self.store, self.store.sweep(sweep_id), 1)
                 if self.store.run(run.id).status is RunStatus.STOPPING:
                     self.end(run, RunStatus.STOPPED, "Stopped by the trainer.")
                     break
@@ -90,7 +90,7 @@ def by_rate(config):
 
 
 def test_a_plan_names_every_run_by_its_setting_and_seed(workspace):
-    found = sweep_orders.plan(sweep_spec.build(GRID), workspace)
+    found = sweep_plan.plan(sweep_spec.build(GRID), workspace)
     assert [(run.trial, run.config.name, run.config.seed) for run in found.runs] == [
         (number, name, seed)
         for number, name in enumerate(
@@ -107,7 +107,7 @@ def test_a_plan_names_every_run_by_its_setting_and_seed(workspace):
 
 def test_what_could_only_fail_is_said_once_a_cause_and_nothing_is_queued(store):
     values = {**GRID, "axes": {"model": ["ast-mini", "beats-mini", "mn10_as"], "targets": ["q_proj", "fc1"]}}
-    found = sweep_orders.plan(sweep_spec.build(values), store.workspace)
+    found = sweep_plan.plan(sweep_spec.build(values), store.workspace)
     assert sum(len(problem.settings) for problem in found.problems) + len(found.runs) // 2 == 6
     with pytest.raises(PreflightError, match=r"mn10_as · q_proj: 'q_proj' .* Nearest"):
         started(store, **values)
@@ -117,18 +117,18 @@ def test_what_could_only_fail_is_said_once_a_cause_and_nothing_is_queued(store):
 
 
 def test_a_familys_name_means_its_published_variant_and_missing_weights_name_the_mini_and_the_import(workspace):
-    found = sweep_orders.plan(sweep_spec.build({**GRID, "axes": {"model": ["beats"]}}), workspace)
+    found = sweep_plan.plan(sweep_spec.build({**GRID, "axes": {"model": ["beats"]}}), workspace)
     (problem,) = found.problems
     assert "beats-mini" in problem.message and "weights import FILE" in problem.message
 
 
 def test_a_probe_tells_how_long_a_sweep_takes_before_anything_was_trained(workspace):
     spec = sweep_spec.build({**GRID, "axes": {"model": ["efficientat-mini"]}})
-    before = sweep_orders.plan(spec, workspace)
+    before = sweep_plan.plan(spec, workspace)
     paces = timing.measure(workspace, before.untimed)
-    after = sweep_orders.plan(spec, workspace)
+    after = sweep_plan.plan(spec, workspace)
     (pace,) = paces.values()
-    steps = orders.preflight(before.runs[0].config, workspace).total_steps
+    steps = preflight.preflight(before.runs[0].config, workspace).total_steps
     assert pace.step_s > 0 and pace.peak_memory_mib > 100
     assert after.untimed == () and after.seconds == pytest.approx(2 * (steps * pace.step_s + pace.start_s))
     assert timing.measure(workspace, before.untimed) == paces, "measured once"
@@ -136,36 +136,36 @@ def test_a_probe_tells_how_long_a_sweep_takes_before_anything_was_trained(worksp
 
 def test_measuring_goes_on_in_a_process_of_its_own(workspace):
     spec = sweep_spec.build({**GRID, "axes": {"model": ["efficientat-mini"]}})
-    untimed = sweep_orders.plan(spec, workspace).untimed
+    untimed = sweep_plan.plan(spec, workspace).untimed
     assert timing.start(workspace, untimed) and not timing.start(workspace, untimed), "one measures at a time"
     end = time.monotonic() + 300
     while (doing := intake.look(timing.folder(workspace))) and doing.is_running:
         assert time.monotonic() < end
         time.sleep(0.1)
     assert doing is None, doing
-    assert sweep_orders.plan(spec, workspace).seconds
+    assert sweep_plan.plan(spec, workspace).seconds
 
 
 def test_sets_of_an_ablation_are_measured_once_where_they_are_as_large(workspace):
-    sets = sweep_orders.ablation("ast-mini", ["core"])
+    sets = sweep_plan.ablation("ast-mini", ["core"])
     spec = sweep_spec.build({**GRID, "axes": {"model": ["ast-mini"], "targets": list(sets)}, "sets": sets})
-    counts = [len(config.lora.targets) for config in sweep_orders.plan(spec, workspace).untimed]
+    counts = [len(config.lora.targets) for config in sweep_plan.plan(spec, workspace).untimed]
     assert counts == [16, 12, 4, 8]
 
 
 def test_the_ablation_of_a_run_differs_from_it_in_its_targets_alone(workspace):
     words = ["model=ast-mini", "data=micro", "lora.r=4", "training.lr=0.002", "seed=7", "name=mine"]
-    config = orders.prepare(grammar.parse(words)).config
-    spec = sweep_orders.ablation_of(config)
+    config = prepare.prepare(grammar.parse(words)).config
+    spec = sweep_plan.ablation_of(config)
     assert spec.title == "ablation of mine" and spec.seeds == (0, 1, 2)
-    by_set = {run.setting["lora.targets"]: run.config for run in sweep_orders.plan(spec, workspace).runs}
+    by_set = {run.setting["lora.targets"]: run.config for run in sweep_plan.plan(spec, workspace).runs}
     same = config.model_copy(update={"seed": 2, "name": by_set["all"].name})
     assert differences([same, by_set["all"]]) == {"lora.target_set": [config.lora.target_set, "all"]}
     assert set(differences([same, by_set["early layers"]])) == {"name", "lora.target_set", "lora.targets"}
 
 
 def test_a_probe_that_fails_says_why(workspace):
-    (config,) = sweep_orders.plan(sweep_spec.build({**GRID, "axes": {"model": ["beats-mini"]}}), workspace).untimed
+    (config,) = sweep_plan.plan(sweep_spec.build({**GRID, "axes": {"model": ["beats-mini"]}}), workspace).untimed
     missing = config.model_copy(update={"data": config.data.model_copy(update={"dataset": "/nowhere"})})
     with pytest.raises(RunError, match=r"The probe of beats-mini failed: .*/nowhere"):
         timing.measure(workspace, [missing])
@@ -182,7 +182,7 @@ def test_earlier_runs_tell_how_long_a_sweep_takes(store):
     trainers = Trainers(store, lambda config: 0.5)
     while run := trainers.claim():
         trainers.end(run)
-    found = sweep_orders.plan(sweep_spec.build(values), store.workspace)
+    found = sweep_plan.plan(sweep_spec.build(values), store.workspace)
     assert found.seconds is None, "runs that left no time are no measure"
     assert store.sweep(first.id).status is SweepStatus.RUNNING
     for run in store.sweep_runs(first.id):  # as a trainer leaves them: 40 steps an epoch, stopped early
@@ -190,7 +190,7 @@ def test_earlier_runs_tell_how_long_a_sweep_takes(store):
         told(store, run, Progress(phase="testing", done=1, total=1), {"train_s": 40.0, "epochs": 2, "data": clips})
     runs = store.sweep_runs(first.id)
     around = sum((run.ended_at_ms - run.started_at_ms) / 1000 - 40.0 for run in runs) / len(runs)
-    found = sweep_orders.plan(sweep_spec.build(values), store.workspace)
+    found = sweep_plan.plan(sweep_spec.build(values), store.workspace)
     steps = 40 * found.runs[0].config.training.max_epochs
     assert found.seconds == pytest.approx(len(found.runs) * (0.5 * steps + max(0.0, around)))
 
@@ -208,9 +208,9 @@ def test_a_grid_is_queued_whole_and_ends_when_all_its_runs_are_over(store):
 
 def test_a_paused_sweep_leaves_its_runs_in_the_queue_and_lets_others_pass(store):
     made = started(store, **GRID)
-    assert sweep_orders.pause(store, made.id) and not sweep_orders.pause(store, made.id)
+    assert sweep_learner.pause(store, made.id) and not sweep_learner.pause(store, made.id)
     assert store.waiting_devices() == () and store.claim("cpu", "n") is None
-    other = store.enqueue(sweep_orders.plan(sweep_spec.build(GRID), store.workspace).runs[0].config)
+    other = store.enqueue(sweep_plan.plan(sweep_spec.build(GRID), store.workspace).runs[0].config)
     assert store.claim("cpu", "n").id == other.id
     assert sweep_orders.resume(store, made.id) and store.waiting_devices() == ("auto",)
 
@@ -336,7 +336,7 @@ def test_the_names_that_a_failure_offers_are_found(cause, names):
 
 def test_a_random_sweep_draws_the_same_settings_from_the_same_seed_and_more_of_them_later(store):
     values = {**RATES, "sampler": "random"}
-    one, two = (sweep_orders.plan(sweep_spec.build(values), store.workspace).runs for _ in range(2))
+    one, two = (sweep_plan.plan(sweep_spec.build(values), store.workspace).runs for _ in range(2))
     assert [run.config.training.lr for run in one] == [run.config.training.lr for run in two]
     assert len({run.config.training.lr for run in one}) == 6
     made = started(store, **values)
@@ -348,7 +348,7 @@ def test_a_random_sweep_draws_the_same_settings_from_the_same_seed_and_more_of_t
 def test_more_trials_than_combinations_are_refused(workspace):
     spec = sweep_spec.build({"axes": {"training.lr": [0.1, 0.2]}, "sampler": "random", "trials": 3, "base": TINY})
     with pytest.raises(PreflightError, match="only 2 combinations, and 3 trials were asked for: use a grid"):
-        sweep_orders.plan(spec, workspace)
+        sweep_plan.plan(spec, workspace)
 
 
 def test_tpe_draws_near_what_went_well(store):
@@ -364,7 +364,7 @@ def test_tpe_draws_near_what_went_well(store):
 def test_two_seeds_of_a_drawn_setting_are_told_as_their_mean(store):
     made = started(store, **RATES | {"sampler": "tpe", "trials": 3, "seeds": [0, 1]})
     Trainers(store, lambda config: 0.5 + 0.2 * config.seed).play(made.id)
-    study = sweep_orders._study(store.workspace, made, sweep_spec.build(made.spec))
+    study = sweep_learner._study(store.workspace, made, sweep_spec.build(made.spec))
     assert [round(trial.value, 3) for trial in study.trials] == [round(0.6 * (1 - 0.5**9), 3)] * 3
 
 
@@ -391,7 +391,7 @@ def test_asha_gives_the_weaker_trials_up_early_and_says_when_and_why(store):
 def test_a_sweep_that_prunes_is_expected_to_train_other_seeds_only_of_what_it_keeps(store):
     made = started(store, **RATES | {"sampler": "asha", "trials": 4, "seeds": [0, 1]})
     assert tally(made, ()).expected == 8
-    sweep_orders.step(store, made, 1)
+    sweep_learner.step(store, made, 1)
     trainers = Trainers(store, by_rate)
     run = trainers.claim()
     assert tally(made, store.sweep_runs(made.id)).expected == 8
@@ -410,10 +410,10 @@ def test_a_setting_that_was_drawn_and_not_queued_before_a_crash_is_queued_by_the
     with monkeypatch.context() as patch:
         patch.setattr(store, "extend_sweep", crash)
         with pytest.raises(KeyboardInterrupt):
-            sweep_orders.step(store, made, 1)
+            sweep_learner.step(store, made, 1)
     assert store.sweep_runs(made.id) == ()
-    drawn = sweep_orders._study(store.workspace, made, sweep_spec.build(made.spec)).trials
-    sweep_orders.step(store, made, 1)
+    drawn = sweep_learner._study(store.workspace, made, sweep_spec.build(made.spec)).trials
+    sweep_learner.step(store, made, 1)
     (run,) = store.sweep_runs(made.id)
     assert len(drawn) == 1 and run.config.training.lr == drawn[0].params["training.lr"]
     assert Trainers(store, by_rate).play(made.id).status is SweepStatus.FINISHED
@@ -436,10 +436,10 @@ def test_ends_of_a_range_that_could_only_fail_are_seen_before_the_start(store):
 def test_a_failed_run_is_told_as_failed_and_the_sweep_goes_on(store):
     made = started(store, **RATES | {"sampler": "tpe", "trials": 4})
     trainers = Trainers(store, by_rate)
-    sweep_orders.step(store, made, 1)
+    sweep_learner.step(store, made, 1)
     trainers.end(trainers.claim(), RunStatus.FAILED, "The loss became nan.")
     assert trainers.play(made.id).status is SweepStatus.FINISHED
-    states = [t.state.name for t in sweep_orders._study(store.workspace, made, sweep_spec.build(made.spec)).trials]
+    states = [t.state.name for t in sweep_learner._study(store.workspace, made, sweep_spec.build(made.spec)).trials]
     assert states == ["FAIL", "COMPLETE", "COMPLETE", "COMPLETE"]
 
 
@@ -462,12 +462,12 @@ def test_a_sweep_is_found_by_id_name_and_last(store):
 def test_a_resumed_run_stays_the_run_of_its_trial_and_the_sweep_ends(store, sampler, told):
     made = started(store, **RATES | {"sampler": sampler, "trials": 3})
     trainers = Trainers(store, by_rate)
-    sweep_orders.step(store, made, 1)
+    sweep_learner.step(store, made, 1)
     first = trainers.claim()
     trainers.epoch(first, 1)
     trainers.end(first, RunStatus.STOPPED, "Stopped by hand.")
     if told:
-        sweep_orders.step(store, made, 1)
+        sweep_learner.step(store, made, 1)
     store.resume(first.id, "Resumed.")
     assert trainers.play(made.id).status is SweepStatus.FINISHED
     runs = store.sweep_runs(made.id)

@@ -25,7 +25,7 @@ from sousa_engine.core.errors import PreflightError, RunError
 from sousa_engine.core.records import UPDATE
 from sousa_engine.data import manifest as manifests
 from sousa_engine.data.features import feature_cache
-from sousa_engine.runs import orders, trainer
+from sousa_engine.runs import preflight, prepare, trainer
 from sousa_engine.training import adapters as loras
 from sousa_engine.training.statistics import measure_statistics
 from sousa_engine.workspace import PROJECT_ROOT, Workspace, run_files
@@ -66,12 +66,12 @@ def train(capfd) -> Iterator[Train]:
 
 def draft(**more) -> RunConfig:
     values = {"data": {"dataset": "micro"}, "training": {"max_epochs": 1}, "device": "cpu", **more}
-    return orders.prepare(values).config
+    return prepare.prepare(values).config
 
 
 def test_a_finished_run_leaves_what_the_preflight_promised(workspace):
     settings = draft(seed=5)
-    promised = orders.preflight(settings, workspace)
+    promised = preflight.preflight(settings, workspace)
     folder, done = train_in_a_process(workspace, settings)
     assert done.returncode == run_files.EXIT_FINISHED, done.stderr
     assert run_files.read_json(folder / run_files.RESULT)["outcome"] == "finished"
@@ -111,7 +111,7 @@ def test_a_finished_run_leaves_what_the_preflight_promised(workspace):
 def test_every_kind_of_training_runs_to_its_end_and_reads_back(workspace, train, variant, lora, heard):
     """What was trained, loaded onto a network built anew, answers test as the run did."""
     settings = draft(model={"variant": variant, "weights": "random"}, lora=lora, seed=3)
-    promised = orders.preflight(settings, workspace)
+    promised = preflight.preflight(settings, workspace)
     folder, done = train(workspace, settings)
     assert done.returncode == run_files.EXIT_FINISHED, done.stderr
     facts = read_batch(folder / run_files.SPOOL, 0).facts
@@ -148,7 +148,7 @@ def test_bad_files_are_left_out_and_named_and_the_rest_trains(workspace, train):
     note = f"{len(errors)} of {used + len(errors)} files are left out: "
     assert any(text.startswith(note) for text in facts["data"]["notes"])
     assert [e.kind for e in read_batch(folder / run_files.SPOOL, 0).events][:2] == ["data", "data"]
-    promised = orders.preflight(settings, workspace)
+    promised = preflight.preflight(settings, workspace)
     assert dict(promised.clips) == facts["data"]["clips"], "the scan of the run is known to every page from now on"
 
 

@@ -17,8 +17,8 @@ from sousa_engine.analysis.compare import results
 from sousa_engine.analysis.export import runs_csv
 from sousa_engine.core.config import RunConfig, build
 from sousa_engine.core.errors import UnknownNameError, UserError, WorkspaceError
-from sousa_engine.core.records import RunFilter, RunStatus, SweepStatus
-from sousa_engine.store import Store, SweepRun, trash
+from sousa_engine.core.records import RunFilter, RunStatus, SweepRun, SweepStatus
+from sousa_engine.store import Store, trash
 from sousa_engine.store.listing import SORTS
 from sousa_engine.workspace.spool import SpoolBatch, SpoolPoint
 

@@ -11,11 +11,13 @@ from click.testing import CliRunner
 from seeding import begin_at_once
 
 from sousa_engine.cli.main import main
+from sousa_engine.core import config, grammar
 from sousa_engine.core.config import RunConfig, build
 from sousa_engine.core.errors import ConfigError, PreflightError, UnknownNameError, UserError
-from sousa_engine.core.records import RunStatus, SweepStatus
-from sousa_engine.runs import orders, supervisor
-from sousa_engine.store import Store, SweepRun, migrations
+from sousa_engine.core.records import RunStatus, SweepRun, SweepStatus
+from sousa_engine.runs import ensure, orders, prepare
+from sousa_engine.store import Store, migrations
+from sousa_engine.workspace import locks
 
 
 @pytest.fixture
@@ -28,7 +30,7 @@ def store(workspace):
 def ensured(monkeypatch):
     """Workspaces that a supervisor was started for; none really starts."""
     found = []
-    monkeypatch.setattr(supervisor, "ensure", lambda workspace: bool(found.append(workspace)) or True)
+    monkeypatch.setattr(ensure, "ensure", lambda workspace: bool(found.append(workspace)) or True)
     return found
 
 
@@ -177,7 +179,7 @@ def test_a_sweep_sent_often_is_one_sweep(store):
 _CLICK = """
 import sys
 from pathlib import Path
-from sousa_engine.runs import supervisor
+from sousa_engine.runs import ensure
 from sousa_engine.core.config import build
 from sousa_engine.store import Store
 from sousa_engine.workspace import Workspace
@@ -187,7 +189,7 @@ sys.stdin.readline()
 for click in range(30):
     with Store.open(workspace) as store:
         store.enqueue(build({"name": "steps=1 pause_s=0"}), form_token=f"form {click % 5}")
-    supervisor.ensure(workspace, ["--trainer-module", "tests.fake_trainer", "--idle-exit-s", "3"])
+    ensure.ensure(workspace, ["--trainer-module", "tests.fake_trainer", "--idle-exit-s", "3"])
 """
 
 
@@ -215,7 +217,7 @@ def wait_for(condition, timeout_s=120):
 
 
 def supervisor_left(workspace):
-    lock = supervisor._lock(workspace.supervisor_lock)
+    lock = locks.take(workspace.supervisor_lock)
     if lock is not None:
         os.close(lock)
     return lock is not None
@@ -225,22 +227,22 @@ def supervisor_left(workspace):
 
 
 def test_a_supervisor_is_started_again_only_where_there_is_work(workspace, ensured):
-    assert not supervisor.revive(workspace) and not workspace.db.exists()  # looking makes nothing
+    assert not ensure.revive(workspace) and not workspace.db.exists()  # looking makes nothing
     with Store.open(workspace) as store:
-        assert not supervisor.revive(workspace)
+        assert not ensure.revive(workspace)
         (run_id,) = queued(store, 1)
-        assert supervisor.revive(workspace) and ensured == [workspace]
+        assert ensure.revive(workspace) and ensured == [workspace]
         store.pause_queue()
-        assert not supervisor.revive(workspace)
+        assert not ensure.revive(workspace)
         store.resume_queue()
         store.claim("cpu", "n")
-        assert supervisor.revive(workspace)  # one lives
+        assert ensure.revive(workspace)  # one lives
         store.finish(run_id, RunStatus.FINISHED, None, nonce="n")
-        assert not supervisor.revive(workspace)
+        assert not ensure.revive(workspace)
         sweep = store.add_sweep("s", {}, [], created_by="page")
-        assert supervisor.revive(workspace)
+        assert ensure.revive(workspace)
         store.set_sweep_status(sweep.id, SweepStatus.FINISHED, leaving=[SweepStatus.RUNNING])
-        assert not supervisor.revive(workspace)
+        assert not ensure.revive(workspace)
 
 
 # Clones
@@ -248,19 +250,19 @@ def test_a_supervisor_is_started_again_only_where_there_is_work(workspace, ensur
 
 def test_a_clone_has_the_settings_of_its_run_but_what_was_changed(workspace, store, ensured):
     words = ["data=micro", "seed=3", "lora.targets=[q_proj]", "training.max_epochs=4", "name=mine"]
-    first = orders.start(workspace, orders.prepare(orders.grammar.parse(words)).config, created_by="cli")
+    first = orders.start(workspace, prepare.prepare(grammar.parse(words)).config, created_by="cli")
     (same,) = orders.clone(workspace, [first], created_by="cli")
     assert same.id != first.id and same.config == first.config and len(ensured) == 2
     (other,) = orders.clone(workspace, [first], ["seed=9", "lora.targets=attention"], created_by="cli")
-    changed = orders.config.differences([first.config, other.config])
+    changed = config.differences([first.config, other.config])
     assert set(changed) == {"seed", "lora.targets", "lora.target_set"} and other.config.lora.target_set == "attention"
     (moved,) = orders.clone(workspace, [first], ["model=beats-mini"], created_by="cli")
     assert moved.config.model.variant == "beats-mini" and moved.config.lora.targets
 
 
 def test_of_several_clones_all_are_queued_or_none(workspace, store, ensured):
-    good = store.enqueue(orders.prepare({"data": {"dataset": "micro"}}).config)
-    bad = store.enqueue(orders.prepare({"data": {"dataset": "micro"}}).config.model_copy(update={"device": "cuda:77"}))
+    good = store.enqueue(prepare.prepare({"data": {"dataset": "micro"}}).config)
+    bad = store.enqueue(prepare.prepare({"data": {"dataset": "micro"}}).config.model_copy(update={"device": "cuda:77"}))
     with pytest.raises(PreflightError, match=rf"{bad.id} \(.*cuda:77 is not on this machine"):
         orders.clone(workspace, [good, bad], created_by="cli")
     with pytest.raises(ConfigError, match=r"training\.lr"):

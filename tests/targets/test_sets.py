@@ -6,7 +6,7 @@ import pytest
 
 from sousa_engine import backbones, targets
 from sousa_engine.core.errors import UserError
-from sousa_engine.runs import orders
+from sousa_engine.runs import prepare
 
 # variant -> set -> (modules, parameters of LoRA at rank 16)
 PUBLISHED = {
@@ -68,7 +68,7 @@ def test_a_run_without_targets_gets_attention_and_mlp_or_else_se_and_pointwise(o
     has_attention = any(node.role.startswith("attention.") for node in outline.nodes)
     name = targets.default_set(outline)
     assert name == ("attention+mlp" if has_attention else "se+pointwise")
-    lora = orders.prepare({"model": {"variant": outline.variant}}).config.lora
+    lora = prepare.prepare({"model": {"variant": outline.variant}}).config.lora
     assert tuple(target.path for target in lora.targets) == targets.recommended_sets(outline)[name]
     assert lora.target_set == name
 

@@ -252,7 +252,7 @@ def paste(page, text):
 def test_an_entry_that_matches_nothing_is_refused_with_the_nearest_names(page):
     paste(page, "q_proj, qurey")
     assert any("`qurey` matches nothing" in m.value and "`q_proj`" in m.value for m in page.markdown)
-    assert "1 of 2 entries match nothing" in page.error[0].value
+    assert "No match for 1 of 2 entries" in page.error[0].value
     assert button(page, "Tick these modules").disabled
 
 
@@ -277,7 +277,7 @@ def test_buttons_act_on_what_is_ticked_typed_and_chosen_when_they_are_clicked(pa
     assert counted(page).startswith("24 modules")
     page.text_area(key="pasted").set_value("no_such_module")
     button(page, "Tick these 24 modules").click().run()
-    assert counted(page).startswith("24 modules") and "match nothing" in page.error[0].value
+    assert counted(page).startswith("24 modules") and "No match for 1 of 1 entries" in page.error[0].value
 
     tick(page, outline, [q])
     page.number_input(key="bench.r").set_value(1000).run()

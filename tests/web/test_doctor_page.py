@@ -1,4 +1,4 @@
-"""The page Doctor: the report of another process, problems first, names of folders as plain text."""
+"""The Doctor page: the findings of another process, problems first, folder names as plain text."""
 
 import pytest
 from streamlit.testing.v1 import AppTest
@@ -16,24 +16,24 @@ BAD = Finding(name="Database", level="problem", text="runs.db is torn", cure="Ma
 @pytest.fixture
 def page(workspace, monkeypatch):
     monkeypatch.setenv("SOUSA_WORKSPACE", str(workspace.root))
-    report = [FINE, BAD]
+    findings = [FINE, BAD]
     asked = []
-    monkeypatch.setattr(doctor, "ask", lambda workspace, **address: asked.append(workspace) or list(report))
+    monkeypatch.setattr(doctor, "ask", lambda workspace, **address: asked.append(workspace) or list(findings))
     studio = AppTest.from_file(str(MAIN), default_timeout=60).run()
     studio.switch_page(str(PROJECT_ROOT / "pages" / "doctor.py")).run()
-    return studio, report, asked
+    return studio, findings, asked
 
 
-def test_problems_stand_first_with_their_cure(page):
+def test_problems_come_first_with_their_fix(page):
     studio, _, _ = page
     assert not studio.exception
     assert studio.error[0].value.startswith("1 problem;")
     texts = [m.value for m in studio.markdown]
-    bad, cure, fine = (next(i for i, t in enumerate(texts) if w in t) for w in ("Database", "again", "Python"))
-    assert bad < cure < fine
+    bad, fix, fine = (next(i for i, t in enumerate(texts) if w in t) for w in ("Database", "again", "Python"))
+    assert bad < fix < fine
 
 
-def test_what_stands_in_a_path_is_text(page):
+def test_paths_are_shown_as_text(page):
     studio, _, _ = page
     assert FINE.text in [text.value for text in studio.text]  # st.text reads no Markdown
     assert r"Make it \*again\*." in "".join(m.value for m in studio.markdown)
@@ -41,13 +41,13 @@ def test_what_stands_in_a_path_is_text(page):
 
 
 def test_it_is_asked_once_until_somebody_asks_again(page):
-    studio, report, asked = page
+    studio, findings, asked = page
     studio.run()
     assert len(asked) == 1
-    report.remove(BAD)
+    findings.remove(BAD)
     studio.button(key="again").click().run()
     assert len(asked) == 2
-    assert not studio.error and studio.success[0].value.startswith("Everything")
+    assert not studio.error and studio.success[0].value == doctor.summary([FINE])
 
 
 def test_a_doctor_that_fails_is_a_sentence_and_is_asked_anew(page, monkeypatch):

@@ -10,7 +10,7 @@ from sousa_engine import targets
 from sousa_engine.core import grammar
 from sousa_engine.core.config import DataConfig
 from sousa_engine.data import scan
-from sousa_engine.runs import orders
+from sousa_engine.runs import ensure, prepare
 from sousa_engine.store import Store
 from sousa_engine.web import fields, handover
 from sousa_engine.web.handover import Draft, Ticks
@@ -20,7 +20,7 @@ from sousa_engine.workspace import PROJECT_ROOT
 @pytest.fixture
 def page(workspace, monkeypatch):
     monkeypatch.setenv("SOUSA_WORKSPACE", str(workspace.root))
-    monkeypatch.setattr(orders.supervisor, "ensure", lambda workspace: None)
+    monkeypatch.setattr(ensure, "ensure", lambda workspace: None)
     at = AppTest.from_file(str(PROJECT_ROOT / "sousa_engine" / "web" / "main.py"), default_timeout=60)
     at.run()
     at.switch_page(str(PROJECT_ROOT / "pages" / "launch.py"))
@@ -39,7 +39,7 @@ def test_the_defaults_can_be_started_at_once(page, workspace):
     start_button(page).click().run()
     with Store.open(workspace) as store:
         (run,) = store.runs()
-    assert run.config == orders.prepare({}).config
+    assert run.config == prepare.prepare({}).config
     assert page.query_params["id"] == run.id
 
 
@@ -87,7 +87,7 @@ def test_another_backbone_brings_its_own_defaults_and_leaves_what_was_set_by_han
     page.run()
     page.text_input(key="launch.training.lr").set_value("0.007").run()
     page.selectbox(key="launch.model.variant").set_value("ast-base").run()
-    wanted = orders.prepare(grammar.parse(["model=ast-base"])).config.training
+    wanted = prepare.prepare(grammar.parse(["model=ast-base"])).config.training
     assert page.number_input(key="launch.training.batch_size").value == wanted.batch_size == 8
     assert page.text_input(key="launch.training.head_lr").value == f"{wanted.head_lr:g}" == "0.001"
     assert page.text_input(key="launch.training.lr").value == "0.007"
@@ -130,7 +130,7 @@ def test_random_weights_are_marked_as_a_control(page):
 
 
 def test_settings_of_a_run_fill_the_form(page):
-    wanted = orders.prepare(
+    wanted = prepare.prepare(
         {"seed": 7, "training": {"lr": 5e-4}, "data": {"dataset": "small"}, "lora": {"r": 3}}
     ).config
     page.session_state[handover.DRAFT] = Draft(settings=wanted)
@@ -143,7 +143,7 @@ def test_settings_of_a_run_fill_the_form(page):
 
 def test_what_is_changed_after_a_run_filled_the_form_stays_changed(page):
     page.run()  # the form held the defaults before
-    wanted = orders.prepare({"model": {"weights": "random"}, "lora": {"targets": ["q_proj"]}}).config
+    wanted = prepare.prepare({"model": {"weights": "random"}, "lora": {"targets": ["q_proj"]}}).config
     page.session_state[handover.DRAFT] = Draft(settings=wanted)
     page.run()
     assert page.selectbox(key="launch.weights_kind").value == "random"

@@ -1,4 +1,4 @@
-"""Runs, Run and Compare as a visitor meets them, without a browser."""
+"""The pages Runs, Run, Queue and Compare as a visitor uses them, without a browser."""
 
 import json
 import shutil
@@ -13,11 +13,11 @@ from sousa_engine.analysis import baselines
 from sousa_engine.core import config as config_module
 from sousa_engine.core import sweep_spec
 from sousa_engine.core.config import DataConfig
-from sousa_engine.core.records import Event, RunStatus
+from sousa_engine.core.records import Event, RunStatus, SweepRun
 from sousa_engine.data import manifest as manifests
 from sousa_engine.data.manifest import open_dataset
-from sousa_engine.runs import orders, supervisor, sweep_orders
-from sousa_engine.store import Store, SweepRun
+from sousa_engine.runs import ensure, preflight, prepare, sweep_plan
+from sousa_engine.store import Store
 from sousa_engine.training import checkpoint
 from sousa_engine.web import handover
 from sousa_engine.workspace import PROJECT_ROOT
@@ -27,7 +27,7 @@ PAGES = PROJECT_ROOT / "pages"
 
 @pytest.fixture
 def ensured():
-    """The workspaces a page started a supervisor for; none really starts."""
+    """The workspaces that a page started a supervisor for; no supervisor really starts."""
     return []
 
 
@@ -35,7 +35,7 @@ def ensured():
 def visit(workspace, monkeypatch, ensured):
     """visit("runs"), visit("run", id=...): the page after its first run, without an exception."""
     monkeypatch.setenv("SOUSA_WORKSPACE", str(workspace.root))
-    monkeypatch.setattr(supervisor, "ensure", ensured.append)
+    monkeypatch.setattr(ensure, "ensure", ensured.append)
 
     def open_page(name, **query):
         app = AppTest.from_file(str(PROJECT_ROOT / "sousa_engine" / "web" / "main.py"), default_timeout=180)
@@ -133,7 +133,7 @@ def test_every_run_is_listed_newest_first_with_its_n(visit_week, week):
     assert [row["status"] for row in found.values()][:3] == ["queued", "running", "finished"]
     finished = found[week[1]["finished"].id]
     assert finished["test_n"] == 200 and 0.5 < finished["test"] < 0.7 and finished["progress"] == 1
-    assert len(finished["curve"]) == 10 and finished["curve"][-1] > finished["curve"][0]
+    assert len(finished["sparkline"]) == 10 and finished["sparkline"][-1] > finished["sparkline"][0]
     assert finished["targets"] == "attention+mlp · 24 modules" and finished["trainable"] == 118_696
     stopped = found[week[1]["stopped"].id]
     assert round(stopped["progress"], 2) == 0.42 and stopped["test"] is None and stopped["test_n"] is None
@@ -168,7 +168,7 @@ def test_headings_sort_the_whole_list_and_what_is_missing_comes_last(visit_week,
     app = tell(app, view={"sort": "title", "descending": False})
     assert [row["title"] for row in table(app)][:2] == ["ast-mini · tiny · seed 1", "ast-mini · tiny · seed 2"]
     given = chart(tell(app, view={"sort": "1; DROP TABLE runs"}))
-    assert given["sort"] == "title", "what is no sort order is passed over"
+    assert given["sort"] == "title", "an unknown sort order is ignored"
 
 
 def test_a_run_queued_elsewhere_is_noticed(visit, workspace):
@@ -317,7 +317,7 @@ def test_runs_that_are_not_over_can_be_stopped_and_nothing_else(visit, workspace
         queued = store.enqueue(config(seed=3))
     app = tell(visit("runs"), ticks=[two[0].id, queued.id])
     assert app.button(key="archive_runs").disabled and app.button(key="delete_runs").disabled
-    assert "1 run of these is not over" in app.button(key="delete_runs").help
+    assert "1 of these is still queued or running" in app.button(key="delete_runs").help
     app = click(app, "stop_runs")
     assert ensured == [workspace]
     with Store.open(workspace) as store:
@@ -372,7 +372,7 @@ def test_finished_run_shows_results_with_n_and_interval(visit_week, week):
     said = words(app)
     metrics = {metric.label: metric.value for metric in app.metric}
     assert metrics["Test accuracy"].endswith(" %") and metrics["Trainable parameters"] == "118,696"
-    assert "n = 200 · 95 % interval" in said and "most frequent class: 2.5 %" in said
+    assert "n = 200 · 95 % interval" in said and "majority-class baseline: 2.5 %" in said
     assert len(app.get("plotly_chart")) == 2
     assert chart(app)["runs"] == [
         {"id": week[1]["finished"].id, "label": week[1]["finished"].title, "status": "finished"}
@@ -402,7 +402,7 @@ def layers(visit, run, first="Results"):
 
 
 def picture(app):
-    """The heatmap's rows: what stands in each cell, None where the module would be left out."""
+    """The rows of the heatmap: the text of each cell, None if the module would be left out."""
     heatmap = json.loads(app.get("plotly_chart")[0].proto.spec)["data"][0]
     return [
         [text if value is not None else None for text, value in zip(*row, strict=True)]
@@ -414,7 +414,7 @@ def test_layers_of_a_finished_run_show_how_far_each_target_was_moved(visit_week,
     run = week[1]["finished"]
     app = layers(visit_week, run)
     said = words(app)
-    assert "at step 380, epoch 10: the best checkpoint" in said and "no proof" in said
+    assert "at step 380, epoch 10: the best checkpoint" in said and "proves nothing" in said
     table = app.dataframe[0].value
     assert len(table) == 24 and table["Update"].is_monotonic_decreasing
     assert table["Module"][0] == "layers.3.attention.o_proj" and table["Parameters"][0] == 8 * 2 * 192
@@ -429,14 +429,14 @@ def test_leaving_out_the_weakest_makes_a_target_set(visit, workspace):
     app = layers(visit, run)
     app.slider(key=f"keep-{run.id}").set_value(25)
     app = checked(app.run())
-    assert "6 of 24 modules stay." in words(app) and "instead of 118,696" in words(app)
+    assert "6 of 24 modules are kept" in words(app) and "instead of 118,696" in words(app)
     table = app.dataframe[0].value
-    assert table["Stays"].tolist() == [True] * 6 + [False] * 18
+    assert table["Kept"].tolist() == [True] * 6 + [False] * 18
     assert sum(cell is not None for row in picture(app) for cell in row) == 6
     app.text_input(key=f"set-{run.id}").set_value("  the few_strong ")
     app = checked(app.run())
     app = checked(app.button(key="save_set").click().run())
-    assert app.toast[0].value == r"Saved 'the few\_strong': 6 modules. It is on Launch and on Backbones."
+    assert app.toast[0].value == r"Saved 'the few\_strong': 6 modules. Find it on Launch and on Backbones."
     with Store.open(workspace) as store:
         (saved,) = store.target_sets("ast-mini")
     strong = {f"audio_spectrogram_transformer.{end}" for end in table["Module"][:6]}
@@ -446,9 +446,9 @@ def test_leaving_out_the_weakest_makes_a_target_set(visit, workspace):
     checked(app.button(key="save_set").click().run())
     with Store.open(workspace) as store:
         assert store.target_sets("ast-mini")[0].name == f"strongest 6 of 24, run {run.id[-4:]}"
-    again = orders.prepare({"lora": {"targets": list(saved.paths)}, "data": {"dataset": "tiny"}}).config
-    trainable = orders.preflight(again, workspace).counts.trainable
-    assert f"With them {trainable:,} parameters train instead of 118,696" in words(app)
+    again = prepare.prepare({"lora": {"targets": list(saved.paths)}, "data": {"dataset": "tiny"}}).config
+    trainable = preflight.preflight(again, workspace).counts.trainable
+    assert f"are kept: {trainable:,} trainable parameters instead of 118,696" in words(app)
 
 
 def test_the_strongest_are_ticked_in_the_module_tree(visit, workspace):
@@ -479,11 +479,11 @@ def test_a_run_without_the_weakest_is_launched_with_the_same_settings(visit, wor
 def test_an_ablation_of_a_run_fills_the_form_of_a_sweep_and_starts_nothing(visit, workspace):
     run = Training.begin(workspace, config(seed=5, r=4, name="wide", lr=0.004)).finish()
     app = layers(visit, run)
-    assert "Trains the set again in 15 versions with 3 seeds each" in words(app)
+    assert "Retrains this run with 15 variants of the target set, 3 seeds each" in words(app)
     app = checked(app.button(key="ablate").click().run())
     assert app.title[0].value == "Sweeps" and not app.error
     spec = sweep_spec.build(yaml.safe_load(next(c.value for c in app.code if "axes:" in c.value)))
-    wanted = sweep_orders.ablation_of(run.config)
+    wanted = sweep_plan.ablation_of(run.config)
     assert spec.model_copy(update={"base": wanted.base}) == wanted and len(spec.sets) == 15
     assert spec.base["lora"]["r"] == 4 and spec.base["training"]["lr"] == 0.004
     with Store.open(workspace) as store:
@@ -498,7 +498,7 @@ def test_a_run_that_adapted_nothing_has_no_ablation(visit, workspace):
 def test_layers_of_a_live_run_show_its_last_epoch_and_nothing_to_leave_out(visit_week, week):
     run = week[1]["running"]
     app = layers(visit_week, run, "Log")
-    assert "at step 190, epoch 5" in words(app) and "When the run is over" in words(app)
+    assert "at step 190, epoch 5" in words(app) and "When the run ends" in words(app)
     assert len(app.dataframe[0].value) == 24 and not app.slider
 
 
@@ -506,8 +506,8 @@ def test_layers_of_a_live_run_show_its_last_epoch_and_nothing_to_leave_out(visit
     ("lora", "told"),
     [
         ({"method": "full"}, "Full fine-tuning changes the weights themselves"),
-        ({"method": "bitfit"}, "BitFit trains biases alone"),
-        ({"targets": []}, "only the head trains"),
+        ({"method": "bitfit"}, "BitFit trains only biases"),
+        ({"targets": []}, "only the head is trained"),
     ],
 )
 def test_what_has_no_adapters_says_why_there_is_nothing(visit, workspace, lora, told):
@@ -520,10 +520,10 @@ def test_what_has_no_adapters_says_why_there_is_nothing(visit, workspace, lora, 
 def test_a_run_that_measured_no_updates_says_so(visit, workspace):
     training = Training.begin(workspace)
     training.steps(5)
-    assert "Comes after the first epoch." in words(layers(visit, training.run, "Log"))
+    assert "Available after the first epoch." in words(layers(visit, training.run, "Log"))
     run = training.end(RunStatus.STOPPED, "Stopped at step 5.")
     app = layers(visit, run, "Settings")
-    assert "Not measured: the run ended before its first epoch did" in words(app) and not app.get("plotly_chart")
+    assert "Not measured: the run ended before its first epoch" in words(app) and not app.get("plotly_chart")
 
 
 def test_metrics_of_single_modules_are_not_offered_on_compare(visit_week, week):
@@ -546,7 +546,7 @@ def test_divergence_that_the_reason_does_not_name_is_told_with_its_step(visit, w
     training.steps(20, diverge_at=12)
     training.end(RunStatus.STOPPED, "Stopped at step 20.")
     app = visit("run", id=training.run.id)
-    assert app.warning[0].value == "train/loss became no finite number at step 12."
+    assert app.warning[0].value == "train/loss became NaN or infinite at step 12."
 
 
 def test_random_weights_are_labelled_on_the_page_of_the_run(visit_week, week):
@@ -564,7 +564,7 @@ def test_stop_button_asks_for_a_stop_and_says_what_happens(visit, workspace, ens
     with Store.open(workspace) as store:
         run = store.run(training.run.id)
     assert run is not None and run.status is RunStatus.STOPPING
-    assert "checkpoint is saved first" in app.toast[0].value
+    assert "saves a checkpoint first" in app.toast[0].value
     assert ensured == [workspace]
     assert app.button(key="stop").disabled and app.button(key="stop").label == "Stopping"
 
@@ -578,7 +578,7 @@ def test_queued_run_is_taken_out_of_the_queue(visit, workspace):
     with Store.open(workspace) as store:
         run = store.run(queued.id)
     assert run is not None and run.status is RunStatus.STOPPED
-    assert "Taken out of the queue" in app.toast[0].value
+    assert "Removed from the queue" in app.toast[0].value
 
 
 def test_stop_now_is_asked_for_and_its_steps_are_told(visit, workspace, ensured):
@@ -587,11 +587,11 @@ def test_stop_now_is_asked_for_and_its_steps_are_told(visit, workspace, ensured)
     app = visit("run", id=training.run.id)
     app = checked(app.button(key="stop").click().run())
     assert "Stop and save was asked for" in words(app)
-    assert "should it not have stopped" not in words(app)  # nobody has told the trainer yet
+    assert "if it has not stopped" not in words(app)  # the keeper has not told the trainer yet
     with Store.open(workspace) as store:
         asked_ms = store.run(training.run.id).stop_requested_at_ms
         store.add_events_once(training.run.id, [Event(at_ms=asked_ms + 1, kind="keeper", message="SIGTERM to it.")])
-    assert "SIGKILL, should it not have stopped by then" in words(checked(app.run()))
+    assert "SIGKILL if it has not stopped by then" in words(checked(app.run()))
     app = click(app, "kill")
     with Store.open(workspace) as store:
         assert store.run(training.run.id).kill_requested_at_ms is None  # the dialog asks first
@@ -600,12 +600,12 @@ def test_stop_now_is_asked_for_and_its_steps_are_told(visit, workspace, ensured)
         run = store.run(training.run.id)
     assert run is not None and run.kill_requested_at_ms and run.status is RunStatus.STOPPING
     assert "Stop now was asked for" in words(app) and app.button(key="kill").disabled
-    assert "should it not have stopped" not in words(app)
+    assert "if it has not stopped" not in words(app)
     assert ensured == [workspace, workspace]
 
 
 def test_a_run_that_was_never_asked_to_stop_shows_no_ladder(visit_week, week):
-    assert "How it was stopped" not in words(visit_week("run", id=week[1]["finished"].id))
+    assert "Stop log" not in words(visit_week("run", id=week[1]["finished"].id))
 
 
 def test_a_run_is_cloned_once_for_all_clicks_and_shown(visit, workspace, ensured):
@@ -631,7 +631,7 @@ def test_runs_that_are_ticked_are_cloned(visit, workspace, ensured):
     click(app, "clone_runs")
     with Store.open(workspace) as store:
         assert [row.seed for row in store.queued()] == [1, 2]
-        assert app.button(key="clone_runs").disabled  # what was cloned is not ticked any more: a click too many is none
+        assert app.button(key="clone_runs").disabled  # cloned runs are no longer ticked, so an extra click does nothing
 
 
 # Queue
@@ -672,8 +672,8 @@ def test_a_paused_queue_is_told_on_every_page_until_it_goes_on(visit, workspace,
     app = visit("queue")
     assert not app.warning
     app = click(app, "pause")
-    assert "The queue is paused since" in app.warning[0].value
-    assert "The queue is paused since" in visit("launch").warning[0].value
+    assert "The queue has been paused since" in app.warning[0].value
+    assert "The queue has been paused since" in visit("launch").warning[0].value
     with Store.open(workspace) as store:
         assert store.queue().is_paused
     app = click(app, "resume")
@@ -778,12 +778,12 @@ def test_compare_reads_the_runs_from_the_address(visit_week, week):
     assert "One seed each: no conclusion about the settings." in said
     assert "On the same 200 test clips" in said
     (results,) = (frame.value for frame in app.dataframe)
-    assert results["n test"].tolist() == [200, 200] and results["95 % of test"].str.endswith("%").all()
+    assert results["n test"].tolist() == [200, 200] and results["95 % interval (test)"].str.endswith("%").all()
     assert alts(app) == ["valid/accuracy over step"], "other sections wait until they are opened"
 
 
 def outcomes(app):
-    """The table of results; those of the verdict stand before it."""
+    """The results table; the tables of the verdict come before it."""
     return next(frame.value for frame in app.dataframe if {"Runs", "Status"} & set(frame.value.columns))
 
 
@@ -794,7 +794,7 @@ def test_differences_are_shown_against_a_base_that_can_be_chosen(visit_week, wee
     assert {"lora.targets", "lora.target_set", "lora.r", "lora.alpha"} == set(table.index[2:])
     assert table.columns[0].endswith("(base)") and "(" not in table.iloc[0, 0]
     assert table.loc["lora.r"].tolist() == ["8", "8", "16"]
-    assert table.loc["Test accuracy"].iloc[1].endswith(")"), "the difference to the base stands beside it"
+    assert table.loc["Test accuracy"].iloc[1].endswith(")"), "the difference from the base is shown next to it"
     app.selectbox(key="compare_base").set_value(2)
     table = checked(app.run()).dataframe[-1].value
     assert table.columns[2] == "rank 16 (base)"
@@ -807,14 +807,14 @@ def test_seeds_of_a_setting_are_one_row_one_band_and_one_matrix(visit_week, week
     table = outcomes(app)
     assert table["Runs"].tolist() == ["3 finished", "1 finished"] and table["n test"].tolist() == [200, 200]
     assert (table["Lowest"] <= table["Test accuracy"]).all() and (table["Test accuracy"] <= table["Highest"]).all()
-    assert "Band: from the lowest seed to the highest" in words(app)
+    assert "Band: from the lowest to the highest seed" in words(app)
     app.toggle(key="compare_each_run").set_value(True)
     assert "Band" not in words(checked(app.run()))
     for axis in ("epoch", "minutes"):
         app.session_state["compare_axis"] = axis
         assert alts(checked(app.run())) == [f"valid/accuracy over {axis}"] and "Left out" not in words(app)
     app = section(app, "Confusion")
-    assert "3 seeds added up" in words(app) and "Families stand together" in words(app)
+    assert "3 seeds combined" in words(app) and "Rudiment groups are kept together" in words(app)
     assert len(app.get("plotly_chart")) == 3, "two matrices and their difference"
     app.session_state["compare_unit"] = "Runs"
     assert len(outcomes(checked(app.run()))) == 4
@@ -872,12 +872,12 @@ def test_many_seeds_of_one_setting_are_one_row_or_a_row_each(visit, workspace):
     assert outcomes(app)["Runs"].tolist() == ["9 finished"]
     app.session_state["compare_unit"] = "Runs"
     assert len(outcomes(checked(app.run()))) == 9
-    assert len(section(app, "Confusion").get("plotly_chart")) == 1, "nine seeds added up"
+    assert len(section(app, "Confusion").get("plotly_chart")) == 1, "nine seeds combined"
 
 
 def test_compare_writes_the_picked_runs_into_the_address(visit_week, week):
     app = visit_week("compare")
-    assert "Choose two runs or more" in words(app)
+    assert "Choose two or more runs" in words(app)
     chosen = [week[1]["finished"].id, week[1]["seed 2"].id, week[1]["seed 3"].id]
     app.multiselect(key="compare_choice").set_value(chosen)
     app = checked(app.run())
@@ -907,7 +907,7 @@ def test_compare_says_when_an_address_names_a_run_that_is_gone(visit_week, week)
 
 
 def test_compare_with_fewer_than_two_runs_invites_to_launch(visit):
-    assert "Comparing takes two runs" in words(visit("compare"))
+    assert "You need two runs to compare" in words(visit("compare"))
 
 
 @pytest.fixture(scope="module")
@@ -924,13 +924,13 @@ def test_a_sweep_is_compared_by_its_address(swept, monkeypatch, visit):
     app = visit("compare", sweep=swept[1])
     said = words(app)
     assert "rank and rate: 9 settings, 18 runs (16 finished, 2 pruned)." in said
-    assert "of the 8 settings with the best mean valid accuracy. 1 other is in the tables" in said
+    assert "cover the 8 settings with the best mean valid accuracy. 1 other setting appears only in the tables" in said
     assert len(outcomes(app)) == 9
     curves = app.get("plotly_chart")[0].proto.spec
     assert curves.count('"fill":"toself"') == 8, "a band a setting that is shown"
     app = section(app, "What matters")
     said = words(app)
-    assert "8 of 9 settings with a finished run" in said and "Left out: 1 pruned." in said
+    assert "8 of 9 settings have a finished run" in said and "Left out: 1 pruned." in said
     assert "Functional ANOVA of 8 settings, averaged over seeds" in said
     assert alts(app) == [
         "Settings as lines through their values", "Importance of the axes", "valid accuracy over r",
@@ -939,7 +939,7 @@ def test_a_sweep_is_compared_by_its_address(swept, monkeypatch, visit):
     app.session_state["compare_axes_split"] = "test"
     assert "test accuracy over lr" in alts(checked(app.run()))
     app = section(app, "What differs")
-    assert len(app.dataframe[-1].value) == 9, "many settings stand below each other"
+    assert len(app.dataframe[-1].value) == 9, "many settings are rows"
     app = section(app, "Confusion")
     assert len(app.get("plotly_chart")) == 9, "eight matrices and the difference of two"
     assert "1 setting has no test result" in words(section(app, "Cost"))
@@ -962,7 +962,7 @@ def test_a_sweep_that_is_not_there_is_said_and_runs_can_be_chosen(visit_week):
     assert "No sweep has the id nonsense" in words(app) and app.multiselect
 
 
-# Baselines beside the compared runs
+# Baselines of the compared runs
 
 
 @pytest.fixture
@@ -1004,10 +1004,10 @@ def test_compare_offers_baselines_and_then_tells_them_as_a_line_and_in_charts(vi
     known = request.getfixturevalue("baselines_of_tiny")
     app = visit_week("compare", run=chosen)
     assert "Compute baselines" not in links(app)
-    assert "On the same 200 clips: majority class 2.5 %, pooled log-mel " in words(app)
+    assert "Baselines on the same 200 clips: majority class 2.5 %, pooled log-mel " in words(app)
     assert words(app).split("**")[1] == verdict, "baselines are no part of the verdict"
     app = section(app, "Cost")
-    assert "Dashed: baselines on the same clips" in words(app)
+    assert "Dashed lines: baselines on the same clips" in words(app)
     best = max(known.baselines, key=lambda one: one.right)
     for figure in figures(app):
         drawn = [shape["y0"] for shape in figure["layout"]["shapes"]]
@@ -1043,12 +1043,12 @@ def stopped(workspace):
 
 def test_a_stopped_run_is_resumed_by_a_button_that_says_from_where(visit, workspace, ensured, stopped):
     app = visit("run", id=stopped.id)
-    assert "It can be resumed from step 50, epoch 2." in words(app) and not app.button(key="resume").disabled
+    assert "This run can be resumed from step 50, epoch 2." in words(app) and not app.button(key="resume").disabled
     app = checked(app.button(key="resume").click().run())
     with Store.open(workspace) as store:
         assert store.run(stopped.id).status is RunStatus.QUEUED
     assert ensured == [workspace] and "resume" not in {button.key for button in app.button}
-    assert "goes on from step 50" in app.toast[0].value
+    assert "continues from step 50" in app.toast[0].value
 
 
 def test_a_run_that_cannot_be_resumed_says_why(visit, workspace, stopped):

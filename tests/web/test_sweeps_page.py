@@ -19,7 +19,7 @@ from sousa_engine.core import sweep_spec
 from sousa_engine.core.config import RunConfig
 from sousa_engine.core.errors import RunError
 from sousa_engine.core.records import Curve, RunStatus, SweepStatus
-from sousa_engine.runs import orders, supervisor, sweep_orders, timing
+from sousa_engine.runs import ensure, preflight, sweep_orders, sweep_plan, timing
 from sousa_engine.store import Store
 from sousa_engine.web import fields, handover, parts
 from sousa_engine.web.components.trial_tiles import MOST_POINTS, tiles_data
@@ -33,7 +33,7 @@ GRID = {"axes": {"model": ["ast-mini", "beats-mini"], "targets": ["core"]}, "see
 
 @pytest.fixture(autouse=True)
 def nobody_supervises(monkeypatch):
-    monkeypatch.setattr(supervisor, "ensure", lambda workspace, options=(): False)
+    monkeypatch.setattr(ensure, "ensure", lambda workspace, options=(): False)
 
 
 @pytest.fixture
@@ -160,7 +160,7 @@ def test_a_sampler_that_draws_takes_a_range_and_a_number_of_trials(visit, store)
     app = checked(app.button(key="sweep.start").click().run())
     (made,) = store.sweeps()
     assert sweep_spec.build(made.spec).trials == 7 and store.sweep_runs(made.id) == ()
-    assert "No setting was drawn yet" in words(app)
+    assert "No setting has been sampled yet" in words(app)
 
 
 def test_settings_that_could_only_fail_are_grouped_by_cause_and_can_be_left_out(visit, store):
@@ -270,7 +270,7 @@ def test_measuring_is_started_once_and_then_the_time_is_known(visit, workspace, 
         run_files.write_json(workspace.cache / "probes.json", paces)
     app = checked(app.run())
     assert "have not been timed" not in words(app)
-    steps = orders.preflight(asked_for[0], workspace).total_steps
+    steps = preflight.preflight(asked_for[0], workspace).total_steps
     shown = {metric.label: metric.value for metric in app.metric}["Time"]
     assert shown == parts.duration(3 * (2.0 * steps + 5.0))
 
@@ -295,7 +295,7 @@ def test_an_ablation_fills_the_form_and_starts_nothing(visit, store):
     app = checked(app.button(key="sweep.ablate").click().run())
     spec = asked(app)
     assert store.sweeps() == () and not app.error
-    assert spec.sets == sweep_orders.ablation("ast-mini", ["attention"]) and spec.seeds == (0, 1, 2)
+    assert spec.sets == sweep_plan.ablation("ast-mini", ["attention"]) and spec.seeds == (0, 1, 2)
     assert spec.axis("lora.targets").values == tuple(spec.sets) and spec.base["data"] == {"dataset": "micro"}
     assert "--ablate attention" in command(app) and "--targets" not in command(app)
     assert app.button(key="sweep.start").label == "Start 33 runs"
@@ -331,14 +331,14 @@ def test_tiles_show_each_seed_its_numbers_and_why_one_was_given_up(visit, store)
     assert [tile["best"] for tile in found] == [True, False, False, False]
     first = found[0]
     assert (first["label"], first["test"], first["n"]) == ("ast-mini · core", "50.0 %", "2 seeds × 200 clips")
-    assert first["valid"] == "43.8 %" and len(first["lines"]) == 2
-    assert first["lines"][0] == [167, 200, 333, 300, 500, 350], "three of six epochs"
+    assert first["valid"] == "43.8 %" and len(first["sparklines"]) == 2
+    assert first["sparklines"][0] == [167, 200, 333, 300, 500, 350], "three of six epochs"
     assert (
         found[1]["note"] == "Pruned after epoch 1 (step 10): too weak." and found[2]["note"] == "The loss became nan."
     )
     assert [status for _, _, status in found[1]["runs"]] == ["finished", "pruned"]
     bar = app.get("progress")[0].proto.text
-    for said in ("5 of 8 runs are over", "1 running", "2 queued", "3 finished", "1 pruned", "1 failed", "left"):
+    for said in ("5 of 8 runs done", "1 running", "2 queued", "3 finished", "1 pruned", "1 failed", "left"):
         assert said in bar
     app.segmented_control(key="sweep.order").set_value("best first")
     assert [tile["trial"] for tile in tiles(checked(app.run()))] == [0, 1, 2, 3]
@@ -361,7 +361,7 @@ def test_all_tiles_ticked_beyond_what_compare_picks_name_the_whole_sweep(visit, 
     app.session_state[f"tiles-{made.id}"] = {"ticked": [0, 1, 2]}
     app = checked(app.run())
     compare = app.button(key="sweep.compare")
-    assert compare.disabled and compare.help == "3 are ticked; Compare takes up to 2 runs, or the whole sweep."
+    assert compare.disabled and compare.help == "You ticked 3; Compare takes up to 2 runs, or the whole sweep."
     links = {link.proto.label: link.proto for link in app.get("page_link")}
     assert f"sweep={made.id}" in links[":primary[Compare the whole sweep]"].query_string
 
@@ -429,12 +429,12 @@ def test_runs_that_failed_for_one_reason_are_trained_again_as_they_were_or_with_
     app = visit(id=made.id)
     assert "3 runs failed" in words(app) and "3 runs, same cause" in words(app) and reason in words(app)
     (field,) = [t for t in app.text_input if t.label == "Other targets"]
-    assert field.value == "q_proj,k_proj" and "8 modules of ast-mini" in words(app)
+    assert field.value == "q_proj,k_proj" and "8 modules in ast-mini" in words(app)
     app = checked(field.set_value("qqq").run())
-    (mend,) = [b for b in app.button if b.label == "Re-run these 3 with them"]
-    assert mend.disabled and "Nearest" in words(app)
+    (again,) = [b for b in app.button if b.label == "Re-run these 3 with these targets"]
+    assert again.disabled and "Nearest" in words(app)
     app = checked(next(t for t in app.text_input if t.label == "Other targets").set_value("v_proj").run())
-    app = checked(next(b for b in app.button if b.label == "Re-run these 3 with them").click().run())
+    app = checked(next(b for b in app.button if b.label == "Re-run these 3 with these targets").click().run())
     runs = store.sweep_runs(made.id)
     assert [run.status.value for run in runs].count("queued") == 4 and "runs failed" not in words(app)
     assert {run.config.lora.targets[0].path.rpartition(".")[2] for run in runs if run.title.endswith("v_proj")} == {
@@ -462,7 +462,7 @@ def test_the_list_tells_status_runs_and_the_best_setting_so_far(visit, store):
     train_next(store, reach=0.4)
     train_next(store, reach=0.6)
     said = words(visit(state=FORM))
-    assert "2 of 4 runs are over" in said and "running" in said
+    assert "2 of 4 runs done" in said and "running" in said
     assert "best: ast-mini · core, test 50.0 %, mean of 2 seeds" in said
     links = [link.proto.label for link in visit(state=FORM).get("page_link")]
     assert f":primary[{made.name}]" in links
@@ -487,7 +487,7 @@ def test_a_long_curve_is_thinned_to_its_newest_point_and_keeps_its_gaps(store):
     values = tuple(None if step == 600 - 30 else step / 1000 for step in steps)
     curve = Curve(metric="valid/accuracy", width=1, steps=steps, mean=values, low=values, high=values)
     data = tiles_data(rows, {runs[0].id: curve})
-    (line,) = data["tiles"][0]["lines"]
+    (line,) = data["tiles"][0]["sparklines"]
     assert len(line) <= 2 * MOST_POINTS and line[-2:] == [600, 600] and None in line[1::2]
     assert data["top"] == 600 and line[::2] == sorted(line[::2])
     json.dumps(data)

@@ -70,7 +70,7 @@ def test_a_file_without_a_link_can_only_be_imported(open_page):
 def test_embedded_weights_are_shown_with_their_sha256_and_nothing_is_offered(open_page):
     sha256 = downloads.sha256(pretrained.EMBEDDED / "ast-mini" / "model.safetensors")
     page = open_page("ast-mini")
-    assert "Nothing: these weights are part of this package." in text(page)
+    assert "Nothing: these weights come with this package." in text(page)
     assert sha256 in text(page)
     assert not {"Download", "Download again", "Check and import"} & set(buttons(page))
 
@@ -91,7 +91,7 @@ def test_a_file_is_imported_for_this_backbone_by_its_whole_path(open_page, start
     for wrong in ("", "net.safetensors"):
         file_field(page).set_value(wrong)
         buttons(page)["Check and import"].click().run()
-        assert "whole path" in page.error[0].value
+        assert "absolute path" in page.error[0].value
     assert started == []
     file_field(page).set_value("  /data/my net.safetensors ")
     buttons(page)["Check and import"].click().run()

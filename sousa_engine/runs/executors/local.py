@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import platform
 import re
@@ -20,7 +19,7 @@ import psutil
 from sousa_engine.core.errors import RunError
 from sousa_engine.core.records import Run
 from sousa_engine.runs.executors import Sighting, device_of
-from sousa_engine.workspace import Workspace, processes, run_files
+from sousa_engine.workspace import Workspace, locks, processes, run_files
 
 TRAINER_MODULE = "sousa_engine.runs.trainer"
 KEEPER_MODULE = "sousa_engine.runs.keeper"
@@ -66,7 +65,7 @@ class LocalExecutor:
         if (keeper := self._keepers.get(nonce)) and keeper.poll() is not None:
             del self._keepers[nonce]  # reaped
         folder = self._workspace.run_dir(run.id)
-        held = run_files.is_held(folder / run_files.KEEPER_LOCK)  # before the notes: see Sighting
+        held = locks.is_held(folder / run_files.KEEPER_LOCK)  # before the notes: see Sighting
         note = _of_launch(run_files.read_json(folder / run_files.KEEPER), nonce)
         exit_note = _of_launch(run_files.read_json(folder / run_files.EXIT), nonce)
         # An exit is an end even while something that escaped the trainer's group still holds the lock.
@@ -163,12 +162,11 @@ def _torch_has_cuda() -> bool:
 @contextlib.contextmanager
 def _taken(path: Path) -> Iterator[int]:
     """The lock file's descriptor, locked. Whoever inherits it keeps the lock when ours is closed."""
-    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    lock = locks.take(path)
+    if lock is None:
+        raise RunError(f"An earlier launch still lives: {path} is locked. It must end first.")
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield lock
-    except BlockingIOError:
-        raise RunError(f"An earlier launch still lives: {path} is locked. It must end first.") from None
     finally:
         os.close(lock)  # no LOCK_UN: that would take it from the keeper too
 

@@ -1,1 +1,1 @@
-"""Components of our own (streamlit.components.v2): HTML, CSS and JS files beside their Python, no build step."""
+"""Custom components (streamlit.components.v2): HTML, CSS and JS files next to their Python, no build step."""

@@ -1,6 +1,6 @@
-"""Curves that move while a run is alive: a components.v2 component around uPlot that polls the studio's JSON.
+"""Live curves of active runs: a components.v2 component around uPlot that polls the studio's JSON.
 
-The browser asks /api/live itself (web/routes.py), so a page's script does not run for a new point, and the zoom stays.
+The browser polls /api/live itself (web/routes.py), so new points need no rerun of the page, and the zoom is kept.
 uPlot 1.6.32 (MIT, assets/uPlot.LICENSE) is served by web/routes.py from assets/.
 """
 
@@ -20,11 +20,11 @@ ASSETS = FOLDER / "assets"
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """One chart. metrics: "train/..." becomes a line, any other split a line with a dot at each point."""
+    """One chart. metrics: "train/..." is drawn as a line, any other split as a line with dots."""
 
     title: str
     metrics: tuple[str, ...]
-    percent: bool = False  # values in [0, 1], drawn from 0 as per cent
+    percent: bool = False  # values in [0, 1], drawn as percentages from 0
 
 
 LOSS = Panel(title="Loss", metrics=("train/loss", "valid/loss"))
@@ -45,9 +45,9 @@ def live_chart(
     key: str,
     names: Sequence[str] | None = None,
 ) -> None:
-    """Draw the curves of one run (with its status, progress and time left) or of several (one colour a run).
+    """Draw the curves of one run (with its status, progress and time left) or of several (one colour per run).
 
-    names: what the runs are called in legends; their titles if not said. The page reruns when a status changes.
+    names: names for the legend, by default the titles. The page reruns when a status changes.
     """
     labels = names or [run.title for run in runs]
     data = {

@@ -1,6 +1,6 @@
 // Live curves of one run or several: polls the studio's JSON about once a second and feeds uPlot.
-// Streamlit calls the default export again whenever its data or the theme changes; one View lives on per mount,
-// so the charts, the zoom and the toggles stay what they are.
+// Streamlit calls the default export again whenever its data or the theme changes. Each mount keeps one View,
+// so the charts, the zoom and the toggles are preserved.
 
 const LIBRARY = "assets/live_chart/uPlot.iife.min.js?v=1.6.32"
 const POLL_MS = 1000
@@ -19,7 +19,7 @@ export default function ({ data, parentElement, setTriggerValue }) {
   }
 }
 
-const address = path => new URL(path, document.baseURI) // holds under server.baseUrlPath too
+const address = path => new URL(path, document.baseURI) // also correct with server.baseUrlPath
 
 function loadLibrary() {
   if (window.uPlot) return Promise.resolve()
@@ -41,11 +41,11 @@ class View {
   constructor(parent) {
     this.root = parent.querySelector(".live")
     this.find = selector => this.root.querySelector(selector)
-    this.curves = new Map() // "run|metric" -> {width, steps, mean, low, high}: the whole curve
-    this.detail = new Map() // the same, for the zoomed range alone
-    this.answers = new Map() // run id -> what the server last said of it
+    this.curves = new Map() // "run|metric" -> {width, steps, mean, low, high}: the complete curve
+    this.detail = new Map() // the same, only for the zoomed range
+    this.answers = new Map() // run id -> the server's last answer about it
     this.hidden = new Set()
-    this.zoom = null // [first, last] in steps, kept whatever arrives
+    this.zoom = null // [first, last] in steps, kept while points arrive
     this.smoothing = 0
     this.log = false
     this.panels = []
@@ -83,7 +83,7 @@ class View {
       this.theme = theme
       this.build()
     }
-    // A run that was over has been resumed: the polling had ended with it.
+    // A finished run was resumed: polling stopped when it ended.
     const woken = data.runs.some(run => (this.answers.get(run.id)?.status ?? run.status) !== run.status)
     if (changed || woken) this.poll()
     else this.draw()
@@ -113,7 +113,7 @@ class View {
       if (asked === this.asked && !this.gone) this.take(answer)
     } catch (error) {
       this.failures += 1
-      if (this.failures > 2) this.note(`No answer from the studio (${error.message}); trying again.`)
+      if (this.failures > 2) this.note(`No answer from the studio (${error.message}). Retrying …`)
     }
     this.asking = false
     if (this.gone) return
@@ -159,7 +159,7 @@ class View {
     this.tellStatus()
   }
 
-  // A rerun of the page shows what a new status brings: results, the reason of a failure.
+  // Rerun the page when a status changes, to show the results or the reason of a failure.
   tellStatus() {
     for (const { id, status } of this.data.runs) {
       const now = this.answers.get(id)?.status
@@ -178,7 +178,7 @@ class View {
     note.hidden = !text
   }
 
-  // ---- zoom: kept by the view, read by every chart's x scale
+  // ---- zoom: kept in the view, read by the x scale of every chart
 
   setZoom(range) {
     if (range) {
@@ -194,7 +194,7 @@ class View {
   }
 
   askDetail() {
-    if (![...this.curves.values()].some(curve => curve.width > 1)) return // every step is here already
+    if (![...this.curves.values()].some(curve => curve.width > 1)) return // all steps are already loaded
     clearTimeout(this.zoomTimer)
     this.zoomTimer = setTimeout(async () => {
       const zoom = this.zoom
@@ -207,7 +207,7 @@ class View {
           for (const [metric, part] of Object.entries(run.series)) this.detail.set(`${run.id}|${metric}`, part)
         this.draw()
       } catch {
-        // the whole curve stays on screen; the next poll says it if the server is gone
+        // the complete curve stays visible; the next poll reports a missing server
       }
     }, 120)
   }
@@ -256,7 +256,7 @@ class View {
       const over = this.data.runs.every(run => this.answers.get(run.id)?.over)
       panel.empty.hidden = steps > 0
       panel.plot.classList.toggle("blank", steps === 0)
-      panel.empty.textContent = over ? "No step was recorded." : "Curves appear with the first step."
+      panel.empty.textContent = over ? "No step was recorded." : "Curves appear after the first step."
       readLegend(this, panel)
     }
   }
@@ -306,7 +306,7 @@ function merge(curves, key, part) {
 
 // ---- one chart
 
-// What a metric of a run consists of on the canvas: a band and a faint raw line under the main line, or dots.
+// How a metric of a run is drawn: a band and a faint raw line under the main line, or dots.
 function parts(runs, panel, theme) {
   const several = runs.length > 1
   return runs.flatMap((run, r) =>
@@ -319,7 +319,7 @@ function parts(runs, panel, theme) {
   )
 }
 
-const isDotted = metric => !metric.startsWith("train/") // measured once an epoch: few points, each worth a dot
+const isDotted = metric => !metric.startsWith("train/") // measured once per epoch: few points, drawn as dots
 
 function columns(view, panel, part) {
   const curve = view.curve(part.key) ?? { width: 1, steps: [], mean: [], low: [], high: [] }
@@ -408,7 +408,7 @@ function makeChart(view, panel) {
 
 const stepText = step => step.toLocaleString("en")
 
-// Of a label at the right edge, which is centred below the last step.
+// Half the width of a label at the right edge, which is centred below the last step.
 function halfWidth(text, font) {
   const pen = (halfWidth.pen ??= document.createElement("canvas").getContext("2d"))
   pen.font = font
@@ -441,7 +441,7 @@ function fit(panel) {
   if (panel.chart && width && width !== panel.chart.width) panel.chart.setSize({ width, height: HEIGHT })
 }
 
-// ---- DOM around the charts; text from the server only ever becomes text nodes
+// ---- DOM around the charts; text from the server is only ever set as text nodes
 
 function make(tag, attributes = {}, ...children) {
   const element = Object.assign(document.createElement(tag), attributes)
@@ -488,7 +488,7 @@ function readLegend(view, panel) {
   if (!chart) return
   const hovering = chart.cursor.idx != null && chart.cursor.left >= 0
   const step = chart.data[0][hovering ? chart.cursor.idx : chart.data[0].length - 1]
-  // At rest it says what was measured last; else what is drawn, and that is a mean of some steps where they are many.
+  // At rest, show the last measured value; otherwise the drawn value, which is a mean over steps in long runs.
   const atRest = !hovering && !view.zoom && !view.smoothing
   const measured = atRest ? panel.parts.map(part => view.lastMeasured(part.key)) : []
   const shownStep = Math.max(step ?? 0, ...measured.map(last => last?.[0] ?? 0))
@@ -529,7 +529,7 @@ function fillStatus(box, run) {
   }
   const [badge, phase, bar, times] = box.children
   badge.className = `badge ${run.status}`
-  badge.textContent = run.missing ? "gone" : run.status
+  badge.textContent = run.missing ? "deleted" : run.status
   phase.textContent = phaseText(run)
   const share = run.progress?.total ? Math.min(1, run.progress.done / run.progress.total) : null
   bar.hidden = run.over || share === null
@@ -546,7 +546,7 @@ function phaseText(run) {
   if (!p) return ""
   const of = `${p.done.toLocaleString("en")} of ${p.total.toLocaleString("en")}`
   if (p.phase === "preparing") return p.total > 1 ? `Computing features: ${of} clips` : "Loading the network"
-  if (p.phase === "testing") return "Measuring the test split"
+  if (p.phase === "testing") return "Evaluating on the test split"
   return p.epoch ? `Epoch ${p.epoch} of ${p.max_epochs}, step ${of}` : `Step ${of}`
 }
 
@@ -565,11 +565,11 @@ function duration(ms) {
   return `${Math.floor(s / 3600)} h ${String(Math.floor((s % 3600) / 60)).padStart(2, "0")} min`
 }
 
-// Beside a run's name where several are drawn: only what is still moving needs saying.
+// Shown next to a run's name in a legend of several: finished runs need no note.
 function stateText(answer) {
   if (!answer || (answer.over && answer.status === "finished")) return ""
   const { progress, status, over } = answer
-  return !over && progress?.total ? `${status} ${Math.round((100 * progress.done) / progress.total)} %` : status ?? "gone"
+  return !over && progress?.total ? `${status} ${Math.round((100 * progress.done) / progress.total)} %` : status ?? "deleted"
 }
 
 function readTheme(root) {
@@ -583,7 +583,7 @@ function readTheme(root) {
   }
 }
 
-// A canvas resolves any CSS colour to rgb; asking it keeps this free of colour parsing.
+// A canvas resolves any CSS colour to RGB, which avoids parsing colours here.
 function fade(color, alpha) {
   const pen = (fade.pen ??= document.createElement("canvas").getContext("2d", { willReadFrequently: true }))
   pen.globalAlpha = 1

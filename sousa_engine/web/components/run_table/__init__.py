@@ -1,7 +1,7 @@
-"""The table of runs in the browser: one page of rows, ticks by run id, headings that ask the server to sort.
+"""The table of runs in the browser: one page of rows, ticks by run id, headings that sort on the server.
 
-The browser owns the ticks, of rows out of sight too, and says which order and which page it wants to see; Python reads
-both with `asked`, fetches those rows and draws them. Whatever arrives or moves, a tick stays with its run.
+The browser owns the ticks, also those of hidden rows, and requests an order and a page. Python reads both with
+`asked`, fetches the rows and draws them. A tick stays with its run whatever arrives or moves.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from sousa_engine.web import parts
 HERE = Path(__file__).parent
 PAGE_ROWS = 100
 FIELDS = (
-    "id", "title", "tags", "note", "status", "progress", "curve", "valid", "valid_n", "test", "test_n", "weights",
+    "id", "title", "tags", "note", "status", "progress", "sparkline", "valid", "valid_n", "test", "test_n", "weights",
     "random", "seed", "created_ms", "took_s", "trainable", "targets", "backbone", "data", "device",
 )  # fmt: skip
 
@@ -35,7 +35,7 @@ _component = st.components.v2.component(
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What the browser wants to see. ticked: run ids in the order they were ticked; a claim, as all from a browser."""
+    """What the browser requests. ticked: run ids in the order of ticking; unverified, like all input from a browser."""
 
     sort: str = "created"
     descending: bool = True
@@ -45,26 +45,26 @@ class Asked:
 
 @dataclass(frozen=True, kw_only=True)
 class _Memory:
-    """What a session knows. seed, seed_rev: what Python last told the browser to tick; ticks from before it are void.
+    """The state of a session. seed, seed_rev: the ticks last set by Python; older ticks from the browser are void.
 
-    The seed is not what is ticked now: the bytes sent to the browser stay the same from tick to tick.
-    answers: the number of the browser's request that `asked` comes from, for it to know its later ones as unanswered.
+    The seed is not the current ticks: the bytes sent to the browser stay the same from tick to tick.
+    answers: the number of the browser's request that `asked` comes from, so that it knows which later ones are pending.
     """
 
     asked: Asked
-    of: str = ""  # the list it is about
+    of: str = ""  # the list that this state belongs to
     seed: tuple[str, ...] = ()
-    seed_rev: int = 0  # 0: never, so that what this tab remembers of before a reload counts
+    seed_rev: int = 0  # 0: never set, so the tab keeps its ticks from before a reload
     answers: int | None = None
 
 
 def asked(of: str, *, key: str = "runs_table") -> Asked:
-    """What to fetch and what is ticked, before the table is drawn. of: names the list; another begins at its top."""
+    """The rows to fetch and the ticks, before the table is drawn. of: names the list; a new list starts at its top."""
     memory: _Memory = st.session_state.get(_slot(key)) or _Memory(asked=Asked())
     if memory.of != of:
         memory = replace(memory, of=of, asked=replace(memory.asked, page=0))
     if key not in st.session_state and memory.asked.ticked:
-        memory = _newer(memory, memory.asked.ticked)  # the browser drops a component's state with the page
+        memory = _newer(memory, memory.asked.ticked)  # the browser drops the state of a component on leaving the page
     state = st.session_state.get(key) or {}
     match state.get("ticks"):
         case {"rev": int(rev), "ids": list(ids)} if rev >= memory.seed_rev:
@@ -85,30 +85,30 @@ def asked(of: str, *, key: str = "runs_table") -> Asked:
 
 
 def tick(run_ids: Iterable[str], *, key: str = "runs_table") -> None:
-    """Tick exactly these runs, from Python: before the table is drawn."""
+    """Tick exactly these runs, from Python. Call this before the table is drawn."""
     memory: _Memory = st.session_state.get(_slot(key)) or _Memory(asked=Asked())
     st.session_state[_slot(key)] = _newer(memory, tuple(run_ids))
 
 
 def run_table(
     rows: Sequence[RunRow],
-    curves: Mapping[str, Collection[float | None]],
+    sparklines: Mapping[str, Collection[float | None]],
     *,
     of: str,
     total: int,
     first: int,
     key: str = "runs_table",
 ) -> str | None:
-    """Draw rows `first`.. of `total` as `asked` wanted them; returns the id of a run that is to be opened, if any.
+    """Draw the rows that `asked` requested, from `first` of `total`. Returns the id of the run to open, if any.
 
-    curves: run id -> shares in [0, 1] for a small line, a gap where None.
+    sparklines: run id -> accuracies in [0, 1]; None is drawn as a gap.
     """
     memory: _Memory = st.session_state[_slot(key)]
     result = _component(
         key=key,
         data={
             "fields": FIELDS,
-            "rows": [_values(row, curves.get(row.id, ())) for row in rows],
+            "rows": [_values(row, sparklines.get(row.id, ())) for row in rows],
             "sortable": {"created_ms": "created", "took_s": "took"} | {name: name for name in SORTS if name in FIELDS},
             "up_first": UP_FIRST,
             "sort": memory.asked.sort,
@@ -141,7 +141,7 @@ def _ids(claimed: list[Any]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(run_id for run_id in claimed if isinstance(run_id, str)))
 
 
-def _values(row: RunRow, curve: Collection[float | None]) -> list[Any]:
+def _values(row: RunRow, sparkline: Collection[float | None]) -> list[Any]:
     """In the order of FIELDS."""
     return [
         row.id,
@@ -150,7 +150,7 @@ def _values(row: RunRow, curve: Collection[float | None]) -> list[Any]:
         row.note[:200],
         row.status.value,
         _short(parts.progress_share(row)),
-        [_short(value) for value in curve],
+        [_short(value) for value in sparkline],
         row.valid,
         row.valid_n,
         row.test,

@@ -1,5 +1,5 @@
-// Draws the rows it is given, keeps the ticks, tells Python what is ticked and which order and page are wanted.
-// Streamlit calls the default export again whenever its data or the theme changes; one Table lives on per mount.
+// Draws the given rows, keeps the ticks, and sends Python the ticks and the requested order and page.
+// Streamlit calls the default export again whenever its data or the theme changes. Each mount keeps one Table.
 
 const tables = new WeakMap();
 const SEND_AFTER_MS = 120;
@@ -15,7 +15,7 @@ const COLUMNS = [  // field, heading, cell
   ["title", "Title", (run) => `<a href="${escape(address(run.id))}" tabindex="-1">${escape(run.title)}</a>${under(run)}`],
   ["status", "Status", (run) => `<span class="badge ${run.status}">${run.status}</span>`],
   ["progress", "Progress", progress],
-  ["curve", "Valid curve", curve],
+  ["sparkline", "Valid curve", sparkline],
   ["valid", "Best valid", (run) => share(run.valid, run.valid_n)],
   ["test", "Test", (run) => share(run.test, run.test_n)],
   ["weights", "Weights", (run) => `<span class="badge ${run.random ? "random" : "pretrained"}">${escape(run.weights)}</span>`],
@@ -52,19 +52,19 @@ function progress(run) {
   return `<span class="bar" role="progressbar" aria-valuenow="${percent}" aria-label="Progress"><i style="width:${percent}%"></i></span><small> ${percent} %</small>`;
 }
 
-function curve(run) {  // always from 0 to 1, so that rows can be compared; a value that was no number is a gap
-  const known = run.curve.filter((value) => value !== null);
+function sparkline(run) {  // always from 0 to 1, so that rows can be compared; NaN and infinite values are gaps
+  const known = run.sparkline.filter((value) => value !== null);
   if (known.length < 2) return "–";
-  const x = (i) => (1 + (62 * i) / (run.curve.length - 1)).toFixed(1);
+  const x = (i) => (1 + (62 * i) / (run.sparkline.length - 1)).toFixed(1);
   const y = (value) => (19 - 18 * value).toFixed(1);
   let pen = "M";
-  const path = run.curve.map((value, i) => {
+  const path = run.sparkline.map((value, i) => {
     const step = value === null ? "" : `${pen}${x(i)} ${y(value)}`;
     pen = value === null ? "M" : "L";
     return step;
   }).join("");
   const said = `Valid accuracy from ${(100 * known[0]).toFixed(0)} to ${(100 * known.at(-1)).toFixed(0)} per cent`;
-  return `<svg class="curve" viewBox="0 0 64 20" role="img" aria-label="${said}"><path d="${path}"/></svg>`;
+  return `<svg class="sparkline" viewBox="0 0 64 20" role="img" aria-label="${said}"><path d="${path}"/></svg>`;
 }
 
 function moment(ms) {
@@ -78,9 +78,9 @@ function duration(s) {
   return whole < 3600 ? `${Math.floor(whole / 60)} min ${two(whole % 60)} s` : `${Math.floor(whole / 3600)} h ${two(Math.floor((whole % 3600) / 60))} min`;
 }
 
-// A browser may forbid storage; then a reload starts with nothing ticked.
+// Browsers can block storage; then a reload loses the ticks.
 function remember(ids) {
-  try { sessionStorage.setItem(MEMORY, JSON.stringify(ids)); } catch { /* forbidden */ }
+  try { sessionStorage.setItem(MEMORY, JSON.stringify(ids)); } catch { /* blocked */ }
 }
 
 function recall() {
@@ -95,7 +95,7 @@ class Table {
     this.ticked = new Set();
     this.rev = -1;
     this.runs = [];
-    // Streamlit has shortcuts on the document (r = rerun), which sees a shadow root and not our input.
+    // Streamlit has shortcuts on the document (r = rerun), where it cannot see that the target is an input.
     for (const type of ["keydown", "keyup", "keypress"]) root.addEventListener(type, (e) => e.stopPropagation());
     for (const type of ["pointerleave", "focusout"]) root.addEventListener(type, () => this.flush()); // before a click elsewhere
     this.body.onclick = (e) => this.click(e);
@@ -115,7 +115,7 @@ class Table {
     let kept = [];
     if (data.seed_rev > this.rev) {
       this.rev = data.seed_rev;
-      // After a reload Python starts from nothing (seed_rev 0), while this tab remembers.
+      // After a reload Python has no state (seed_rev 0), but this tab still has the ticks.
       kept = data.seed_rev === 0 ? recall() : [];
       this.ticked = new Set(data.seed_rev === 0 ? kept : data.seed);
       this.from = undefined;
@@ -131,7 +131,7 @@ class Table {
     if (!this.wanted) this.root.removeAttribute("aria-busy");
   }
 
-  // ---- telling Python
+  // ---- messages to Python
 
   changed() {
     this.pending = true;
@@ -149,7 +149,7 @@ class Table {
     this.set("ticks", { rev: this.rev, ids });
   }
 
-  // What was asked for last, though not yet answered: a second click on a heading turns the order that the first wanted.
+  // The last request, even if unanswered: a second click on a heading reverses the order that the first requested.
   view() {
     const { sort, descending, first, page_rows } = this.data;
     return this.wanted ?? { sort, descending, page: first / page_rows };
@@ -192,7 +192,7 @@ class Table {
     this.turn.ariaLabel = descending ? "Highest first" : "Lowest first";
   }
 
-  // Rows that did not change stay the elements they are, and what has the keyboard keeps it wherever its row goes.
+  // Unchanged rows keep their elements, and the focused element keeps the focus when its row moves.
   drawBody() {
     const focused = this.body.contains(this.root.getRootNode().activeElement) && this.root.getRootNode().activeElement;
     const place = focused && { id: focused.closest("tr").dataset.id, kind: focused.matches("a") ? "a" : "input" };
@@ -238,7 +238,7 @@ class Table {
     for (const name of ["on", "last"]) this.$(`[data-go=${name}]`).disabled = first + page_rows >= total;
   }
 
-  // ---- hands
+  // ---- mouse and keyboard
 
   row(id) {
     return id && [...this.body.children].find((row) => row.dataset.id === id);
@@ -265,7 +265,7 @@ class Table {
     if (!id) return;
     const link = target.closest("a");
     if (link) {
-      if (event.ctrlKey || event.metaKey || event.shiftKey || event.button) return; // a tab of its own
+      if (event.ctrlKey || event.metaKey || event.shiftKey || event.button) return; // opens a new tab
       event.preventDefault();
       this.open(id);
     } else if (target.closest(".tick")) {

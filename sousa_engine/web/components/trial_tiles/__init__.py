@@ -1,7 +1,7 @@
-"""The trials of a sweep as tiles: status and link of each run, valid and test accuracy, a line of the valid one a seed.
+"""The trials of a sweep as tiles: status and link of each run, accuracies, and a sparkline of valid accuracy per seed.
 
-One component for all tiles, so that 300 of them cost one message. The browser owns the ticks, by trial number, and
-leaves what did not change standing; Python is told what is ticked and which run was asked for.
+One component draws all tiles, so that 300 of them need only one message. The browser owns the ticks, by trial number,
+and keeps unchanged tiles; it sends Python the ticks and the run to open.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from sousa_engine.analysis.sweeps import TrialRow, best_first
 from sousa_engine.core.records import Curve, Run, RunStatus
 
 HERE = Path(__file__).parent
-MOST_POINTS = 24  # of a line that is some 250 pixels wide
-UNITS = 1000  # a line's x and y are whole numbers: thousandths of all epochs, and of accuracy
+MOST_POINTS = 24  # per sparkline, which is about 250 pixels wide
+UNITS = 1000  # x and y of a sparkline are whole numbers: thousandths of all epochs, and of accuracy
 
 _component = st.components.v2.component(
     "sousa_trial_tiles",
@@ -30,14 +30,14 @@ _component = st.components.v2.component(
 
 @dataclass(frozen=True, kw_only=True)
 class Wish:
-    """ticked: trial numbers, in their order. opened: the id of a run that was clicked just now."""
+    """ticked: trial numbers, in ascending order. opened: the id of the run that was just clicked."""
 
     ticked: tuple[int, ...]
     opened: str | None
 
 
 def trial_tiles(sweep_id: str, rows: Sequence[TrialRow], curves: Mapping[str, Curve]) -> Wish:
-    """Draw the tiles in the order of `rows`. curves: run id -> valid accuracy over steps, for those that have one."""
+    """Draw the tiles in the order of `rows`. curves: run id -> valid accuracy over steps, for runs that have it."""
     result = _component(
         key=f"tiles-{sweep_id}",
         data={"sweep": sweep_id, **tiles_data(rows, curves)},
@@ -52,9 +52,9 @@ def trial_tiles(sweep_id: str, rows: Sequence[TrialRow], curves: Mapping[str, Cu
 
 
 def tiles_data(rows: Sequence[TrialRow], curves: Mapping[str, Curve]) -> dict[str, Any]:
-    """What the browser draws, as JSON. top: the highest accuracy of all lines in thousandths, their common scale."""
-    lines = dict(_lines(rows, curves))
-    heights = [y for line in lines.values() for y in line[1::2] if y is not None]
+    """The data to draw, as JSON. top: the highest accuracy of all sparklines in thousandths, their common scale."""
+    sparklines = dict(_sparklines(rows, curves))
+    heights = [y for line in sparklines.values() for y in line[1::2] if y is not None]
     best = next((row.number for row in best_first(rows) if row.valid or row.test), None)
     return {
         "top": max(heights, default=UNITS),
@@ -69,7 +69,7 @@ def tiles_data(rows: Sequence[TrialRow], curves: Mapping[str, Curve]) -> dict[st
                 "test": _percent(row.mean_test),
                 "n": _count(row),
                 "note": note_of(row),
-                "lines": [lines[run.id] for run in row.runs if run.id in lines],
+                "sparklines": [sparklines[run.id] for run in row.runs if run.id in sparklines],
             }
             for row in rows
         ],
@@ -77,7 +77,7 @@ def tiles_data(rows: Sequence[TrialRow], curves: Mapping[str, Curve]) -> dict[st
 
 
 def state_of(row: TrialRow) -> str:
-    """One word for all its runs: what asks for a look first."""
+    """One word for all runs of a trial: the state that needs attention first."""
     statuses = row.statuses
     for state, of in (
         ("failed", (RunStatus.FAILED, RunStatus.LOST)),
@@ -92,24 +92,24 @@ def state_of(row: TrialRow) -> str:
 
 
 def note_of(row: TrialRow) -> str:
-    """Why it failed, or else was pruned, in the words of the first run that did."""
+    """Why a run failed, or otherwise why it was pruned: the reason of the first such run."""
     failed = [run.reason for run in row.runs if run.status in (RunStatus.FAILED, RunStatus.LOST)]
     return next(iter([*failed, *(run.reason for run in row.runs if run.is_pruned)]), "") or ""
 
 
-def _lines(rows: Sequence[TrialRow], curves: Mapping[str, Curve]) -> Iterable[tuple[str, list[int | None]]]:
+def _sparklines(rows: Sequence[TrialRow], curves: Mapping[str, Curve]) -> Iterable[tuple[str, list[int | None]]]:
     for row in rows:
         for run in row.runs:
             if run.id in curves and curves[run.id].steps:
-                yield run.id, _line(run, curves[run.id])
+                yield run.id, _sparkline(run, curves[run.id])
 
 
-def _line(run: Run, curve: Curve) -> list[int | None]:
-    """x, y, x, y, ...: the last epoch that was asked for is x = 1,000; y is None where nothing was measured."""
-    whole = curve.steps[0] * run.config.training.max_epochs  # each epoch is validated, the first one too
+def _sparkline(run: Run, curve: Curve) -> list[int | None]:
+    """x, y, x, y, ...: x = 1,000 is the last planned epoch; y is None if there is no value."""
+    whole = curve.steps[0] * run.config.training.max_epochs  # every epoch is validated, also the first one
     points = list(zip(curve.steps, curve.mean, strict=True))
     stride = -(-len(points) // MOST_POINTS)
-    kept = points[::-stride][::-1]  # from the end, so that the newest is among them
+    kept = points[::-stride][::-1]  # from the end, to keep the newest point
     flat: list[int | None] = []
     for step, value in kept:
         flat += [min(UNITS, round(UNITS * step / whole)), None if value is None else round(UNITS * value)]
@@ -117,7 +117,7 @@ def _line(run: Run, curve: Curve) -> list[int | None]:
 
 
 def _known_trials(rows: Sequence[TrialRow], claimed: Any) -> tuple[int, ...]:
-    """What a browser sends is a claim."""
+    """The ticked trials that exist: input from a browser is not trusted."""
     wanted = {number for number in claimed if type(number) is int} if isinstance(claimed, list) else set()
     return tuple(row.number for row in sorted(rows, key=lambda row: row.number) if row.number in wanted)
 
@@ -127,7 +127,7 @@ def _status(run: Run) -> str:
 
 
 def _count(row: TrialRow) -> str:
-    """What the test accuracy is a mean of: "3 seeds × 200 clips"."""
+    """What the mean test accuracy is based on: "3 seeds × 200 clips"."""
     if not row.test:
         return ""
     seeds = f"{len(row.test)} {'seed' if len(row.test) == 1 else 'seeds'}"

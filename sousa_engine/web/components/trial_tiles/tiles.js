@@ -1,12 +1,12 @@
-// Draws the tiles of a sweep, leaves those that did not change standing, tells Python what is ticked and what to open.
+// Draws the tiles of a sweep, keeps unchanged ones, and sends Python the ticks and the run to open.
 
 const walls = new WeakMap();
 const SIGNS = { queued: "·", starting: "▸", running: "▸", stopping: "▪", finished: "✓", failed: "✕", lost: "?", stopped: "▪", pruned: "–" };
 const SEND_AFTER_MS = 120;
-const WIDE = 100, HIGH = 30; // of a line's own coordinates; it is stretched to its tile
+const WIDE = 100, HIGH = 30; // coordinates of a sparkline, which is stretched to its tile
 
 const escape = (text) => String(text).replace(/[&<>"]/g, (c) => `&#${c.charCodeAt(0)};`);
-const address = (id) => `run?id=${encodeURIComponent(id)}`; // beside this page, also below a base path
+const address = (id) => `run?id=${encodeURIComponent(id)}`; // relative to this page, so also correct below a base path
 
 export default function ({ data, parentElement, setStateValue, setTriggerValue }) {
   let wall = walls.get(parentElement);
@@ -17,9 +17,9 @@ export default function ({ data, parentElement, setStateValue, setTriggerValue }
   return () => wall.flush();
 }
 
-// A browser may forbid storage; then a reload starts without ticks.
+// Browsers can block storage; then a reload loses the ticks.
 function remember(name, value) {
-  try { sessionStorage.setItem(name, JSON.stringify(value)); } catch { /* forbidden */ }
+  try { sessionStorage.setItem(name, JSON.stringify(value)); } catch { /* blocked */ }
 }
 
 function recall(name) {
@@ -45,7 +45,7 @@ class Wall {
     }
     const fresh = !this.items.size;
     for (const tile of tiles) this.draw(tile, top);
-    // Where a hand or the keyboard is, nothing moves under it: what is new comes last.
+    // While the pointer or the focus is in the list, tiles do not move: new ones are added at the end.
     const still = !fresh && this.list.matches(":hover, :focus-within");
     const shown = still ? [...this.list.children].map((item) => item.trial) : [];
     const order = new Set([...shown, ...tiles.map((tile) => tile.trial)]);
@@ -66,7 +66,7 @@ class Wall {
     item.querySelector("input").checked = this.ticked.has(tile.trial);
   }
 
-  html({ trial, label, state, best, runs, valid, test, n, note, lines }, top) {
+  html({ trial, label, state, best, runs, valid, test, n, note, sparklines }, top) {
     const chips = runs.map(([id, seed, status]) =>
       `<a class="${status}" href="${address(id)}" data-run="${escape(id)}" data-at="${escape(id)}" title="seed ${seed}: ${status}"
         aria-label="${escape(label)}, seed ${seed}: ${status}"><span>${seed}</span><span aria-hidden="true">${SIGNS[status]}</span></a>`);
@@ -74,10 +74,10 @@ class Wall {
       <div class="head">
         <label class="tick"><input type="checkbox" data-at="tick" aria-label="Tick ${escape(label)}"></label>
         <a class="title" href="${address(runs[0][0])}" data-run="${escape(runs[0][0])}" data-at="title" title="${escape(label)}">${escape(label)}</a>
-        <span class="number" title="Number of the trial">${trial}</span>
+        <span class="number" title="Trial number">${trial}</span>
       </div>
-      <svg class="line" viewBox="0 0 ${WIDE} ${HIGH}" preserveAspectRatio="none" aria-hidden="true">${
-        lines.map((line) => `<path d="${pathOf(line, top)}"/>`).join("")}</svg>
+      <svg class="sparkline" viewBox="0 0 ${WIDE} ${HIGH}" preserveAspectRatio="none" aria-hidden="true">${
+        sparklines.map((line) => `<path d="${pathOf(line, top)}"/>`).join("")}</svg>
       <dl class="numbers">
         <div><dt>Valid</dt><dd>${valid}</dd></div>
         <div><dt>Test</dt><dd>${test}</dd>${n && `<small>${n}</small>`}</div>
@@ -87,7 +87,7 @@ class Wall {
         ${best ? '<span class="best">best so far</span>' : ""}</div>`;
   }
 
-  // Moves only what stands elsewhere: an element that is moved loses the keyboard.
+  // Moves only elements in another place: a moved element loses the focus.
   place(items) {
     const kept = new Set(items);
     for (const item of [...this.list.children]) if (!kept.has(item)) item.remove();
@@ -125,7 +125,7 @@ class Wall {
 
   click(event) {
     const link = event.target.closest("[data-run]");
-    if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return; // another tab is the browser's own business
+    if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return; // the browser opens a new tab
     event.preventDefault();
     this.ask(link.dataset.run);
   }
@@ -139,7 +139,7 @@ class Wall {
   }
 }
 
-// "M x y L x y ...": a gap begins anew; a point by itself is a dot.
+// "M x y L x y ...": a gap starts a new line; an isolated point is drawn as a dot.
 function pathOf(line, top) {
   let path = "", pen = "M", alone = false;
   for (let i = 0; i < line.length; i += 2) {

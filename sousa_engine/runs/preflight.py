@@ -1,0 +1,199 @@
+"""What can be known of a run before it starts: whether it can work, and what it will do. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Literal
+
+from sousa_engine import backbones, targets
+from sousa_engine.core.config import RunConfig
+from sousa_engine.core.errors import (
+    DataError,
+    UserError,
+)
+from sousa_engine.core.methods import METHODS
+from sousa_engine.data import audio, findings, scan
+from sousa_engine.data import manifest as manifests
+from sousa_engine.data.splits import SPLITS
+from sousa_engine.runs.executors import local
+from sousa_engine.targets import Counts, Outline
+from sousa_engine.training import reporters
+from sousa_engine.workspace import Workspace
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One thing looked at before a run. "note" is a fact; "warning" is to be weighed; "error" forbids the start."""
+
+    level: Literal["ok", "note", "warning", "error"]
+    title: str
+    detail: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preflight:
+    """clips: number of clips a split. majority: accuracy of always naming the test split's most frequent class."""
+
+    checks: tuple[Check, ...]
+    counts: Counts
+    classes: int
+    clips: Mapping[str, int]
+    steps_per_epoch: int
+    total_steps: int
+    majority: float | None
+    weights_label: str
+
+    @property
+    def errors(self) -> tuple[Check, ...]:
+        return tuple(check for check in self.checks if check.level == "error")
+
+
+def preflight(run_config: RunConfig, workspace: Workspace) -> Preflight:
+    """Everything that can be known before a run without loading the network. Raises DataError for unusable data."""
+    outline = targets.load_outline(run_config.model.variant)
+    verdicts = scan.verdicts(run_config.data, workspace)
+    manifest = manifests.open_dataset(run_config.data, verdicts)
+    sizes = {split: sum(clip.split == split for clip in manifest.clips) for split in SPLITS}
+    steps_per_epoch = run_config.training.steps_per_epoch(sizes["train"])
+    counts = targets.count(
+        outline,
+        [target.path for target in run_config.lora.targets],
+        r=run_config.lora.r,
+        head=run_config.lora.head,
+        num_classes=len(manifest.classes),
+        method=run_config.lora.method,
+        ranks=run_config.lora.ranks,
+    )
+    weights = _weights_check(run_config, workspace)
+    checks = (
+        weights,
+        _targets_check(run_config, outline, counts),
+        _head_check(run_config, outline, counts),
+        _classes_check(manifest),
+        *_length_check(run_config, manifest),
+        _device_check(run_config),
+        *([] if run_config.wandb.mode == "disabled" else [_wandb_check(run_config)]),
+        *_files_checks(findings.report(run_config.data, verdicts, manifest), manifest),
+        *_notes_checks(manifest),
+    )
+    majority = manifests.majority_baseline(manifest, "test") if sizes["test"] else None
+    return Preflight(
+        checks=checks,
+        counts=counts,
+        classes=len(manifest.classes),
+        clips=sizes,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=steps_per_epoch * run_config.training.max_epochs,
+        majority=majority,
+        weights_label=weights.detail,
+    )
+
+
+def _weights_check(run_config: RunConfig, workspace: Workspace) -> Check:
+    model = run_config.model
+    if model.weights == "random":
+        detail = "Random weights: a control, not a pretrained backbone. Every page will say so."
+        return Check(level="warning", title="Weights", detail=detail)
+    try:
+        state = backbones.weights_state(model.variant, workspace, weights=model.weights)
+    except UserError as error:
+        return Check(level="error", title="Weights", detail=str(error))
+    if not state.available:
+        return Check(level="error", title="Weights", detail=state.message)
+    return Check(level="ok", title="Weights", detail=state.label)
+
+
+def _targets_check(run_config: RunConfig, outline: Outline, counts: Counts) -> Check:
+    method = METHODS[run_config.lora.method]
+    if not method.takes_targets:
+        detail = f"{method.title}: {method.help}. {counts.adapter_parameters:,} parameters beside the head."
+        return Check(level="ok", title="Targets", detail=detail)
+    if not run_config.lora.targets:
+        if run_config.lora.head == "freeze":
+            return Check(level="error", title="Targets", detail="Nothing would train: no targets and a frozen head.")
+        return Check(level="note", title="Targets", detail="No targets: a linear probe, only the head trains.")
+    own = len(run_config.lora.rank_pattern)
+    detail = (
+        f"{counts.layers} modules get {run_config.lora.label}{f', {own} with a rank of their own' if own else ''}; "
+        f"they start as an identity, checked again on the real network."
+    )
+    return Check(level="ok", title="Targets", detail=detail)
+
+
+def _head_check(run_config: RunConfig, outline: Outline, counts: Counts) -> Check:
+    policy, method = run_config.lora.head, METHODS[run_config.lora.method]
+    if policy == "lora" and (reason := method.reason(outline.head_layer.kind)):
+        detail = f"The head ({outline.head_layer.path}): {reason} Set lora.head=train."
+        return Check(level="error", title="Head", detail=detail)
+    if policy == "freeze":
+        detail = "The head is new and frozen: its random weights stay. Set lora.head to train unless you mean it."
+        return Check(level="warning", title="Head", detail=detail)
+    how = "trained fully" if policy == "train" else f"trained through {run_config.lora.label}"
+    return Check(level="ok", title="Head", detail=f"New, {how}: {counts.head_parameters:,} parameters.")
+
+
+def _files_checks(found: findings.Report, manifest: manifests.Manifest) -> list[Check]:
+    """What scans so far say of the files, so that nobody finds out only from the counts. Embedded sets have none."""
+    checks = []
+    if found.refusal:
+        checks.append(Check(level="error", title="Data", detail=found.refusal))
+    elif left_out := manifests.left_out(manifest):
+        checks.append(Check(level="warning", title="Data", detail=left_out))
+    if found.odd:
+        checks.append(Check(level="warning", title="Data", detail=found.odd))
+    if waiting := found.files - found.scanned:
+        detail = f"{waiting:,} of {found.files:,} files are still to be decoded: the run does it before it trains."
+        checks.append(Check(level="note", title="Files", detail=detail))
+    elif manifest.layout != "embedded":
+        checks.append(Check(level="ok", title="Files", detail=f"All {found.files:,} files were scanned."))
+    return checks
+
+
+def _notes_checks(manifest: manifests.Manifest) -> list[Check]:
+    doubts = [Check(level="warning", title="Data", detail=note) for note in manifest.warnings]
+    facts = [note for note in manifest.notes if note not in manifest.warnings]
+    return [*doubts, *(Check(level="note", title="Data", detail=note) for note in facts)]
+
+
+def _classes_check(manifest: manifests.Manifest) -> Check:
+    if len(manifest.classes) < 2:
+        detail = f"{manifest.name} has one class; a classifier needs two. Add another folder of clips."
+        return Check(level="error", title="Classes", detail=detail)
+    for split in SPLITS:
+        present = {clip.label for clip in manifest.clips if clip.split == split}
+        missing = [name for name in manifest.classes if name not in present]
+        if missing:
+            shown = ", ".join(missing[:5]) + (" ..." if len(missing) > 5 else "")
+            detail = f"{len(missing)} classes have no clip in {split}: {shown}. Add clips, or change the split."
+            return Check(level="error", title="Classes", detail=detail)
+    detail = f"All {len(manifest.classes)} classes are in train, valid and test."
+    return Check(level="ok", title="Classes", detail=detail)
+
+
+def _length_check(run_config: RunConfig, manifest: manifests.Manifest) -> list[Check]:
+    """Whether the backbone takes clips of this length: without a word where it does."""
+    front_end = backbones.variant(run_config.model.variant).front_end
+    try:
+        front_end.frames(audio.samples(manifest.clip_s, front_end.sample_rate_hz))
+    except DataError as error:
+        return [Check(level="error", title="Clip length", detail=str(error))]
+    return []
+
+
+def _device_check(run_config: RunConfig) -> Check:
+    present = local.devices()
+    if run_config.device == "auto":
+        return Check(level="ok", title="Device", detail=f"auto: {present[0]}")
+    if run_config.device not in present:
+        detail = f"{run_config.device} is not on this machine; here are: {', '.join(present)}."
+        return Check(level="error", title="Device", detail=detail)
+    return Check(level="ok", title="Device", detail=run_config.device)
+
+
+def _wandb_check(run_config: RunConfig) -> Check:
+    mode = run_config.wandb.mode
+    if find_spec("wandb") is None:
+        return Check(level="error", title="W&B", detail=reporters.wandb_missing(mode))
+    return Check(level="ok", title="W&B", detail=mode)
