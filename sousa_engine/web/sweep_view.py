@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -154,10 +153,8 @@ def enlarge(sweep_id: str, verb: Callable[[Store, Sweep], int], refused: str) ->
 
 
 def add_seeds(seeds: str, store: Store, found: Sweep) -> int:
-    words = [word for word in re.split(r"[,\s]+", st.session_state[seeds]) if word]
-    if not words or not all(word.isdecimal() for word in words):
-        raise ConfigError("Enter whole numbers separated by spaces, such as 3 4.")
-    return len(sweep_orders.add_seeds(store, found, [int(word) for word in words], created_by="page"))
+    more = sweep_spec.parse_seeds(st.session_state[seeds])
+    return len(sweep_orders.add_seeds(store, found, more, created_by="page"))
 
 
 def extend(axis: str, values: str, store: Store, found: Sweep) -> int:

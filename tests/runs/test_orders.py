@@ -205,7 +205,7 @@ def test_the_legacy_preset_says_which_modules_its_names_became():
     found = prepared("model=ast_fixed")
     lora = found.config.lora
     assert (found.config.model.variant, lora.r, len(lora.targets)) == ("ast-base", 16, 60)
-    assert all("today:" in note for note in found.notes) and len(found.notes) == 4
+    assert all("Old name, now " in note for note in found.notes) and len(found.notes) == 4
     counts = targets.count(found.outline, [t.path for t in lora.targets], r=16, head="freeze", num_classes=40)
     assert counts.adapter_parameters == 1_916_928
 
