@@ -22,8 +22,9 @@ from benchmarks.controls import MINIS
 from sousa_engine import backbones
 from sousa_engine.analysis.significance import wilson
 from sousa_engine.core.config import DataConfig
+from sousa_engine.data.clips import Manifest
 from sousa_engine.data.features import feature_cache
-from sousa_engine.data.manifest import Manifest, open_dataset
+from sousa_engine.data.manifest import open_dataset
 from sousa_engine.workspace import Workspace
 
 if TYPE_CHECKING:

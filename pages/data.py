@@ -10,8 +10,9 @@ from sousa_engine.core import rudiments
 from sousa_engine.core.config import DataConfig
 from sousa_engine.core.errors import UserError, WorkspaceError
 from sousa_engine.data import scan, synth
-from sousa_engine.data.decode import Verdict
-from sousa_engine.data.manifest import Clip, Manifest, counts, dataset_names, majority_baseline
+from sousa_engine.data.clips import Clip, Manifest
+from sousa_engine.data.manifest import counts, dataset_names, majority_baseline
+from sousa_engine.data.soundness import Soundness
 from sousa_engine.data.splits import SPLITS
 from sousa_engine.web import parts, scan_view
 from sousa_engine.web.baselines_view import baselines_section
@@ -132,7 +133,7 @@ def opened(dataset: str, stamp: tuple[int, int]) -> Manifest:
 
 
 @st.cache_resource(max_entries=6, ttl=600, show_spinner=False)
-def scanned(dataset: str, stamp: tuple[int, int]) -> dict[str, Verdict]:
+def scanned(dataset: str, stamp: tuple[int, int]) -> dict[str, Soundness]:
     """The scan results so far, by file. stamp: as for `opened`."""
     return scan.cached(DataConfig(dataset=dataset), default_workspace())
 

@@ -27,7 +27,8 @@ from sousa_engine.core.config import DataConfig, RunConfig
 from sousa_engine.core.errors import DataError, UserError, WorkspaceError
 from sousa_engine.core.records import Prediction
 from sousa_engine.data import audio, features, rhythm, scan
-from sousa_engine.data.manifest import Manifest, counts
+from sousa_engine.data.clips import Manifest
+from sousa_engine.data.manifest import counts
 from sousa_engine.data.splits import SPLITS
 from sousa_engine.data.synth import ClipPlan
 from sousa_engine.workspace import Workspace, intake, run_files, spool

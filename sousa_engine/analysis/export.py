@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from sousa_engine.core.records import RunRow
+from sousa_engine.data.clips import Clip
 from sousa_engine.data.findings import KINDS, Finding
-from sousa_engine.data.manifest import Clip
 
 _BEGINS_A_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 _COLUMNS = (

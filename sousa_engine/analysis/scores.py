@@ -16,7 +16,7 @@ from sousa_engine.analysis.sweeps import TrialRow
 from sousa_engine.core.config import DataConfig
 from sousa_engine.core.records import ClipScore
 from sousa_engine.data import manifest, synth
-from sousa_engine.data.manifest import Clip
+from sousa_engine.data.clips import Clip
 
 ALL = "all clips"
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from sousa_engine.backbones.efficientat_network import (
+from sousa_engine.backbones.mobile_blocks import (
     BlockSettings,
     EfficientAT,
     InvertedResidual,

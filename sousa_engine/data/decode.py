@@ -14,14 +14,15 @@ import re
 import resource
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sousa_engine.data import audio
-from sousa_engine.data.audio import CURE, AudioHeader, Unusable
+from sousa_engine.data import headers
+from sousa_engine.data.headers import CURE, AudioHeader, Unusable
+from sousa_engine.data.soundness import Soundness
 
 MEMORY_BYTES = 2 * 2**30  # of address space; a worker that decodes usual files needs a tenth
 LONG_S = 600.0
@@ -38,60 +39,28 @@ _OF_SAMPLES = {"data", "SSND", "Data Size", "riff"}  # riff: of W64, whose log d
 _STREAMED = 0x7FFF_0000  # a size from here on is what programs write who do not know it yet
 
 
-@dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """What decoding one file came to. error: why it cannot be used, one clause without its name; "" if it can.
-
-    kind: of that error, in a word. warnings: (kind, clause) of what is odd about a file that can be used. duration_s,
-    sample_rate_hz, channels: as its header says, 0 where it cannot be used. content: 32 hex digits of the decoded
-    samples, equal for equal sound in different containers; "" for silence, which is no sign of a copy. whole: decoded
-    to the end; else its header alone was read, and nothing is known of what follows.
-    """
-
-    size: int
-    mtime_ns: int
-    error: str = ""
-    kind: str = ""
-    warnings: tuple[tuple[str, str], ...] = ()
-    duration_s: float = 0.0
-    sample_rate_hz: int = 0
-    channels: int = 0
-    content: str = ""
-    whole: bool = True
-
-    @property
-    def header(self) -> AudioHeader:
-        return AudioHeader(
-            duration_s=self.duration_s,
-            sample_rate_hz=self.sample_rate_hz,
-            channels=self.channels,
-            size=self.size,
-            mtime_ns=self.mtime_ns,
-        )
-
-
-def decode(path: Path) -> Verdict:
+def decode(path: Path) -> Soundness:
     """The verdict on one file, read to its end in blocks. Raises Unusable for what the file system alone forbids."""
-    facts = audio.file_facts(path)
+    facts = headers.file_facts(path)
     stamp: dict[str, Any] = {"size": facts.st_size, "mtime_ns": facts.st_mtime_ns}
     try:
-        return Verdict(**stamp, **_decoded(path))
+        return Soundness(**stamp, **_decoded(path))
     except Unusable as error:
-        return Verdict(**stamp, error=str(error), kind=error.kind)
+        return Soundness(**stamp, error=str(error), kind=error.kind)
     except MemoryError:
-        return Verdict(
+        return Soundness(
             **stamp, error=f"decoding it needs more than {MEMORY_BYTES / 2**30:g} GiB; {CURE}", kind="memory"
         )
 
 
-def read_header(path: Path) -> Verdict:
+def read_header(path: Path) -> Soundness:
     """As `decode`, of the header alone."""
     try:
-        header = audio.probe(path)
+        header = headers.read_header(path)
     except Unusable as error:
-        facts = audio.file_facts(path)
-        return Verdict(size=facts.st_size, mtime_ns=facts.st_mtime_ns, error=str(error), kind=error.kind, whole=False)
-    return Verdict(**asdict(header), whole=False)
+        facts = headers.file_facts(path)
+        return Soundness(size=facts.st_size, mtime_ns=facts.st_mtime_ns, error=str(error), kind=error.kind, whole=False)
+    return Soundness(**asdict(header), whole=False)
 
 
 def cpu_limit_s(size: int) -> int:
@@ -115,7 +84,7 @@ def limit_cpu(seconds: int) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (int(used.ru_utime + used.ru_stime) + seconds, hard))
 
 
-def serve(answer: Callable[[Path], Verdict] = decode) -> None:
+def serve(answer: Callable[[Path], Soundness] = decode) -> None:
     """The worker's loop: one answer a question, until stdin ends."""
     limit_memory()
     _say({"ready": True})
@@ -132,7 +101,7 @@ def _decoded(path: Path) -> dict[str, Any]:
     """The fields of a usable file's verdict."""
     import soundfile
 
-    header = audio.probe(path)
+    header = headers.read_header(path)
     digest = hashlib.blake2b(digest_size=16)
     low, high = np.inf, -np.inf
     read = bad = 0
@@ -157,8 +126,8 @@ def _decoded(path: Path) -> dict[str, Any]:
         raise Unusable(
             "truncated", f"it is cut short: its header promises {promised:,} samples, it holds {read:,}; {CURE}"
         )
-    if read < header.sample_rate_hz * audio.SHORTEST_S:
-        raise audio.too_short(read, header.sample_rate_hz)
+    if read < header.sample_rate_hz * headers.SHORTEST_S:
+        raise headers.too_short(read, header.sample_rate_hz)
     if bad:
         of = read * header.channels
         raise Unusable("not-a-number", f"{bad:,} of its {of:,} samples are no numbers (NaN or infinite); {CURE}")

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from sousa_engine.core.errors import DataError
-from sousa_engine.data import audio, decode
+from sousa_engine.data import audio, decode, headers
 from sousa_engine.workspace import PROJECT_ROOT
 
 WORKER = (sys.executable, "-m", "sousa_engine.data.excerpt")
@@ -57,9 +57,9 @@ def main(path: Path, clip_s: float, sample_rate_hz: int) -> None:
     decode.limit_memory()
     decode.limit_cpu(CPU_S)
     try:
-        audio.file_facts(path)
+        headers.file_facts(path)
         found = audio.load(path, clip_s, sample_rate_hz)
-    except audio.Unusable as error:
+    except headers.Unusable as error:
         _refuse(f"{path} cannot be played: {error}.")
     except DataError as error:
         _refuse(str(error))

@@ -31,7 +31,7 @@ from sousa_engine.core.errors import DataError, WorkspaceError
 from sousa_engine.data import audio
 
 if TYPE_CHECKING:
-    from sousa_engine.data.manifest import Manifest
+    from sousa_engine.data.clips import Manifest
     from sousa_engine.data.synth import ClipPlan
     from sousa_engine.frontends import FrontEndSpec
     from sousa_engine.workspace import Workspace

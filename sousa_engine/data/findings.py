@@ -13,11 +13,11 @@ from typing import Literal
 
 from sousa_engine.core.config import DataConfig
 from sousa_engine.core.errors import DataError
-from sousa_engine.data import audio, layouts, synth
+from sousa_engine.data import headers, layouts, synth
 from sousa_engine.data import manifest as manifests
-from sousa_engine.data.decode import Verdict
+from sousa_engine.data.clips import Manifest
 from sousa_engine.data.layouts import PassedOver, Row
-from sousa_engine.data.manifest import Manifest
+from sousa_engine.data.soundness import Soundness
 
 KINDS = {
     "missing": "no such file",
@@ -112,7 +112,7 @@ class Report:
         return dict(Counter(found.kind for found in self.findings))
 
 
-def report(config: DataConfig, verdicts: Mapping[str, Verdict], opened: Manifest | None = None) -> Report:
+def report(config: DataConfig, verdicts: Mapping[str, Soundness], opened: Manifest | None = None) -> Report:
     """What is known of a data set. config.strict: what two splits share, or two labels, is an error; errors refuse.
 
     opened: the data set, where the caller has opened it with the same verdicts already. Raises UnknownNameError or
@@ -161,14 +161,14 @@ def report(config: DataConfig, verdicts: Mapping[str, Verdict], opened: Manifest
     )
 
 
-def _known(rows: Sequence[Row], verdicts: Mapping[str, Verdict]) -> Iterator[tuple[str, Verdict]]:
+def _known(rows: Sequence[Row], verdicts: Mapping[str, Soundness]) -> Iterator[tuple[str, Soundness]]:
     """clip_id -> verdict on the file as it is now; one that the file system forbids counts as judged."""
     for row in rows:
         try:
             if (verdict := layouts.current(row.path, verdicts)) is not None and verdict.whole:
                 yield row.clip_id, verdict
-        except audio.Unusable as error:
-            yield row.clip_id, Verdict(size=0, mtime_ns=0, error=str(error), kind=error.kind)
+        except headers.Unusable as error:
+            yield row.clip_id, Soundness(size=0, mtime_ns=0, error=str(error), kind=error.kind)
 
 
 def _refusal(config: DataConfig, found: Sequence[Finding]) -> str:
@@ -249,7 +249,7 @@ def _points(text: str) -> str:
 # Copies
 
 
-def _copies(rows: Sequence[Row], known: Mapping[str, Verdict], opened: Manifest | None) -> Iterator[Finding]:
+def _copies(rows: Sequence[Row], known: Mapping[str, Soundness], opened: Manifest | None) -> Iterator[Finding]:
     """Clips whose samples are equal: a leak where they are in two splits, a contradiction where labels differ."""
     same: dict[str, list[Row]] = defaultdict(list)
     for row in rows:

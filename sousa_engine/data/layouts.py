@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sousa_engine.core.errors import DataError, nearest
-from sousa_engine.data import audio
-from sousa_engine.data.decode import Verdict
+from sousa_engine.data import headers
+from sousa_engine.data.clips import Excluded
+from sousa_engine.data.soundness import Soundness
 from sousa_engine.data.splits import split_name
 
 GROUP_COLUMNS = ("player", "group")
@@ -30,17 +31,8 @@ class Recording:
     label: str
     split: str
     group: str
-    header: audio.AudioHeader
+    header: headers.AudioHeader
     columns: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Excluded:
-    """A file or row that is left out, and why: one clause, fit to stand behind the name. kind: the same in a word."""
-
-    name: str
-    reason: str
-    kind: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +126,7 @@ def list_folder(root: Path) -> Listing:
             ]
     if not rows:
         raise DataError(
-            f"{root} holds no audio files. Files ending in {', '.join(sorted(audio.SUFFIXES))} are read, "
+            f"{root} holds no audio files. Files ending in {', '.join(sorted(headers.SUFFIXES))} are read, "
             "in one folder for each class."
         )
     return Listing(rows=tuple(rows), notes=tuple(notes), passed_over=_passed_over(root, others))
@@ -158,7 +150,7 @@ def list_csv(path: Path) -> Listing:
     return Listing(rows=tuple(rows), excluded=tuple(excluded))
 
 
-def probe(listing: Listing, verdicts: Mapping[str, Verdict]) -> Found:
+def probe(listing: Listing, verdicts: Mapping[str, Soundness]) -> Found:
     """Open every header, or take what decoding said of the file as it is now; what cannot be used is excluded.
 
     verdicts: by path. A class that has lost every file is named in the notes.
@@ -169,9 +161,9 @@ def probe(listing: Listing, verdicts: Mapping[str, Verdict]) -> Found:
         try:
             known = current(row.path, verdicts)
             if known is not None and known.error:
-                raise audio.Unusable(known.kind, known.error)
-            header = known.header if known is not None else audio.probe(row.path)
-        except audio.Unusable as error:
+                raise headers.Unusable(known.kind, known.error)
+            header = known.header if known is not None else headers.read_header(row.path)
+        except headers.Unusable as error:
             excluded.append(Excluded(name=shown(row.clip_id), reason=str(error), kind=error.kind))
             continue
         recordings.append(
@@ -190,9 +182,9 @@ def probe(listing: Listing, verdicts: Mapping[str, Verdict]) -> Found:
     return Found(recordings=tuple(recordings), excluded=tuple(excluded), notes=(*listing.notes, *notes))
 
 
-def current(path: Path, verdicts: Mapping[str, Verdict]) -> Verdict | None:
+def current(path: Path, verdicts: Mapping[str, Soundness]) -> Soundness | None:
     """The verdict on a file if it is still of the size and time that were judged. Raises Unusable as file_facts."""
-    facts = audio.file_facts(path)
+    facts = headers.file_facts(path)
     known = verdicts.get(str(path))
     return known if known and (known.size, known.mtime_ns) == (facts.st_size, facts.st_mtime_ns) else None
 
@@ -349,4 +341,4 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def _is_audio(name: str) -> bool:
-    return not name.startswith(".") and Path(name).suffix.lower() in audio.SUFFIXES | audio.FOREIGN_SUFFIXES
+    return not name.startswith(".") and Path(name).suffix.lower() in headers.SUFFIXES | headers.FOREIGN_SUFFIXES

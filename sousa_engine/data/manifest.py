@@ -7,7 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -16,63 +16,13 @@ from sousa_engine.core import inputs, rudiments
 from sousa_engine.core.config import DataConfig
 from sousa_engine.core.errors import DataError, unknown
 from sousa_engine.data import layouts, splits, synth
-from sousa_engine.data.decode import Verdict
-from sousa_engine.data.layouts import Excluded, Found, Listing, Recording
+from sousa_engine.data.clips import Clip, Excluded, Manifest
+from sousa_engine.data.layouts import Found, Listing, Recording
+from sousa_engine.data.soundness import Soundness
 from sousa_engine.data.splits import SPLITS
 
 LONGEST_CLIP_S = 10.0  # a data set's own clip length never exceeds this; data.clip_s may
 _KEY_VERSION = 1  # raised when the same files would give other waveforms
-
-
-@dataclass(frozen=True, kw_only=True)
-class Clip:
-    """One example. duration_s: of the recording, before it is padded or cut to the manifest's clip_s."""
-
-    clip_id: str
-    label: str
-    split: str
-    group: str  # who plays ("" where the data does not say); a group stays whole within one split
-    duration_s: float
-    columns: Mapping[str, str | float]
-    source: synth.ClipPlan | Path
-
-
-@dataclass(frozen=True, kw_only=True)
-class Manifest:
-    """All clips of a data set, sorted by clip_id within their layout; every class is in every split."""
-
-    name: str
-    layout: str  # embedded, folder or csv
-    classes: tuple[str, ...]  # sorted: the index is the class's number in a network's output
-    clips: tuple[Clip, ...]
-    clip_s: float
-    sample_rate_hz: int
-    content_key: str  # 32 hex digits that change whenever a waveform would; labels and splits are not in it
-    notes: tuple[str, ...]
-    excluded: tuple[Excluded, ...] = ()
-    warnings: tuple[str, ...] = ()  # those of the notes that are to be weighed before a run; the others are facts
-
-    @cached_property
-    def by_id(self) -> dict[str, Clip]:
-        return {clip.clip_id: clip for clip in self.clips}
-
-    @cached_property
-    def split_key(self) -> str:
-        """32 hex digits that change with any clip's name, label, split or player: what content_key leaves open."""
-        digest = hashlib.sha256()
-        for clip in self.clips:
-            facts = "\0".join((clip.clip_id, clip.label, clip.split, clip.group))
-            digest.update(f"{facts}\n".encode("utf-8", "surrogateescape"))
-        return digest.hexdigest()[:32]
-
-    def indices(self, split: str) -> tuple[int, ...]:
-        """Positions in `clips` (and in a feature cache) of one split's clips."""
-        return tuple(i for i, clip in enumerate(self.clips) if clip.split == split)
-
-    def targets(self) -> tuple[int, ...]:
-        """The number of each clip's class, in the order of `clips`."""
-        number = {label: i for i, label in enumerate(self.classes)}
-        return tuple(number[clip.label] for clip in self.clips)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +36,7 @@ class EmbeddedSet:
     clip_s: float
 
 
-def open_dataset(config: DataConfig, verdicts: Mapping[str, Verdict] | None = None) -> Manifest:
+def open_dataset(config: DataConfig, verdicts: Mapping[str, Soundness] | None = None) -> Manifest:
     """The data set that `config.dataset` names: an embedded set, a folder of classes, or a CSV file.
 
     What cannot be used is in `excluded`: files, and the classes that the rest leaves too few of. verdicts: by path,

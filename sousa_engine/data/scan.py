@@ -26,12 +26,13 @@ from typing import IO
 
 from sousa_engine.core.config import DataConfig
 from sousa_engine.core.errors import DataError, WorkspaceError
-from sousa_engine.data import audio, synth
+from sousa_engine.data import headers, synth
 from sousa_engine.data import manifest as manifests
-from sousa_engine.data.audio import CURE
-from sousa_engine.data.decode import Verdict, cpu_limit_s
+from sousa_engine.data.clips import Manifest
+from sousa_engine.data.decode import cpu_limit_s
+from sousa_engine.data.headers import CURE
 from sousa_engine.data.layouts import current
-from sousa_engine.data.manifest import Manifest
+from sousa_engine.data.soundness import Soundness
 from sousa_engine.workspace import PROJECT_ROOT, Workspace, intake
 from sousa_engine.workspace.intake import Intake, Tell
 
@@ -44,7 +45,7 @@ _POLL_S = 0.2
 _MOST_HEADERS = 200_000  # that one process remembers
 _TRIES = 2  # a worker may die of something else than its file: only the second death is the file's
 
-_headers: dict[str, Verdict] = {}  # of files that no scan has seen, for as long as this process lives
+_headers: dict[str, Soundness] = {}  # of files that no scan has seen, for as long as this process lives
 
 
 def open_dataset(config: DataConfig, workspace: Workspace) -> Manifest:
@@ -52,7 +53,7 @@ def open_dataset(config: DataConfig, workspace: Workspace) -> Manifest:
     return manifests.open_dataset(config, verdicts(config, workspace))
 
 
-def verdicts(config: DataConfig, workspace: Workspace) -> dict[str, Verdict]:
+def verdicts(config: DataConfig, workspace: Workspace) -> dict[str, Soundness]:
     """`cached`, and of files that no scan has seen what their headers say, read by workers just now.
 
     A page or a supervisor thus opens no file of unknown origin itself. Raises as manifest.open_dataset, and
@@ -62,7 +63,7 @@ def verdicts(config: DataConfig, workspace: Workspace) -> dict[str, Verdict]:
     unseen = unscanned(config, found)
     fresh = []
     for path in unseen:
-        with contextlib.suppress(audio.Unusable):
+        with contextlib.suppress(headers.Unusable):
             if current(path, _headers) is None:
                 fresh.append(path)
     if len(_headers) + len(fresh) > _MOST_HEADERS:
@@ -75,14 +76,14 @@ def verdicts(config: DataConfig, workspace: Workspace) -> dict[str, Verdict]:
     return found | {str(path): _headers[str(path)] for path in unseen if str(path) in _headers}
 
 
-def cached(config: DataConfig, workspace: Workspace) -> dict[str, Verdict]:
+def cached(config: DataConfig, workspace: Workspace) -> dict[str, Soundness]:
     """Path -> what scans found, perhaps of a file that has changed since; {} for embedded sets. Opens no audio."""
     return {} if config.dataset in synth.PRESETS else _read(folder_of(config, workspace) / _FILE)
 
 
-def is_sound(path: Path, verdicts: Mapping[str, Verdict]) -> bool:
+def is_sound(path: Path, verdicts: Mapping[str, Soundness]) -> bool:
     """Whether a scan has decoded this file to its end, as it is now, and nothing was wrong with it."""
-    with contextlib.suppress(audio.Unusable):
+    with contextlib.suppress(headers.Unusable):
         known = current(path, verdicts)
         return known is not None and known.whole and not known.error
     return False
@@ -108,14 +109,14 @@ def verdicts_stamp(config: DataConfig, workspace: Workspace) -> tuple[int, int]:
     return facts.st_size, facts.st_mtime_ns
 
 
-def unscanned(config: DataConfig, verdicts: Mapping[str, Verdict]) -> tuple[Path, ...]:
+def unscanned(config: DataConfig, verdicts: Mapping[str, Soundness]) -> tuple[Path, ...]:
     """Files of the data set that could be decoded and have no verdict as they are now. Raises as open_dataset."""
     if config.dataset in synth.PRESETS:
         return ()
     _, listing = manifests.list_files(config)
     found = []
     for path in dict.fromkeys(row.path for row in listing.rows):
-        with contextlib.suppress(audio.Unusable):
+        with contextlib.suppress(headers.Unusable):
             if current(path, verdicts) is None:
                 found.append(path)
     return tuple(found)
@@ -129,7 +130,7 @@ def scan(
     lock_fd: int | None = None,
     fresh: bool = False,
     workers: int | None = None,
-) -> dict[str, Verdict]:
+) -> dict[str, Soundness]:
     """Decode every file that has no verdict yet; all verdicts, by path. Nothing is done for embedded sets.
 
     tell(SCANNING, done, total), in files; what it raises ends the scan, and what was found is kept. Waits while another
@@ -159,7 +160,7 @@ def scan(
 _FILE = f"verdicts.{_VERSION}.jsonl"
 
 
-def _scan(config: DataConfig, kept: Path, tell: Tell, workers: int) -> dict[str, Verdict]:
+def _scan(config: DataConfig, kept: Path, tell: Tell, workers: int) -> dict[str, Soundness]:
     verdicts = _read(kept)
     todo = unscanned(config, verdicts)
     tell(SCANNING, 0, len(todo))
@@ -178,9 +179,9 @@ def _scan(config: DataConfig, kept: Path, tell: Tell, workers: int) -> dict[str,
     return verdicts
 
 
-def _read(kept: Path) -> dict[str, Verdict]:
+def _read(kept: Path) -> dict[str, Soundness]:
     """Later lines win; a line that is not whole is none."""
-    found: dict[str, Verdict] = {}
+    found: dict[str, Soundness] = {}
     try:
         lines = kept.read_bytes().splitlines()
     except FileNotFoundError:
@@ -190,7 +191,7 @@ def _read(kept: Path) -> dict[str, Verdict]:
             value = json.loads(line)
             warnings = tuple((kind, reason) for kind, reason in value.pop("warnings"))
             path = value.pop("path")
-            found[path] = Verdict(**value, warnings=warnings)
+            found[path] = Soundness(**value, warnings=warnings)
         except (ValueError, TypeError, KeyError, AttributeError):
             continue
     return found
@@ -220,7 +221,7 @@ def judge(
     *,
     command: Sequence[str] = WORKER,
     wall_s: Callable[[int], float] = lambda size: 5.0 * cpu_limit_s(size),
-) -> Generator[tuple[Path, Verdict | None], None, None]:
+) -> Generator[tuple[Path, Soundness | None], None, None]:
     """Each file with its verdict, in the order in which they come; None for one that went away meanwhile.
 
     wall_s: seconds that a file of so many bytes may take. Raises WorkspaceError if no worker can be started. Closing
@@ -292,7 +293,7 @@ class _Worker:
         except BrokenPipeError:
             pass  # it has died: its end of the other pipe tells
 
-    def answers(self) -> Iterator[tuple[Path, Verdict | None]]:
+    def answers(self) -> Iterator[tuple[Path, Soundness | None]]:
         data = os.read(self.out.fileno(), 65_536)
         self.ended = not data
         *lines, self._rest = (self._rest + data).split(b"\n")
@@ -305,7 +306,7 @@ class _Worker:
             assert self.path is not None, "a worker answers when it is asked"
             path, self.path = self.path, None
             warnings = tuple((kind, reason) for kind, reason in value.pop("warnings", ()))
-            yield path, None if "gone" in value else Verdict(**value, warnings=warnings)
+            yield path, None if "gone" in value else Soundness(**value, warnings=warnings)
 
     def close(self) -> None:
         if self.ended:  # its pipe is closed: let its own end come, so that the signal it died of is seen
@@ -330,11 +331,11 @@ class _Worker:
         return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
 
-def _killer(path: Path, worker: _Worker, *, late_s: float | None) -> Verdict | None:
+def _killer(path: Path, worker: _Worker, *, late_s: float | None) -> Soundness | None:
     """The verdict on a file that its worker did not survive."""
     try:
-        facts = audio.file_facts(path)
-    except audio.Unusable:
+        facts = headers.file_facts(path)
+    except headers.Unusable:
         return None
     if worker.was_out_of_time:
         kind, why = "time", f"decoding it takes more than {cpu_limit_s(facts.st_size)} s of processor time"
@@ -342,4 +343,4 @@ def _killer(path: Path, worker: _Worker, *, late_s: float | None) -> Verdict | N
         kind, why = "time", f"decoding it did not end within {late_s:.0f} s"
     else:
         kind, why = "crash", f"the decoder dies of it ({worker.end()})"
-    return Verdict(size=facts.st_size, mtime_ns=facts.st_mtime_ns, error=f"{why}; {CURE}", kind=kind)
+    return Soundness(size=facts.st_size, mtime_ns=facts.st_mtime_ns, error=f"{why}; {CURE}", kind=kind)

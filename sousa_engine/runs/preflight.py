@@ -14,7 +14,7 @@ from sousa_engine.core.errors import (
     UserError,
 )
 from sousa_engine.core.methods import METHODS
-from sousa_engine.data import audio, findings, scan
+from sousa_engine.data import audio, clips, findings, scan
 from sousa_engine.data import manifest as manifests
 from sousa_engine.data.splits import SPLITS
 from sousa_engine.runs.executors import local
@@ -134,7 +134,7 @@ def _head_check(run_config: RunConfig, outline: Outline, counts: Counts) -> Chec
     return Check(level="ok", title="Head", detail=f"New, {how}: {counts.head_parameters:,} parameters.")
 
 
-def _files_checks(found: findings.Report, manifest: manifests.Manifest) -> list[Check]:
+def _files_checks(found: findings.Report, manifest: clips.Manifest) -> list[Check]:
     """What scans so far say of the files, so that nobody finds out only from the counts. Embedded sets have none."""
     checks = []
     if found.refusal:
@@ -151,13 +151,13 @@ def _files_checks(found: findings.Report, manifest: manifests.Manifest) -> list[
     return checks
 
 
-def _notes_checks(manifest: manifests.Manifest) -> list[Check]:
+def _notes_checks(manifest: clips.Manifest) -> list[Check]:
     doubts = [Check(level="warning", title="Data", detail=note) for note in manifest.warnings]
     facts = [note for note in manifest.notes if note not in manifest.warnings]
     return [*doubts, *(Check(level="note", title="Data", detail=note) for note in facts)]
 
 
-def _classes_check(manifest: manifests.Manifest) -> Check:
+def _classes_check(manifest: clips.Manifest) -> Check:
     if len(manifest.classes) < 2:
         detail = f"{manifest.name} has one class; a classifier needs two. Add another folder of clips."
         return Check(level="error", title="Classes", detail=detail)
@@ -172,7 +172,7 @@ def _classes_check(manifest: manifests.Manifest) -> Check:
     return Check(level="ok", title="Classes", detail=detail)
 
 
-def _length_check(run_config: RunConfig, manifest: manifests.Manifest) -> list[Check]:
+def _length_check(run_config: RunConfig, manifest: clips.Manifest) -> list[Check]:
     """Whether the backbone takes clips of this length: without a word where it does."""
     front_end = backbones.variant(run_config.model.variant).front_end
     try:

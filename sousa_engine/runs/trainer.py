@@ -31,7 +31,7 @@ from sousa_engine.training import reporters, resume
 from sousa_engine.workspace import Workspace, run_files, spool
 
 if TYPE_CHECKING:
-    from sousa_engine.data.manifest import Manifest
+    from sousa_engine.data.clips import Manifest
     from sousa_engine.training.loop import Outcome
     from sousa_engine.training.resume import ResumePoint
 

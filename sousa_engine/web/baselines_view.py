@@ -15,7 +15,7 @@ from sousa_engine.analysis import baselines
 from sousa_engine.analysis.baselines import Baselines
 from sousa_engine.core.config import DataConfig
 from sousa_engine.core.errors import UserError, WorkspaceError
-from sousa_engine.data.manifest import Manifest
+from sousa_engine.data.clips import Manifest
 from sousa_engine.runs import background
 from sousa_engine.web import parts, scan_view
 from sousa_engine.workspace import Workspace, intake

@@ -15,15 +15,15 @@ from sousa_engine.analysis.charts.spectrogram import StrokeMark, height_px, spec
 from sousa_engine.core import rudiments
 from sousa_engine.core.errors import UserError
 from sousa_engine.data import audio, excerpt, scan, synth
-from sousa_engine.data.decode import Verdict
-from sousa_engine.data.manifest import Clip, Manifest
+from sousa_engine.data.clips import Clip, Manifest
+from sousa_engine.data.soundness import Soundness
 from sousa_engine.web import parts
 
 SPLIT_COLORS = {"train": "green", "valid": "orange", "test": "blue"}
 
 
 @st.cache_data(max_entries=32, show_spinner="Decoding …")
-def sound(content_key: str, clip_id: str, _manifest: Manifest, _soundness: Mapping[str, Verdict]) -> np.ndarray:
+def sound(content_key: str, clip_id: str, _manifest: Manifest, _soundness: Mapping[str, Soundness]) -> np.ndarray:
     """The waveform. A file that no scan has approved is decoded in a separate process, which takes 0.3 s."""
     clip = _manifest.by_id[clip_id]
     if isinstance(clip.source, Path) and not scan.is_sound(clip.source, _soundness):
@@ -36,7 +36,7 @@ def heard(content_key: str, clip_id: str, _waveform: np.ndarray, _sample_rate_hz
     return listen.listen(_waveform, _sample_rate_hz)
 
 
-def show_clip(manifest: Manifest, clip: Clip, soundness: Mapping[str, Verdict]) -> None:
+def show_clip(manifest: Manifest, clip: Clip, soundness: Mapping[str, Soundness]) -> None:
     """Title, player, spectrogram, tempo; the spectrogram comes last: librosa loads slowly. soundness: scan results."""
     known = rudiment_of(clip.label)
     st.subheader(parts.plain(known.name if known else clip.label), anchor=False)

@@ -8,8 +8,9 @@ import soundfile
 
 from sousa_engine.core.config import DataConfig
 from sousa_engine.core.errors import DataError
-from sousa_engine.data import audio
-from sousa_engine.data.manifest import Clip, Manifest, open_dataset
+from sousa_engine.data import audio, headers
+from sousa_engine.data.clips import Clip, Manifest
+from sousa_engine.data.manifest import open_dataset
 
 
 def tone(seconds, rate_hz, hz=440.0):
@@ -70,7 +71,7 @@ def test_resampling_keeps_a_tone_where_it_was(tmp_path, rate_hz):
 def test_usual_formats_are_read(tmp_path, ending):
     path = tmp_path / f"a.{ending}"
     soundfile.write(path, tone(1.0, 16_000), 16_000)
-    header = audio.probe(path)
+    header = headers.read_header(path)
     assert header.duration_s == pytest.approx(1.0, abs=0.1) and header.sample_rate_hz == 16_000
     assert np.sqrt(np.mean(audio.waveform(*one_file(path)) ** 2)) == pytest.approx(0.354, abs=0.02)
 
@@ -98,6 +99,6 @@ def test_a_file_that_went_away_is_named(tmp_path):
 def test_a_header_is_refused_with_its_reason(tmp_path):
     soundfile.write(tmp_path / "slow.wav", np.zeros(4000), 1_000)
     with pytest.raises(DataError, match="claims 1,000 Hz"):
-        audio.probe(tmp_path / "slow.wav")
+        headers.read_header(tmp_path / "slow.wav")
     with pytest.raises(DataError, match="no regular file"):
-        audio.probe(tmp_path)
+        headers.read_header(tmp_path)

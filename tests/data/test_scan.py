@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from sousa_engine.cli.main import main
 from sousa_engine.core.config import DataConfig
 from sousa_engine.core.errors import DataError, WorkspaceError
-from sousa_engine.data import audio, decode, findings, scan
+from sousa_engine.data import decode, findings, headers, scan
 from sousa_engine.data import manifest as manifests
 from sousa_engine.runs import preflight, prepare
 from sousa_engine.workspace import Workspace, intake
@@ -106,7 +106,7 @@ def test_every_kind_has_a_name_and_every_reason_is_one_clause(bad):
 def test_a_file_without_permission_is_listed_and_not_remembered(drums, workspace, monkeypatch):
     forbidden = drums / "tap" / "3.wav"
     access = os.access
-    monkeypatch.setattr(audio.os, "access", lambda path, mode: path != forbidden and access(path, mode))
+    monkeypatch.setattr(headers.os, "access", lambda path, mode: path != forbidden and access(path, mode))
     (found,) = scanned(drums, workspace).findings
     assert (found.name, found.kind) == ("tap/3.wav", "permission") and "may not be read (mode 644)" in found.reason
     monkeypatch.undo()
