@@ -187,7 +187,7 @@ def class_table(manifest: Manifest) -> None:
     for label, row in held.items():
         facts = {"class": label}
         if all(name in known for name in manifest.classes):
-            facts["group"] = known[label].family
+            facts["group"] = known[label].group
             facts["tempo"] = "{:.0f} to {:.0f}".format(*known[label].tempo_bpm)
         rows.append(facts | row | {"all": sum(row.values())})
     table = pd.DataFrame(rows)

@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from sousa_engine.analysis import families
+from sousa_engine.analysis import rudiment_groups
 from sousa_engine.analysis.significance import wilson_of_mean
 from sousa_engine.analysis.sweeps import TrialRow
 from sousa_engine.core.config import DataConfig
@@ -54,12 +54,12 @@ def row_score(row: TrialRow) -> Score | None:
 
 def class_scores(scores: Sequence[ClipScore]) -> dict[str, Score]:
     """Class -> its score, family by family."""
-    return grouped(scores, lambda clip: (clip.label,), families.by_family({clip.label for clip in scores}))
+    return grouped(scores, lambda clip: (clip.label,), rudiment_groups.by_group({clip.label for clip in scores}))
 
 
-def family_scores(scores: Sequence[ClipScore]) -> dict[str, Score]:
+def group_scores(scores: Sequence[ClipScore]) -> dict[str, Score]:
     """All clips, then each family, then the acoustic twins and the others; all clips alone where none is a rudiment."""
-    return grouped(scores, lambda clip: (ALL, *families.groups_of(clip.label)), (ALL, *families.groups()))
+    return grouped(scores, lambda clip: (ALL, *rudiment_groups.groups_of(clip.label)), (ALL, *rudiment_groups.groups()))
 
 
 def slice_scores(scores: Sequence[ClipScore], slicing: Slicing) -> dict[str, Score]:
@@ -129,7 +129,7 @@ def _between(edges: Sequence[float]) -> tuple[str, ...]:
 
 def _third(clip: Clip) -> int:
     """Which third of its rudiment's usual tempi (by ratio) a clip is played in."""
-    known = families.rudiment_of(clip.label)
+    known = rudiment_groups.rudiment_of(clip.label)
     assert known is not None, "embedded sets hold rudiments"
     low, high = known.tempo_bpm
     share = math.log(float(clip.columns["tempo_bpm"]) / low) / math.log(high / low)

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 
 import click
-from tqdm import tqdm
 
 from sousa_engine.analysis import baselines
 from sousa_engine.analysis.baselines import Baselines, tried_text
+from sousa_engine.cli.progress import progress
 from sousa_engine.core import config, grammar
 from sousa_engine.core.config import DataConfig
 from sousa_engine.core.errors import ConfigError, UserError
 from sousa_engine.data import scan
-from sousa_engine.workspace import Workspace, intake, run_files
+from sousa_engine.workspace import Workspace, run_files
+
+UNITS = {baselines.LISTENING: "clips", baselines.CHOOSING: "fits"}
 
 
 @click.command("baselines", short_help="Accuracies of a data set without a network, for scale.")
@@ -40,7 +41,7 @@ def baselines_command(
     if lock_fd is None and (doing := baselines.look(manifest, workspace)) and doing.is_running:
         click.echo("Another process computes them already; waiting for it.", err=True)
     try:
-        with _progress(manifest.name) as tell:
+        with progress(manifest.name, _step, UNITS) as tell:
             found = baselines.compute(manifest, workspace, tell=tell, lock_fd=lock_fd)
     except KeyboardInterrupt:
         click.echo("Stopped. The clips heard so far are kept; the same command goes on from there.", err=True)
@@ -86,26 +87,5 @@ def _as_dict(found: Baselines) -> dict[str, object]:
     return facts
 
 
-@contextlib.contextmanager
-def _progress(name: str) -> Iterator[intake.Tell]:
-    """A bar on a terminal; in a file or a pipe, a line for each tenth."""
-    units = {baselines.LISTENING: "clips", baselines.CHOOSING: "fits"}
-    with tqdm(desc=name, leave=False, disable=not sys.stderr.isatty()) as bar:
-        said = ""
-
-        def tell(doing: str, done: int, total: int | None) -> None:
-            nonlocal said
-            if bar.disable:
-                step = f"{doing} {10 * done // total if total else 0}"
-                if step != said:
-                    click.echo(f"{name}: {doing}, {done} of {total} {units[doing]}", err=True)
-                said = step
-                return
-            if doing != said:
-                bar.reset(total)
-                bar.unit = f" {units[doing]}"
-                bar.set_description_str(f"{name}: {doing}")
-            said = doing
-            bar.update(done - bar.n)
-
-        yield tell
+def _step(stage: str, done: int, total: int | None) -> str:
+    return f"{stage}, {done} of {total} {UNITS[stage]}"

@@ -19,7 +19,6 @@ import click
 from tqdm import tqdm
 
 from sousa_engine import __version__, targets
-from sousa_engine.analysis.significance import wilson
 from sousa_engine.cli import queue as queue_cli
 from sousa_engine.cli import runs as runs_cli
 from sousa_engine.cli.analyze import analyze_command
@@ -30,8 +29,8 @@ from sousa_engine.cli.scan import scan_command
 from sousa_engine.cli.sweep import sweep_command, sweeps
 from sousa_engine.cli.weights import weights
 from sousa_engine.core import config, grammar, inputs
-from sousa_engine.core.errors import ConfigError, SousaError, UserError, WorkspaceError, unknown
-from sousa_engine.core.records import Run, RunStatus, Summary
+from sousa_engine.core.errors import SousaError, UserError, WorkspaceError, unknown
+from sousa_engine.core.records import Run, RunStatus
 from sousa_engine.data import synth
 from sousa_engine.runs import ensure, orders, preflight, prepare
 from sousa_engine.store import Store, not_resumable
@@ -126,7 +125,7 @@ def train(workspace: Workspace, words: tuple[str, ...], file: Path | None, detac
 
     The run goes on in the background whatever happens to this terminal; Ctrl-C asks it to save a checkpoint and stop.
     """
-    draft = _read_yaml(file) if file else {}
+    draft = inputs.yaml_fields(file) if file else {}
     grammar.merge(draft, grammar.parse(words))
     prepared = prepare.prepare(draft)
     found = preflight.preflight(prepared.config, workspace)
@@ -164,7 +163,7 @@ def show(workspace: Workspace, run: str, log_lines: int) -> None:
     ]
     rows += [("tags", ", ".join(found.tags))] if found.tags else []
     rows += [("note", found.note.replace("\n", "\n" + " " * 17))] if found.note else []
-    rows += [(name, _metric_text(summary)) for name, summary in sorted(metrics.items())]
+    rows += [(name, runs_cli.metric_text(summary)) for name, summary in sorted(metrics.items())]
     for name, text in rows:
         click.echo(f"{name:<16} {text}")
     click.echo(f"{'folder':<16} {workspace.run_dir(found.id)}")
@@ -249,13 +248,6 @@ def show_targets(variant: str, entries: tuple[str, ...], r: int, head: Any, clas
         f"at r={r}, head: {head}, {classes} classes"
     )
     click.echo(targets.to_yaml(outline, paths))
-
-
-def _read_yaml(file: Path) -> dict[str, Any]:
-    values = inputs.yaml_file(file)
-    if not isinstance(values, dict):
-        raise ConfigError(f"{file} holds no fields; expected lines like `training: {{max_epochs: 10}}`.")
-    return values
 
 
 def _echo_preflight(prepared: prepare.Prepared, found: preflight.Preflight) -> None:
@@ -367,20 +359,6 @@ def _echo_end(workspace: Workspace, run: Run) -> None:
         click.echo("random weights: a control, not a pretrained backbone")
     for name in ("valid/accuracy", "test/accuracy", "test/macro_f1"):
         if name in metrics:
-            click.echo(f"{name:<16} {_metric_text(metrics[name])}")
+            click.echo(f"{name:<16} {runs_cli.metric_text(metrics[name])}")
     if run.status is RunStatus.FAILED:
         click.echo(f"its log: python -m sousa_engine show {run.id}", err=True)
-
-
-def _metric_text(summary: Summary) -> str:
-    if summary.last is None:
-        return f"no finite value at step {summary.last_step}"
-    is_accuracy = summary.metric.endswith("/accuracy")
-    form = ".1%" if is_accuracy else ".4g"
-    text = format(summary.last, form)
-    if is_accuracy and summary.n and not summary.metric.startswith("train"):
-        found = wilson(round(summary.last * summary.n), summary.n)
-        text += f" (n={summary.n}, 95 % interval {found.low:.1%} to {found.high:.1%})"
-    if summary.best is not None and summary.best != summary.last and not summary.metric.endswith("/lr"):
-        text += f", best {summary.best:{form}} at step {summary.best_step}"
-    return text

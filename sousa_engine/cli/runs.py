@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 import click
 
+from sousa_engine.analysis.significance import wilson
 from sousa_engine.core.errors import UserError
-from sousa_engine.core.records import Run, RunFilter, RunRow, RunStatus
+from sousa_engine.core.records import Run, RunFilter, RunRow, RunStatus, Summary
 from sousa_engine.maintenance import check
 from sousa_engine.store import Store, trash
 from sousa_engine.store.listing import SORTS, UP_FIRST
@@ -148,6 +149,20 @@ def progress_text(run: Run | RunRow) -> str:
     if run.status.is_over and run.progress.phase != "training":
         return run.progress.phase
     return f"{run.progress.done}/{run.progress.total}"
+
+
+def metric_text(summary: Summary) -> str:
+    if summary.last is None:
+        return f"no finite value at step {summary.last_step}"
+    is_accuracy = summary.metric.endswith("/accuracy")
+    form = ".1%" if is_accuracy else ".4g"
+    text = format(summary.last, form)
+    if is_accuracy and summary.n and not summary.metric.startswith("train"):
+        found = wilson(round(summary.last * summary.n), summary.n)
+        text += f" (n={summary.n}, 95 % interval {found.low:.1%} to {found.high:.1%})"
+    if summary.best is not None and summary.best != summary.last and not summary.metric.endswith("/lr"):
+        text += f", best {summary.best:{form}} at step {summary.best_step}"
+    return text
 
 
 def _percent(share: float | None) -> str:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
-from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
 import click
-from tqdm import tqdm
 
 from sousa_engine.cli.baselines import data_config
+from sousa_engine.cli.progress import progress
 from sousa_engine.core.errors import UserError
 from sousa_engine.data import findings, scan
 from sousa_engine.data.findings import KINDS, Report, in_words, passed_over
-from sousa_engine.workspace import Workspace, intake, run_files
+from sousa_engine.workspace import Workspace, run_files
 
 EXIT_REFUSED = 2
 
@@ -60,7 +58,7 @@ def scan_command(
         raise UserError(f"There is no folder {workspace.root} to keep what is found in. Check --workspace.")
     config = data_config(dataset, [*words, *(["data.strict=true"] if strict else [])])
     try:
-        with _progress() as tell:
+        with progress(config.dataset, _step, {scan.SCANNING: "files"}) as tell:
             verdicts = scan.scan(config, workspace, tell=tell, lock_fd=lock_fd, fresh=fresh)
     except KeyboardInterrupt:
         click.echo("Stopped. What was decoded is kept; the same command goes on from there.", err=True)
@@ -92,19 +90,5 @@ def _table(found: Report) -> str:
     )
 
 
-@contextlib.contextmanager
-def _progress() -> Iterator[intake.Tell]:
-    """A bar on a terminal; in a file or a pipe, a line for each tenth."""
-    with tqdm(desc=scan.SCANNING, unit=" files", leave=False, disable=not sys.stderr.isatty()) as bar:
-        said = -1
-
-        def tell(doing: str, done: int, total: int | None) -> None:
-            nonlocal said
-            if not bar.disable:
-                bar.total = total
-                bar.update(done - bar.n)
-            elif total and 10 * done // total != said:
-                said = 10 * done // total
-                click.echo(f"{doing}: {done:,} of {total:,} files", err=True)
-
-        yield tell
+def _step(stage: str, done: int, total: int | None) -> str:
+    return f"{stage}, {done:,} of {total:,} files"

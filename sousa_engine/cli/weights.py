@@ -5,17 +5,15 @@ Importing this never imports torch; fetch, import and verify do, once there are 
 
 from __future__ import annotations
 
-import contextlib
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import click
-from tqdm import tqdm
 
 from sousa_engine import backbones
 from sousa_engine.backbones import Variant, downloads, pretrained
 from sousa_engine.backbones.shelf import COLUMNS, here_text, row, size_text
+from sousa_engine.cli.progress import progress
 from sousa_engine.core.errors import UserError, WeightsError
 from sousa_engine.workspace import Workspace, intake, run_files
 
@@ -61,7 +59,7 @@ def fetch(workspace: Workspace, name: str, lock_fd: int | None) -> None:
     if doing and doing.is_running:
         click.echo(f"{variant.name} is being taken in by another process ({doing.doing}); waiting for it.", err=True)
     try:
-        with _progress(variant.name) as tell:
+        with progress(variant.name, _step, {"downloading": "B"}) as tell:
             state = pretrained.fetch(variant, backbones.family(variant), workspace, tell=tell, lock_fd=lock_fd)
     except KeyboardInterrupt:
         kept = downloads.kept(variant.download, folder) if variant.download else 0
@@ -138,27 +136,5 @@ def _echo_here(variant: Variant, workspace: Workspace, state: backbones.WeightsS
     click.echo(str(state.path))
 
 
-@contextlib.contextmanager
-def _progress(name: str) -> Iterator[intake.Tell]:
-    """A bar on a terminal; in a file or a pipe, a line for each tenth."""
-    with tqdm(unit="B", unit_scale=True, desc=name, leave=False, disable=not sys.stderr.isatty()) as bar:
-        said = ""
-
-        def tell(doing: str, done: int, total: int | None) -> None:
-            nonlocal said
-            if bar.disable:
-                amount = f"{size_text(done)} of {size_text(total)}" if doing == "downloading" else "its tensors"
-                step = f"{doing} {10 * done // total if total else done // 50_000_000}"
-                if step != said:
-                    click.echo(f"{name}: {doing} {amount}", err=True)
-                said = step
-                return
-            if doing != said:
-                bar.reset(total)
-                bar.initial = done  # what was here already came at no speed
-                bar.bar_format = None if doing == "downloading" else "{desc} its tensors"
-                bar.set_description_str(f"{name}: {doing}")
-            said, bar.n = doing, done
-            bar.update(0)
-
-        yield tell
+def _step(stage: str, done: int, total: int | None) -> str:
+    return f"{stage} {size_text(done)} of {size_text(total)}" if stage == "downloading" else f"{stage} its tensors"

@@ -67,3 +67,11 @@ def yaml_file(file: Path) -> Any:
         return load_yaml(found.decode("utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"{file} is not a YAML file: {' '.join(str(error).split())}") from None
+
+
+def yaml_fields(file: Path) -> dict[str, Any]:
+    """The fields in a YAML file. Raises ConfigError, also if it holds anything but a mapping."""
+    values = yaml_file(file)
+    if not isinstance(values, dict):
+        raise ConfigError(f"{file} holds no fields; expected lines such as `training: {{max_epochs: 10}}`.")
+    return values

@@ -49,7 +49,7 @@ class Rudiment:
     name: str
     slug: str
     sousa_slug: str  # the same rudiment's name in the SOUSA data set
-    family: str  # roll, diddle, flam or drag
+    group: str  # roll, diddle, flam or drag
     subdivision: str
     ticks_per_beat: int
     cycle_ticks: int
@@ -99,5 +99,6 @@ def _sheet() -> tuple[tuple[Rudiment, ...], tuple[tuple[str, ...], ...]]:
 def _rudiment(entry: dict[str, Any]) -> Rudiment:
     low, high = entry["tempo_bpm"]
     strokes = tuple(Stroke(tick=s["t"], **{k: v for k, v in s.items() if k != "t"}) for s in entry["strokes"])
-    fields = {**entry, "tempo_bpm": (float(low), float(high)), "strokes": strokes}
+    fields = {"group" if key == "family" else key: value for key, value in entry.items()}
+    fields |= {"tempo_bpm": (float(low), float(high)), "strokes": strokes}
     return Rudiment(**{**fields, "sounds_like": tuple(entry["sounds_like"])})

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import plotly.graph_objects as go
 
-from sousa_engine.analysis import cost, families, settings
+from sousa_engine.analysis import cost, rudiment_groups, settings
 from sousa_engine.analysis.charts.confusion import (
     confusion_difference_figure,
     confusion_difference_info,
@@ -125,13 +125,13 @@ _DRAW = {
 def _classes(report: Report) -> tuple[str, ...]:
     """Of the two settings whose confusion is drawn, so that their matrices can be subtracted."""
     rows = [row for row in (report.best, report.second) if row]
-    return families.by_family(
+    return rudiment_groups.by_group(
         {c for row in rows for p in _clips(report.predictions, row) for c in (p.label, p.predicted)}
     )
 
 
 def _matrix(report: Report, row: TrialRow, classes: tuple[str, ...]) -> tuple[Confusion, tuple[tuple[str, int], ...]]:
-    return confusion(_clips(report.predictions, row), classes), families.blocks(classes)
+    return confusion(_clips(report.predictions, row), classes), rudiment_groups.blocks(classes)
 
 
 def _clips(predictions: Mapping, row: TrialRow) -> list:

@@ -11,7 +11,7 @@ from sousa_engine.analysis import baselines, compare, cost, importance, settings
 from sousa_engine.analysis.compare import Conclusion, Result
 from sousa_engine.analysis.curves import Line, placed, seed_line
 from sousa_engine.analysis.importance import Importance
-from sousa_engine.analysis.scores import Score, family_scores
+from sousa_engine.analysis.scores import Score, group_scores
 from sousa_engine.analysis.settings import SettingAxis, Summaries
 from sousa_engine.analysis.significance import Proportion, paired
 from sousa_engine.analysis.sweeps import Failure, TrialRow
@@ -56,7 +56,7 @@ class Report:
     conclusion: Conclusion
     failures: tuple[Failure, ...]
     lines: tuple[Line, ...]  # of `shown`
-    scores: tuple[tuple[str, Mapping[str, Score]], ...]  # of `shown`, by family
+    scores: tuple[tuple[str, Mapping[str, Score]], ...]  # of `shown`, by rudiment group
     best: TrialRow | None
     second: TrialRow | None
     predictions: Mapping[str, Sequence[Prediction]]  # run id -> its test split, of `shown`
@@ -129,7 +129,7 @@ def build(
     axes = settings.setting_axes(rows) if settings.has_axes(rows, of_sweep) else ()
     reached = tuple(settings.reached(row, summaries, "valid") for row in rows)
     tally = sweeps.tally(sweep, runs) if sweep else None
-    scored = ((row.label, family_scores(clip_scores.get(row.number, ()))) for row in shown)
+    scored = ((row.label, group_scores(clip_scores.get(row.number, ()))) for row in shown)
     return Report(
         title=sweep.name if sweep else runs[0].title if len(runs) == 1 else f"{len(runs)} runs",
         made_at_ms=made_at_ms,

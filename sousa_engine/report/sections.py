@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from sousa_engine import __version__
-from sousa_engine.analysis import cost, families, settings, verdict
+from sousa_engine.analysis import cost, rudiment_groups, settings, verdict
 from sousa_engine.analysis.compare import changes_from_defaults
 from sousa_engine.analysis.confusion import confusion, mistakes
 from sousa_engine.analysis.significance import Proportion
@@ -308,8 +308,8 @@ def _scores(report: Report) -> Section:
         tables=(table,),
         small=(
             "n: clips of that part; each figure is the mean over the seeds of a setting. "
-            f"{families.TWINS.capitalize()}: rudiments whose strokes and accents fall at the same moments, so that "
-            "only the hand's timbre tells them apart.",
+            f"{rudiment_groups.TWINS.capitalize()}: rudiments whose strokes and accents fall at the same times, so "
+            "that only the timbre of the hands distinguishes them.",
         ),
     )
 

@@ -5,19 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from sousa_engine.report import sections
 from sousa_engine.report.read import Report
-from sousa_engine.report.sections import Section, Table
+from sousa_engine.report.sections import Section, Table, caveats, counted, lead, made, sections
 
 
 def markdown(report: Report) -> str:
     """GitHub's Markdown, with tables whose columns stand under each other in plain text too."""
-    return "\n".join([*_head(report), *(line for section in sections.sections(report) for line in _section(section))])
+    return "\n".join([*_head(report), *(line for section in sections(report) for line in _section(section))])
 
 
 def _head(report: Report) -> Iterator[str]:
-    yield from (f"# {plain(report.title)}", "", plain(sections.made(report)), "", plain(_lead(report)), "")
-    for caveat in sections.caveats(report):
+    yield from (f"# {plain(report.title)}", "", plain(made(report)), "", plain(_lead(report)), "")
+    for caveat in caveats(report):
         yield from (plain(caveat), "")
     yield from ("## Verdict", "", f"**{plain(report.conclusion.verdict)}**", "")
     if report.conclusion.notes:
@@ -25,8 +24,8 @@ def _head(report: Report) -> Iterator[str]:
 
 
 def _lead(report: Report) -> str:
-    counted = ", ".join(text for _, text in sections.counted(report))
-    return f"{sections.lead(report)}: {counted}." if counted else sections.lead(report)
+    statuses = ", ".join(text for _, text in counted(report))
+    return f"{lead(report)}: {statuses}." if statuses else lead(report)
 
 
 def _section(section: Section) -> Iterator[str]:

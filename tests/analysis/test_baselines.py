@@ -321,7 +321,7 @@ def test_the_page_follows_a_computation_of_any_process_and_can_stop_it(visit, dr
         with intake.taking_in(folder, lock_fd=os.dup(lock)) as tell:
             tell(baselines.LISTENING, 12, 30)
             at = visit()
-            assert "Listening to clips: 12 of 30" in at.get("progress")[0].proto.text
+            assert "Analysing clips: 12 of 30" in at.get("progress")[0].proto.text
             assert button(at, "Compute") is None
             button(at, "Stop").click().run()
             assert (folder / "stop").exists()

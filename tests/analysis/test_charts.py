@@ -53,7 +53,7 @@ def test_class_accuracy_starts_with_the_weakest_class(matrix):
     assert len(class_accuracy_figure(info).data[0].x) == 2
 
 
-def test_difference_of_two_matrices_says_both_counts_and_draws_borders_between_families(matrix):
+def test_difference_of_two_matrices_says_both_counts_and_draws_borders_between_groups(matrix):
     second = confusion([], matrix.classes)
     info = confusion_difference_info(difference(matrix, second), "A", "B")
     assert info.gains == ((None, None), (None, None)) and info.largest == 0, "no clip, no difference"

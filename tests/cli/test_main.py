@@ -17,10 +17,11 @@ from seeding import Training
 
 from sousa_engine.cli import main as cli
 from sousa_engine.cli.main import main
+from sousa_engine.cli.runs import metric_text
 from sousa_engine.core import sweep_spec
 from sousa_engine.core.config import RunConfig
 from sousa_engine.core.errors import ConfigError
-from sousa_engine.core.records import RunStatus
+from sousa_engine.core.records import RunStatus, Summary
 from sousa_engine.data import manifest
 from sousa_engine.runs import ensure, prepare
 from sousa_engine.store import Store
@@ -191,9 +192,7 @@ def test_random_weights_are_labelled_in_the_list(sousa):
 
 
 def test_metric_text_says_its_n_and_interval():
-    from sousa_engine.core.records import Summary
-
-    text = cli._metric_text(Summary(metric="test/accuracy", last=0.5, last_step=9, best=0.5, best_step=9, n=200))
+    text = metric_text(Summary(metric="test/accuracy", last=0.5, last_step=9, best=0.5, best_step=9, n=200))
     assert "n=200" in text and "43.1% to 56.9%" in text
 
 
@@ -295,6 +294,7 @@ _TRAIN = """
 import signal, sys
 from sousa_engine.runs import ensure
 from sousa_engine.cli.main import main
+from sousa_engine.cli.runs import metric_text
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, where the tests run in a shell's background
 ensure.ensure = ensure.revive = lambda workspace: False
 main(["--workspace", sys.argv[1], "train", "data=micro"])

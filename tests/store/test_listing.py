@@ -426,7 +426,7 @@ def test_csv_is_harmless_in_a_spreadsheet_and_numbers_stay_numbers(store):
 
 @pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r"])
 def test_every_beginning_of_a_formula_is_met(start):
-    from sousa_engine.analysis.export import _harmless
+    from sousa_engine.analysis.export import harmless
 
-    assert _harmless(f"{start}1") == f"'{start}1"
-    assert _harmless(-1.5) == -1.5 and _harmless(None) is None
+    assert harmless(f"{start}1") == f"'{start}1"
+    assert harmless(-1.5) == -1.5 and harmless(None) is None
