@@ -1,1 +1,1 @@
-"""The command line: the same verbs as the pages. The only package that imports click."""
+"""The command line: the same actions as the pages. This is the only package that imports click."""

@@ -224,7 +224,7 @@ def test_the_command_prints_a_table_with_n_and_intervals_and_the_next_step(sousa
     done = sousa(drums)
     assert done.exit_code == 0, done.output
     lines = done.stdout.splitlines()
-    assert lines[0] == "drums: test, n = 9 clips of 3 classes; fitted on train, chosen by valid"
+    assert lines[0] == "drums: test, n = 9 clips of 3 classes; fitted on train, selected on valid"
     assert lines[2].startswith("Majority class") and "33.3%" in lines[2] and "12.1% to 64.6%" in lines[2]
     assert lines[4].startswith("Onset sequence") and "100.0%" in lines[4] and "best of 3 on valid" in lines[4]
     assert f"data={drums} lora=probe" in lines[5]

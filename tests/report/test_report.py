@@ -280,7 +280,7 @@ def test_analyze_takes_runs_or_all_that_are_not_archived(sousa, workspace, store
 def test_a_file_is_not_written_over_unless_forced(sousa, store, tmp_path):
     started(store)
     (tmp_path / "a.md").write_text("mine")
-    assert "is there already" in sousa("--out", tmp_path / "a.md", code=2)
+    assert "already exists" in sousa("--out", tmp_path / "a.md", code=2)
     assert (tmp_path / "a.md").read_text() == "mine"
     sousa("--out", tmp_path / "a.md", "--force")
     assert (tmp_path / "a.md").read_text().startswith("# two backbones")
@@ -292,9 +292,9 @@ def test_a_file_is_not_written_over_unless_forced(sousa, store, tmp_path):
         (("two backbonse",), "Nearest: two backbones"),
         (("--run", "nonsense"), "No run named 'nonsense'"),
         (("last", "--run", "x"), "Name a sweep or runs, not both"),
-        (("--out", "report.pdf"), "name it .md, .csv or .html"),
-        (("--out", "report.md", "--format", "html"), "is markdown by its name"),
-        (("--out", "no/such/folder/a.md"), "There is no folder no/such/folder"),
+        (("--out", "report.pdf"), "must end in .md, .csv or .html"),
+        (("--out", "report.md", "--format", "html"), "means markdown"),
+        (("--out", "no/such/folder/a.md"), "The folder no/such/folder does not exist"),
         (("--out", "/"), "is a folder"),
         (("--format", "pdf"), "'pdf' is not one of"),
     ],
