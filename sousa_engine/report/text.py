@@ -1,4 +1,4 @@
-"""A report as Markdown: fit for a terminal, a wiki or an issue. Charts are left out; their tables are here."""
+"""A report as Markdown, for a terminal, a wiki or an issue. It has all tables, but no charts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sousa_engine.report.sections import Section, Table, caveats, counted, lead,
 
 
 def markdown(report: Report) -> str:
-    """GitHub's Markdown, with tables whose columns stand under each other in plain text too."""
+    """GitHub-flavoured Markdown; the columns of its tables are also aligned in plain text."""
     return "\n".join([*_head(report), *(line for section in sections(report) for line in _section(section))])
 
 
@@ -30,13 +30,13 @@ def _lead(report: Report) -> str:
 
 def _section(section: Section) -> Iterator[str]:
     if not (section.lines or section.code or section.tables):
-        return  # charts alone
+        return  # only charts
     yield from (f"## {section.title}", "")
     if section.lines:
         mark = "- " if len(section.lines) > 1 else ""
         yield from (*(f"{mark}{plain(line)}" for line in section.lines), "")
     for table in section.tables:
-        if table.name == "Most frequent mistakes":
+        if table.name == "Most frequent errors":
             yield from (f"### {table.name}", "")
         yield from (*_table(table), "")
     if section.code:
@@ -64,8 +64,8 @@ def _line(cells: Sequence[str], widths: Sequence[int], right: Sequence[bool]) ->
 
 
 def plain(text: str) -> str:
-    """Text of a user or a program on one line, shown as it is: what Markdown or HTML would read as a sign is escaped.
+    """Any text on one line, with the special characters of Markdown and HTML escaped.
 
-    An underscore inside a word means nothing to Markdown and stays readable.
+    An underscore inside a word has no meaning in Markdown and is not escaped.
     """
     return re.sub(r"([\\`*\[\]<>|~&]|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(text.split()))

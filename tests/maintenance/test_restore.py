@@ -213,6 +213,6 @@ def test_a_rebuild_names_the_copies_that_could_be_had_back_instead(workspace, co
     lines = [line for line in db(workspace, "rebuild").splitlines() if line.startswith("alternatively")]
     assert len(lines) == 2  # neither what the first rebuild replaced nor what is no copy
     assert "1 run: " in lines[0] and lines[0].endswith(f"python -m sousa_engine db restore {newest}")
-    assert "on 2023-11-1" in lines[1] and f"{len(ids(copy))} runs: " in lines[1] and str(copy) in lines[1]
+    assert "copy of 2023-11-1" in lines[1] and f"{len(ids(copy))} runs: " in lines[1] and str(copy) in lines[1]
     shutil.rmtree(workspace.runs)
     assert str(newest) in db(workspace, "rebuild", code=1)  # where it fails, all the more
