@@ -221,9 +221,9 @@ def shown(field: str, value: Any) -> str:
 
 
 def describe_targets(paths: Sequence[str]) -> str:
-    """`24 modules: q_proj ×4, k_proj ×4, ... in layers 0 to 3`; `none (head only)` without targets."""
+    """`24 modules: q_proj ×4, k_proj ×4, ... in layers 0 to 3`; `none (the head alone)` without targets."""
     if not paths:
-        return "none (head only)"
+        return "none (the head alone)"
     kinds = Counter(_last_name(path) for path in paths)
     layers = sorted({int(part) for path in paths for part in path.split(".") if part.isdecimal()})
     names = ", ".join(f"{name} ×{count}" if count > 1 else name for name, count in kinds.items())
@@ -289,7 +289,7 @@ def _name(config: RunConfig, fields: Sequence[str]) -> str:
         value = configs.value_of(config, field)
         if field == "lora.targets":
             paths = [target.path for target in value]
-            words.append(config.lora.target_set or (describe_targets(paths) if paths else "head only"))
+            words.append(config.lora.target_set or (describe_targets(paths) if paths else "the head alone"))
         elif field == "lora.method":
             words.append(METHODS[value].title)
         elif field == "model.weights":

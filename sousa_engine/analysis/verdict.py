@@ -42,10 +42,11 @@ ENOUGH_SEEDS = 3
 MOST_NAMED = 4  # settings in one sentence; the table has all pairs
 METHOD = (
     "The intervals of means are Wilson's and reflect the sample of test clips. Pairs are compared by a two-level "
-    "paired bootstrap: clips are resampled jointly for both settings, seeds within each, with Student's t to account for the "
-    "small number of seeds. Each interval refers to its pair only; p is adjusted for all pairs (Holm). A setting beats "
-    f"another if p is below {LEVEL:g} and the difference is at least {100 * MARGIN:g} point. Two settings are tied if "
-    f"the interval is within {100 * TIE:g} points of zero. Both need at least {ENOUGH_SEEDS} seeds per setting."
+    "paired bootstrap: clips are resampled jointly for both settings, seeds within each, with Student's t to account "
+    "for the small number of seeds. Each interval refers to its pair only; p is adjusted for all pairs (Holm). A "
+    f"setting beats another if p is below {LEVEL:g} and the difference is at least {100 * MARGIN:g} point. Two "
+    f"settings are tied if the interval is within {100 * TIE:g} points of zero. Both need at least {ENOUGH_SEEDS} "
+    "seeds per setting."
 )
 
 
@@ -425,8 +426,8 @@ def _unclear(tied: Sequence[str], unclear: Sequence[str], pairs: Mapping[tuple[s
     if not _shown(pair.difference):
         lead = f"{pair.first} and {pair.second} are level"
     return (
-        f"Not enough evidence: {need} would be needed to decide. {lead} ({_interval(pair)}) on the same {pair.n_clips:,} clips, "
-        f"{_seeds(pair)}."
+        f"Not enough evidence: {need} would be needed to decide. {lead} ({_interval(pair)}) "
+        f"on the same {pair.n_clips:,} clips, {_seeds(pair)}."
     )
 
 
@@ -460,9 +461,8 @@ def _other_clips(mine: frozenset[tuple[str, str]], common: frozenset[tuple[str, 
     if ids != usual:
         return f"its {len(ids):,} test clips are not the {len(usual):,} clips of the other runs"
     count = len(mine - common)
-    return (
-        f"{count:,} of its test clips {'has another label' if count == 1 else 'have other labels'} than in other runs"
-    )
+    have = "has another label" if count == 1 else "have other labels"
+    return f"{count:,} of its test clips {have} than in other runs"
 
 
 def _shown(share: float) -> float:

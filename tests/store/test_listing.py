@@ -227,7 +227,7 @@ def test_a_note_keeps_its_lines_and_has_a_length(store):
     run = store.enqueue(RunConfig())
     assert store.set_note(run.id, "  one \r\ntwo\n\n").note == "one\ntwo"
     assert store.set_note(run.id, "x" * 4000).note == "x" * 4000
-    with pytest.raises(UserError, match="4,001 characters; 4,000 are the most"):
+    with pytest.raises(UserError, match="4,001 characters; the limit is 4,000"):
         store.set_note(run.id, "x" * 4001)
     assert store.set_note(run.id, "").note == ""
     with pytest.raises(UnknownNameError):
