@@ -118,7 +118,7 @@ def bench(name: str) -> None:
         chosen = picked(outline, fields)
     with right:
         with parts.open_store() as store:
-            saved = {one.name: one for one in store.target_sets(outline.variant)}
+            saved = {one.name: one for one in store.target_sets.all(outline.variant)}
         launch_button(outline, chosen, saved, fields)
         sets, paste, yaml = st.tabs(["Saved sets", "Paste a list", "Copy as YAML"])
         with sets:
@@ -265,7 +265,7 @@ def save_form(outline: Outline, chosen: Choice, saved: Mapping[str, TargetSet], 
     name = " ".join(name.split())
     if pressed and not name:
         st.error("Enter a name for the set.")
-    elif pressed and changed(lambda store: store.save_target_set(name, outline.variant, chosen.paths, fields.head)):
+    elif pressed and changed(lambda store: store.target_sets.save(name, outline.variant, chosen.paths, fields.head)):
         done = "Replaced" if name in saved else "Saved"
         st.toast(f"{done} {parts.plain(repr(name))}: {count_of(len(chosen.paths), 'module')}.")
         st.session_state[f"saved set of {outline.variant}"] = name
@@ -289,7 +289,7 @@ def saved_sets(outline: Outline, saved: Mapping[str, TargetSet]) -> None:
         with st.popover("Delete", icon=":material/delete:"):
             st.write(f"Delete {parts.plain(repr(chosen))}? Runs that used it keep a copy.")
             if st.button("Delete it", type="primary") and changed(
-                lambda store: store.delete_target_set(chosen, outline.variant)
+                lambda store: store.target_sets.delete(chosen, outline.variant)
             ):
                 st.rerun()
     known = {node.path for node in outline.nodes}

@@ -238,7 +238,7 @@ def targets_field(outline: targets.Outline, values: dict[str, Any], slots: dict[
     for name, paths in targets.recommended_sets(outline, method).items():
         choices[name] = (name, paths)
     with parts.open_store() as store:
-        saved = {f"saved:{one.name}": one for one in store.target_sets(outline.variant)}
+        saved = {f"saved:{one.name}": one for one in store.target_sets.all(outline.variant)}
     choices |= {key: (f"saved: {one.name}", one.paths) for key, one in saved.items()}
     choices["none"] = ("none: linear probe, the head alone", ())
     usual = targets.default_set(outline)

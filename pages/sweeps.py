@@ -19,7 +19,7 @@ def main() -> None:
     if sweep_id:
         st.query_params["id"] = sweep_id
         with parts.open_store() as store:
-            found = store.sweep(sweep_id)
+            found = store.sweeps.get(sweep_id)
         if found:
             sweep_view.one_sweep(found)
             return
@@ -33,7 +33,7 @@ def main() -> None:
         "are rejected up front; the rest run in the background."
     )
     with parts.open_store() as store:
-        there = store.sweeps()
+        there = store.sweeps.all()
     if there:
         moving = any(not found.status.is_over for found in there)
         st.fragment(listed, run_every=REFRESH_S if moving else IDLE_S)()
@@ -44,7 +44,7 @@ def main() -> None:
 def listed() -> None:
     """The sweeps, newest first."""
     with parts.open_store() as store:
-        every = store.sweeps()
+        every = store.sweeps.all()
         shown = every if st.session_state.get("sweeps.all") else every[:SHOWN]
         for found in shown:
             line(found, store)
@@ -53,9 +53,9 @@ def listed() -> None:
 
 
 def line(found: Sweep, store: Store) -> None:
-    runs = store.sweep_runs(found.id)
+    runs = store.sweeps.runs(found.id)
     count = tally(found, runs)
-    best = next(iter(best_first(trial_rows(runs, store.summaries([run.id for run in runs])))), None)
+    best = next(iter(best_first(trial_rows(runs, store.metrics.summaries([run.id for run in runs])))), None)
     reached = f"{parts.plain(best.label)}, {parts.reached(best)}" if best and parts.reached(best) else ""
     parts.sweep_line(found, count, reached)
 

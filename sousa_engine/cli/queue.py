@@ -31,7 +31,12 @@ def queue(ctx: click.Context) -> None:
 def show(workspace: Workspace, limit: int) -> None:
     """Show the active run of each slot, and the queued runs."""
     with Store.open_to_read(workspace) as store:
-        state, live, waiting, count = store.queue(), store.live(), store.queued(limit), store.queued_count()
+        state, live, waiting, count = (
+            store.queue.settings(),
+            store.queue.live(),
+            store.queue.waiting(limit),
+            store.queue.count(),
+        )
     held = {run.device: run for run in live}
     if state.is_paused:
         assert state.paused_at_ms is not None
@@ -58,9 +63,9 @@ def move(workspace: Workspace, run: str, place: int) -> None:
     RUN is an id, the unique start or end of an id, a name, or `last`. To remove it: python -m sousa_engine stop RUN
     """
     with Store.open(workspace) as store:
-        found = store.find(run)
-        place = store.move(found.id, place)
-        count = store.queued_count()
+        found = store.runs.find(run)
+        place = store.queue.move(found.id, place)
+        count = store.queue.count()
     click.echo(f"run {found.id}: position {place} of {count}")
 
 
@@ -69,7 +74,7 @@ def move(workspace: Workspace, run: str, place: int) -> None:
 def pause(workspace: Workspace) -> None:
     """Start no new runs; active runs continue."""
     with Store.open(workspace) as store:
-        changed = store.pause_queue()
+        changed = store.queue.pause()
     click.echo("Queue paused. Active runs continue; no new run starts." if changed else "The queue was already paused.")
 
 
@@ -78,7 +83,7 @@ def pause(workspace: Workspace) -> None:
 def resume(workspace: Workspace) -> None:
     """Start queued runs again."""
     with Store.open(workspace) as store:
-        changed = store.resume_queue()
+        changed = store.queue.resume()
     ensure.ensure(workspace)
     click.echo("Queue resumed." if changed else "The queue was not paused.")
 
@@ -89,7 +94,7 @@ def resume(workspace: Workspace) -> None:
 def cpu_slots(workspace: Workspace, count: int) -> None:
     """Set how many runs may train on the CPU at the same time; they share its threads. A GPU trains one run."""
     with Store.open(workspace) as store:
-        store.set_cpu_slots(count)
+        store.queue.set_cpu_slots(count)
     ensure.ensure(workspace)
     threads = local.share_of_threads(count)
     click.echo(f"{count} CPU slot{'s' if count > 1 else ''}, {threads} thread{'s' if threads > 1 else ''} each")
@@ -106,14 +111,14 @@ def stop(workspace: Workspace, run: str, now: bool, yes: bool) -> None:
     A run that has not stopped after a minute is killed.
     """
     with Store.open(workspace) as store:
-        found = store.find(run)
+        found = store.runs.find(run)
         if found.status.is_over:
             raise UserError(f"Run {found.id} has already ended: {found.status.value}.")
         if now and not yes and found.status is not RunStatus.QUEUED:
             if not sys.stdin.isatty():
                 raise UserError("Progress since the last checkpoint would be lost. No terminal to confirm: add --yes.")
             click.confirm(f"Kill {found.id} ({found.title})? Progress since the last checkpoint is lost.", abort=True)
-        after = store.request_stop(found.id, at_once=now)
+        after = store.runs.request_stop(found.id, at_once=now)
     ensure.ensure(workspace)
     click.echo(f"run {after.id}: {after.status.value}")
 
@@ -132,7 +137,7 @@ def clone(workspace: Workspace, words: tuple[str, ...], failed: bool) -> None:
     if bool(names) is failed:
         raise UserError("Name the runs to clone, or use --failed (not both).")
     with Store.open(workspace) as store:
-        found, passed_over = tuple(map(store.find, names)), ()
+        found, passed_over = tuple(map(store.runs.find, names)), ()
         if failed:
             again = orders.failures(store)
             found, passed_over = again.runs, again.passed_over

@@ -1,6 +1,6 @@
 """A comparison as a document: Markdown, CSV, or one HTML file with charts, which needs no server and no network.
 
-    found = report.read(store, sweep=store.find_sweep("last"))      # or runs=[...]
+    found = report.read(store, sweep=store.sweeps.find("last"))      # or runs=[...]
     report.markdown(found), report.csv(found), report.html(found)
 
 It uses the same functions as the Compare page. read.py gathers the data, sections.py writes the text and tables,

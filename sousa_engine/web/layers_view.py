@@ -35,9 +35,9 @@ def _layers(run: Run) -> None:
     try:
         outline = targets.load_outline(run.config.model.variant)
         with parts.open_store() as store:
-            run = store.run(run.id) or run
+            run = store.runs.get(run.id) or run
             # The saved adapter is the best checkpoint's.
-            points = store.updates(run.id, run.facts.get("best_step")) or store.updates(run.id)
+            points = store.metrics.updates(run.id, run.facts.get("best_step")) or store.metrics.updates(run.id)
     except SousaError as error:
         st.caption(parts.plain(str(error)))
         return
@@ -198,8 +198,8 @@ def _save(run: Run, name: str, paths: tuple[str, ...]) -> None:
     variant = run.config.model.variant
     try:
         with parts.open_store() as store:
-            is_there = any(one.name == name for one in store.target_sets(variant))
-            store.save_target_set(name, variant, paths, run.config.lora.head)
+            is_there = any(one.name == name for one in store.target_sets.all(variant))
+            store.target_sets.save(name, variant, paths, run.config.lora.head)
     except SousaError as error:
         st.error(parts.plain(str(error)), icon=":material/error:")
         return

@@ -176,7 +176,7 @@ def backbones_field(asked: Asked) -> list[str]:
 
 def targets_field(asked: Asked, models: Sequence[str]) -> None:
     with parts.open_store() as store:
-        saved = store.target_sets()
+        saved = store.target_sets.all()
     outlines = [targets.load_outline(backbones.variant(name).name) for name in models if is_backbone(name)]
     outlines = outlines or [targets.load_outline(base.model.variant)]
     sets: dict[str, list[str]] = st.session_state.setdefault("sweep.sets", {})

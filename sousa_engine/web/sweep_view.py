@@ -40,7 +40,7 @@ SHOWN_STATUSES = ("running", "starting", "stopping", "queued", "finished", "prun
 def one_sweep(found: Sweep) -> None:
     """Draw the sweep, refreshed every few seconds while it can still change."""
     with parts.open_store() as store:
-        runs = store.sweep_runs(found.id)
+        runs = store.sweeps.runs(found.id)
     spec = sweep_spec.build(found.spec)
     header(found, spec, tally(found, runs).failed)
     if found.reason:
@@ -140,7 +140,7 @@ def enlarge(sweep_id: str, verb: Callable[[Store, Sweep], int], refused: str) ->
     st.session_state.pop(refused, None)
     try:
         with parts.open_store() as store:
-            found = store.sweep(sweep_id)
+            found = store.sweeps.get(sweep_id)
             assert found is not None
             count = verb(store, found)
     except SousaError as error:
@@ -173,11 +173,11 @@ def add_trials(count: str, store: Store, found: Sweep) -> int:
 
 def wall(sweep_id: str, drawn: tuple[object, ...]) -> None:
     with parts.open_store() as store:
-        found = store.sweep(sweep_id)
+        found = store.sweeps.get(sweep_id)
         assert found is not None
-        runs = store.sweep_runs(sweep_id)
+        runs = store.sweeps.runs(sweep_id)
         now = latest(runs)
-        summaries = store.summaries([run.id for run in now])
+        summaries = store.metrics.summaries([run.id for run in now])
         curves = valid_curves(store, now, summaries)
     if standing(found, runs) != drawn:
         st.rerun()
@@ -208,7 +208,7 @@ def wall(sweep_id: str, drawn: tuple[object, ...]) -> None:
 
 def valid_curves(store: Store, runs: Sequence[Run], summaries: Mapping[str, Mapping[str, Summary]]) -> dict[str, Curve]:
     return {
-        run.id: store.curve(run.id, sweep_plan.METRIC, max_points=POINTS)
+        run.id: store.metrics.curve(run.id, sweep_plan.METRIC, max_points=POINTS)
         for run in runs
         if sweep_plan.METRIC in summaries[run.id]
     }
@@ -330,8 +330,8 @@ def rerun(sweep_id: str, run_ids: Sequence[str], typed: str | None, form: str) -
     try:
         targets = None if typed is None else grammar.entries(st.session_state[typed])
         with parts.open_store() as store:
-            found = store.sweep(sweep_id)
-            runs = [run for run in map(store.run, run_ids) if run is not None]
+            found = store.sweeps.get(sweep_id)
+            runs = [run for run in map(store.runs.get, run_ids) if run is not None]
             assert found is not None
             queued = sweep_orders.rerun(store, found, runs, targets=targets, created_by="page", form_token=token)
     except SousaError as error:

@@ -9,6 +9,7 @@ from streamlit.testing.v1 import AppTest
 from sousa_engine import backbones, targets
 from sousa_engine.core.errors import WorkspaceError
 from sousa_engine.store import Store
+from sousa_engine.store.target_sets import TargetSets
 from sousa_engine.web import handover
 from sousa_engine.web.components.module_tree import Choice, outline_name
 from sousa_engine.web.handover import Ticks
@@ -216,7 +217,7 @@ def test_a_set_is_saved_loaded_and_deleted_by_name(page, outline, workspace):
     button(page, "Save").click().run()
     assert not page.exception
     with Store.open(workspace) as store:
-        saved = store.target_sets("ast-base")
+        saved = store.target_sets.all("ast-base")
     assert [(s.name, s.paths, s.head) for s in saved] == [("top fc2", (path,), "freeze")]
     button(page, "Attention").click().run()
     page.session_state["bench.head"] = "train"
@@ -226,7 +227,7 @@ def test_a_set_is_saved_loaded_and_deleted_by_name(page, outline, workspace):
     assert page.session_state["bench.head"] == "freeze"
     button(page, "Delete it").click().run()
     with Store.open(workspace) as store:
-        assert store.target_sets("ast-base") == ()
+        assert store.target_sets.all("ast-base") == ()
 
 
 def test_a_set_without_a_name_or_a_place_to_write_is_refused_in_a_sentence(page, monkeypatch):
@@ -236,7 +237,7 @@ def test_a_set_without_a_name_or_a_place_to_write_is_refused_in_a_sentence(page,
     def refuse(*_):
         raise WorkspaceError("runs.db is read-only here.")
 
-    monkeypatch.setattr(Store, "save_target_set", refuse)
+    monkeypatch.setattr(TargetSets, "save", refuse)
     next(t for t in page.text_input if t.label == "Name this selection").set_value("x")
     button(page, "Save").click().run()
     assert not page.exception

@@ -38,7 +38,7 @@ def test_the_defaults_can_be_started_at_once(page, workspace):
     assert any("python -m sousa_engine train model=ast-mini data=tiny" in c.value for c in page.code)
     start_button(page).click().run()
     with Store.open(workspace) as store:
-        (run,) = store.runs()
+        (run,) = store.runs.all()
     assert run.config == prepare.prepare({}).config
     assert page.query_params["id"] == run.id
 
@@ -53,12 +53,12 @@ def test_thirty_clicks_make_one_run_and_a_new_visit_another(page, workspace):
         page._run(clicked)
         assert not page.exception and page.title[0].value != "Launch"
     with Store.open(workspace) as store:
-        (run,) = store.runs()
+        (run,) = store.runs.all()
     for _ in range(2):  # meant each time, though nothing was changed
         page.switch_page(str(PROJECT_ROOT / "pages" / "launch.py"))
         start_button(page.run()).click().run()
     with Store.open(workspace) as store:
-        assert len(store.runs()) == 3 and store.run(run.id) == run
+        assert len(store.runs.all()) == 3 and store.runs.get(run.id) == run
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_what_is_changed_after_a_run_filled_the_form_stays_changed(page):
 def test_a_saved_target_set_can_be_chosen(page, workspace):
     path = targets.recommended_sets(targets.load_outline("ast-mini"))["attention"][0]
     with Store.open(workspace) as store:
-        store.save_target_set("my one", "ast-mini", [path], "train")
+        store.target_sets.save("my one", "ast-mini", [path], "train")
     page.run()
     page.selectbox(key="launch.set").set_value("saved:my one").run()
     assert not page.exception
@@ -184,7 +184,7 @@ def test_a_method_shows_the_fields_it_reads_and_no_others(page, workspace):
         assert not start_button(page).disabled
     start_button(page).click().run()
     with Store.open(workspace) as store:
-        (run,) = store.runs()
+        (run,) = store.runs.all()
     assert (run.config.lora.method, run.config.lora.targets) == ("full", ())
 
 
@@ -197,7 +197,7 @@ def test_ranks_of_the_tree_arrive_and_leave_with_the_ticks(page, workspace):
     assert any(c.value == "1 module has a separate rank, set in the tree." for c in page.caption)
     start_button(page).click().run()
     with Store.open(workspace) as store:
-        (run,) = store.runs()
+        (run,) = store.runs.all()
     assert run.config.lora.ranks == {paths[1]: 3} and run.config.lora.method == "rslora"
 
 

@@ -21,6 +21,7 @@ from sousa_engine.core.errors import RunError
 from sousa_engine.core.records import Curve, RunStatus, SweepStatus
 from sousa_engine.runs import ensure, preflight, sweep_orders, sweep_plan, timing
 from sousa_engine.store import Store
+from sousa_engine.store.ledger import Ledger
 from sousa_engine.web import fields, handover, parts
 from sousa_engine.web.components.trial_tiles import MOST_POINTS, tiles_data
 from sousa_engine.web.handover import SweepDraft
@@ -100,8 +101,8 @@ def test_the_defaults_can_be_started_at_once_and_lead_to_the_sweep(visit, store)
     assert start.label == "Start 12 runs" and not start.disabled
     assert "settings of ast-mini, efficientat-mini, htsat-mini, beats-mini have not been timed" in words(app)
     app = checked(start.click().run())
-    (made,) = store.sweeps()
-    assert app.query_params["id"] == made.id and len(store.sweep_runs(made.id)) == 12
+    (made,) = store.sweeps.all()
+    assert app.query_params["id"] == made.id and len(store.sweeps.runs(made.id)) == 12
     assert app.title[0].value == "model × targets"
     assert [tile["state"] for tile in tiles(app)] == ["queued"] * 4
 
@@ -158,8 +159,8 @@ def test_a_sampler_that_draws_takes_a_range_and_a_number_of_trials(visit, store)
     assert "tpe: tree-structured Parzen estimator" in words(app)
     assert "--axis training.lr=log:0.0001..0.01" in command(app) and "--sampler tpe --trials 7" in command(app)
     app = checked(app.button(key="sweep.start").click().run())
-    (made,) = store.sweeps()
-    assert sweep_spec.build(made.spec).trials == 7 and store.sweep_runs(made.id) == ()
+    (made,) = store.sweeps.all()
+    assert sweep_spec.build(made.spec).trials == 7 and store.sweeps.runs(made.id) == ()
     assert "No setting has been sampled yet" in words(app)
 
 
@@ -172,14 +173,14 @@ def test_settings_that_could_only_fail_are_grouped_by_cause_and_can_be_left_out(
     app = checked(app.checkbox(key="sweep.leave_out.2").check().run())
     assert app.button(key="sweep.start").label == "Start 2 runs" and command(app).endswith("--skip-invalid")
     checked(app.button(key="sweep.start").click().run())
-    (made,) = store.sweeps()
-    assert {run.title for run in store.sweep_runs(made.id)} == {"ast-mini · q_proj", "efficientat-mini · se"}
+    (made,) = store.sweeps.all()
+    assert {run.title for run in store.sweeps.runs(made.id)} == {"ast-mini · q_proj", "efficientat-mini · se"}
 
 
 def test_earlier_runs_tell_how_long_it_takes(visit, store):
     started(store, axes={"model": ["ast-mini"]}, seeds=[0])
     run = train_next(store)
-    store.ingest(run.id, _facts({"train_s": 50.0, "epochs": 10, "data": {"clips": {"train": 640}}}))
+    Ledger(store).ingest(run.id, _facts({"train_s": 50.0, "epochs": 10, "data": {"clips": {"train": 640}}}))
     app = visit(state=FORM)
     metrics = {metric.label: metric.value for metric in app.metric}
     assert metrics["Time"] != "–" and "have not been timed" not in words(app)
@@ -196,7 +197,7 @@ def _facts(facts):
 def test_a_saved_target_set_is_offered_to_the_backbones_it_fits(visit, store):
     outline = targets.load_outline("ast-mini")
     paths = [node.path for node in outline.nodes if node.name in ("q_proj", "v_proj")]
-    store.save_target_set("mine", "ast-mini", paths, "train")
+    store.target_sets.save("mine", "ast-mini", paths, "train")
     label = "saved: mine (ast-mini)"
     app = visit(state=FORM)
     assert label in app.multiselect(key="sweep.targets").options
@@ -294,7 +295,7 @@ def test_an_ablation_fills_the_form_and_starts_nothing(visit, store):
     app = visit(state=FORM | {"sweep.axes": [0], "sweep.seeds": "5"})
     app = checked(app.button(key="sweep.ablate").click().run())
     spec = asked(app)
-    assert store.sweeps() == () and not app.error
+    assert store.sweeps.all() == () and not app.error
     assert spec.sets == sweep_plan.ablation("ast-mini", ["attention"]) and spec.seeds == (0, 1, 2)
     assert spec.axis("lora.targets").values == tuple(spec.sets) and spec.base["data"] == {"dataset": "micro"}
     assert "--ablate attention" in command(app) and "--targets" not in command(app)
@@ -302,8 +303,8 @@ def test_an_ablation_fills_the_form_and_starts_nothing(visit, store):
     app = checked(app.multiselect(key="sweep.targets").set_value(["all", "late layers"]).run())
     assert list(asked(app).sets) == ["all", "late layers"]
     checked(app.button(key="sweep.start").click().run())
-    (made,) = store.sweeps()
-    titles = [run.title for run in store.sweep_runs(made.id)]
+    (made,) = store.sweeps.all()
+    titles = [run.title for run in store.sweeps.runs(made.id)]
     assert titles == ["ast-mini · all"] * 3 + ["ast-mini · late layers"] * 3
 
 
@@ -321,8 +322,8 @@ def test_tiles_show_each_seed_its_numbers_and_why_one_was_given_up(visit, store)
     train_next(store, reach=0.6)
     train_next(store, reach=0.3)
     pruned = train_next(store, reach=0.1, epochs=1, status=RunStatus.RUNNING)
-    store.prune(pruned.id, 10, "Pruned after epoch 1 (step 10): too weak.")
-    store.finish(pruned.id, RunStatus.STOPPED, None, nonce="nonce")
+    Ledger(store).prune(pruned.id, 10, "Pruned after epoch 1 (step 10): too weak.")
+    Ledger(store).finish(pruned.id, RunStatus.STOPPED, None, nonce="nonce")
     train_next(store, status=RunStatus.FAILED, reason="The loss became nan.")
     train_next(store, epochs=2, status=RunStatus.RUNNING)
     app = visit(id=made.id)
@@ -347,8 +348,8 @@ def test_tiles_show_each_seed_its_numbers_and_why_one_was_given_up(visit, store)
 def test_a_tile_with_a_failed_and_a_pruned_seed_says_why_it_failed(visit, store):
     made = started(store, axes={"model": ["ast-mini"]})
     pruned = train_next(store, epochs=1, status=RunStatus.RUNNING)
-    store.prune(pruned.id, 10, "Pruned after epoch 1 (step 10): too weak.")
-    store.finish(pruned.id, RunStatus.STOPPED, None, nonce="nonce")
+    Ledger(store).prune(pruned.id, 10, "Pruned after epoch 1 (step 10): too weak.")
+    Ledger(store).finish(pruned.id, RunStatus.STOPPED, None, nonce="nonce")
     train_next(store, status=RunStatus.FAILED, reason="The loss became nan.")
     (tile,) = tiles(visit(id=made.id))
     assert (tile["state"], tile["note"]) == ("failed", "The loss became nan.")
@@ -369,7 +370,7 @@ def test_all_tiles_ticked_beyond_what_compare_picks_name_the_whole_sweep(visit, 
 def test_ticked_tiles_go_to_compare_with_as_many_whole_rounds_of_seeds_as_fit(visit, store, monkeypatch):
     made = started(store, axes={"model": ["ast-mini"], "lora.r": [1, 2, 3]}, seeds=[0, 1, 2])
     monkeypatch.setattr(parts, "MOST_COMPARED", 8)
-    runs = store.sweep_runs(made.id)
+    runs = store.sweeps.runs(made.id)
     app = visit(id=made.id)
     assert app.button(key="sweep.compare").disabled
     app.session_state[f"tiles-{made.id}"] = {"ticked": [2, 0, 99, True]}
@@ -387,11 +388,11 @@ def test_a_sweep_is_paused_resumed_and_stopped_after_a_second_press(visit, store
     made = started(store)
     app = visit(id=made.id)
     app = checked(app.button(key="sweep.pause").click().run())
-    assert store.sweep(made.id).status is SweepStatus.PAUSED
+    assert store.sweeps.get(made.id).status is SweepStatus.PAUSED
     app = checked(app.button(key="sweep.resume").click().run())
-    assert store.sweep(made.id).status is SweepStatus.RUNNING
+    assert store.sweeps.get(made.id).status is SweepStatus.RUNNING
     app = checked(app.button(key="sweep.stop").click().run())
-    assert store.sweep(made.id).status is SweepStatus.STOPPED
+    assert store.sweeps.get(made.id).status is SweepStatus.STOPPED
     assert "Stopped by hand." in words(app) and not [b for b in app.button if b.key in ("sweep.pause", "sweep.stop")]
 
 
@@ -400,17 +401,17 @@ def test_seeds_and_values_are_added_and_a_refusal_is_said_beside_the_field(visit
     app = visit(id=made.id)
     app.text_input(key=f"sweep.seeds.{made.id}").set_value("1")
     app = checked(app.button(key="sweep.do.seeds").click().run())
-    assert "lists one twice" in app.error[0].value and len(store.sweep_runs(made.id)) == 4
+    assert "lists one twice" in app.error[0].value and len(store.sweeps.runs(made.id)) == 4
     app.text_input(key=f"sweep.seeds.{made.id}").set_value("2, 3")
     app = checked(app.button(key="sweep.do.seeds").click().run())
-    assert not app.error and len(store.sweep_runs(made.id)) == 8
+    assert not app.error and len(store.sweeps.runs(made.id)) == 8
     app.selectbox(key=f"sweep.extend.{made.id}").set_value("lora.targets")
     app.text_input(key=f"sweep.extend.values.{made.id}").set_value("qproj")
     app = checked(app.button(key="sweep.do.extend").click().run())
     assert "Nearest" in app.error[0].value
     app.text_input(key=f"sweep.extend.values.{made.id}").set_value("all-linear")
     app = checked(app.button(key="sweep.do.extend").click().run())
-    assert len(store.sweep_runs(made.id)) == 16 and len(tiles(app)) == 4
+    assert len(store.sweeps.runs(made.id)) == 16 and len(tiles(app)) == 4
 
 
 def test_trials_are_added_to_a_sweep_that_draws(visit, store):
@@ -435,7 +436,7 @@ def test_runs_that_failed_for_one_reason_are_trained_again_as_they_were_or_with_
     assert again.disabled and "Nearest" in words(app)
     app = checked(next(t for t in app.text_input if t.label == "Other targets").set_value("v_proj").run())
     app = checked(next(b for b in app.button if b.label == "Re-run these 3 with these targets").click().run())
-    runs = store.sweep_runs(made.id)
+    runs = store.sweeps.runs(made.id)
     assert [run.status.value for run in runs].count("queued") == 4 and "runs failed" not in words(app)
     assert {run.config.lora.targets[0].path.rpartition(".")[2] for run in runs if run.title.endswith("v_proj")} == {
         "v_proj"
@@ -443,7 +444,7 @@ def test_runs_that_failed_for_one_reason_are_trained_again_as_they_were_or_with_
     train_next(store, status=RunStatus.FAILED, reason="The disk was full.")
     app = checked(app.run())
     checked(next(b for b in app.button if b.label == "Re-run it").click().run())
-    assert [run.status.value for run in store.sweep_runs(made.id)].count("queued") == 4
+    assert [run.status.value for run in store.sweeps.runs(made.id)].count("queued") == 4
 
 
 def test_clone_fills_the_form_and_leaves_the_sweep(visit, store):
@@ -471,7 +472,7 @@ def test_the_list_tells_status_runs_and_the_best_setting_so_far(visit, store):
 def test_the_home_page_and_the_page_of_a_run_lead_to_the_sweep(visit, store):
     made = started(store)
     assert f":primary[{made.name}]" in [link.proto.label for link in visit("home").get("page_link")]
-    run = store.sweep_runs(made.id)[2]
+    run = store.sweeps.runs(made.id)[2]
     links = {link.proto.label: link.proto for link in visit("run", id=run.id).get("page_link")}
     assert f"id={made.id}" in links[f":primary[Part of sweep {made.name}, trial 1]"].query_string
 
@@ -481,7 +482,7 @@ def test_the_home_page_and_the_page_of_a_run_lead_to_the_sweep(visit, store):
 
 def test_a_long_curve_is_thinned_to_its_newest_point_and_keeps_its_gaps(store):
     started(store, axes={"model": ["ast-mini"]}, seeds=[0], base={**BASE, "training": {"max_epochs": 100}})
-    runs = store.runs()
+    runs = store.runs.all()
     rows = trial_rows(runs, {})
     steps = tuple(range(10, 610, 10))
     values = tuple(None if step == 600 - 30 else step / 1000 for step in steps)
@@ -507,5 +508,5 @@ def test_a_name_that_a_run_cannot_hold_is_cut_and_the_run_can_still_be_read(stor
     outline = targets.load_outline("ast-mini")
     paths = list(targets.recommended_sets(outline)["attention"])
     made = started(store, axes={"targets": [paths, "core"]}, seeds=[0])
-    names = [run.title for run in store.sweep_runs(made.id)]
+    names = [run.title for run in store.sweeps.runs(made.id)]
     assert len(names[0]) == 120 and names[0].endswith("…") and names[1] == "core"
