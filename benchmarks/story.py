@@ -3,8 +3,8 @@
     python -m benchmarks.story [--workspace DIR]
 
 Starts the sweep (or continues an existing one), waits until it has ended, computes the baselines of the data set,
-writes benchmarks/results/story.json and prints the part that RESULTS.md shows. The script can be stopped and started again:
-finished runs are not repeated.
+writes benchmarks/results/story.json and prints the part that RESULTS.md shows. The script can be stopped and started
+again: finished runs are not repeated.
 """
 
 from __future__ import annotations

@@ -31,9 +31,7 @@ def make_corpus(recipe: Recipe, folder: Path, processes: int) -> None:
         np.memmap(folder / name, dtype=dtype, mode="w+", shape=shape).flush()
     rng = np.random.default_rng([recipe.seed, 1])
     player = rng.integers(recipe.players, size=clips)
-    order = np.argsort(
-        player, kind="stable"
-    )  # clips of one player together: its stroke bank is built once
+    order = np.argsort(player, kind="stable")  # clips of one player together: its stroke bank is built once
     started = time.time()
     workers = [
         multiprocessing.Process(target=_fill, args=(recipe, folder, patterns, player, share))

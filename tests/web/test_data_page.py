@@ -218,7 +218,7 @@ def test_the_picture_has_strokes_wave_spectrogram_and_onsets_on_one_axis():
     assert info.cells.max() == 80 and info.cells.shape == (listen.MELS, len(info.times_s))
     assert [text for _, text in info.ticks][-1] == "8 kHz" and info.onsets_s == listening.onsets_s
     names = [trace.name for trace in spectrogram_figure(info).data]
-    assert names == ["right hand", "left hand", "waveform", "mel spectrogram", "onset heard by librosa"]
+    assert names == ["right hand", "left hand", "waveform", "mel spectrogram", "onset detected by librosa"]
     without = spectrogram_figure(info._replace(strokes=(), onsets_s=()))
     assert [trace.name for trace in without.data] == ["waveform", "mel spectrogram"]
 
