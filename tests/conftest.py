@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import gc
 import os
 import shutil
 import sys
@@ -14,10 +16,32 @@ import pytest
 
 from sousa_engine.workspace import Workspace
 
+LONG_FIRST = ("browser", "faults", "runs", "backbones", "web", "cli", "training", "report", "analysis", "data")
 
 def pytest_xdist_auto_num_workers() -> int:
     """One more than there are cores, since browsers and trainings are waited for; few enough for their memory."""
     return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 5) + 1
+
+
+def pytest_collection() -> None:
+    """While everything is imported, a collector of garbage finds none."""
+    gc.disable()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Folders with long files first: a worker that took one last would keep the others waiting for it."""
+    places = {folder: place for place, folder in enumerate(LONG_FIRST)}
+    items.sort(key=lambda item: places.get(item.path.parent.name, len(places)))
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays, so no collector need look at it; nor need each AppTest read what is installed anew."""
+    gc.freeze()
+    gc.enable()
+    if "streamlit" in sys.modules:
+        from streamlit.components.v2 import manifest_scanner
+
+        manifest_scanner.scan_component_manifests = functools.cache(manifest_scanner.scan_component_manifests)
 
 
 @pytest.hookimpl(tryfirst=True)
