@@ -373,7 +373,7 @@ def seed(workspace: Workspace, *, live: bool = True) -> dict[str, Run]:
         "Traceback (most recent call last):",
         '  File "sousa_engine/trainer.py", line 46, in main',
         "    outcome = run(folder, run_config, device=arguments.device, stop=lambda: bool(stopping))",
-        f"\x1b[31msousa_engine.errors.RunError\x1b[0m: {reason}",
+        f"\x1b[31msousa_engine.core.errors.RunError\x1b[0m: {reason}",
     )
     runs["failed"] = failed.end(RunStatus.FAILED, reason)
 

@@ -19,7 +19,7 @@ def page(workspace, monkeypatch):
     report = [FINE, BAD]
     asked = []
     monkeypatch.setattr(doctor, "ask", lambda workspace, **address: asked.append(workspace) or list(report))
-    studio = AppTest.from_file(str(MAIN), default_timeout=60).run()
+    studio = AppTest.from_file(str(MAIN), default_timeout=60)
     studio.switch_page(str(PROJECT_ROOT / "pages" / "doctor.py")).run()
     return studio, report, asked
 
