@@ -18,6 +18,7 @@ from sousa_engine.workspace import Workspace
 
 LONG_FIRST = ("browser", "faults", "runs", "backbones", "web", "cli", "training", "report", "analysis", "data")
 
+
 def pytest_xdist_auto_num_workers() -> int:
     """One more than there are cores, since browsers and trainings are waited for; few enough for their memory."""
     return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 5) + 1

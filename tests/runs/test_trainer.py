@@ -326,8 +326,9 @@ def test_a_run_killed_and_stopped_and_resumed_equals_one_never_stopped(workspace
         ("beats-mini", {"dropout": 0.1}),
     ],
 )
-def test_every_family_goes_on_bit_for_bit(workspace, variant, lora):
-    settings = draft(model={"variant": variant}, lora=lora)
+def test_every_family_goes_on_bit_for_bit(workspace, recordings, variant, lora):
+    training = {"max_epochs": 1, "batch_size": 4}
+    settings = draft(data={"dataset": str(recordings)}, model={"variant": variant}, lora=lora, training=training)
     never, often = (workspace.run_dir(name) for name in ("20260101-aaaa", "20260101-bbbb"))
     in_process(never, settings)
     in_process(often, settings, stop_at=2)
