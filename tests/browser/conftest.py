@@ -187,7 +187,7 @@ def tabs(context):
 
 @pytest.fixture
 def page(request, context, studio, tabs):
-    """An empty tab. What a test leaves in the browser is taken out behind it; the tab goes with a test marked own_tab."""
+    """An empty tab. What a test leaves in it is taken out behind it; after one marked own_tab, the tab itself."""
     page = tabs()
     page.set_viewport_size(VIEWPORT)
     errors: list[str] = []
