@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 from collections import namedtuple
+from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # before anything imports torch: workers beside each other, one thread each
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -15,8 +16,6 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # before anything imports torch: worker
 import pytest
 
 from sousa_engine.workspace import Workspace
-
-LONG_FIRST = ("browser", "faults", "runs", "backbones", "web", "cli", "training", "report", "analysis", "data")
 
 
 def pytest_xdist_auto_num_workers() -> int:
@@ -30,9 +29,15 @@ def pytest_collection() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Folders with long files first: a worker that took one last would keep the others waiting for it."""
-    places = {folder: place for place, folder in enumerate(LONG_FIRST)}
-    items.sort(key=lambda item: places.get(item.path.parent.name, len(places)))
+    """The first file of each folder, then the second of each, and so on: browsers, trainings and arithmetic side by
+    side, since workers that all drive a browser at once would wait for each other.
+    """
+    files: dict[Path, list[Path]] = {}
+    for item in items:
+        of_folder = files.setdefault(item.path.parent, [])
+        if item.path not in of_folder:
+            of_folder.append(item.path)
+    items.sort(key=lambda item: files[item.path.parent].index(item.path))
 
 
 def pytest_collection_finish() -> None:
