@@ -41,10 +41,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What was imported stays, so no collector (statsmodels calls one a verdict) need look at it.
-
-    Nor need each AppTest read anew what is installed.
-    """
+    """What was imported stays, so no collector need look at it; nor need each AppTest read anew what is installed."""
     gc.freeze()
     gc.enable()
     if "streamlit" in sys.modules:

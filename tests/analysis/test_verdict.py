@@ -1,6 +1,7 @@
 """The verdict: facts computed by hand, every sentence, and a simulation that must name no false winners."""
 
 import dataclasses
+import gc
 import importlib
 import itertools
 import re
@@ -14,6 +15,13 @@ from sousa_engine.analysis.verdict import Group, LeftOut, Measured, Outcome, gro
 from sousa_engine.core.records import Prediction
 
 CLIPS = 480
+
+
+@pytest.fixture(scope="module", autouse=True)
+def frozen_garbage():
+    """statsmodels collects garbage at each call, which takes longer than the verdict if it looks through everything."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="module")
