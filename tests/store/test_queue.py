@@ -191,7 +191,7 @@ print("ready", flush=True)
 sys.stdin.readline()
 for click in range(30):
     with Store.open(workspace) as store:
-        store.enqueue(build({"name": "steps=1 pause_s=0"}), form_token=f"form {click % 5}")
+        store.runs.enqueue(build({"name": "steps=1 pause_s=0"}), form_token=f"form {click % 5}")
     ensure.ensure(workspace, ["--trainer-module", "tests.fake_trainer", "--idle-exit-s", "3"])
 """
 
