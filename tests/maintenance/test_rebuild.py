@@ -130,7 +130,7 @@ def test_from_folders_alone_what_was_measured_and_how_runs_ended_comes_back(work
     for run in runs.values():
         old = next(r for r in before["runs"] if r.id == run.id)
         new = next(r for r in after["runs"] if r.id == run.id)
-        same = ("status", "started_at_ms", "progress", "facts", "weights_label", "device", "launches", "title")
+        same = ("status", "started_at_ms", "progress", "facts", "weights_label", "device", "attempts", "title")
         assert {key: getattr(new, key) for key in same} == {key: getattr(old, key) for key in same}
         assert new.created_at_ms // 1000 == old.created_at_ms // 1000
         assert new.config == old.config
@@ -371,7 +371,7 @@ class Telling:
         fcntl.flock(file, how)
 migrations.fcntl = Telling()
 with Store.open(workspace) as store:
-    print(store.enqueue(config.RunConfig()).id, flush=True)
+    print(store.runs.enqueue(config.RunConfig()).id, flush=True)
     sys.stdin.readline()  # stays open while others write
 """
 
