@@ -353,7 +353,7 @@ def test_runs_that_cannot_be_compared_are_left_out_by_name():
     assert [left.reason for left in found.left_out] == [
         "its 1 test clips are not the 2 clips of the other runs",
         "seed 1 of A is already included",
-        "1 of its test clips has another label than in the rest",
+        "1 of its test clips has another label than in other runs",
         "it has no test predictions",
     ]
     assert [(g.name, list(g.right)) for g in found.groups] == [("A", [1]), ("B", [2])]
