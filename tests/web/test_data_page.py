@@ -14,10 +14,10 @@ from streamlit.testing.v1 import AppTest
 from sousa_engine.analysis import listen
 from sousa_engine.analysis.charts.spectrogram import StrokeMark, spectrogram_figure, spectrogram_info
 from sousa_engine.analysis.export import clips_csv, findings_csv
-from sousa_engine.cli import scan as scan_cli
 from sousa_engine.core.config import DataConfig
 from sousa_engine.data import audio, excerpt, findings, scan, synth
 from sousa_engine.data.manifest import open_dataset
+from sousa_engine.runs import background
 from sousa_engine.workspace import PROJECT_ROOT, intake
 
 ROUTER = str(PROJECT_ROOT / "sousa_engine" / "web" / "main.py")
@@ -267,7 +267,7 @@ def test_the_switch_of_strict_mode_says_what_it_would_do_and_goes_along_to_launc
 
 def test_the_button_has_the_scan_done_by_another_process(drums, workspace_of_its_own, monkeypatch):
     started = []
-    monkeypatch.setattr(scan_cli, "start", lambda *args, **more: started.append((args[1].dataset, more)))
+    monkeypatch.setattr(background, "scan_data", lambda *args, **more: started.append((args[1].dataset, more)))
     at = visit(dataset=str(drums))
     at.get_by_key("scan.start").click().run()
     assert started == [(str(drums), {"fresh": False})]
