@@ -16,7 +16,7 @@ from sousa_engine.analysis.baselines import Baselines, tried_text
 from sousa_engine.core import config, grammar
 from sousa_engine.core.config import DataConfig
 from sousa_engine.core.errors import ConfigError, UserError
-from sousa_engine.data import scan
+from sousa_engine.data.dataset import DataSet
 from sousa_engine.workspace import Workspace, intake, run_files
 
 
@@ -36,7 +36,7 @@ def baselines_command(
     """
     if not workspace.root.is_dir():
         raise UserError(f"There is no folder {workspace.root}, so no baselines can lie in it. Check --workspace.")
-    manifest = scan.open_dataset(data_config(dataset, words), workspace)
+    manifest = DataSet.open(data_config(dataset, words), workspace).manifest
     if lock_fd is None and (doing := baselines.look(manifest, workspace)) and doing.is_running:
         click.echo("Another process computes them already; waiting for it.", err=True)
     try:

@@ -14,8 +14,9 @@ from tqdm import tqdm
 
 from sousa_engine.cli.baselines import data_config
 from sousa_engine.core.errors import UserError
-from sousa_engine.data import findings, scan
-from sousa_engine.data.findings import KINDS, Report, in_words, passed_over
+from sousa_engine.data import scan
+from sousa_engine.data.dataset import DataSet
+from sousa_engine.data.findings import KINDS, Findings, in_words, passed_over
 from sousa_engine.workspace import Workspace, intake, run_files
 
 EXIT_REFUSED = 2
@@ -61,23 +62,23 @@ def scan_command(
     config = data_config(dataset, [*words, *(["data.strict=true"] if strict else [])])
     try:
         with _progress() as tell:
-            verdicts = scan.scan(config, workspace, tell=tell, lock_fd=lock_fd, fresh=fresh)
+            data = DataSet.scan(config, workspace, tell=tell, lock_fd=lock_fd, fresh=fresh)
     except KeyboardInterrupt:
         click.echo("Stopped. What was decoded is kept; the same command goes on from there.", err=True)
         sys.exit(run_files.EXIT_STOPPED)
-    found = findings.report(config, verdicts)
+    found = data.findings
     click.echo(json.dumps(as_dict(found), indent=1) if as_json else _table(found))
     if found.refusal:
         sys.exit(EXIT_REFUSED)
 
 
-def as_dict(found: Report) -> dict[str, Any]:
-    """A report as --json prints it; the command's help says what is in it."""
+def as_dict(found: Findings) -> dict[str, Any]:
+    """Findings as --json prints them; the command's help describes the shape."""
     counted = {"errors": found.errors, "warnings": found.warnings, "kinds": found.kinds}
     return asdict(found) | counted | {"findings": [asdict(one) for one in found.findings]}
 
 
-def _table(found: Report) -> str:
+def _table(found: Findings) -> str:
     rows = [
         (one.level.upper(), KINDS[one.kind], one.name or found.dataset, one.reason)
         for one in found.findings
