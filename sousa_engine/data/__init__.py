@@ -1,1 +1,1 @@
-"""Clips, labels, splits and features: everything a training reads."""
+"""Data sets: clips, labels, splits, the soundness of files, and features. Knows no backbones, storage or training."""
