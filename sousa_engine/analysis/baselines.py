@@ -248,7 +248,7 @@ def _figures(manifest: Manifest, chosen: Chosen, folder: Path, tell: Tell) -> tu
         done = file.tell() // (4 * width)
         file.truncate(4 * width * done)  # an incomplete row of a killed process
         tell(LISTENING, done, total)
-        for rows, failures in _heard([manifest.clips[i].source for i in chosen.clips[done:]], manifest.clip_s):
+        for rows, failures in _analysed([manifest.clips[i].source for i in chosen.clips[done:]], manifest.clip_s):
             broken += failures
             if broken:
                 continue  # only to collect the names of all such clips
@@ -263,17 +263,17 @@ def _figures(manifest: Manifest, chosen: Chosen, folder: Path, tell: Tell) -> tu
     return figures[:, : rhythm.PATTERN], figures[:, rhythm.PATTERN :]
 
 
-def _heard(sources: list[ClipPlan | Path], clip_s: float) -> Iterator[tuple[np.ndarray, list[str]]]:
+def _analysed(sources: list[ClipPlan | Path], clip_s: float) -> Iterator[tuple[np.ndarray, list[str]]]:
     """The features of batches of clips, in order, and error messages for clips that have none."""
     batches = [sources[i : i + BATCH] for i in range(0, len(sources), BATCH)]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if cores == 1 or len(sources) < _POOL_FROM:
-        yield from (_hear(batch, clip_s) for batch in batches)
+        yield from (_analyse(batch, clip_s) for batch in batches)
         return
     workers = min(cores, _MOST_WORKERS)
     pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=features.follow_parent)
     try:
-        yield from pool.map(_hear, batches, [clip_s] * len(batches))
+        yield from pool.map(_analyse, batches, [clip_s] * len(batches))
     except BrokenProcessPool:
         raise DataError(
             "A process that analysed clips was killed, perhaps for lack of memory. Try again: finished clips are kept."
@@ -282,7 +282,7 @@ def _heard(sources: list[ClipPlan | Path], clip_s: float) -> Iterator[tuple[np.n
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _hear(sources: list[ClipPlan | Path], clip_s: float) -> tuple[np.ndarray, list[str]]:
+def _analyse(sources: list[ClipPlan | Path], clip_s: float) -> tuple[np.ndarray, list[str]]:
     rows = np.zeros((len(sources), rhythm.PATTERN + rhythm.POOLED), dtype=np.float32)
     failures = []
     for row, source in zip(rows, sources, strict=True):

@@ -138,8 +138,7 @@ def _unreadable(path: Path, said: str) -> Unusable:
             return error
     if head and all(byte >= 32 or byte in b"\t\n\r\f" for byte in head):
         return Unusable("text", "it is not audio: it holds text; replace or remove it")
-    if (
-        "not a regular file" in said
-    ):  # libsndfile's message for a file that is not an mp3; we know that it is a regular file
+    # libsndfile's message for a file that is not an mp3; we know that it is a regular file
+    if "not a regular file" in said:
         said = "Format not recognised"
     return Unusable("unreadable", f"it is not readable as audio ({said}); {FIX}")
