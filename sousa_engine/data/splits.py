@@ -11,7 +11,7 @@ import numpy as np
 
 from sousa_engine.core.errors import DataError
 
-SPLITS = ("train", "valid", "test")
+SPLITS: tuple[str, ...] = ("train", "valid", "test")
 
 _ALIASES = {
     "train": "train",
