@@ -15,7 +15,7 @@ from sousa_engine.cli.progress import progress
 from sousa_engine.core import config, grammar
 from sousa_engine.core.config import DataConfig
 from sousa_engine.core.errors import ConfigError, UserError
-from sousa_engine.data import scan
+from sousa_engine.data.dataset import DataSet
 from sousa_engine.workspace import Workspace, run_files
 
 UNITS = {baselines.LISTENING: "clips", baselines.CHOOSING: "fits"}
@@ -38,7 +38,7 @@ def baselines_command(
     """
     if not workspace.root.is_dir():
         raise UserError(f"The folder {workspace.root} does not exist, so it holds no baselines. Check --workspace.")
-    manifest = scan.open_dataset(data_config(dataset, words), workspace)
+    manifest = DataSet.open(data_config(dataset, words), workspace).manifest
     if lock_fd is None and (doing := baselines.look(manifest, workspace)) and doing.is_running:
         click.echo("Another process is already computing them; waiting for it.", err=True)
     try:

@@ -12,8 +12,9 @@ import click
 from sousa_engine.cli.baselines import data_config
 from sousa_engine.cli.progress import progress
 from sousa_engine.core.errors import UserError
-from sousa_engine.data import findings, scan
-from sousa_engine.data.findings import KINDS, Report, in_words, passed_over
+from sousa_engine.data import scan
+from sousa_engine.data.dataset import DataSet
+from sousa_engine.data.findings import KINDS, Findings, in_words, passed_over
 from sousa_engine.workspace import Workspace, run_files
 
 EXIT_REFUSED = 2
@@ -60,23 +61,23 @@ def scan_command(
     config = data_config(dataset, [*words, *(["data.strict=true"] if strict else [])])
     try:
         with progress(config.dataset, _step, {scan.SCANNING: "files"}) as tell:
-            checked = scan.scan(config, workspace, tell=tell, lock_fd=lock_fd, fresh=fresh)
+            data = DataSet.scan(config, workspace, tell=tell, lock_fd=lock_fd, fresh=fresh)
     except KeyboardInterrupt:
         click.echo("Stopped. Results so far are kept; run the same command again to continue.", err=True)
         sys.exit(run_files.EXIT_STOPPED)
-    found = findings.report(config, checked)
+    found = data.findings
     click.echo(json.dumps(as_dict(found), indent=1) if as_json else _table(found))
     if found.refusal:
         sys.exit(EXIT_REFUSED)
 
 
-def as_dict(found: Report) -> dict[str, Any]:
+def as_dict(found: Findings) -> dict[str, Any]:
     """The findings as printed by --json; the help of the command describes the format."""
     counted = {"errors": found.errors, "warnings": found.warnings, "kinds": found.kinds}
     return asdict(found) | counted | {"findings": [asdict(one) for one in found.findings]}
 
 
-def _table(found: Report) -> str:
+def _table(found: Findings) -> str:
     rows = [
         (one.level.upper(), KINDS[one.kind], one.name or found.dataset, one.reason)
         for one in found.findings

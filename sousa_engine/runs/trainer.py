@@ -135,8 +135,8 @@ def _train(
 
     from sousa_engine import backbones
     from sousa_engine.data import features as feature_store
-    from sousa_engine.data import findings, scan
     from sousa_engine.data import manifest as manifests
+    from sousa_engine.data.dataset import DataSet
     from sousa_engine.training import adapters, loop, precision, statistics
 
     set_seed(run_config.seed)
@@ -153,14 +153,13 @@ def _train(
             raise _StopRequested
         reporter.progress(Progress(phase="preparing", done=done, total=total))
 
-    verdicts = scan.scan(
+    scanned = DataSet.scan(
         run_config.data, workspace, tell=lambda doing, done, total: progress(done, total or max(done, 1))
     )
-    manifest = manifests.open_dataset(run_config.data, verdicts)
-    scanned = findings.report(run_config.data, verdicts, manifest)
-    if scanned.refusal:
-        raise DataError(scanned.refusal)
-    about_files = [note for note in (manifests.left_out(manifest), scanned.odd) if note]
+    manifest, found = scanned.manifest, scanned.findings
+    if found.refusal:
+        raise DataError(found.refusal)
+    about_files = [note for note in (manifests.left_out(manifest), found.odd) if note]
     for note in about_files:
         reporter.event("data", note)
         print(note, flush=True)
