@@ -16,7 +16,7 @@ _COLORS = {"ok": "green", "warning": "yellow", "problem": "red"}
 @click.option("--json", "as_json", is_flag=True, help="As JSON, for programs and bug reports.")
 @click.pass_obj
 def doctor_command(workspace: Workspace, as_json: bool) -> None:
-    """Look at Python, packages, PyTorch, devices, disks and the workspace; name the cure of what is wrong.
+    """Look at Python, packages, PyTorch, devices, disks and the workspace; name the fix of each problem.
 
     Exit code 0 if there is no problem (warnings may be), 1 if there is one. Nothing is changed.
     """
