@@ -9,7 +9,6 @@ cut short at any moment, there is the old one or the new one.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -90,23 +89,18 @@ def alone(workspace: Workspace) -> Iterator[None]:
     if not workspace.runs.is_dir():
         raise WorkspaceError(f"There is no folder {workspace.runs}: nothing to make runs.db from.")
     try:
-        lock = workspace.supervisor_lock.open("a+")
+        lock = locks.take(workspace.supervisor_lock)
     except OSError as error:
-        raise WorkspaceError(f"{workspace.supervisor_lock} cannot be written: {error.strerror}.") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            pid = lock.read().strip()
-            stop = f"kill {pid}" if pid.isdecimal() else "end its process"
-            raise WorkspaceError(
-                f"A supervisor works in {workspace.root}, and would write to runs.db meanwhile. Close the studio; "
-                f"the supervisor leaves a minute after the last run, or at once by: {stop}"
-            ) from None
-        lock.truncate(0)
-        lock.write(f"{os.getpid()}\n")
-        lock.flush()
+        raise WorkspaceError(f"{workspace.supervisor_lock} cannot be written to: {error.strerror}.") from None
+    if lock is None:
+        pid = locks.signed_by(workspace.supervisor_lock)
+        stop = "end its process" if pid is None else f"kill {pid}"
+        raise WorkspaceError(
+            f"A supervisor is running in {workspace.root} and would write to runs.db. Close the studio; the supervisor "
+            f"exits a minute after the last run. To end it now: {stop}"
+        )
+    try:
+        locks.sign(lock)
         training = [name for name in check.run_folders(workspace) if _trains(workspace.run_dir(name))]
         if training:
             keepers = [run_files.read_json(workspace.run_dir(name) / run_files.KEEPER) for name in training]
@@ -117,6 +111,8 @@ def alone(workspace: Workspace) -> Iterator[None]:
             )
         with migrations.alone(workspace), trash.alone(workspace, wait=True):
             yield
+    finally:
+        os.close(lock)
 
 
 def _trains(folder: Path) -> bool:

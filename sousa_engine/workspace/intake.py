@@ -63,11 +63,8 @@ def look(folder: Path) -> Intake | None:
 def lock(folder: Path) -> int | None:
     """Take the lock of `folder`; its descriptor, to hand to another process, or None while somebody has it."""
     folder.mkdir(parents=True, exist_ok=True)
-    found = _opened(folder)
-    try:
-        fcntl.flock(found, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(found)
+    found = locks.take(folder / _LOCK)
+    if found is None:
         return None
     (folder / _STOP).unlink(missing_ok=True)
     _write(folder, Intake(is_running=True))
@@ -111,7 +108,7 @@ def taking_in(folder: Path, *, lock_fd: int | None = None, tell: Tell | None = N
     What the caller tells goes to `tell` as well. Raises WeightsError out of a call of it if asked to stop.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    held = lock_fd if lock_fd is not None else _opened(folder)
+    held = lock_fd if lock_fd is not None else os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         if lock_fd is None:
             fcntl.flock(held, fcntl.LOCK_EX)
@@ -161,7 +158,3 @@ def _write(folder: Path, note: Intake) -> None:
     temporary = folder / f".{_NOTE}.{os.getpid()}"
     temporary.write_text(json.dumps(asdict(replace(note, at_ms=time.time_ns() // 1_000_000))))
     temporary.replace(folder / _NOTE)
-
-
-def _opened(folder: Path) -> int:
-    return os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)

@@ -320,7 +320,7 @@ def test_refused_while_a_supervisor_lives_with_the_way_to_end_it(workspace):
         fcntl.flock(lock, fcntl.LOCK_EX)
         lock.write("4711\n")
         lock.flush()
-        with pytest.raises(WorkspaceError, match=r"A supervisor works in .* Close the studio; .* kill 4711"):
+        with pytest.raises(WorkspaceError, match=r"A supervisor is running in .* Close the studio; .* kill 4711"):
             rebuild(workspace)
     assert workspace.db.read_bytes() == before
 

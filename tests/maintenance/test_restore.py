@@ -154,7 +154,7 @@ def test_refused_while_a_supervisor_lives_or_a_run_trains(workspace, copy):
     before = workspace.db.read_bytes()
     with workspace.supervisor_lock.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert "A supervisor works in" in db(workspace, "restore", copy, code=1)
+        assert "A supervisor is running in" in db(workspace, "restore", copy, code=1)
     (run,) = runs(workspace)
     with (workspace.run_dir(run.id) / run_files.KEEPER_LOCK).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

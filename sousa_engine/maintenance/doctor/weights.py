@@ -36,9 +36,7 @@ def network(unreachable: str) -> Finding:
     """Always ok: embedded backbones and data need no network. unreachable: why the server cannot be reached, or ""."""
     if not unreachable:
         return Finding(name="Network", level="ok", text="published weights can be downloaded")
-    text = (
-        f"offline: {unreachable}. Embedded backbones still work; for others: python -m sousa_engine weights import"
-    )
+    text = f"offline: {unreachable}. Embedded backbones still work; for others: python -m sousa_engine weights import"
     return Finding(name="Network", level="ok", text=text)
 
 
