@@ -5,6 +5,7 @@ A folder holds a stand-in package with the module names of that version; what st
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -144,20 +145,29 @@ def test_a_trainer_of_an_earlier_version_that_lost_its_keeper_and_does_not_liste
     wait_for(lambda: trainer not in studio.running())
 
 
+@contextlib.contextmanager
+def asleep(*words, **options):
+    """A process that waits with these words in its command line until it is killed."""
+    code = "import signal; signal.sigwait([signal.SIGUSR1])"
+    process = subprocess.Popen([sys.executable, "-c", code, *words], **options)
+    try:
+        wait_for(lambda: words[0] in psutil.Process(process.pid).cmdline())
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
 def test_a_supervisor_of_another_workspace_is_left_alone(workspace, tmp_path):
     """Its pid stands in our lock file only because pids are given again."""
     workspace.runs.mkdir(parents=True)
-    sleep = "import sys, time; time.sleep(600)"
-    words = [sys.executable, "-c", sleep, SUPERVISOR, str(tmp_path / "another")]
-    with subprocess.Popen(words) as stranger:
-        wait_for(lambda: SUPERVISOR in psutil.Process(stranger.pid).cmdline())
+    with asleep(SUPERVISOR, str(tmp_path / "another")) as stranger:
         lock = locks.take(workspace.supervisor_lock)
         workspace.supervisor_lock.write_text(f"{stranger.pid}\n")
         Store.open(workspace).close()
         assert not ensure.ensure(workspace) and not ensure.revive(workspace)
         os.close(lock)
         assert stranger.poll() is None
-        stranger.kill()
 
 
 def test_a_supervisor_of_this_workspace_is_known_by_any_spelling_of_its_folder(tmp_path):
@@ -165,11 +175,8 @@ def test_a_supervisor_of_this_workspace_is_known_by_any_spelling_of_its_folder(t
     (tmp_path / "link").symlink_to(tmp_path / "here")
     workspace = Workspace(root=tmp_path / "here")
     workspace.runs.mkdir()
-    code = "import signal, sys; signal.sigwait([signal.SIGUSR1])"
-    words = [sys.executable, "-c", code, SUPERVISOR, "link"]
     lock = locks.take(workspace.supervisor_lock)
-    with subprocess.Popen(words, cwd=tmp_path, pass_fds=[lock]) as former:
-        wait_for(lambda: SUPERVISOR in psutil.Process(former.pid).cmdline())
+    with asleep(SUPERVISOR, "link", cwd=tmp_path, pass_fds=[lock]) as former:
         workspace.supervisor_lock.write_text(f"{former.pid}\n")
         os.close(lock)
         assert ensure.ensure(workspace, ("--idle-exit-s", "0"))
