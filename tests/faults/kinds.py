@@ -87,7 +87,9 @@ def fill_disk(ground: Ground) -> None:
     ballast.unlink()
     ground.settle(
         run_id,
-        lambda run: _finished(run) or "disk is full" in run.reason.lower() or "Not started in 3 tries" in run.reason,
+        lambda run: (
+            _finished(run) or "disk is full" in run.reason.lower() or "in 3 attempts" in run.reason
+        ),
     )
 
 
