@@ -112,7 +112,7 @@ def _targets_check(run_config: RunConfig, outline: Outline, counts: Counts) -> C
         return Check(level="ok", title="Targets", detail=detail)
     if not run_config.lora.targets:
         if run_config.lora.head == "freeze":
-            return Check(level="error", title="Targets", detail="No targets and a frozen head: nothing would train.")
+            return Check(level="error", title="Targets", detail="Nothing would train: no targets and a frozen head.")
         return Check(level="note", title="Targets", detail="No targets: a linear probe, which trains only the head.")
     own = len(run_config.lora.rank_pattern)
     modules = f"{counts.layers} modules get" if counts.layers != 1 else "1 module gets"

@@ -38,7 +38,8 @@ def prepare(draft: Mapping[str, Any]) -> Prepared:
     Raises ConfigError (a field), UnknownNameError (a backbone) or TargetError (a target entry that matches nothing).
     """
     draft = {**draft, "model": {**(draft.get("model") or {})}, "lora": {**(draft.get("lora") or {})}}
-    name = backbones.variant(str(draft["model"].get("variant", RunConfig().model.variant))).name
+    usual = config.build({})
+    name = backbones.variant(str(draft["model"].get("variant", usual.model.variant))).name
     draft["model"]["variant"] = name
     _make_paths_absolute(draft)
     outline = targets.load_outline(name)
@@ -55,7 +56,7 @@ def prepare(draft: Mapping[str, Any]) -> Prepared:
     notes += [f"{match.entry}: {match.note}" for match in resolution.matches if match.note]
     paths = [path for path in resolution.paths if not outline.in_head(path)]
     if len(paths) < len(resolution.paths):
-        policy = draft["lora"].get("head", RunConfig().lora.head)
+        policy = draft["lora"].get("head", usual.lora.head)
         notes.append(f"{outline.head_path}: controlled by lora.head={policy}, not by the targets.")
     draft["lora"]["targets"] = [target.model_dump() for target in outline.targets(paths)]
     if draft["lora"].get("rank_pattern"):
@@ -167,5 +168,6 @@ def _ranks(outline: Outline, written: Any, paths: Sequence[str]) -> dict[str, in
             raise TargetError(
                 f"lora.rank_pattern: {entry} is a module of {outline.variant}, but not a target of this run."
             )
-        found |= dict.fromkeys(named, rank)
+        for path in named:
+            found[path] = rank
     return found

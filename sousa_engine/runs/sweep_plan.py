@@ -165,8 +165,8 @@ def _sampled(spec: SweepSpec) -> list[Setting]:
         there = math.prod(len(axis.values) for axis in spec.axes)
         if wanted > there:
             raise PreflightError(
-                f"There {'is only 1 combination' if there == 1 else f'are only {there} combinations'}, but {wanted} trials were requested: "
-                "use a grid."
+                f"{wanted} trials were requested, but there {'is' if there == 1 else 'are'} only {there} "
+                f"combination{'' if there == 1 else 's'}: use a grid."
             )
     found: list[Setting] = []
     while len(found) < wanted:

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sousa_engine import backbones, targets
-from sousa_engine.core import grammar, sweep_spec
-from sousa_engine.core.config import RunConfig
+from sousa_engine.core import config, grammar, sweep_spec
 from sousa_engine.core.errors import ConfigError, UserError
 from sousa_engine.core.sweep_spec import Axis, SweepSpec
 from sousa_engine.runs import sweep_plan
@@ -165,5 +164,5 @@ def _only_model(base: Mapping[str, Any], axes: Sequence[Axis]) -> str:
     models = next((axis.values for axis in axes if axis.field == "model"), ())
     if len(models) > 1:
         raise ConfigError(f"--ablate takes one backbone, since their modules differ; it got {', '.join(models)}.")
-    usual = RunConfig().model.variant  # pyright: ignore[reportCallIssue]
+    usual = config.build({}).model.variant
     return str(models[0] if models else base.get("model", {}).get("variant", usual))

@@ -386,7 +386,7 @@ def test_a_file_where_a_folder_has_to_be_is_two_lines_and_no_traceback(tmp_path,
     place = Workspace(root=tmp_path / "w" if name else tmp_path / "file")
     (place.root / name).write_text("a note")
     wrong(storage.writable(place.root, storage.in_the_way(place)), "problem", f"{place.root / name} is a file")
-    wrong(storage.database(place, migrations.look), "problem", "cannot be looked into: Not a directory")
+    wrong(storage.database(place, migrations.look), "problem", "cannot be read: Not a directory")
     result = CliRunner().invoke(main.main, ["doctor"], env={"SOUSA_WORKSPACE": str(place.root)})
     assert result.exit_code == 1 and f"{place.root / name} is a file" in result.output
 

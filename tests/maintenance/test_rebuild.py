@@ -259,7 +259,7 @@ def test_lines_that_the_database_never_took_are_in_the_new_one(workspace):
 
 def test_a_new_database_beside_old_folders_is_told_and_rebuilt_with_what_may_be_missing(workspace, week_of_work):
     workspace.db.unlink()
-    assert check.forgotten(workspace).startswith(f"runs.db knows no run, but {len(week_of_work)} run folders")
+    assert check.forgotten(workspace).startswith(f"runs.db has no runs, but there are {len(week_of_work)} run folders")
     with Store.open(workspace):  # as any command does: it makes an empty one
         pass
     assert "runs that never started" in " ".join(rebuild(workspace).lost)
@@ -347,7 +347,7 @@ def test_what_an_open_studio_writes_meanwhile_is_not_lost(workspace, monkeypatch
         finish(self)
 
     monkeypatch.setattr(rebuilding.New, "finish", note_something_first)
-    with pytest.raises(WorkspaceError, match=r"wrote to runs\.db meanwhile.* Close the studio"):
+    with pytest.raises(WorkspaceError, match=r"wrote to runs\.db during the rebuild.* Close the studio"):
         rebuild(workspace)
     assert not list(workspace.root.glob(".runs.rebuilt*")) and not list(workspace.root.glob("runs.before-*"))
     monkeypatch.undo()

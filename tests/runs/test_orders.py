@@ -320,7 +320,7 @@ def test_what_cannot_go_on_is_refused_with_a_sentence_and_stays_as_it_is(workspa
     with pytest.raises(PreflightError, match="data set has changed since then"):
         orders.resume(workspace, stopped)
     shutil.rmtree(workspace.run_dir(stopped))
-    with pytest.raises(PreflightError, match=r"no checkpoint.*Launch it again"):
+    with pytest.raises(PreflightError, match=r"no checkpoint.*Launch a new run"):
         orders.resume(workspace, stopped)
     with Store.open(workspace) as store:
         assert store.run(stopped).status is RunStatus.STOPPED

@@ -122,7 +122,7 @@ def test_the_defaults_can_be_started_at_once_and_lead_to_the_sweep(visit, store)
         ({"sweep.seeds": " ".join(map(str, range(1001)))}, "a sweep has at most 1,000"),
         ({"sweep.targets": ["qproj"]}, "Nearest"),
         ({"sweep.data": "my own: a folder or a CSV file", "sweep.data.own": "/no/such"}, "/no/such"),
-        ({"sweep.sampler": "random", "sweep.trials": 5}, "only 1 combination, but 5 trials were requested"),
+        ({"sweep.sampler": "random", "sweep.trials": 5}, "5 trials were requested, but there is only 1 combination"),
     ],
 )
 def test_what_cannot_be_run_is_said_and_blocks_the_start(visit, state, said):
@@ -386,7 +386,8 @@ def test_a_sweep_is_paused_resumed_and_stopped_after_a_second_press(visit, store
     assert store.sweep(made.id).status is SweepStatus.RUNNING
     app = checked(app.button(key="sweep.stop").click().run())
     assert store.sweep(made.id).status is SweepStatus.STOPPED
-    assert "Stopped by the user." in words(app) and not [b for b in app.button if b.key in ("sweep.pause", "sweep.stop")]
+    assert "Stopped by the user." in words(app)
+    assert not [b for b in app.button if b.key in ("sweep.pause", "sweep.stop")]
 
 
 def test_seeds_and_values_are_added_and_a_refusal_is_said_beside_the_field(visit, store):
