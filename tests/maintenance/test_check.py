@@ -89,7 +89,7 @@ def test_an_older_schema_is_a_fact_and_is_not_migrated(workspace):
     migrations.migrate(old, workspace, before, latest=2)
     old.close()
     found = db(workspace, "check")
-    assert found.exit_code == 0 and "schema 2, brought to" in found.output
+    assert found.exit_code == 0 and "schema 2 (upgraded to" in found.output
     assert db(workspace, "backup").exit_code == 0
     with sqlite3.connect(workspace.db) as plain:
         assert plain.execute("PRAGMA user_version").fetchone() == (2,)
@@ -152,7 +152,7 @@ def test_spools_ahead_of_and_behind_the_database_are_found(workspace):
     running, ahead, behind = problems(workspace)
     assert live.run.id in running and "Open the studio" in running
     assert over.run.id in ahead and "db rebuild" in ahead
-    assert cut.run.id in behind and "was cut" in behind
+    assert cut.run.id in behind and "is lost" in behind
 
 
 def test_a_line_torn_at_a_spools_end_is_no_finding(workspace):
@@ -235,6 +235,6 @@ def test_a_read_only_workspace_is_shown_with_a_banner_that_says_so(workspace, mo
     app.switch_page(str(PROJECT_ROOT / "pages" / "runs.py")).run()
     assert not app.exception
     (banner,) = [warning.value for warning in app.warning if "read-only" in warning.value]
-    assert "nothing can be changed" in banner and plain(str(workspace.root)) in banner
+    assert "not change anything" in banner and plain(str(workspace.root)) in banner
     (table,) = app.get("bidi_component")
     assert run.id in table.proto.json

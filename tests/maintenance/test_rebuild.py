@@ -249,7 +249,7 @@ def test_lines_that_the_database_never_took_are_in_the_new_one(workspace):
         writer.event("checkpoint", "Saved at step 11.")
     with (training.folder / run_files.SPOOL).open("ab") as file:
         file.write(b'{"k":"metrics","t":1,"st')  # torn by a power cut
-    assert "measured more" in check.check(workspace).findings[0]
+    assert "metrics missing in runs.db" in check.check(workspace).findings[0]
     rebuild(workspace)
     with Store.open(workspace) as store:
         assert store.summaries([training.run.id])[training.run.id]["train/loss"].last_step == 11
@@ -298,7 +298,7 @@ def test_folders_that_make_no_run_are_named_and_left_alone(workspace):
     spoil_by_deletion(workspace.db)
     made = rebuild(workspace)
     assert made.from_files == (good.id,)
-    assert len(made.left_out) == 2 and "training.lr" in made.left_out[0] and "is no JSON" in made.left_out[1]
+    assert len(made.left_out) == 2 and "training.lr" in made.left_out[0] and "is not JSON" in made.left_out[1]
     assert odd.exists() and torn.exists()
 
 
