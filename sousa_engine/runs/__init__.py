@@ -10,6 +10,7 @@ __all__ = [
     "orders",
     "preflight",
     "prepare",
+    "problems",
     "sweep_learner",
     "sweep_orders",
     "sweep_plan",

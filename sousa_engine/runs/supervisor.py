@@ -21,11 +21,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sousa_engine.core.errors import RunError, WorkspaceError
-from sousa_engine.core.records import Event, Run, RunStatus, SweepStatus
+from sousa_engine.core.records import Attempt, Event, Run, RunStatus, SweepStatus
 from sousa_engine.runs import ending, sweep_learner
 from sousa_engine.runs.executors import Executor, Sighting, device_of, slots
 from sousa_engine.runs.executors.local import GRACE_S, TRAINER_MODULE, LocalExecutor, absence
-from sousa_engine.store import Launch, Store, now_ms
+from sousa_engine.store import Store, now_ms
+from sousa_engine.store.ledger import Ledger
 from sousa_engine.workspace import Workspace, locks, run_files
 from sousa_engine.workspace.spool import read_batch, read_predictions
 
@@ -67,11 +68,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             locks.sign(lock)
             with Store.open(workspace, checkpoints=True) as store:
                 Supervisor(store, executor, grace_s=options.grace_s).serve(options.idle_exit_s, leaving)
-                store.checkpoint_wal()
+                Ledger(store).checkpoint_wal()
                 # Release the lock first, then look at the queue: a caller that enqueued before the release found the
                 # lock held and started no supervisor, so that run is ours; one that enqueues later starts its own.
                 os.close(lock)
-                lock = locks.take(workspace.supervisor_lock) if store.waiting_devices() else None
+                lock = locks.take(workspace.supervisor_lock) if store.queue.waiting_devices() else None
     except WorkspaceError as error:
         sys.exit(str(error))
 
@@ -88,6 +89,7 @@ class Supervisor:
         monotonic: Callable[[], float] = time.monotonic,
     ):
         self._store = store
+        self._ledger = Ledger(store)
         self._executor = executor
         self._grace_s = grace_s
         self._monotonic = monotonic
@@ -132,13 +134,13 @@ class Supervisor:
 
         Raises WorkspaceError if runs.db cannot be written now. Nothing is lost: the next round catches up.
         """
-        live = self._store.live()
+        live = self._store.queue.live()
         for action in (self._adopt, self._advance):  # adopt all first: a long backlog takes time
             for run in live:
                 if self._resting.get(run.id, 0) <= self._monotonic():
                     self._guarded(run, action)
         self._advance_sweeps()
-        waiting = self._store.waiting_devices()
+        waiting = self._store.queue.waiting_devices()
         if waiting:
             self._fill_slots(waiting)
         return bool(live or waiting or self._sweeping)
@@ -149,27 +151,27 @@ class Supervisor:
             return
         self._sweeps_advanced_at = now
         self._sweeping = False
-        for found in self._store.sweeps([SweepStatus.RUNNING]):
+        for found in self._store.sweeps.all([SweepStatus.RUNNING]):
             try:
                 self._sweeping |= sweep_learner.step(self._store, found, self._slot_count())
             except WorkspaceError:
                 raise
             except Exception as error:
                 _log(f"sweep {found.id}:\n{traceback.format_exc()}")
-                self._store.set_sweep_status(
+                self._store.sweeps.set_status(
                     found.id, SweepStatus.FAILED, leaving=[SweepStatus.RUNNING], reason=f"Unexpected error: {error!r}"
                 )
 
     def _slot_count(self) -> int:
-        return len(slots(self._executor.devices(), self._store.queue().cpu_slots))
+        return len(slots(self._executor.devices(), self._store.queue.settings().cpu_slots))
 
     def _advance(self, run: Run) -> None:
-        attempt = self._store.launch(run.id)
+        attempt = self._ledger.attempt(run.id)
         nonce = attempt.nonce
         assert nonce is not None  # a run on a slot was claimed, with a nonce
         sighting = self._executor.poll(run, nonce)
         if sighting.started_at_ms and run.started_at_ms is None:
-            self._store.mark_running(run.id, nonce, started_at_ms=sighting.started_at_ms)
+            self._ledger.mark_running(run.id, nonce, started_at_ms=sighting.started_at_ms)
         if sighting.is_alive and run.id in self._submit_errors:
             # This attempt was refused: an earlier one holds the lock, and no process of ours will ever answer.
             if run.status is RunStatus.STOPPING or self._seen_for(nonce) > _STRANGE_ATTEMPT_S:
@@ -189,7 +191,7 @@ class Supervisor:
         if sighting.is_orphan:
             if nonce not in self._orphans:
                 self._orphans[nonce] = self._monotonic()
-                self._store.add_event(
+                self._ledger.add_event(
                     run.id, "keeper lost", "Its keeper was killed; asked the trainer to save and stop."
                 )
             late = self._monotonic() - self._orphans[nonce] > self._grace_s
@@ -198,7 +200,7 @@ class Supervisor:
                 self._killed.add(nonce)
                 if sighting.is_orphan:
                     step = run_files.GRACE_OVER if late else run_files.AT_ONCE
-                    self._store.add_event(run.id, "keeper", _STEPS[step])
+                    self._ledger.add_event(run.id, "keeper", _STEPS[step])
             return
         asked = sighting.is_orphan or run.status is RunStatus.STOPPING
         if asked and nonce not in self._asked_to_stop and self._executor.stop(run, nonce):
@@ -207,7 +209,7 @@ class Supervisor:
     def _end(self, run: Run, nonce: str, sighting: Sighting) -> None:
         """Ingest all that an attempt left, then record how it ended: in this order, so that a crash repeats both."""
         folder = self._store.workspace.run_dir(run.id)
-        offset = self._ingest(run, self._store.launch(run.id))
+        offset = self._ingest(run, self._ledger.attempt(run.id))
         self._record_steps(run, nonce, sighting)
         events = []
         ended_at_ms = sighting.exit["ended_ms"] if sighting.exit else self._last_sign_ms(run, sighting)
@@ -220,7 +222,7 @@ class Supervisor:
         except ValueError as error:
             events.append(Event(at_ms=ended_at_ms, kind="unreadable", message=str(error)))
         else:
-            self._store.save_predictions(run.id, predictions)
+            self._ledger.save_predictions(run.id, predictions)
         status, reason = ending.read(
             run, sighting, last_log_line=(run_files.tail(folder / run_files.LOG, 1) or [""])[-1]
         )
@@ -228,18 +230,18 @@ class Supervisor:
             status, reason = RunStatus.FAILED, "Its keeper was killed, and the trainer ended without a result."
         elif status is RunStatus.LOST:
             reason = f"{reason} {self._last_seen(run)}"
-        self._store.finish(run.id, status, reason, nonce=nonce, ended_at_ms=ended_at_ms, events=events)
+        self._ledger.finish(run.id, status, reason, nonce=nonce, ended_at_ms=ended_at_ms, events=events)
 
     def _adopt(self, run: Run) -> None:
         """Record once that a run was started by another supervisor, if its trainer is alive."""
-        nonce = self._store.launch(run.id).nonce
+        nonce = self._ledger.attempt(run.id).nonce
         if nonce is None or nonce in self._submitted:
             return
         sighting = self._executor.poll(run, nonce)
         if sighting.is_alive:
             self._submitted.add(nonce)
             if sighting.trainer_started:
-                self._store.add_event(run.id, "adopted", "A new supervisor took over; training was not interrupted.")
+                self._ledger.add_event(run.id, "adopted", "A new supervisor took over; training was not interrupted.")
 
     def _record_steps(self, run: Run, nonce: str, sighting: Sighting) -> None:
         """Record the keeper's steps as events, at the keeper's times, and each once whoever supervises."""
@@ -248,59 +250,59 @@ class Supervisor:
                 Event(at_ms=step["at_ms"], kind="keeper", message=_STEPS.get(step["step"], f"Trainer: {step['step']}."))
                 for step in sighting.steps
             ]
-            self._store.add_events_once(run.id, told)
+            self._ledger.add_events_once(run.id, told)
             self._steps_recorded[nonce] = len(sighting.steps)
 
     def _attempt_failed(self, run: Run, nonce: str) -> None:
         why = self._submit_errors.pop(run.id, f"its keeper died before the trainer started (see {run_files.LOG})")
         if run.status is RunStatus.STOPPING:
-            self._store.finish(run.id, RunStatus.STOPPED, "Stopped before it started.", nonce=nonce)
-        elif run.launches >= MAX_ATTEMPTS:
-            reason = f"Could not be started in {run.launches} attempts: {why}."
-            self._store.finish(run.id, RunStatus.FAILED, reason, nonce=nonce)
+            self._ledger.finish(run.id, RunStatus.STOPPED, "Stopped before it started.", nonce=nonce)
+        elif run.attempts >= MAX_ATTEMPTS:
+            reason = f"Could not be started in {run.attempts} attempts: {why}."
+            self._ledger.finish(run.id, RunStatus.FAILED, reason, nonce=nonce)
         else:
-            self._store.requeue(run.id, nonce, f"Attempt {run.launches} of {MAX_ATTEMPTS} failed: {why}.")
+            self._ledger.requeue(run.id, nonce, f"Attempt {run.attempts} of {MAX_ATTEMPTS} failed: {why}.")
 
     def _fill_slots(self, waiting: Sequence[str]) -> None:
         devices = self._executor.devices()
-        held = {run.device for run in self._store.live()}
+        held = {run.device for run in self._store.queue.live()}
         if any(device not in devices and device != "auto" for device in waiting):
             devices = self._executor.devices(fresh=True)
-            for run in self._store.runs(RunStatus.QUEUED):
+            for run in self._store.runs.all(RunStatus.QUEUED):
                 if run.config.device not in devices and run.config.device != "auto":
-                    self._store.finish(run.id, RunStatus.FAILED, absence(run.config.device), nonce=None)
+                    self._ledger.finish(run.id, RunStatus.FAILED, absence(run.config.device), nonce=None)
         best = devices[0].partition(":")[0]
-        cpu_slots = self._store.queue().cpu_slots
+        cpu_slots = self._store.queue.settings().cpu_slots
         for slot in slots(devices, cpu_slots):
             if slot in held:
                 continue
             nonce = secrets.token_hex(8)
             device = device_of(slot)
             wanted = [device, "auto"] if device.partition(":")[0] == best else [device]
-            run = self._store.claim(slot, nonce, wanted)
+            run = self._ledger.claim(slot, nonce, wanted)
             if run is not None:
                 self._guarded(run, lambda run, nonce=nonce: self._submit(run, nonce, cpu_slots))
 
     def _submit(self, run: Run, nonce: str, cpu_slots: int) -> None:
         # A power cut may have lost the end of a spool that runs.db has: new lines take its place.
         spool_bytes = run_files.size(self._store.workspace.run_dir(run.id) / run_files.SPOOL)
-        if spool_bytes < self._store.launch(run.id).spool_offset:
-            self._store.read_spool_again_from(run.id, spool_bytes)
+        if spool_bytes < self._ledger.attempt(run.id).spool_offset:
+            self._ledger.read_spool_again_from(run.id, spool_bytes)
         try:
             self._executor.submit(run, nonce, cpu_slots=cpu_slots)
         except (RunError, OSError) as error:
             self._submit_errors[run.id] = str(error).rstrip(".")
         self._submitted.add(nonce)  # from here on, an attempt that is not alive will never be
 
-    def _ingest(self, run: Run, attempt: Launch, batches: int | None = None) -> int:
+    def _ingest(self, run: Run, attempt: Attempt, batches: int | None = None) -> int:
         """Ingest the whole spool, or that many batches. Returns the offset reached."""
         spool = self._store.workspace.run_dir(run.id) / run_files.SPOOL
         offset = attempt.spool_offset
         for _ in itertools.count() if batches is None else range(batches):
             if (batch := read_batch(spool, offset)).is_empty:
                 break
-            if not self._store.ingest(run.id, batch):
-                return self._store.launch(run.id).spool_offset  # ingested by another process in the meantime
+            if not self._ledger.ingest(run.id, batch):
+                return self._ledger.attempt(run.id).spool_offset  # ingested by another process in the meantime
             offset = batch.end
         return offset
 
@@ -313,7 +315,7 @@ class Supervisor:
         except Exception as error:
             _log(f"run {run.id}:\n{traceback.format_exc()}")
             if run.id not in self._resting:
-                self._store.add_event(run.id, "supervisor", f"Unexpected error, will be tried again: {error!r}")
+                self._ledger.add_event(run.id, "supervisor", f"Unexpected error, will be tried again: {error!r}")
             self._resting[run.id] = self._monotonic() + _REST_S
             self._errors_of[run.id] = self._errors_of.get(run.id, 0) + 1
             if self._errors_of[run.id] >= _MAX_ERRORS:
@@ -321,20 +323,20 @@ class Supervisor:
 
     def _give_up(self, run: Run, error: Exception) -> None:
         """End a run that is not alive although its files cannot be ingested: that frees its slot."""
-        nonce = self._store.launch(run.id).nonce
+        nonce = self._ledger.attempt(run.id).nonce
         try:
             is_dead = nonce is not None and not self._executor.poll(run, nonce).is_alive
         except Exception:  # this was the error: it may be alive, so it keeps its slot
             return
         if is_dead:
             reason = f"The run ended, but its results could not be ingested: {error!r}. See its folder."
-            self._store.finish(run.id, RunStatus.FAILED, reason, nonce=nonce)
+            self._ledger.finish(run.id, RunStatus.FAILED, reason, nonce=nonce)
 
     def _record_recovery(self, seconds: float) -> None:
         message = f"runs.db could not be written for {seconds:.0f} s. It can be written again; nothing was lost."
         _log(message)
-        for run in self._store.live():
-            self._store.add_event(run.id, "storage", message)
+        for run in self._store.queue.live():
+            self._ledger.add_event(run.id, "storage", message)
 
     def _last_sign_ms(self, run: Run, sighting: Sighting) -> int:
         """When it last wrote a file: without a recorded end, the time until we noticed is not training time."""
@@ -351,12 +353,12 @@ class Supervisor:
         """The last known state of a run, from its files and its row, as a sentence."""
         seen_ms = run_files.written_ms(self._store.workspace.run_dir(run.id) / run_files.SPOOL)
         when = f" at {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(seen_ms / 1000))}" if seen_ms else ""
-        summaries = self._store.summaries([run.id])[run.id].values()
+        summaries = self._store.metrics.summaries([run.id])[run.id].values()
         newest = max(summaries, key=lambda summary: summary.last_step, default=None)
         if newest is not None:
             value = "" if newest.last is None else f", {newest.metric} {newest.last:.4g}"
             return f"Last seen{when} at step {newest.last_step}{value}."
-        fresh = self._store.run(run.id) or run  # with what was just ingested
+        fresh = self._store.runs.get(run.id) or run  # with what was just ingested
         if fresh.progress is not None:
             return f"Last seen{when} {fresh.progress.phase}, {fresh.progress.done} of {fresh.progress.total}."
         return "It had not measured anything yet."

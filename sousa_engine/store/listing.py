@@ -62,7 +62,7 @@ def tags(db: Database) -> dict[str, int]:
     return dict(db.execute(sql))
 
 
-def outlines(db: Database, run_ids: Iterable[str], metric: str, points: int) -> dict[str, tuple[float | None, ...]]:
+def sparklines(db: Database, run_ids: Iterable[str], metric: str, points: int) -> dict[str, tuple[float | None, ...]]:
     """A metric of each run in at most `points` means over equal spans of steps, for a line the size of a word."""
     found: dict[str, list[float | None]] = {}
     key = {"ids": json.dumps(list(run_ids)), "metric": metric, "points": points}

@@ -106,7 +106,7 @@ def _match(outline: Outline, entry: str, speaks_old: bool) -> EntryMatch:
     if before and (speaks_old or not today):
         adaptable = {node.path for node in before if node.adaptable}
         names = tuple(dict.fromkeys(_shortest(outline, n.path, adaptable) for n in before if n.adaptable))
-        note = f"An old name; today: {', '.join(names)}." if names else ""
+        note = f"Old name, now {', '.join(names)}." if names else ""
         return _usable(outline, entry, before, via="old name", today=names, note=note)
     if today:
         more = [node for node in before if node not in today and node.adaptable]

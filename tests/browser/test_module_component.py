@@ -148,7 +148,7 @@ def test_keys_move_fold_and_tick(alone):
     tree.press("Space")
     tree.until(layers=12)
     label = tree.row("classifier.dense").get_attribute("aria-label")
-    assert "its policy decides" in label
+    assert "set by the head policy" in label
     tree.press("/")
     assert tree.search.evaluate("e => e.getRootNode().activeElement === e")
 
@@ -240,7 +240,7 @@ def test_ranks_by_key_and_what_does_not_fit(alone):
     for text in ("769", "0", "-3", "2.5", "many"):
         tree.rank(q).fill(text)
         assert tree.rank(q).get_attribute("aria-invalid") == "true"
-        tree.page.get_by_text(f"{text} is no rank for {q}. Choose 1 to 768.").wait_for()
+        tree.page.get_by_text(f"{text} is not a valid rank for {q}. Enter 1 to 768.").wait_for()
         tree.until(adapters=17 * 1536)
     tree.rank(q).fill("768")
     tree.until(adapters=768 * 1536)

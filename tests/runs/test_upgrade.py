@@ -43,7 +43,7 @@ class Earlier:
     def __init__(self, workspace, folder, words):
         self.workspace, self.folder = workspace, folder
         self.store = Store.open(workspace)
-        self.run_id = self.store.enqueue(build({"name": words})).id
+        self.run_id = self.store.runs.enqueue(build({"name": words})).id
         (folder / "sousa_engine").mkdir(parents=True)
         for name, code in STAND_IN.items():
             (folder / "sousa_engine" / f"{name}.py").write_text(code)
@@ -57,7 +57,7 @@ class Earlier:
         return subprocess.Popen([sys.executable, "-m", module, *words], cwd=self.folder, env=env)
 
     def run(self):
-        return self.store.run(self.run_id)
+        return self.store.runs.get(self.run_id)
 
     def pids(self):
         """(keeper, trainer)"""
@@ -74,7 +74,7 @@ class Earlier:
         return found
 
     def adopted(self):
-        return any(event.kind == "adopted" for event in self.store.events(self.run_id))
+        return any(event.kind == "adopted" for event in self.store.runs.events(self.run_id))
 
     def over(self):
         wait_for(lambda: self.run().status.is_over)
@@ -120,8 +120,8 @@ def test_a_run_of_an_earlier_version_is_adopted_and_trains_to_its_end(earlier):
     assert not ensure.ensure(studio.workspace, OPTIONS), "today's supervisor stays"
     (studio.workspace.run_dir(studio.run_id) / "go").touch()
     run = studio.over()
-    assert (run.status, run.launches, run.facts["pid"]) == (RunStatus.FINISHED, 1, trainer)
-    assert studio.store.summaries([studio.run_id])[studio.run_id]["train/loss"].last_step == 60
+    assert (run.status, run.attempts, run.facts["pid"]) == (RunStatus.FINISHED, 1, trainer)
+    assert studio.store.metrics.summaries([studio.run_id])[studio.run_id]["train/loss"].last_step == 60
 
 
 def test_an_open_studio_replaces_a_supervisor_of_an_earlier_version_and_stops_its_run(earlier):
@@ -130,7 +130,7 @@ def test_an_open_studio_replaces_a_supervisor_of_an_earlier_version_and_stops_it
     assert studio.supervisor.wait(timeout=60) == 0
     wait_for(studio.adopted)
     assert not ensure.revive(studio.workspace)
-    studio.store.request_stop(studio.run_id)
+    studio.store.runs.request_stop(studio.run_id)
     run = studio.over()
     assert run.status is RunStatus.STOPPED and run.reason.startswith("Stopped at ")
 

@@ -143,7 +143,7 @@ def is_paused(workspace: Workspace) -> bool:
     """Whether runs are queued, and all of them are held by a paused queue or sweep."""
     try:
         with Store.open(workspace, readonly=True) as store:
-            return bool(store.queued_count()) and not store.waiting_devices()
+            return bool(store.queue.count()) and not store.queue.waiting_devices()
     except WorkspaceError:
         return False
 
@@ -152,7 +152,7 @@ def waiting_runs(workspace: Workspace) -> int | None:
     """Number of queued runs, None if runs.db cannot be read."""
     try:
         with Store.open(workspace, readonly=True) as store:
-            return store.queued_count()
+            return store.queue.count()
     except WorkspaceError:
         return None
 
