@@ -205,6 +205,7 @@ def test_charts_stand_side_by_side_and_are_stacked_on_a_phone(page, watch, train
     assert loss.bounding_box()["x"] + loss.bounding_box()["width"] <= 390
 
 
+@pytest.mark.own_tab
 def test_the_last_label_below_a_chart_is_whole(page, watch, training):
     page.add_init_script("""
         window.drawn = []

@@ -2,6 +2,7 @@
 
 import json
 import random
+from types import SimpleNamespace
 
 import pytest
 from streamlit.testing.v1 import AppTest
@@ -35,6 +36,12 @@ def data_for(**given):
     app.run()
     assert not app.exception
     return json.loads(app.get("bidi_component")[0].proto.json)
+
+
+@pytest.fixture(scope="module")
+def studio():
+    """None: nothing here is asked of a server."""
+    return SimpleNamespace(url="http://127.0.0.1:9")
 
 
 @pytest.fixture

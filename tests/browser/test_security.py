@@ -76,6 +76,7 @@ def test_the_studio_refuses_to_listen_for_others_without_a_token(studio, address
     assert "SOUSA_TOKEN" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.own_tab
 def test_names_of_runs_are_text_on_every_page(studio, page, settled):
     with Store.open(studio.workspace) as store:
         runs = [store.runs.enqueue(RunConfig(name=name)) for name in NAMES]

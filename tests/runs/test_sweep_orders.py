@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import subprocess
 import time
 
 import pytest
@@ -123,28 +125,33 @@ def test_a_familys_name_means_its_published_variant_and_missing_weights_name_the
     assert "beats-mini" in problem.message and "weights import FILE" in problem.message
 
 
-def test_a_probe_tells_how_long_a_sweep_takes_before_anything_was_trained(workspace):
+def test_a_probe_in_a_process_of_its_own_tells_how_long_a_sweep_takes_before_anything_was_trained(workspace):
     spec = sweep_spec.build({**GRID, "axes": {"model": ["efficientat-mini"]}})
     before = sweep_plan.plan(spec, workspace)
-    paces = timing.measure(workspace, before.untimed)
-    after = sweep_plan.plan(spec, workspace)
-    (pace,) = paces.values()
-    steps = preflight.preflight(before.runs[0].config, workspace).total_steps
-    assert pace.step_s > 0 and pace.peak_memory_mib > 100
-    assert after.untimed == () and after.seconds == pytest.approx(2 * (steps * pace.step_s + pace.start_s))
-    assert timing.measure(workspace, before.untimed) == paces, "measured once"
-
-
-def test_measuring_goes_on_in_a_process_of_its_own(workspace):
-    spec = sweep_spec.build({**GRID, "axes": {"model": ["efficientat-mini"]}})
-    untimed = sweep_plan.plan(spec, workspace).untimed
-    assert timing.start(workspace, untimed) and not timing.start(workspace, untimed), "one measures at a time"
+    assert timing.start(workspace, before.untimed)
+    assert not timing.start(workspace, before.untimed), "one measures at a time"
     end = time.monotonic() + 300
     while (doing := intake.look(timing.folder(workspace))) and doing.is_running:
         assert time.monotonic() < end
         time.sleep(0.1)
     assert doing is None, doing
-    assert sweep_plan.plan(spec, workspace).seconds
+    (pace,) = timing.known(workspace).values()
+    assert pace.step_s > 0 and pace.peak_memory_mib > 100
+    after = sweep_plan.plan(spec, workspace)
+    steps = preflight.preflight(before.runs[0].config, workspace).total_steps
+    assert after.untimed == () and after.seconds == pytest.approx(2 * (steps * pace.step_s + pace.start_s))
+
+
+def test_what_was_measured_once_is_not_measured_again(workspace, monkeypatch):
+    spec = sweep_spec.build({**GRID, "axes": {"model": ["efficientat-mini"]}})
+    untimed = sweep_plan.plan(spec, workspace).untimed
+    pace = {"step_s": 0.5, "start_s": 4.0, "peak_memory_mib": 900.0}
+    answer = subprocess.CompletedProcess([], 0, json.dumps(pace), "")
+    monkeypatch.setattr(timing.subprocess, "run", lambda *words, **options: answer)
+    paces = timing.measure(workspace, untimed)
+    assert [vars(found) for found in paces.values()] == [pace]
+    monkeypatch.setattr(timing.subprocess, "run", lambda *words, **options: pytest.fail("measured again"))
+    assert timing.measure(workspace, untimed) == paces
 
 
 def test_sets_of_an_ablation_are_measured_once_where_they_are_as_large(workspace):
@@ -409,7 +416,7 @@ def test_a_setting_that_was_drawn_and_not_queued_before_a_crash_is_queued_by_the
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(store.sweeps, "extend", crash)
+        patch.setattr(store.sweeps.all, "extend", crash)
         with pytest.raises(KeyboardInterrupt):
             sweep_learner.step(store, made, 1)
     assert store.sweeps.runs(made.id) == ()

@@ -160,6 +160,15 @@ def test_every_order_puts_what_is_missing_last_and_the_newest_of_equals_first(st
         store.runs.listing(sort="tset")
 
 
+def test_runs_of_one_millisecond_stand_in_the_order_they_were_made(workspace):
+    with Store.open(workspace, clock_ms=lambda: 1_700_000_000_000) as store:
+        made = [store.runs.enqueue(RunConfig()).id for _ in range(4)]
+        assert ids(store.runs.listing(sort="created", descending=False)) == made
+        assert ids(store.runs.listing(sort="created", descending=True)) == made[::-1]
+        assert [run.id for run in store.runs.all(newest_first=False)] == made
+        assert [run.id for run in store.runs.all()] == made[::-1] and store.runs.find("last").id == made[-1]
+
+
 def test_a_list_is_read_in_pages_and_lines_by_id(store):
     made = [store.runs.enqueue(RunConfig()).id for _ in range(7)][::-1]
     pages = [store.runs.listing(limit=3, offset=offset) for offset in (0, 3, 6, 9)]

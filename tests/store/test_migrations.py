@@ -35,7 +35,7 @@ def go():
     barrier.wait()
     try:
         with Store.open(Workspace(root=Path(sys.argv[1]))) as store:
-            store.enqueue(RunConfig())
+            store.runs.enqueue(RunConfig())
     except Exception as error:
         errors.append(repr(error))
 threads = [threading.Thread(target=go) for _ in range(4)]

@@ -28,7 +28,7 @@ def outline():
 def page(workspace, monkeypatch):
     """The page as opened under /backbones?variant=ast-base."""
     monkeypatch.setenv("SOUSA_WORKSPACE", str(workspace.root))
-    app = AppTest.from_file(str(MAIN), default_timeout=60).run()
+    app = AppTest.from_file(str(MAIN), default_timeout=60)
     app.query_params["variant"] = "ast-base"
     app.switch_page(str(PROJECT_ROOT / "pages" / "backbones.py")).run()
     assert not app.exception

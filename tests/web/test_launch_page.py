@@ -22,7 +22,6 @@ def page(workspace, monkeypatch):
     monkeypatch.setenv("SOUSA_WORKSPACE", str(workspace.root))
     monkeypatch.setattr(ensure, "ensure", lambda workspace: None)
     at = AppTest.from_file(str(PROJECT_ROOT / "sousa_engine" / "web" / "main.py"), default_timeout=60)
-    at.run()
     at.switch_page(str(PROJECT_ROOT / "pages" / "launch.py"))
     return at
 

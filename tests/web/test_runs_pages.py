@@ -40,10 +40,11 @@ def visit(workspace, monkeypatch, ensured):
 
     def open_page(name, **query):
         app = AppTest.from_file(str(PROJECT_ROOT / "sousa_engine" / "web" / "main.py"), default_timeout=180)
-        app.run()
         for key, value in query.items():
             app.query_params[key] = value
-        return checked(app.switch_page(str(PAGES / f"{name}.py")).run())
+        if name != "home":  # which opens by itself
+            app.switch_page(str(PAGES / f"{name}.py"))
+        return checked(app.run())
 
     return open_page
 

@@ -50,12 +50,13 @@ def visit(workspace, monkeypatch):
     app = AppTest.from_file(str(PROJECT_ROOT / "sousa_engine" / "web" / "main.py"), default_timeout=300)
 
     def open_page(name="sweeps", state=None, **query):
-        app.run()
         for key, value in query.items():
             app.query_params[key] = value
         for key, value in (state or {}).items():
             app.session_state[key] = value
-        return checked(app.switch_page(str(PAGES / f"{name}.py")).run())
+        if name != "home":  # which opens by itself
+            app.switch_page(str(PAGES / f"{name}.py"))
+        return checked(app.run())
 
     return open_page
 
