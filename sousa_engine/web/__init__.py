@@ -4,7 +4,6 @@ import streamlit as st
 
 from sousa_engine.core.errors import SousaError, UserError
 
-
 __all__ = [
     "baselines_view",
     "clip_view",

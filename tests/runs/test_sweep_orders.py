@@ -416,7 +416,7 @@ def test_a_setting_that_was_drawn_and_not_queued_before_a_crash_is_queued_by_the
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(store.sweeps.all, "extend", crash)
+        patch.setattr(store.sweeps, "extend", crash)
         with pytest.raises(KeyboardInterrupt):
             sweep_learner.step(store, made, 1)
     assert store.sweeps.runs(made.id) == ()

@@ -286,7 +286,7 @@ def test_a_probe_that_fails_is_a_sentence_and_can_be_tried_again(visit, workspac
         raise RunError("Timing ast-mini failed: out of memory.")
     app = visit(state=FORM)
     assert "Timing ast-mini failed: out of memory." in words(app)
-    assert app.button(key="sweep.measure").label == "Measure" and not app.get("progress")
+    assert app.button(key="sweep.measure").label == "Estimate time (1 short test)" and not app.get("progress")
 
 
 # An ablation
