@@ -87,9 +87,7 @@ def fill_disk(ground: Ground) -> None:
     ballast.unlink()
     ground.settle(
         run_id,
-        lambda run: (
-            _finished(run) or "disk is full" in run.reason.lower() or "in 3 attempts" in run.reason
-        ),
+        lambda run: _finished(run) or "disk is full" in run.reason.lower() or "in 3 attempts" in run.reason,
     )
 
 
