@@ -278,7 +278,7 @@ def test_resume_says_from_where_or_why_not(sousa, workspace):
     assert result.exit_code == 2 and "it is not over" in result.stderr
     assert sousa("stop", "last").exit_code == 0
     result = sousa("resume", "last", "--detach")
-    assert result.exit_code == 2 and "no checkpoint" in result.stderr and "Launch it again" in result.stderr
+    assert result.exit_code == 2 and "no checkpoint" in result.stderr and "Launch a new run" in result.stderr
     with Store.open(workspace) as store:
         (run,) = store.runs.all()
     data = manifest.fingerprint(manifest.open_dataset(run.config.data))
