@@ -40,7 +40,7 @@ def save(folder: Path, step: int, state: dict[str, Any], facts: dict[str, Any], 
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
-        facts = {**facts, "format": FORMAT, "step": step, "sha256": _sha256(temporary / STATE)}
+        facts = {**facts, "format": FORMAT, "step": step, "sha256": sha256(temporary / STATE)}
         facts["bytes"] = (temporary / STATE).stat().st_size
         with (temporary / FACTS).open("w") as file:
             json.dump(facts, file, indent=1)
@@ -84,7 +84,7 @@ def facts_of(path: Path) -> dict[str, Any]:
 def check(path: Path) -> dict[str, Any]:
     """Its facts, once every byte was read and compared. Raises RunError when the file is not what was written."""
     facts = facts_of(path)
-    found = _sha256(path / STATE)
+    found = sha256(path / STATE)
     if found != facts["sha256"]:
         raise RunError(f"Checkpoint {path.name} is damaged: sha256 {found[:12]}, written as {facts['sha256'][:12]}.")
     return facts
@@ -123,7 +123,7 @@ def _unused(folder: Path, step: int) -> Path:
     return folder / (f"step-{step:08d}" + (f"-{last + 1}" if last else ""))
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

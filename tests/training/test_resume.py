@@ -17,7 +17,7 @@ from sousa_engine.core.config import AugmentConfig, LoraConfig, TargetModule, Tr
 from sousa_engine.core.errors import RunError
 from sousa_engine.core.methods import METHODS as METHODS_OF_LORA
 from sousa_engine.core.records import UPDATE
-from sousa_engine.training import adapters, checkpoint, loop, resume
+from sousa_engine.training import adapters, checkpoint, loop, randomness, resume
 from tests.training.test_loop import CLASSES, MELS, Recorder, clips
 
 STEPS, PER_EPOCH = 20, 4  # of a whole training, of an epoch
@@ -89,19 +89,21 @@ class Story:
         )
         try:
             self.outcome = loop.train(
-                self.module,
-                lambda module, features: module(features),
-                groups,
-                clips(),
-                self.settings,
-                AugmentConfig(),
-                seed=5,
-                accelerator=Accelerator(cpu=True),
-                folder=self.folder,
-                reporter=self.recorder,
-                stop=lambda: stop_at is not None and done[0] >= stop_at,
-                resume_from=resumed.path if resumed else None,
-                save_every_s=save_every_s,
+                loop.Setup(
+                    module=self.module,
+                    forward=lambda module, features: module(features),
+                    groups=groups,
+                    data=clips(),
+                    training=self.settings,
+                    augment=AugmentConfig(),
+                    seed=5,
+                    accelerator=Accelerator(cpu=True),
+                    folder=self.folder,
+                    reporter=self.recorder,
+                    stop=lambda: stop_at is not None and done[0] >= stop_at,
+                    resume_from=resumed.path if resumed else None,
+                    save_every_s=save_every_s,
+                )
             )
         except Killed:
             self.outcome = None
@@ -149,8 +151,8 @@ def whole(tmp_path_factory):
 def test_a_generator_that_is_not_restored_would_be_seen(whole, tmp_path, monkeypatch, forgotten):
     """The network of these tests draws from every generator: otherwise they would prove nothing."""
     story = Story(tmp_path).launch(stop_at=6)
-    restore = loop._set_randomness
-    monkeypatch.setattr(loop, "_set_randomness", lambda *words: (restore(*words), forgotten()))
+    restore = randomness.restore
+    monkeypatch.setattr(randomness, "restore", lambda *words: (restore(*words), forgotten()))
     assert story.launch().measured() != whole("lora").measured()
 
 
@@ -318,7 +320,7 @@ def test_what_forbids_to_go_on_is_a_sentence(tmp_path):
 
 def test_a_quick_look_reads_no_state(tmp_path, monkeypatch):
     Story(tmp_path).launch(stop_at=6)
-    monkeypatch.setattr(checkpoint, "_sha256", lambda path: pytest.fail("read"))
+    monkeypatch.setattr(checkpoint, "sha256", lambda path: pytest.fail("read"))
     assert resume.find(tmp_path, thorough=False).step == 6
 
 
