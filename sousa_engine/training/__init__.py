@@ -1,1 +1,1 @@
-"""The training loop: features in, curves and a checkpoint out. Knows no database and no page."""
+"""The training loop: features in; curves, checkpoints and an adapter out. Knows no database and no page."""
