@@ -128,7 +128,7 @@ class Encoder(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention, then two linear layers; each sum is normalised after adding, its residual weighed up (deep norm)."""
+    """Attention, then two linear layers, each with a scaled-up residual and a norm after the sum (deep norm)."""
 
     def __init__(self, settings: Mapping[str, Any], *, first: bool):
         super().__init__()

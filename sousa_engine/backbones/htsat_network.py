@@ -74,7 +74,7 @@ class HTSAT(TakesWaveforms):
         return logits.reshape(len(x), -1, logits.shape[2])
 
     def embed(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The means over frequency (batch, time steps, width), with steps as in `framewise`, and their mean (batch, width)."""
+        """The means over frequency (batch, time steps, width), steps as in `framewise`; their mean (batch, width)."""
         steps = self.grid(x).mean(dim=2).mT
         steps = steps.reshape(len(x), -1, steps.shape[2])
         return steps, steps.mean(dim=1)

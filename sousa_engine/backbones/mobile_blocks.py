@@ -126,7 +126,7 @@ def block_settings(width: float, strides: Sequence[Stride]) -> list[BlockSetting
 class InvertedResidual(nn.Module):
     """Widen, filter each channel, weight the channels, narrow again; added to the input if the shapes agree.
 
-    Howard et al. 2019, figure 4. The parts are in `block` in this order; the first is absent if the block does not widen.
+    Howard et al. 2019, figure 4. `block` holds the parts in this order; the first is absent if nothing is widened.
     """
 
     def __init__(self, settings: BlockSettings):

@@ -37,7 +37,7 @@ def quiet(monkeypatch, tmp_path):
     """No pauses, no answers remembered, no settings or cache of whoever runs the tests."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(downloads, "PAUSE_S", 0.0)
-    monkeypatch.setattr(downloads, "_answers", {})
+    monkeypatch.setattr(downloads, "answers", {})
     for name in ("HF_HUB_OFFLINE", "HF_ENDPOINT", "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
 
@@ -200,7 +200,7 @@ def test_a_server_that_will_not_be_asked_is_tried_and_one_that_says_no_is_tried_
 def test_a_file_without_a_link_names_its_page_and_the_import(tmp_path):
     by_hand = Download(page="https://example.org/drive", file="x.ckpt", url=None)
     with pytest.raises(
-        WeightsError, match=r"no direct link; take x\.ckpt from https://example\.org/drive.*weights imp"
+        WeightsError, match=r"no direct link; download x\.ckpt from https://example\.org/drive.*weights imp"
     ):
         downloads.fetch(by_hand, tmp_path)
 
@@ -213,7 +213,7 @@ def test_a_full_disk_is_told_before_and_during_a_download(server, tmp_path, monk
     def no_room(done, total):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(WeightsError, match=r"is full.*goes on where it was"):
+    with pytest.raises(WeightsError, match=r"is full.*will be resumed"):
         downloads.fetch(published(server), tmp_path, no_room)
 
 
@@ -240,7 +240,7 @@ def silent():
 def test_a_server_that_never_answers_costs_a_moment_and_gives_a_sentence(silent, tmp_path, monkeypatch):
     monkeypatch.setattr(downloads, "PATIENCE_S", 0.2)
     with pytest.raises(
-        WeightsError, match=r"does not answer.*seems to be offline\. Nothing was downloaded.*weights imp"
+        WeightsError, match=r"cannot be reached.*may be offline\. Nothing was downloaded.*weights imp"
     ):
         downloads.fetch(Download(page="p", file="x.pth", url=silent), tmp_path)
 
@@ -256,7 +256,7 @@ def test_a_name_that_nobody_looks_up_costs_a_moment_once_for_all_files_of_a_serv
     monkeypatch.setattr(downloads, "PATIENCE_S", 0.05)
     monkeypatch.setattr(urllib.request, "urlopen", look_up)
     for file in ("one", "two"):
-        assert "example.org does not answer" in downloads.unreachable(f"https://example.org/{file}")
+        assert "example.org cannot be reached" in downloads.unreachable(f"https://example.org/{file}")
     assert asked == ["https://example.org/one"]
     assert downloads.unreachable("https://example.org/two", fresh=True)
     assert asked[1:] == ["https://example.org/two"]
@@ -271,7 +271,7 @@ def test_a_server_that_is_back_is_believed(monkeypatch, serve):
     assert downloads.unreachable(f"{address}/net") == ""  # remembered a minute
     assert "refused" in downloads.unreachable(f"{address}/net", fresh=True)
     assert "refused" in downloads.unreachable(f"{address}/net")
-    monkeypatch.setattr(downloads, "_ask", lambda place: (True, ""))
+    monkeypatch.setattr(downloads, "ask", lambda place: (True, ""))
     assert downloads.unreachable(f"{address}/net", fresh=True) == ""
     assert downloads.unreachable(f"{address}/other") == ""
 
@@ -373,7 +373,7 @@ def test_a_download_that_fits_no_network_of_this_name_is_refused_and_not_kept(
     with pytest.raises(WeightsError, match="truncated"):
         pretrained.fetch(variant, ast, workspace)
     server.content = foreign_file.read_bytes()
-    with pytest.raises(WeightsError, match=r"does not fit far-mini: \d+ of \d+ tensors are missing.*It is not kept"):
+    with pytest.raises(WeightsError, match=r"does not fit far-mini: \d+ of \d+ tensors are missing.*The file was deleted"):
         pretrained.fetch(variant, ast, workspace)
     assert pretrained.stored(variant, workspace) is None
     server.content = mini_bytes
@@ -585,7 +585,7 @@ def test_a_foreign_file_is_not_imported_and_the_reason_names_tensors(mini_file, 
     with pytest.raises(WeightsError, match=r"of 199 tensors are missing.*another shape") as error:
         pretrained.import_weights(backbones.variant("ast-base"), ast, mini_file, workspace)
     assert "does not fit ast-base" in str(error.value)
-    with pytest.raises(WeightsError, match=r"199 of 199 tensors are missing.*are not of this network \(first: "):
+    with pytest.raises(WeightsError, match=r"199 of 199 tensors are missing.*do not belong to this network \(first: "):
         pretrained.import_weights(backbones.variant("ast-base"), ast, foreign_file, workspace)
     assert not (workspace.weights / "ast-base").exists()
 
@@ -598,7 +598,7 @@ def test_a_missing_and_an_unknown_tensor_are_counted_and_named(mini):
         key_tree.load_official(mini, state, ast)
     text = str(error.value)
     assert f"1 of {len(state)} tensors are missing" in text and f"the file has {BODY}.layernorm.wieght" in text
-    assert "1 are not of this network" in text
+    assert "1 do not belong to this network" in text
     assert all(torch.equal(value, before[key]) for key, value in mini.state_dict().items())
 
 
@@ -672,7 +672,7 @@ def test_a_web_page_under_the_name_of_a_file_is_told(tmp_path, workspace):
 def test_a_path_that_is_not_there_and_an_empty_folder_are_refused(tmp_path, workspace):
     with pytest.raises(WeightsError, match=r"There is no file .*Set model\.weights"):
         backbones.open_network("ast-mini", num_classes=7, weights=str(tmp_path / "no.safetensors"), workspace=workspace)
-    with pytest.raises(WeightsError, match=r"holds no weights file.*model\.safetensors"):
+    with pytest.raises(WeightsError, match=r"contains no weights file.*model\.safetensors"):
         backbones.open_network("ast-mini", num_classes=7, weights=str(tmp_path), workspace=workspace)
 
 
@@ -710,7 +710,7 @@ def test_a_file_of_no_backbone_here_is_compared_with_the_nearest(mini, tmp_path)
     state = mini.state_dict()
     del state[f"{BODY}.layernorm.weight"]
     save_file(state, tmp_path / "x.safetensors")
-    with pytest.raises(WeightsError, match=r"no backbone known here\. Nearest is ast-mini: 1 of \d+ tensors are miss"):
+    with pytest.raises(WeightsError, match=r"does not fit any known backbone\. Nearest: ast-mini: 1 of \d+ tensors are miss"):
         pretrained.recognise(tmp_path / "x.safetensors", choices("mn04_as", "ast-mini", "ast-base"))
 
 
@@ -758,7 +758,7 @@ def test_verify_notices_a_changed_byte(far_mini, workspace):
     here = pretrained.stored(variant, workspace)
     assert pretrained.verify(variant, ast, here) == ""
     damage(here.path)
-    assert re.search(r"has changed: sha256 [0-9a-f]{12}\.\.\., taken in as", pretrained.verify(variant, ast, here))
+    assert re.search(r"has changed: its sha256 is [0-9a-f]{12}\.\.\., but was", pretrained.verify(variant, ast, here))
 
 
 def test_verify_notices_a_file_put_there_by_hand_that_does_not_fit(far_mini, workspace, foreign_file):

@@ -257,7 +257,7 @@ def test_an_entry_that_matches_nothing_is_refused_with_the_nearest_names(page):
 
 def test_old_names_are_recognised_and_offered_in_todays(page):
     paste(page, "peft_target_modules:\n  - query\n  - key\n  - value\n  - output.dense\n")
-    assert any("`query`: 12 modules. An old name" in m.value for m in page.markdown)
+    assert any("`query`: 12 modules. Old name" in m.value for m in page.markdown)
     button(page, "Use today's names").click().run()
     assert page.text_area(key="pasted").value.split("\n- ")[1:] == ["q_proj", "k_proj", "v_proj", "o_proj", "fc2\n"]
     button(page, "Tick these 60 modules").click().run()
