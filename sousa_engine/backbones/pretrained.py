@@ -187,7 +187,7 @@ def recognise(file: Path, choices: Sequence[tuple[Variant, ModuleType]]) -> list
         if family.translate(key_tree.unwrap(tensors)).keys() == blank.state_dict().keys():
             with_head.append(variant)
     if not fits:
-        raise WeightsError(f"{path} does not fit any known backbone. Nearest: {closest[1]}")
+        raise WeightsError(f"{path} does not fit any known backbone. The nearest is {closest[1]}")
     if len(fits) > 1 and (exact := _published(path, fits)):
         return [exact]
     return with_head or fits

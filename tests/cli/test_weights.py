@@ -164,7 +164,7 @@ def read_pty(handle):
     ("words", "named"),
     [
         (["fetch", "ast-mni"], "ast-mini"),
-        (["fetch", "ast-mini"], "part of this package"),
+        (["fetch", "ast-mini"], "come with this package"),
         (["fetch", "htsat"], "no direct link"),
         (["fetch"], "BACKBONE"),
         (["import", "/no/such/file.ckpt"], "/no/such/file.ckpt"),
