@@ -37,13 +37,13 @@ def main() -> None:
         draft = {"data": {"dataset": "micro"}, "training": {"max_epochs": 500}}
         with studio(workspace), Store.open(workspace) as store:
             run = orders.start(workspace, prepare.prepare(draft).config, created_by="cli")
-            wait(lambda: store.run(run.id).progress, "the first step")
+            wait(lambda: store.runs.get(run.id).progress, "the first step")
             trainer = run_files.read_json(workspace.run_dir(run.id) / run_files.KEEPER)["trainer_pid"]
             seconds = [adopted(workspace, store, run.id, before) for before in range(options.tries)]
             same = run_files.read_json(workspace.run_dir(run.id) / run_files.KEEPER)["trainer_pid"] == trainer
-            assert same and store.run(run.id).status is RunStatus.RUNNING, "the training was to notice nothing"
-            store.request_stop(run.id, at_once=True)
-            wait(lambda: store.run(run.id).status.is_over, "the end")
+            assert same and store.runs.get(run.id).status is RunStatus.RUNNING, "the training was to notice nothing"
+            store.runs.request_stop(run.id, at_once=True)
+            wait(lambda: store.runs.get(run.id).status.is_over, "the end")
     print(f"adopted after {statistics.median(seconds):.2f} s (median of {options.tries}; longest {max(seconds):.2f} s)")
     found = {"cores": os.cpu_count(), "median_s": round(statistics.median(seconds), 2)}
     RESULTS.write_text(json.dumps({**found, "all_s": [round(one, 2) for one in seconds]}, indent=1) + "\n")
@@ -56,7 +56,7 @@ def adopted(workspace: Workspace, store: Store, run_id: str, before: int) -> flo
     pid = int(workspace.supervisor_lock.read_text())
     began = time.monotonic()
     os.kill(pid, signal.SIGKILL)
-    wait(lambda: sum(event.kind == "adopted" for event in store.events(run_id)) > before, "the adoption")
+    wait(lambda: sum(event.kind == "adopted" for event in store.runs.events(run_id)) > before, "the adoption")
     return time.monotonic() - began
 
 

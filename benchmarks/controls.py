@@ -104,14 +104,14 @@ def _sets(model: str) -> dict[str, str]:
 def train_all(workspace: Workspace, wanted: dict) -> dict[tuple[str, str, int], Run]:
     """Queue what is not there yet, and wait for all of it. A run that did not finish ends the benchmark."""
     with Store.open(workspace) as store:
-        runs = {run.config.model_copy(update={"device": "auto"}): run for run in store.runs()}
+        runs = {run.config.model_copy(update={"device": "auto"}): run for run in store.runs.all()}
         mine = {
             key: runs[config] if config in runs else orders.start(workspace, config, created_by="benchmark")
             for key, config in wanted.items()
         }
         with tqdm(total=len(mine), desc="runs", unit="run") as bar:
             while True:
-                mine = {key: store.run(run.id) for key, run in mine.items()}
+                mine = {key: store.runs.get(run.id) for key, run in mine.items()}
                 over = [run for run in mine.values() if run.status.is_over]
                 bar.n = len(over)
                 bar.refresh()
@@ -126,7 +126,7 @@ def train_all(workspace: Workspace, wanted: dict) -> dict[tuple[str, str, int], 
 def row_of(model: str, row: str, runs: list[Run], workspace: Workspace) -> dict:
     """Seeds share the test clips, so the pooled interval speaks of clips, not of seeds; each seed is shown."""
     with Store.open(workspace) as store:
-        summaries = [store.summaries([run.id])[run.id]["test/accuracy"] for run in runs]
+        summaries = [store.metrics.summaries([run.id])[run.id]["test/accuracy"] for run in runs]
     accuracies = [summary.last for summary in summaries]
     n = summaries[0].n
     mean = sum(accuracies) / len(accuracies)

@@ -124,19 +124,20 @@ def outline() -> dict:
 def live_poll() -> dict:
     from sousa_engine.core.config import RunConfig
     from sousa_engine.store import Store
+    from sousa_engine.store.ledger import Ledger
     from sousa_engine.workspace import Workspace
     from sousa_engine.workspace.spool import SpoolBatch, SpoolPoint
 
     with tempfile.TemporaryDirectory() as folder, Store.open(Workspace(root=Path(folder))) as store:
-        run = store.enqueue(RunConfig())
+        run = store.runs.enqueue(RunConfig())
         points = [SpoolPoint("train/loss", step, 1 / step, 1, 16, step) for step in range(1, 20_001)]
-        store.ingest(run.id, SpoolBatch(start=0, end=1, points=points))
+        Ledger(store).ingest(run.id, SpoolBatch(start=0, end=1, points=points))
         return {
             "instead_of": "reading all 20,000 points of a curve for a chart",
             "does": "reads some 500 buckets prepared at ingest",
             "factor": factor(
-                lambda: store.curve(run.id, "train/loss", max_points=1_000_000),
-                lambda: store.curve(run.id, "train/loss", max_points=500),
+                lambda: store.metrics.curve(run.id, "train/loss", max_points=1_000_000),
+                lambda: store.metrics.curve(run.id, "train/loss", max_points=500),
             ),
         }
 

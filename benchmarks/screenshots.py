@@ -54,7 +54,7 @@ def main() -> None:
     if OF_THE_SWEEP & set(asked):
         with Store.open(workspace) as store:
             swept = story.train(store)
-            best = next(run for run in store.sweep_runs(swept.id) if run.config.seed == 0)
+            best = next(run for run in store.sweeps.runs(swept.id) if run.config.seed == 0)
         ids = {"sweep": swept.id, "best": best.id}
     live = orders.start(
         workspace,
@@ -63,7 +63,7 @@ def main() -> None:
     )
     with Store.open(workspace) as store:
         waiting = [
-            store.enqueue(config.build({**live.config.model_dump(), "seed": seed}), created_by="cli")
+            store.runs.enqueue(config.build({**live.config.model_dump(), "seed": seed}), created_by="cli")
             for seed in (2, 3, 4)
         ]
     try:
@@ -72,13 +72,13 @@ def main() -> None:
     finally:
         with Store.open(workspace) as store:
             for run in (*waiting, live):
-                store.request_stop(run.id)
+                store.runs.request_stop(run.id)
 
 
 def wait_for_steps(workspace: Workspace, run_id: str, steps: int) -> None:
     while True:
         with Store.open(workspace) as store:
-            run = store.run(run_id)
+            run = store.runs.get(run_id)
         if run is None or run.status.is_over:
             raise SystemExit(f"run {run_id} ended before its picture: {run and run.reason}")
         if run.progress and run.progress.phase == "training" and run.progress.done >= steps:

@@ -33,6 +33,7 @@ from tqdm import tqdm
 from benchmarks import table
 from benchmarks.browser import IDLE, chromium, studio
 from sousa_engine.store import Store, metric_tables
+from sousa_engine.store.ledger import Ledger
 from sousa_engine.workspace import Workspace
 from sousa_engine.workspace.spool import SpoolPoint
 
@@ -120,14 +121,14 @@ def fill(workspace: Workspace, runs: int, rows: int) -> None:
     """The runs of benchmarks.table, and a curve of training loss for each; that of the newest is long."""
     table.fill(workspace, runs)
     with Store.open(workspace, checkpoints=True) as store:
-        (there,) = store._db.execute("SELECT count(*) FROM metric_points").fetchone()
+        (there,) = store.connection.db.execute("SELECT count(*) FROM metric_points").fetchone()
         each = math.ceil((rows - there - LONG_STEPS) / runs)
         numbers = range(1, runs + 1)
         for first in tqdm(range(0, runs, IN_ONE_TRANSACTION), desc="filling"):
-            with store._writing(durable=False) as db:
+            with store.connection.writing(durable=False) as db:
                 for number in numbers[first : first + IN_ONE_TRANSACTION]:
                     metric_tables.add_points(db, number, loss(LONG_STEPS if number == runs else each, number))
-        store.checkpoint_wal()
+        Ledger(store).checkpoint_wal()
 
 
 def loss(steps: int, seed: int) -> list[SpoolPoint]:
@@ -140,10 +141,10 @@ def loss(steps: int, seed: int) -> list[SpoolPoint]:
 
 def count(workspace: Workspace) -> dict[str, int]:
     with Store.open(workspace) as store:
-        (rows,) = store._db.execute("SELECT count(*) FROM metric_points").fetchone()
-        longest = store.curve(store.runs(limit=1)[0].id, "train/loss")
+        (rows,) = store.connection.db.execute("SELECT count(*) FROM metric_points").fetchone()
+        longest = store.metrics.curve(store.runs.all(limit=1)[0].id, "train/loss")
         return {
-            "runs": store.run_count(),
+            "runs": store.runs.count(),
             "metric_rows": rows,
             "db_mib": workspace.db.stat().st_size >> 20,
             "longest": longest.steps[-1],

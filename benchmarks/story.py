@@ -51,7 +51,7 @@ def main() -> None:
 
 def train(store: Store) -> Sweep:
     """The sweep, over: started if it is not there yet."""
-    made = next((found for found in store.sweeps() if found.name == NAME), None)
+    made = next((found for found in store.sweeps.all() if found.name == NAME), None)
     made = made or sweep_orders.start(store.workspace, sweep_spec.build(SPEC), created_by="benchmark")
     follow(store, made)
     baselines.compute(manifests.open_dataset(DataConfig(dataset="tiny")), store.workspace)
@@ -62,7 +62,7 @@ def follow(store: Store, made: Sweep) -> None:
     with tqdm(total=sweep_spec.build(made.spec).run_count, desc="runs", unit="run") as bar:
         while True:
             ensure.ensure(store.workspace)
-            runs = store.sweep_runs(made.id)
+            runs = store.sweeps.runs(made.id)
             bar.n = sum(run.status.is_over for run in runs)
             bar.refresh()
             if bar.n == bar.total:

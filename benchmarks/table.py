@@ -77,7 +77,7 @@ def fill(workspace: Workspace, count: int) -> None:
             summaries.append((number, "valid/accuracy", curve[-1], steps[-1], max(curve), steps[-1]))
         if status == "finished":
             summaries.append((number, "test/accuracy", top, steps[-1], top, steps[-1]))
-    with Store.open(workspace) as store, store._writing() as db:
+    with Store.open(workspace) as store, store.connection.writing() as db:
         db.execute("INSERT INTO metric_names VALUES (1, 'valid/accuracy', 'higher'), (2, 'test/accuracy', 'higher')")
         db.conn.executemany(
             "INSERT INTO runs (run_number, id, name, status, wanted_device, slot, queue_position, created_by,"
@@ -99,20 +99,22 @@ def fill(workspace: Workspace, count: int) -> None:
 
 def listings(workspace: Workspace) -> Iterator[tuple[str, float]]:
     with Store.open(workspace) as store:
-        shown = [row.id for row in store.listing(limit=100).rows]
+        shown = [row.id for row in store.runs.listing(limit=100).rows]
         everything = {
-            "first 100 lines, newest first": lambda: store.listing(limit=100),
-            "first 100 by test accuracy": lambda: store.listing(sort="test", limit=100),
-            "first 100 by title": lambda: store.listing(sort="title", descending=False, limit=100),
-            "lines 9,400 to 9,500": lambda: store.listing(limit=100, offset=9_400),
-            "search of two words": lambda: store.listing(RunFilter(words="attention study"), limit=100),
-            "a tag and a status": lambda: store.listing(
+            "first 100 lines, newest first": lambda: store.runs.listing(limit=100),
+            "first 100 by test accuracy": lambda: store.runs.listing(sort="test", limit=100),
+            "first 100 by title": lambda: store.runs.listing(sort="title", descending=False, limit=100),
+            "lines 9,400 to 9,500": lambda: store.runs.listing(limit=100, offset=9_400),
+            "search of two words": lambda: store.runs.listing(RunFilter(words="attention study"), limit=100),
+            "a tag and a status": lambda: store.runs.listing(
                 RunFilter(tags=["best"], statuses=[RunStatus.FINISHED]), limit=100
             ),
-            "curves of 100 lines": lambda: store.outlines(shown, "valid/accuracy"),
-            "all tags with their counts": store.tags,
-            "CSV of all lines": lambda: runs_csv(store.listing(RunFilter(archived=None)).rows),
-            "(every run whole, with its summaries)": lambda: store.summaries([run.id for run in store.runs()]),
+            "curves of 100 lines": lambda: store.metrics.sparklines(shown, "valid/accuracy"),
+            "all tags with their counts": store.marks.tags,
+            "CSV of all lines": lambda: runs_csv(store.runs.listing(RunFilter(archived=None)).rows),
+            "(every run whole, with its summaries)": lambda: store.metrics.summaries(
+                [run.id for run in store.runs.all()]
+            ),
         }
         for name, work in everything.items():
             yield measured(name, work, tries=2 if name.startswith("(") else TRIES)

@@ -31,10 +31,10 @@ def main() -> None:
         sweep, runs = choose(store)
         if len(runs) < 2:
             return
-        summaries = store.summaries([run.id for run in runs])
+        summaries = store.metrics.summaries([run.id for run in runs])
         rows, shown = ordered(runs, summaries, of_sweep=sweep is not None)
         drawn = competing(runs, rows, shown, of_sweep=sweep is not None)
-        predictions = {run.id: store.predictions(run.id, "test") for run in drawn}
+        predictions = {run.id: store.runs.predictions(run.id, "test") for run in drawn}
     known = reference(rows, predictions)
     compared = Compared(
         rows=rows, shown=shown, summaries=summaries, predictions=predictions, of_sweep=sweep is not None,
@@ -78,7 +78,7 @@ def sections(compared: Compared) -> None:
 def choose(store: Store) -> tuple[Sweep | None, Sequence[Run]]:
     """(the compared sweep, if any; the latest run of each of its trials and seeds, or the selected runs)."""
     follow_address(store)
-    sweeps = {sweep.id: sweep for sweep in store.sweeps()}
+    sweeps = {sweep.id: sweep for sweep in store.sweeps.all()}
     picked = None
     if sweeps:
         picked = st.selectbox(
@@ -87,14 +87,14 @@ def choose(store: Store) -> tuple[Sweep | None, Sequence[Run]]:
         )  # fmt: skip
     if picked:
         write_address(sweep=picked)
-        runs = latest(store.sweep_runs(picked))
+        runs = latest(store.sweeps.runs(picked))
         if len(runs) < 2:
             st.info(
                 f"You need two runs to compare; this sweep has {'only one so far' if runs else 'none yet'}.",
                 icon=":material/info:",
             )
         return sweeps[picked], runs
-    every = store.runs()
+    every = store.runs.all()
     if len(every) < 2:
         invite(len(every))
         return None, ()
@@ -106,8 +106,8 @@ def follow_address(store: Store) -> None:
     asked = {"sweep": st.query_params.get("sweep", ""), "run": list(dict.fromkeys(st.query_params.get_all("run")))}
     if st.session_state.get(ADDRESS) == asked:
         return
-    sweep = store.sweep(asked["sweep"]) if asked["sweep"] else None
-    found = [run_id for run_id in asked["run"] if store.run(run_id)]
+    sweep = store.sweeps.get(asked["sweep"]) if asked["sweep"] else None
+    found = [run_id for run_id in asked["run"] if store.runs.get(run_id)]
     st.session_state[SWEEP] = sweep.id if sweep else None
     st.session_state[CHOICE] = found[: parts.MOST_COMPARED]
     if asked["sweep"] and not sweep:

@@ -51,7 +51,7 @@ def main() -> None:
             st.space("stretch")
             st.page_link(parts.page_path(page), label=f":primary[{label}]", icon=":material/arrow_forward:")
     with parts.open_store() as store:
-        runs = store.listing(limit=NEWEST).rows
+        runs = store.runs.listing(limit=NEWEST).rows
         st.subheader("Newest runs", anchor=False)
         if not runs and not parts.forgotten_runs(store):
             st.caption("Nothing trained yet. A first run on the embedded data takes a few minutes.")
@@ -61,14 +61,14 @@ def main() -> None:
 
 
 def sweeps(store: Store) -> None:
-    newest = store.sweeps()[:NEWEST_SWEEPS]
+    newest = store.sweeps.all()[:NEWEST_SWEEPS]
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
         st.subheader("Newest sweeps" if newest else "Sweeps", anchor=False, width="content")
         st.page_link(parts.page_path("sweeps"), label=":primary[New sweep]", icon=":material/grid_view:")
     if not newest:
         st.caption("Compare backbones, target sets or any other setting, with several seeds each.")
     for found in newest:
-        count = tally(found, store.sweep_runs(found.id))
+        count = tally(found, store.sweeps.runs(found.id))
         parts.sweep_line(found, count)
 
 

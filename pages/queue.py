@@ -1,4 +1,4 @@
-"""Queue: which run uses which slot, and which runs wait in which order. Move, remove and pause."""
+"""QueueSettings: which run uses which slot, and which runs wait in which order. Move, remove and pause."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import streamlit as st
 
-from sousa_engine.core.records import MOST_CPU_SLOTS, Queue, Run, RunRow, RunStatus
+from sousa_engine.core.records import MOST_CPU_SLOTS, QueueSettings, Run, RunRow, RunStatus
 from sousa_engine.runs.executors import local, slots
 from sousa_engine.web import manage, parts
 
@@ -17,9 +17,9 @@ MOST_SHOWN = 50
 def main() -> None:
     manage.dialogs(after_deletion=lambda run_ids: None)
     with parts.open_store() as store:
-        state, active = store.queue(), bool(store.live() or store.waiting_devices())
+        state, active = store.queue.settings(), bool(store.queue.live() or store.queue.waiting_devices())
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
-        st.title("Queue", anchor=False, width="content")
+        st.title("QueueSettings", anchor=False, width="content")
         if state.is_paused:
             st.button(
                 "Resume the queue",
@@ -44,14 +44,19 @@ def draw(was_active: bool) -> None:
     if manage.has_news():
         st.rerun()  # the page reports what was done
     with parts.open_store() as store:
-        if bool(store.live() or store.waiting_devices()) is not was_active:
+        if bool(store.queue.live() or store.queue.waiting_devices()) is not was_active:
             st.rerun()  # the page switches the refresh rate
-        state, live, waiting, count = store.queue(), store.live(), store.queued(MOST_SHOWN), store.queued_count()
+        state, live, waiting, count = (
+            store.queue.settings(),
+            store.queue.live(),
+            store.queue.waiting(MOST_SHOWN),
+            store.queue.count(),
+        )
     draw_slots(state, live)
     draw_waiting(waiting, count)
 
 
-def draw_slots(state: Queue, live: Sequence[Run]) -> None:
+def draw_slots(state: QueueSettings, live: Sequence[Run]) -> None:
     held = {run.device: run for run in live}
     st.subheader("Slots", anchor=False)
     for slot in dict.fromkeys([*slots(local.devices(), state.cpu_slots), *filter(None, held)]):

@@ -15,7 +15,7 @@ from sousa_engine.core.records import LONGEST_NOTE, Prediction, Run, RunFilter, 
 from sousa_engine.runs import orders, prepare
 from sousa_engine.runs.executors.local import GRACE_S
 from sousa_engine.store import Store, not_resumable
-from sousa_engine.web import manage, parts
+from sousa_engine.web import handover, manage, parts
 from sousa_engine.web.components.code_block import code_block
 from sousa_engine.web.components.live_chart import live_chart
 from sousa_engine.web.layers_view import layers_section
@@ -31,21 +31,21 @@ def main() -> None:
     manage.dialogs(after_deletion=lambda run_ids: st.switch_page(parts.page_path("runs")))
     with parts.open_store() as store:
         run_id = st.query_params.get("id", "")
-        run = store.run(run_id)
+        run = store.runs.get(run_id)
         if run is None:
             choose(store, run_id)
             return
-        divergence = store.first_divergence(run.id)
-        predictions = {split: store.predictions(run.id, split) for split in ("test", "valid")}
-        of_sweep = store.sweep(run.sweep_id) if run.sweep_id else None
-        known_tags = list(store.tags())
+        divergence = store.metrics.first_divergence(run.id)
+        predictions = {split: store.runs.predictions(run.id, split) for split in ("test", "valid")}
+        of_sweep = store.sweeps.get(run.sweep_id) if run.sweep_id else None
+        known_tags = list(store.marks.tags())
         resumable = None if not_resumable(run) else orders.resumable(run, store)
     header(run, of_sweep, known_tags, resumable)
     cause(run, store, divergence)
     if resumable:
         where = f"This run can be resumed from step {resumable.step:,}, epoch {resumable.epoch}. {resumable.note}"
         st.caption(parts.plain(resumable.why_not or where.strip()))
-    if run.stop_requested_at_ms is not None and run.launches:
+    if run.stop_requested_at_ms is not None and run.attempts:
         st.fragment(ladder, run_every=None if run.status.is_over else REFRESH_S)(run.id)
     live_chart([run], key=f"chart-{run.id}")
     st.space("small")
@@ -60,7 +60,7 @@ def choose(store: Store, run_id: str) -> None:
         st.error(parts.plain(f"No run has the id {run_id!r}. Choose one below."), icon=":material/error:")
     else:
         st.caption("Choose a run to see its curves, results, settings and log.")
-    found = store.listing(RunFilter(archived=None), limit=MOST_OFFERED)
+    found = store.runs.listing(RunFilter(archived=None), limit=MOST_OFFERED)
     if not found.total:
         st.info("Nothing trained yet.", icon=":material/info:")
         st.page_link(parts.page_path("launch"), label="Launch a run", icon=":material/rocket_launch:")
@@ -160,7 +160,7 @@ def actions(run: Run, known_tags: list[str], resumable: orders.Resumable | None)
     if pressed and (made := manage.clone([run.id], token)):
         st.switch_page(parts.page_path("run"), query_params={"id": made[0]})
     if st.button("Edit and launch", icon=":material/tune:", help="Open Launch with these settings.", key="again"):
-        st.session_state["draft"] = run.config.model_dump(mode="json")
+        handover.leave_draft(run.config)
         st.switch_page(parts.page_path("launch"))
     with st.popover("Edit", icon=":material/edit:", help="Title, tags and note"):
         st.text_input("Title", run.config.name, key=f"name-{run.id}", placeholder=run.title, max_chars=120)
@@ -218,7 +218,7 @@ def cause(run: Run, store: Store, divergence: tuple[str, int] | None) -> None:
 def ladder(run_id: str) -> None:
     """The steps of stopping this run, each with its time."""
     with parts.open_store() as store:
-        run, found = store.run(run_id), store.events(run_id)
+        run, found = store.runs.get(run_id), store.runs.events(run_id)
     if run is None or run.stop_requested_at_ms is None:
         return
     steps = [event for event in found if event.kind in STOP_STEPS and event.at_ms >= run.stop_requested_at_ms]
@@ -238,8 +238,8 @@ def ladder(run_id: str) -> None:
 def numbers(drawn: Run) -> None:
     """Refreshed while the run is active; when its status changes, the whole page is redrawn."""
     with parts.open_store() as store:
-        run = store.run(drawn.id) or drawn
-        (result,) = results([run], store.summaries([run.id]))
+        run = store.runs.get(drawn.id) or drawn
+        (result,) = results([run], store.metrics.summaries([run.id]))
     if run.status is not drawn.status:
         st.rerun()
     data = run.facts.get("data", {})
@@ -405,7 +405,7 @@ def events(run: Run) -> None:
 
 def event_table(run_id: str) -> None:
     with parts.open_store() as store:
-        found = store.events(run_id)
+        found = store.runs.events(run_id)
     table = pd.DataFrame(
         {
             "When": [parts.when(event.at_ms) for event in reversed(found)],

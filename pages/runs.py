@@ -25,7 +25,7 @@ def main() -> None:
         if st.button("Launch a run", icon=":material/rocket_launch:", type="primary", key="launch"):
             st.switch_page(parts.page_path("launch"))
     with parts.open_store() as store:
-        if not store.run_count():
+        if not store.runs.count():
             if not parts.forgotten_runs(store):
                 invite()
             return
@@ -46,7 +46,7 @@ def invite() -> None:
 
 def asked_for(store: Store) -> RunFilter:
     """Draw the row of filters, all of which are kept in the URL, and return them."""
-    tags, sweeps = list(store.tags()), {parts.sweep_label(sweep): sweep.id for sweep in store.sweeps()}
+    tags, sweeps = list(store.marks.tags()), {parts.sweep_label(sweep): sweep.id for sweep in store.sweeps.all()}
     with st.container(horizontal=True, vertical_alignment="center"):
         words = st.text_input(
             "Search",
@@ -99,7 +99,7 @@ def asked_for(store: Store) -> RunFilter:
 
 
 def is_active(store: Store) -> bool:
-    return bool(store.live() or store.waiting_devices())
+    return bool(store.queue.live() or store.queue.waiting_devices())
 
 
 def table(wanted: RunFilter, was_active: bool) -> None:
@@ -111,12 +111,14 @@ def table(wanted: RunFilter, was_active: bool) -> None:
         if is_active(store) is not was_active:
             st.rerun()  # the page switches the refresh rate
         first = look.page * PAGE_ROWS
-        found = store.listing(wanted, sort=look.sort, descending=look.descending, limit=PAGE_ROWS, offset=first)
+        found = store.runs.listing(wanted, sort=look.sort, descending=look.descending, limit=PAGE_ROWS, offset=first)
         if first and not found.rows:  # the list is shorter now
             first = (found.total - 1) // PAGE_ROWS * PAGE_ROWS
-            found = store.listing(wanted, sort=look.sort, descending=look.descending, limit=PAGE_ROWS, offset=first)
-        picked = store.rows(look.ticked)
-        sparklines = store.outlines([row.id for row in found.rows], "valid/accuracy")
+            found = store.runs.listing(
+                wanted, sort=look.sort, descending=look.descending, limit=PAGE_ROWS, offset=first
+            )
+        picked = store.runs.rows(look.ticked)
+        sparklines = store.metrics.sparklines([row.id for row in found.rows], "valid/accuracy")
     if len(picked) < len(look.ticked):
         tick(row.id for row in picked)  # the others were deleted
     toolbar(picked, wanted, look)
@@ -238,7 +240,7 @@ def do_to_ticked(of: str, act: Callable[[list[str]], None], *, alive: bool = Fal
     """
     try:
         with parts.open_store() as store:
-            rows = store.rows(asked(of).ticked)
+            rows = store.runs.rows(asked(of).ticked)
     except SousaError as error:
         st.toast(parts.plain(str(error)), icon=":material/error:")
         return
@@ -248,7 +250,7 @@ def do_to_ticked(of: str, act: Callable[[list[str]], None], *, alive: bool = Fal
 
 def listed_csv(wanted: RunFilter, look: Asked) -> bytes:
     with Store.open(default_workspace()) as store:
-        found = store.listing(wanted, sort=look.sort, descending=look.descending)
+        found = store.runs.listing(wanted, sort=look.sort, descending=look.descending)
     return runs_csv(found.rows).encode("utf-8-sig")  # without the byte-order mark, Excel assumes another encoding
 
 

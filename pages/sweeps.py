@@ -1,4 +1,4 @@
-"""Sweeps: those there are, and the form for a new one; /sweeps?id=... is one of them, and survives a reload."""
+"""Sweeps: the list of sweeps and the form for a new one; /sweeps?id=... shows one sweep and survives a reload."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ SHOWN = 8
 
 def main() -> None:
     sweep_id = st.query_params.get("id", "")
-    # A link from this page to itself changes what is asked for and not the address bar (Streamlit 1.67): said here.
+    # A link from this page to itself changes the query but not the address bar (Streamlit 1.67), so it is set here.
     if sweep_id:
         st.query_params["id"] = sweep_id
         with parts.open_store() as store:
-            found = store.sweep(sweep_id)
+            found = store.sweeps.get(sweep_id)
         if found:
             sweep_view.one_sweep(found)
             return
@@ -29,11 +29,11 @@ def main() -> None:
     if sweep_id:
         st.error(parts.plain(f"No sweep has the id {sweep_id!r}. Choose one below."), icon=":material/error:")
     st.caption(
-        "Backbones, target sets and any other fields against each other, each setting with several seeds. What could "
-        "only fail is refused before the start; the rest runs by itself, whatever happens to this page."
+        "Compare backbones, target sets or any other setting, with several seeds each. Combinations that cannot work "
+        "are rejected up front; the rest run in the background."
     )
     with parts.open_store() as store:
-        there = store.sweeps()
+        there = store.sweeps.all()
     if there:
         moving = any(not found.status.is_over for found in there)
         st.fragment(listed, run_every=REFRESH_S if moving else IDLE_S)()
@@ -42,9 +42,9 @@ def main() -> None:
 
 
 def listed() -> None:
-    """The sweeps there are, newest first."""
+    """The sweeps, newest first."""
     with parts.open_store() as store:
-        every = store.sweeps()
+        every = store.sweeps.all()
         shown = every if st.session_state.get("sweeps.all") else every[:SHOWN]
         for found in shown:
             line(found, store)
@@ -53,9 +53,9 @@ def listed() -> None:
 
 
 def line(found: Sweep, store: Store) -> None:
-    runs = store.sweep_runs(found.id)
+    runs = store.sweeps.runs(found.id)
     count = tally(found, runs)
-    best = next(iter(best_first(trial_rows(runs, store.summaries([run.id for run in runs])))), None)
+    best = next(iter(best_first(trial_rows(runs, store.metrics.summaries([run.id for run in runs])))), None)
     reached = f"{parts.plain(best.label)}, {parts.reached(best)}" if best and parts.reached(best) else ""
     parts.sweep_line(found, count, reached)
 

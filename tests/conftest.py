@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import gc
 import os
 import shutil
 import sys
 from collections import namedtuple
+from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # before anything imports torch: workers beside each other, one thread each
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -18,6 +21,33 @@ from sousa_engine.workspace import Workspace
 def pytest_xdist_auto_num_workers() -> int:
     """One more than there are cores, since browsers and trainings are waited for; few enough for their memory."""
     return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 5) + 1
+
+
+def pytest_collection() -> None:
+    """While everything is imported, a collector of garbage finds none."""
+    gc.disable()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The first file of each folder, then the second of each, and so on: browsers, trainings and arithmetic side by
+    side, since workers that all drive a browser at once would wait for each other.
+    """
+    files: dict[Path, list[Path]] = {}
+    for item in items:
+        of_folder = files.setdefault(item.path.parent, [])
+        if item.path not in of_folder:
+            of_folder.append(item.path)
+    items.sort(key=lambda item: files[item.path.parent].index(item.path))
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays, so no collector need look at it; nor need each AppTest read anew what is installed."""
+    gc.freeze()
+    gc.enable()
+    if "streamlit" in sys.modules:
+        from streamlit.components.v2 import manifest_scanner
+
+        manifest_scanner.scan_component_manifests = functools.cache(manifest_scanner.scan_component_manifests)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -28,6 +28,7 @@ from sousa_engine.core.records import UPDATE, Prediction, Progress, Run, RunStat
 from sousa_engine.core.rudiments import RUDIMENTS
 from sousa_engine.data import synth
 from sousa_engine.store import Store
+from sousa_engine.store.ledger import Ledger
 from sousa_engine.workspace import PROJECT_ROOT, Workspace, run_files, spool
 from sousa_engine.workspace.spool import SpoolBatch, SpoolPoint
 
@@ -99,7 +100,7 @@ class Training:
     ) -> Training:
         """Queue a run, claim it for `slot` and let its trainer start. The queue must be empty before."""
         with Store.open(workspace, clock_ms=lambda: at_ms or time.time_ns() // 1_000_000) as store:
-            run = store.enqueue(run_config or config())
+            run = store.runs.enqueue(run_config or config())
         return cls.take(workspace, run, reach=reach, at_ms=at_ms, slot=slot, prepared=prepared)
 
     @classmethod
@@ -118,7 +119,7 @@ class Training:
         with Store.open(workspace, clock_ms=lambda: clock[0]) as store:
             training = cls(workspace, run, reach=reach, clock=clock, slot=slot)
             clock[0] += 400
-            claimed = store.claim(slot, training.nonce)
+            claimed = Ledger(store).claim(slot, training.nonce)
             assert claimed is not None and claimed.id == run.id, "another run was first, or the slot was held"
             training.folder.mkdir(parents=True)
             run_files.write_json(training.folder / run_files.CONFIG, run.config.model_dump(mode="json"))
@@ -126,7 +127,7 @@ class Training:
             training.started_ms = clock[0]
             note = {"nonce": training.nonce, "pid": None, "trainer_pid": -1, "started_ms": clock[0], "argv": []}
             run_files.write_json(training.folder / run_files.KEEPER, note)
-            assert store.mark_running(run.id, training.nonce, started_at_ms=clock[0])
+            assert Ledger(store).mark_running(run.id, training.nonce, started_at_ms=clock[0])
         training.log("device cpu, torch 2.13.0, 2 threads")
         training.report(progress=Progress(phase="preparing", done=0, total=1))
         if prepared:
@@ -210,7 +211,7 @@ class Training:
         self.log(f"test accuracy {accuracy:.3f} (n={len(test)}), on the checkpoint of epoch 10")
         self._ingest()
         with Store.open(self.workspace) as store:
-            store.save_predictions(self.run.id, predictions)
+            Ledger(store).save_predictions(self.run.id, predictions)
         return self.end(RunStatus.FINISHED, None)
 
     def end(self, status: RunStatus, reason: str | None) -> Run:
@@ -222,8 +223,8 @@ class Training:
             note |= {"started_ms": self.started_ms, "ended_ms": self.clock[0]}
             run_files.write_json(self.folder / run_files.EXIT, note)
         with Store.open(self.workspace, clock_ms=lambda: self.clock[0]) as store:
-            assert store.finish(self.run.id, status, reason, nonce=self.nonce, ended_at_ms=self.clock[0])
-            run = store.run(self.run.id)
+            assert Ledger(store).finish(self.run.id, status, reason, nonce=self.nonce, ended_at_ms=self.clock[0])
+            run = store.runs.get(self.run.id)
         assert run is not None
         return run
 
@@ -301,7 +302,7 @@ class Training:
     def _ingest(self) -> None:
         with Store.open(self.workspace) as store:
             batch = spool.read_batch(self.folder / run_files.SPOOL, self.taken)
-            assert store.ingest(self.run.id, batch)
+            assert Ledger(store).ingest(self.run.id, batch)
         self.taken = batch.end
 
 
@@ -319,19 +320,19 @@ def train_next(
     A status that is not over leaves it there, training.
     """
     started_at_ms = time.time_ns() // 1_000_000 - 60_000
-    run = store.claim(slot, "nonce")
+    run = Ledger(store).claim(slot, "nonce")
     assert run is not None, "nothing is queued, or the slot is held"
-    assert store.mark_running(run.id, "nonce", started_at_ms=started_at_ms)
+    assert Ledger(store).mark_running(run.id, "nonce", started_at_ms=started_at_ms)
     points = [
         SpoolPoint("valid/accuracy", 10 * epoch, reach * (1 - 0.5**epoch), epoch, 200, epoch)
         for epoch in range(1, epochs + 1)
     ]
     if status is RunStatus.FINISHED:
         points.append(SpoolPoint("test/accuracy", 10 * epochs, reach, epochs, 200, epochs))
-    assert store.ingest(run.id, SpoolBatch(start=0, end=1, points=points))
+    assert Ledger(store).ingest(run.id, SpoolBatch(start=0, end=1, points=points))
     if status.is_over:
-        assert store.finish(run.id, status, reason, nonce="nonce")
-    return store.run(run.id) or run
+        assert Ledger(store).finish(run.id, status, reason, nonce="nonce")
+    return store.runs.get(run.id) or run
 
 
 @contextmanager
@@ -391,8 +392,8 @@ def seed(workspace: Workspace, *, live: bool = True) -> dict[str, Run]:
         running = Training.begin(workspace, config(seed=7, name="rank 8, again"), reach=0.6, at_ms=now - 100_000)
         running.steps(190)
         with Store.open(workspace) as store:
-            runs["running"] = store.run(running.run.id) or running.run
-            runs["queued"] = store.enqueue(config(seed=8), created_by="cli")
+            runs["running"] = store.runs.get(running.run.id) or running.run
+            runs["queued"] = store.runs.enqueue(config(seed=8), created_by="cli")
     return runs
 
 
@@ -418,8 +419,8 @@ def seed_sweep(
     axes = [{"field": "lora.r", "values": list(ranks)}, {"field": "training.lr", "values": list(rates)}]
     spec = {"name": "rank and rate", "axes": axes, "seeds": list(seeds)}
     with Store.open(workspace) as store:
-        sweep = store.add_sweep("rank and rate", spec, runs, created_by="test")
-        queued = store.sweep_runs(sweep.id)
+        sweep = store.sweeps.add("rank and rate", spec, runs, created_by="test")
+        queued = store.sweeps.runs(sweep.id)
     for run in queued:
         rank, rate = run.config.lora.r, run.config.training.lr
         reach = 0.6 - 0.15 * abs(math.log10(rate / 2e-3)) + 0.02 * math.log2(rank / 8)
@@ -427,12 +428,12 @@ def seed_sweep(
         if run.trial is not None and run.trial >= len(asked) - pruned:
             training.steps(40)
             with Store.open(workspace) as store:
-                assert store.prune(run.id, 40, "Pruned at step 40: others were ahead.")
+                assert Ledger(store).prune(run.id, 40, "Pruned at step 40: others were ahead.")
             training.end(RunStatus.STOPPED, None)
         else:
             training.finish()
     with Store.open(workspace) as store:
-        store.set_sweep_status(sweep.id, SweepStatus.FINISHED, leaving=[SweepStatus.RUNNING])
+        store.sweeps.set_status(sweep.id, SweepStatus.FINISHED, leaving=[SweepStatus.RUNNING])
     return sweep.id
 
 

@@ -68,7 +68,7 @@ def test_names_of_target_sets_are_rows_and_no_files(workspace, name):
     with Store.open(workspace) as store:
         before = sorted(workspace.root.rglob("*"))
         try:
-            store.save_target_set(name, "ast-mini", ["layers.0.attention.q_proj"], "train")
+            store.target_sets.save(name, "ast-mini", ["layers.0.attention.q_proj"], "train")
         except SousaError:
             return
         assert sorted(workspace.root.rglob("*")) == before
@@ -110,10 +110,10 @@ def test_what_is_searched_for_is_never_sql(workspace, text):
     from sousa_engine.core.records import RunFilter
 
     with Store.open(workspace) as store:
-        run = store.enqueue(RunConfig(name="kept"))
-        assert store.listing(RunFilter(words=text.encode("utf-8", "replace").decode())).rows in ([], ())
-        assert store.run(run.id) is not None
-        assert store.run(text.encode("utf-8", "replace").decode()) is None
+        run = store.runs.enqueue(RunConfig(name="kept"))
+        assert store.runs.listing(RunFilter(words=text.encode("utf-8", "replace").decode())).rows in ([], ())
+        assert store.runs.get(run.id) is not None
+        assert store.runs.get(text.encode("utf-8", "replace").decode()) is None
 
 
 # YAML
@@ -171,8 +171,8 @@ def test_a_log_line_is_shown_without_control_sequences(line, shown):
 @pytest.mark.parametrize("name", ["=1+1", "+1", "-1+cmd|' /C calc'!A0", "@SUM(A1)", "\t=1"])
 def test_no_cell_of_the_table_is_a_formula(workspace, name):
     with Store.open(workspace) as store:
-        store.enqueue(RunConfig(name=name))
-        (row,) = store.listing().rows
+        store.runs.enqueue(RunConfig(name=name))
+        (row,) = store.runs.listing().rows
     row = replace(row, note=name, tags=(name,), dataset=name, weights=name, device=name, sweep_id=name)
     for line in list(csv.reader(io.StringIO(runs_csv([row]))))[1:]:
         assert not any(re.match(r"[=+@\t\r]|-\D|-\d.*[^\d.e-]", cell) for cell in line), line
@@ -197,8 +197,8 @@ def test_html_is_allowed_only_where_no_name_stands():
 def test_the_name_of_a_run_is_shown_as_text(workspace, monkeypatch, name):
     monkeypatch.setenv("SOUSA_WORKSPACE", str(workspace.root))
     with Store.open(workspace) as store:
-        run = store.enqueue(RunConfig(name=name))
-        store.request_stop(run.id)
+        run = store.runs.enqueue(RunConfig(name=name))
+        store.runs.request_stop(run.id)
     studio = AppTest.from_file(str(PROJECT_ROOT / "sousa_engine" / "web" / "main.py"), default_timeout=60).run()
     links = [link.proto.label for link in studio.get("page_link")]
     studio.query_params["id"] = run.id

@@ -75,10 +75,10 @@ def _target(form: str | None, out: str, force: bool) -> tuple[str, Path | None]:
 
 def _asked(store: Store, sweep: str | None, runs: Sequence[str]) -> tuple[Sweep | None, tuple[Run, ...]]:
     if runs:
-        return None, tuple({run.id: run for run in map(store.find, runs)}.values())
-    if sweep or store.sweeps():
-        return store.find_sweep(sweep or "last"), ()
-    found = [run for run in store.runs(newest_first=False) if run.archived_at_ms is None]
+        return None, tuple({run.id: run for run in map(store.runs.find, runs)}.values())
+    if sweep or store.sweeps.all():
+        return store.sweeps.find(sweep or "last"), ()
+    found = [run for run in store.runs.all(newest_first=False) if run.archived_at_ms is None]
     if not found:
         raise UserError(
             "There is nothing to report: no run that is not archived. Try: python -m sousa_engine sweep --help"

@@ -150,9 +150,9 @@ def train(workspace: Workspace, words: tuple[str, ...], file: Path | None, detac
 def show(workspace: Workspace, run: str, log_lines: int) -> None:
     """Show one run: RUN is an id, the unique start or end of one, a name, or `last`."""
     with Store.open_to_read(workspace) as store:
-        found = store.find(run)
-        metrics = store.summaries([found.id]).get(found.id, {})
-        events = store.events(found.id)
+        found = store.runs.find(run)
+        metrics = store.metrics.summaries([found.id]).get(found.id, {})
+        events = store.runs.events(found.id)
         resumable = None if not_resumable(found) else orders.resumable(found, store)
     rows = [
         ("run", found.id),
@@ -189,7 +189,7 @@ def show(workspace: Workspace, run: str, log_lines: int) -> None:
 def resume(workspace: Workspace, run: str, detach: bool) -> None:
     """Go on with a stopped, failed or lost run from its last good checkpoint, as the same run."""
     with Store.open(workspace) as store:
-        found = store.find(run)
+        found = store.runs.find(run)
     again, point = orders.resume(workspace, found.id)
     click.echo(f"run {again.id} queued: goes on from step {point.step}, epoch {point.epoch}")
     if point.note:
@@ -276,7 +276,7 @@ def _echo_preflight(prepared: prepare.Prepared, found: preflight.Preflight) -> N
 
 def _see_through(workspace: Workspace, run: Run, detach: bool) -> None:
     with Store.open(workspace) as store:
-        paused = store.queue().is_paused
+        paused = store.queue.settings().is_paused
     if paused:
         click.echo("It waits: the queue is paused. Go on with: python -m sousa_engine queue resume")
     if detach:
@@ -304,7 +304,7 @@ def _follow(workspace: Workspace, run: Run) -> Run:
     ):
         while True:
             try:
-                found = store.run(run.id)
+                found = store.runs.get(run.id)
                 if found is None:
                     raise UserError(f"Run {run.id} is gone from {workspace.db}.")
                 if lines and (now := _stage(found)) != said:
@@ -323,14 +323,14 @@ def _follow(workspace: Workspace, run: Run) -> Run:
                 if asked:
                     raise
                 asked = True
-                store.request_stop(run.id)
+                store.runs.request_stop(run.id)
                 bar.write(f"stopping run {run.id}: checkpoint first (Ctrl-C again leaves it to itself)")
 
 
 def _left(workspace: Workspace, run: Run) -> str:
     """What becomes of a run that nobody watches any more; the stop may not have come through."""
     with Store.open(workspace) as store:
-        found = store.find(run.id)
+        found = store.runs.find(run.id)
     if found.status.is_over:
         return f"Left run {run.id} to itself; it is over: {found.status.value}."
     if found.status is RunStatus.STOPPING:
@@ -361,7 +361,7 @@ def _draw(bar: tqdm, run: Run) -> None:
 
 def _echo_end(workspace: Workspace, run: Run) -> None:
     with Store.open(workspace) as store:
-        metrics = store.summaries([run.id]).get(run.id, {})
+        metrics = store.metrics.summaries([run.id]).get(run.id, {})
     click.echo(f"run {run.id} {run.status.value}" + (f": {run.reason}" if run.reason else ""))
     if run.is_random:
         click.echo("random weights: a control, not a pretrained backbone")

@@ -29,7 +29,12 @@ def queue(ctx: click.Context) -> None:
 def show(workspace: Workspace, limit: int) -> None:
     """What trains in which slot, and what waits."""
     with Store.open_to_read(workspace) as store:
-        state, live, waiting, count = store.queue(), store.live(), store.queued(limit), store.queued_count()
+        state, live, waiting, count = (
+            store.queue.settings(),
+            store.queue.live(),
+            store.queue.waiting(limit),
+            store.queue.count(),
+        )
     held = {run.device: run for run in live}
     if state.is_paused:
         assert state.paused_at_ms is not None
@@ -56,9 +61,9 @@ def move(workspace: Workspace, run: str, place: int) -> None:
     RUN is an id, the unique start or end of one, a name, or `last`. To take it out: python -m sousa_engine stop RUN
     """
     with Store.open(workspace) as store:
-        found = store.find(run)
-        place = store.move(found.id, place)
-        count = store.queued_count()
+        found = store.runs.find(run)
+        place = store.queue.move(found.id, place)
+        count = store.queue.count()
     click.echo(f"run {found.id}: place {place} of {count}")
 
 
@@ -67,7 +72,7 @@ def move(workspace: Workspace, run: str, place: int) -> None:
 def pause(workspace: Workspace) -> None:
     """Start nothing more; what trains goes on."""
     with Store.open(workspace) as store:
-        changed = store.pause_queue()
+        changed = store.queue.pause()
     click.echo("queue paused: what trains goes on, nothing new starts" if changed else "The queue was paused already.")
 
 
@@ -76,7 +81,7 @@ def pause(workspace: Workspace) -> None:
 def resume(workspace: Workspace) -> None:
     """Start what waits, again."""
     with Store.open(workspace) as store:
-        changed = store.resume_queue()
+        changed = store.queue.resume()
     ensure.ensure(workspace)
     click.echo("queue goes on" if changed else "The queue was not paused.")
 
@@ -87,7 +92,7 @@ def resume(workspace: Workspace) -> None:
 def cpu_slots(workspace: Workspace, count: int) -> None:
     """How many runs may train on the CPU beside each other; they share its threads. A GPU takes one."""
     with Store.open(workspace) as store:
-        store.set_cpu_slots(count)
+        store.queue.set_cpu_slots(count)
     ensure.ensure(workspace)
     threads = local.share_of_threads(count)
     click.echo(f"{count} CPU slot{'s' if count > 1 else ''}, {threads} thread{'s' if threads > 1 else ''} each")
@@ -104,7 +109,7 @@ def stop(workspace: Workspace, run: str, now: bool, yes: bool) -> None:
     One that has not stopped a minute later is killed.
     """
     with Store.open(workspace) as store:
-        found = store.find(run)
+        found = store.runs.find(run)
         if found.status.is_over:
             raise UserError(f"Run {found.id} is already over: {found.status.value}.")
         if now and not yes and found.status is not RunStatus.QUEUED:
@@ -115,7 +120,7 @@ def stop(workspace: Workspace, run: str, now: bool, yes: bool) -> None:
             click.confirm(
                 f"Kill {found.id} ({found.title})? What it learnt since its last checkpoint goes.", abort=True
             )
-        after = store.request_stop(found.id, at_once=now)
+        after = store.runs.request_stop(found.id, at_once=now)
     ensure.ensure(workspace)
     click.echo(f"run {after.id}: {after.status.value}")
 
@@ -134,7 +139,7 @@ def clone(workspace: Workspace, words: tuple[str, ...], failed: bool) -> None:
     if bool(names) is failed:
         raise UserError("Name the runs to clone, or say --failed: one of the two.")
     with Store.open(workspace) as store:
-        found, passed_over = tuple(map(store.find, names)), ()
+        found, passed_over = tuple(map(store.runs.find, names)), ()
         if failed:
             again = orders.failures(store)
             found, passed_over = again.runs, again.passed_over

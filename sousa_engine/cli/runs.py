@@ -50,11 +50,11 @@ def runs(
             words=search,
             statuses=[RunStatus(status)] if status else (),
             tags=tags,
-            sweep_id=store.find_sweep(sweep).id if sweep else None,
+            sweep_id=store.sweeps.find(sweep).id if sweep else None,
             archived=archived,
         )
-        found = store.listing(wanted, sort=sort, descending=(sort in UP_FIRST) is reverse, limit=limit)
-        count = store.run_count()
+        found = store.runs.listing(wanted, sort=sort, descending=(sort in UP_FIRST) is reverse, limit=limit)
+        count = store.runs.count()
     if not count:
         forgotten = check.forgotten(workspace)
         click.echo(forgotten or "No runs yet. Try: python -m sousa_engine train model=ast-mini data=tiny")
@@ -85,10 +85,10 @@ def tag(workspace: Workspace, run: str, changes: tuple[str, ...]) -> None:
         if change[:1] not in ("+", "-"):
             raise UserError(f"{change!r}: write +{change} to give the run that tag, or -{change} to take it off.")
     with Store.open(workspace) as store:
-        found = store.find(run)
-        store.add_tags([found.id], [change[1:] for change in changes if change[0] == "+"])
-        store.remove_tags([found.id], [change[1:] for change in changes if change[0] == "-"])
-        (row,) = store.rows([found.id])
+        found = store.runs.find(run)
+        store.marks.add_tags([found.id], [change[1:] for change in changes if change[0] == "+"])
+        store.marks.remove_tags([found.id], [change[1:] for change in changes if change[0] == "-"])
+        (row,) = store.runs.rows([found.id])
     click.echo(f"run {row.id}: {', '.join(row.tags) or 'no tags'}")
 
 
@@ -99,9 +99,9 @@ def tag(workspace: Workspace, run: str, changes: tuple[str, ...]) -> None:
 def note(workspace: Workspace, run: str, text: str | None) -> None:
     """Write a note on a run; "" takes it away. Without a text: show it."""
     with Store.open(workspace) as store:
-        found = store.find(run)
+        found = store.runs.find(run)
         if text is not None:
-            found = store.set_note(found.id, text)
+            found = store.marks.set_note(found.id, text)
     click.echo(found.note or f"run {found.id}: no note")
 
 
@@ -112,8 +112,8 @@ def note(workspace: Workspace, run: str, text: str | None) -> None:
 def archive(workspace: Workspace, names: tuple[str, ...], undo: bool) -> None:
     """Take runs out of the lists, and keep them."""
     with Store.open(workspace) as store:
-        ids = [store.find(name).id for name in names]
-        (store.unarchive if undo else store.archive)(ids)
+        ids = [store.runs.find(name).id for name in names]
+        (store.marks.unarchive if undo else store.marks.archive)(ids)
     click.echo(f"{_count(ids)} {'back in the lists' if undo else 'archived'}: {', '.join(ids)}")
 
 
@@ -124,7 +124,7 @@ def archive(workspace: Workspace, names: tuple[str, ...], undo: bool) -> None:
 def delete(workspace: Workspace, names: tuple[str, ...], yes: bool) -> None:
     """Delete runs for good, with all that was measured, their checkpoints and adapters."""
     with Store.open(workspace) as store:
-        rows = store.rows(dict.fromkeys(store.find(name).id for name in names))
+        rows = store.runs.rows(dict.fromkeys(store.runs.find(name).id for name in names))
         ids = [row.id for row in rows]
         if not yes:
             for row in rows:
@@ -133,7 +133,7 @@ def delete(workspace: Workspace, names: tuple[str, ...], yes: bool) -> None:
             if not sys.stdin.isatty():
                 raise UserError(f"{_count(ids)}, {size:,.1f} MB would go. Nobody is here to be asked: add --yes.")
             click.confirm(f"Delete {_count(ids)}, {size:,.1f} MB, for good?", abort=True)
-        store.delete(ids)
+        store.marks.delete(ids)
     click.echo(f"{_count(ids)} deleted: {', '.join(ids)}")
 
 

@@ -108,7 +108,7 @@ def sweep_command(
         click.echo(f"Left sweep {made.id} to itself; it goes on. Stop it: {stop}", err=True)
         sys.exit(run_files.EXIT_INTERRUPTED)
     with Store.open(workspace) as store:
-        over = store.find_sweep(made.id)
+        over = store.sweeps.find(made.id)
         _echo_sweep(store, over)
         sys.exit(_exit_code(store, over))
 
@@ -120,13 +120,13 @@ def sweeps(ctx: click.Context) -> None:
     if ctx.invoked_subcommand is not None:
         return
     with Store.open_to_read(ctx.obj) as store:
-        every = store.sweeps()
+        every = store.sweeps.all()
         if not every:
             click.echo("No sweeps yet. Try: python -m sousa_engine sweep --data tiny --models ast-mini beats-mini")
             return
         click.echo(f"{'SWEEP':<20} {'STATUS':<9} {'RUNS':<9} NAME")
         for one in every:
-            runs = store.sweep_runs(one.id)
+            runs = store.sweeps.runs(one.id)
             count = tally(one, runs)
             failed = f"  ({count.failed} failed)" if count.failed else ""
             over = f"{count.over}/{count.expected}"
@@ -140,7 +140,7 @@ def sweeps(ctx: click.Context) -> None:
 def show(workspace: Workspace, name: str, as_yaml: bool) -> None:
     """Show a sweep: its trials, what they reached, what failed and why."""
     with Store.open(workspace) as store:
-        found = store.find_sweep(name)
+        found = store.sweeps.find(name)
         if as_yaml:
             click.echo(sweep_spec.to_yaml(sweep_spec.build(found.spec)))
         else:
@@ -178,7 +178,7 @@ def stop(workspace: Workspace, name: str) -> None:
 def add_seeds(workspace: Workspace, name: str, seeds: tuple[int, ...]) -> None:
     """Train every setting with more seeds: sweeps add-seeds last 3 4"""
     with Store.open(workspace) as store:
-        _echo_queued(sweep_orders.add_seeds(store, store.find_sweep(name), seeds, created_by="cli"))
+        _echo_queued(sweep_orders.add_seeds(store, store.sweeps.find(name), seeds, created_by="cli"))
 
 
 @sweeps.command("extend")
@@ -191,7 +191,7 @@ def extend(workspace: Workspace, name: str, axis: str) -> None:
     if not isinstance(values, list):
         raise ConfigError(f"{axis}: a grid takes listed values, field=a,b.")
     with Store.open(workspace) as store:
-        _echo_queued(sweep_orders.extend(store, store.find_sweep(name), field, values, created_by="cli"))
+        _echo_queued(sweep_orders.extend(store, store.sweeps.find(name), field, values, created_by="cli"))
 
 
 @sweeps.command("add-trials")
@@ -201,7 +201,7 @@ def extend(workspace: Workspace, name: str, axis: str) -> None:
 def add_trials(workspace: Workspace, name: str, count: int) -> None:
     """Draw more settings: sweeps add-trials last 10"""
     with Store.open(workspace) as store:
-        queued = sweep_orders.add_trials(store, store.find_sweep(name), count, created_by="cli")
+        queued = sweep_orders.add_trials(store, store.sweeps.find(name), count, created_by="cli")
     click.echo(f"{len(queued)} runs queued" if queued else f"{count} more trials will be drawn")
 
 
@@ -215,8 +215,8 @@ def rerun_failed(workspace: Workspace, name: str, targets: str | None) -> None:
     sweeps rerun-failed last --targets qkv
     """
     with Store.open(workspace) as store:
-        found = store.find_sweep(name)
-        failed = [run for failure in failures(store.sweep_runs(found.id), stopped=True) for run in failure.runs]
+        found = store.sweeps.find(name)
+        failed = [run for failure in failures(store.sweeps.runs(found.id), stopped=True) for run in failure.runs]
         if not failed:
             raise UserError(f"Nothing of sweep {found.id} failed or was stopped.")
         entries = None if targets is None else grammar.entries(targets)
@@ -244,8 +244,8 @@ def _follow(workspace: Workspace, made: Sweep) -> None:
     said = -1
     with tqdm(total=1, leave=False, disable=lines, unit="run") as bar, Store.open(workspace) as store:
         while True:
-            found = store.find_sweep(made.id)
-            runs = store.sweep_runs(made.id)
+            found = store.sweeps.find(made.id)
+            runs = store.sweeps.runs(made.id)
             over = sum(run.status.is_over for run in runs)
             bar.total = sweep_spec.build(found.spec).run_count if found.spec["sampler"] != "grid" else len(runs)
             bar.n = over
@@ -259,8 +259,8 @@ def _follow(workspace: Workspace, made: Sweep) -> None:
 
 
 def _echo_sweep(store: Store, found: Sweep) -> None:
-    runs = store.sweep_runs(found.id)
-    rows = trial_rows(runs, store.summaries([run.id for run in runs]))
+    runs = store.sweeps.runs(found.id)
+    rows = trial_rows(runs, store.metrics.summaries([run.id for run in runs]))
     spec = sweep_spec.build(found.spec)
     click.echo(f"sweep {found.id}: {found.name}, {spec.sampler}, {found.status.value}")
     if found.reason:
@@ -293,7 +293,7 @@ def _row_text(row: TrialRow) -> str:
 
 def _steer(workspace: Workspace, name: str, verb: Any, now: str, otherwise: str) -> None:
     with Store.open(workspace) as store:
-        found = store.find_sweep(name)
+        found = store.sweeps.find(name)
         if not verb(store, found.id):
             raise UserError(f"Sweep {found.id} {otherwise}: {found.status.value}.")
     click.echo(f"sweep {found.id}: {now}")
@@ -305,7 +305,7 @@ def _echo_queued(ids: Sequence[str]) -> None:
 
 def _exit_code(store: Store, over: Sweep) -> int:
     """0: every run finished or was pruned; 3: it was stopped; 1: something failed."""
-    of_trials = trials(store.sweep_runs(over.id)).values()
+    of_trials = trials(store.sweeps.runs(over.id)).values()
     if all(run.status is RunStatus.FINISHED or run.is_pruned for runs in of_trials for run in runs):
         return 0
     return 3 if over.status.value == "stopped" else 1

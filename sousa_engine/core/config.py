@@ -1,6 +1,7 @@
 """What a run is asked to do: validated when built, frozen, JSON both ways.
 
-One source for validation, forms, help and the command line: every field has a default, a description and bounds.
+One source for validation, forms, help and the command line: every field has a label (`title`), a line of help
+(`description`), a default and bounds.
 Source of the defaults: our own trials on the embedded data (DECISIONS.md).
 """
 
@@ -9,27 +10,29 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
 from sousa_engine.core.errors import ConfigError, nearest
 from sousa_engine.core.methods import METHODS
 
 HeadPolicy = Literal["train", "lora", "freeze"]
+HEAD_TITLES: dict[str, str] = {"train": "Train fully", "lora": "LoRA", "freeze": "Freeze"}
 MethodName = Literal["lora", "rslora", "dora", "pissa", "loraplus", "lokr", "ia3", "adalora", "bitfit", "full"]
 
 
-# Control characters, and those that turn the direction of all that follows (Unicode TR 9).
+# Control characters, and those that change the direction of the text after them (Unicode TR 9).
 _TURNING = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def one_line(name: str) -> str:
-    """A name with single blanks. Raises ValueError for one that would not be shown as it is written."""
+    """A name with single spaces. Raises ValueError if it holds characters that would not be shown as written."""
     line = " ".join(name.split())
     if found := _TURNING.search(line):
-        raise ValueError(f"U+{ord(found[0]):04X} is no visible character and may turn text around: leave it out.")
+        raise ValueError(f"U+{ord(found[0]):04X} is an invisible character that can reverse text: remove it.")
     return line
 
 
@@ -38,7 +41,7 @@ class Part(BaseModel):
 
 
 class TargetModule(Part):
-    """One module that gets LoRA: full path, kind and weight shape, matched again at launch."""
+    """One module that gets an adapter: full path, kind and weight shape, matched again at launch."""
 
     path: str = Field(min_length=1, description="full path in the network, e.g. layers.0.attention.q_proj")
     kind: str = Field(description="Linear, Conv1d, Conv2d or Embedding")
@@ -51,25 +54,38 @@ class TargetModule(Part):
 
 
 class ModelConfig(Part):
-    variant: str = Field("ast-mini", description="backbone variant, e.g. ast-mini (embedded) or ast-base")
+    variant: str = Field(
+        "ast-mini", title="Backbone", description="pretrained network, e.g. ast-mini (embedded) or ast-base"
+    )
     weights: str = Field(
         "pretrained",
-        description="pretrained, random (a control: labelled everywhere), or a path to a weights file or folder",
+        title="Weights",
+        description="pretrained, random (a control: labelled everywhere), or the path of a weights file or folder",
     )
 
 
 class LoraConfig(Part):
-    method: MethodName = Field("lora", description="how the targets are adapted; bitfit and full take no targets")
-    targets: tuple[TargetModule, ...] = Field((), description="modules that get LoRA; none = the head alone")
-    target_set: str = Field("", description="name of the target set the targets came from")
-    rank_pattern: tuple[tuple[str, int], ...] = Field(
-        (), description="targets with a rank of their own, {path: rank}; alpha / r stays the same"
+    method: MethodName = Field(
+        "lora", title="Method", description="how the targets are adapted; bitfit and full take no targets"
     )
-    r: int = Field(8, ge=1, le=1024, description="rank of every adapter")
-    alpha: float = Field(16, gt=0, le=65536, description="scaling is alpha / r; 2r is a good start")
-    dropout: float = Field(0.0, ge=0, lt=1, description="dropout in front of A, 0 = none")
-    plus_ratio: float = Field(16, ge=1, le=1000, description="LoRA+ alone: learning rate of B against that of A")
-    head: HeadPolicy = Field("train", description="the new classifier: train fully, lora, or freeze")
+    targets: tuple[TargetModule, ...] = Field(
+        (), title="Target modules", description="modules that get an adapter; none = train the head alone"
+    )
+    target_set: str = Field("", title="Target set", description="name of the set that the targets came from")
+    rank_pattern: tuple[tuple[str, int], ...] = Field(
+        (), title="Ranks", description="separate ranks for some targets, {path: rank}; alpha / r is kept"
+    )
+    r: int = Field(8, ge=1, le=1024, title="Rank r", description="rank of every adapter")
+    alpha: float = Field(
+        16, gt=0, le=65536, title="Alpha", description="adapters are scaled by alpha / r; 2r is a good start"
+    )
+    dropout: float = Field(0.0, ge=0, lt=1, title="Dropout", description="dropout before A; 0 = none")
+    plus_ratio: float = Field(
+        16, ge=1, le=1000, title="LoRA+ ratio (B : A)", description="LoRA+ only: learning rate of B relative to A's"
+    )
+    head: HeadPolicy = Field(
+        "train", title="Head", description="the new classifier: train it fully, adapt it with LoRA, or freeze it"
+    )
 
     @field_validator("targets")
     @classmethod
@@ -86,7 +102,7 @@ class LoraConfig(Part):
     def _method_fits(cls, targets: tuple[TargetModule, ...], info: ValidationInfo) -> tuple[TargetModule, ...]:
         method = METHODS[info.data.get("method", "lora")]
         if targets and not method.takes_targets:
-            raise ValueError(f"lora.method = {method.name} {method.help}: leave lora.targets empty.")
+            raise ValueError(f"{method.title} takes no targets: leave lora.targets empty.")
         for target in targets:
             if reason := method.reason(target.kind):
                 raise ValueError(f"{target.path}: {reason} Untick it, or choose another lora.method.")
@@ -102,7 +118,7 @@ class LoraConfig(Part):
     def _ranks_fit(cls, ranks: tuple[tuple[str, int], ...], info: ValidationInfo) -> tuple[tuple[str, int], ...]:
         method, targets = METHODS[info.data.get("method", "lora")], info.data.get("targets", ())
         if ranks and not method.takes_ranks:
-            raise ValueError(f"{method.title} knows no rank of single modules: leave lora.rank_pattern empty.")
+            raise ValueError(f"{method.title} does not support separate ranks: leave lora.rank_pattern empty.")
         widths = {target.path: target.width for target in targets}
         own = dict(ranks)
         if len(own) < len(ranks):
@@ -110,7 +126,7 @@ class LoraConfig(Part):
         for path, rank in ranks:
             if path not in widths:
                 near = nearest(path, widths, n=1)
-                raise ValueError(f"{path} is no target of this run." + (f" Nearest: {near[0]}." if near else ""))
+                raise ValueError(f"{path} is not a target of this run." + (f" Nearest: {near[0]}." if near else ""))
             if not 1 <= rank <= widths[path]:
                 raise ValueError(f"rank {rank} of {path} must be from 1 to {widths[path]}, its width.")
         return ranks
@@ -118,7 +134,7 @@ class LoraConfig(Part):
     @field_validator("r")
     @classmethod
     def _rank_fits(cls, r: int, info: ValidationInfo) -> int:
-        """Only for methods that read it. AdaLoRA begins higher, and gives no module more than its width."""
+        """Only for methods that read it. AdaLoRA starts higher and never exceeds a module's width."""
         method, own = METHODS[info.data.get("method", "lora")], dict(info.data.get("rank_pattern", ()))
         for target in info.data.get("targets", ()) if "r" in method.settings and method.name != "lokr" else ():
             if target.path not in own and r > target.width:
@@ -139,18 +155,18 @@ class LoraConfig(Part):
 
     @property
     def summary(self) -> str:
-        """What trains beside the head, in short: "24 modules with LoRA r=8"."""
+        """Short summary of the trainable parameters besides the head: "24 modules with LoRA r=8"."""
         if not METHODS[self.method].takes_targets:
             return self.label
         if not self.targets and self.head != "lora":
             return "the head alone"
         count = len(self.targets) + (self.head == "lora")
-        own = f" ({len(self.rank_pattern)} with a rank of their own)" if self.rank_pattern else ""
+        own = f" ({len(self.rank_pattern)} with a separate rank)" if self.rank_pattern else ""
         return f"{count} {'module' if count == 1 else 'modules'} with {self.label}{own}"
 
     @property
     def label(self) -> str:
-        """The method, with its rank if it has one: "LoRA r=8", "IA3"."""
+        """The method, with its rank if it has one: "LoRA r=8" or "IA3"."""
         method = METHODS[self.method]
         return f"{method.title} r={self.r}" if "r" in method.settings else method.title
 
@@ -161,39 +177,72 @@ class LoraConfig(Part):
 
 
 class DataConfig(Part):
-    dataset: str = Field("tiny", description="embedded set (tiny, small, ...), a folder of classes, or a CSV file")
-    clip_s: float | None = Field(
-        None, gt=0.1, le=60, description="clip length in seconds; unset = the data set's own length"
+    dataset: str = Field(
+        "tiny", title="Data set", description="embedded set (tiny, small, ...), a folder of classes, or a CSV file"
     )
-    valid_fraction: float = Field(0.15, gt=0, lt=0.5, description="share for valid, where the data brings no split")
-    test_fraction: float = Field(0.2, gt=0, lt=0.5, description="share for test, where the data brings no split")
-    split_seed: int = Field(0, ge=0, description="seed of that split; players (groups) are kept whole")
+    clip_s: float | None = Field(
+        None,
+        gt=0.1,
+        le=60,
+        title="Clip length (s)",
+        description="clip length in seconds; unset = the data set's own length",
+    )
+    valid_fraction: float = Field(
+        0.15, gt=0, lt=0.5, title="Valid share", description="share of clips for valid, if the data has no split"
+    )
+    test_fraction: float = Field(
+        0.2, gt=0, lt=0.5, title="Test share", description="share of clips for test, if the data has no split"
+    )
+    split_seed: int = Field(
+        0, ge=0, title="Split seed", description="seed of that split; each player (group) is in one split only"
+    )
     strict: bool = Field(
         False,
-        description="refuse to train while a file or label is wrong; off: such files are left out, and the rest trains",
+        title="Strict",
+        description="refuse to train if a file or label is invalid; off = leave such files out and train on the rest",
     )
 
 
 class AugmentConfig(Part):
-    time_mask: float = Field(0.08, ge=0, le=0.5, description="SpecAugment: widest time mask, share of the clip")
-    mel_mask: float = Field(0.1, ge=0, le=0.5, description="SpecAugment: widest mel mask, share of the bins")
-    shift: float = Field(0.1, ge=0, le=0.5, description="random shift in time, share of the clip")
-    gain_db: float = Field(6.0, ge=0, le=24, description="random gain, plus or minus this many dB")
+    time_mask: float = Field(
+        0.08, ge=0, le=0.5, title="Time mask", description="SpecAugment: widest time mask, as a share of the clip"
+    )
+    mel_mask: float = Field(
+        0.1, ge=0, le=0.5, title="Mel mask", description="SpecAugment: widest mel mask, as a share of the mel bins"
+    )
+    shift: float = Field(0.1, ge=0, le=0.5, title="Shift", description="random shift in time, as a share of the clip")
+    gain_db: float = Field(6.0, ge=0, le=24, title="Gain (dB)", description="random gain, up to plus or minus this")
 
 
 class TrainingConfig(Part):
-    max_epochs: int = Field(10, ge=1, le=10_000, description="epochs, unless early stop ends it sooner")
-    batch_size: int = Field(16, ge=1, le=4096, description="clips per optimiser step")
-    lr: float = Field(2e-3, gt=0, le=1, description="peak learning rate of the adapters (AdamW)")
-    head_lr: float = Field(2e-3, gt=0, le=1, description="peak learning rate of the head")
-    weight_decay: float = Field(0.01, ge=0, le=1, description="AdamW weight decay")
-    warmup: float = Field(0.1, ge=0, lt=1, description="share of all steps spent warming up, then cosine to zero")
-    label_smoothing: float = Field(0.1, ge=0, lt=1, description="label smoothing of the cross-entropy")
-    grad_clip: float = Field(1.0, gt=0, le=1000, description="largest gradient norm")
-    patience: int = Field(
-        0, ge=0, le=1000, description="stop after this many epochs without a better valid accuracy; 0 = never"
+    max_epochs: int = Field(
+        10, ge=1, le=10_000, title="Epochs", description="number of epochs, unless early stopping ends the run sooner"
     )
-    precision: Literal["float32", "bf16"] = Field("float32", description="float32, or bf16 autocast where it is fast")
+    batch_size: int = Field(16, ge=1, le=4096, title="Batch size", description="clips per optimiser step")
+    lr: float = Field(2e-3, gt=0, le=1, title="Learning rate", description="peak learning rate of the adapters (AdamW)")
+    head_lr: float = Field(
+        2e-3, gt=0, le=1, title="Head learning rate", description="peak learning rate of the head (AdamW)"
+    )
+    weight_decay: float = Field(0.01, ge=0, le=1, title="Weight decay", description="weight decay of AdamW")
+    warmup: float = Field(
+        0.1, ge=0, lt=1, title="Warm-up", description="share of all steps for warm-up, then cosine decay to zero"
+    )
+    label_smoothing: float = Field(
+        0.1, ge=0, lt=1, title="Label smoothing", description="label smoothing of the cross-entropy loss"
+    )
+    grad_clip: float = Field(
+        1.0, gt=0, le=1000, title="Gradient clip", description="gradients are clipped to this norm"
+    )
+    patience: int = Field(
+        0,
+        ge=0,
+        le=1000,
+        title="Patience (epochs)",
+        description="stop after this many epochs without a better valid accuracy; 0 = never",
+    )
+    precision: Literal["float32", "bf16"] = Field(
+        "float32", title="Precision", description="float32, or bf16 autocast where it is fast"
+    )
 
     def steps_per_epoch(self, clips: int) -> int:
         """Optimiser steps that so many train clips make; the last batch may be smaller."""
@@ -201,22 +250,31 @@ class TrainingConfig(Part):
 
 
 class WandbConfig(Part):
-    mode: Literal["disabled", "offline", "online"] = Field("disabled", description="Weights & Biases: where to log")
-    project: str = Field("sousa-engine", min_length=1, max_length=128, description="W&B project")
+    mode: Literal["disabled", "offline", "online"] = Field(
+        "disabled", title="Weights & Biases", description="Weights & Biases logging: disabled, offline or online"
+    )
+    project: str = Field(
+        "sousa-engine", min_length=1, max_length=128, title="W&B project", description="Weights & Biases project"
+    )
 
 
 class RunConfig(Part):
     """Everything a trainer needs, and nothing it may change."""
 
-    name: str = Field("", max_length=120, description="shown in lists; empty = made from model, data and seed")
+    name: str = Field(
+        "", max_length=120, title="Name", description="shown in lists; empty = automatic, from backbone, data and seed"
+    )
     model: ModelConfig = ModelConfig()  # pyright: ignore[reportCallIssue]
     lora: LoraConfig = LoraConfig()  # pyright: ignore[reportCallIssue]
     data: DataConfig = DataConfig()  # pyright: ignore[reportCallIssue]
     augment: AugmentConfig = AugmentConfig()  # pyright: ignore[reportCallIssue]
     training: TrainingConfig = TrainingConfig()  # pyright: ignore[reportCallIssue]
     wandb: WandbConfig = WandbConfig()  # pyright: ignore[reportCallIssue]
-    seed: Annotated[int, Field(ge=0, le=2**31 - 1, description="seeds weights, order and augmentation")] = 0
-    device: Annotated[str, Field(description="auto, cpu, mps or cuda:0, cuda:1, ...")] = "auto"
+    seed: Annotated[
+        int,
+        Field(ge=0, le=2**31 - 1, title="Seed", description="seed of new weights, the order of clips and augmentation"),
+    ] = 0
+    device: Annotated[str, Field(title="Device", description="auto, cpu, mps or cuda:0, cuda:1, ...")] = "auto"
 
     @field_validator("device")
     @classmethod
@@ -266,8 +324,26 @@ def fields(part: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[tupl
             yield f"{prefix}{name}", info
 
 
+def field_label(dotted: str) -> str:
+    """What the field is called on a form and in a sentence: "Learning rate" for training.lr."""
+    return dict(fields())[dotted].title or dotted
+
+
 def field_help(dotted: str) -> str:
-    return dict(fields())[dotted].description or ""
+    """The field's line of help, as a sentence; "" if it has none."""
+    line = dict(fields())[dotted].description
+    return f"{line[0].upper()}{line[1:]}." if line else ""
+
+
+def field_options(dotted: str) -> tuple[str, ...]:
+    """The values of a field that takes one of a few; empty if it takes others."""
+    annotation = dict(fields())[dotted].annotation
+    return tuple(map(str, get_args(annotation))) if get_origin(annotation) is Literal else ()
+
+
+def with_label(dotted: str, message: str) -> str:
+    """A sentence about a field, as `problems` writes it, with the field's label in place of its dotted name."""
+    return field_label(dotted) + message.removeprefix(dotted) if message.startswith(f"{dotted} ") else message
 
 
 def differences(configs: list[RunConfig]) -> dict[str, list[Any]]:
@@ -297,27 +373,35 @@ def _problems(error: ValidationError) -> dict[str, str]:
         if item["type"] == "extra_forbidden":
             near = nearest(field, [*known, *RunConfig.model_fields])
             message = f"No field named {field!r}." + (f" Nearest: {', '.join(near)}." if near else "")
-        elif item["type"] == "value_error":
-            message = str(item["ctx"]["error"]) if "ctx" in item else item["msg"]
         else:
-            message = f"{field} = {item['input']!r} {_wanted(item['type'], item.get('ctx', {}), item['msg'])}."
+            message = sentence(field, item)
         found.setdefault(field, message)
     return found
 
 
+def sentence(field: str, item: ErrorDetails) -> str:
+    """What pydantic found wrong with a field, as a sentence that starts with its name."""
+    if item["type"] == "missing":
+        return f"{field} is missing."
+    if item["type"] == "value_error":
+        return str(item["ctx"]["error"]) if "ctx" in item else item["msg"]
+    return f"{field} {_wanted(item['type'], item.get('ctx', {}), item['msg'])} (you entered {item['input']!r})."
+
+
 def _wanted(kind: str, bounds: Mapping[str, Any], message: str) -> str:
-    """What pydantic found wrong, as the end of a sentence that begins with field and value."""
+    """What pydantic expected, as the predicate of a sentence about the field."""
     if kind.startswith("int_"):
         return "must be a whole number"
     if kind.startswith("float_") or kind == "finite_number":
         return "must be a number"
     words = {
-        "greater_than_equal": "must be at least {ge:g}",
-        "greater_than": "must be above {gt:g}",
-        "less_than_equal": "must be at most {le:g}",
-        "less_than": "must be below {lt:g}",
+        "greater_than_equal": "must be at least {ge:,.12g}",
+        "greater_than": "must be above {gt:,.12g}",
+        "less_than_equal": "must be at most {le:,.12g}",
+        "less_than": "must be below {lt:,.12g}",
         "literal_error": "must be {expected}",
         "string_too_short": "must not be empty",
+        "too_short": "must not be empty",
         "string_too_long": "must have at most {max_length} characters",
     }
     return words[kind].format(**bounds) if kind in words else message.replace("Input should", "should")

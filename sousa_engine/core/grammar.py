@@ -92,6 +92,23 @@ def presets(group: str) -> dict[str, str]:
     return {name: values.get("help", "") for name, values in _preset_files(group).items()}
 
 
+def preset_changes(group: str, old: str, new: str) -> dict[str, tuple[Any, Any]]:
+    """Dotted field -> its value under preset `old` and under `new`, for fields that differ."""
+    pair = [config.build(preset(group, name)) for name in (old, new)]
+    return {name: (before, after) for name, (before, after) in config.differences(pair).items()}
+
+
+def number(text: str, what: str) -> float:
+    """A number as people type it: 0.002, 2e-3. Raises ConfigError with a sentence about `what`."""
+    try:
+        found = value(text) if text.strip() else None
+    except ConfigError:
+        found = None
+    if isinstance(found, int | float) and not isinstance(found, bool):
+        return float(found)
+    raise ConfigError(f"{what} must be a number such as 0.002 or 2e-3 (you entered {text!r}).")
+
+
 def value(text: str, key: str = "value") -> Any:
     """A YAML scalar or list; `5e-4` is a number, though YAML 1.1 reads it as text."""
     if is_number(text):

@@ -1,8 +1,8 @@
-"""The ways to fine-tune that a run can choose: what each adapts, which settings it reads, what it costs. No torch.
+"""The fine-tuning methods: what each adapts, which settings it reads, what it costs. No torch.
 
 Sources: LoRA (Hu et al. 2021), rsLoRA (Kalajdzievski 2023), DoRA (Liu et al. 2024), PiSSA (Meng et al. 2024), LoRA+
 (Hayou et al. 2024), LoKr (Yeh et al. 2023), IA3 (Liu et al. 2022), AdaLoRA (Zhang et al. 2023), BitFit (Ben Zaken et
-al. 2021); what PEFT 0.21 does with each kind of module is tested (tests/training/test_methods.py).
+al. 2021). tests/training/test_methods.py checks what PEFT 0.21 does with each kind of module.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ _MATRICES = frozenset({"Linear", "Conv2d"})
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """kinds: modules it adapts; none: it takes no targets. settings: the fields of `lora` it reads, beside head."""
+    """kinds: modules it adapts; empty: it takes no targets. settings: the fields of `lora` it reads besides head.
+
+    help: the predicate of a sentence about the method, without a full stop.
+    """
 
     name: str
     title: str
@@ -30,12 +33,17 @@ class Method:
         return bool(self.kinds)
 
     @property
+    def sentence(self) -> str:
+        """What the method does: "LoRA adds a low-rank update ..."."""
+        return f"{self.title} {self.help}."
+
+    @property
     def takes_ranks(self) -> bool:
-        """Whether a module can have a rank of its own."""
+        """Whether a module can have a separate rank."""
         return "rank_pattern" in self.settings
 
     def reason(self, kind: str) -> str:
-        """Why it cannot adapt a module of this kind; "" if it can."""
+        """Why the method cannot adapt a module of this kind; "" if it can."""
         if not self.kinds or kind in self.kinds:
             return ""
         return f"{self.title} adapts {' and '.join(sorted(self.kinds))} only, not {kind}."
@@ -46,7 +54,7 @@ class Method:
 
 
 def first_rank(r: int) -> int:
-    """The rank AdaLoRA begins with, to give away down to r on average: half as much again."""
+    """The rank that AdaLoRA starts with: 1.5 r, reduced to r on average during training."""
     return math.ceil(1.5 * r)
 
 
@@ -81,70 +89,70 @@ METHODS = {
         Method(
             name="lora",
             title="LoRA",
-            help="a low-rank update B A beside each ticked module",
+            help="adds a low-rank update (B·A) to each selected module",
             kinds=_ALL,
             settings=_LORA,
         ),
         Method(
             name="rslora",
             title="rsLoRA",
-            help="LoRA scaled by alpha / sqrt(r), so that high ranks learn as fast as low ones",
+            help="is LoRA scaled by alpha / sqrt(r), so that high ranks learn as fast as low ones",
             kinds=_ALL,
             settings=_LORA,
         ),
         Method(
             name="dora",
             title="DoRA",
-            help="LoRA for the direction of each weight row, and a magnitude of its own; slower",
+            help="applies LoRA to the direction of each weight row and trains its magnitude separately; slower",
             kinds=_MATRICES,
             settings=_LORA,
         ),
         Method(
             name="pissa",
             title="PiSSA",
-            help="LoRA that begins with the main singular directions of each weight; linear layers only",
+            help="is LoRA initialised with the main singular directions of each weight; linear layers only",
             kinds=frozenset({"Linear"}),
             settings=_LORA,
         ),
         Method(
             name="loraplus",
             title="LoRA+",
-            help="LoRA whose B learns faster than its A, by lora.plus_ratio",
+            help="is LoRA with a higher learning rate for B than for A (lora.plus_ratio)",
             kinds=_ALL,
             settings=(*_LORA, "plus_ratio"),
         ),
         Method(
             name="lokr",
             title="LoKr",
-            help="the update is a Kronecker product: far fewer parameters, somewhat slower",
+            help="adds an update that is a Kronecker product: far fewer parameters, somewhat slower",
             kinds=_MATRICES,
             settings=("r", "alpha", "rank_pattern"),
         ),
         Method(
             name="ia3",
             title="IA3",
-            help="one factor for each output of the ticked modules; no rank",
+            help="trains one factor for each output of the selected modules; it has no rank",
             kinds=_MATRICES,
             settings=(),
         ),
         Method(
             name="adalora",
             title="AdaLoRA",
-            help="begins with rank 1.5 r everywhere and gives it to the modules that need it; r on average at the end",
+            help="starts with rank 1.5 r everywhere and prunes it where it helps least, down to r on average",
             kinds=_MATRICES,
             settings=("r", "alpha", "dropout"),
         ),
         Method(
             name="bitfit",
             title="BitFit",
-            help="trains every bias of the backbone and nothing else; a comparison, takes no targets",
+            help="trains only the biases of the backbone; a baseline that takes no targets",
             kinds=frozenset(),
             settings=(),
         ),
         Method(
             name="full",
             title="Full fine-tuning",
-            help="trains every parameter; a comparison, takes no targets",
+            help="trains every parameter; a baseline that takes no targets",
             kinds=frozenset(),
             settings=(),
         ),

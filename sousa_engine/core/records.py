@@ -82,8 +82,8 @@ class Run:
     weights_label: str | None = None  # "pretrained: ..." or "random weights"; known once the trainer built the network
     progress: Progress | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)  # versions, parameters, data counts: run.json of the trainer
-    launches: int = 0
-    stop_requested_at_ms: int | None = None  # of its latest launch
+    attempts: int = 0
+    stop_requested_at_ms: int | None = None  # of its latest attempt
     kill_requested_at_ms: int | None = None  # it is to end at once, without a checkpoint
     sweep_id: str | None = None
     trial: int | None = None  # number of its setting in the sweep, from 0
@@ -95,7 +95,7 @@ class Run:
 
     @property
     def earlier_ms(self) -> tuple[tuple[int, int], ...]:
-        """Start and end of each launch before the last one: it was resumed so often."""
+        """Start and end of each attempt before the last one: one for each resume."""
         return tuple((start, end) for start, end in self.facts.get("earlier", ()))
 
     @property
@@ -198,7 +198,7 @@ class Listing:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Queue:
+class QueueSettings:
     """How the queue of a workspace is set. paused_at_ms: None where runs are claimed. cpu_slots: runs beside each other
     on the CPU, at least 1."""
 
@@ -325,8 +325,8 @@ class SweepRun(NamedTuple):
     setting: Mapping[str, Any]
 
 
-class Launch(NamedTuple):
-    """nonce names a run's latest launch in its files; spool_offset: bytes of its spool that were taken."""
+class Attempt(NamedTuple):
+    """nonce: names a run's latest attempt in its files. spool_offset: bytes of its spool that were ingested."""
 
     nonce: str | None
     spool_offset: int

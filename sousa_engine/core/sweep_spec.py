@@ -1,16 +1,16 @@
-"""What a sweep asks: axes, a way to sample them, seeds as replicates. Knows no run and no database.
+"""The definition of a sweep: axes, a sampler, seeds as replicates. Knows no run and no database.
 
     name: which modules
     axes:
       model: [ast-mini, beats-mini]        # presets: model, lora, training, augment; data: a data set
       targets: [core, attention+mlp]       # any config field; targets is short for lora.targets
       training.lr: {low: 1e-4, high: 1e-2, log: true}
-    sets: {late: [layers.2, layers.3]}     # names for lists of modules, for the axis targets to list
+    sets: {late: [layers.2, layers.3]}     # named lists of modules that the axis targets can use
     seeds: [0, 1, 2]
     sampler: random                        # grid, random, tpe, asha
     trials: 12
 
-A setting is one value for each axis. A trial is a setting, trained once for each seed: one run each.
+A setting is one value for each axis. A trial is one setting; each of its seeds is a run.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -37,21 +38,21 @@ MOST_RUNS = 1000
 MOST_LETTERS = 120  # of a run's name, config.RunConfig
 SAMPLERS: dict[str, str] = {
     "grid": "every combination of the listed values",
-    "random": "combinations drawn at random",
-    "tpe": "tree-structured Parzen estimator: later trials are drawn near the better of the earlier ones",
-    "asha": "drawn at random, the weaker ones pruned early (asynchronous successive halving)",
+    "random": "combinations sampled at random",
+    "tpe": "tree-structured Parzen estimator: later trials are sampled near the better of the earlier ones",
+    "asha": "random sampling, with the weaker trials pruned early (asynchronous successive halving)",
 }
 _SHORT = {"targets": "lora.targets", "data": "data.dataset"}
 _NO_AXIS = {
     "seed": "Seeds are replicates of each trial, not an axis: list them under seeds.",
-    "name": "Runs of a sweep are named by their setting.",
-    "wandb.mode": "Set it under base: it is the same for all runs.",
-    "wandb.project": "Set it under base: it is the same for all runs.",
+    "name": "The runs of a sweep are named after their settings.",
+    "wandb.mode": "Set it under base: all runs share it.",
+    "wandb.project": "Set it under base: all runs share it.",
 }
 
 
 class Axis(Part):
-    """Listed values, or a range from low to high (both inclusive; whole numbers where the field is one)."""
+    """Listed values, or a range from low to high (both inclusive; whole numbers if the field takes those)."""
 
     field: str
     values: tuple[Any, ...] = ()
@@ -67,7 +68,7 @@ class Axis(Part):
             raise ValueError(f"{field} cannot be an axis. {_NO_AXIS[field]}")
         if field not in grammar.PRESET_GROUPS and field not in _fields():
             near = nearest(field, [*grammar.PRESET_GROUPS, *_SHORT, *_fields()])
-            raise ValueError(f"{field!r} is no axis." + (f" Nearest: {', '.join(near)}." if near else ""))
+            raise ValueError(f"{field!r} is not an axis." + (f" Nearest: {', '.join(near)}." if near else ""))
         return field
 
     @model_validator(mode="after")
@@ -84,15 +85,15 @@ class Axis(Part):
             return self
         assert self.low is not None and self.high is not None
         if self.values:
-            raise ValueError(f"{self.field} has both listed values and a range: keep one.")
+            raise ValueError(f"{self.field} has both listed values and a range: keep one of them.")
         if not self.is_number:
-            raise ValueError(f"{self.field} is no number: list its values.")
+            raise ValueError(f"{self.field} is not a number: list its values.")
         if not self.low < self.high:
             raise ValueError(f"{self.field}: low = {self.low:g} must be below high = {self.high:g}.")
         if self.log and self.low <= 0:
             raise ValueError(f"{self.field}: a logarithmic range needs low above 0, not {self.low:g}.")
         if self.is_whole and not (self.low.is_integer() and self.high.is_integer()):
-            raise ValueError(f"{self.field} takes whole numbers: {self.low:g} to {self.high:g} are not.")
+            raise ValueError(f"{self.field} takes whole numbers; {self.low:g} to {self.high:g} is not a range of them.")
         return self
 
     @property
@@ -109,7 +110,7 @@ class Axis(Part):
 
     @property
     def name(self) -> str:
-        """As people write it: `targets` for lora.targets, `lr` for training.lr."""
+        """The short name: `targets` for lora.targets, `lr` for training.lr."""
         return self.field.rpartition(".")[2]
 
     @property
@@ -121,15 +122,15 @@ class Axis(Part):
 
 
 class SweepSpec(Part):
-    name: str = Field("", max_length=120, description="shown in lists; empty = made from the axes")
+    name: str = Field("", max_length=120, description="shown in lists; empty = automatic, from the axes")
     sampler: Sampler = Field("grid", description="; ".join(f"{name}: {text}" for name, text in SAMPLERS.items()))
-    trials: int | None = Field(None, ge=1, description="how many settings are drawn; a grid takes them all")
-    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="each setting is trained with each of them")
-    sampler_seed: int = Field(0, ge=0, description="seed of the drawing itself")
-    axes: tuple[Axis, ...] = Field(min_length=1, description="what differs")
-    base: dict[str, Any] = Field(default_factory=dict, description="fields that are the same for all, as of a run")
+    trials: int | None = Field(None, ge=1, description="how many settings are sampled; a grid takes them all")
+    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="each setting is trained once with each seed")
+    sampler_seed: int = Field(0, ge=0, description="seed of the sampler")
+    axes: tuple[Axis, ...] = Field(min_length=1, description="what to vary")
+    base: dict[str, Any] = Field(default_factory=dict, description="settings that all runs share")
     sets: dict[str, tuple[str, ...]] = Field(
-        default_factory=dict, description="target sets of this sweep alone: a name, and the modules it means"
+        default_factory=dict, description="target sets of this sweep only: names and the modules they stand for"
     )
 
     @field_validator("axes", mode="before")
@@ -149,9 +150,9 @@ class SweepSpec(Part):
     @classmethod
     def _seeds_once(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
         if len(set(seeds)) < len(seeds):
-            raise ValueError(f"seeds = {list(seeds)} lists one twice: that would be the same run again.")
+            raise ValueError(f"seeds = {list(seeds)} lists one twice, which would repeat a run.")
         if min(seeds) < 0:
-            raise ValueError(f"seeds = {list(seeds)}: a seed is 0 or above.")
+            raise ValueError(f"seeds = {list(seeds)}: seeds must be 0 or above.")
         return seeds
 
     @model_validator(mode="after")
@@ -159,20 +160,20 @@ class SweepSpec(Part):
         fields = [axis.field for axis in self.axes]
         twice = {field for field in fields if fields.count(field) > 1}
         if twice:
-            raise ValueError(f"{', '.join(sorted(twice))} is an axis twice.")
+            raise ValueError(f"{', '.join(sorted(twice))}: each axis can be listed only once.")
         listed = [value for axis in self.axes if axis.field == "lora.targets" for value in axis.values]
         for name, entries in self.sets.items():
             if name not in listed:
-                raise ValueError(f"sets names {name!r}, and the axis targets does not list it.")
+                raise ValueError(f"sets defines {name!r}, but the axis targets does not list it.")
             if not entries:
                 raise ValueError(f"sets: {name!r} has no modules.")
         ranges = [axis.field for axis in self.axes if axis.is_range]
         if self.sampler == "grid" and ranges:
             raise ValueError(f"A grid needs listed values for {', '.join(ranges)}; or choose random, tpe or asha.")
         if self.sampler == "grid" and self.trials is not None:
-            raise ValueError(f"A grid takes every combination: leave trials = {self.trials} out, or choose random.")
+            raise ValueError(f"A grid takes every combination: remove trials = {self.trials}, or choose random.")
         if self.sampler != "grid" and self.trials is None:
-            raise ValueError(f"Say how many trials {self.sampler} may draw: trials: 12 (--trials 12), for instance.")
+            raise ValueError(f"Set how many trials {self.sampler} samples, e.g. trials: 12 (--trials 12).")
         if self.run_count > MOST_RUNS:
             settings = f"{self.trial_count:,} {'setting' if self.trial_count == 1 else 'settings'}"
             raise ValueError(
@@ -195,7 +196,7 @@ class SweepSpec(Part):
 
     @property
     def learns(self) -> bool:
-        """Whether later settings depend on what earlier ones reached."""
+        """Whether later settings depend on the results of earlier ones."""
         return self.sampler in ("tpe", "asha")
 
     def axis(self, field: str) -> Axis:
@@ -203,7 +204,7 @@ class SweepSpec(Part):
 
 
 def build(values: Mapping[str, Any]) -> SweepSpec:
-    """A SweepSpec from plain values, as of YAML or a form. Raises ConfigError that names the field at fault."""
+    """A SweepSpec from plain values (YAML, a form). Raises ConfigError that names the field at fault."""
     unknown = [key for key in values if key not in SweepSpec.model_fields]
     if unknown:
         near = nearest(unknown[0], list(SweepSpec.model_fields), n=1)
@@ -215,22 +216,19 @@ def build(values: Mapping[str, Any]) -> SweepSpec:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "value_error":
-            raise ConfigError(str(first["ctx"]["error"]), field=where) from None
-        message = first["msg"].replace("Input should", "should")
-        raise ConfigError(f"sweep: {where or 'axes'} = {first['input']!r} {message}.", field=where) from None
+        raise ConfigError(config.sentence(where or "axes", first), field=where) from None
 
 
 def read(file: Path) -> SweepSpec:
-    """A sweep from a YAML file. Raises ConfigError."""
+    """A sweep read from a YAML file. Raises ConfigError."""
     values = inputs.yaml_file(file)
     if not isinstance(values, dict) or "axes" not in values:
-        raise ConfigError(f"{file} names no axes; expected lines like `axes: {{training.lr: [1e-3, 1e-2]}}`.")
+        raise ConfigError(f"{file} has no axes; expected lines like `axes: {{training.lr: [1e-3, 1e-2]}}`.")
     return build(values)
 
 
 def to_yaml(spec: SweepSpec) -> str:
-    """`read` gives an equal spec back."""
+    """The sweep as YAML; `read` returns an equal spec."""
     values = spec.model_dump(mode="json", exclude_defaults=True)
     values["axes"] = {
         axis.field: {"low": axis.low, "high": axis.high, "log": axis.log} if axis.is_range else list(axis.values)
@@ -241,21 +239,21 @@ def to_yaml(spec: SweepSpec) -> str:
 
 
 def combinations(axes: Sequence[Axis]) -> list[Setting]:
-    """Every combination of listed values and of both ends of ranges, the last axis fastest: a grid's settings."""
+    """Every combination of the listed values (or both ends of a range), the last axis fastest: a grid's settings."""
     fields = [axis.field for axis in axes]
     return [dict(zip(fields, values, strict=True)) for values in itertools.product(*(axis.ends for axis in axes))]
 
 
 def axis_fields() -> list[str]:
-    """What can be an axis: groups of presets, then the fields of a run, in order of declaration."""
+    """The names that can be an axis: groups of presets, then the fields of a run, in order of declaration."""
     return [name for name in (*grammar.PRESET_GROUPS, *_fields()) if name not in _NO_AXIS]
 
 
 def draft(base: Mapping[str, Any], setting: Setting, sets: Mapping[str, Sequence[str]] | None = None) -> grammar.Draft:
-    """The draft of a run (launch.prepare reads it): base, then presets of the setting, then its fields.
+    """The draft of one run: base, then the presets of the setting, then its fields.
 
-    What a model's preset says beside the model (a learning rate, say) is a default, and lies below the base. sets: what
-    the sweep's own names of target sets mean.
+    Everything else in a model's preset (a learning rate, say) is a default that the base overrides. sets: the modules
+    behind the sweep's own names of target sets.
     """
     model = grammar.preset("model", str(setting["model"])) if "model" in setting else {}
     made: grammar.Draft = {}
@@ -280,7 +278,7 @@ def full_name(field: str) -> str:
 
 
 def label(setting: Setting) -> str:
-    """`ast-mini · core · lr 0.001`: names as they are, numbers with their field."""
+    """`ast-mini · core · lr 0.001`: names unchanged, numbers with their field."""
     parts = []
     for field, value in setting.items():
         text = show(value)
@@ -290,7 +288,7 @@ def label(setting: Setting) -> str:
 
 
 def run_name(setting: Setting) -> str:
-    """`label`, cut to what a run's name may hold: a list of targets has no such bound."""
+    """`label`, cut to the length of a run's name: a list of targets can be longer."""
     text = label(setting)
     return text if len(text) <= MOST_LETTERS else text[: MOST_LETTERS - 1] + "…"
 
@@ -307,17 +305,27 @@ def show(value: Any) -> str:
 def parse_axis(text: str) -> tuple[str, Any]:
     """`field=a,b`, `field=1e-4..1e-2`, `field=log:1e-4..1e-2` as on the command line -> (field, what `axes` takes).
 
-    A value that holds commas is written in brackets: `targets=[q_proj,v_proj],core`. Raises ConfigError.
+    A value that contains commas is written in brackets: `targets=[q_proj,v_proj],core`. Raises ConfigError.
     """
     field, equals, written = text.partition("=")
     field, written = field.strip(), written.strip()
     if not equals or not field or not written:
-        raise ConfigError(f"{text!r} is no axis. Write field=a,b or field=low..high, e.g. training.lr=1e-3,1e-2.")
+        raise ConfigError(f"{text!r} is not an axis. Write field=a,b or field=low..high, e.g. training.lr=1e-3,1e-2.")
     spread = written.removeprefix("log:")
     if ".." in spread:
         low, high = (grammar.value(end, field) for end in spread.split("..", 1))
         return field, {"low": low, "high": high, "log": spread != written}
     return field, [grammar.value(part, field) for part in _split(written)]
+
+
+def parse_seeds(text: str) -> list[int]:
+    """`0 1 2` or `0, 1, 2`. Raises ConfigError."""
+    words = [word for word in re.split(r"[,\s]+", text) if word]
+    if not words or not all(re.fullmatch(r"-?\d{1,10}", word) for word in words):
+        raise ConfigError(
+            f"Seeds must be whole numbers separated by spaces, such as 0 1 2 (you entered {text!r}).", field="seeds"
+        )
+    return [int(word) for word in words]
 
 
 def _split(text: str) -> list[str]:

@@ -22,21 +22,21 @@ PRE_EMPHASIS = 0.97
 def log_mel(waveforms: Tensor, spec: FrontEndSpec) -> Tensor:
     """Log-mel frames as a backbone saw them in pre-training, not yet normalised.
 
-    waveforms: (batch, samples), float, in [-1, 1] at spec.sample_rate_hz. Returns (batch, frames, mel bins) float32 on
-    the same device, with spec.frames(samples) frames. Differentiable. Raises DataError if the clips are shorter or
-    longer than the backbone accepts.
+    waveforms: (batch, samples), float, in [-1, 1] at spec.sample_rate_hz. Returns (batch, frames, mel bins) on the same
+    device, float32 (float64 for waveforms in float64), with spec.frames(samples) frames. Differentiable. Raises
+    DataError if the clips are shorter or longer than the backbone accepts.
     Sources, by spec.kind: "kaldi-fbank": Gong et al. 2021, section 2.1, and Chen et al. 2022 (BEATs): Kaldi's filter
     bank without dither, equal to torchaudio.compliance.kaldi.fbank, which takes one clip at a time; "efficientat":
     Schmid et al. 2023, Kaldi's triangles on a centred power spectrum; "htsat": Chen et al. 2022 (HTS-AT), librosa's
     log-mel in decibels. Equal to the output of the authors' code (tests/frontends/test_mel.py, tests/parity).
     """
     spec.frames(waveforms.shape[-1])
-    waveforms = waveforms.float()
+    waveforms = waveforms.to(torch.promote_types(waveforms.dtype, torch.float32))
     if spec.remove_mean:
         waveforms = waveforms - waveforms.mean(dim=-1, keepdim=True)
     if spec.scale != 1.0:
         waveforms = waveforms * spec.scale
-    banks, window = _tables(spec, str(waveforms.device))
+    banks, window = (table.to(waveforms.dtype) for table in tables(spec, str(waveforms.device)))
     power = _KINDS[spec.kind](waveforms, window, spec)
     with _full_precision():
         energies = power[..., : len(banks)] @ banks
@@ -79,21 +79,23 @@ _KINDS = {"kaldi-fbank": _kaldi_power, "efficientat": _efficientat_power, "htsat
 
 
 @functools.lru_cache(maxsize=8)
-def _tables(spec: FrontEndSpec, device: str) -> tuple[Tensor, Tensor]:
-    """Mel triangles (frequencies, mel bins) and the window (frame samples)."""
-    if spec.kind == "htsat":
-        import librosa
+def tables(spec: FrontEndSpec, device: str) -> tuple[Tensor, Tensor]:
+    """Mel triangles (frequencies, mel bins) and the window (frame samples), in float32. Kept for the next call."""
+    with torch.inference_mode(False):  # else no gradient could pass once features had been computed
+        if spec.kind == "htsat":
+            import librosa
 
-        sizes = {"sr": spec.sample_rate_hz, "n_fft": spec.fft_samples, "n_mels": spec.mel_bins}
-        banks = torch.from_numpy(librosa.filters.mel(**sizes, fmin=spec.low_hz, fmax=spec.high_hz))
-    else:
-        banks, _ = kaldi.get_mel_banks(
-            spec.mel_bins, spec.fft_samples, float(spec.sample_rate_hz), spec.low_hz, spec.high_hz, 100.0, -500.0, 1.0
-        )
-    window = torch.hann_window(spec.frame_samples, periodic=spec.kind == "htsat")
-    if spec.window == "povey":
-        window = window.pow(0.85)
-    return banks.T.contiguous().to(device), window.to(device)
+            sizes = {"sr": spec.sample_rate_hz, "n_fft": spec.fft_samples, "n_mels": spec.mel_bins}
+            banks = torch.from_numpy(librosa.filters.mel(**sizes, fmin=spec.low_hz, fmax=spec.high_hz))
+        else:
+            rate_hz = float(spec.sample_rate_hz)
+            banks, _ = kaldi.get_mel_banks(
+                spec.mel_bins, spec.fft_samples, rate_hz, spec.low_hz, spec.high_hz, 100.0, -500.0, 1.0
+            )
+        window = torch.hann_window(spec.frame_samples, periodic=spec.kind == "htsat")
+        if spec.window == "povey":
+            window = window.pow(0.85)
+        return banks.T.contiguous().to(device), window.to(device)
 
 
 @contextmanager

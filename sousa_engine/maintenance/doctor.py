@@ -429,7 +429,7 @@ def is_paused(workspace: Workspace) -> bool:
     """Whether runs wait, and all of them in a queue or a sweep that is paused."""
     try:
         with Store.open(workspace, readonly=True) as store:
-            return bool(store.queued_count()) and not store.waiting_devices()
+            return bool(store.queue.count()) and not store.queue.waiting_devices()
     except WorkspaceError:
         return False
 
@@ -437,7 +437,7 @@ def is_paused(workspace: Workspace) -> bool:
 def waiting_runs(workspace: Workspace) -> int | None:
     try:
         with Store.open(workspace, readonly=True) as store:
-            return store.queued_count()
+            return store.queue.count()
     except WorkspaceError:
         return None
 

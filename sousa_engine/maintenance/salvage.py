@@ -16,7 +16,9 @@ from typing import Any
 
 from sousa_engine.core.errors import WorkspaceError
 from sousa_engine.core.records import Event, Prediction
-from sousa_engine.store import Store, migrations, now_ms
+from sousa_engine.store import Store, events, migrations, now_ms
+from sousa_engine.store.connection import Connection
+from sousa_engine.store.ledger import Ledger
 from sousa_engine.workspace import Workspace
 from sousa_engine.workspace.spool import SpoolBatch, SpoolPoint
 
@@ -145,7 +147,8 @@ class New:
             stale.unlink(missing_ok=True)  # of a rebuild that was killed
         self._db = migrations.create(path)
         self._db.execute("PRAGMA wal_autocheckpoint = 10000")
-        self._store = Store(self._db, workspace, now_ms)
+        self._store = Store(Connection(self._db, workspace))
+        self._ledger = Ledger(self._store)
 
     def __enter__(self) -> New:
         return self
@@ -167,17 +170,17 @@ class New:
                             self._insert(table, row, "INSERT OR REPLACE")  # a new queue has its row already
 
     def has_sweep(self, sweep_id: str) -> bool:
-        return self._store.sweep(sweep_id) is not None
+        return self._store.sweeps.get(sweep_id) is not None
 
     def run_count(self) -> int:
-        return self._store.run_count()
+        return self._store.runs.count()
 
     def add_run(self, row: Row) -> bool:
         """False if the row is not one that could ever have been written: a salvaged one may be half of something."""
         try:
             with self._writing():
                 self._insert("runs", row)
-            found = self._store.run(row["id"])  # what a page cannot read must not be in it
+            found = self._store.runs.get(row["id"])  # what a page cannot read must not be in it
             return found is not None
         except (sqlite3.DatabaseError, ValueError, TypeError, KeyError):
             with self._writing():
@@ -185,7 +188,7 @@ class New:
             return False
 
     def ingest(self, run_id: str, batch: SpoolBatch) -> None:
-        taken = self._store.ingest(run_id, replace(batch, events=()))  # see add_events
+        taken = self._ledger.ingest(run_id, replace(batch, events=()))  # see add_events
         assert taken, "batches follow each other"
 
     def add_events(self, run_id: str, *groups: Iterable[Event]) -> None:
@@ -197,11 +200,11 @@ class New:
                 for event in group:
                     here[event] += 1
                     if here[event] > told[event]:
-                        self._store._add_event(run_id, event.kind, event.message, event.at_ms)
+                        events.add(self._store.connection, run_id, event.kind, event.message, event.at_ms)
                 told |= here
 
     def save_predictions(self, run_id: str, predictions: Iterable[Prediction]) -> None:
-        self._store.save_predictions(run_id, predictions)
+        self._ledger.save_predictions(run_id, predictions)
 
     def finish(self) -> None:
         """Raises WorkspaceError if it is not whole: then nothing was replaced yet."""
@@ -210,7 +213,7 @@ class New:
             broken = self._db.execute("PRAGMA foreign_key_check").fetchone()
             if damage != "ok" or broken:
                 raise WorkspaceError(f"The new database came out wrong ({damage}, {broken}); runs.db is as it was.")
-            self._store.checkpoint_wal()
+            self._ledger.checkpoint_wal()
 
     def _insert(self, table: str, row: Row, how: str = "INSERT") -> None:
         known = [name for name in self._columns(table) if name in row]
@@ -223,7 +226,7 @@ class New:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        with self._store._writing(durable=False):
+        with self._store.connection.writing(durable=False):
             yield
 
 

@@ -93,17 +93,17 @@ def read(
     made_at_ms: int | None = None,
 ) -> Report:
     """The report of a sweep, or of these runs. Of a sweep's trials and seeds the latest run counts."""
-    runs = sweeps.latest(store.sweep_runs(sweep.id)) if sweep else tuple(runs)
-    summaries = store.summaries([run.id for run in runs])
+    runs = sweeps.latest(store.sweeps.runs(sweep.id)) if sweep else tuple(runs)
+    summaries = store.metrics.summaries([run.id for run in runs])
     rows, shown = settings.ordered(runs, summaries, of_sweep=sweep is not None)
     drawn = settings.competing(runs, rows, shown, of_sweep=sweep is not None)
     steps = [run for row in shown for run in row.runs if METRIC in summaries[run.id]]
     return build(
         runs=runs,
         summaries=summaries,
-        predictions={run.id: store.predictions(run.id, "test") for run in drawn},
-        curves={run.id: store.curve(run.id, METRIC) for run in steps},
-        clip_scores={row.number: store.clip_scores([run.id for run in row.runs], "test") for row in shown},
+        predictions={run.id: store.runs.predictions(run.id, "test") for run in drawn},
+        curves={run.id: store.metrics.curve(run.id, METRIC) for run in steps},
+        clip_scores={row.number: store.runs.clip_scores([run.id for run in row.runs], "test") for row in shown},
         sweep=sweep,
         baselines=baselines,
         made_at_ms=time.time_ns() // 1_000_000 if made_at_ms is None else made_at_ms,

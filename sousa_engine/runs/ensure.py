@@ -57,7 +57,7 @@ def revive(workspace: Workspace) -> bool:
     if not workspace.has_db or (locks.is_held(workspace.supervisor_lock) and not _retire(workspace)):
         return False
     with Store.open(workspace) as store:
-        busy = store.live() or store.waiting_devices() or store.sweeps([SweepStatus.RUNNING])
+        busy = store.queue.live() or store.queue.waiting_devices() or store.sweeps.all([SweepStatus.RUNNING])
     return bool(busy) and ensure(workspace)
 
 

@@ -36,7 +36,7 @@ def start(workspace: Workspace, run_config: RunConfig, *, created_by: str, form_
     if found.errors:
         raise PreflightError(" ".join(check.detail for check in found.errors))
     with Store.open(workspace) as store:
-        run = store.enqueue(run_config, created_by=created_by, form_token=form_token)
+        run = store.runs.enqueue(run_config, created_by=created_by, form_token=form_token)
     ensure.ensure(workspace)
     return run
 
@@ -72,10 +72,10 @@ def resumable(run: Run, store: Store, *, thorough: bool = False) -> Resumable:
     notes = []
     if found.damaged:
         notes.append(f"A newer checkpoint is damaged, so it goes on from the one before. {found.damaged[0]}")
-    divergence = store.first_divergence(run.id)
+    divergence = store.metrics.first_divergence(run.id)
     if run.status is RunStatus.FAILED and divergence:
         notes.append(f"{divergence[0]} was no number at step {divergence[1]}: expect the same again.")
-    sweep = store.sweep(run.sweep_id) if run.sweep_id else None
+    sweep = store.sweeps.get(run.sweep_id) if run.sweep_id else None
     if sweep and sweep.status is SweepStatus.PAUSED:
         notes.append("Its sweep is paused: it waits until the sweep goes on.")
     return Resumable(step=found.step, epoch=found.epoch, note=" ".join(notes))
@@ -87,7 +87,7 @@ def resume(workspace: Workspace, run_id: str) -> tuple[Run, Resumable]:
     Raises PreflightError saying why it cannot be; UserError if it is not over or finished; UnknownNameError.
     """
     with Store.open(workspace) as store:
-        run = store.run(run_id)
+        run = store.runs.get(run_id)
         if run is None:
             raise UnknownNameError(f"No run has the id {run_id!r}.")
         found = resumable(run, store, thorough=True)
@@ -96,7 +96,7 @@ def resume(workspace: Workspace, run_id: str) -> tuple[Run, Resumable]:
         errors = preflight(run.config, workspace).errors
         if errors:
             raise PreflightError(" ".join(check.detail for check in errors))
-        run = store.resume(run_id, f"It is to go on from step {found.step}, epoch {found.epoch}.")
+        run = store.runs.resume(run_id, f"It is to go on from step {found.step}, epoch {found.epoch}.")
     ensure.ensure(workspace)
     return run, found
 
@@ -124,7 +124,7 @@ def clone(
         configs.append(found)
     origins = [Origin(run.id, run.status in FAILED and (retry or not changes)) for run in runs]
     with Store.open(workspace) as store:
-        made = store.enqueue_all(configs, created_by=created_by, form_token=form_token, origins=origins)
+        made = store.runs.enqueue_all(configs, created_by=created_by, form_token=form_token, origins=origins)
     ensure.ensure(workspace)
     return made
 
@@ -142,11 +142,11 @@ def failures(store: Store) -> Failures:
 
     One whose retry waits, trains or is finished is passed over, and one whose retry failed too: that one is among them.
     """
-    rows = store.listing(RunFilter(statuses=FAILED), descending=False).rows
+    rows = store.runs.listing(RunFilter(statuses=FAILED), descending=False).rows
     failed = dict.fromkeys(row.id for row in rows if row.sweep_id is None)
-    origins = store.retries()
+    origins = store.runs.retries()
     retries: dict[str, list[RunRow]] = {}
-    for retry in store.rows(origins):
+    for retry in store.runs.rows(origins):
         first = origins[retry.id]
         while first is not None:  # a retry of a retry stands for the first run too
             retries.setdefault(first, []).append(retry)
@@ -161,5 +161,5 @@ def failures(store: Store) -> Failures:
         elif again:
             passed_over.append(f"{run_id} is passed over for its clone {again[-1].id}, which failed too.")
         else:
-            runs.append(store.find(run_id))
+            runs.append(store.runs.find(run_id))
     return Failures(runs=tuple(runs), passed_over=tuple(passed_over))

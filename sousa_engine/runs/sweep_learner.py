@@ -16,6 +16,7 @@ from sousa_engine.core.sweep_spec import SweepSpec
 from sousa_engine.runs import preflight, prepare
 from sousa_engine.runs.sweep_plan import METRIC, replicates, suggest, with_seed
 from sousa_engine.store import Store
+from sousa_engine.store.ledger import Ledger
 from sousa_engine.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ INVALID_IN_A_ROW = 10
 
 def pause(store: Store, sweep_id: str) -> bool:
     """Queued runs wait, nothing new is drawn; what trains goes on. False if it was not running."""
-    return store.set_sweep_status(sweep_id, SweepStatus.PAUSED, leaving=[SweepStatus.RUNNING])
+    return store.sweeps.set_status(sweep_id, SweepStatus.PAUSED, leaving=[SweepStatus.RUNNING])
 
 
 def step(store: Store, found: Sweep, slots: int) -> bool:
@@ -37,9 +38,9 @@ def step(store: Store, found: Sweep, slots: int) -> bool:
     spec = sweep_spec.build(found.spec)
     if spec.learns and not _Learner(store, found, spec).step(slots):
         return True
-    if store.open_run_count(found.id):
+    if store.sweeps.open_run_count(found.id):
         return True
-    store.set_sweep_status(found.id, SweepStatus.FINISHED, leaving=[SweepStatus.RUNNING])
+    store.sweeps.set_status(found.id, SweepStatus.FINISHED, leaving=[SweepStatus.RUNNING])
     return False
 
 
@@ -48,7 +49,7 @@ class _Learner:
 
     def __init__(self, store: Store, found: Sweep, spec: SweepSpec):
         self._store, self._sweep, self._spec = store, found, spec
-        self._trials = trials(store.sweep_runs(found.id))
+        self._trials = trials(store.sweeps.runs(found.id))
         self._study = _study(store.workspace, found, spec)
 
     def step(self, slots: int) -> bool:
@@ -92,7 +93,9 @@ class _Learner:
             return False
         runs = replicates(self._spec, trial.number, setting, config)
         # Whether a setting is given up is seen on its first seed: the others wait for that.
-        self._store.extend_sweep(self._sweep.id, runs[:1] if self._spec.sampler == "asha" else runs, created_by="sweep")
+        self._store.sweeps.extend(
+            self._sweep.id, runs[:1] if self._spec.sampler == "asha" else runs, created_by="sweep"
+        )
         return True
 
     def _settle(self, trial: optuna.trial.Trial, runs: Sequence[Run]) -> bool:
@@ -113,7 +116,7 @@ class _Learner:
         missing = [seed for seed in self._spec.seeds if seed not in {run.config.seed for run in runs}]
         if missing:
             more = [SweepRun(with_seed(first.config, seed), first.trial or 0, first.setting) for seed in missing]
-            self._store.extend_sweep(self._sweep.id, more, created_by="sweep")
+            self._store.sweeps.extend(self._sweep.id, more, created_by="sweep")
             return False
         values = [self._best(run) for run in runs]
         known = [value for value in values if value is not None]
@@ -126,7 +129,7 @@ class _Learner:
     def _prune_if_weak(self, trial: optuna.trial.Trial, run: Run) -> None:
         if run.status is not RunStatus.RUNNING:
             return
-        curve = self._store.curve(run.id, METRIC)
+        curve = self._store.metrics.curve(run.id, METRIC)
         points = [(at, value) for at, value in zip(curve.steps, curve.mean, strict=True) if value is not None]
         told = self._study.get_trials(deepcopy=False)[trial.number].intermediate_values
         for epoch, (at, value) in enumerate(points, start=1):
@@ -138,11 +141,11 @@ class _Learner:
                     f"Pruned after epoch {epoch} (step {at}): {METRIC} {value:.1%} was not among the better third of "
                     "the trials that came this far."
                 )
-                self._store.prune(run.id, at, reason)
+                Ledger(self._store).prune(run.id, at, reason)
                 return
 
     def _best(self, run: Run) -> float | None:
-        summary = self._store.summaries([run.id])[run.id].get(METRIC)
+        summary = self._store.metrics.summaries([run.id])[run.id].get(METRIC)
         return summary.best if summary else None
 
     def _spoiled(self) -> bool:
@@ -152,7 +155,7 @@ class _Learner:
         if len(why) < INVALID_IN_A_ROW or not all(why):
             return False
         reason = f"The last {INVALID_IN_A_ROW} settings that were drawn could only fail. The last one: {why[-1]}"
-        self._store.set_sweep_status(self._sweep.id, SweepStatus.FAILED, leaving=[SweepStatus.RUNNING], reason=reason)
+        self._store.sweeps.set_status(self._sweep.id, SweepStatus.FAILED, leaving=[SweepStatus.RUNNING], reason=reason)
         return True
 
 

@@ -44,7 +44,7 @@ def start(
     if found.problems and not (leave_out_invalid and found.runs):
         raise PreflightError(describe(found.problems))
     with Store.open(workspace) as store:
-        made = store.add_sweep(
+        made = store.sweeps.add(
             spec.title, spec.model_dump(mode="json"), found.runs, created_by=created_by, form_token=form_token
         )
     ensure.ensure(workspace)
@@ -56,17 +56,17 @@ def start(
 
 def resume(store: Store, sweep_id: str) -> bool:
     """False if it was not paused."""
-    changed = store.set_sweep_status(sweep_id, SweepStatus.RUNNING, leaving=[SweepStatus.PAUSED])
+    changed = store.sweeps.set_status(sweep_id, SweepStatus.RUNNING, leaving=[SweepStatus.PAUSED])
     ensure.ensure(store.workspace)
     return changed
 
 
 def stop(store: Store, sweep_id: str) -> bool:
     """Queued runs leave the queue, running ones save and stop. False if it was over already."""
-    changed = store.set_sweep_status(sweep_id, SweepStatus.STOPPED, leaving=_OPEN, reason="Stopped by hand.")
-    for run in store.sweep_runs(sweep_id) if changed else ():
+    changed = store.sweeps.set_status(sweep_id, SweepStatus.STOPPED, leaving=_OPEN, reason="Stopped by hand.")
+    for run in store.sweeps.runs(sweep_id) if changed else ():
         if not run.status.is_over:
-            store.request_stop(run.id)
+            store.runs.request_stop(run.id)
     ensure.ensure(store.workspace)
     return changed
 
@@ -76,7 +76,7 @@ def add_seeds(store: Store, found: Sweep, seeds: Sequence[int], *, created_by: s
     spec = sweep_spec.build(found.spec)
     wider = sweep_spec.build({**found.spec, "seeds": [*spec.seeds, *seeds]})  # a seed twice is refused there
     more = []
-    for runs in trials(store.sweep_runs(found.id)).values():
+    for runs in trials(store.sweeps.runs(found.id)).values():
         if not any(run.is_pruned for run in runs):
             more += [SweepRun(with_seed(runs[0].config, seed), runs[0].trial or 0, runs[0].setting) for seed in seeds]
     return _extend(store, found, more, wider, created_by)
@@ -95,14 +95,14 @@ def extend(store: Store, found: Sweep, field: str, values: Sequence[Any], *, cre
         raise PreflightError(f"{field} is no axis of this sweep. It has {', '.join(a.field for a in spec.axes)}.")
     matching[0]["values"] = [*matching[0]["values"], *values]
     wider = sweep_spec.build({**found.spec, "axes": axes})
-    known = [dict(runs[0].setting) for runs in trials(store.sweep_runs(found.id)).values()]
+    known = [dict(runs[0].setting) for runs in trials(store.sweeps.runs(found.id)).values()]
     planned = plan(wider, store.workspace)
     new_problems = [p for p in planned.problems if any(setting not in known for setting in p.settings)]
     if new_problems:
         raise PreflightError(describe(new_problems))
     fresh = [run for run in planned.runs if dict(run.setting) not in known]
     numbers: dict[str, int] = {}
-    first = 1 + max((run.trial or 0 for run in store.sweep_runs(found.id)), default=-1)
+    first = 1 + max((run.trial or 0 for run in store.sweeps.runs(found.id)), default=-1)
     for run in fresh:
         numbers.setdefault(sweep_spec.label(dict(run.setting)), first + len(numbers))
     fresh = [run._replace(trial=numbers[sweep_spec.label(dict(run.setting))]) for run in fresh]
@@ -168,6 +168,6 @@ def _extend(
     form_token: str | None = None,
 ) -> tuple[str, ...]:
     dump = None if spec is None else spec.model_dump(mode="json")
-    ids = store.extend_sweep(found.id, runs, created_by=created_by, spec=dump, form_token=form_token)
+    ids = store.sweeps.extend(found.id, runs, created_by=created_by, spec=dump, form_token=form_token)
     ensure.ensure(store.workspace)
     return ids

@@ -76,7 +76,7 @@ def plan(spec: SweepSpec, workspace: Workspace) -> Plan:
             runs += replicates(spec, number, setting, prepared.config)
     problems = tuple(Problem(message=cause, settings=tuple(where)) for cause, where in causes.items())
     with _store_if_any(workspace) as store:
-        earlier = store.runs(RunStatus.FINISHED, limit=500) if store else ()
+        earlier = store.runs.all(RunStatus.FINISHED, limit=500) if store else ()
     seconds, untimed = _predicted(runs, earlier, checked, workspace)
     share = spec.run_count / len(runs) if spec.learns and runs else 1.0
     return Plan(

@@ -1,6 +1,7 @@
-"""What was run and measured, in runs.db: one connection a thread, opened in under a millisecond. All SQL is here."""
+"""What was run and measured, in runs.db: a Store has a part for each subject. All SQL of the engine is here."""
 
-from sousa_engine.core.records import Launch, SweepRun
-from sousa_engine.store.store import Store, not_resumable, now_ms
+from sousa_engine.store.connection import now_ms
+from sousa_engine.store.runs import not_resumable
+from sousa_engine.store.store import Store
 
-__all__ = ["Launch", "Store", "SweepRun", "not_resumable", "now_ms"]
+__all__ = ["Store", "not_resumable", "now_ms"]

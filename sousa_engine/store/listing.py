@@ -33,15 +33,19 @@ def prepare(db: Database) -> None:
 
 
 def matching(db: Database, wanted: RunFilter, sort: str, descending: bool) -> list[int]:
-    """The numbers of all runs that match, in order; alike ones newest first. Raises UnknownNameError for the sort."""
+    """The numbers of all runs that match, in order. Raises UnknownNameError for the sort.
+
+    Runs that are alike come newest first; by the time of creation, those of one millisecond in the direction asked for.
+    """
     if sort not in SORTS:
         raise unknown("sort order", sort, SORTS)
     tests, values = _tests(wanted)
     key, metric = SORTS[sort].format(earlier=_EARLIER), sort if sort in _METRICS else None
+    order = "DESC" if descending else "ASC"
     sql = f"""
         SELECT run.run_number FROM listed_runs AS run {_METRICS[metric] if metric else ""}
         WHERE {" AND ".join(tests) or "true"}
-        ORDER BY {key} IS NULL, {key} {"DESC" if descending else "ASC"}, run.run_number DESC
+        ORDER BY {key} IS NULL, {key} {order}, run.run_number {order if sort == "created" else "DESC"}
     """
     return [number for (number,) in db.execute(sql, values)]
 
@@ -62,7 +66,7 @@ def tags(db: Database) -> dict[str, int]:
     return dict(db.execute(sql))
 
 
-def outlines(db: Database, run_ids: Iterable[str], metric: str, points: int) -> dict[str, tuple[float | None, ...]]:
+def sparklines(db: Database, run_ids: Iterable[str], metric: str, points: int) -> dict[str, tuple[float | None, ...]]:
     """A metric of each run in at most `points` means over equal spans of steps, for a line the size of a word."""
     found: dict[str, list[float | None]] = {}
     key = {"ids": json.dumps(list(run_ids)), "metric": metric, "points": points}

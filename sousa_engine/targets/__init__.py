@@ -3,6 +3,15 @@
 from sousa_engine.targets.count import Counts, count
 from sousa_engine.targets.match import EntryMatch, Resolution, grep, resolve, resolve_strict, to_yaml
 from sousa_engine.targets.outline import OUTLINES, ModuleNode, Outline, load_outline
+from sousa_engine.targets.selection import (
+    current_names,
+    has_all,
+    highest_ranks,
+    names_yaml,
+    not_adaptable,
+    selection_yaml,
+    shared_names,
+)
 from sousa_engine.targets.sets import (
     default_set,
     expand_sets,
@@ -21,16 +30,23 @@ __all__ = [
     "Outline",
     "Resolution",
     "count",
+    "current_names",
     "default_set",
     "expand_sets",
     "grep",
+    "has_all",
+    "highest_ranks",
     "load_outline",
     "named_sets",
+    "names_yaml",
+    "not_adaptable",
     "recommended_sets",
     "resolve",
     "resolve_sets",
     "resolve_strict",
+    "selection_yaml",
     "set_name",
+    "shared_names",
     "short_names",
     "to_yaml",
 ]

@@ -158,10 +158,10 @@ def lines_of(
     for group, row in enumerate(rows):
         seeds = []
         for run in row.runs:
-            curve = store.curve(run.id, metric)
+            curve = store.metrics.curve(run.id, metric)
             if not curve.steps:
                 continue
-            moments = store.moments(run.id, metric, curve.steps) if axis == "minutes" else None
+            moments = store.metrics.moments(run.id, metric, curve.steps) if axis == "minutes" else None
             seed = placed(run, curve, axis, moments)
             lost += seed is None
             if seed is not None:

@@ -140,7 +140,7 @@ def costs(compared: Compared) -> None:
 
 def parts_of_the_test(compared: Compared) -> None:
     with parts.open_store() as store:
-        asked = {row.number: store.clip_scores([run.id for run in row.runs], "test") for row in compared.rows}
+        asked = {row.number: store.runs.clip_scores([run.id for run in row.runs], "test") for row in compared.rows}
     rows = [row for row in compared.rows if asked[row.number]]
     if not rows:
         st.caption("No run has test predictions yet.")

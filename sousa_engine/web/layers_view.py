@@ -12,7 +12,8 @@ from sousa_engine.analysis.layers import Updates, grid, pruned, ranked, stronges
 from sousa_engine.core.errors import SousaError, UserError
 from sousa_engine.core.records import LONGEST_SET_NAME, Run
 from sousa_engine.runs import sweep_plan
-from sousa_engine.web import parts, sweep_form
+from sousa_engine.web import handover, parts
+from sousa_engine.web.handover import Ticks
 
 MEANING = (
     "In per cent: the norm of each target's update relative to the norm of its weight, ‖ΔW‖ / ‖W‖. A small update "
@@ -34,9 +35,9 @@ def _layers(run: Run) -> None:
     try:
         outline = targets.load_outline(run.config.model.variant)
         with parts.open_store() as store:
-            run = store.run(run.id) or run
+            run = store.runs.get(run.id) or run
             # The saved adapter is the best checkpoint's.
-            points = store.updates(run.id, run.facts.get("best_step")) or store.updates(run.id)
+            points = store.metrics.updates(run.id, run.facts.get("best_step")) or store.metrics.updates(run.id)
     except SousaError as error:
         st.caption(parts.plain(str(error)))
         return
@@ -160,17 +161,14 @@ def _leave_out(run: Run, found: Updates) -> tuple[str, ...]:
             ):  # fmt: skip
                 _save(run, " ".join(name.split()) or suggested, kept)
             if st.button("Open in the module tree", icon=":material/account_tree:", key="open_tree"):
-                st.session_state["ticks"] = {
-                    "variant": config.model.variant, "paths": list(kept), "ranks": config.lora.ranks,
-                    "head": config.lora.head, "r": config.lora.r, "method": config.lora.method, "name": "",
-                }  # fmt: skip
+                handover.leave_ticks(Ticks.of(config))
                 st.switch_page(parts.page_path("backbones"), query_params={"variant": config.model.variant})
             if st.button(
                 "Launch with the kept targets only", icon=":material/rocket_launch:", disabled=nothing_left_out,
                 help="Open Launch with the settings and seed of this run but only these targets: a fair comparison.",
                 key="launch_pruned",
             ):  # fmt: skip
-                st.session_state["draft"] = config.model_dump(mode="json")
+                handover.leave_draft(config)
                 st.switch_page(parts.page_path("launch"))
     return kept
 
@@ -192,7 +190,7 @@ def _ablation(run: Run) -> None:
         "Run an ablation sweep", icon=":material/content_cut:", key="ablate",
         help=f"Fills the form on the Sweeps page: {spec.run_count} runs. Nothing starts until you press Start there.",
     ):  # fmt: skip
-        st.session_state[sweep_form.DRAFT] = spec.model_dump(mode="json")
+        handover.leave_sweep_draft(spec)
         st.switch_page(parts.page_path("sweeps"))
 
 
@@ -200,8 +198,8 @@ def _save(run: Run, name: str, paths: tuple[str, ...]) -> None:
     variant = run.config.model.variant
     try:
         with parts.open_store() as store:
-            is_there = any(one.name == name for one in store.target_sets(variant))
-            store.save_target_set(name, variant, paths, run.config.lora.head)
+            is_there = any(one.name == name for one in store.target_sets.all(variant))
+            store.target_sets.save(name, variant, paths, run.config.lora.head)
     except SousaError as error:
         st.error(parts.plain(str(error)), icon=":material/error:")
         return

@@ -34,7 +34,7 @@ class _Asked:
 
 def stop(run_ids: Sequence[str]) -> None:
     def work(store: Store) -> str:
-        after = [store.request_stop(run_id) for run_id in run_ids]
+        after = [store.runs.request_stop(run_id) for run_id in run_ids]
         ensure.ensure(store.workspace)  # it may have ended; the stop needs a supervisor
         if len(after) > 1:
             return f"Stopping {len(after)} runs. Running ones save a checkpoint first; queued ones left the queue."
@@ -57,17 +57,17 @@ def resume(run_id: str) -> None:
 
 def move(run_id: str, to: int) -> None:
     """Move the run to this place in the queue, counted from 1."""
-    _do(lambda store: f"Now at place {store.move(run_id, to)} in the queue.", ":material/swap_vert:")
+    _do(lambda store: f"Now at place {store.queue.move(run_id, to)} in the queue.", ":material/swap_vert:")
 
 
 def move_by(run_id: str, places: int) -> None:
     """Move the run by this many places: -1 is one place up, 1 is one down."""
-    _do(lambda store: f"Now at place {store.move_by(run_id, places)} in the queue.", ":material/swap_vert:")
+    _do(lambda store: f"Now at place {store.queue.move_by(run_id, places)} in the queue.", ":material/swap_vert:")
 
 
 def pause_queue() -> None:
     def work(store: Store) -> str:
-        store.pause_queue()
+        store.queue.pause()
         return "Queue paused. Active runs continue; no new run starts."
 
     _do(work, ":material/pause_circle:")
@@ -75,7 +75,7 @@ def pause_queue() -> None:
 
 def resume_queue() -> None:
     def work(store: Store) -> str:
-        store.resume_queue()
+        store.queue.resume()
         ensure.ensure(store.workspace)
         return "Queue resumed."
 
@@ -84,7 +84,7 @@ def resume_queue() -> None:
 
 def set_cpu_slots(slots: int) -> None:
     def work(store: Store) -> str:
-        store.set_cpu_slots(slots)
+        store.queue.set_cpu_slots(slots)
         ensure.ensure(store.workspace)
         return f"Up to {slots} run{'s' if slots > 1 else ''} at a time on the CPU."
 
@@ -96,7 +96,7 @@ def clone(run_ids: Sequence[str], form_token: str) -> tuple[str, ...]:
     made: list[str] = []
 
     def work(store: Store) -> str:
-        runs = [store.find(run_id) for run_id in run_ids]
+        runs = [store.runs.find(run_id) for run_id in run_ids]
         made.extend(run.id for run in orders.clone(store.workspace, runs, created_by="page", form_token=form_token))
         return f"{count(made)} queued."
 
@@ -106,7 +106,7 @@ def clone(run_ids: Sequence[str], form_token: str) -> tuple[str, ...]:
 
 def archive(run_ids: Sequence[str]) -> None:
     def work(store: Store) -> str:
-        store.archive(run_ids)
+        store.marks.archive(run_ids)
         return f"{count(run_ids)} archived: hidden from the list, not deleted."
 
     _do(work, ":material/archive:")
@@ -114,7 +114,7 @@ def archive(run_ids: Sequence[str]) -> None:
 
 def unarchive(run_ids: Sequence[str]) -> None:
     def work(store: Store) -> str:
-        store.unarchive(run_ids)
+        store.marks.unarchive(run_ids)
         return f"{count(run_ids)} unarchived."
 
     _do(work, ":material/unarchive:")
@@ -126,9 +126,9 @@ def edit(run_id: str, name: str, tags: Collection[str], note: str) -> None:
     def work(store: Store) -> str:
         checked_tags(tags)
         checked_note(note)
-        title = store.rename(run_id, name).title
-        store.set_tags(run_id, tags)
-        store.set_note(run_id, note)
+        title = store.runs.rename(run_id, name).title
+        store.marks.set_tags(run_id, tags)
+        store.marks.set_note(run_id, note)
         return f"Saved: {title}."
 
     _do(work, ":material/edit:")
@@ -158,8 +158,8 @@ def dialogs(after_deletion: Callable[[Sequence[str]], None]) -> None:
     if asked is None:
         return
     with parts.open_store() as store:
-        rows = store.rows(asked.run_ids)
-        known = list(store.tags())
+        rows = store.runs.rows(asked.run_ids)
+        known = list(store.marks.tags())
     if not rows:
         _close()
     elif asked.what == "tag":
@@ -195,8 +195,8 @@ def _tag(rows: Sequence[RunRow], known: Sequence[str]) -> None:
         run_ids = [row.id for row in rows]
 
         def work(store: Store) -> str:
-            store.add_tags(run_ids, more)
-            store.remove_tags(run_ids, less)
+            store.marks.add_tags(run_ids, more)
+            store.marks.remove_tags(run_ids, less)
             return f"{count(rows)} tagged."
 
         if _do(work, ":material/sell:"):
@@ -215,7 +215,7 @@ def _kill(rows: Sequence[RunRow]) -> None:
 
         def work(store: Store) -> str:
             for row in rows:
-                store.request_stop(row.id, at_once=True)
+                store.runs.request_stop(row.id, at_once=True)
             ensure.ensure(store.workspace)
             return f"{count(rows)} stopped."
 
@@ -244,7 +244,7 @@ def _delete(rows: Sequence[RunRow], size_bytes: int, after_deletion: Callable[[S
         run_ids = [row.id for row in rows]
 
         def work(store: Store) -> str:
-            store.delete(run_ids)
+            store.marks.delete(run_ids)
             return f"{count(rows)} deleted."
 
         if _do(work, ":material/delete:"):

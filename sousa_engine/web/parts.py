@@ -159,7 +159,7 @@ def queue_banner(*, on_its_page: bool) -> None:
         return
     try:
         with Store.open(workspace) as store:
-            state = store.queue()
+            state = store.queue.settings()
     except WorkspaceError:
         return  # the page reports it
     if state.is_paused:
@@ -173,7 +173,7 @@ def queue_banner(*, on_its_page: bool) -> None:
 
 def forgotten_runs(store: Store) -> bool:
     """Warn if runs.db has no runs although run folders exist. Returns whether it warned."""
-    said = "" if store.run_count() else check.forgotten(store.workspace)
+    said = "" if store.runs.count() else check.forgotten(store.workspace)
     if said:
         st.warning(plain(said), icon=":material/folder_off:")
     return bool(said)

@@ -33,7 +33,7 @@ def report_downloads(name: str, *, sweep_id: str = "", run_ids: Sequence[str] = 
 def made(form: str, sweep_id: str = "", run_ids: Sequence[str] = ()) -> bytes:
     """The report as bytes of a file. Runs deleted in the meantime are left out."""
     with Store.open(default_workspace()) as store:
-        runs = [run for run in map(store.run, run_ids) if run is not None]
-        sweep = store.find_sweep(sweep_id) if sweep_id else None
+        runs = [run for run in map(store.runs.get, run_ids) if run is not None]
+        sweep = store.sweeps.find(sweep_id) if sweep_id else None
         found = report.of_workspace(store, sweep, runs)
     return report.encoded(report.FORMATS[form](found), form)

@@ -69,10 +69,10 @@ def one_live(request: Request) -> dict[str, Any]:
     if not _RUN_ID.fullmatch(run_id):
         raise UnknownNameError(f"{run_id[:64]!r} is not a run id.")
     with Store.open(default_workspace()) as store:
-        run = store.run(run_id)
+        run = store.runs.get(run_id)
         if run is None:
             raise UnknownNameError(f"No run has the id {run_id!r}.")
-        return {"now_ms": _now_ms(), **_live(store, run, asked, store.summaries([run_id])[run_id])}
+        return {"now_ms": _now_ms(), **_live(store, run, asked, store.metrics.summaries([run_id])[run_id])}
 
 
 def several_live(request: Request) -> dict[str, Any]:
@@ -80,8 +80,8 @@ def several_live(request: Request) -> dict[str, Any]:
     if not 1 <= len(ids) <= MOST_RUNS or not all(_RUN_ID.fullmatch(run_id) for run_id in ids):
         raise BadRequest(f"Give 1 to {MOST_RUNS} run ids: run=ID.")
     with Store.open(default_workspace()) as store:
-        found = {run_id: store.run(run_id) for run_id in ids}
-        measured = store.summaries(ids)
+        found = {run_id: store.runs.get(run_id) for run_id in ids}
+        measured = store.metrics.summaries(ids)
         return {
             "now_ms": _now_ms(),
             "runs": [_live(store, run, asked, measured[run.id]) for run in found.values() if run],
@@ -92,7 +92,7 @@ def several_live(request: Request) -> dict[str, Any]:
 def _live(store: Store, run: Run, asked: Asked, measured: Mapping[str, Summary]) -> dict[str, Any]:
     series = {}
     for metric in asked.metrics:
-        curve = store.curve(run.id, metric, first=asked.first, last=asked.last, max_points=asked.points)
+        curve = store.metrics.curve(run.id, metric, first=asked.first, last=asked.last, max_points=asked.points)
         if curve.steps:
             series[metric] = _news(curve, asked.since.get((run.id, metric)))
             if last := measured.get(metric):
@@ -104,7 +104,7 @@ def _live(store: Store, run: Run, asked: Asked, measured: Mapping[str, Summary])
         "reason": run.reason,
         "device": run.device,
         "progress": _progress(run),
-        "queued_ms": None if run.started_at_ms else store.queued_at_ms(run.id),
+        "queued_ms": None if run.started_at_ms else store.queue.queued_at_ms(run.id),
         # Shifted by the time it ran before it was resumed, so that subtracting it gives the total time.
         "started_ms": run.started_at_ms and run.started_at_ms - sum(end - start for start, end in run.earlier_ms),
         "ended_ms": run.ended_at_ms,

@@ -1,15 +1,14 @@
-"""The form "New sweep" of the page Sweeps: what differs, how it is drawn, what is the same for all; beside it, what
-that would run. Everything typed stands in the session, so that it is still there after a visit to another page."""
+"""The form "New sweep" of the page Sweeps: what to vary, the search strategy, shared settings; next to it, a preview.
+The session holds everything that was typed, so that it is still there after a visit to another page."""
 
 from __future__ import annotations
 
 import copy
-import re
 import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
 import streamlit as st
 
@@ -17,46 +16,41 @@ from sousa_engine import backbones, targets
 from sousa_engine.backbones.shelf import size_text
 from sousa_engine.core import config, grammar, sweep_spec
 from sousa_engine.core.config import RunConfig
-from sousa_engine.core.errors import ConfigError, SousaError, TargetError, UserError
+from sousa_engine.core.errors import ConfigError, SousaError, UserError
 from sousa_engine.core.records import TargetSet
 from sousa_engine.core.sweep_spec import SweepSpec
 from sousa_engine.data import synth
 from sousa_engine.runs import sweep_orders, sweep_plan, sweep_words, timing
+from sousa_engine.runs.problems import NO_DATASET
 from sousa_engine.targets import Outline
-from sousa_engine.web import parts
+from sousa_engine.web import fields, handover, parts
+from sousa_engine.web.fields import OWN_DATA
 from sousa_engine.workspace import Workspace, default_workspace, intake
 
-DRAFT = "sweep.draft"  # in the session: what sweep.build takes, to fill the form with
-OWN_DATA = "my own: a folder or a CSV file"
 HEAD_ALONE = "none: the head alone"
 USUAL_SETS = ("core", "default", "all-linear")  # every backbone knows them
-OWN_FIELD = {  # fields of all runs that have a widget of their own
-    "data.dataset": "Data set",
-    "training.max_epochs": "Epochs",
-    "training.batch_size": "Batch size",
-    "training.lr": "Learning rate",
-}
-NO_ROW = (
+SHARED = ("data.dataset", "training.max_epochs", "training.batch_size", "training.lr")  # shared fields with a widget
+NO_ROW = (  # they have a widget above the axes, or cannot be an axis
     "model",
     "model.variant",
     "lora.targets",
     "lora.target_set",
     "lora.rank_pattern",
-)  # above, or no axis
+)
 USUAL_FIELDS = ("training.lr", "lora.r", "lora.method", "training.max_epochs", "augment")
-EACH_ITS_OWN = "each backbone's own"
+EACH_DEFAULT = "default of each backbone"
 REFRESH_S = 1
 base = RunConfig()  # pyright: ignore[reportCallIssue]
 
 
 @dataclass(kw_only=True)
 class Asked:
-    """What the form says. values: as sweep.build takes them. Places are names of widgets, for their errors."""
+    """The content of the form. values: as sweep_spec.build takes them. Places: names of widgets, for their errors."""
 
     values: dict[str, Any] = field(default_factory=dict)
-    axes: list[str] = field(default_factory=list)  # place of each axis, in the order of values["axes"]
+    axes: list[str] = field(default_factory=list)  # the place of each axis, in the order of values["axes"]
     problems: dict[str, str] = field(default_factory=dict)  # place -> sentence
-    slots: dict[str, Any] = field(default_factory=dict)  # place -> the room below its widget
+    slots: dict[str, Any] = field(default_factory=dict)  # place -> the space below its widget
 
     def add_axis(self, place: str, what: Mapping[str, Any]) -> None:
         self.values["axes"].append(dict(what))
@@ -64,7 +58,7 @@ class Asked:
 
 
 def new_sweep() -> None:
-    """Draw the form and what it would run; starting leads to the sweep's own page."""
+    """Draw the form and its preview; the Start button leads to the page of the new sweep."""
     take_over_draft()
     left, right = st.columns([3, 2], gap="large")
     with left:
@@ -78,15 +72,15 @@ def new_sweep() -> None:
 
 
 def take_over_draft() -> None:
-    """Fill the form from a sweep that was asked for before."""
-    draft = st.session_state.pop(DRAFT, None)
+    """Fill the form from a sweep that another page left."""
+    draft = handover.take_sweep_draft()
     if draft is None:
         return
-    spec = sweep_spec.build(draft)
+    spec = draft.spec
     rest = copy.deepcopy(spec.base)
-    own = {name: rest.get(part, {}).pop(leaf, None) for name in OWN_FIELD for part, _, leaf in [name.partition(".")]}
+    own = {name: rest.get(part, {}).pop(leaf, None) for name in SHARED for part, _, leaf in [name.partition(".")]}
     dataset = own["data.dataset"] or base.data.dataset
-    known = dataset in synth.PRESETS
+    choice = fields.dataset_choice(dataset)
     state: dict[str, Any] = {
         "name": spec.name,
         "models": [],
@@ -96,8 +90,8 @@ def take_over_draft() -> None:
         "trials": spec.trials or 12,
         "sampler_seed": spec.sampler_seed,
         "seeds": " ".join(map(str, spec.seeds)),
-        "data": dataset if known else OWN_DATA,
-        "data.own": "" if known else dataset,
+        "data": choice,
+        "data.own": dataset if choice == OWN_DATA else "",
         "epochs": own["training.max_epochs"] or base.training.max_epochs,
         "batch_size": own["training.batch_size"],
         "lr": "" if own["training.lr"] is None else f"{own['training.lr']:g}",
@@ -116,7 +110,7 @@ def take_over_draft() -> None:
 
 
 def row_state(number: int, axis: sweep_spec.Axis) -> dict[str, Any]:
-    """The widgets of one further axis that say the same as `axis`."""
+    """The widget values that describe `axis`."""
     key = f"axis.{number}.{axis.field}"
     found: dict[str, Any] = {f"axis.{number}": axis.field}
     if axis.is_range:
@@ -132,24 +126,24 @@ def row_state(number: int, axis: sweep_spec.Axis) -> dict[str, Any]:
 
 def form() -> Asked:
     asked = Asked(values={"axes": []})
-    st.subheader("What differs", anchor=False)
+    st.subheader("What to vary", anchor=False)
     models = backbones_field(asked)
     targets_field(asked, models)
-    sampler = st.session_state.get(key("sampler"), "grid")  # its widget stands below, and the axes depend on it
+    sampler = st.session_state.get(key("sampler"), "grid")  # its widget is below, and the axes depend on it
     for number in st.session_state.setdefault("sweep.axes", []):
-        axis_row(asked, number, drawn=sampler != "grid")
+        axis_row(asked, number, sampled=sampler != "grid")
     st.button("Add an axis", icon=":material/add:", on_click=add_axis, key="sweep.add_axis")
 
-    st.subheader("How it is drawn", anchor=False)
+    st.subheader("Search strategy", anchor=False)
     sampler_fields(asked)
 
-    st.subheader("The same for all", anchor=False)
+    st.subheader("Shared settings", anchor=False)
     base_fields(asked)
     st.text_input(
-        "Name",
+        config.field_label("name"),
         key=key("name", ""),
         max_chars=120,
-        placeholder="made from the axes",
+        placeholder="automatic: the axes",
         help="Shown in lists.",
         persist_state="session",
     )
@@ -158,7 +152,7 @@ def form() -> Asked:
 
 
 def key(name: str, default: Any = None) -> str:
-    """The key of a widget; what it holds at first, unless the session knows better."""
+    """The key of a widget. default: its first value, unless the session holds one."""
     full = f"sweep.{name}"
     if default is not None:
         parts.say_again(full, default)
@@ -170,9 +164,9 @@ def backbones_field(asked: Asked) -> list[str]:
     held = parts.say_again("sweep.models", [name for name in minis_first if backbones.VARIANTS[name].embedded])
     models = st.multiselect(
         "Backbones", [*minis_first, *(name for name in held if name not in minis_first)], key="sweep.models",
-        placeholder="the same for all: model.variant, below",
-        help="Each is trained with every target set. The minis bring their weights; others say here if theirs are "
-        "missing.", persist_state="session",
+        placeholder="one for all runs: model.variant, below",
+        help="Each backbone is trained with every target set. The mini backbones include their weights; the preview "
+        "says if the weights of others are missing.", persist_state="session",
     )  # fmt: skip
     asked.slots["models"] = st.empty()
     if models:
@@ -182,7 +176,7 @@ def backbones_field(asked: Asked) -> list[str]:
 
 def targets_field(asked: Asked, models: Sequence[str]) -> None:
     with parts.open_store() as store:
-        saved = store.target_sets()
+        saved = store.target_sets.all()
     outlines = [targets.load_outline(backbones.variant(name).name) for name in models if is_backbone(name)]
     outlines = outlines or [targets.load_outline(base.model.variant)]
     sets: dict[str, list[str]] = st.session_state.setdefault("sweep.sets", {})
@@ -190,13 +184,15 @@ def targets_field(asked: Asked, models: Sequence[str]) -> None:
     held = parts.say_again("sweep.targets", ["default"])
     chosen = st.multiselect(
         "Target sets", [*offered, *(text for text in held if text not in offered)], key="sweep.targets",
-        accept_new_options=True, placeholder="the default of each backbone",
-        help="The modules that are adapted. core: attention, or squeeze-excitation where there is none; default: what "
-        "a run gets by itself. Or type names, such as q_proj,v_proj. Sets of your own are ticked and saved on the page "
-        "Backbones.", persist_state="session",
+        accept_new_options=True, placeholder=EACH_DEFAULT,
+        help="The modules that are adapted. core: attention, or squeeze-excitation if the backbone has no attention; "
+        "default: the set that a run uses if none is given. You can also type names, such as q_proj,v_proj. Tick and "
+        "save your own sets on the page Backbones.", persist_state="session",
     )  # fmt: skip
     asked.slots["targets"] = st.empty()
-    with st.popover("Target-set ablation", icon=":material/content_cut:", help="Which parts of a set earn their keep?"):
+    with st.popover(
+        "Target-set ablation", icon=":material/content_cut:", help="Find out which parts of a target set matter."
+    ):
         ablation_fields(models[0] if models else base.model.variant, saved)
     if not chosen:
         return
@@ -211,18 +207,21 @@ def targets_field(asked: Asked, models: Sequence[str]) -> None:
 
 
 def ablation_fields(model: str, saved: Sequence[TargetSet]) -> None:
-    """A backbone and a set of it, what an ablation would train, and a button that fills the form with it."""
+    """A backbone, one of its sets, the variants an ablation trains, and a button that fills the form with them."""
     st.caption(
-        "One set of one backbone: all of it, without each role, each role alone, and half of the layers, with three "
-        "seeds. Filling in replaces backbones, target sets, seeds and further axes; nothing starts by that."
+        "Trains one target set of one backbone in several variants: complete, without each role, each role alone, and "
+        "half of the layers, with three seeds each. Filling in replaces backbones, target sets, seeds and other axes; "
+        "nothing starts yet."
     )
     names = list(backbones.VARIANTS)
     first = backbones.variant(model).name if is_backbone(model) else base.model.variant
-    variant = st.selectbox("Backbone", names, index=names.index(first), key=f"sweep.ablate.of.{first}")
+    variant = st.selectbox(
+        config.field_label("model.variant"), names, index=names.index(first), key=f"sweep.ablate.of.{first}"
+    )
     outline = targets.load_outline(variant)
     own = {label_of(one): list(one.paths) for one in saved if one.variant == variant}
     sets = {**{name: [name] for name in targets.named_sets(outline)}, **own}
-    name = st.selectbox("Set", list(sets), key=f"sweep.ablate.set.{variant}")
+    name = st.selectbox(config.field_label("lora.target_set"), list(sets), key=f"sweep.ablate.set.{variant}")
     try:
         made = sweep_plan.ablation(variant, sets[name])
     except UserError as error:
@@ -236,7 +235,7 @@ def ablation_fields(model: str, saved: Sequence[TargetSet]) -> None:
 
 
 def fill_in_ablation(variant: str, name: str, sets: Mapping[str, Sequence[str]]) -> None:
-    """What is the same for all stays as it was typed."""
+    """Fill the form with an ablation; shared settings keep their values."""
     state: dict[str, Any] = {
         "name": f"ablation of {name}, {variant}"[:120],
         "models": [variant],
@@ -254,13 +253,13 @@ def is_backbone(name: str) -> bool:
 
 
 def target_options(outlines: Sequence[Outline], saved: Sequence[TargetSet]) -> dict[str, str | list[str]]:
-    """What is offered -> the value of the axis: names that all know, sets of any of them, saved sets that fit all."""
+    """Label -> value of the axis: the usual sets, recommended sets of any backbone, saved sets that fit all of them."""
     names = dict.fromkeys([*USUAL_SETS, *(name for one in outlines for name in targets.recommended_sets(one))])
     found: dict[str, str | list[str]] = {name: name for name in names}
     found[HEAD_ALONE] = []
     for one in saved:
-        if all(set(one.paths) <= {node.path for node in outline.nodes if node.adaptable} for outline in outlines):
-            found[label_of(one)] = shortest(outlines, one.paths)
+        if all(targets.has_all(outline, one.paths) for outline in outlines):
+            found[label_of(one)] = targets.shared_names(outlines, one.paths)
     return found
 
 
@@ -268,50 +267,41 @@ def label_of(saved: TargetSet) -> str:
     return f"saved: {saved.name} ({saved.variant})"
 
 
-def shortest(outlines: Sequence[Outline], paths: Sequence[str]) -> list[str]:
-    """Short names that mean exactly these modules in each of the outlines, else the paths."""
-    names = grammar.entries(targets.to_yaml(outlines[0], paths))
-    try:
-        same = all(set(targets.resolve_strict(one, names).paths) == set(paths) for one in outlines)
-    except TargetError:
-        same = False
-    return names if same else list(paths)
-
-
 def free_entry(text: str) -> str | list[str]:
-    """`q_proj,v_proj` is a list, `q_proj` a name. Raises ConfigError for what is neither."""
+    """`q_proj,v_proj` is a list, `q_proj` a name. Raises ConfigError for anything else."""
     entries = grammar.entries(text)
     return entries[0] if len(entries) == 1 else entries
 
 
-def axis_row(asked: Asked, number: int, *, drawn: bool) -> None:
-    """A further axis: its field, then its values or (where settings are drawn) its range."""
+def axis_row(asked: Asked, number: int, *, sampled: bool) -> None:
+    """One more axis: its field, then its values or (if settings are sampled) its range."""
     place = f"axis {number}"
     with st.container(border=True, gap="small"):
         a, b, c = st.columns([4, 3, 2], vertical_alignment="bottom")
         with a:
             name = st.selectbox(
-                "Field", offered_fields(), key=key(f"axis.{number}", unused_field()), persist_state="session"
-            )
+                "Field", offered_fields(), key=key(f"axis.{number}", unused_field()), format_func=axis_title,
+                persist_state="session",
+            )  # fmt: skip
         is_range = False
-        if drawn and sweep_spec.Axis(field=name, values=(0,)).is_number:
+        if sampled and sweep_spec.Axis(field=name, values=(0,)).is_number:
             with b:
                 drawn_from = key(f"axis.{number}.{name}.as", "range")
                 ways = ["values", "range"]
                 is_range = (
-                    st.segmented_control("Drawn from", ways, key=drawn_from, required=True, persist_state="session")
+                    st.segmented_control("Sampled from", ways, key=drawn_from, required=True, persist_state="session")
                     == "range"
                 )
         with c:
             st.button(
                 "Remove", icon=":material/delete:", key=f"sweep.remove.{number}", type="tertiary",
-                help="Take this axis away", on_click=remove_axis, args=(number,),
+                help="Remove this axis", on_click=remove_axis, args=(number,),
             )  # fmt: skip
         typed = range_widgets(number, name) if is_range else value_widgets(number, name)
         if name in grammar.PRESET_GROUPS:
-            st.caption(f"Presets of {name}: a name stands for several fields.")
+            st.caption(f"Presets of {name}: each name sets several fields.")
         else:
-            st.caption(help_of(name))
+            st.caption(config.field_help(name))
         asked.slots[place] = st.empty()
     try:
         asked.add_axis(place, {"field": name, **axis_of(name, typed)})
@@ -323,14 +313,20 @@ def offered_fields() -> list[str]:
     return [name for name in sweep_spec.axis_fields() if name not in NO_ROW]
 
 
+def axis_title(name: str) -> str:
+    """`Learning rate · training.lr`; a group of presets is its name."""
+    label = fields.title_of(name)
+    return name if label == name else f"{label} · {name}"
+
+
 def unused_field() -> str:
-    """What a new row begins with."""
+    """The field that a new row starts with."""
     held = {st.session_state.get(f"sweep.axis.{number}") for number in st.session_state["sweep.axes"]}
     return next(name for name in (*USUAL_FIELDS, *offered_fields()) if name not in held)
 
 
 def value_widgets(number: int, name: str) -> list[str] | str:
-    """The chosen values, or the typed ones as text."""
+    """The chosen values, or the typed text."""
     at, offered = f"axis.{number}.{name}", choices(name)
     if offered is None:
         return st.text_input("Values", key=key(at, ""), placeholder="1e-3, 5e-3", persist_state="session")
@@ -350,32 +346,26 @@ def range_widgets(number: int, name: str) -> dict[str, Any]:
     log = c.checkbox(
         "Log scale",
         key=key(f"{at}.log", name.endswith("lr")),
-        help="Each power of ten is as likely.",
+        help="Every power of ten is equally likely.",
         persist_state="session",
     )
     return {"low": low, "high": high, "log": log}
 
 
 def axis_of(name: str, typed: Any) -> dict[str, Any]:
-    """What the widgets of an axis say, in the form of sweep.Axis. Raises ConfigError."""
+    """The content of an axis's widgets, as sweep_spec.Axis takes it. Raises ConfigError."""
     if isinstance(typed, Mapping):
         if not (typed["low"].strip() and typed["high"].strip()):
-            raise ConfigError(f"From where to where does {name} go? Write both ends, such as 1e-4 and 1e-2.")
-        low, high = (as_number(typed[end], f"{end} of {name}") for end in ("low", "high"))
+            raise ConfigError(f"Enter both ends of the range for {fields.title_of(name)}, such as 1e-4 and 1e-2.")
+        low, high = (grammar.number(typed[end], end.capitalize()) for end in ("low", "high"))
         return {"low": low, "high": high, "log": typed["log"]}
     if not typed or (isinstance(typed, str) and not typed.strip()):
-        raise ConfigError(f"Which values of {name}?" + (" Write them with commas." if isinstance(typed, str) else ""))
+        how = ", separated by commas" if isinstance(typed, str) else ""
+        raise ConfigError(f"Enter values for {fields.title_of(name)}{how}.")
     if isinstance(typed, str):
         _, found = sweep_spec.parse_axis(f"{name}={typed}")
         return found if isinstance(found, dict) else {"values": found}
     return {"values": list(typed)}
-
-
-def as_number(text: str, what: str) -> float:
-    found = grammar.value(text) if text.strip() else None
-    if isinstance(found, int | float) and not isinstance(found, bool):
-        return float(found)
-    raise ConfigError(f"{what} = {text!r} is not a number. Write it like 0.002 or 2e-3.")
 
 
 def choices(name: str) -> list[str] | None:
@@ -384,8 +374,7 @@ def choices(name: str) -> list[str] | None:
         return list(grammar.presets(name))
     if name == "data.dataset":
         return list(synth.PRESETS)
-    annotation = dict(config.fields())[name].annotation
-    return [str(option) for option in get_args(annotation)] if get_origin(annotation) is Literal else None
+    return list(config.field_options(name)) or None
 
 
 def add_axis() -> None:
@@ -409,77 +398,76 @@ def sampler_fields(asked: Asked) -> None:
         with b:
             asked.values["trials"] = st.number_input(
                 "Trials", min_value=1, max_value=sweep_spec.MOST_RUNS, step=1, key=key("trials", 12),
-                help="How many settings are drawn.", persist_state="session",
+                help="How many settings are sampled.", persist_state="session",
             )  # fmt: skip
         with c:
             asked.values["sampler_seed"] = st.number_input(
-                "Seed of drawing", min_value=0, step=1, key=key("sampler_seed", 0),
-                help="The same seed draws the same settings.", persist_state="session",
+                "Sampler seed", min_value=0, step=1, key=key("sampler_seed", 0),
+                help="The same seed samples the same settings.", persist_state="session",
             )  # fmt: skip
     st.caption(f"{sampler}: {sweep_spec.SAMPLERS[sampler]}.")
     typed = st.text_input(
-        "Seeds", key=key("seeds", "0 1 2"), help="Each setting is trained once with each: a mean of one says little.",
+        "Seeds", key=key("seeds", "0 1 2"), help="Each setting is trained once per seed.",
         persist_state="session",
     )  # fmt: skip
     asked.slots["seeds"] = st.empty()
-    words = [word for word in re.split(r"[,\s]+", typed) if word]
-    if words and all(re.fullmatch(r"-?\d{1,10}", word) for word in words):
-        asked.values["seeds"] = [int(word) for word in words]
-    else:
-        asked.problems["seeds"] = f"Seeds = {typed!r}: write whole numbers with spaces between, such as 0 1 2."
+    try:
+        asked.values["seeds"] = sweep_spec.parse_seeds(typed)
+    except ConfigError as error:
+        asked.problems["seeds"] = str(error)
 
 
 def base_fields(asked: Asked) -> None:
-    """The fields that all runs share, but those that are an axis."""
+    """The fields that all runs share; those that are an axis are disabled."""
     axes = {axis["field"] for axis in asked.values["axes"]}
     made: dict[str, Any] = {}
     a, b = st.columns(2, vertical_alignment="bottom")
     with a:
         chosen = st.selectbox(
-            OWN_FIELD["data.dataset"], [*synth.PRESETS, OWN_DATA], key=key("data", base.data.dataset),
+            config.field_label("data.dataset"), fields.DATASET_CHOICES, key=key("data", base.data.dataset),
             help=help_of("data.dataset", axes), disabled="data.dataset" in axes, persist_state="session",
-            format_func=lambda n: n if n == OWN_DATA else f"{n}: 40 x {synth.PRESETS[n].clips_per_class} clips",
+            format_func=fields.dataset_title,
         )  # fmt: skip
     with b:
         if chosen == OWN_DATA:
             chosen = st.text_input(
-                "Folder or CSV file", key=key("data.own", ""), placeholder="/path/to/folder or clips.csv",
+                fields.PATH_LABEL, key=key("data.own", ""), placeholder=fields.PATH_EXAMPLE,
                 disabled="data.dataset" in axes, persist_state="session",
             ).strip()  # fmt: skip
     asked.slots["data.dataset"] = st.empty()
     if not chosen and "data.dataset" not in axes:
-        asked.problems["data.dataset"] = "Which folder, or which CSV file?"
+        asked.problems["data.dataset"] = NO_DATASET
     a, b, c = st.columns(3)
     with a:
         epochs = st.number_input(
-            OWN_FIELD["training.max_epochs"], min_value=1, step=1, key=key("epochs", base.training.max_epochs),
+            config.field_label("training.max_epochs"), min_value=1, step=1, key=key("epochs", base.training.max_epochs),
             help=help_of("training.max_epochs", axes), disabled="training.max_epochs" in axes, persist_state="session",
         )  # fmt: skip
     with b:
         parts.say_again("sweep.batch_size", None)
         batch = st.number_input(
-            OWN_FIELD["training.batch_size"], min_value=1, step=1, value=None, key="sweep.batch_size",
-            placeholder=EACH_ITS_OWN, help=help_of("training.batch_size", axes),
+            config.field_label("training.batch_size"), min_value=1, step=1, value=None, key="sweep.batch_size",
+            placeholder=EACH_DEFAULT, help=help_of("training.batch_size", axes),
             disabled="training.batch_size" in axes, persist_state="session",
         )  # fmt: skip
     with c:
         lr = st.text_input(
-            OWN_FIELD["training.lr"], key=key("lr", ""), placeholder=EACH_ITS_OWN,
+            config.field_label("training.lr"), key=key("lr", ""), placeholder=EACH_DEFAULT,
             help=help_of("training.lr", axes), disabled="training.lr" in axes, persist_state="session",
         )  # fmt: skip
         asked.slots["training.lr"] = st.empty()
     given: dict[str, Any] = {"data.dataset": chosen, "training.max_epochs": epochs, "training.batch_size": batch}
     if lr.strip():
         try:
-            given["training.lr"] = as_number(lr, OWN_FIELD["training.lr"])
+            given["training.lr"] = grammar.number(lr, config.field_label("training.lr"))
         except ConfigError as error:
             asked.problems["training.lr"] = str(error)
     for name, value in given.items():
         if value is not None and name not in axes:
             grammar.set_field(made, name, value)
     typed = st.text_area(
-        "More fields, one a line", key=key("lines", ""), placeholder="lora.r=4\naugment=none", height=90,
-        help="As on the command line: field=value, or group=preset.", persist_state="session",
+        "More fields, one per line", key=key("lines", ""), placeholder="lora.r=4\naugment=none", height=90,
+        help="As on the command line: field=value or group=preset.", persist_state="session",
     )  # fmt: skip
     asked.slots["lines"] = st.empty()
     try:
@@ -489,32 +477,29 @@ def base_fields(asked: Asked) -> None:
     asked.values["base"] = made
 
 
-def help_of(name: str, axes: Collection[str] = ()) -> str:
-    said = config.field_help(name)
-    return "This is an axis now." if name in axes else f"{said[:1].upper()}{said[1:]}."
+def help_of(name: str, axes: Collection[str]) -> str:
+    return "This field is an axis now." if name in axes else config.field_help(name)
 
 
 def more_fields(text: str) -> grammar.Draft:
-    """Lines of field=value as a draft. Raises UserError, also for a field that has a widget of its own."""
+    """Lines of field=value as a draft. Raises UserError, also for a field that has a separate widget."""
     found = grammar.parse(line.strip() for line in text.splitlines() if line.strip())
-    for name, title in OWN_FIELD.items():
+    for name in SHARED:
         part, _, leaf = name.partition(".")
         if leaf in found.get(part, {}):
-            raise ConfigError(f"{name} has a field of its own: {title}. Set it there.")
+            raise ConfigError(f"{name} has a separate field above: {config.field_label(name)}. Set it there.")
     return found
 
 
-# What it would run
+# The preview
 
 
 def built(asked: Asked) -> SweepSpec | None:
-    """The sweep, or None and one more problem, at the field it comes from."""
+    """The sweep; or None, with at least one problem recorded at the place where it comes from."""
     if asked.problems:
         return None
     if not asked.axes:
-        asked.problems["models"] = (
-            "A sweep needs something that differs: choose backbones or target sets, or add an axis."
-        )
+        asked.problems["models"] = "A sweep needs something to vary: choose backbones or target sets, or add an axis."
         return None
     try:
         return sweep_spec.build(asked.values)
@@ -529,37 +514,37 @@ def built(asked: Asked) -> SweepSpec | None:
 
 @st.cache_data(ttl=60, max_entries=50, show_spinner="Checking every setting ...")
 def look(spec: str, workspace_root: str, paces: int) -> sweep_plan.Plan:
-    """The plan of a sweep given as JSON, without its runs; remembered briefly, since each keystroke reruns the page.
+    """The plan of a sweep given as JSON, without its runs; cached briefly, because each keystroke reruns the page.
 
-    paces: how many kinds were measured by now. With one more, the time may be known.
+    paces: how many kinds of run have been timed so far. One more may make the total time known.
     """
     found = sweep_plan.plan(SweepSpec.model_validate_json(spec), Workspace(root=Path(workspace_root)))
     return replace(found, runs=())
 
 
 def preview(asked: Asked, spec: SweepSpec | None) -> None:
-    """What this sweep will be; the Start button says what is missing."""
+    """What the sweep will do; the Start button says which fields to fix."""
     top = st.container()
     if spec is None:
         for place, said in asked.problems.items():
             if place not in asked.slots:
                 st.error(parts.plain(said), icon=":material/error:")
         with top:
-            start_button("To start, mend: " + ", ".join(title_of(asked, place) for place in list(asked.problems)[:3]))
+            start_button(fields.start_label([title_of(place) for place in asked.problems], ""))
         return
     try:
         found = look(spec.model_dump_json(), str(default_workspace().root), len(timing.known(default_workspace())))
     except UserError as error:
         st.error(parts.plain(str(error)), icon=":material/error:")
         with top:
-            start_button("To start, mend: the settings")
+            start_button("Fix to start: the settings")
         return
     numbers(spec, found)
     leave_out = problems(spec, found)
     with top:
         ready = not found.problems or leave_out
         label = f"Start {found.run_count:,} {'run' if found.run_count == 1 else 'runs'}"
-        pressed = start_button(label if ready else "To start, mend: the settings that could only fail", ready=ready)
+        pressed = start_button(label if ready else "Fix to start: the invalid combinations", ready=ready)
         token = parts.form_token("sweep", pressed)
         if pressed:
             begin(spec, leave_out, token)
@@ -574,24 +559,24 @@ def start_button(label: str, *, ready: bool = False) -> bool:
     )
 
 
-def title_of(asked: Asked, place: str) -> str:
-    titles = {"models": "Backbones", "targets": "Target sets", "seeds": "Seeds", "lines": "More fields", **OWN_FIELD}
+def title_of(place: str) -> str:
+    titles = {"models": "Backbones", "targets": "Target sets", "seeds": "Seeds", "lines": "More fields"}
     if place.startswith("axis "):
-        return str(st.session_state.get(f"sweep.axis.{place.removeprefix('axis ')}", "an axis"))
-    return titles.get(place, place or "the axes or the seeds")
+        return fields.title_of(st.session_state.get(f"sweep.axis.{place.removeprefix('axis ')}", "an axis"))
+    return titles.get(place, fields.title_of(place) or "the axes or the seeds")
 
 
 def numbers(spec: SweepSpec, found: sweep_plan.Plan) -> None:
-    """How many runs, how long, how much disk."""
+    """The number of runs, the time and the disk space."""
     a, b, c = st.columns(3)
-    a.metric("Runs", f"{found.run_count:,}", help="Settings that could only fail are not counted.")
-    b.metric("Time", parts.duration(found.seconds), help="All runs one after another, as earlier ones took.")
-    c.metric("Disk", size_text(found.disk_bytes), help="Checkpoints, adapters and logs, roughly.")
+    a.metric("Runs", f"{found.run_count:,}", help="Without invalid combinations.")
+    b.metric("Time", parts.duration(found.seconds), help="All runs one after another, estimated from earlier runs.")
+    c.metric("Disk", size_text(found.disk_bytes), help="Checkpoints, adapters and logs; approximate.")
     seeds = len(spec.seeds)
-    drawn = "up to " if spec.learns else ""
+    most = "up to " if spec.learns else ""
     st.caption(
-        f"{drawn}{spec.trial_count:,} {'setting' if spec.trial_count == 1 else 'settings'} × {seeds} "
-        f"{'seed' if seeds == 1 else 'seeds'}; at most {sweep_spec.MOST_RUNS:,} runs a sweep."
+        f"{most}{spec.trial_count:,} {'setting' if spec.trial_count == 1 else 'settings'} × {seeds} "
+        f"{'seed' if seeds == 1 else 'seeds'}; at most {sweep_spec.MOST_RUNS:,} runs per sweep."
     )
     if found.untimed:
         doing = intake.look(timing.folder(default_workspace()))
@@ -599,41 +584,40 @@ def numbers(spec: SweepSpec, found: sweep_plan.Plan) -> None:
         st.fragment(time_unknown, run_every=REFRESH_S if running else None)(found.untimed, running)
     free = shutil.disk_usage(default_workspace().root).free
     if found.disk_bytes > free:
-        st.warning(f"Only {size_text(free)} of disk are free.", icon=":material/hard_drive:")
+        st.warning(f"Only {size_text(free)} of disk space is free.", icon=":material/hard_drive:")
 
 
 def time_unknown(untimed: Sequence[RunConfig], was_running: bool) -> None:
-    """Which kinds nobody timed here, and measuring them; the whole page is drawn anew when that begins or ends."""
+    """The settings not timed on this machine and a button to time them; when that starts or ends, the page reruns."""
     workspace = default_workspace()
     doing = intake.look(timing.folder(workspace))
     if (doing is not None and doing.is_running) != was_running:
         st.rerun()
     variants = list(dict.fromkeys(config.model.variant for config in untimed))
-    was = "was" if len(variants) == 1 else "were"
     st.caption(
-        f"Time: not known yet. {', '.join(variants)} {was} never trained here on this data with this batch size and "
-        "as many targets."
+        f"Time unknown: these settings of {', '.join(variants)} have not been timed on this machine (same data, batch "
+        "size and number of targets)."
     )
     if doing and doing.is_running:
         done, total = doing.done, doing.total or len(untimed)
         what = f" {doing.doing}, {done + 1} of {total}" if doing.total else ""
-        st.progress(min(1.0, done / total), text=parts.plain(f"Measuring{what} ..."))
+        st.progress(min(1.0, done / total), text=parts.plain(f"Timing{what} ..."))
         st.button(
-            "Stop measuring", icon=":material/stop_circle:", key="sweep.measure.stop", on_click=intake.ask_to_stop,
-            args=(timing.folder(workspace),), help="After the one that is being timed. What was measured is kept.",
+            "Stop timing", icon=":material/stop_circle:", key="sweep.measure.stop", on_click=intake.ask_to_stop,
+            args=(timing.folder(workspace),), help="Stops after the current test. Finished tests are kept.",
         )  # fmt: skip
         return
     count = len(untimed)
     st.button(
-        "Measure" if count == 1 else f"Measure {count} kinds", icon=":material/timer:", key="sweep.measure",
-        on_click=measure, args=(untimed,),
-        help=f"Times {timing.STEPS} steps of each on noise, in a process of its own, which takes some seconds to "
-        "start; neither data nor weights are needed. Goes on while this page is closed. While something trains here, "
-        "it comes out too slow.",
+        f"Estimate time ({count} short {'test' if count == 1 else 'tests'})", icon=":material/timer:",
+        key="sweep.measure", on_click=measure, args=(untimed,),
+        help=f"Times {timing.STEPS} training steps of each setting on noise, in a separate process that takes some "
+        "seconds to start; needs neither data nor weights. Continues if you close this page. The estimate is too long "
+        "if other runs are training meanwhile.",
     )  # fmt: skip
     if doing:
         stopped = doing.error == intake.STOPPED
-        said = "Measuring was stopped. What was measured is kept." if stopped else doing.error
+        said = "Timing was stopped. Finished tests are kept." if stopped else doing.error
         show, icon = (st.info, "stop_circle") if stopped else (st.error, "error")
         show(parts.plain(f"{parts.when(doing.at_ms)}: {said}"), icon=f":material/{icon}:")
     if refused := st.session_state.pop("sweep.measure.refused", ""):
@@ -642,30 +626,32 @@ def time_unknown(untimed: Sequence[RunConfig], was_running: bool) -> None:
 
 def measure(untimed: Sequence[RunConfig]) -> None:
     try:
-        timing.start(default_workspace(), untimed)  # False: somebody was faster; theirs is shown instead
+        timing.start(default_workspace(), untimed)  # False: already started by another process
     except SousaError as error:
         st.session_state["sweep.measure.refused"] = str(error)
 
 
 def problems(spec: SweepSpec, found: sweep_plan.Plan) -> bool:
-    """The settings that could only fail, by cause; True if the sweep shall start without them."""
+    """Show the invalid combinations, grouped by cause; returns whether to start without them."""
     if not found.problems:
         return False
     hit = sum(len(problem.settings) for problem in found.problems)
     with st.container(border=True, gap="small"):
         for problem in found.problems:
             count = len(problem.settings)
-            st.markdown(f":red[:material/close:] **{count} {'setting' if count == 1 else 'settings'} could only fail**")
+            st.markdown(f":red[:material/close:] **{count} invalid {'combination' if count == 1 else 'combinations'}**")
             st.text(problem.message)
             labels = [sweep_spec.label(setting) for setting in problem.settings]
             more = f" and {count - 4} more" if count > 4 else ""
             st.caption(parts.plain("; ".join(labels[:4]) + more))
         if spec.learns:
-            st.caption(f"{spec.sampler} draws as it goes: take what could only fail out of the axes.")
+            st.caption(
+                f"{spec.sampler} chooses settings while the sweep runs: remove the invalid combinations from the axes."
+            )
             return False
         if not found.run_count:
             return False
-        # The number is part of the key: a tick means these settings, not others that fail later.
+        # The number is part of the key: a tick is for these settings, not for others that turn out invalid later.
         return st.checkbox(f"Start without these {hit}", key=f"sweep.leave_out.{hit}")
 
 
@@ -683,13 +669,13 @@ def begin(spec: SweepSpec, leave_out: bool, form_token: str) -> None:
 
 def the_same(spec: SweepSpec, leave_out: bool = False) -> None:
     """The sweep as a command and as YAML."""
-    st.markdown("**The same from a terminal**")
+    st.markdown("**Run this from a terminal**")
     try:
         st.code(sweep_words.to_command(spec, skip_invalid=leave_out), language="bash", wrap_lines=True)
     except ConfigError as error:
         st.caption(parts.plain(str(error)))
     written = sweep_spec.to_yaml(spec)
-    with st.expander("The same as YAML"):
+    with st.expander("Definition as YAML"):
         st.code(written, language="yaml")
     st.download_button(
         "Download YAML", written, file_name="sweep.yaml", mime="application/yaml", icon=":material/download:",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -28,7 +27,7 @@ from sousa_engine.core.records import Curve, Run, Summary, Sweep, SweepStatus
 from sousa_engine.core.sweep_spec import SweepSpec
 from sousa_engine.runs import sweep_learner, sweep_orders, sweep_plan
 from sousa_engine.store import Store
-from sousa_engine.web import parts, sweep_form
+from sousa_engine.web import handover, parts, sweep_form
 from sousa_engine.web.components.trial_tiles import Wish, trial_tiles
 from sousa_engine.web.report_view import report_downloads
 
@@ -41,7 +40,7 @@ SHOWN_STATUSES = ("running", "starting", "stopping", "queued", "finished", "prun
 def one_sweep(found: Sweep) -> None:
     """Draw the sweep, refreshed every few seconds while it can still change."""
     with parts.open_store() as store:
-        runs = store.sweep_runs(found.id)
+        runs = store.sweeps.runs(found.id)
     spec = sweep_spec.build(found.spec)
     header(found, spec, tally(found, runs).failed)
     if found.reason:
@@ -141,7 +140,7 @@ def enlarge(sweep_id: str, verb: Callable[[Store, Sweep], int], refused: str) ->
     st.session_state.pop(refused, None)
     try:
         with parts.open_store() as store:
-            found = store.sweep(sweep_id)
+            found = store.sweeps.get(sweep_id)
             assert found is not None
             count = verb(store, found)
     except SousaError as error:
@@ -154,10 +153,8 @@ def enlarge(sweep_id: str, verb: Callable[[Store, Sweep], int], refused: str) ->
 
 
 def add_seeds(seeds: str, store: Store, found: Sweep) -> int:
-    words = [word for word in re.split(r"[,\s]+", st.session_state[seeds]) if word]
-    if not words or not all(word.isdecimal() for word in words):
-        raise ConfigError("Enter whole numbers separated by spaces, such as 3 4.")
-    return len(sweep_orders.add_seeds(store, found, [int(word) for word in words], created_by="page"))
+    more = sweep_spec.parse_seeds(st.session_state[seeds])
+    return len(sweep_orders.add_seeds(store, found, more, created_by="page"))
 
 
 def extend(axis: str, values: str, store: Store, found: Sweep) -> int:
@@ -176,11 +173,11 @@ def add_trials(count: str, store: Store, found: Sweep) -> int:
 
 def wall(sweep_id: str, drawn: tuple[object, ...]) -> None:
     with parts.open_store() as store:
-        found = store.sweep(sweep_id)
+        found = store.sweeps.get(sweep_id)
         assert found is not None
-        runs = store.sweep_runs(sweep_id)
+        runs = store.sweeps.runs(sweep_id)
         now = latest(runs)
-        summaries = store.summaries([run.id for run in now])
+        summaries = store.metrics.summaries([run.id for run in now])
         curves = valid_curves(store, now, summaries)
     if standing(found, runs) != drawn:
         st.rerun()
@@ -211,7 +208,7 @@ def wall(sweep_id: str, drawn: tuple[object, ...]) -> None:
 
 def valid_curves(store: Store, runs: Sequence[Run], summaries: Mapping[str, Mapping[str, Summary]]) -> dict[str, Curve]:
     return {
-        run.id: store.curve(run.id, sweep_plan.METRIC, max_points=POINTS)
+        run.id: store.metrics.curve(run.id, sweep_plan.METRIC, max_points=POINTS)
         for run in runs
         if sweep_plan.METRIC in summaries[run.id]
     }
@@ -333,8 +330,8 @@ def rerun(sweep_id: str, run_ids: Sequence[str], typed: str | None, form: str) -
     try:
         targets = None if typed is None else grammar.entries(st.session_state[typed])
         with parts.open_store() as store:
-            found = store.sweep(sweep_id)
-            runs = [run for run in map(store.run, run_ids) if run is not None]
+            found = store.sweeps.get(sweep_id)
+            runs = [run for run in map(store.runs.get, run_ids) if run is not None]
             assert found is not None
             queued = sweep_orders.rerun(store, found, runs, targets=targets, created_by="page", form_token=token)
     except SousaError as error:
@@ -350,12 +347,12 @@ def definition(found: Sweep, spec: SweepSpec) -> None:
     with st.expander("Definition", icon=":material/description:"):
         st.button(
             "Clone into a new sweep", icon=":material/content_copy:", key="sweep.clone", on_click=clone,
-            args=(found,), help="Fills the form with these settings.",
+            args=(spec,), help="Fills the form with these settings.",
         )  # fmt: skip
         sweep_form.the_same(spec)
 
 
-def clone(found: Sweep) -> None:
-    name = found.spec.get("name")
-    st.session_state[sweep_form.DRAFT] = {**found.spec, "name": f"{name}, again"[:120] if name else ""}
+def clone(spec: SweepSpec) -> None:
+    name = f"{spec.name}, again"[: sweep_spec.MOST_LETTERS] if spec.name else ""
+    handover.leave_sweep_draft(spec.model_copy(update={"name": name}))
     st.query_params.clear()

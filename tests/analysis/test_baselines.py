@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from collections import Counter
 from dataclasses import replace
@@ -52,11 +53,35 @@ def recordings():
 
 @pytest.fixture
 def drums(tmp_path, recordings):
+    return written(tmp_path / "drums", recordings)
+
+
+def written(folder, recordings):
     for (split, label, i), waveform in recordings.items():
-        path = tmp_path / "drums" / split / label / f"{i}.wav"
+        path = folder / split / label / f"{i}.wav"
         path.parent.mkdir(parents=True, exist_ok=True)
         soundfile.write(path, waveform, synth.sound.SAMPLE_RATE_HZ)
-    return tmp_path / "drums"
+    return folder
+
+
+@pytest.fixture(scope="module")
+def workspace_of_all(tmp_path_factory, recordings):
+    """A workspace that has the baselines of such drums; for tests that only read."""
+    workspace = Workspace(root=tmp_path_factory.mktemp("computed"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(baselines, "_TREES", 40)
+        baselines.compute(opened(written(tmp_path_factory.mktemp("of all") / "drums", recordings)), workspace)
+    return workspace
+
+
+@pytest.fixture
+def computed(drums, workspace, workspace_of_all):
+    """The baselines of `drums`, in `workspace` too."""
+    (kept,) = (workspace_of_all.cache / "baselines").iterdir()
+    shutil.copytree(kept, baselines.folder_of(opened(drums), workspace))
+    found = baselines.cached(opened(drums), workspace)
+    assert found is not None
+    return found
 
 
 def opened(root, **settings):
@@ -77,9 +102,8 @@ def test_patterns_that_sound_alike_on_average_are_told_apart_by_their_onsets(dru
     assert len(found[ONSETS].tried) == 3 and not found[MAJORITY].tried
 
 
-def test_predictions_are_kept_clip_by_clip_and_pair_with_a_runs(drums, workspace):
-    manifest = opened(drums)
-    found = baselines.compute(manifest, workspace)
+def test_predictions_are_kept_clip_by_clip_and_pair_with_a_runs(drums, computed):
+    manifest, found = opened(drums), computed
     for one in found.baselines:
         predictions = found.predictions(one.name)
         assert {p.clip_id for p in predictions} == {manifest.clips[i].clip_id for i in manifest.indices("test")}
@@ -90,8 +114,8 @@ def test_predictions_are_kept_clip_by_clip_and_pair_with_a_runs(drums, workspace
     assert difference is not None and difference.n == 9 and difference.only_second == 6
 
 
-def test_a_second_call_computes_nothing_even_in_another_process(drums, workspace, monkeypatch):
-    first = baselines.compute(opened(drums), workspace)
+def test_a_second_call_computes_nothing_even_in_another_process(drums, workspace, computed, monkeypatch):
+    first = computed
     monkeypatch.setattr(rhythm, "hear", never)
     monkeypatch.setattr(baselines, "_measure", never)
     assert baselines.compute(opened(drums), workspace, tell=never) == first
@@ -122,10 +146,9 @@ def test_where_nothing_was_computed_or_the_data_is_gone_there_is_none(drums, wor
     assert baselines.find(workspace, RunConfig(data=DataConfig(dataset=str(drums / "gone")))) == ()
 
 
-def test_classifiers_are_fitted_on_train_and_chosen_by_valid_never_by_test(drums, workspace, monkeypatch):
+def test_classifiers_are_fitted_on_train_and_chosen_by_valid_never_by_test(drums, workspace, computed):
     """Whatever test holds: with test recordings of all other classes, fit and choice stay as they are."""
-    manifest = opened(drums)
-    found = baselines.compute(manifest, workspace)
+    manifest, found = opened(drums), computed
     asked = baselines._ask(manifest)
     moved = {c.clip_id: manifest.classes[(manifest.classes.index(c.label) + 1) % 3] for c in manifest.clips}
     wrong = replace(
@@ -153,10 +176,10 @@ def test_of_many_clips_some_are_drawn_evenly_but_test_is_whole(drums, monkeypatc
     assert sorted(Counter(clip.label for clip in train).values()) == [2, 2, 3]
 
 
-def test_what_a_page_or_a_report_finds_is_of_exactly_the_clips_that_a_run_was_asked(drums, workspace):
+def test_what_a_page_or_a_report_finds_is_of_exactly_the_clips_that_a_run_was_asked(drums, workspace, computed):
     config = RunConfig(data=DataConfig(dataset=str(drums)))
-    assert baselines.find(workspace, config) == ()
-    found = baselines.compute(opened(drums), workspace)
+    assert baselines.find(Workspace(root=workspace.root / "another"), config) == ()
+    found = computed
     assert baselines.find(workspace, config) == found.baselines
     assert baselines.find(workspace, RunConfig(data=DataConfig(dataset=str(drums), clip_s=1.0))) == ()
     asked = found.predictions(ONSETS)
@@ -233,7 +256,7 @@ def test_the_command_prints_a_table_with_n_and_intervals_and_the_next_step(sousa
     assert again.stdout == done.stdout and not again.stderr
 
 
-def test_the_command_prints_json(sousa, drums):
+def test_the_command_prints_json(sousa, drums, computed):
     facts = json.loads(sousa(drums, "--json").stdout)
     onsets = facts["baselines"][2]
     assert onsets["name"] == "onset-sequence" and onsets["n"] == 9 and onsets["accuracy"] == 1.0
@@ -297,14 +320,15 @@ def button(at, label):
     return next((one for one in at.button if one.label == label), None)
 
 
-def test_the_page_offers_to_compute_and_then_shows_what_was(visit, drums, workspace, monkeypatch):
+def test_the_page_offers_to_compute(visit, drums, monkeypatch):
     asked = []
     monkeypatch.setattr(background, "compute_baselines", lambda workspace, data: asked.append(data) or True)
     at = visit()
     button(at, "Compute").click().run()
     assert not at.exception and [data.dataset for data in asked] == [str(drums)]
 
-    baselines.compute(opened(drums), workspace)
+
+def test_the_page_shows_what_was_computed(visit, computed):
     at = visit()
     table = next(frame.value for frame in at.dataframe if "baseline" in frame.value.columns)
     assert table["baseline"].tolist() == ["Majority class", "Pooled log-mel statistics", "Onset sequence"]

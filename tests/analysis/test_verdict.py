@@ -2,12 +2,12 @@
 
 import dataclasses
 import gc
+import importlib
 import itertools
 import re
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from benchmarks import verdict as simulation
 from sousa_engine.analysis import two_level
@@ -15,6 +15,19 @@ from sousa_engine.analysis.verdict import Group, LeftOut, Measured, Outcome, gro
 from sousa_engine.core.records import Prediction
 
 CLIPS = 480
+
+
+@pytest.fixture(scope="module", autouse=True)
+def frozen_garbage():
+    """statsmodels collects garbage at each call, which takes longer than the verdict if it looks through everything."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="module")
+def stats():
+    """Imported by the process that runs these tests, and not by each that collects them."""
+    return importlib.import_module("scipy.stats")
 
 
 def group(name, *counts, clips=CLIPS, **more):
@@ -55,7 +68,7 @@ def same_seeds(right_alone, wrong_alone, seeds=3, clips=CLIPS):
 
 
 @pytest.mark.parametrize(("alone", "other"), [(5, 0), (7, 1), (10, 2), (12, 4), (30, 20)])
-def test_without_luck_of_seeds_p_is_about_that_of_the_sign_test(alone, other):
+def test_without_luck_of_seeds_p_is_about_that_of_the_sign_test(stats, alone, other):
     (found,) = two_level.estimates(same_seeds(alone, other), [(0, 1)])
     assert found.difference == pytest.approx((alone - other) / CLIPS)
     exact = stats.binomtest(other, alone + other).pvalue
@@ -63,7 +76,7 @@ def test_without_luck_of_seeds_p_is_about_that_of_the_sign_test(alone, other):
     assert (found.low <= 0 <= found.high) == (found.p > 0.05)
 
 
-def test_without_luck_of_clips_p_is_that_of_welch_s_t_test():
+def test_without_luck_of_clips_p_is_that_of_welch_s_t_test(stats):
     first, second = [1, 1, 1, 1, 0, 1], [0, 1, 0, 0]
     right = [np.repeat(np.array(seeds, bool)[:, None], 400, axis=1) for seeds in (first, second)]
     (found,) = two_level.estimates(right, [(0, 1)])
@@ -90,7 +103,7 @@ def test_seeds_that_agree_by_luck_still_vary_by_what_they_do_alone():
     assert found.high - found.low > 2 * 2.78 * np.sqrt(2 * own / 3)  # t with 4 degrees of freedom, at least
 
 
-def test_number_of_seeds_that_would_tell_is_computed_by_hand():
+def test_number_of_seeds_that_would_tell_is_computed_by_hand(stats):
     found = two_level.Estimate(
         n=1000, seeds=(5, 5), difference=0.02, low=0, high=0, p=0.1,
         seed_variances=(4e-4, 4e-4), own_variances=(0, 0), clip_variance=0,
@@ -359,16 +372,8 @@ def test_groups_that_cannot_be_told_apart_or_differ_in_clips_are_refused():
 # The simulation
 
 
-@pytest.fixture
-def frozen_garbage():
-    """statsmodels collects garbage at each call, which takes longer than the verdict if it looks through everything."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
 @pytest.mark.parametrize("seeds", [3, 5])
-def test_false_winners_among_equal_settings_are_at_most_one_in_twenty(seeds, frozen_garbage):
+def test_false_winners_among_equal_settings_are_at_most_one_in_twenty(seeds):
     """The rules that one would think of first fail on the very same runs, so the bound is not met for free."""
     world = simulation.World(seeds=seeds, clips=480, sd=(3,) * 4, accuracy=0.9, difficulty=2, taste=0.5, own=0.5)
     rates = simulation.rates(world, repeats=80, draws=2000)["false"]
@@ -378,7 +383,7 @@ def test_false_winners_among_equal_settings_are_at_most_one_in_twenty(seeds, fro
         assert rates[naive] > 0.05, naive
 
 
-def test_a_lead_of_six_points_is_mostly_found_with_five_seeds(frozen_garbage):
+def test_a_lead_of_six_points_is_mostly_found_with_five_seeds():
     world = simulation.World(seeds=5, clips=480, sd=(1, 1), leads=(6, 0))
     row = simulation.rates(world, repeats=40, draws=2000)
     assert row["found"]["engine"] >= 0.8 and row["false"]["engine"] == 0

@@ -2,7 +2,7 @@
 
 studio   a running server (one per test file); .url, .workspace, .stop(), .kill(), .start()
 browser  one Chromium for the whole session
-page     a fresh tab (1400 x 900) that knows the address: page.goto("/backbones"); fails the test on page errors
+page     an empty tab (1400 x 900) that knows the address: page.goto("/backbones"); fails the test on page errors
 settled  settled(page): wait until the script of that tab has run
 tree     the module tree of that tab (tree_page.py); outline: what it shows unless told otherwise
 """
@@ -42,6 +42,7 @@ CHROMIUM_FLAGS = [
     "LensOverlay,MediaRouter,PaintHolding,ThirdPartyStoragePartitioning,AvoidCorsURLLoaderRestartOnRedirect,"
     "OptimizationHints,NetworkTimeServiceQuerying,AimEnabled,PreconnectToSearch",
 ]
+VIEWPORT = {"width": 1400, "height": 900}
 DEADLINE_MS = 240_000  # a deadline, not a pace: the machine may be busy with training
 IDLE = "[data-testid=stApp][data-test-script-state=notRunning]"
 
@@ -165,23 +166,45 @@ def browser():
 @pytest.fixture(scope="module")
 def context(studio, browser):
     """One for the tests of a file: Streamlit's scripts are loaded and compiled once, which halves what a page costs."""
-    context = browser.new_context(base_url=studio.url, viewport={"width": 1400, "height": 900})
+    context = browser.new_context(base_url=studio.url, viewport=VIEWPORT)
     context.set_default_timeout(DEADLINE_MS)
     yield context
     context.close()
 
 
+@pytest.fixture(scope="module")
+def tabs(context):
+    """tabs(): the tab of a file. In one that showed the studio before, it is there again for half the work."""
+    tab = None
+
+    def get():
+        nonlocal tab
+        tab = context.new_page() if tab is None or tab.is_closed() else tab
+        return tab
+
+    return get
+
+
 @pytest.fixture
-def page(context, studio):
-    """A new tab. Whatever a test leaves in the browser is removed afterwards."""
-    page = context.new_page()
+def page(request, context, studio, tabs):
+    """An empty tab. What a test leaves in it is taken out behind it; after one marked own_tab, the tab itself."""
+    page = tabs()
+    page.set_viewport_size(VIEWPORT)
     errors: list[str] = []
-    page.on("pageerror", lambda error: errors.append(str(error)))
+
+    def note(error):
+        errors.append(str(error))
+
+    page.on("pageerror", note)
     yield page
+    page.remove_listener("pageerror", note)
     if page.url.startswith(studio.url):
-        page.evaluate("localStorage.clear()")
+        page.evaluate("localStorage.clear(); sessionStorage.clear()")
     for opened in context.pages:
-        opened.close()
+        if opened != page or request.node.get_closest_marker("own_tab"):
+            opened.close()
+    if not page.is_closed():
+        page.goto("about:blank")
     context.clear_cookies()
     context.clear_permissions()
     assert not errors, errors

@@ -22,7 +22,7 @@ def training(studio):
     training = Training.begin(studio.workspace, config(max_epochs=100))
     yield training
     with Store.open(studio.workspace) as store:
-        run = store.run(training.run.id)
+        run = store.runs.get(training.run.id)
     if run and not run.status.is_over:
         training.end(RunStatus.STOPPED, "The test is over.")
 
@@ -124,7 +124,7 @@ def test_legend_reads_the_values_at_the_cursor_and_hides_a_curve(page, watch, tr
 
 def test_queued_run_says_what_it_waits_for_and_can_be_taken_out(page, studio, training):
     with Store.open(studio.workspace) as store:
-        queued = store.enqueue(config(seed=9))
+        queued = store.runs.enqueue(config(seed=9))
     page.goto(f"/run?id={queued.id}")
     expect(page.get_by_text("Waiting in the queue")).to_be_visible()
     expect(page.get_by_text("Curves appear after the first step.").first).to_be_visible()
@@ -154,7 +154,7 @@ def test_stop_button_asks_the_run_to_stop(page, watch, studio, training):
     page.get_by_role("button", name="Stop and save").click()
     expect(page.get_by_text("Saving a checkpoint, then stopping")).to_be_visible()
     with Store.open(studio.workspace) as store:
-        run = store.run(training.run.id)
+        run = store.runs.get(training.run.id)
     assert run.status is RunStatus.STOPPING
     expect(page.get_by_role("button", name="Stopping")).to_be_disabled()
     training.end(RunStatus.STOPPED, "Stopped at step 12.")
@@ -205,6 +205,7 @@ def test_charts_stand_side_by_side_and_are_stacked_on_a_phone(page, watch, train
     assert loss.bounding_box()["x"] + loss.bounding_box()["width"] <= 390
 
 
+@pytest.mark.own_tab
 def test_the_last_label_below_a_chart_is_whole(page, watch, training):
     page.add_init_script("""
         window.drawn = []

@@ -29,7 +29,7 @@ def until(condition, what):
 
 def run_of(studio, run_id):
     with Store.open(studio.workspace, readonly=True) as store:
-        return store.run(run_id)
+        return store.runs.get(run_id)
 
 
 def launch_from_page(page, settled, *, epochs, seed):
@@ -126,7 +126,7 @@ def test_killing_the_studio_does_not_touch_the_training_and_stop_saves_a_checkpo
     newest = sorted((folder / "checkpoints").glob("step-*"))[-1]
     last = json.loads((newest / "facts.json").read_text())["step"]
     with Store.open(studio.workspace, readonly=True) as store:
-        assert store.summaries([run_id])[run_id]["train/loss"].last_step == last
+        assert store.metrics.summaries([run_id])[run_id]["train/loss"].last_step == last
     page.reload()
     settled(page)
     expect(page.get_by_text(f"Stopped at step {last}.").first).to_be_visible()

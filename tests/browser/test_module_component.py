@@ -2,6 +2,7 @@
 
 import json
 import random
+from types import SimpleNamespace
 
 import pytest
 from streamlit.testing.v1 import AppTest
@@ -35,6 +36,12 @@ def data_for(**given):
     app.run()
     assert not app.exception
     return json.loads(app.get("bidi_component")[0].proto.json)
+
+
+@pytest.fixture(scope="module")
+def studio():
+    """None: nothing here is asked of a server."""
+    return SimpleNamespace(url="http://127.0.0.1:9")
 
 
 @pytest.fixture
@@ -148,7 +155,7 @@ def test_keys_move_fold_and_tick(alone):
     tree.press("Space")
     tree.until(layers=12)
     label = tree.row("classifier.dense").get_attribute("aria-label")
-    assert "its policy decides" in label
+    assert "set by the head policy" in label
     tree.press("/")
     assert tree.search.evaluate("e => e.getRootNode().activeElement === e")
 
@@ -240,7 +247,7 @@ def test_ranks_by_key_and_what_does_not_fit(alone):
     for text in ("769", "0", "-3", "2.5", "many"):
         tree.rank(q).fill(text)
         assert tree.rank(q).get_attribute("aria-invalid") == "true"
-        tree.page.get_by_text(f"{text} is no rank for {q}. Choose 1 to 768.").wait_for()
+        tree.page.get_by_text(f"{text} is not a valid rank for {q}. Enter 1 to 768.").wait_for()
         tree.until(adapters=17 * 1536)
     tree.rank(q).fill("768")
     tree.until(adapters=768 * 1536)

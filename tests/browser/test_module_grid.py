@@ -110,7 +110,7 @@ def test_a_rank_of_its_own_is_counted_kept_over_a_reload_and_arrives_on_launch(t
     tree.page.get_by_text(f"{q}: 32").wait_for()
     tree.click("Launch with these targets")
     tree.page.get_by_role("heading", name="Launch", exact=True).wait_for()
-    tree.page.get_by_text("1 of them with a rank of their own").wait_for()
+    tree.page.get_by_text("1 module has a separate rank, set in the tree.").wait_for()
     tree.page.go_back()
     tree.row(BODY).wait_for()
     tree.until(trainable=says.trainable)

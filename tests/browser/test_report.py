@@ -18,8 +18,8 @@ def file(tmp_path_factory):
     workspace = Workspace(root=folder)
     sweep_id = seed_sweep(workspace, seeds=(1, 2), pruned=1)
     with Store.open(workspace) as store:
-        store.rename(store.sweep_runs(sweep_id)[0].id, NAME)
-        text = report.html(report.read(store, sweep=store.find_sweep(sweep_id)))
+        store.runs.rename(store.sweeps.runs(sweep_id)[0].id, NAME)
+        text = report.html(report.read(store, sweep=store.sweeps.find(sweep_id)))
     path = folder / "report.html"
     path.write_text(text, encoding="utf-8")
     return path

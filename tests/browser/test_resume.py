@@ -11,6 +11,7 @@ from seeding import Training, config, no_supervisor
 from sousa_engine.core.records import RunStatus
 from sousa_engine.data import manifest
 from sousa_engine.store import Store
+from sousa_engine.store.ledger import Ledger
 from sousa_engine.training import checkpoint
 
 pytestmark = pytest.mark.browser
@@ -33,8 +34,8 @@ def test_curves_move_again_after_resume_is_pressed(studio, page, settled):
         expect(page.get_by_role("button", name="Remove from queue")).to_be_visible()
         expect(page.get_by_text(re.compile(r"^queued for \d+ s$"))).to_be_visible()  # since the resume
         with Store.open(studio.workspace) as store:
-            assert store.claim("cpu", training.nonce).id == run.id
-            store.mark_running(run.id, training.nonce, started_at_ms=training.clock[0])
+            assert Ledger(store).claim("cpu", training.nonce).id == run.id
+            Ledger(store).mark_running(run.id, training.nonce, started_at_ms=training.clock[0])
         training.steps(10)
         expect(page.get_by_text("step 60", exact=True).first).to_be_visible()
         training.end(RunStatus.STOPPED, "Stopped at step 60.")

@@ -78,7 +78,7 @@ def test_ticks_stay_with_their_runs_when_a_new_one_arrives_and_when_the_order_ch
     table.tick(first)
     expect(table.page.get_by_text("2 runs ticked")).to_be_visible()
     with Store.open(studio.workspace) as store:
-        newest = store.enqueue(config(seed=9, name="zz newest"))
+        newest = store.runs.enqueue(config(seed=9, name="zz newest"))
     try:
         table.order(newest, third, second, first)  # it came by itself
         table.ticked(first, third)
@@ -98,8 +98,8 @@ def test_ticks_stay_with_their_runs_when_a_new_one_arrives_and_when_the_order_ch
         expect(table.page.get_by_role("heading", name="Compare", exact=True)).to_be_visible()
     finally:
         with Store.open(studio.workspace) as store:
-            store.request_stop(newest.id)
-            store.delete([newest.id])
+            store.runs.request_stop(newest.id)
+            store.marks.delete([newest.id])
 
 
 def test_clicks_faster_than_the_answer_all_count(table, runs):
@@ -212,7 +212,7 @@ def test_a_button_acts_on_a_tick_that_the_page_has_yet_to_show(studio, table):
     for run in (one, two):
         expect(table.row(run)).to_have_count(0)
     with Store.open(studio.workspace) as store:
-        store.delete([one.id, two.id])
+        store.marks.delete([one.id, two.id])
 
 
 def test_what_people_wrote_is_text_and_never_markup(studio, table, runs):
@@ -220,8 +220,8 @@ def test_what_people_wrote_is_text_and_never_markup(studio, table, runs):
     run = Training.begin(studio.workspace, config(seed=8, max_epochs=1, name=hostile)).finish()
     try:
         with Store.open(studio.workspace) as store:
-            store.set_tags(run.id, ["<i>tag</i>"])
-            store.set_note(run.id, '"><script>boom()</script>')
+            store.marks.set_tags(run.id, ["<i>tag</i>"])
+            store.marks.set_note(run.id, '"><script>boom()</script>')
         table.open()
         expect(table.row(run).get_by_role("link")).to_have_text(hostile)
         expect(table.row(run).locator(".tag")).to_have_text("<i>tag</i>")
@@ -229,7 +229,7 @@ def test_what_people_wrote_is_text_and_never_markup(studio, table, runs):
         assert table.row(run).locator("img, b, script").count() == 0
     finally:
         with Store.open(studio.workspace) as store:
-            store.delete([run.id])
+            store.marks.delete([run.id])
 
 
 def test_a_phone_sees_cards_and_sorts_them(table, runs):

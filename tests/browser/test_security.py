@@ -76,11 +76,12 @@ def test_the_studio_refuses_to_listen_for_others_without_a_token(studio, address
     assert "SOUSA_TOKEN" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.own_tab
 def test_names_of_runs_are_text_on_every_page(studio, page, settled):
     with Store.open(studio.workspace) as store:
-        runs = [store.enqueue(RunConfig(name=name)) for name in NAMES]
+        runs = [store.runs.enqueue(RunConfig(name=name)) for name in NAMES]
         for run in runs:
-            store.request_stop(run.id)
+            store.runs.request_stop(run.id)
     dialogs = []
     page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
     compare = "&".join(f"run={run.id}" for run in runs[:2])

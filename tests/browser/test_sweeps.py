@@ -83,7 +83,7 @@ def test_a_tile_follows_its_run_without_a_reload_and_ticked_ones_land_on_compare
     expect(tick(page, "r 2")).not_to_be_checked()
     compare.click()
     page.wait_for_url(re.compile("/compare"))
-    third = next(run for run in store.sweep_runs(ranks.id) if run.trial == 2)
+    third = next(run for run in store.sweeps.runs(ranks.id) if run.trial == 2)
     assert page.url.endswith(f"/compare?run={second.id}&run={third.id}")
 
 
@@ -93,7 +93,7 @@ def test_a_click_on_a_tile_opens_its_run_and_going_back_finds_the_ticks_again(pa
     tick(page, "r 2").check()
     tick(page, "r 8").check()
     expect(page.get_by_role("button", name="Compare ticked (2 runs)")).to_be_enabled()
-    run = store.sweep_runs(ranks.id)[1]
+    run = store.sweeps.runs(ranks.id)[1]
     page.locator(".tile", has_text="r 4").click()
     page.wait_for_url(re.compile(f"/run\\?id={run.id}"))
     page.get_by_role("link", name=f"Part of sweep {ranks.name}, trial 1").click()

@@ -24,6 +24,8 @@ from sousa_engine.core.records import RunStatus
 from sousa_engine.data import manifest
 from sousa_engine.runs import ensure, prepare
 from sousa_engine.store import Store
+from sousa_engine.store.ledger import Ledger
+from sousa_engine.store.runs import Runs
 from sousa_engine.training import checkpoint
 
 README = Path(__file__).resolve().parents[2] / "README.md"
@@ -138,14 +140,14 @@ def test_dry_run_starts_nothing_and_prints_a_config_that_loads(sousa, workspace,
     result = sousa("train", "data=micro", "seed=9", "--dry-run")
     assert result.exit_code == 0 and "seed: 9" in result.output
     with Store.open(workspace) as store:
-        assert store.runs() == ()
+        assert store.runs.all() == ()
 
 
 def test_detach_queues_and_returns(sousa, workspace):
     result = sousa("train", "data=micro", "seed=9", "--detach")
     assert result.exit_code == 0
     with Store.open(workspace) as store:
-        (run,) = store.runs()
+        (run,) = store.runs.all()
     assert run.id in result.output and run.status is RunStatus.QUEUED
     assert run.id in sousa("runs").output
     shown = sousa("show", "last").output
@@ -204,7 +206,7 @@ def two(sousa, workspace):
         assert sousa("train", "data=micro", f"seed={seed}", "--detach").exit_code == 0
         assert sousa("stop", "last").exit_code == 0
     with Store.open(workspace) as store:
-        return [run.id for run in store.runs(newest_first=False)]
+        return [run.id for run in store.runs.all(newest_first=False)]
 
 
 def test_runs_are_tagged_noted_and_found(sousa, two):
@@ -279,7 +281,7 @@ def test_resume_says_from_where_or_why_not(sousa, workspace):
     result = sousa("resume", "last", "--detach")
     assert result.exit_code == 2 and "no checkpoint" in result.stderr and "Launch it again" in result.stderr
     with Store.open(workspace) as store:
-        (run,) = store.runs()
+        (run,) = store.runs.all()
     data = manifest.fingerprint(manifest.open_dataset(run.config.data))
     told = {"epoch": 2, "best": None, "run": {"data": data}}
     assert "It has no checkpoint" in sousa("show", "last").output
@@ -288,7 +290,7 @@ def test_resume_says_from_where_or_why_not(sousa, workspace):
     result = sousa("resume", "last", "--detach")
     assert result.exit_code == 0 and f"run {run.id} queued: goes on from step 7, epoch 2" in result.output
     with Store.open(workspace) as store:
-        assert [found.status for found in store.runs()] == [RunStatus.QUEUED]
+        assert [found.status for found in store.runs.all()] == [RunStatus.QUEUED]
 
 
 _TRAIN = """
@@ -307,11 +309,11 @@ def test_a_second_ctrl_c_ends_the_command_at_once_and_says_what_becomes_of_the_r
     process = subprocess.Popen([sys.executable, "-u", "-c", _TRAIN, str(workspace.root)], **pipes)
     assert process.stderr.readline() == "queued\n"  # it watches
     with Store.open(workspace) as store:
-        run = store.claim("cpu", "n")
+        run = Ledger(store).claim("cpu", "n")
         assert process.stderr.readline() == "starting\n"
         process.send_signal(signal.SIGINT)
         assert process.stderr.readline() == "stopping\n"
-        assert store.run(run.id).status is RunStatus.STOPPING
+        assert store.runs.get(run.id).status is RunStatus.STOPPING
         process.send_signal(signal.SIGINT)
         _, told = process.communicate(timeout=60)
         assert process.returncode == 130
@@ -328,10 +330,10 @@ def test_what_is_said_of_a_run_left_to_itself_is_so_even_if_the_stop_was_cut_sho
             ask(store, run_id)
         raise KeyboardInterrupt
 
-    ask = Store.request_stop
+    ask = Runs.request_stop
     monkeypatch.setattr(cli.time, "sleep", interrupt)
     monkeypatch.setattr(ensure, "revive", lambda workspace: False)
-    monkeypatch.setattr(Store, "request_stop", cut_short)
+    monkeypatch.setattr(Runs, "request_stop", cut_short)
     result = sousa("train", "data=micro")
     assert result.exit_code == 130 and f"to itself; {told}" in result.stderr and "Aborted" not in result.stderr
 
@@ -382,5 +384,5 @@ def test_a_run_that_ended_before_its_first_step_names_the_phase_and_one_that_nev
     Training.begin(workspace, prepared=False).end(RunStatus.FAILED, "The network did not load.")
     assert sousa("runs").output.splitlines()[1].split()[1:4] == ["failed", "preparing", "-"]
     with Store.open(workspace) as store:
-        store.request_stop(store.enqueue(RunConfig()).id)
+        store.runs.request_stop(store.runs.enqueue(RunConfig()).id)
     assert sousa("runs").output.splitlines()[1].split()[1:4] == ["stopped", "-", "-"]

@@ -12,6 +12,7 @@ from sousa_engine.core.errors import ConfigError, UserError
 from sousa_engine.core.records import RunStatus, SweepStatus
 from sousa_engine.runs import ensure, sweep_plan, sweep_words
 from sousa_engine.store import Store
+from sousa_engine.store.ledger import Ledger
 
 MINIS = ("sweep", "--data", "micro", "--max-epochs", "1", "--models", "ast-mini", "beats-mini", "--seeds", "0", "1")
 
@@ -36,21 +37,21 @@ def store(workspace):
 
 
 def end_all(store, status=RunStatus.FINISHED, reason=None):
-    while run := store.claim("cpu", "n"):
-        store.mark_running(run.id, "n", started_at_ms=1)
-        store.finish(run.id, status, reason, nonce="n")
+    while run := Ledger(store).claim("cpu", "n"):
+        Ledger(store).mark_running(run.id, "n", started_at_ms=1)
+        Ledger(store).finish(run.id, status, reason, nonce="n")
 
 
 def test_names_after_an_option_are_all_its_own(sousa, store):
     said = sousa(*MINIS, "--targets", "core", "q_proj,v_proj", "lora.r=4", "--detach")
     assert "model × targets: grid, 2 seeds, 8 runs" in said and "sweeps show" in said
-    (made,) = store.sweeps()
+    (made,) = store.sweeps.all()
     spec = sweep_spec.build(made.spec)
     assert [axis.values for axis in spec.axes] == [("ast-mini", "beats-mini"), ("core", ["q_proj", "v_proj"])]
     assert spec.base == {
         "data": {"dataset": "micro"}, "training": {"max_epochs": 1}, "lora": {"r": 4},
     }  # fmt: skip
-    runs = store.sweep_runs(made.id)
+    runs = store.sweeps.runs(made.id)
     assert len(runs) == 8 and all(run.config.lora.r == 4 and run.config.training.max_epochs == 1 for run in runs)
 
 
@@ -60,26 +61,26 @@ def test_ctrl_c_leaves_a_sweep_to_itself_with_130(sousa, store, monkeypatch):
 
     monkeypatch.setattr(sweep_cli.time, "sleep", interrupt)
     said = sousa(*MINIS, code=130)
-    (made,) = store.sweeps()
+    (made,) = store.sweeps.all()
     assert f"Left sweep {made.id} to itself; it goes on. Stop it: " in said and made.status is SweepStatus.RUNNING
 
 
 def test_a_dry_run_prints_the_sweep_as_yaml_that_starts_the_same(sousa, store, tmp_path):
     said = sousa(*MINIS, "--axis", "training.lr=1e-3,5e-3", "--dry-run")
-    assert "8 runs" in said and store.sweeps() == ()
+    assert "8 runs" in said and store.sweeps.all() == ()
     file = tmp_path / "sweep.yaml"
     file.write_text(said[said.index("axes:") :])
     sousa("sweep", "--file", str(file), "--seeds", "0", "1", "--detach")
-    assert len(store.sweep_runs(store.find_sweep("last").id)) == 8
+    assert len(store.sweeps.runs(store.sweeps.find("last").id)) == 8
     shown = sousa("sweeps", "show", "last", "--yaml")
-    assert sweep_spec.build(sweep_spec.yaml.safe_load(shown)) == sweep_spec.build(store.find_sweep("last").spec)
+    assert sweep_spec.build(sweep_spec.yaml.safe_load(shown)) == sweep_spec.build(store.sweeps.find("last").spec)
 
 
 def test_the_missing_weights_of_each_family_are_named_with_their_mini_and_the_import(sousa, store):
     said = sousa("sweep", "--data", "micro", "--models", "ast", "efficientat", "htsat", "beats", code=2)
     for family in ("ast", "efficientat", "htsat", "beats"):
         assert f"another backbone (model={family}-mini: its weights are embedded)" in said
-    assert said.count("weights import FILE") == 4 and store.sweeps() == ()
+    assert said.count("weights import FILE") == 4 and store.sweeps.all() == ()
 
 
 @pytest.mark.parametrize(
@@ -88,7 +89,7 @@ def test_the_missing_weights_of_each_family_are_named_with_their_mini_and_the_im
         ((), "A sweep needs something that differs: --models, --targets, --ablate or --axis"),
         (("--axis", "training.rl=1,2"), "Nearest: training.lr"),
         (("--axis", "training.lr=1e-3..1e-2"), "A grid needs listed values for training.lr"),
-        (("--models", "ast-mini", "--sampler", "tpe"), "Say how many trials tpe may draw"),
+        (("--models", "ast-mini", "--sampler", "tpe"), "Set how many trials tpe samples"),
         (("--models", "ast-mni"), "Nearest: ast-mini"),
         (("--models", "ast-mini", "--targets", "qproj"), "Nearest"),
         (("--models", "ast-mini", "--seeds", "1", "1"), "lists one twice"),
@@ -104,7 +105,7 @@ def test_combinations_that_could_only_fail_can_be_left_out(sousa, store):
     said = sousa(*words, code=2)
     assert "ast-mini · se" in said and "efficientat-mini · q_proj" in said
     sousa(*words, "--skip-invalid", "--detach")
-    names = {run.title for run in store.sweep_runs(store.find_sweep("last").id)}
+    names = {run.title for run in store.sweeps.runs(store.sweeps.find("last").id)}
     assert names == {"ast-mini · q_proj", "efficientat-mini · se"}
 
 
@@ -112,7 +113,7 @@ def test_a_sweep_is_paused_resumed_and_stopped(sousa, store):
     sousa(*MINIS, "--detach")
     assert "is not paused: running" in sousa("sweeps", "resume", "last", code=2)
     sousa("sweeps", "pause", "last")
-    assert store.find_sweep("last").status is SweepStatus.PAUSED
+    assert store.sweeps.find("last").status is SweepStatus.PAUSED
     assert "paused" in sousa("sweeps")
     sousa("sweeps", "resume", "last")
     sousa("sweeps", "stop", "last")
@@ -173,7 +174,7 @@ def test_the_command_of_a_sweep_starts_an_equal_one(sousa, monkeypatch, values):
 def test_an_ablation_is_shown_and_its_yaml_starts_the_same(sousa, store, tmp_path):
     words = ("sweep", "--data", "micro", "--models", "ast-mini", "--ablate", "core", "--dry-run")
     said = sousa(*words)
-    assert "model × targets: grid, 3 seeds, 33 runs" in said and store.sweeps() == ()
+    assert "model × targets: grid, 3 seeds, 33 runs" in said and store.sweeps.all() == ()
     file = tmp_path / "sweep.yaml"
     file.write_text(said[said.index("axes:") :])
     spec = sweep_spec.read(file)
@@ -181,9 +182,9 @@ def test_an_ablation_is_shown_and_its_yaml_starts_the_same(sousa, store, tmp_pat
     assert spec.axis("lora.targets").values[:3] == ("all", "without attention.query", "without attention.key")
     fewer = sousa("sweep", "--file", str(file), "--targets", "all", "late layers", "--seeds", "0", "--detach")
     assert "2 runs" in fewer
-    (made,) = store.sweeps()
+    (made,) = store.sweeps.all()
     assert list(made.spec["sets"]) == ["all", "late layers"]
-    runs = {run.title: run.config.lora for run in store.sweep_runs(made.id)}
+    runs = {run.title: run.config.lora for run in store.sweeps.runs(made.id)}
     late = runs["ast-mini · late layers"]
     assert late.target_set == "late layers" and {t.path.split(".")[-3] for t in late.targets} == {"2", "3"}
     assert len(runs["ast-mini · all"].targets) == 16

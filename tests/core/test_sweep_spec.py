@@ -34,7 +34,7 @@ def test_a_name_of_the_sweeps_own_means_its_modules():
     assert late["lora"] == {"targets": ["layers.3"], "target_set": "late"} and core["lora"] == {"targets": "core"}
 
 
-@pytest.mark.parametrize(("sets", "said"), [({"lte": ["x"]}, "sets names 'lte'"), ({"late": []}, "has no modules")])
+@pytest.mark.parametrize(("sets", "said"), [({"lte": ["x"]}, "sets defines 'lte'"), ({"late": []}, "has no modules")])
 def test_a_set_that_nothing_names_or_that_is_empty_is_refused(sets, said):
     with pytest.raises(ConfigError, match=said):
         sweep_spec.build({"axes": {"targets": ["late"]}, "sets": sets})
@@ -90,30 +90,36 @@ def test_an_axis_as_written_on_the_command_line(text, expected):
 
 @pytest.mark.parametrize("text", ["training.lr", "=3", "training.lr="])
 def test_what_is_no_axis_is_refused_with_an_example(text):
-    with pytest.raises(ConfigError, match=r"is no axis\. Write field=a,b or field=low\.\.high"):
+    with pytest.raises(ConfigError, match=r"is not an axis\. Write field=a,b or field=low\.\.high"):
         sweep_spec.parse_axis(text)
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"axes": {"training.rl": [1]}}, r"'training\.rl' is no axis\. Nearest: training\.lr"),
+        ({"axes": {"training.rl": [1]}}, r"'training\.rl' is not an axis\. Nearest: training\.lr"),
         ({"axes": {"seed": [0, 1]}}, "Seeds are replicates of each trial, not an axis: list them under seeds"),
         ({"axes": {"training.lr": []}}, "training.lr has no values"),
         ({"axes": {"training.lr": [0.1, 0.1]}}, "training.lr lists 0.1 twice"),
         ({"axes": {"training.lr": {"low": 1, "high": 0.1}}, "sampler": "random", "trials": 3}, "must be below high"),
         ({"axes": {"training.lr": {"low": 0, "high": 1, "log": True}}}, "needs low above 0, not 0"),
         ({"axes": {"training.lr": {"low": 0.1}}}, "give both low and high"),
-        ({"axes": {"lora.r": {"low": 1.5, "high": 4}}, "sampler": "tpe", "trials": 3}, "takes whole numbers: 1.5 to 4"),
-        ({"axes": {"model": {"low": 1, "high": 4}}}, "model is no number: list its values"),
+        ({"axes": {"lora.r": {"low": 1.5, "high": 4}}, "sampler": "tpe", "trials": 3}, "takes whole numbers; 1.5 to 4"),
+        ({"axes": {"model": {"low": 1, "high": 4}}}, "model is not a number: list its values"),
         ({"axes": {"training.lr": {"low": 0.1, "high": 1}}}, "A grid needs listed values for training.lr"),
-        ({"axes": TWO, "trials": 4}, "A grid takes every combination: leave trials = 4 out"),
-        ({"axes": TWO, "sampler": "tpe"}, "Say how many trials tpe may draw"),
-        ({"axes": TWO, "seeds": [1, 1]}, "lists one twice: that would be the same run again"),
-        ({"axes": TWO, "seeds": [-1]}, "a seed is 0 or above"),
-        ({"axes": {**TWO, "lora.targets": ["qkv"]}}, "lora.targets is an axis twice"),
+        ({"axes": TWO, "trials": 4}, "A grid takes every combination: remove trials = 4"),
+        ({"axes": TWO, "sampler": "tpe"}, "Set how many trials tpe samples"),
+        ({"axes": TWO, "seeds": [1, 1]}, "lists one twice, which would repeat a run"),
+        ({"axes": TWO, "seeds": [-1]}, "seeds must be 0 or above"),
+        ({"axes": {**TWO, "lora.targets": ["qkv"]}}, "lora.targets: each axis can be listed only once"),
         ({"axes": {"training.lr": [i / 1000 for i in range(1, 402)]}}, "are 1,203 runs; a sweep has at most 1,000"),
-        ({"axes": TWO, "sampler": "ahsa", "trials": 3}, "sampler = 'ahsa' should be 'grid', 'random', 'tpe' or 'asha'"),
+        (
+            {"axes": TWO, "sampler": "ahsa", "trials": 3},
+            "sampler must be 'grid', 'random', 'tpe' or 'asha' \\(you entered 'ahsa'\\)",
+        ),
+        ({"axes": {}}, "axes must not be empty"),
+        ({"seeds": [1]}, "axes is missing"),
+        ({"axes": TWO, "sampler": "tpe", "trials": 0}, "trials must be at least 1"),
         ({"axes": TWO, "seed": [1]}, "A sweep has no field 'seed'. Nearest: seeds"),
     ],
 )
@@ -125,8 +131,16 @@ def test_what_cannot_be_swept_is_refused_with_the_cure(values, message):
 def test_a_file_that_is_no_sweep_is_refused(tmp_path):
     file = tmp_path / "sweep.yaml"
     file.write_text("training: {lr: 0.1}")
-    with pytest.raises(ConfigError, match="names no axes"):
+    with pytest.raises(ConfigError, match="has no axes"):
         sweep_spec.read(file)
     file.write_text("a: [")
     with pytest.raises(ConfigError, match="is not a YAML file"):
         sweep_spec.read(file)
+
+
+def test_typed_seeds_are_whole_numbers_between_spaces_or_commas():
+    assert sweep_spec.parse_seeds(" 0 1,2,  3 ") == [0, 1, 2, 3]
+    for text in ("", "0 one", "1.5", "99999999999"):
+        with pytest.raises(ConfigError, match="Seeds must be whole numbers") as error:
+            sweep_spec.parse_seeds(text)
+        assert error.value.field == "seeds"

@@ -85,7 +85,7 @@ class Ground:
     # What a user does
 
     def queue(self, words: str = WORDS) -> str:
-        return self.store.enqueue(build({"name": words})).id
+        return self.store.runs.enqueue(build({"name": words})).id
 
     def supervise(self, more: int = 0) -> None:
         """See that a supervisor lives, as the app does about once a second. more: that many beside it."""
@@ -189,7 +189,7 @@ class Ground:
             time.sleep(0.02)
 
     def run(self, run_id: str) -> Run:
-        found = self.store.run(run_id)
+        found = self.store.runs.get(run_id)
         assert found is not None
         return found
 
@@ -210,7 +210,7 @@ class Ground:
         self.tally.rounds += 1
         self.count(run, is_true)
         if run.status.is_over and run.status is not RunStatus.FINISHED and self._is_resumable(run_id):
-            self.store.resume(run_id, "Resumed by the fault suite.")
+            self.store.runs.resume(run_id, "Resumed by the fault suite.")
             self.tally.resumed += 1
             self.count(self.over(run_id), lambda run: run.status is RunStatus.FINISHED)
         self.tally.acknowledged += len(self.ledger(run_id))
@@ -230,7 +230,7 @@ class Ground:
         lost = [step for step in expected if rows.get(step) != loss(step)]
         self._wrong("lost", run, len(lost), f"steps {lost[:5]}")
         unmeasured = len(set(rows) - set(acknowledged))  # a kill between the write and the ledger leaves one a launch
-        launches = 1 + len(run.earlier_ms) + run.launches
+        launches = 1 + len(run.earlier_ms) + run.attempts
         self._wrong("doubled", run, max(0, unmeasured - launches), "rows that nobody acknowledged")
         for width, count in self.counted(run.id).items():
             self._wrong("doubled", run, abs(count - len(rows)), f"{count} in buckets of {width}, {len(rows)} rows")

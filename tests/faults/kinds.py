@@ -58,7 +58,7 @@ def stop_during_checkpoint(ground: Ground) -> None:
     if _in_a_checkpoint(ground, run_id):
         ground.moment(0.15)
         ground.kill(keeper, signal.SIGTERM)  # as the supervisor would, and now: not when it next looks
-        ground.store.request_stop(run_id)
+        ground.store.runs.request_stop(run_id)
     ground.settle(run_id, lambda run: run.status is RunStatus.STOPPED and "checkpoint was saved" in (run.reason or ""))
 
 
@@ -125,7 +125,7 @@ def move_clock(ground: Ground) -> None:
         _set_clock(ground, round(days * _DAY_MS))
     asked = ground.random.random() < 0.3
     if asked:
-        ground.store.request_stop(run_id)
+        ground.store.runs.request_stop(run_id)
     ground.settle(
         run_id,
         lambda run: (
@@ -149,7 +149,7 @@ def recycle_pid(ground: Ground) -> None:
         note_path = ground.workspace.run_dir(run_id) / run_files.KEEPER
         if note := run_files.read_json(note_path):
             run_files.write_json(note_path, {**note, "pid": bystander.pid, "trainer_pid": bystander.pid})
-        ground.store.request_stop(run_id, at_once=ground.random.random() < 0.5)
+        ground.store.runs.request_stop(run_id, at_once=ground.random.random() < 0.5)
         ground.settle(run_id, lambda run: bystander.poll() is None)
     finally:
         bystander.kill()

@@ -13,6 +13,7 @@ import sys
 import pytest
 
 from sousa_engine.core.records import Event
+from sousa_engine.store.ledger import Ledger
 from sousa_engine.workspace import PROJECT_ROOT
 from sousa_engine.workspace.spool import SpoolBatch, SpoolPoint
 from tests.faults.__main__ import RESULTS, table
@@ -56,7 +57,7 @@ def take(ground, run_id, start, end):
     (ground.ledgers / run_id).write_bytes(b"\0\1")
     point = SpoolPoint("train/loss", 1, loss(1), 1, None, 0)
     event = Event(at_ms=0, kind="double", message="Step 1, process 7.")
-    assert ground.store.ingest(run_id, SpoolBatch(start=start, end=end, points=[point], events=[event]))
+    assert Ledger(ground.store).ingest(run_id, SpoolBatch(start=start, end=end, points=[point], events=[event]))
 
 
 def lose_a_row(ground, run_id):
@@ -112,7 +113,7 @@ def alter(ground, *statements):
 )
 def test_what_is_wrong_is_counted(ground, harm, counter):
     run_id = ground.queue()
-    ground.store.request_stop(run_id)
+    ground.store.runs.request_stop(run_id)
     take(ground, run_id, 0, 10)
     if harm:
         harm(ground, run_id)
@@ -123,6 +124,6 @@ def test_what_is_wrong_is_counted(ground, harm, counter):
 def test_an_end_that_is_none_or_not_true_is_counted(ground):
     run_id = ground.queue()
     ground.count(ground.run(run_id), lambda run: True)
-    ground.store.request_stop(run_id)
+    ground.store.runs.request_stop(run_id)
     ground.count(ground.run(run_id), lambda run: False)
     assert (ground.tally.endless, ground.tally.untrue) == (1, 1)

@@ -39,7 +39,7 @@ def test_filter_bank_and_normalised_input_equal_the_authors(oracle, clip):
 
 def test_another_window_would_be_noticed(oracle, monkeypatch):
     povey = torch.hann_window(SPEC.frame_samples, periodic=False) ** 0.85
-    monkeypatch.setattr(mel, "_tables", lambda *a, own=mel._tables: (own(*a)[0], povey))
+    monkeypatch.setattr(mel, "tables", lambda *a, own=mel.tables: (own(*a)[0], povey))
     features = frontends.log_mel(torch.from_numpy(oracle.clip("B"))[None], SPEC)
     assert oracle.difference("B/fbank_raw", features[0]) > 10 * oracle.tolerance("B/fbank_raw")
 
@@ -146,6 +146,35 @@ def test_every_front_end_lets_gradients_through(name):
     clip = (0.1 * torch.randn(2, spec.sample_rate_hz, generator=torch.Generator().manual_seed(0))).requires_grad_()
     frontends.log_mel(clip, spec).mean().backward()
     assert clip.grad.isfinite().all() and (clip.grad != 0).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH)
+def test_gradients_pass_after_features_were_computed_in_inference_mode(name):
+    spec = backbones.variant(name).front_end
+    mel.tables.cache_clear()
+    clip = 0.1 * torch.randn(1, spec.sample_rate_hz, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        frontends.log_mel(clip, spec)
+    clip = clip.clone().requires_grad_()
+    frontends.log_mel(clip, spec).mean().backward()
+    assert clip.grad.isfinite().all() and (clip.grad != 0).any()
+
+
+@pytest.mark.parametrize("clip", ["A", "B", "C"])
+@pytest.mark.parametrize("name", ONE_OF_EACH)
+def test_float32_is_as_near_to_float64_as_its_rounding_allows(name, clip):
+    """A spectrum in float32 errs by its epsilon times the frame's amplitude: little of a loud bin, more of a faint one.
+
+    The amplitude is that of the loudest bin; the logarithm of power has twice the relative error of an amplitude.
+    """
+    spec = backbones.variant(name).front_end
+    waveforms = torch.from_numpy(Oracle("beats_iter3").clip(clip))[None]
+    exact, found = frontends.log_mel(waveforms.double(), spec), frontends.log_mel(waveforms, spec)
+    assert exact.dtype == torch.float64 and found.dtype == torch.float32
+    exact, found = exact / spec.ln_units, found / spec.ln_units
+    above = (exact.amax(-1, keepdim=True) - exact).div(2).exp()  # how many times louder the loudest bin of its frame is
+    epsilon = torch.finfo(torch.float32).eps
+    assert ((found - exact).abs() <= 4 * epsilon * (above + exact.abs() + 1)).all()
 
 
 def test_recordings_are_resampled_once_and_cached_at_the_familys_rate(workspace, monkeypatch):

@@ -182,7 +182,7 @@ def test_the_file_system_is_that_of_the_longest_mount_point(monkeypatch, tmp_pat
 def test_a_database_is_none_yet_whole_or_damaged(workspace):
     assert "none yet" in healthy(doctor.database(workspace, migrations.look)).text
     with Store.open(workspace) as store:
-        store.enqueue(RunConfig())
+        store.runs.enqueue(RunConfig())
     assert "whole, 1 runs" in healthy(doctor.database(workspace, migrations.look)).text
     damaged = migrations.Look(3, 3, frozenset({"a"}), "row 7 missing from index")
     wrong(doctor.database(workspace, lambda _: damaged), "problem", "row 7", "db rebuild")
@@ -202,7 +202,7 @@ def test_an_older_database_is_told_and_left_as_it_is(workspace):
 def test_a_database_that_is_not_ours_is_a_problem_with_its_cure(workspace, how):
     with Store.open(workspace) as store:
         for seed in range(200):
-            store.enqueue(RunConfig(seed=seed))
+            store.runs.enqueue(RunConfig(seed=seed))
     if how == "garbage":
         workspace.db.write_bytes(b"this is no database" * 100)
     elif how == "torn":
@@ -359,7 +359,7 @@ def test_the_whole_report_of_this_machine(workspace, monkeypatch):
 
 def test_runs_that_wait_for_a_dead_supervisor_are_in_the_report(workspace):
     with Store.open(workspace) as store:
-        store.enqueue(RunConfig())
+        store.runs.enqueue(RunConfig())
     assert doctor.waiting_runs(workspace) == 1
     assert not locks.is_held(workspace.supervisor_lock)
     assert doctor.waiting_runs(Workspace(root=workspace.root / "none")) is None
@@ -368,9 +368,9 @@ def test_runs_that_wait_for_a_dead_supervisor_are_in_the_report(workspace):
 def test_runs_of_a_paused_queue_wait_for_no_supervisor(workspace):
     with Store.open(workspace) as store:
         assert not doctor.is_paused(workspace)
-        store.enqueue(RunConfig())
+        store.runs.enqueue(RunConfig())
         assert not doctor.is_paused(workspace)
-        store.pause_queue()
+        store.queue.pause()
     assert doctor.is_paused(workspace)
     assert not doctor.is_paused(Workspace(root=workspace.root / "none"))
 

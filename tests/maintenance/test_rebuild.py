@@ -23,37 +23,38 @@ from sousa_engine.maintenance import rebuild as rebuilding
 from sousa_engine.maintenance.rebuild import rebuild
 from sousa_engine.runs.supervisor import Supervisor
 from sousa_engine.store import Store
+from sousa_engine.store.ledger import Ledger
 from sousa_engine.workspace import run_files, spool
 
 
 def shown(workspace) -> dict:
     """Everything that a page can ask the store for."""
     with Store.open(workspace) as store:
-        runs = store.runs()
+        runs = store.runs.all()
         return {
             "runs": runs,
-            "listing": store.listing(RunFilter(archived=None)),
-            "csv": runs_csv(store.listing(RunFilter(archived=None)).rows),
-            "outlines": store.outlines([run.id for run in runs], "valid/accuracy"),
-            "summaries": store.summaries([run.id for run in runs]),
-            "sweeps": store.sweeps(),
-            "of sweeps": {sweep.id: store.sweep_runs(sweep.id) for sweep in store.sweeps()},
-            "target sets": store.target_sets(),
-            "tags": store.tags(),
-            "queue": store.queue(),
+            "listing": store.runs.listing(RunFilter(archived=None)),
+            "csv": runs_csv(store.runs.listing(RunFilter(archived=None)).rows),
+            "outlines": store.metrics.sparklines([run.id for run in runs], "valid/accuracy"),
+            "summaries": store.metrics.summaries([run.id for run in runs]),
+            "sweeps": store.sweeps.all(),
+            "of sweeps": {sweep.id: store.sweeps.runs(sweep.id) for sweep in store.sweeps.all()},
+            "target sets": store.target_sets.all(),
+            "tags": store.marks.tags(),
+            "queue": store.queue.settings(),
             **{
                 run.id: {
-                    "events": store.events(run.id),
-                    "predictions": {split: store.predictions(run.id, split) for split in ("valid", "test")},
-                    "updates": store.updates(run.id),
-                    "divergence": store.first_divergence(run.id),
+                    "events": store.runs.events(run.id),
+                    "predictions": {split: store.runs.predictions(run.id, split) for split in ("valid", "test")},
+                    "updates": store.metrics.updates(run.id),
+                    "divergence": store.metrics.first_divergence(run.id),
                     "curves": {
-                        (metric, points): store.curve(run.id, metric, max_points=points)
-                        for metric in store.metric_names(run.id)
+                        (metric, points): store.metrics.curve(run.id, metric, max_points=points)
+                        for metric in store.metrics.names(run.id)
                         for points in (20, 500)
                     },
-                    "moments": store.moments(run.id, "train/loss", range(1, 200)),
-                    "launch": store.launch(run.id),
+                    "moments": store.metrics.moments(run.id, "train/loss", range(1, 200)),
+                    "launch": Ledger(store).attempt(run.id),
                 }
                 for run in runs
             },
@@ -66,23 +67,23 @@ def seeded(workspace, week_of_work):
     runs = week_of_work
     sweep = seed_sweep(workspace, ranks=(4,), rates=(5e-4, 2e-3), seeds=(1,), pruned=1)
     with Store.open(workspace) as store:
-        store.add_tags([runs["finished"].id, runs["failed"].id], ["best", "ärger"])
-        store.set_note(runs["stopped"].id, "Look again.\nThen decide.")
-        store.rename(runs["lost"].id, "the power cut")
-        store.archive([runs["random"].id])
-        store.save_target_set("mine", "ast-mini", ["layers.0.mlp.fc1"], "train")
-        store.request_stop(store.enqueue(config(seed=40, name="never started")).id)
+        store.marks.add_tags([runs["finished"].id, runs["failed"].id], ["best", "ärger"])
+        store.marks.set_note(runs["stopped"].id, "Look again.\nThen decide.")
+        store.runs.rename(runs["lost"].id, "the power cut")
+        store.marks.archive([runs["random"].id])
+        store.target_sets.save("mine", "ast-mini", ["layers.0.mlp.fc1"], "train")
+        store.runs.request_stop(store.runs.enqueue(config(seed=40, name="never started")).id)
         train_next_of(store)
-        store.enqueue(config(seed=42, name="waits"), created_by="cli")
-        store.set_cpu_slots(2)
-        store.pause_queue()
+        store.runs.enqueue(config(seed=42, name="waits"), created_by="cli")
+        store.queue.set_cpu_slots(2)
+        store.queue.pause()
     assert sweep
     return runs
 
 
 def train_next_of(store):
     """A run whose folder is gone: the database alone knows it."""
-    store.enqueue(config(seed=41, name="no folder"))
+    store.runs.enqueue(config(seed=41, name="no folder"))
     train_next(store)
 
 
@@ -129,7 +130,7 @@ def test_from_folders_alone_what_was_measured_and_how_runs_ended_comes_back(work
     for run in runs.values():
         old = next(r for r in before["runs"] if r.id == run.id)
         new = next(r for r in after["runs"] if r.id == run.id)
-        same = ("status", "started_at_ms", "progress", "facts", "weights_label", "device", "launches", "title")
+        same = ("status", "started_at_ms", "progress", "facts", "weights_label", "device", "attempts", "title")
         assert {key: getattr(new, key) for key in same} == {key: getattr(old, key) for key in same}
         assert new.created_at_ms // 1000 == old.created_at_ms // 1000
         assert new.config == old.config
@@ -192,9 +193,9 @@ def test_an_old_backup_put_back_does_not_undo_what_came_after_it(workspace):
     shutil.copy(copy, workspace.db)
     made = rebuild(workspace)
     with Store.open(workspace) as store:
-        run = store.run(training.run.id)
+        run = store.runs.get(training.run.id)
         assert (run.status, run.reason, run.ended_at_ms) == (RunStatus.FINISHED, None, later_ms + 5000)
-        assert store.run(later.id).status is RunStatus.FINISHED
+        assert store.runs.get(later.id).status is RunStatus.FINISHED
     assert made.from_files == (later.id,)
 
 
@@ -203,11 +204,11 @@ def test_a_run_queued_again_after_its_end_stays_in_the_queue(workspace):
     training.steps(20)
     run = training.end(RunStatus.STOPPED, "Stopped.")
     with Store.open(workspace) as store:
-        store.resume(run.id, "Resumed from step 20, epoch 1.")
+        store.runs.resume(run.id, "Resumed from step 20, epoch 1.")
     rebuild(workspace)
     with Store.open(workspace) as store:
-        assert store.run(run.id).status is RunStatus.QUEUED
-        assert store.launch(run.id).spool_offset == (training.folder / run_files.SPOOL).stat().st_size
+        assert store.runs.get(run.id).status is RunStatus.QUEUED
+        assert Ledger(store).attempt(run.id).spool_offset == (training.folder / run_files.SPOOL).stat().st_size
 
 
 class Nobody:
@@ -233,11 +234,11 @@ def test_a_run_that_died_unseen_gets_its_end_from_the_next_supervisor(workspace)
     executor = Nobody()
     executor.workspace = workspace
     with Store.open(workspace) as store:
-        assert store.run(training.run.id).status is RunStatus.RUNNING
+        assert store.runs.get(training.run.id).status is RunStatus.RUNNING
         Supervisor(store, executor).round()
-        run = store.run(training.run.id)
+        run = store.runs.get(training.run.id)
         assert run.status is RunStatus.LOST and "step 30" in run.reason
-        assert len(store.curve(run.id, "train/loss").steps) == 30
+        assert len(store.metrics.curve(run.id, "train/loss").steps) == 30
 
 
 def test_lines_that_the_database_never_took_are_in_the_new_one(workspace):
@@ -252,8 +253,8 @@ def test_lines_that_the_database_never_took_are_in_the_new_one(workspace):
     assert "measured more" in check.check(workspace).findings[0]
     rebuild(workspace)
     with Store.open(workspace) as store:
-        assert store.summaries([training.run.id])[training.run.id]["train/loss"].last_step == 11
-        assert [e.message for e in store.events(training.run.id)].count("Saved at step 11.") == 1
+        assert store.metrics.summaries([training.run.id])[training.run.id]["train/loss"].last_step == 11
+        assert [e.message for e in store.runs.events(training.run.id)].count("Saved at step 11.") == 1
     assert check.check(workspace).findings == ()
 
 
@@ -279,7 +280,7 @@ def test_what_was_cut_off_a_spool_is_taken_from_the_old_database(workspace, line
     assert rebuild(workspace).lost == ()
     after = shown(workspace)
     with Store.open(workspace) as store:  # what a resumed trainer appends will be taken, from its first line on
-        assert store.launch(training.run.id).spool_offset == place.stat().st_size
+        assert Ledger(store).attempt(training.run.id).spool_offset == place.stat().st_size
     for found in (before, after):
         del found[training.run.id]["launch"]
     assert after == before
@@ -309,7 +310,7 @@ def test_a_folder_renamed_for_a_deletion_that_never_came_to_its_end_is_a_run_aga
     spoil_with_garbage(workspace.db)
     assert rebuild(workspace).from_files == (run.id,)
     with Store.open(workspace) as store:
-        assert store.run(run.id).status is RunStatus.FINISHED
+        assert store.runs.get(run.id).status is RunStatus.FINISHED
     assert workspace.run_dir(run.id).is_dir()
 
 
@@ -343,7 +344,7 @@ def test_what_an_open_studio_writes_meanwhile_is_not_lost(workspace, monkeypatch
 
     def note_something_first(self):
         with Store.open(workspace) as store:
-            store.set_note(run.id, "written meanwhile")
+            store.marks.set_note(run.id, "written meanwhile")
         finish(self)
 
     monkeypatch.setattr(rebuilding.New, "finish", note_something_first)
@@ -353,7 +354,7 @@ def test_what_an_open_studio_writes_meanwhile_is_not_lost(workspace, monkeypatch
     monkeypatch.undo()
     rebuild(workspace)
     with Store.open(workspace) as store:
-        assert store.run(run.id).note == "written meanwhile"
+        assert store.runs.get(run.id).note == "written meanwhile"
 
 
 _ENQUEUE = """
@@ -370,7 +371,7 @@ class Telling:
         fcntl.flock(file, how)
 migrations.fcntl = Telling()
 with Store.open(workspace) as store:
-    print(store.enqueue(config.RunConfig()).id, flush=True)
+    print(store.runs.enqueue(config.RunConfig()).id, flush=True)
     sys.stdin.readline()  # stays open while others write
 """
 
@@ -394,11 +395,11 @@ def test_who_waits_to_make_the_database_meanwhile_writes_to_the_new_one(workspac
     rebuild(workspace)
     queued = waiting[0].stdout.readline().strip()
     with Store.open(workspace) as store:
-        store.set_note(run.id, "from another process")
+        store.marks.set_note(run.id, "from another process")
     waiting[0].communicate("\n", timeout=60)
     assert waiting[0].returncode == 0
     with Store.open(workspace) as store:
-        assert {one.id: one.note for one in store.runs()} == {queued: "", run.id: "from another process"}
+        assert {one.id: one.note for one in store.runs.all()} == {queued: "", run.id: "from another process"}
     assert check.check(workspace).findings == ()
 
 
@@ -436,7 +437,7 @@ def test_killed_before_any_of_its_changes_there_is_the_old_database_or_the_new_o
     assert left >= 2
     assert rebuild(workspace).runs == 1
     with Store.open(workspace) as store:
-        assert store.run(run.id).status is RunStatus.FINISHED
+        assert store.runs.get(run.id).status is RunStatus.FINISHED
     assert not list(workspace.root.glob(".runs.rebuilt*"))
 
 
@@ -458,16 +459,16 @@ def test_a_workspace_without_any_run_becomes_an_empty_database(workspace):
     workspace.runs.mkdir()
     assert rebuild(workspace).runs == 0
     with Store.open(workspace) as store:
-        assert store.runs() == ()
+        assert store.runs.all() == ()
 
 
 def test_what_no_folder_tells_of_is_taken_over_where_there_is_no_folder_at_all(workspace):
     with Store.open(workspace) as store:
-        store.save_target_set("mine", "ast-mini", ["a.b"], "train")
-        waiting = store.enqueue(RunConfig())
-        sets = store.target_sets()
+        store.target_sets.save("mine", "ast-mini", ["a.b"], "train")
+        waiting = store.runs.enqueue(RunConfig())
+        sets = store.target_sets.all()
     workspace.runs.mkdir(exist_ok=True)
     rebuild(workspace)
     with Store.open(workspace) as store:
-        assert store.runs() == (waiting,)
-        assert store.target_sets() == sets and len(sets) == 1
+        assert store.runs.all() == (waiting,)
+        assert store.target_sets.all() == sets and len(sets) == 1

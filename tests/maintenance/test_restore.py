@@ -16,6 +16,7 @@ from sousa_engine.cli import main
 from sousa_engine.core.records import RunStatus
 from sousa_engine.maintenance import check, restore
 from sousa_engine.store import Store, migrations
+from sousa_engine.store.ledger import Ledger
 from sousa_engine.workspace import run_files
 
 
@@ -38,7 +39,7 @@ def copy(workspace, week_of_work):
 
 def runs(workspace):
     with Store.open(workspace) as store:
-        return store.runs()
+        return store.runs.all()
 
 
 def ids(path):
@@ -76,7 +77,7 @@ def test_where_runs_db_and_the_folder_of_runs_are_gone_the_copy_alone_is_enough(
 
 def test_what_was_trained_since_the_copy_is_named_and_taken_in_by_a_rebuild(workspace):
     with Store.open(workspace) as store:
-        waited = store.enqueue(config(seed=1)).id
+        waited = store.runs.enqueue(config(seed=1)).id
     copy = check.backup(workspace)
     Training.take(workspace, runs(workspace)[0]).finish()
     late = Training.begin(workspace, config(seed=2)).finish()
@@ -84,8 +85,10 @@ def test_what_was_trained_since_the_copy_is_named_and_taken_in_by_a_rebuild(work
     assert f"2 runs trained since that copy was made: {', '.join(sorted((waited, late.id)))}." in said
     assert "db rebuild" in said
     with Store.open(workspace) as store:
-        assert [run.status for run in store.runs()] == [RunStatus.QUEUED] and store.claim("cpu", "n") is None
-        assert store.queue().is_paused, "else it would be trained again, over its own results"
+        assert [run.status for run in store.runs.all()] == [RunStatus.QUEUED] and Ledger(store).claim(
+            "cpu", "n"
+        ) is None
+        assert store.queue.settings().is_paused, "else it would be trained again, over its own results"
     db(workspace, "rebuild")
     assert {run.id: run.status for run in runs(workspace)} == dict.fromkeys((waited, late.id), RunStatus.FINISHED)
 

@@ -42,7 +42,7 @@ def swept(tmp_path_factory):
 @pytest.fixture(scope="module")
 def found(swept):
     with Store.open(swept[0]) as store:
-        return report.read(store, sweep=store.find_sweep(swept[1]), made_at_ms=0)
+        return report.read(store, sweep=store.sweeps.find(swept[1]), made_at_ms=0)
 
 
 @pytest.fixture
@@ -157,7 +157,7 @@ def test_a_sweep_where_all_failed_names_the_cause_once_and_the_cure(store):
     made = started(store)
     for _ in range(4):
         train_next(store, epochs=0, status=RunStatus.FAILED, reason=f"No module {_} named qv. Nearest: qkv.")
-    found = report.read(store, sweep=store.find_sweep(made.id))
+    found = report.read(store, sweep=store.sweeps.find(made.id))
     text = report.markdown(found)
     assert len(found.failures) == 1 and "4 runs, same cause: No module 0 named qv." in text
     assert f"sweeps rerun-failed {made.id} --targets qkv" in text and "## 4 runs failed" in text
@@ -172,17 +172,17 @@ def test_a_sweep_that_still_runs_says_that_it_may_change(store):
     made = started(store)
     train_next(store)
     train_next(store, epochs=1, status=RunStatus.RUNNING)
-    found = report.read(store, sweep=store.find_sweep(made.id))
+    found = report.read(store, sweep=store.sweeps.find(made.id))
     assert found.open_count == 3
     assert "3 runs were not over when this was made" in report.markdown(found)
     assert [row["status"] for row in csv_rows(found)].count("queued") == 2
 
 
 def test_a_sweep_without_a_finished_run_and_one_without_a_run_are_reports_too(store):
-    found = report.read(store, sweep=store.find_sweep(started(store).id))
+    found = report.read(store, sweep=store.sweeps.find(started(store).id))
     assert found.best is None and "No conclusion" in report.markdown(found)
     values = {"axes": {"training.lr": {"low": 1e-4, "high": 1e-2, "log": True}}, "sampler": "tpe", "trials": 3}
-    drawn = store.add_sweep("to come", sweep_spec.build(values).model_dump(mode="json"), (), created_by="test")
+    drawn = store.sweeps.add("to come", sweep_spec.build(values).model_dump(mode="json"), (), created_by="test")
     empty = report.read(store, sweep=drawn)
     assert "No run yet" in report.markdown(empty) and "9 to come" in report.html(empty)
     assert "0.0001 to 0.01, logarithmic" in report.markdown(empty) and csv_rows(empty) == []
@@ -192,14 +192,14 @@ def test_one_seed_each_makes_no_winner(store):
     made = started(store, seeds=(0,))
     train_next(store, reach=0.2)
     train_next(store, reach=0.9)
-    found = report.read(store, sweep=store.find_sweep(made.id))
+    found = report.read(store, sweep=store.sweeps.find(made.id))
     assert "One seed each: no conclusion" in found.conclusion.verdict and found.conclusion.pairs == ()
 
 
 def test_baselines_stand_as_a_reference(found, swept):
     with Store.open(swept[0]) as store:
         one = report.Reference(title="Majority class", accuracy=wilson(5, 200), macro_f1=0.01, how="always flam")
-        text = report.markdown(report.read(store, sweep=store.find_sweep(swept[1]), baselines=[one]))
+        text = report.markdown(report.read(store, sweep=store.sweeps.find(swept[1]), baselines=[one]))
     assert "Majority class" in text and "always flam" in text and "Baselines" not in titles(found)
 
 
@@ -268,12 +268,12 @@ def test_analyze_prints_the_newest_sweep_and_writes_each_format(sousa, store, tm
 
 
 def test_analyze_takes_runs_or_all_that_are_not_archived(sousa, workspace, store):
-    runs = [store.enqueue(config(seed=seed)) for seed in range(3)]
+    runs = [store.runs.enqueue(config(seed=seed)) for seed in range(3)]
     assert "3 runs" in sousa()
     assert "1 run: 1 queued" in sousa("--run", runs[0].id, "--run", runs[0].id[-4:])
     for _ in runs:
         train_next(store)
-    store.archive([runs[0].id])
+    store.marks.archive([runs[0].id])
     assert "2 runs: 2 finished" in sousa()
 
 
@@ -307,7 +307,7 @@ def test_a_mistake_costs_one_line_and_exit_code_2(sousa, store, words, message):
 
 def test_baselines_stand_beside_runs_of_the_very_same_clips_alone(sousa, workspace, store, monkeypatch):
     run = Training.begin(workspace, config(seed=1, max_epochs=1)).finish()
-    asked = store.predictions(run.id, "test")
+    asked = store.runs.predictions(run.id, "test")
     one = baselines.Baseline(name=baselines.MAJORITY, right=5, n=200, macro_f1=0.01, how="always flam", tried={})
     known = baselines.Baselines(
         dataset="tiny", classes=40, baselines=(one,), computed_at_ms=0, compute_s=1.0, folder=workspace.root,
@@ -357,5 +357,5 @@ def test_a_download_is_the_report(swept, monkeypatch, form, begins):
 
 def test_a_download_of_runs_leaves_out_what_is_gone(workspace, store, monkeypatch):
     monkeypatch.setenv("SOUSA_WORKSPACE", str(workspace.root))
-    run = store.enqueue(config())
+    run = store.runs.enqueue(config())
     assert report_view.made("csv", run_ids=[run.id, "gone"]).count(b"\r\n") == 2

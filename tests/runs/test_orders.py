@@ -12,12 +12,13 @@ import soundfile
 import yaml
 
 from sousa_engine import backbones, targets
-from sousa_engine.core import config, grammar
+from sousa_engine.core import grammar
 from sousa_engine.core.errors import ConfigError, PreflightError, TargetError, UnknownNameError
 from sousa_engine.core.records import RunStatus
 from sousa_engine.data import manifest
 from sousa_engine.runs import ensure, orders, preflight, prepare
 from sousa_engine.store import Store
+from sousa_engine.store.ledger import Ledger
 from sousa_engine.training import checkpoint
 from sousa_engine.workspace.spool import SpoolBatch, SpoolPoint
 
@@ -176,7 +177,7 @@ def test_start_queues_the_run_and_calls_the_supervisor(workspace, monkeypatch):
     monkeypatch.setattr(ensure, "ensure", called.append)
     run = orders.start(workspace, prepared("seed=5").config, created_by="cli")
     with Store.open(workspace) as store:
-        stored = store.run(run.id)
+        stored = store.runs.get(run.id)
     assert stored.status is RunStatus.QUEUED and stored.config.seed == 5
     assert called == [workspace]
 
@@ -193,10 +194,6 @@ def test_recommended_sets_exist_for_every_variant():
         assert targets.default_set(targets.load_outline(name)) in sets and all(sets.values())
 
 
-def test_every_field_has_help():
-    assert all(config.field_help(name) for name, _ in config.fields())
-
-
 def test_relative_paths_are_stored_as_the_place_they_mean(tmp_path, monkeypatch):
     (tmp_path / "drums").mkdir()
     (tmp_path / "w.pth").write_bytes(b"x")
@@ -209,7 +206,7 @@ def test_the_legacy_preset_says_which_modules_its_names_became():
     found = prepared("model=ast_fixed")
     lora = found.config.lora
     assert (found.config.model.variant, lora.r, len(lora.targets)) == ("ast-base", 16, 60)
-    assert all("now " in note for note in found.notes) and len(found.notes) == 4
+    assert all("Old name, now " in note for note in found.notes) and len(found.notes) == 4
     counts = targets.count(found.outline, [t.path for t in lora.targets], r=16, head="freeze", num_classes=40)
     assert counts.adapter_parameters == 1_916_928
 
@@ -284,9 +281,9 @@ def stopped(workspace, monkeypatch):
     settings = prepare.prepare({"data": {"dataset": "micro"}, "device": "cpu"}).config
     data = manifest.fingerprint(manifest.open_dataset(settings.data))
     with Store.open(workspace) as store:
-        run = store.enqueue(settings)
-        store.claim("cpu", "n1")
-        store.finish(run.id, RunStatus.STOPPED, "Stopped at step 12.", nonce="n1")
+        run = store.runs.enqueue(settings)
+        Ledger(store).claim("cpu", "n1")
+        Ledger(store).finish(run.id, RunStatus.STOPPED, "Stopped at step 12.", nonce="n1")
     folder = workspace.run_dir(run.id)
     checkpoint.save(folder / "best", 10, {}, {})
     for step in (10, 12):
@@ -299,7 +296,7 @@ def test_a_stopped_run_is_queued_again_and_says_from_where(workspace, stopped):
     run, found = orders.resume(workspace, stopped)
     assert (run.id, run.status, found.step, found.epoch, found.note) == (stopped, RunStatus.QUEUED, 12, 1, "")
     with Store.open(workspace) as store:
-        assert store.events(stopped)[-1].message == "It is to go on from step 12, epoch 1."
+        assert store.runs.events(stopped)[-1].message == "It is to go on from step 12, epoch 1."
         with pytest.raises(PreflightError, match="it is not over"):
             orders.resume(workspace, stopped)
 
@@ -308,7 +305,7 @@ def test_a_damaged_newest_checkpoint_is_told_before_the_run_is_queued(workspace,
     state = workspace.run_dir(stopped) / "checkpoints" / "step-00000012" / checkpoint.STATE
     state.write_bytes(state.read_bytes()[:-1] + b"?")  # of the same size: only reading it all tells
     with Store.open(workspace) as store:
-        assert orders.resumable(store.run(stopped), store).step == 12
+        assert orders.resumable(store.runs.get(stopped), store).step == 12
     _, found = orders.resume(workspace, stopped)
     assert found.step == 10 and "step-00000012 is damaged" in found.note
 
@@ -323,23 +320,23 @@ def test_what_cannot_go_on_is_refused_with_a_sentence_and_stays_as_it_is(workspa
     with pytest.raises(PreflightError, match=r"no checkpoint.*Launch it again"):
         orders.resume(workspace, stopped)
     with Store.open(workspace) as store:
-        assert store.run(stopped).status is RunStatus.STOPPED
-        other = store.enqueue(store.run(stopped).config)
-        store.claim("cpu", "n2")
-        store.finish(other.id, RunStatus.FINISHED, None, nonce="n2")
+        assert store.runs.get(stopped).status is RunStatus.STOPPED
+        other = store.runs.enqueue(store.runs.get(stopped).config)
+        Ledger(store).claim("cpu", "n2")
+        Ledger(store).finish(other.id, RunStatus.FINISHED, None, nonce="n2")
     with pytest.raises(PreflightError, match="more epochs"):
         orders.resume(workspace, other.id)
 
 
 def test_a_run_that_diverged_is_resumed_with_a_warning(workspace, stopped):
     with Store.open(workspace) as store:
-        run = store.enqueue(store.run(stopped).config)
-        store.claim("cpu", "n2")
+        run = store.runs.enqueue(store.runs.get(stopped).config)
+        Ledger(store).claim("cpu", "n2")
         point = SpoolPoint("train/loss", 13, math.nan, 1, None, 0)
-        store.ingest(run.id, SpoolBatch(start=0, end=1, points=[point]))
-        store.finish(run.id, RunStatus.FAILED, "The loss became nan at step 13.", nonce="n2")
+        Ledger(store).ingest(run.id, SpoolBatch(start=0, end=1, points=[point]))
+        Ledger(store).finish(run.id, RunStatus.FAILED, "The loss became nan at step 13.", nonce="n2")
         shutil.copytree(workspace.run_dir(stopped), workspace.run_dir(run.id))
-        assert "no number at step 13: expect the same" in orders.resumable(store.run(run.id), store).note
+        assert "no number at step 13: expect the same" in orders.resumable(store.runs.get(run.id), store).note
 
 
 def test_clips_too_short_for_the_backbone_are_told_before_the_start(tmp_path, workspace):

@@ -21,6 +21,7 @@ from sousa_engine.runs.ending import read
 from sousa_engine.runs.executors import Sighting, local
 from sousa_engine.runs.supervisor import Supervisor
 from sousa_engine.store import Store, now_ms
+from sousa_engine.store.ledger import Ledger
 from sousa_engine.workspace import locks, run_files
 from sousa_engine.workspace.spool import SpoolWriter, write_predictions
 
@@ -79,7 +80,7 @@ class Studio:
         self.supervisor = Supervisor(self.store, self.executor, grace_s=60, monotonic=lambda: self.now)
 
     def queue(self, **values):
-        return self.store.enqueue(build(values)).id
+        return self.store.runs.enqueue(build(values)).id
 
     def launched(self, **values):
         """A run that was started and is alive."""
@@ -98,10 +99,10 @@ class Studio:
         return self.supervisor.round()
 
     def status(self, run_id):
-        return self.store.run(run_id).status
+        return self.store.runs.get(run_id).status
 
     def reason(self, run_id):
-        return self.store.run(run_id).reason
+        return self.store.runs.get(run_id).reason
 
     def folder(self, run_id):
         path = self.store.workspace.run_dir(run_id)
@@ -110,7 +111,7 @@ class Studio:
 
 
 def kinds(studio, run_id):
-    return [event.kind for event in studio.store.events(run_id)]
+    return [event.kind for event in studio.store.runs.events(run_id)]
 
 
 @pytest.fixture
@@ -134,11 +135,11 @@ def test_a_queued_run_is_started_seen_and_ended(studio):
     studio.see(run_id, Sighting(is_alive=True))
     assert studio.status(run_id) is RunStatus.STARTING  # the keeper is up, the trainer not yet
     studio.see(run_id, ALIVE)
-    assert (studio.status(run_id), studio.store.run(run_id).started_at_ms) == (RunStatus.RUNNING, 5)
+    assert (studio.status(run_id), studio.store.runs.get(run_id).started_at_ms) == (RunStatus.RUNNING, 5)
     studio.see(run_id, FINISHED)
-    assert (studio.status(run_id), studio.store.run(run_id).ended_at_ms) == (RunStatus.FINISHED, 9)
+    assert (studio.status(run_id), studio.store.runs.get(run_id).ended_at_ms) == (RunStatus.FINISHED, 9)
     assert not studio.round()
-    kinds = [event.kind for event in studio.store.events(run_id)]
+    kinds = [event.kind for event in studio.store.runs.events(run_id)]
     assert set(kinds) == {"queued", "claimed", "started", "keeper", "finished"} and len(kinds) == 5
 
 
@@ -156,7 +157,7 @@ def test_auto_means_the_best_device_and_waits_for_it(store):
     studio = Studio(store, "cuda:0", "cuda:1", "cpu")
     runs = [studio.queue() for _ in range(3)] + [studio.queue(device="cpu")]
     studio.round()
-    assert [store.run(run_id).device for run_id in runs] == ["cuda:0", "cuda:1", None, "cpu"]
+    assert [store.runs.get(run_id).device for run_id in runs] == ["cuda:0", "cuda:1", None, "cpu"]
 
 
 def test_a_device_that_is_not_here_fails_the_run_with_a_sentence(studio):
@@ -184,8 +185,8 @@ def test_a_run_is_not_started_beside_an_earlier_launch_that_still_lives(studio):
     studio.round()
     studio.executor.refusal = None
     studio.round()
-    assert studio.store.run(run_id).launches == 2
-    assert any("An earlier launch still lives" in event.message for event in studio.store.events(run_id))
+    assert studio.store.runs.get(run_id).attempts == 2
+    assert any("An earlier launch still lives" in event.message for event in studio.store.runs.events(run_id))
 
 
 def test_a_launch_refused_for_what_still_lives_does_not_hold_its_slot_for_ever(studio):
@@ -199,12 +200,12 @@ def test_a_launch_refused_for_what_still_lives_does_not_hold_its_slot_for_ever(s
     for _ in range(8):
         studio.now += 11
         studio.round()
-    assert studio.executor.submitted == [run_id] * 3 and not studio.store.live()
+    assert studio.executor.submitted == [run_id] * 3 and not studio.store.queue.live()
     assert studio.reason(run_id) == "Not started in 3 tries: An earlier launch still lives."
     second = studio.queue()
     studio.executor.sightings[second] = Sighting(is_alive=True)
     studio.round()
-    studio.store.request_stop(second)
+    studio.store.runs.request_stop(second)
     studio.round()
     assert (studio.status(second), studio.reason(second)) == (RunStatus.STOPPED, "Stopped before it started.")
 
@@ -219,27 +220,27 @@ def test_a_resumed_run_whose_spool_lost_its_end_loses_no_new_line(studio):
     studio.see(run_id, ended(number=9))
     lines = spool_file.read_bytes().splitlines(keepends=True)
     spool_file.write_bytes(b"".join(lines[:2]))
-    studio.store.resume(run_id, "From step 2.")
+    studio.store.runs.resume(run_id, "From step 2.")
     studio.see(run_id, ABSENT)  # launched again
     with SpoolWriter(spool_file) as spool:
         spool.metrics(3, {"train/loss": 0.5})
     studio.see(run_id, ALIVE)
-    assert studio.store.curve(run_id, "train/loss").mean == (1.0, 1.0, 0.5, 1.0)
-    assert [e.message for e in studio.store.events(run_id) if e.kind == "storage"] == [
+    assert studio.store.metrics.curve(run_id, "train/loss").mean == (1.0, 1.0, 0.5, 1.0)
+    assert [e.message for e in studio.store.runs.events(run_id) if e.kind == "storage"] == [
         "The end of its spool is gone, and was taken in before: nothing measured is missing."
     ]
 
 
 def test_a_claim_of_a_supervisor_that_died_is_taken_up_after_ten_seconds(studio):
     run_id = studio.queue()
-    studio.store.claim("cpu", "nonce of the dead")
+    Ledger(studio.store).claim("cpu", "nonce of the dead")
     studio.round()
     studio.now += 9
     studio.round()
     assert studio.status(run_id) is RunStatus.STARTING and not studio.executor.submitted
     studio.now += 2
     studio.round()
-    assert studio.executor.submitted == [run_id] and studio.store.run(run_id).launches == 2
+    assert studio.executor.submitted == [run_id] and studio.store.runs.get(run_id).attempts == 2
 
 
 def test_a_restarted_supervisor_adopts_what_lives(studio):
@@ -265,7 +266,7 @@ def test_a_run_that_ended_before_anyone_saw_it_start_has_its_end_all_the_same(st
     studio.round()
     studio.restart()
     studio.round()
-    run = studio.store.run(run_id)
+    run = studio.store.runs.get(run_id)
     assert (run.status, run.started_at_ms, run.ended_at_ms) == (RunStatus.FINISHED, 5, 9)
 
 
@@ -286,9 +287,9 @@ def test_all_that_lives_is_adopted_before_what_one_of_them_left_is_taken_in(stor
         with SpoolWriter(studio.folder(run_id) / run_files.SPOOL) as spool:
             spool.metrics(1, {"train/loss": 1.0})
     studio.restart()
-    seen, ingest = [], store.ingest
+    seen, ingest = [], Ledger.ingest
     told = lambda: [run_id for run_id in alive if "adopted" in kinds(studio, run_id)]  # noqa: E731
-    monkeypatch.setattr(store, "ingest", lambda *args: seen.append(told()) or ingest(*args))
+    monkeypatch.setattr(Ledger, "ingest", lambda *args: seen.append(told()) or ingest(*args))
     studio.see(dead, ended(number=9))
     assert seen == [alive] * 3
 
@@ -300,10 +301,10 @@ def test_a_stop_does_not_wait_until_all_that_a_run_left_is_taken_in(studio, monk
             spool.metrics(step, {"train/loss": 1.0})
     read = supervisor.read_batch
     monkeypatch.setattr(supervisor, "read_batch", lambda path, offset: read(path, offset, max_bytes=1000))
-    last_step = lambda: studio.store.summaries([run_id])[run_id]["train/loss"].last_step  # noqa: E731
+    last_step = lambda: studio.store.metrics.summaries([run_id])[run_id]["train/loss"].last_step  # noqa: E731
     studio.round()
     assert last_step() < 50
-    studio.store.request_stop(run_id)
+    studio.store.runs.request_stop(run_id)
     studio.round()
     assert studio.executor.stops == [(run_id, False)] and last_step() < 50
     studio.see(run_id, ended(3, result={"outcome": "stopped", "reason": "Stopped."}))
@@ -315,39 +316,39 @@ def test_a_stop_does_not_wait_until_all_that_a_run_left_is_taken_in(studio, monk
 
 def test_a_paused_queue_starts_nothing_and_what_trains_goes_on(studio):
     first, second = studio.launched(), studio.queue()
-    assert studio.store.pause_queue() and not studio.store.pause_queue()
+    assert studio.store.queue.pause() and not studio.store.queue.pause()
     studio.see(first, FINISHED)
     assert studio.status(first) is RunStatus.FINISHED
     assert not studio.round() and studio.status(second) is RunStatus.QUEUED
-    assert studio.store.resume_queue() and not studio.store.resume_queue()
+    assert studio.store.queue.resume() and not studio.store.queue.resume()
     studio.round()
     assert studio.executor.submitted == [first, second]
 
 
 def test_as_many_runs_share_the_cpu_as_it_has_slots(studio):
     runs = [studio.queue() for _ in range(4)]
-    studio.store.set_cpu_slots(3)
+    studio.store.queue.set_cpu_slots(3)
     studio.round()
-    assert [studio.store.run(run_id).device for run_id in runs] == ["cpu", "cpu:1", "cpu:2", None]
+    assert [studio.store.runs.get(run_id).device for run_id in runs] == ["cpu", "cpu:1", "cpu:2", None]
     assert studio.executor.shares == [3, 3, 3]
     for run_id in runs[:3]:
         studio.executor.sightings[run_id] = ALIVE
     studio.round()
-    studio.store.set_cpu_slots(1)  # what trains already goes on, nothing more starts until the last slot is free
+    studio.store.queue.set_cpu_slots(1)  # what trains already goes on, nothing more starts until the last slot is free
     studio.see(runs[2], FINISHED)
     studio.see(runs[1], FINISHED)
     assert studio.status(runs[0]) is RunStatus.RUNNING and studio.status(runs[3]) is RunStatus.QUEUED
     studio.see(runs[0], FINISHED)
-    assert (studio.store.run(runs[3]).device, studio.executor.shares[-1]) == ("cpu", 1)
+    assert (studio.store.runs.get(runs[3]).device, studio.executor.shares[-1]) == ("cpu", 1)
 
 
 def test_cpu_slots_take_no_run_that_is_to_have_the_gpu(store):
     studio = Studio(store, "cuda:0", "cpu")
-    store.set_cpu_slots(2)
+    store.queue.set_cpu_slots(2)
     wanted = ["auto", "auto", "cpu", "cpu"]
     runs = [studio.queue(device=device) for device in wanted]
     studio.round()
-    assert [store.run(run_id).device for run_id in runs] == ["cuda:0", None, "cpu", "cpu:1"]
+    assert [store.runs.get(run_id).device for run_id in runs] == ["cuda:0", None, "cpu", "cpu:1"]
 
 
 # Stopping
@@ -355,7 +356,7 @@ def test_cpu_slots_take_no_run_that_is_to_have_the_gpu(store):
 
 def test_a_stop_is_passed_on_once_when_there_is_someone_to_tell(studio):
     run_id = studio.launched()
-    studio.store.request_stop(run_id)
+    studio.store.runs.request_stop(run_id)
     studio.executor.reachable = False
     studio.round()
     studio.executor.reachable = True
@@ -369,39 +370,39 @@ def test_a_stop_is_passed_on_once_when_there_is_someone_to_tell(studio):
 def test_stop_now_kills_at_once_after_a_stop_and_without_one(store):
     studio = Studio(store, "cuda:0", "cuda:1")
     saving, training = studio.launched(), studio.launched()
-    store.request_stop(saving)
+    store.runs.request_stop(saving)
     studio.round()
     for run_id in (saving, training):
-        assert store.request_stop(run_id, at_once=True).status is RunStatus.STOPPING
+        assert store.runs.request_stop(run_id, at_once=True).status is RunStatus.STOPPING
     for _ in range(3):
         studio.round()
     assert studio.executor.stops == [(saving, False), (saving, True), (training, True)]
     for run_id in (saving, training):
         studio.see(run_id, ended(number=9, steps=["SIGKILL now"]))
         assert studio.status(run_id) is RunStatus.STOPPED and "Stopped at once" in studio.reason(run_id)
-        asked = [event.message for event in store.events(run_id) if event.kind == "stop requested"]
+        asked = [event.message for event in store.runs.events(run_id) if event.kind == "stop requested"]
         assert asked[-1].startswith("Stop now")
 
 
 def test_each_step_of_a_stop_is_told_when_it_was_taken_and_once(studio):
     run_id = studio.launched()
-    studio.store.request_stop(run_id)
+    studio.store.runs.request_stop(run_id)
     steps = taken("started", "SIGTERM")
     studio.see(run_id, Sighting(is_alive=True, trainer_started=True, started_at_ms=5, steps=steps))
-    told = [event for event in studio.store.events(run_id) if event.kind == "keeper"]
+    told = [event for event in studio.store.runs.events(run_id) if event.kind == "keeper"]
     assert [(event.at_ms, event.message.split(":")[0]) for event in told] == [
         (6, "The trainer was started."),
         (7, "SIGTERM to the trainer"),
     ]
     studio.restart()  # another supervisor reads the same steps
     studio.see(run_id, ended(number=9, steps=["SIGTERM", "SIGKILL"]))
-    told = [event for event in studio.store.events(run_id) if event.kind == "keeper"]
+    told = [event for event in studio.store.runs.events(run_id) if event.kind == "keeper"]
     assert [event.at_ms for event in told] == [6, 7, 8] and told[-1].message.startswith("SIGKILL")
 
 
 def test_stop_now_ends_a_trainer_without_its_keeper_too(studio):
     run_id = studio.launched()
-    studio.store.request_stop(run_id, at_once=True)
+    studio.store.runs.request_stop(run_id, at_once=True)
     studio.see(run_id, ORPHAN)
     studio.see(run_id, ORPHAN)
     assert studio.executor.stops == [(run_id, True)]
@@ -413,7 +414,7 @@ def test_stop_now_ends_a_trainer_without_its_keeper_too(studio):
 def test_a_stop_during_a_failed_launch_is_the_end_and_no_second_try(studio):
     run_id = studio.queue()
     studio.round()
-    studio.store.request_stop(run_id)
+    studio.store.runs.request_stop(run_id)
     studio.round()
     assert (studio.status(run_id), studio.executor.submitted) == (RunStatus.STOPPED, [run_id])
 
@@ -445,10 +446,10 @@ def test_everything_a_dead_run_left_is_taken_before_its_end_is_written(studio):
     clip = Prediction(clip_id="a", split="test", label="x", predicted="y", probability=0.5, label_probability=0.25)
     write_predictions(folder / run_files.PREDICTIONS, [clip])
     studio.see(run_id, FINISHED)
-    assert studio.store.summaries([run_id])[run_id]["train/loss"].last_step == 2000
-    assert studio.store.run(run_id).weights_label == "random weights"
-    assert studio.store.predictions(run_id, "test") == (clip,)
-    (torn,) = [event for event in studio.store.events(run_id) if event.kind == "unreadable"]
+    assert studio.store.metrics.summaries([run_id])[run_id]["train/loss"].last_step == 2000
+    assert studio.store.runs.get(run_id).weights_label == "random weights"
+    assert studio.store.runs.predictions(run_id, "test") == (clip,)
+    (torn,) = [event for event in studio.store.runs.events(run_id) if event.kind == "unreadable"]
     assert torn.message.startswith("The last 18 bytes of spool.jsonl")
 
 
@@ -457,7 +458,7 @@ def test_predictions_that_cannot_be_read_do_not_keep_a_run_from_ending(studio):
     (studio.folder(run_id) / run_files.PREDICTIONS).write_text("no json\n")
     studio.see(run_id, FINISHED)
     assert studio.status(run_id) is RunStatus.FINISHED
-    assert any("Line 1 of" in event.message for event in studio.store.events(run_id))
+    assert any("Line 1 of" in event.message for event in studio.store.runs.events(run_id))
 
 
 def test_a_lost_run_says_what_was_last_seen(studio):
@@ -485,7 +486,7 @@ def test_time_that_nobody_saw_is_no_time_a_run_trained(studio, result):
         os.utime(folder / run_files.RESULT, ns=(0, 90_000_000_000))
     studio.restart()
     studio.see(run_id, Sighting(is_alive=False, trainer_started=True, started_at_ms=5, result=result))
-    run = studio.store.run(run_id)
+    run = studio.store.runs.get(run_id)
     assert (run.status, run.ended_at_ms) == ((RunStatus.FINISHED, 90_000) if result else (RunStatus.LOST, 60_000))
 
 
@@ -494,12 +495,12 @@ def test_an_end_lies_neither_before_its_start_nor_in_the_future(studio):
     (studio.folder(early) / run_files.SPOOL).touch()
     os.utime(studio.folder(early) / run_files.SPOOL, ns=(0, 0))  # of the launch before, or the clock was moved
     studio.see(early, ABSENT)
-    assert studio.store.run(early).ended_at_ms == 5
+    assert studio.store.runs.get(early).ended_at_ms == 5
     late = studio.launched()
     (studio.folder(late) / run_files.SPOOL).touch()
     os.utime(studio.folder(late) / run_files.SPOOL, ns=(0, 2**62))
     studio.see(late, ABSENT)
-    assert studio.store.run(late).ended_at_ms <= now_ms()
+    assert studio.store.runs.get(late).ended_at_ms <= now_ms()
 
 
 def test_a_run_lost_before_its_first_step_says_how_far_it_had_come(studio):
@@ -539,12 +540,12 @@ def test_a_dead_run_whose_leavings_cannot_be_taken_ends_all_the_same(studio, mon
     def fails(*args):
         raise ZeroDivisionError("unforeseen")
 
-    monkeypatch.setattr(studio.store, "save_predictions", fails)
+    monkeypatch.setattr(Ledger, "save_predictions", fails)
     for _ in range(5):
         studio.see(run_id, FINISHED)
         studio.now += 10
     assert studio.status(run_id) is RunStatus.FAILED and "ZeroDivisionError" in studio.reason(run_id)
-    assert studio.store.claim("cpu", "next") is None and not studio.store.live()  # the slot is free
+    assert Ledger(studio.store).claim("cpu", "next") is None and not studio.store.queue.live()  # the slot is free
 
 
 def test_a_run_whose_notes_cannot_be_read_ends_no_supervisor_and_goes_on_when_they_can(workspace, store, capfd):
@@ -568,7 +569,7 @@ def test_a_full_disk_is_waited_out_and_nothing_is_missing(studio, capfd):
     with SpoolWriter(studio.folder(run_id) / run_files.SPOOL) as spool:
         for step in range(1, 6001):
             spool.metrics(step, {"train/loss": 1.0})
-    db = studio.store._db
+    db = studio.store.connection.db
     db.execute(f"PRAGMA max_page_count = {db.execute('PRAGMA page_count').fetchone()[0]}")  # full
     leaving, rounds = threading.Event(), []
     play = studio.supervisor.round
@@ -584,8 +585,8 @@ def test_a_full_disk_is_waited_out_and_nothing_is_missing(studio, capfd):
     studio.supervisor.round = play_and_count
     studio.supervisor.serve(idle_exit_s=60, leaving=leaving)
     assert len(rounds) == 5
-    assert studio.store.summaries([run_id])[run_id]["train/loss"].last_step == 6000
-    assert [event.kind for event in studio.store.events(run_id)].count("storage") == 1
+    assert studio.store.metrics.summaries([run_id])[run_id]["train/loss"].last_step == 6000
+    assert [event.kind for event in studio.store.runs.events(run_id)].count("storage") == 1
     told = capfd.readouterr().err
     assert told.count("is full: free some space") == 1 and "nothing is missing" in told
 
@@ -627,16 +628,16 @@ def test_a_full_disk_is_waited_out_and_nothing_is_missing(studio, capfd):
     ],
 )
 def test_the_end_of_a_run_is_told_from_what_it_left(store, sighting, status, words):
-    run = store.enqueue(RunConfig())
+    run = store.runs.enqueue(RunConfig())
     found, reason = read(run, sighting, last_log_line="KeyError: 3")
     assert found == status
     assert words in reason if words else reason is None
 
 
 def test_a_stop_that_came_before_the_trainer_could_listen_is_a_stop(store):
-    run = store.enqueue(RunConfig())
-    store.claim("cpu", "n")
-    stopping = store.request_stop(run.id)
+    run = store.runs.enqueue(RunConfig())
+    Ledger(store).claim("cpu", "n")
+    stopping = store.runs.request_stop(run.id)
     assert read(stopping, ended(number=15))[0] is RunStatus.STOPPED
     assert read(stopping, ended())[0] is RunStatus.STOPPED
 
@@ -651,10 +652,10 @@ def test_a_run_queued_at_the_moment_of_leaving_is_not_forgotten(workspace, monke
     def serve(self, idle_exit_s, leaving):
         served.append(1)
         if len(served) == 1:  # decided to leave; the lock is still held
-            late.append(self._store.enqueue(RunConfig()))
+            late.append(self._store.runs.enqueue(RunConfig()))
             assert ensure.ensure(workspace) is False  # who queued it found us still here
         else:
-            self._store.request_stop(late[0].id)
+            self._store.runs.request_stop(late[0].id)
 
     monkeypatch.setattr(Supervisor, "serve", serve)
     supervisor.main([str(workspace.root)])
@@ -673,7 +674,7 @@ def test_who_leaves_with_runs_waiting_gives_way_to_one_that_took_over(workspace,
 
     def serve(self, idle_exit_s, leaving):
         served.append(1)
-        self._store.enqueue(RunConfig())
+        self._store.runs.enqueue(RunConfig())
 
     monkeypatch.setattr(supervisor.locks, "take", lock_or_lose)
     monkeypatch.setattr(Supervisor, "serve", serve)
@@ -718,8 +719,8 @@ def test_slots_are_the_devices_that_pytorch_can_use(monkeypatch):
 
 def test_the_config_of_a_launch_names_the_device_it_was_given(workspace, store, monkeypatch):
     monkeypatch.setattr(local.subprocess, "Popen", lambda *args, **options: None)
-    store.enqueue(build({"seed": 4}))
-    run = store.claim("cpu", "n1")
+    store.runs.enqueue(build({"seed": 4}))
+    run = Ledger(store).claim("cpu", "n1")
     executor = local.LocalExecutor(workspace)
     executor.submit(run, "n1")
     written = json.loads((workspace.run_dir(run.id) / run_files.CONFIG).read_text())
@@ -737,7 +738,7 @@ def test_what_a_launch_before_left_says_nothing_of_the_next_one(studio):
         run_files.write_json(
             folder / run_files.EXIT, {**note, "exit_code": 3, "signal": None, "ended_ms": 9, "steps": []}
         )
-        seen = local.LocalExecutor(studio.store.workspace).poll(studio.store.run(run_id), nonce)
+        seen = local.LocalExecutor(studio.store.workspace).poll(studio.store.runs.get(run_id), nonce)
         assert (seen.result is not None, seen.exit is not None, seen.trainer_started) == (wanted,) * 3
 
 
@@ -746,8 +747,8 @@ def test_a_run_in_a_slot_of_the_cpu_trains_on_the_cpu_with_its_share_of_threads(
     monkeypatch.setattr(local.subprocess, "Popen", lambda *args, **options: started.append(options["env"]))
     monkeypatch.setattr(local.os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    store.enqueue(RunConfig())
-    run = store.claim("cpu:1", "n1", ["cpu", "auto"])
+    store.runs.enqueue(RunConfig())
+    run = Ledger(store).claim("cpu:1", "n1", ["cpu", "auto"])
     local.LocalExecutor(workspace).submit(run, "n1", cpu_slots=3)
     written = json.loads((workspace.run_dir(run.id) / run_files.CONFIG).read_text())
     assert (written["device"], started[0]["OMP_NUM_THREADS"]) == ("cpu", "2")
@@ -768,15 +769,15 @@ def test_a_run_in_the_slot_of_a_gpu_sees_that_gpu_alone(workspace, store, monkey
     if visible:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     for slot in ("cuda:0", "cuda:1", "cpu"):
-        store.enqueue(RunConfig())
-        local.LocalExecutor(workspace).submit(store.claim(slot, slot, ["auto"]), slot)
+        store.runs.enqueue(RunConfig())
+        local.LocalExecutor(workspace).submit(Ledger(store).claim(slot, slot, ["auto"]), slot)
     assert [env.get("CUDA_VISIBLE_DEVICES") for env in started] == [*seen, visible]
 
 
 def test_a_pid_that_was_given_to_another_program_is_neither_adopted_nor_signalled(workspace, store):
     """keeper.json names a pid, and the machine gave it to somebody else since."""
-    store.enqueue(RunConfig())
-    run = store.claim("cpu", "n1")
+    store.runs.enqueue(RunConfig())
+    run = Ledger(store).claim("cpu", "n1")
     folder = workspace.run_dir(run.id)
     folder.mkdir(parents=True)
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as stranger:
@@ -793,8 +794,8 @@ def test_a_pid_that_was_given_to_another_program_is_neither_adopted_nor_signalle
 
 
 def test_a_start_of_the_machine_is_seen_by_its_boot_id(workspace, store):
-    store.enqueue(RunConfig())
-    run = store.claim("cpu", "n1")
+    store.runs.enqueue(RunConfig())
+    run = Ledger(store).claim("cpu", "n1")
     folder = workspace.run_dir(run.id)
     folder.mkdir(parents=True)
     here = run_files.boot_id()

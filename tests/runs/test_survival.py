@@ -35,14 +35,14 @@ class Studio:
         self.store = Store.open(workspace)
 
     def queue(self, words, **values):
-        return self.store.enqueue(build({"name": words, **values})).id
+        return self.store.runs.enqueue(build({"name": words, **values})).id
 
     def supervise(self, *options, idle_exit_s=30.0, grace_s=60.0):
         options = (*DOUBLE, "--idle-exit-s", str(idle_exit_s), "--grace-s", str(grace_s), *options)
         return ensure.ensure(self.workspace, options)
 
     def run(self, run_id):
-        return self.store.run(run_id)
+        return self.store.runs.get(run_id)
 
     def steps(self, run_id):
         """Steps of train/loss in runs.db, in order."""
@@ -110,10 +110,10 @@ class Studio:
 
     def ladder(self, run_id):
         """What its keeper did, by the beginning of each sentence."""
-        return [e.message.split(":")[0] for e in self.store.events(run_id) if e.kind == "keeper"]
+        return [e.message.split(":")[0] for e in self.store.runs.events(run_id) if e.kind == "keeper"]
 
     def kinds(self, run_id):
-        return [event.kind for event in self.store.events(run_id)]
+        return [event.kind for event in self.store.runs.events(run_id)]
 
 
 def wait_for(condition, timeout_s=120):
@@ -153,10 +153,10 @@ def test_a_run_goes_from_queue_to_end_and_the_supervisor_leaves_when_idle(studio
     assert studio.supervise(idle_exit_s=0.5)
     for run_id in runs:
         run = studio.over(run_id)
-        assert (run.status, run.reason, run.device, run.launches) == (RunStatus.FINISHED, None, "cpu", 1)
+        assert (run.status, run.reason, run.device, run.attempts) == (RunStatus.FINISHED, None, "cpu", 1)
         assert run.facts["device"] == "cpu" and run.progress.done == 30
-        assert studio.store.summaries([run_id])[run_id]["test/accuracy"].n == 2
-        assert [p.clip_id for p in studio.store.predictions(run_id, "test")] == ["a", "b"]
+        assert studio.store.metrics.summaries([run_id])[run_id]["test/accuracy"].n == 2
+        assert [p.clip_id for p in studio.store.runs.predictions(run_id, "test")] == ["a", "b"]
         assert_nothing_lost_or_doubled(studio, run_id)
     first, second = (studio.run(run_id) for run_id in runs)
     assert first.ended_at_ms <= second.started_at_ms  # one slot, one run
@@ -167,7 +167,7 @@ def test_a_stopped_run_keeps_metrics_up_to_its_last_step(studio):
     run_id = studio.queue("steps=100000")
     studio.supervise()
     studio.running_at(run_id, 20)
-    assert studio.store.request_stop(run_id).status is RunStatus.STOPPING
+    assert studio.store.runs.request_stop(run_id).status is RunStatus.STOPPING
     run = studio.over(run_id)
     assert (run.status, run.reason) == (RunStatus.STOPPED, f"Stopped at {studio.acknowledged(run_id)}.")
     assert_nothing_lost_or_doubled(studio, run_id)
@@ -179,7 +179,7 @@ def test_a_trainer_that_ignores_the_stop_is_killed_and_the_run_says_so(studio):
     run_id = studio.queue("steps=100000 at=3 do=deaf")
     studio.supervise(grace_s=0.5)
     studio.running_at(run_id, 10)
-    studio.store.request_stop(run_id)
+    studio.store.runs.request_stop(run_id)
     run = studio.over(run_id)
     assert run.status is RunStatus.STOPPED and "did not stop in time" in run.reason
     assert studio.ladder(run_id) == [
@@ -194,13 +194,15 @@ def test_stop_now_ends_a_trainer_that_does_not_listen_and_its_stop_so_far_is_tol
     run_id = studio.queue("steps=100000 at=3 do=deaf")
     studio.supervise()
     studio.running_at(run_id, 10)
-    studio.store.request_stop(run_id)
+    studio.store.runs.request_stop(run_id)
     wait_for(lambda: len(studio.ladder(run_id)) == 2)  # told while it still lives
     assert studio.run(run_id).status is RunStatus.STOPPING
-    studio.store.request_stop(run_id, at_once=True)
+    studio.store.runs.request_stop(run_id, at_once=True)
     run = studio.over(run_id)
     assert run.status is RunStatus.STOPPED and run.reason.startswith("Stopped at once, as asked")
-    asked = [event for event in studio.store.events(run_id) if event.kind in ("stop requested", "keeper", "stopped")]
+    asked = [
+        event for event in studio.store.runs.events(run_id) if event.kind in ("stop requested", "keeper", "stopped")
+    ]
     assert [event.message.split(":")[0] for event in asked] == [
         "The trainer was started.",
         "Stop and save was asked for.",
@@ -213,7 +215,7 @@ def test_stop_now_ends_a_trainer_that_does_not_listen_and_its_stop_so_far_is_tol
 
 
 def test_runs_share_the_cpu_in_slots_of_their_own(studio):
-    studio.store.set_cpu_slots(2)
+    studio.store.queue.set_cpu_slots(2)
     runs = [studio.queue("steps=20 hold=10") for _ in range(3)]
     studio.supervise()
     for run_id in runs[:2]:
@@ -248,7 +250,7 @@ def test_each_end_of_a_trainer_is_told_and_its_metrics_kept(studio, do, status, 
     assert run.status is status
     assert reason in run.reason if reason else run.reason is None
     assert_nothing_lost_or_doubled(studio, run_id)
-    assert studio.store.first_divergence(run_id) == (("train/loss", 12) if do == "nan" else None)
+    assert studio.store.metrics.first_divergence(run_id) == (("train/loss", 12) if do == "nan" else None)
     assert ("unreadable" in studio.kinds(run_id)) == (do == "torn")
     if do == "child":
         pid = int((studio.workspace.run_dir(run_id) / "child_pid").read_text())
@@ -268,7 +270,7 @@ def test_a_killed_supervisor_is_replaced_and_the_training_never_notices(studio):
     trainer = studio.pids(run_id)[1]
     wait_for(studio.supervise)
     run = studio.over(run_id)
-    assert (run.status, run.launches, run.facts["pid"]) == (RunStatus.FINISHED, 1, trainer)
+    assert (run.status, run.attempts, run.facts["pid"]) == (RunStatus.FINISHED, 1, trainer)
     assert_nothing_lost_or_doubled(studio, run_id)
 
 
@@ -293,12 +295,12 @@ def test_an_open_studio_replaces_a_killed_supervisor_and_its_own_death_is_not_no
         killed_ms = time.time_ns() // 1_000_000
         studio.kill_supervisor()
         wait_for(lambda: "adopted" in studio.kinds(run_id), timeout_s=60)
-        (adopted,) = [event for event in studio.store.events(run_id) if event.kind == "adopted"]
+        (adopted,) = [event for event in studio.store.runs.events(run_id) if event.kind == "adopted"]
         print(f"adopted {adopted.at_ms - killed_ms} ms after the supervisor was killed")
         server.kill()
     studio.let_go(run_id)
     run = studio.over(run_id)
-    assert (run.status, run.launches) == (RunStatus.FINISHED, 1)
+    assert (run.status, run.attempts) == (RunStatus.FINISHED, 1)
     assert_nothing_lost_or_doubled(studio, run_id)
 
 
@@ -310,7 +312,7 @@ def test_a_restarted_supervisor_adopts_at_once(studio):
     began_ms = time.time_ns() // 1_000_000
     wait_for(studio.supervise)
     wait_for(lambda: "adopted" in studio.kinds(run_id), timeout_s=60)
-    (adopted,) = [event for event in studio.store.events(run_id) if event.kind == "adopted"]
+    (adopted,) = [event for event in studio.store.runs.events(run_id) if event.kind == "adopted"]
     print(f"adopted {adopted.at_ms - began_ms} ms after the start of the next supervisor")
     at = studio.run(run_id).progress.done
     studio.running_at(run_id, at + 1)  # it is fed from there on
@@ -335,7 +337,7 @@ def test_a_stop_asked_for_while_nobody_supervises_is_carried_out(studio):
     studio.supervise()
     studio.running_at(run_id, 5)
     studio.kill_supervisor()
-    studio.store.request_stop(run_id)
+    studio.store.runs.request_stop(run_id)
     wait_for(studio.supervise)
     assert studio.over(run_id).status is RunStatus.STOPPED
     assert_nothing_lost_or_doubled(studio, run_id)
@@ -401,7 +403,7 @@ def test_a_resumed_run_goes_on_as_the_same_run_whatever_ended_it(studio, end):
     if end != "kill":
         studio.running_at(run_id, 10)
     if end == "stop":
-        studio.store.request_stop(run_id)
+        studio.store.runs.request_stop(run_id)
     if end == "lose":
         pids = (studio.supervisor_pid(), *studio.pids(run_id))
         for number in (signal.SIGSTOP, signal.SIGKILL):  # held first: nobody can tell of another's death
@@ -412,10 +414,10 @@ def test_a_resumed_run_goes_on_as_the_same_run_whatever_ended_it(studio, end):
     status = {"stop": RunStatus.STOPPED, "kill": RunStatus.FAILED, "lose": RunStatus.LOST}[end]
     assert studio.over(run_id).status is status
     studio.let_go(run_id)
-    studio.store.resume(run_id, "Resumed.")
+    studio.store.runs.resume(run_id, "Resumed.")
     wait_for(lambda: studio.supervise() or studio.processes("sousa_engine.runs.supervisor"))
     run = studio.over(run_id)
-    assert (run.status, run.reason, run.launches) == (RunStatus.FINISHED, None, 1)
+    assert (run.status, run.reason, run.attempts) == (RunStatus.FINISHED, None, 1)
     assert len(run.earlier_ms) == 1 and run.started_at_ms >= run.earlier_ms[0][1]
     assert_nothing_lost_or_doubled(studio, run_id)
     assert len(studio.steps(run_id)) == 60
@@ -460,7 +462,7 @@ def test_two_supervisors_never_start_the_same_run(studio):
     runs = [studio.queue("steps=5 pause_s=0") for _ in range(6)]
     for run_id in runs:
         run = studio.over(run_id)
-        assert (run.status, run.launches) == (RunStatus.FINISHED, 1), run.reason
+        assert (run.status, run.attempts) == (RunStatus.FINISHED, 1), run.reason
         assert studio.kinds(run_id).count("claimed") == 1
         assert_nothing_lost_or_doubled(studio, run_id)
     assert len({studio.run(run_id).facts["pid"] for run_id in runs}) == 6

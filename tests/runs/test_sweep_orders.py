@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import subprocess
 import time
 
 import pytest
@@ -14,6 +16,7 @@ from sousa_engine.core.errors import ConfigError, PreflightError, RunError, Targ
 from sousa_engine.core.records import Progress, RunStatus, SweepStatus
 from sousa_engine.runs import ensure, preflight, prepare, sweep_learner, sweep_orders, sweep_plan, timing
 from sousa_engine.store import Store
+from sousa_engine.store.ledger import Ledger
 from sousa_engine.workspace import intake
 from sousa_engine.workspace.spool import SpoolBatch, SpoolPoint
 
@@ -45,25 +48,25 @@ class Trainers:
         self.store, self.reach, self.at = store, reach, {}
 
     def claim(self):
-        run = self.store.claim("cpu", "nonce")
+        run = Ledger(self.store).claim("cpu", "nonce")
         if run is not None:
-            assert self.store.mark_running(run.id, "nonce", started_at_ms=1)
+            assert Ledger(self.store).mark_running(run.id, "nonce", started_at_ms=1)
         return run
 
     def epoch(self, run, epoch):
         start = self.at.get(run.id, 0)
         value = self.reach(run.config) * (1 - 0.5**epoch)
         point = SpoolPoint("valid/accuracy", 10 * epoch, value, epoch, 100, 1)
-        assert self.store.ingest(run.id, SpoolBatch(start=start, end=start + 1, points=[point]))
+        assert Ledger(self.store).ingest(run.id, SpoolBatch(start=start, end=start + 1, points=[point]))
         self.at[run.id] = start + 1
 
     def end(self, run, status=RunStatus.FINISHED, reason=None):
-        assert self.store.finish(run.id, status, reason, nonce="nonce")
+        assert Ledger(self.store).finish(run.id, status, reason, nonce="nonce")
 
     def play(self, sweep_id, rounds=500):
         """Supervisor and trainers in turn, until the sweep is over."""
         for _ in range(rounds):
-            found = self.store.sweep(sweep_id)
+            found = self.store.sweeps.get(sweep_id)
             if found.status.is_over:
                 return found
             sweep_learner.step(self.store, found, 1)
@@ -72,8 +75,8 @@ class Trainers:
                 continue
             for epoch in range(1, run.config.training.max_epochs + 1):
                 self.epoch(run, epoch)
-                sweep_learner.step(self.store, self.store.sweep(sweep_id), 1)
-                if self.store.run(run.id).status is RunStatus.STOPPING:
+                sweep_learner.step(self.store, self.store.sweeps.get(sweep_id), 1)
+                if self.store.runs.get(run.id).status is RunStatus.STOPPING:
                     self.end(run, RunStatus.STOPPED, "Stopped by the trainer.")
                     break
             else:
@@ -111,9 +114,9 @@ def test_what_could_only_fail_is_said_once_a_cause_and_nothing_is_queued(store):
     assert sum(len(problem.settings) for problem in found.problems) + len(found.runs) // 2 == 6
     with pytest.raises(PreflightError, match=r"mn10_as · q_proj: 'q_proj' .* Nearest"):
         started(store, **values)
-    assert store.runs() == () and store.sweeps() == ()
+    assert store.runs.all() == () and store.sweeps.all() == ()
     made = sweep_orders.start(store.workspace, sweep_spec.build(values), created_by="test", leave_out_invalid=True)
-    assert len(store.sweep_runs(made.id)) == len(found.runs) > 0
+    assert len(store.sweeps.runs(made.id)) == len(found.runs) > 0
 
 
 def test_a_familys_name_means_its_published_variant_and_missing_weights_name_the_mini_and_the_import(workspace):
@@ -122,28 +125,33 @@ def test_a_familys_name_means_its_published_variant_and_missing_weights_name_the
     assert "beats-mini" in problem.message and "weights import FILE" in problem.message
 
 
-def test_a_probe_tells_how_long_a_sweep_takes_before_anything_was_trained(workspace):
+def test_a_probe_in_a_process_of_its_own_tells_how_long_a_sweep_takes_before_anything_was_trained(workspace):
     spec = sweep_spec.build({**GRID, "axes": {"model": ["efficientat-mini"]}})
     before = sweep_plan.plan(spec, workspace)
-    paces = timing.measure(workspace, before.untimed)
-    after = sweep_plan.plan(spec, workspace)
-    (pace,) = paces.values()
-    steps = preflight.preflight(before.runs[0].config, workspace).total_steps
-    assert pace.step_s > 0 and pace.peak_memory_mib > 100
-    assert after.untimed == () and after.seconds == pytest.approx(2 * (steps * pace.step_s + pace.start_s))
-    assert timing.measure(workspace, before.untimed) == paces, "measured once"
-
-
-def test_measuring_goes_on_in_a_process_of_its_own(workspace):
-    spec = sweep_spec.build({**GRID, "axes": {"model": ["efficientat-mini"]}})
-    untimed = sweep_plan.plan(spec, workspace).untimed
-    assert timing.start(workspace, untimed) and not timing.start(workspace, untimed), "one measures at a time"
+    assert timing.start(workspace, before.untimed)
+    assert not timing.start(workspace, before.untimed), "one measures at a time"
     end = time.monotonic() + 300
     while (doing := intake.look(timing.folder(workspace))) and doing.is_running:
         assert time.monotonic() < end
         time.sleep(0.1)
     assert doing is None, doing
-    assert sweep_plan.plan(spec, workspace).seconds
+    (pace,) = timing.known(workspace).values()
+    assert pace.step_s > 0 and pace.peak_memory_mib > 100
+    after = sweep_plan.plan(spec, workspace)
+    steps = preflight.preflight(before.runs[0].config, workspace).total_steps
+    assert after.untimed == () and after.seconds == pytest.approx(2 * (steps * pace.step_s + pace.start_s))
+
+
+def test_what_was_measured_once_is_not_measured_again(workspace, monkeypatch):
+    spec = sweep_spec.build({**GRID, "axes": {"model": ["efficientat-mini"]}})
+    untimed = sweep_plan.plan(spec, workspace).untimed
+    pace = {"step_s": 0.5, "start_s": 4.0, "peak_memory_mib": 900.0}
+    answer = subprocess.CompletedProcess([], 0, json.dumps(pace), "")
+    monkeypatch.setattr(timing.subprocess, "run", lambda *words, **options: answer)
+    paces = timing.measure(workspace, untimed)
+    assert [vars(found) for found in paces.values()] == [pace]
+    monkeypatch.setattr(timing.subprocess, "run", lambda *words, **options: pytest.fail("measured again"))
+    assert timing.measure(workspace, untimed) == paces
 
 
 def test_sets_of_an_ablation_are_measured_once_where_they_are_as_large(workspace):
@@ -172,8 +180,8 @@ def test_a_probe_that_fails_says_why(workspace):
 
 
 def told(store, run, progress, facts):
-    at = store.launch(run.id).spool_offset
-    assert store.ingest(run.id, SpoolBatch(start=at, end=at + 1, progress=progress, facts=facts))
+    at = Ledger(store).attempt(run.id).spool_offset
+    assert Ledger(store).ingest(run.id, SpoolBatch(start=at, end=at + 1, progress=progress, facts=facts))
 
 
 def test_earlier_runs_tell_how_long_a_sweep_takes(store):
@@ -184,11 +192,11 @@ def test_earlier_runs_tell_how_long_a_sweep_takes(store):
         trainers.end(run)
     found = sweep_plan.plan(sweep_spec.build(values), store.workspace)
     assert found.seconds is None, "runs that left no time are no measure"
-    assert store.sweep(first.id).status is SweepStatus.RUNNING
-    for run in store.sweep_runs(first.id):  # as a trainer leaves them: 40 steps an epoch, stopped early
+    assert store.sweeps.get(first.id).status is SweepStatus.RUNNING
+    for run in store.sweeps.runs(first.id):  # as a trainer leaves them: 40 steps an epoch, stopped early
         clips = {"clips": {"train": 640, "valid": 160, "test": 200}}
         told(store, run, Progress(phase="testing", done=1, total=1), {"train_s": 40.0, "epochs": 2, "data": clips})
-    runs = store.sweep_runs(first.id)
+    runs = store.sweeps.runs(first.id)
     around = sum((run.ended_at_ms - run.started_at_ms) / 1000 - 40.0 for run in runs) / len(runs)
     found = sweep_plan.plan(sweep_spec.build(values), store.workspace)
     steps = 40 * found.runs[0].config.training.max_epochs
@@ -200,47 +208,47 @@ def test_earlier_runs_tell_how_long_a_sweep_takes(store):
 
 def test_a_grid_is_queued_whole_and_ends_when_all_its_runs_are_over(store):
     made = started(store, **GRID)
-    assert (made.status, made.name, len(store.sweep_runs(made.id))) == (SweepStatus.RUNNING, "model × targets", 8)
+    assert (made.status, made.name, len(store.sweeps.runs(made.id))) == (SweepStatus.RUNNING, "model × targets", 8)
     over = Trainers(store, lambda config: 0.5).play(made.id)
     assert over.status is SweepStatus.FINISHED and over.ended_at_ms
-    assert {run.status for run in store.sweep_runs(made.id)} == {RunStatus.FINISHED}
+    assert {run.status for run in store.sweeps.runs(made.id)} == {RunStatus.FINISHED}
 
 
 def test_a_paused_sweep_leaves_its_runs_in_the_queue_and_lets_others_pass(store):
     made = started(store, **GRID)
     assert sweep_learner.pause(store, made.id) and not sweep_learner.pause(store, made.id)
-    assert store.waiting_devices() == () and store.claim("cpu", "n") is None
-    other = store.enqueue(sweep_plan.plan(sweep_spec.build(GRID), store.workspace).runs[0].config)
-    assert store.claim("cpu", "n").id == other.id
-    assert sweep_orders.resume(store, made.id) and store.waiting_devices() == ("auto",)
+    assert store.queue.waiting_devices() == () and Ledger(store).claim("cpu", "n") is None
+    other = store.runs.enqueue(sweep_plan.plan(sweep_spec.build(GRID), store.workspace).runs[0].config)
+    assert Ledger(store).claim("cpu", "n").id == other.id
+    assert sweep_orders.resume(store, made.id) and store.queue.waiting_devices() == ("auto",)
 
 
 def test_a_stopped_sweep_takes_its_runs_off_the_queue_and_asks_the_running_one_to_save(store):
     made = started(store, **GRID)
     running = Trainers(store, lambda config: 0.5).claim()
     assert sweep_orders.stop(store, made.id) and not sweep_orders.stop(store, made.id)
-    statuses = [run.status for run in store.sweep_runs(made.id)]
-    assert statuses.count(RunStatus.STOPPED) == 7 and store.run(running.id).status is RunStatus.STOPPING
-    assert store.sweep(made.id).reason == "Stopped by hand."
+    statuses = [run.status for run in store.sweeps.runs(made.id)]
+    assert statuses.count(RunStatus.STOPPED) == 7 and store.runs.get(running.id).status is RunStatus.STOPPING
+    assert store.sweeps.get(made.id).reason == "Stopped by hand."
 
 
 def test_more_seeds_train_every_setting_again_and_a_finished_sweep_runs_again(store):
     made = started(store, **GRID)
     Trainers(store, lambda config: 0.5).play(made.id)
     with pytest.raises(ConfigError, match="lists one twice"):
-        sweep_orders.add_seeds(store, store.sweep(made.id), [1], created_by="test")
-    new = sweep_orders.add_seeds(store, store.sweep(made.id), [7], created_by="test")
-    assert len(new) == 4 and store.sweep(made.id).status is SweepStatus.RUNNING
-    assert store.sweep(made.id).spec["seeds"] == [0, 1, 7]
-    assert [[run.config.seed for run in runs] for runs in trials(store.sweep_runs(made.id)).values()] == (
+        sweep_orders.add_seeds(store, store.sweeps.get(made.id), [1], created_by="test")
+    new = sweep_orders.add_seeds(store, store.sweeps.get(made.id), [7], created_by="test")
+    assert len(new) == 4 and store.sweeps.get(made.id).status is SweepStatus.RUNNING
+    assert store.sweeps.get(made.id).spec["seeds"] == [0, 1, 7]
+    assert [[run.config.seed for run in runs] for runs in trials(store.sweeps.runs(made.id)).values()] == (
         [[0, 1, 7]] * 4
     )
 
 
 def test_an_axis_is_extended_by_the_settings_that_are_new(store):
     made = started(store, **GRID)
-    new = sweep_orders.extend(store, store.sweep(made.id), "targets", ["all-linear"], created_by="test")
-    runs = [store.run(run_id) for run_id in new]
+    new = sweep_orders.extend(store, store.sweeps.get(made.id), "targets", ["all-linear"], created_by="test")
+    runs = [store.runs.get(run_id) for run_id in new]
     assert [(run.trial, run.title, run.config.seed) for run in runs] == [
         (4, "ast-mini · all-linear", 0),
         (4, "ast-mini · all-linear", 1),
@@ -248,9 +256,9 @@ def test_an_axis_is_extended_by_the_settings_that_are_new(store):
         (5, "beats-mini · all-linear", 1),
     ]
     with pytest.raises(PreflightError, match=r"training\.lr is no axis of this sweep\. It has model, lora\.targets"):
-        sweep_orders.extend(store, store.sweep(made.id), "training.lr", [0.1], created_by="test")
+        sweep_orders.extend(store, store.sweeps.get(made.id), "training.lr", [0.1], created_by="test")
     with pytest.raises(PreflightError, match="Nearest"):
-        sweep_orders.extend(store, store.sweep(made.id), "targets", ["qproj"], created_by="test")
+        sweep_orders.extend(store, store.sweeps.get(made.id), "targets", ["qproj"], created_by="test")
 
 
 def test_runs_that_failed_for_one_reason_are_trained_again_with_other_targets(store):
@@ -261,19 +269,19 @@ def test_runs_that_failed_for_one_reason_are_trained_again_with_other_targets(st
             trainers.end(run, RunStatus.FAILED, f"'query' matches nothing (run {run.id}, step {run.config.seed}).")
         else:
             trainers.end(run)
-    (failure,) = failures(store.sweep_runs(made.id))
+    (failure,) = failures(store.sweeps.runs(made.id))
     assert len(failure.runs) == 2 and failure.cause.startswith("'query' matches nothing")
     with pytest.raises(TargetError, match="Nearest"):
         sweep_orders.rerun(store, made, failure.runs, targets=["qkvv"], created_by="test")
     new = sweep_orders.rerun(store, made, failure.runs, targets=["q_proj"], created_by="test")
-    again = [store.run(run_id) for run_id in new]
+    again = [store.runs.get(run_id) for run_id in new]
     assert [(run.trial, run.config.seed, run.title) for run in again] == [
         (2, 0, "beats-mini · q_proj"),
         (2, 1, "beats-mini · q_proj"),
     ]
     assert {target.path.rpartition(".")[2] for target in again[0].config.lora.targets} == {"q_proj"}
-    assert failures(store.sweep_runs(made.id)) == (), "they are seen to: the new runs took their place"
-    assert len(store.sweep_runs(made.id)) == 10, "and the failed ones are still there to look at"
+    assert failures(store.sweeps.runs(made.id)) == (), "they are seen to: the new runs took their place"
+    assert len(store.sweeps.runs(made.id)) == 10, "and the failed ones are still there to look at"
 
 
 def test_a_row_of_a_trial_holds_what_each_seed_reached_and_nothing_that_was_not_measured(store):
@@ -283,8 +291,8 @@ def test_a_row_of_a_trial_holds_what_each_seed_reached_and_nothing_that_was_not_
         run = trainers.claim()
         trainers.epoch(run, 1)
         trainers.end(run, end)
-    runs = store.sweep_runs(made.id)
-    rows = trial_rows(runs, store.summaries([run.id for run in runs]))
+    runs = store.sweeps.runs(made.id)
+    rows = trial_rows(runs, store.metrics.summaries([run.id for run in runs]))
     assert [row.statuses for row in rows] == [{"finished": 2}, {"failed": 1, "queued": 1}, {"queued": 2}, {"queued": 2}]
     assert rows[0].valid == (0.2, 0.25) and rows[0].mean_valid == pytest.approx(0.225) and rows[0].mean_test is None
     assert rows[1].valid == (0.2,) and rows[2].mean_valid is None and rows[0].label == "ast-mini · core"
@@ -295,28 +303,28 @@ def test_a_tally_counts_a_run_that_was_trained_again_once(store):
     trainers = Trainers(store, lambda config: 0.5)
     for end in (RunStatus.FINISHED, RunStatus.FAILED):
         trainers.end(trainers.claim(), end)
-    failed = [run for run in store.sweep_runs(made.id) if run.status is RunStatus.FAILED]
+    failed = [run for run in store.sweeps.runs(made.id) if run.status is RunStatus.FAILED]
     sweep_orders.rerun(store, made, failed, created_by="test")
-    count = tally(made, store.sweep_runs(made.id))
+    count = tally(made, store.sweeps.runs(made.id))
     assert (count.over, count.expected, count.to_come) == (1, 8, 0)
     assert count.statuses == {"finished": 1, "queued": 7}
 
 
 def test_time_left_is_what_runs_of_the_same_backbone_took_and_unknown_before_the_first(store):
     made = started(store, **GRID)
-    assert seconds_left(store.sweep_runs(made.id), 0, 0) is None
+    assert seconds_left(store.sweeps.runs(made.id), 0, 0) is None
     for seconds in (10, 20):
-        run = store.claim("cpu", "n")
-        store.mark_running(run.id, "n", started_at_ms=1_000)
-        store.finish(run.id, RunStatus.FINISHED, None, nonce="n", ended_at_ms=1_000 + 1_000 * seconds)
-    running = store.claim("cpu", "n")
-    store.mark_running(running.id, "n", started_at_ms=50_000)
-    runs = store.sweep_runs(made.id)
+        run = Ledger(store).claim("cpu", "n")
+        Ledger(store).mark_running(run.id, "n", started_at_ms=1_000)
+        Ledger(store).finish(run.id, RunStatus.FINISHED, None, nonce="n", ended_at_ms=1_000 + 1_000 * seconds)
+    running = Ledger(store).claim("cpu", "n")
+    Ledger(store).mark_running(running.id, "n", started_at_ms=50_000)
+    runs = store.sweeps.runs(made.id)
     assert seconds_left(runs, 0, now_ms=54_000) == 15 - 4 + 5 * 15
     assert seconds_left(runs, 2, now_ms=54_000) == 15 - 4 + 7 * 15
-    claimed = store.claim("cuda:0", "n")
-    store.mark_running(claimed.id, "n", started_at_ms=54_000)
-    assert seconds_left(store.sweep_runs(made.id), 0, now_ms=54_000) == (11 + 15 + 4 * 15) / 2, "two at a time"
+    claimed = Ledger(store).claim("cuda:0", "n")
+    Ledger(store).mark_running(claimed.id, "n", started_at_ms=54_000)
+    assert seconds_left(store.sweeps.runs(made.id), 0, now_ms=54_000) == (11 + 15 + 4 * 15) / 2, "two at a time"
 
 
 @pytest.mark.parametrize(
@@ -341,7 +349,7 @@ def test_a_random_sweep_draws_the_same_settings_from_the_same_seed_and_more_of_t
     assert len({run.config.training.lr for run in one}) == 6
     made = started(store, **values)
     sweep_orders.add_trials(store, made, 2, created_by="test")
-    rates = [run.config.training.lr for run in store.sweep_runs(made.id)]
+    rates = [run.config.training.lr for run in store.sweeps.runs(made.id)]
     assert rates[:6] == [run.config.training.lr for run in one] and len(set(rates)) == 8
 
 
@@ -353,9 +361,9 @@ def test_more_trials_than_combinations_are_refused(workspace):
 
 def test_tpe_draws_near_what_went_well(store):
     made = started(store, **RATES | {"sampler": "tpe", "trials": 24})
-    assert store.sweep_runs(made.id) == (), "nothing is drawn before a slot is free"
+    assert store.sweeps.runs(made.id) == (), "nothing is drawn before a slot is free"
     over = Trainers(store, by_rate).play(made.id)
-    runs = store.sweep_runs(made.id)
+    runs = store.sweeps.runs(made.id)
     assert over.status is SweepStatus.FINISHED and len(runs) == 24
     reached = [by_rate(run.config) for run in runs]
     assert sum(reached[12:]) > sum(reached[:12])
@@ -372,9 +380,9 @@ def test_asha_gives_the_weaker_trials_up_early_and_says_when_and_why(store):
     made = started(store, **RATES | {"sampler": "asha", "trials": 18, "seeds": [0, 1]})
     over = Trainers(store, by_rate).play(made.id)
     assert over.status is SweepStatus.FINISHED
-    count = tally(over, store.sweep_runs(made.id))
+    count = tally(over, store.sweeps.runs(made.id))
     assert count.over == count.expected and count.statuses["pruned"]
-    found = trials(store.sweep_runs(made.id))
+    found = trials(store.sweeps.runs(made.id))
     pruned = [runs for runs in found.values() if runs[0].is_pruned]
     kept = [runs for runs in found.values() if not runs[0].is_pruned]
     assert len({runs[0].config.training.lr for runs in found.values()}) == 18
@@ -394,10 +402,10 @@ def test_a_sweep_that_prunes_is_expected_to_train_other_seeds_only_of_what_it_ke
     sweep_learner.step(store, made, 1)
     trainers = Trainers(store, by_rate)
     run = trainers.claim()
-    assert tally(made, store.sweep_runs(made.id)).expected == 8
-    store.prune(run.id, 10, "weak")
+    assert tally(made, store.sweeps.runs(made.id)).expected == 8
+    Ledger(store).prune(run.id, 10, "weak")
     trainers.end(run, RunStatus.STOPPED)
-    count = tally(made, store.sweep_runs(made.id))
+    count = tally(made, store.sweeps.runs(made.id))
     assert (count.over, count.expected, count.to_come) == (1, 7, 6)
 
 
@@ -408,23 +416,23 @@ def test_a_setting_that_was_drawn_and_not_queued_before_a_crash_is_queued_by_the
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(store, "extend_sweep", crash)
+        patch.setattr(store.sweeps.all, "extend", crash)
         with pytest.raises(KeyboardInterrupt):
             sweep_learner.step(store, made, 1)
-    assert store.sweep_runs(made.id) == ()
+    assert store.sweeps.runs(made.id) == ()
     drawn = sweep_learner._study(store.workspace, made, sweep_spec.build(made.spec)).trials
     sweep_learner.step(store, made, 1)
-    (run,) = store.sweep_runs(made.id)
+    (run,) = store.sweeps.runs(made.id)
     assert len(drawn) == 1 and run.config.training.lr == drawn[0].params["training.lr"]
     assert Trainers(store, by_rate).play(made.id).status is SweepStatus.FINISHED
 
 
 def test_a_sweep_that_draws_nothing_but_nonsense_fails_and_says_why(store):
     values = RATES | {"sampler": "tpe", "trials": 40, "axes": {"lora.r": {"low": 190, "high": 1024}}}
-    made = store.add_sweep("ranks", sweep_spec.build(values).model_dump(mode="json"), (), created_by="test")
+    made = store.sweeps.add("ranks", sweep_spec.build(values).model_dump(mode="json"), (), created_by="test")
     over = Trainers(store, lambda config: 0.5).play(made.id)
     assert over.status is SweepStatus.FAILED and "could only fail" in over.reason and "lora.r" in over.reason
-    assert all(run.config.lora.r <= 192 for run in store.sweep_runs(made.id))
+    assert all(run.config.lora.r <= 192 for run in store.sweeps.runs(made.id))
 
 
 def test_ends_of_a_range_that_could_only_fail_are_seen_before_the_start(store):
@@ -448,13 +456,13 @@ def test_a_failed_run_is_told_as_failed_and_the_sweep_goes_on(store):
 
 def test_a_sweep_is_found_by_id_name_and_last(store):
     with pytest.raises(UnknownNameError, match="There is no sweep yet"):
-        store.find_sweep("last")
+        store.sweeps.find("last")
     first = started(store, **GRID, name="first")
     second = started(store, **GRID, name="second")
-    assert store.find_sweep("last").id == second.id and store.find_sweep("first").id == first.id
-    assert store.find_sweep(first.id[-4:]).id == first.id
+    assert store.sweeps.find("last").id == second.id and store.sweeps.find("first").id == first.id
+    assert store.sweeps.find(first.id[-4:]).id == first.id
     with pytest.raises(UnknownNameError, match=r"Nearest: .*second"):
-        store.find_sweep("secund")
+        store.sweeps.find("secund")
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "asha"])
@@ -468,8 +476,8 @@ def test_a_resumed_run_stays_the_run_of_its_trial_and_the_sweep_ends(store, samp
     trainers.end(first, RunStatus.STOPPED, "Stopped by hand.")
     if told:
         sweep_learner.step(store, made, 1)
-    store.resume(first.id, "Resumed.")
+    store.runs.resume(first.id, "Resumed.")
     assert trainers.play(made.id).status is SweepStatus.FINISHED
-    runs = store.sweep_runs(made.id)
+    runs = store.sweeps.runs(made.id)
     assert [run.trial for run in runs] == [0, 1, 2] and runs[0].id == first.id
     assert all(run.status is RunStatus.FINISHED or run.is_pruned for run in runs)

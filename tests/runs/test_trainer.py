@@ -17,6 +17,7 @@ from types import SimpleNamespace
 import bad_audio
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 from sousa_engine import backbones
@@ -33,6 +34,32 @@ from sousa_engine.workspace.spool import read_batch, read_predictions
 
 pytestmark = pytest.mark.process
 WEIGHTS = PROJECT_ROOT / "sousa_engine" / "backbones" / "weights" / "ast-mini" / "model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("features")
+
+
+@pytest.fixture
+def workspace(workspace, features) -> Workspace:
+    """Its log-mel is that of all tests here: computing it takes longer than most of them train."""
+    workspace.cache.mkdir(parents=True)
+    (workspace.cache / "features").symlink_to(features)
+    return workspace
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory) -> Path:
+    """Two dozen of a second each, of two classes, for networks that would need long for the embedded set."""
+    folder, random = tmp_path_factory.mktemp("recordings"), np.random.default_rng(0)
+    for split, clips in {"train": 8, "valid": 2, "test": 2}.items():
+        for label, pitch_hz in {"flam": 200.0, "drag": 900.0}.items():
+            (folder / split / label).mkdir(parents=True)
+            for clip in range(clips):
+                tone = 0.3 * np.sin(2 * np.pi * pitch_hz * np.arange(32_000) / 32_000)
+                soundfile.write(folder / split / label / f"{clip}.wav", tone + random.normal(0, 0.1, 32_000), 32_000)
+    return folder
 
 
 Train = Callable[[Workspace, RunConfig], tuple[Path, subprocess.CompletedProcess[str]]]
@@ -108,9 +135,10 @@ def test_a_finished_run_leaves_what_the_preflight_promised(workspace):
         ("ast-mini", {"method": "full"}, 16000),
     ],
 )
-def test_every_kind_of_training_runs_to_its_end_and_reads_back(workspace, train, variant, lora, heard):
+def test_every_kind_of_training_runs_to_its_end_and_reads_back(workspace, train, recordings, variant, lora, heard):
     """What was trained, loaded onto a network built anew, answers test as the run did."""
-    settings = draft(model={"variant": variant, "weights": "random"}, lora=lora, seed=3)
+    data = {"dataset": str(recordings)}
+    settings = draft(data=data, model={"variant": variant, "weights": "random"}, lora=lora, seed=3)
     promised = preflight.preflight(settings, workspace)
     folder, done = train(workspace, settings)
     assert done.returncode == run_files.EXIT_FINISHED, done.stderr
@@ -227,9 +255,8 @@ def test_memory_that_ran_out_is_named_by_the_type_of_its_error(tmp_path):
 
 def test_a_workspace_that_cannot_be_used_is_one_line_as_reason(workspace, train):
     settings = draft()
-    folder = workspace.run_dir("20260101-aaaa")
-    (folder.parent / ".cache").mkdir(parents=True)
-    (folder.parent / ".cache" / "features").write_text("a file where a folder is needed")
+    (workspace.cache / "features").unlink()
+    (workspace.cache / "features").write_text("a file where a folder is needed")
     folder, done = train(workspace, settings)
     result = run_files.read_json(folder / run_files.RESULT)
     assert result["outcome"] == "failed" and "features" in result["reason"] and "\n" not in result["reason"]
@@ -262,8 +289,11 @@ def measured(folder: Path) -> dict[tuple[str, int], float]:
 
 
 @pytest.fixture(scope="module")
-def never_stopped(tmp_path_factory) -> Path:
-    folder = Workspace(root=tmp_path_factory.mktemp("never")).run_dir("20260101-aaaa")
+def never_stopped(tmp_path_factory, features) -> Path:
+    workspace = Workspace(root=tmp_path_factory.mktemp("never"))
+    workspace.cache.mkdir(parents=True)
+    (workspace.cache / "features").symlink_to(features)
+    folder = workspace.run_dir("20260101-aaaa")
     in_process(folder, draft(lora=LORA, training={"max_epochs": 2}))
     return folder
 
@@ -296,9 +326,10 @@ def test_a_run_killed_and_stopped_and_resumed_equals_one_never_stopped(workspace
         ("beats-mini", {"dropout": 0.1}),
     ],
 )
-def test_every_family_goes_on_bit_for_bit(tmp_path, variant, lora):
-    settings = draft(model={"variant": variant}, lora=lora)
-    never, often = (Workspace(root=tmp_path / name).run_dir("20260101-aaaa") for name in ("never", "often"))
+def test_every_family_goes_on_bit_for_bit(workspace, recordings, variant, lora):
+    training = {"max_epochs": 1, "batch_size": 4}
+    settings = draft(data={"dataset": str(recordings)}, model={"variant": variant}, lora=lora, training=training)
+    never, often = (workspace.run_dir(name) for name in ("20260101-aaaa", "20260101-bbbb"))
     in_process(never, settings)
     in_process(often, settings, stop_at=2)
     assert last_step(often) == 2 < last_step(never)

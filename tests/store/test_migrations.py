@@ -18,6 +18,7 @@ from seeding import begin_at_once
 from sousa_engine.core.config import RunConfig
 from sousa_engine.core.errors import WorkspaceError
 from sousa_engine.store import Store, migrations
+from sousa_engine.store.ledger import Ledger
 from sousa_engine.workspace import PROJECT_ROOT, Workspace, file_systems
 from sousa_engine.workspace.spool import SpoolBatch, SpoolPoint
 
@@ -34,7 +35,7 @@ def go():
     barrier.wait()
     try:
         with Store.open(Workspace(root=Path(sys.argv[1]))) as store:
-            store.enqueue(RunConfig())
+            store.runs.enqueue(RunConfig())
     except Exception as error:
         errors.append(repr(error))
 threads = [threading.Thread(target=go) for _ in range(4)]
@@ -48,8 +49,8 @@ sys.exit("; ".join(errors) or 0)
 def test_first_use_from_many_threads_and_processes_at_once_makes_one_database(workspace):
     begin_at_once(_OPEN_AT_ONCE, workspace, timeout_s=60)
     with Store.open(workspace) as store:
-        assert len(store.runs()) == 8
-        assert store._db.journal_mode == "wal"
+        assert len(store.runs.all()) == 8
+        assert store.connection.db.journal_mode == "wal"
     assert not list(workspace.root.glob("runs.schema-*"))
 
 
@@ -76,9 +77,9 @@ def history_and(change):
 
 def test_an_older_database_is_copied_before_it_is_migrated(workspace):
     with Store.open(workspace) as store:
-        run = store.enqueue(RunConfig())
+        run = store.runs.enqueue(RunConfig())
         newer = history_and(lambda db: db.execute("ALTER TABLE runs ADD COLUMN remark TEXT"))
-        migrations.migrate(store._db, workspace, newer, latest=LATEST + 1)
+        migrations.migrate(store.connection.db, workspace, newer, latest=LATEST + 1)
     (copy,) = workspace.root.glob(f"runs.schema-{LATEST}.*.db")
     for path, columns, version in ((copy, 0, LATEST), (workspace.db, 1, LATEST + 1)):
         plain = sqlite3.connect(path)
@@ -94,7 +95,7 @@ def test_many_processes_at_once_migrate_an_older_database_once(workspace):
     old_database(workspace, 1).close()
     begin_at_once(_OPEN_AT_ONCE, workspace, timeout_s=60)
     with Store.open(workspace) as store:
-        assert len(store.runs()) == 8
+        assert len(store.runs.all()) == 8
     assert len(list(workspace.root.glob("runs.schema-1.*.db"))) == 1
 
 
@@ -133,17 +134,17 @@ migrations.migrate(db, workspace, newer, latest=migrations._LATEST + 1)
 @pytest.mark.parametrize("at", ["copying", "changing"])
 def test_killed_in_the_middle_of_a_migration_the_database_is_as_it_was(workspace, at):
     with Store.open(workspace) as store:
-        run = store.enqueue(RunConfig())
+        run = store.runs.enqueue(RunConfig())
     command = [sys.executable, "-c", _KILLED, str(workspace.root), at]
     done = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert len(list(workspace.root.glob("runs.schema-*.db"))) == (at == "changing")
     with Store.open(workspace) as store:
-        assert store.run(run.id) == run
-        assert "remark" not in store._db.table("runs").columns_dict
+        assert store.runs.get(run.id) == run
+        assert "remark" not in store.connection.db.table("runs").columns_dict
         newer = history_and(lambda db: db.execute("ALTER TABLE runs ADD COLUMN remark TEXT"))
-        migrations.migrate(store._db, workspace, newer, latest=LATEST + 1)
-        assert "remark" in store._db.table("runs").columns_dict
+        migrations.migrate(store.connection.db, workspace, newer, latest=LATEST + 1)
+        assert "remark" in store.connection.db.table("runs").columns_dict
     assert not list(workspace.root.glob(".runs.schema-*"))  # the torn copy is gone too
 
 
@@ -162,14 +163,16 @@ def test_the_last_three_copies_are_kept(workspace, monkeypatch):
 def test_a_disk_without_room_for_the_copy_refuses_the_migration_and_changes_nothing(small_disk):
     workspace = Workspace(root=small_disk)
     with Store.open(workspace) as store:
-        run = store.enqueue(RunConfig())
-        store._db.execute("CREATE TABLE filling (bytes BLOB)")
+        run = store.runs.enqueue(RunConfig())
+        store.connection.db.execute("CREATE TABLE filling (bytes BLOB)")
         for _ in range(3):
-            store._db.execute("INSERT INTO filling VALUES (randomblob(700000))")
-            store.checkpoint_wal()
+            store.connection.db.execute("INSERT INTO filling VALUES (randomblob(700000))")
+            Ledger(store).checkpoint_wal()
         with pytest.raises(WorkspaceError, match=r"no room for a copy of runs\.db: free some space"):
-            migrations.migrate(store._db, workspace, history_and(lambda db: pytest.fail("applied")), latest=LATEST + 1)
-        assert store.run(run.id) == run
+            migrations.migrate(
+                store.connection.db, workspace, history_and(lambda db: pytest.fail("applied")), latest=LATEST + 1
+            )
+        assert store.runs.get(run.id) == run
     assert [path.name for path in workspace.root.glob("*runs.schema-*")] == []
 
 
@@ -201,9 +204,9 @@ def test_a_database_from_before_sweeps_keeps_its_runs(workspace):
     old.conn.commit()
     old.close()
     with Store.open(workspace) as store:
-        (run,) = store.runs()
+        (run,) = store.runs.all()
         assert (run.title, run.sweep_id, run.setting, run.is_pruned) == ("an old one", None, {}, False)
-        assert store.sweeps() == ()
+        assert store.sweeps.all() == ()
     assert list(workspace.root.glob("runs.schema-1.*.db"))
 
 
@@ -223,12 +226,12 @@ def test_a_database_from_before_tags_lists_its_runs(workspace):
     old.conn.commit()
     old.close()
     with Store.open(workspace) as store:
-        (row,) = store.listing().rows
-        (run,) = store.runs()
+        (row,) = store.runs.listing().rows
+        (run,) = store.runs.all()
         assert (run.tags, run.note, run.archived_at_ms) == ((), "", None)
         assert (row.id, row.title, row.dataset, row.trainable) == (run.id, run.title, "own set", 12)
-        store.add_tags([row.id], ["old"])
-        assert store.listing().rows[0].tags == ("old",)
+        store.marks.add_tags([row.id], ["old"])
+        assert store.runs.listing().rows[0].tags == ("old",)
     assert list(workspace.root.glob("runs.schema-2.*.db"))
 
 
@@ -238,9 +241,9 @@ def test_a_migration_that_fails_changes_nothing(workspace):
         raise RuntimeError("half-way")
 
     with Store.open(workspace) as store, pytest.raises(RuntimeError, match="half-way"):
-        migrations.migrate(store._db, workspace, history_and(fails), latest=LATEST + 1)
+        migrations.migrate(store.connection.db, workspace, history_and(fails), latest=LATEST + 1)
     with Store.open(workspace) as store:
-        assert "remark" not in store._db.table("runs").columns_dict
+        assert "remark" not in store.connection.db.table("runs").columns_dict
     assert not list(workspace.root.glob("*runs.schema-*"))  # tried at every opening, copies would fill the disk
 
 
@@ -260,7 +263,7 @@ def test_garbage_and_other_programs_databases_are_refused_in_a_sentence(workspac
 def test_an_empty_file_is_as_good_as_none(workspace):
     workspace.db.touch()
     with Store.open(workspace) as store:
-        assert store.runs() == ()
+        assert store.runs.all() == ()
 
 
 def as_another_user(work):
@@ -304,16 +307,16 @@ def test_a_read_only_workspace_is_said_to_be_so_and_can_still_be_read(while_open
         with pytest.raises(WorkspaceError) as refused:
             Store.open(workspace)
         with Store.open(workspace, readonly=True) as store:
-            run = store.find("last")
+            run = store.runs.find("last")
             with pytest.raises(WorkspaceError) as unwritten:
-                store.enqueue(RunConfig())
-            return f"{refused.value}\n{run.id} {store.curve(run.id, 'x').mean}\n{unwritten.value}"
+                store.runs.enqueue(RunConfig())
+            return f"{refused.value}\n{run.id} {store.metrics.curve(run.id, 'x').mean}\n{unwritten.value}"
 
     start = as_another_user(read)
     try:
         store = Store.open(workspace)
-        run = store.enqueue(RunConfig())
-        store.ingest(
+        run = store.runs.enqueue(RunConfig())
+        Ledger(store).ingest(
             run.id, SpoolBatch(start=0, end=100, points=[SpoolPoint("x", s, float(s), None, None, s) for s in (1, 2)])
         )
         if not while_open:

@@ -9,7 +9,10 @@ from streamlit.testing.v1 import AppTest
 from sousa_engine import backbones, targets
 from sousa_engine.core.errors import WorkspaceError
 from sousa_engine.store import Store
+from sousa_engine.store.target_sets import TargetSets
+from sousa_engine.web import handover
 from sousa_engine.web.components.module_tree import Choice, outline_name
+from sousa_engine.web.handover import Ticks
 from sousa_engine.workspace import PROJECT_ROOT
 
 MAIN = PROJECT_ROOT / "sousa_engine" / "web" / "main.py"
@@ -25,7 +28,7 @@ def outline():
 def page(workspace, monkeypatch):
     """The page as opened under /backbones?variant=ast-base."""
     monkeypatch.setenv("SOUSA_WORKSPACE", str(workspace.root))
-    app = AppTest.from_file(str(MAIN), default_timeout=60).run()
+    app = AppTest.from_file(str(MAIN), default_timeout=60)
     app.query_params["variant"] = "ast-base"
     app.switch_page(str(PROJECT_ROOT / "pages" / "backbones.py")).run()
     assert not app.exception
@@ -61,7 +64,7 @@ def counted(page):
 def test_the_card_says_plainly_which_weights_there_are(page, workspace):
     state = backbones.weights_state("ast-base", workspace)
     texts = [m.value.replace("\\", "") for m in (*page.markdown, *page.caption)]
-    assert any((state.label or "no pretrained weights here") in text for text in texts)
+    assert any((state.label or "pretrained weights not installed") in text for text in texts)
     assert any(state.message in text for text in texts)
 
 
@@ -71,7 +74,7 @@ def test_the_page_opens_with_the_recommended_set_ticked(page, outline):
 
 
 def test_all_linear_with_the_head_by_lora_is_1333568(page):
-    button(page, "All linear, head too").click().run()
+    button(page, "All linear + head").click().run()
     assert page.session_state["bench.head"] == "lora"
     assert counted(page).startswith("73 modules with LoRA, 1,333,568 trainable of 86,219,560 parameters (1.55 %)")
 
@@ -97,7 +100,7 @@ def test_python_believes_only_ranks_of_ticked_modules_that_fit_them(page, outlin
     tick(page, outline, [q, k, v, o], {q: 16, k: 769, v: True, o: "9", fc1: 4, "x": 2})
     assert counted(page).startswith("4 modules with LoRA, ")
     button(page, "Launch with these targets").click().run()
-    assert page.session_state["ticks"]["ranks"] == {q: 16}
+    assert page.session_state[handover.TICKS].ranks == {q: 16}
 
 
 @pytest.mark.parametrize("rank", [0, -1, 769, 10**30, 16.0, "16", None, [16], True])
@@ -108,18 +111,18 @@ def test_a_rank_that_does_not_fit_is_the_general_one(page, outline, rank):
     assert counted(page).startswith("1 module with LoRA, 44,584 ")
     tick(page, outline, [q], {q: 768})
     assert counted(page).startswith(f"1 module with LoRA, {768 * 1536 + 32_296:,} ")
-    assert counted(page).endswith(" 1 has a rank of its own.")
+    assert counted(page).endswith(" 1 separate rank.")
 
 
 def test_a_rank_equal_to_the_general_one_is_none_of_its_own(page, outline):
     q = f"{LAYERS}.0.attention.q_proj"
     tick(page, outline, [q], {q: 16})
-    assert counted(page).endswith("1 has a rank of its own.")
+    assert counted(page).endswith(" 1 separate rank.")
     page.number_input(key="bench.r").set_value(16).run()
     assert counted(page).startswith(f"1 module with LoRA, {16 * 1536 + 32_296:,} ")
-    assert "rank of its own" not in counted(page)
+    assert "separate rank" not in counted(page)
     page.number_input(key="bench.r").set_value(4).run()
-    assert counted(page).endswith("1 has a rank of its own.")
+    assert counted(page).endswith(" 1 separate rank.")
 
 
 def test_data_for_the_browser_stays_the_same_from_tick_to_tick(page, outline):
@@ -156,9 +159,9 @@ def test_rank_above_a_modules_width_and_nothing_to_train_forbid_the_launch(page,
     page.number_input(key="bench.r").set_value(1000).run()
     assert "above the width" in page.error[0].value
     assert button(page, "Launch with these targets").disabled
-    button(page, "Give 72 narrow modules the highest rank possible").click().run()
+    button(page, "Use the highest possible rank for 72 narrow modules").click().run()
     assert not page.error and not button(page, "Launch with these targets").disabled
-    assert counted(page).endswith("72 have a rank of their own.")
+    assert counted(page).endswith(" 72 separate ranks.")
     page.number_input(key="bench.r").set_value(8).run()
     page.session_state["bench.head"] = "freeze"
     tick(page, outline, [])
@@ -174,21 +177,20 @@ def test_ticks_are_handed_over_to_launch_with_head_rank_and_name(page, outline):
     button(page, "Launch with these targets").click().run()
     assert not page.exception
     assert page.title[0].value == "Launch"
-    ticks = page.session_state["ticks"]
-    assert ticks == {
-        "variant": "ast-base",
-        "paths": list(targets.recommended_sets(outline)["attention"]),
-        "ranks": {q: 32},
-        "head": "train",
-        "r": 16,
-        "method": "lora",
-        "name": "attention",
-    }
+    assert page.session_state[handover.TICKS] == Ticks(
+        variant="ast-base",
+        paths=targets.recommended_sets(outline)["attention"],
+        ranks={q: 32},
+        head="train",
+        r=16,
+        method="lora",
+        name="attention",
+    )
 
 
 def test_ticks_of_an_earlier_run_come_back_from_launch_once(page, outline):
-    held = {"variant": "ast-base", "paths": [f"{LAYERS}.3.mlp.fc1"], "head": "freeze", "r": 4, "name": ""}
-    page.session_state["ticks"] = held
+    held = Ticks(variant="ast-base", paths=(f"{LAYERS}.3.mlp.fc1",), head="freeze", r=4, method="lora")
+    page.session_state[handover.TICKS] = held
     page.run()
     assert counted(page).startswith("1 module with LoRA, 15,360 ")
     tick(page, outline, [])
@@ -197,8 +199,8 @@ def test_ticks_of_an_earlier_run_come_back_from_launch_once(page, outline):
 
 def test_ranks_of_an_earlier_run_come_back_from_launch(page, outline):
     q, k = (f"{LAYERS}.3.attention.{name}_proj" for name in "qk")
-    held = {"variant": "ast-base", "paths": [q, k], "ranks": {q: 2}, "head": "freeze", "r": 4, "name": ""}
-    page.session_state["ticks"] = held
+    held = Ticks(variant="ast-base", paths=(q, k), ranks={q: 2}, head="freeze", r=4, method="lora")
+    page.session_state[handover.TICKS] = held
     page.run()
     assert counted(page).startswith(f"2 modules with LoRA, {(2 + 4) * 1536:,} ")
     assert sent(page)["seed_ranks"] == {q: 2}
@@ -211,11 +213,11 @@ def test_a_set_is_saved_loaded_and_deleted_by_name(page, outline, workspace):
     path = f"{LAYERS}.11.mlp.fc2"
     page.session_state["bench.head"] = "freeze"
     tick(page, outline, [path])
-    next(t for t in page.text_input if t.label.startswith("Name for")).set_value("  top   fc2 ")
+    next(t for t in page.text_input if t.label == "Name this selection").set_value("  top   fc2 ")
     button(page, "Save").click().run()
     assert not page.exception
     with Store.open(workspace) as store:
-        saved = store.target_sets("ast-base")
+        saved = store.target_sets.all("ast-base")
     assert [(s.name, s.paths, s.head) for s in saved] == [("top fc2", (path,), "freeze")]
     button(page, "Attention").click().run()
     page.session_state["bench.head"] = "train"
@@ -225,18 +227,18 @@ def test_a_set_is_saved_loaded_and_deleted_by_name(page, outline, workspace):
     assert page.session_state["bench.head"] == "freeze"
     button(page, "Delete it").click().run()
     with Store.open(workspace) as store:
-        assert store.target_sets("ast-base") == ()
+        assert store.target_sets.all("ast-base") == ()
 
 
 def test_a_set_without_a_name_or_a_place_to_write_is_refused_in_a_sentence(page, monkeypatch):
     button(page, "Save").click().run()
-    assert "needs a name" in page.error[0].value
+    assert page.error[0].value == "Enter a name for the set."
 
     def refuse(*_):
         raise WorkspaceError("runs.db is read-only here.")
 
-    monkeypatch.setattr(Store, "save_target_set", refuse)
-    next(t for t in page.text_input if t.label.startswith("Name for")).set_value("x")
+    monkeypatch.setattr(TargetSets, "save", refuse)
+    next(t for t in page.text_input if t.label == "Name this selection").set_value("x")
     button(page, "Save").click().run()
     assert not page.exception
     assert page.error[0].value == "runs.db is read-only here."
@@ -251,14 +253,14 @@ def paste(page, text):
 def test_an_entry_that_matches_nothing_is_refused_with_the_nearest_names(page):
     paste(page, "q_proj, qurey")
     assert any("`qurey` matches nothing" in m.value and "`q_proj`" in m.value for m in page.markdown)
-    assert "1 of 2 entries match nothing" in page.error[0].value
+    assert "No match for 1 of 2 entries" in page.error[0].value
     assert button(page, "Tick these modules").disabled
 
 
 def test_old_names_are_recognised_and_offered_in_todays(page):
     paste(page, "peft_target_modules:\n  - query\n  - key\n  - value\n  - output.dense\n")
-    assert any("`query`: 12 modules. Old name" in m.value for m in page.markdown)
-    button(page, "Use today's names").click().run()
+    assert any("`query`: 12 modules. Old name, now q" in m.value for m in page.markdown)
+    button(page, "Use current names").click().run()
     assert page.text_area(key="pasted").value.split("\n- ")[1:] == ["q_proj", "k_proj", "v_proj", "o_proj", "fc2\n"]
     button(page, "Tick these 60 modules").click().run()
     assert counted(page).startswith("60 modules")
@@ -269,24 +271,24 @@ def test_buttons_act_on_what_is_ticked_typed_and_chosen_when_they_are_clicked(pa
     q, k = (f"{LAYERS}.0.attention.{name}_proj" for name in "qk")
     paste(page, "query")
     page.text_area(key="pasted").set_value("key")
-    button(page, "Use today's names").click().run()
+    button(page, "Use current names").click().run()
     assert page.text_area(key="pasted").value == "peft_target_modules:\n- k_proj\n"
     page.text_area(key="pasted").set_value("[q_proj, v_proj]")
     button(page, "Tick these 12 modules").click().run()
     assert counted(page).startswith("24 modules")
     page.text_area(key="pasted").set_value("no_such_module")
     button(page, "Tick these 24 modules").click().run()
-    assert counted(page).startswith("24 modules") and "match nothing" in page.error[0].value
+    assert counted(page).startswith("24 modules") and "No match for 1 of 1 entries" in page.error[0].value
 
     tick(page, outline, [q])
     page.number_input(key="bench.r").set_value(1000).run()
-    button(leave_ticks(page, outline, [q, k]), "Give 1 narrow module the highest rank possible").click().run()
-    assert counted(page).startswith("2 modules") and counted(page).endswith("2 have a rank of their own.")
+    button(leave_ticks(page, outline, [q, k]), "Use the highest possible rank for 1 narrow module").click().run()
+    assert counted(page).startswith("2 modules") and counted(page).endswith(" 2 separate ranks.")
     page.number_input(key="bench.r").set_value(8).run()
 
     for name, paths in (("one", [q]), ("two", [q, k])):
         tick(page, outline, paths)
-        next(t for t in page.text_input if t.label.startswith("Name for")).set_value(name)
+        next(t for t in page.text_input if t.label == "Name this selection").set_value(name)
         button(page, "Save").click().run()
     page.session_state["saved set of ast-base"] = "one"
     button(page, "Load").click().run()
@@ -301,7 +303,7 @@ def test_a_list_that_names_the_head_puts_lora_on_it_and_repeats_the_known_count(
 
 
 def test_a_pasted_list_says_that_its_ranks_are_not_taken_over(page):
-    said = "Its ranks are not taken over: ticked modules begin with the general rank."
+    said = "The ranks in this list are ignored: ticked modules start with the general rank."
     paste(page, "peft_target_modules:\n- q_proj\n")
     assert said not in [c.value for c in page.caption]
     paste(page, "peft_target_modules:\n- q_proj\nrank_pattern:\n  q_proj: 4\n")
@@ -310,7 +312,7 @@ def test_a_pasted_list_says_that_its_ranks_are_not_taken_over(page):
 
 def test_names_of_ready_sets_and_text_that_is_no_list(page):
     paste(page, "attention+mlp")
-    assert any("`attention+mlp`: 72 modules, a ready set" in m.value for m in page.markdown)
+    assert any("`attention+mlp`: 72 modules, a preset" in m.value for m in page.markdown)
     paste(page, "a: {b: c}")
     assert page.error
 
@@ -338,7 +340,7 @@ def test_every_recommended_set_has_a_button_that_ticks_it(page, outline):
     for label, name in (("Attention", "attention"), ("Attention + MLP", "attention+mlp")):
         button(page, label).click().run()
         assert sent(page)["seed"] == list(targets.recommended_sets(outline)[name])
-    assert len([b for b in page.button if (b.key or "").startswith("ready ")]) == 3
+    assert len([b for b in page.button if (b.key or "").startswith("preset ")]) == 3
 
 
 def bare_tree():
@@ -399,5 +401,5 @@ def test_a_method_counts_its_own_parameters_and_greys_what_it_cannot_adapt(page)
     assert counted(page).startswith(f"46 modules with IA3, {counts.trainable:,} trainable")
     assert page.number_input(key="bench.r").disabled and sent(page)["method"]["name"] == "ia3"
     button(page, "Launch with these targets").click().run()
-    assert not page.exception and page.session_state["ticks"]["method"] == "ia3"
+    assert not page.exception and page.session_state[handover.TICKS].method == "ia3"
     assert page.session_state["launch.lora.method"] == "ia3"

@@ -19,7 +19,7 @@ def page(workspace, monkeypatch):
     findings = [FINE, BAD]
     asked = []
     monkeypatch.setattr(doctor, "ask", lambda workspace, **address: asked.append(workspace) or list(findings))
-    studio = AppTest.from_file(str(MAIN), default_timeout=60).run()
+    studio = AppTest.from_file(str(MAIN), default_timeout=60)
     studio.switch_page(str(PROJECT_ROOT / "pages" / "doctor.py")).run()
     return studio, findings, asked
 

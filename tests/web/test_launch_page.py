@@ -12,6 +12,8 @@ from sousa_engine.core.config import DataConfig
 from sousa_engine.data import scan
 from sousa_engine.runs import ensure, prepare
 from sousa_engine.store import Store
+from sousa_engine.web import fields, handover
+from sousa_engine.web.handover import Draft, Ticks
 from sousa_engine.workspace import PROJECT_ROOT
 
 
@@ -20,13 +22,12 @@ def page(workspace, monkeypatch):
     monkeypatch.setenv("SOUSA_WORKSPACE", str(workspace.root))
     monkeypatch.setattr(ensure, "ensure", lambda workspace: None)
     at = AppTest.from_file(str(PROJECT_ROOT / "sousa_engine" / "web" / "main.py"), default_timeout=60)
-    at.run()
     at.switch_page(str(PROJECT_ROOT / "pages" / "launch.py"))
     return at
 
 
 def start_button(at):
-    return next(b for b in at.button if "tart" in b.label)
+    return next(b for b in at.button if b.label == "Start training" or b.label.startswith("Fix to start: "))
 
 
 def test_the_defaults_can_be_started_at_once(page, workspace):
@@ -36,7 +37,7 @@ def test_the_defaults_can_be_started_at_once(page, workspace):
     assert any("python -m sousa_engine train model=ast-mini data=tiny" in c.value for c in page.code)
     start_button(page).click().run()
     with Store.open(workspace) as store:
-        (run,) = store.runs()
+        (run,) = store.runs.all()
     assert run.config == prepare.prepare({}).config
     assert page.query_params["id"] == run.id
 
@@ -51,24 +52,26 @@ def test_thirty_clicks_make_one_run_and_a_new_visit_another(page, workspace):
         page._run(clicked)
         assert not page.exception and page.title[0].value != "Launch"
     with Store.open(workspace) as store:
-        (run,) = store.runs()
+        (run,) = store.runs.all()
     for _ in range(2):  # meant each time, though nothing was changed
         page.switch_page(str(PROJECT_ROOT / "pages" / "launch.py"))
         start_button(page.run()).click().run()
     with Store.open(workspace) as store:
-        assert len(store.runs()) == 3 and store.run(run.id) == run
+        assert len(store.runs.all()) == 3 and store.runs.get(run.id) == run
 
 
 @pytest.mark.parametrize(
     ("key", "value", "label", "said"),
     [
-        ("launch.lora.r", 0, "Rank r", "Rank r = 0 must be at least 1."),
-        ("launch.lora.r", 4000, "Rank r", "Rank r = 4000 must be at most 1024."),
+        ("launch.lora.r", 0, "Rank r", "Rank r must be at least 1 (you entered 0)."),
+        ("launch.lora.r", 4000, "Rank r", "Rank r must be at most 1,024 (you entered 4000)."),
         ("launch.lora.r", 500, "Rank r", "Rank r = 500 is above the width"),
-        ("launch.training.lr", "-1", "Learning rate", "Learning rate = -1.0 must be above 0."),
-        ("launch.training.lr", "fast", "Learning rate", "Learning rate = 'fast' is not a number."),
-        ("launch.training.max_epochs", 0, "Epochs", "Epochs = 0 must be at least 1."),
-        ("launch.seed", -1, "Seed", "Seed = -1 must be at least 0."),
+        ("launch.training.lr", "-1", "Learning rate", "Learning rate must be above 0 (you entered -1.0)."),
+        ("launch.training.lr", "fast", "Learning rate", "Learning rate must be a number such as 0.002 or 2e-3 (you"),
+        ("launch.training.head_lr", "{", "Head learning rate", "Head learning rate must be a number such as"),
+        ("launch.training.max_epochs", 0, "Epochs", "Epochs must be at least 1 (you entered 0)."),
+        ("launch.seed", -1, "Seed", "Seed must be at least 0 (you entered -1)."),
+        ("launch.seed", 2**31, "Seed", "Seed must be at most 2,147,483,647 (you entered 2147483648)."),
     ],
 )
 def test_a_value_out_of_bounds_is_said_below_its_field_and_blocks_the_start(page, key, value, label, said):
@@ -94,7 +97,7 @@ def test_another_backbone_brings_its_own_defaults_and_leaves_what_was_set_by_han
 def test_own_data_without_a_path_is_asked_for(page):
     page.run()
     page.selectbox(key="launch.data").select_index(-1).run()
-    page.selectbox(key="launch.data").set_value("my own: a folder or a CSV file").run()
+    page.selectbox(key="launch.data").set_value(fields.OWN_DATA).run()
     assert start_button(page).disabled and "Data set" in start_button(page).label
     page.text_input(key="launch.data.dataset").set_value("/no/such/folder").run()
     assert not page.exception
@@ -110,7 +113,7 @@ def test_an_error_that_names_a_data_set_is_text(page):
 
 def test_ticks_of_the_module_tree_arrive(page):
     paths = tuple(n.path for n in targets.load_outline("ast-base").nodes if n.role == "attention.query")
-    page.session_state["ticks"] = {"variant": "ast-base", "paths": list(paths), "head": "freeze", "r": 4, "name": ""}
+    page.session_state[handover.TICKS] = Ticks(variant="ast-base", paths=paths, head="freeze", r=4, method="lora")
     page.run()
     assert not page.exception
     assert page.selectbox(key="launch.model.variant").value == "ast-base"
@@ -129,7 +132,7 @@ def test_settings_of_a_run_fill_the_form(page):
     wanted = prepare.prepare(
         {"seed": 7, "training": {"lr": 5e-4}, "data": {"dataset": "small"}, "lora": {"r": 3}}
     ).config
-    page.session_state["draft"] = wanted.model_dump(mode="json")
+    page.session_state[handover.DRAFT] = Draft(settings=wanted)
     page.run()
     assert not page.exception
     assert page.number_input(key="launch.seed").value == 7
@@ -137,10 +140,23 @@ def test_settings_of_a_run_fill_the_form(page):
     assert any("seed=7" in c.value and "data=small" in c.value for c in page.code)
 
 
+def test_what_is_changed_after_a_run_filled_the_form_stays_changed(page):
+    page.run()  # the form held the defaults before
+    wanted = prepare.prepare({"model": {"weights": "random"}, "lora": {"targets": ["q_proj"]}}).config
+    page.session_state[handover.DRAFT] = Draft(settings=wanted)
+    page.run()
+    assert page.selectbox(key="launch.weights_kind").value == "random"
+    assert any("model.weights=random" in c.value and "q_proj" in c.value for c in page.code)
+    page.selectbox(key="launch.set").set_value("none").run()
+    assert page.selectbox(key="launch.set").value == "none"
+    page.selectbox(key="launch.model.variant").set_value("beats-mini").run()
+    assert page.selectbox(key="launch.model.variant").value == "beats-mini"
+
+
 def test_a_saved_target_set_can_be_chosen(page, workspace):
     path = targets.recommended_sets(targets.load_outline("ast-mini"))["attention"][0]
     with Store.open(workspace) as store:
-        store.save_target_set("my one", "ast-mini", [path], "train")
+        store.target_sets.save("my one", "ast-mini", [path], "train")
     page.run()
     page.selectbox(key="launch.set").set_value("saved:my one").run()
     assert not page.exception
@@ -167,19 +183,20 @@ def test_a_method_shows_the_fields_it_reads_and_no_others(page, workspace):
         assert not start_button(page).disabled
     start_button(page).click().run()
     with Store.open(workspace) as store:
-        (run,) = store.runs()
+        (run,) = store.runs.all()
     assert (run.config.lora.method, run.config.lora.targets) == ("full", ())
 
 
 def test_ranks_of_the_tree_arrive_and_leave_with_the_ticks(page, workspace):
     paths = [node.path for node in targets.load_outline("ast-mini").nodes if node.name == "q_proj"]
-    ticks = {"variant": "ast-mini", "paths": paths, "ranks": {paths[1]: 3}, "method": "rslora"}
-    page.session_state["ticks"] = {**ticks, "r": 4, "head": "train", "name": ""}
+    page.session_state[handover.TICKS] = Ticks(
+        variant="ast-mini", paths=tuple(paths), ranks={paths[1]: 3}, method="rslora", r=4, head="train"
+    )
     page.run()
-    assert any("1 of them with a rank of their own" in c.value for c in page.caption)
+    assert any(c.value == "1 module has a separate rank, set in the tree." for c in page.caption)
     start_button(page).click().run()
     with Store.open(workspace) as store:
-        (run,) = store.runs()
+        (run,) = store.runs.all()
     assert run.config.lora.ranks == {paths[1]: 3} and run.config.lora.method == "rslora"
 
 

@@ -9,6 +9,7 @@ from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
 from sousa_engine.core.records import RunStatus
+from sousa_engine.store.ledger import Ledger
 from sousa_engine.web.routes import routes
 
 
@@ -45,7 +46,7 @@ def test_queued_run_answers_before_its_first_point(client, workspace):
     from sousa_engine.store import Store
 
     with Store.open(workspace) as store:
-        run = store.enqueue(config())
+        run = store.runs.enqueue(config())
     found = live(client, run.id)
     assert (found["status"], found["progress"], found["series"]) == ("queued", None, {})
 
@@ -55,13 +56,15 @@ def test_the_time_in_the_queue_counts_from_the_resume_if_there_was_one(client, w
 
     at = [1_000]
     with Store.open(workspace, clock_ms=lambda: at[0]) as store:
-        run = store.enqueue(config())
+        run = store.runs.enqueue(config())
         assert live(client, run.id)["queued_ms"] == 1_000
         for at[0] in (50_000, 90_000):
-            assert store.claim("cpu", "n") and store.mark_running(run.id, "n", started_at_ms=at[0] - 9_000)
+            assert Ledger(store).claim("cpu", "n") and Ledger(store).mark_running(
+                run.id, "n", started_at_ms=at[0] - 9_000
+            )
             assert live(client, run.id)["queued_ms"] is None
-            store.finish(run.id, RunStatus.STOPPED, "Stopped.", nonce="n")
-            store.resume(run.id, "Resumed.")
+            Ledger(store).finish(run.id, RunStatus.STOPPED, "Stopped.", nonce="n")
+            store.runs.resume(run.id, "Resumed.")
             assert live(client, run.id)["queued_ms"] == at[0]
 
 

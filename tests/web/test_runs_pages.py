@@ -18,7 +18,9 @@ from sousa_engine.data import manifest as manifests
 from sousa_engine.data.manifest import open_dataset
 from sousa_engine.runs import ensure, preflight, prepare, sweep_plan
 from sousa_engine.store import Store
+from sousa_engine.store.ledger import Ledger
 from sousa_engine.training import checkpoint
+from sousa_engine.web import handover
 from sousa_engine.workspace import PROJECT_ROOT
 
 PAGES = PROJECT_ROOT / "pages"
@@ -38,10 +40,11 @@ def visit(workspace, monkeypatch, ensured):
 
     def open_page(name, **query):
         app = AppTest.from_file(str(PROJECT_ROOT / "sousa_engine" / "web" / "main.py"), default_timeout=180)
-        app.run()
         for key, value in query.items():
             app.query_params[key] = value
-        return checked(app.switch_page(str(PAGES / f"{name}.py")).run())
+        if name != "home":  # which opens by itself
+            app.switch_page(str(PAGES / f"{name}.py"))
+        return checked(app.run())
 
     return open_page
 
@@ -174,7 +177,7 @@ def test_a_run_queued_elsewhere_is_noticed(visit, workspace):
     Training.begin(workspace, config(seed=1, max_epochs=1)).finish()
     app = visit("runs")
     with Store.open(workspace) as store:
-        store.enqueue(config(seed=2))
+        store.runs.enqueue(config(seed=2))
     assert [row["status"] for row in table(checked(app.run()))] == ["queued", "finished"]
 
 
@@ -201,7 +204,7 @@ def test_ticks_stay_with_their_runs_when_runs_arrive_and_the_order_and_the_filte
     app = tell(visit("runs"), ticks=chosen)
     sent = chart(app)["seed"], chart(app)["seed_rev"]
     with Store.open(workspace) as store:
-        newest = store.enqueue(config(seed=3, name="zebra"))
+        newest = store.runs.enqueue(config(seed=3, name="zebra"))
     app = checked(app.run())
     assert ids(app) == [newest.id, *chosen[::-1]]
     app = tell(app, view={"sort": "title", "descending": False})
@@ -228,7 +231,7 @@ def test_ticks_come_back_with_the_page_and_unknown_ids_are_dropped(visit, worksp
 def test_a_list_is_paged_and_another_list_begins_at_its_top(visit, workspace):
     with Store.open(workspace) as store:
         for seed in range(130):
-            store.enqueue(config(seed=seed, name=f"n{seed}"))
+            store.runs.enqueue(config(seed=seed, name=f"n{seed}"))
     app = visit("runs")
     assert (chart(app)["total"], chart(app)["first"], len(table(app))) == (130, 0, 100)
     app = tell(app, view={"page": 1})
@@ -255,8 +258,8 @@ def test_ticked_runs_are_tagged_in_a_dialog_and_found_by_their_tag(visit, worksp
     app.session_state["tags_added"] = ["best", "paper"]
     app = click(checked(app.run()), "tags_save")
     with Store.open(workspace) as store:
-        assert store.tags() == {"best": 2, "paper": 2}
-        store.remove_tags([two[0].id], ["best"])
+        assert store.marks.tags() == {"best": 2, "paper": 2}
+        store.marks.remove_tags([two[0].id], ["best"])
     assert "2 runs tagged." in [toast.value for toast in app.toast]
     assert not [button for button in app.button if button.key == "tags_save"], "the dialog is closed"
     app.multiselect(key="tag").set_value(["best"])
@@ -290,7 +293,7 @@ def test_one_run_is_deleted_after_a_question_and_the_tick_goes_with_it(visit, wo
     app = click(app, "delete_runs")
     assert two[0].title in words(app) and " MB" in words(app)
     with Store.open(workspace) as store:
-        assert store.run(two[0].id), "asking deletes nothing"
+        assert store.runs.get(two[0].id), "asking deletes nothing"
     app = click(app, "delete_now")
     assert ids(app) == [two[1].id] and "ticked" not in words(app)
     assert not workspace.run_dir(two[0].id).exists() and workspace.run_dir(two[1].id).is_dir()
@@ -308,19 +311,19 @@ def test_several_runs_are_deleted_only_once_their_number_is_typed(visit, workspa
     app = click(checked(app.run()), "delete_now")
     assert "Nothing trained yet" in words(app)
     with Store.open(workspace) as store:
-        assert store.runs() == ()
+        assert store.runs.all() == ()
 
 
 def test_runs_that_are_not_over_can_be_stopped_and_nothing_else(visit, workspace, ensured, two):
     with Store.open(workspace) as store:
-        queued = store.enqueue(config(seed=3))
+        queued = store.runs.enqueue(config(seed=3))
     app = tell(visit("runs"), ticks=[two[0].id, queued.id])
     assert app.button(key="archive_runs").disabled and app.button(key="delete_runs").disabled
     assert "1 of these is still queued or running" in app.button(key="delete_runs").help
     app = click(app, "stop_runs")
     assert ensured == [workspace]
     with Store.open(workspace) as store:
-        run = store.run(queued.id)
+        run = store.runs.get(queued.id)
     assert run is not None and run.status is RunStatus.STOPPED
     assert not app.button(key="delete_runs").disabled
     assert not [button for button in app.button if button.key == "stop_runs"]
@@ -330,12 +333,12 @@ def test_a_button_acts_on_what_is_ticked_when_it_is_clicked_not_when_it_was_draw
     """A tick and a click on a button can reach the server together."""
     both = [run.id for run in two]
     with Store.open(workspace) as store:
-        queued = [store.enqueue(config(seed=seed)).id for seed in (3, 4)]
+        queued = [store.runs.enqueue(config(seed=seed)).id for seed in (3, 4)]
     app = tell(visit("runs"), ticks=queued[:1])
     click(leave(app, ticks=queued), "stop_runs")
     with Store.open(workspace) as store:
-        assert [store.run(run_id).status for run_id in queued] == [RunStatus.STOPPED] * 2
-        store.delete(queued)
+        assert [store.runs.get(run_id).status for run_id in queued] == [RunStatus.STOPPED] * 2
+        store.marks.delete(queued)
     app = click(leave(tell(app, ticks=both[:1]), ticks=both), "delete_runs")
     assert all(f"`{run_id}`" in words(app) for run_id in both)
     app = click(leave(tell(visit("runs"), ticks=both), ticks=both[:1]), "archive_runs")
@@ -347,9 +350,9 @@ def test_a_button_acts_on_what_is_ticked_when_it_is_clicked_not_when_it_was_draw
 
 def test_the_list_of_a_sweep_is_the_runs_of_that_sweep(visit, workspace):
     with Store.open(workspace) as store:
-        store.enqueue(config(seed=9))
+        store.runs.enqueue(config(seed=9))
         runs = [SweepRun(config(seed=seed), 0, {}) for seed in (1, 2)]
-        sweep = store.add_sweep("ranks", {}, runs, created_by="page")
+        sweep = store.sweeps.add("ranks", {}, runs, created_by="page")
     app = visit("runs", of_sweep=f"ranks · {sweep.id}")
     assert sorted(row["seed"] for row in table(app)) == [1, 2]
 
@@ -437,14 +440,14 @@ def test_leaving_out_the_weakest_makes_a_target_set(visit, workspace):
     app = checked(app.button(key="save_set").click().run())
     assert app.toast[0].value == r"Saved 'the few\_strong': 6 modules. Find it on Launch and on Backbones."
     with Store.open(workspace) as store:
-        (saved,) = store.target_sets("ast-mini")
+        (saved,) = store.target_sets.all("ast-mini")
     strong = {f"audio_spectrogram_transformer.{end}" for end in table["Module"][:6]}
     assert (saved.name, saved.head, set(saved.paths)) == ("the few_strong", "train", strong)
     app.text_input(key=f"set-{run.id}").set_value("")
     app = checked(app.run())
     checked(app.button(key="save_set").click().run())
     with Store.open(workspace) as store:
-        assert store.target_sets("ast-mini")[0].name == f"strongest 6 of 24, run {run.id[-4:]}"
+        assert store.target_sets.all("ast-mini")[0].name == f"strongest 6 of 24, run {run.id[-4:]}"
     again = prepare.prepare({"lora": {"targets": list(saved.paths)}, "data": {"dataset": "tiny"}}).config
     trainable = preflight.preflight(again, workspace).counts.trainable
     assert f"are kept: {trainable:,} trainable parameters instead of 118,696" in words(app)
@@ -470,9 +473,9 @@ def test_a_run_without_the_weakest_is_launched_with_the_same_settings(visit, wor
     app = checked(app.button(key="launch_pruned").click().run())
     assert app.title[0].value == "Launch" and app.session_state["launch.seed"] == 5
     assert app.session_state["launch.lora.r"] == 16 and app.session_state["launch.name"] == ""
-    assert {path.removeprefix("audio_spectrogram_transformer.") for path in app.session_state["ticks"]["paths"]} == {
-        *strong
-    }
+    assert {
+        path.removeprefix("audio_spectrogram_transformer.") for path in app.session_state[handover.TICKS].paths
+    } == {*strong}
 
 
 def test_an_ablation_of_a_run_fills_the_form_of_a_sweep_and_starts_nothing(visit, workspace):
@@ -486,7 +489,7 @@ def test_an_ablation_of_a_run_fills_the_form_of_a_sweep_and_starts_nothing(visit
     assert spec.model_copy(update={"base": wanted.base}) == wanted and len(spec.sets) == 15
     assert spec.base["lora"]["r"] == 4 and spec.base["training"]["lr"] == 0.004
     with Store.open(workspace) as store:
-        assert store.sweeps() == ()
+        assert store.sweeps.all() == ()
 
 
 def test_a_run_that_adapted_nothing_has_no_ablation(visit, workspace):
@@ -511,7 +514,7 @@ def test_layers_of_a_live_run_show_its_last_epoch_and_nothing_to_leave_out(visit
 )
 def test_what_has_no_adapters_says_why_there_is_nothing(visit, workspace, lora, told):
     with Store.open(workspace) as store:
-        run = store.enqueue(config_module.build({"lora": lora}))
+        run = store.runs.enqueue(config_module.build({"lora": lora}))
     app = layers(visit, run, "Settings")
     assert told in words(app) and not app.get("plotly_chart")
 
@@ -561,7 +564,7 @@ def test_stop_button_asks_for_a_stop_and_says_what_happens(visit, workspace, ens
     app = visit("run", id=training.run.id)
     app = checked(app.button(key="stop").click().run())
     with Store.open(workspace) as store:
-        run = store.run(training.run.id)
+        run = store.runs.get(training.run.id)
     assert run is not None and run.status is RunStatus.STOPPING
     assert "saves a checkpoint first" in app.toast[0].value
     assert ensured == [workspace]
@@ -570,12 +573,12 @@ def test_stop_button_asks_for_a_stop_and_says_what_happens(visit, workspace, ens
 
 def test_queued_run_is_taken_out_of_the_queue(visit, workspace):
     with Store.open(workspace) as store:
-        queued = store.enqueue(config())
+        queued = store.runs.enqueue(config())
     app = visit("run", id=queued.id)
     assert chart(app)["runs"][0]["status"] == "queued"
     app = checked(app.button(key="stop").click().run())
     with Store.open(workspace) as store:
-        run = store.run(queued.id)
+        run = store.runs.get(queued.id)
     assert run is not None and run.status is RunStatus.STOPPED
     assert "Removed from the queue" in app.toast[0].value
 
@@ -588,15 +591,17 @@ def test_stop_now_is_asked_for_and_its_steps_are_told(visit, workspace, ensured)
     assert "Stop and save was asked for" in words(app)
     assert "if it has not stopped" not in words(app)  # the keeper has not told the trainer yet
     with Store.open(workspace) as store:
-        asked_ms = store.run(training.run.id).stop_requested_at_ms
-        store.add_events_once(training.run.id, [Event(at_ms=asked_ms + 1, kind="keeper", message="SIGTERM to it.")])
+        asked_ms = store.runs.get(training.run.id).stop_requested_at_ms
+        Ledger(store).add_events_once(
+            training.run.id, [Event(at_ms=asked_ms + 1, kind="keeper", message="SIGTERM to it.")]
+        )
     assert "SIGKILL if it has not stopped by then" in words(checked(app.run()))
     app = click(app, "kill")
     with Store.open(workspace) as store:
-        assert store.run(training.run.id).kill_requested_at_ms is None  # the dialog asks first
+        assert store.runs.get(training.run.id).kill_requested_at_ms is None  # the dialog asks first
     app = click(app, "kill_now")
     with Store.open(workspace) as store:
-        run = store.run(training.run.id)
+        run = store.runs.get(training.run.id)
     assert run is not None and run.kill_requested_at_ms and run.status is RunStatus.STOPPING
     assert "Stop now was asked for" in words(app) and app.button(key="kill").disabled
     assert "if it has not stopped" not in words(app)
@@ -618,18 +623,18 @@ def test_a_run_is_cloned_once_for_all_clicks_and_shown(visit, workspace, ensured
         app.query_params["id"] = first.id
         checked(app._run(clicked))
     with Store.open(workspace) as store:
-        made = [run for run in store.runs() if run.id != first.id]
+        made = [run for run in store.runs.all() if run.id != first.id]
     assert len(made) == 1 and made[0].config == first.config and made[0].status is RunStatus.QUEUED
     assert app.query_params["id"] == [made[0].id] or app.query_params["id"] == made[0].id
 
 
 def test_runs_that_are_ticked_are_cloned(visit, workspace, ensured):
     with Store.open(workspace) as store:
-        ids = [store.request_stop(store.enqueue(config(seed=seed)).id).id for seed in (1, 2, 3)]
+        ids = [store.runs.request_stop(store.runs.enqueue(config(seed=seed)).id).id for seed in (1, 2, 3)]
     app = tell(visit("runs"), ticks=ids[:2])
     click(app, "clone_runs")
     with Store.open(workspace) as store:
-        assert [row.seed for row in store.queued()] == [1, 2]
+        assert [row.seed for row in store.queue.waiting()] == [1, 2]
         assert app.button(key="clone_runs").disabled  # cloned runs are no longer ticked, so an extra click does nothing
 
 
@@ -640,11 +645,11 @@ def test_the_queue_is_ordered_on_its_page(visit, workspace, ensured):
     training = Training.begin(workspace)
     training.steps(5)
     with Store.open(workspace) as store:
-        a, b, c = (store.enqueue(config(seed=seed, name=f"run {seed}")).id for seed in (1, 2, 3))
+        a, b, c = (store.runs.enqueue(config(seed=seed, name=f"run {seed}")).id for seed in (1, 2, 3))
 
     def order():
         with Store.open(workspace) as store:
-            return [row.id for row in store.queued()]
+            return [row.id for row in store.queue.waiting()]
 
     app = visit("queue")
     assert "Waiting: 3" in words(app)
@@ -658,43 +663,43 @@ def test_the_queue_is_ordered_on_its_page(visit, workspace, ensured):
     app = click(app, f"out-{b}")
     assert order() == [a, c] and "Waiting: 2" in words(app)
     with Store.open(workspace) as store:
-        assert store.run(b).status is RunStatus.STOPPED
+        assert store.runs.get(b).status is RunStatus.STOPPED
         training.end(RunStatus.STOPPED, "x")
-        assert store.claim("cpu", "n").id == a
+        assert Ledger(store).claim("cpu", "n").id == a
     app = click(app, f"front-{c}")  # meanwhile the other one left the queue
     assert "place 1" in app.toast[0].value
 
 
 def test_a_paused_queue_is_told_on_every_page_until_it_goes_on(visit, workspace, ensured):
     with Store.open(workspace) as store:
-        store.enqueue(config())
+        store.runs.enqueue(config())
     app = visit("queue")
     assert not app.warning
     app = click(app, "pause")
     assert "The queue has been paused since" in app.warning[0].value
     assert "The queue has been paused since" in visit("launch").warning[0].value
     with Store.open(workspace) as store:
-        assert store.queue().is_paused
+        assert store.queue.settings().is_paused
     app = click(app, "resume")
     assert not app.warning and ensured == [workspace]
     with Store.open(workspace) as store:
-        assert not store.queue().is_paused
+        assert not store.queue.settings().is_paused
 
 
 def test_cpu_slots_are_set_on_the_page_of_the_queue(visit, workspace, ensured):
     app = visit("queue")
     checked(app.number_input(key="cpu_slots-1").set_value(3).run())
     with Store.open(workspace) as store:
-        assert store.queue().cpu_slots == 3
+        assert store.queue.settings().cpu_slots == 3
     assert [badge.value for badge in app.markdown if "cpu:2" in str(badge.value)]
 
 
 def test_a_queued_run_is_brought_to_the_front_on_its_own_page(visit, workspace, ensured):
     with Store.open(workspace) as store:
-        first, last = (store.enqueue(config(seed=seed)).id for seed in (1, 2))
+        first, last = (store.runs.enqueue(config(seed=seed)).id for seed in (1, 2))
     app = click(visit("run", id=last), "front")
     with Store.open(workspace) as store:
-        assert [row.id for row in store.queued()] == [last, first]
+        assert [row.id for row in store.queue.waiting()] == [last, first]
     assert "place 1" in app.toast[0].value
 
 
@@ -704,7 +709,7 @@ def test_launch_again_hands_over_the_settings(visit_week, week):
     app = checked(app.button(key="again").click().run())
     assert app.title[0].value == "Launch"
     assert app.session_state["launch.lora.r"] == 16
-    assert app.session_state["ticks"]["paths"] == [target.path for target in run.config.lora.targets]
+    assert app.session_state[handover.TICKS].paths == tuple(target.path for target in run.config.lora.targets)
 
 
 def test_run_is_renamed_on_its_page(visit, workspace):
@@ -718,13 +723,13 @@ def test_run_is_renamed_on_its_page(visit, workspace):
 def test_tags_and_a_note_are_written_on_the_page_of_a_run(visit, workspace):
     run = Training.begin(workspace, config(max_epochs=1)).finish()
     with Store.open(workspace) as store:
-        store.set_tags(run.id, ["draft"])
+        store.marks.set_tags(run.id, ["draft"])
     app = visit("run", id=run.id)
     app.session_state[f"tags-{run.id}"] = ["best", "paper"]
     app.text_area(key=f"note-{run.id}").set_value("the *one* to show\nsecond line")
     app = click(app, "rename")  # typed, and clicked at once
     with Store.open(workspace) as store:
-        found = store.run(run.id)
+        found = store.runs.get(run.id)
     assert found is not None and (found.tags, found.note) == (("best", "paper"), "the *one* to show\nsecond line")
     assert r"the \*one\* to show" in words(app)
     assert found.title == run.title
@@ -735,7 +740,7 @@ def test_a_run_is_archived_and_deleted_on_its_page(visit, workspace):
     kept = Training.begin(workspace, config(seed=2, max_epochs=1)).finish()
     app = click(visit("run", id=run.id), "archive")
     with Store.open(workspace) as store:
-        assert store.run(run.id).archived_at_ms
+        assert store.runs.get(run.id).archived_at_ms
     app = click(click(app, "unarchive"), "delete")
     assert " MB" in words(app)
     app = click(app, "delete_now")
@@ -1045,7 +1050,7 @@ def test_a_stopped_run_is_resumed_by_a_button_that_says_from_where(visit, worksp
     assert "This run can be resumed from step 50, epoch 2." in words(app) and not app.button(key="resume").disabled
     app = checked(app.button(key="resume").click().run())
     with Store.open(workspace) as store:
-        assert store.run(stopped.id).status is RunStatus.QUEUED
+        assert store.runs.get(stopped.id).status is RunStatus.QUEUED
     assert ensured == [workspace] and "resume" not in {button.key for button in app.button}
     assert "continues from step 50" in app.toast[0].value
 

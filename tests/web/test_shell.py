@@ -70,15 +70,16 @@ problems = []
 for name in {PAGES!r}:
     studio.switch_page(os.path.join({str(PROJECT_ROOT)!r}, "pages", name + ".py")).run()
     problems += [f"{{name}}: {{e.message}}" for e in studio.exception]
-print(json.dumps([problems, [m for m in ("torch", "transformers", "peft", "torchaudio") if m in sys.modules]]))
+heavy = [m for m in ("torch", "transformers", "peft", "torchaudio") if m in sys.modules]
+print(json.dumps([problems, heavy, "librosa" in sys.modules]))
 """
     answer = subprocess.run(
         [sys.executable, "-c", script], cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=120
     )
     assert answer.returncode == 0, answer.stderr
-    problems, heavy = json.loads(answer.stdout.splitlines()[-1])
+    problems, heavy, heard = json.loads(answer.stdout.splitlines()[-1])
     assert problems == []
-    assert heavy == []
+    assert heavy == [] and heard, "the page Data draws a clip without torch"
 
 
 def test_a_request_under_a_foreign_host_name_is_refused(workspace, monkeypatch):

@@ -21,8 +21,10 @@ from sousa_engine.core.errors import RunError
 from sousa_engine.core.records import Curve, RunStatus, SweepStatus
 from sousa_engine.runs import ensure, preflight, sweep_orders, sweep_plan, timing
 from sousa_engine.store import Store
-from sousa_engine.web import parts
+from sousa_engine.store.ledger import Ledger
+from sousa_engine.web import fields, handover, parts
 from sousa_engine.web.components.trial_tiles import MOST_POINTS, tiles_data
+from sousa_engine.web.handover import SweepDraft
 from sousa_engine.workspace import PROJECT_ROOT, intake, processes, run_files
 
 PAGES = PROJECT_ROOT / "pages"
@@ -48,12 +50,13 @@ def visit(workspace, monkeypatch):
     app = AppTest.from_file(str(PROJECT_ROOT / "sousa_engine" / "web" / "main.py"), default_timeout=300)
 
     def open_page(name="sweeps", state=None, **query):
-        app.run()
         for key, value in query.items():
             app.query_params[key] = value
         for key, value in (state or {}).items():
             app.session_state[key] = value
-        return checked(app.switch_page(str(PAGES / f"{name}.py")).run())
+        if name != "home":  # which opens by itself
+            app.switch_page(str(PAGES / f"{name}.py"))
+        return checked(app.run())
 
     return open_page
 
@@ -97,10 +100,10 @@ def test_the_defaults_can_be_started_at_once_and_lead_to_the_sweep(visit, store)
     app = visit()
     start = app.button(key="sweep.start")
     assert start.label == "Start 12 runs" and not start.disabled
-    assert "ast-mini, efficientat-mini, htsat-mini, beats-mini were never trained here" in words(app)
+    assert "settings of ast-mini, efficientat-mini, htsat-mini, beats-mini have not been timed" in words(app)
     app = checked(start.click().run())
-    (made,) = store.sweeps()
-    assert app.query_params["id"] == made.id and len(store.sweep_runs(made.id)) == 12
+    (made,) = store.sweeps.all()
+    assert app.query_params["id"] == made.id and len(store.sweeps.runs(made.id)) == 12
     assert app.title[0].value == "model × targets"
     assert [tile["state"] for tile in tiles(app)] == ["queued"] * 4
 
@@ -108,32 +111,37 @@ def test_the_defaults_can_be_started_at_once_and_lead_to_the_sweep(visit, store)
 @pytest.mark.parametrize(
     ("state", "said"),
     [
-        ({"sweep.seeds": "0 one"}, "Seeds = '0 one': write whole numbers"),
+        (
+            {"sweep.seeds": "0 one"},
+            "Seeds must be whole numbers separated by spaces, such as 0 1 2 (you entered '0 one').",
+        ),
         ({"sweep.seeds": "1 1"}, "lists one twice"),
-        ({"sweep.models": [], "sweep.targets": []}, "A sweep needs something that differs"),
-        ({"sweep.lr": "fast"}, "Learning rate = 'fast' is not a number"),
+        ({"sweep.models": [], "sweep.targets": []}, "A sweep needs something to vary"),
+        ({"sweep.lr": "fast"}, "Learning rate must be a number such as 0.002 or 2e-3 (you entered 'fast')."),
         ({"sweep.lines": "lora.rr=4"}, "No field named 'lora.rr'. Nearest: lora.r"),
-        ({"sweep.lines": "training.lr=0.1"}, "has a field of its own: Learning rate"),
+        ({"sweep.lines": "training.lr=0.1"}, "has a separate field above: Learning rate"),
         ({"sweep.lines": "nonsense"}, "is not of the form"),
-        ({"sweep.data": "my own: a folder or a CSV file"}, "Which folder, or which CSV file?"),
-        ({"sweep.axes": [0]}, "Which values of training.lr?"),
+        ({"sweep.data": fields.OWN_DATA}, "Enter a folder or CSV file."),
+        ({"sweep.axes": [0]}, "Enter values for Learning rate, separated by commas."),
         ({"sweep.axes": [0], "sweep.axis.0.training.lr": "0.1, 0.1"}, "training.lr lists 0.1 twice"),
         ({"sweep.axes": [0], "sweep.axis.0.training.lr": "1e-4..1e-2"}, "A grid needs listed values for training.lr"),
         ({"sweep.seeds": " ".join(map(str, range(1001)))}, "a sweep has at most 1,000"),
         ({"sweep.targets": ["qproj"]}, "Nearest"),
-        ({"sweep.data": "my own: a folder or a CSV file", "sweep.data.own": "/no/such"}, "/no/such"),
+        ({"sweep.data": fields.OWN_DATA, "sweep.data.own": "/no/such"}, "/no/such"),
         ({"sweep.sampler": "random", "sweep.trials": 5}, "only 1 combinations, and 5 trials were asked for"),
     ],
 )
 def test_what_cannot_be_run_is_said_and_blocks_the_start(visit, state, said):
     app = visit(state=FORM | state)
     assert said in words(app)
-    assert app.button(key="sweep.start").disabled and app.button(key="sweep.start").label.startswith("To start, mend")
+    assert app.button(key="sweep.start").disabled and app.button(key="sweep.start").label.startswith("Fix to start: ")
 
 
 def test_an_axis_is_added_filled_and_removed(visit):
     app = visit(state=FORM)
     app = checked(app.button(key="sweep.add_axis").click().run())
+    assert "Learning rate · training.lr" in app.selectbox(key="sweep.axis.0").options
+    assert app.button(key="sweep.start").label == "Fix to start: Learning rate"
     app = checked(app.text_input(key="sweep.axis.0.training.lr").set_value("1e-3, 5e-3").run())
     assert app.button(key="sweep.start").label == "Start 6 runs"
     assert "--axis training.lr=0.001,0.005" in command(app)
@@ -152,8 +160,8 @@ def test_a_sampler_that_draws_takes_a_range_and_a_number_of_trials(visit, store)
     assert "tpe: tree-structured Parzen estimator" in words(app)
     assert "--axis training.lr=log:0.0001..0.01" in command(app) and "--sampler tpe --trials 7" in command(app)
     app = checked(app.button(key="sweep.start").click().run())
-    (made,) = store.sweeps()
-    assert sweep_spec.build(made.spec).trials == 7 and store.sweep_runs(made.id) == ()
+    (made,) = store.sweeps.all()
+    assert sweep_spec.build(made.spec).trials == 7 and store.sweeps.runs(made.id) == ()
     assert "No setting has been sampled yet" in words(app)
 
 
@@ -161,22 +169,22 @@ def test_settings_that_could_only_fail_are_grouped_by_cause_and_can_be_left_out(
     state = {"sweep.models": ["ast-mini", "efficientat-mini"], "sweep.targets": ["q_proj", "se"], "sweep.seeds": "0"}
     app = visit(state=FORM | state)
     said = words(app)
-    assert said.count("**1 setting could only fail**") == 2 and "ast-mini · se" in said
+    assert said.count("**1 invalid combination**") == 2 and "ast-mini · se" in said
     assert app.button(key="sweep.start").disabled
     app = checked(app.checkbox(key="sweep.leave_out.2").check().run())
     assert app.button(key="sweep.start").label == "Start 2 runs" and command(app).endswith("--skip-invalid")
     checked(app.button(key="sweep.start").click().run())
-    (made,) = store.sweeps()
-    assert {run.title for run in store.sweep_runs(made.id)} == {"ast-mini · q_proj", "efficientat-mini · se"}
+    (made,) = store.sweeps.all()
+    assert {run.title for run in store.sweeps.runs(made.id)} == {"ast-mini · q_proj", "efficientat-mini · se"}
 
 
 def test_earlier_runs_tell_how_long_it_takes(visit, store):
     started(store, axes={"model": ["ast-mini"]}, seeds=[0])
     run = train_next(store)
-    store.ingest(run.id, _facts({"train_s": 50.0, "epochs": 10, "data": {"clips": {"train": 640}}}))
+    Ledger(store).ingest(run.id, _facts({"train_s": 50.0, "epochs": 10, "data": {"clips": {"train": 640}}}))
     app = visit(state=FORM)
     metrics = {metric.label: metric.value for metric in app.metric}
-    assert metrics["Time"] != "–" and "never trained here" not in words(app)
+    assert metrics["Time"] != "–" and "have not been timed" not in words(app)
 
 
 def _facts(facts):
@@ -190,7 +198,7 @@ def _facts(facts):
 def test_a_saved_target_set_is_offered_to_the_backbones_it_fits(visit, store):
     outline = targets.load_outline("ast-mini")
     paths = [node.path for node in outline.nodes if node.name in ("q_proj", "v_proj")]
-    store.save_target_set("mine", "ast-mini", paths, "train")
+    store.target_sets.save("mine", "ast-mini", paths, "train")
     label = "saved: mine (ast-mini)"
     app = visit(state=FORM)
     assert label in app.multiselect(key="sweep.targets").options
@@ -230,7 +238,7 @@ def test_what_was_typed_is_still_there_after_a_visit_to_another_page(visit, stor
 )  # fmt: skip
 def test_a_clone_asks_for_the_same_sweep(visit, values):
     spec = sweep_spec.build(values)
-    app = visit(state={"sweep.draft": spec.model_dump(mode="json")})
+    app = visit(state={handover.SWEEP_DRAFT: SweepDraft(spec=spec)})
     assert not app.error and canonical(asked(app)) == canonical(spec)
 
 
@@ -253,17 +261,17 @@ def test_measuring_is_started_once_and_then_the_time_is_known(visit, workspace, 
     monkeypatch.setattr(processes, "start_detached", detached)
     app = visit(state=FORM)
     app = checked(app.button(key="sweep.measure").click().run())
-    assert app.get("progress")[0].proto.text == "Measuring ..." and started[0][2] == "sousa_engine.runs.timing"
+    assert app.get("progress")[0].proto.text == "Timing ..." and started[0][2] == "sousa_engine.runs.timing"
     asked_for = [RunConfig.model_validate(values) for values in json.loads(Path(started[0][4]).read_text())["configs"]]
     assert not timing.start(workspace, asked_for) and len(started) == 1
     with intake.taking_in(timing.folder(workspace), lock_fd=locks[0]) as tell:
         tell("ast-mini · default", 0, 3)
         app = checked(app.run())
-        assert app.get("progress")[0].proto.text == "Measuring ast-mini · default, 1 of 3 ..."
+        assert app.get("progress")[0].proto.text == "Timing ast-mini · default, 1 of 3 ..."
         paces = {timing.key(config): {"step_s": 2.0, "start_s": 5.0, "peak_memory_mib": 9.0} for config in asked_for}
         run_files.write_json(workspace.cache / "probes.json", paces)
     app = checked(app.run())
-    assert "not known yet" not in words(app)
+    assert "have not been timed" not in words(app)
     steps = preflight.preflight(asked_for[0], workspace).total_steps
     shown = {metric.label: metric.value for metric in app.metric}["Time"]
     assert shown == parts.duration(3 * (2.0 * steps + 5.0))
@@ -278,7 +286,7 @@ def test_a_probe_that_fails_is_a_sentence_and_can_be_tried_again(visit, workspac
         raise RunError("The probe of ast-mini failed: out of memory.")
     app = visit(state=FORM)
     assert "The probe of ast-mini failed: out of memory." in words(app)
-    assert app.button(key="sweep.measure").label == "Measure" and not app.get("progress")
+    assert app.button(key="sweep.measure").label == "Estimate time (1 short test)" and not app.get("progress")
 
 
 # An ablation
@@ -288,7 +296,7 @@ def test_an_ablation_fills_the_form_and_starts_nothing(visit, store):
     app = visit(state=FORM | {"sweep.axes": [0], "sweep.seeds": "5"})
     app = checked(app.button(key="sweep.ablate").click().run())
     spec = asked(app)
-    assert store.sweeps() == () and not app.error
+    assert store.sweeps.all() == () and not app.error
     assert spec.sets == sweep_plan.ablation("ast-mini", ["attention"]) and spec.seeds == (0, 1, 2)
     assert spec.axis("lora.targets").values == tuple(spec.sets) and spec.base["data"] == {"dataset": "micro"}
     assert "--ablate attention" in command(app) and "--targets" not in command(app)
@@ -296,8 +304,8 @@ def test_an_ablation_fills_the_form_and_starts_nothing(visit, store):
     app = checked(app.multiselect(key="sweep.targets").set_value(["all", "late layers"]).run())
     assert list(asked(app).sets) == ["all", "late layers"]
     checked(app.button(key="sweep.start").click().run())
-    (made,) = store.sweeps()
-    titles = [run.title for run in store.sweep_runs(made.id)]
+    (made,) = store.sweeps.all()
+    titles = [run.title for run in store.sweeps.runs(made.id)]
     assert titles == ["ast-mini · all"] * 3 + ["ast-mini · late layers"] * 3
 
 
@@ -315,8 +323,8 @@ def test_tiles_show_each_seed_its_numbers_and_why_one_was_given_up(visit, store)
     train_next(store, reach=0.6)
     train_next(store, reach=0.3)
     pruned = train_next(store, reach=0.1, epochs=1, status=RunStatus.RUNNING)
-    store.prune(pruned.id, 10, "Pruned after epoch 1 (step 10): too weak.")
-    store.finish(pruned.id, RunStatus.STOPPED, None, nonce="nonce")
+    Ledger(store).prune(pruned.id, 10, "Pruned after epoch 1 (step 10): too weak.")
+    Ledger(store).finish(pruned.id, RunStatus.STOPPED, None, nonce="nonce")
     train_next(store, status=RunStatus.FAILED, reason="The loss became nan.")
     train_next(store, epochs=2, status=RunStatus.RUNNING)
     app = visit(id=made.id)
@@ -341,8 +349,8 @@ def test_tiles_show_each_seed_its_numbers_and_why_one_was_given_up(visit, store)
 def test_a_tile_with_a_failed_and_a_pruned_seed_says_why_it_failed(visit, store):
     made = started(store, axes={"model": ["ast-mini"]})
     pruned = train_next(store, epochs=1, status=RunStatus.RUNNING)
-    store.prune(pruned.id, 10, "Pruned after epoch 1 (step 10): too weak.")
-    store.finish(pruned.id, RunStatus.STOPPED, None, nonce="nonce")
+    Ledger(store).prune(pruned.id, 10, "Pruned after epoch 1 (step 10): too weak.")
+    Ledger(store).finish(pruned.id, RunStatus.STOPPED, None, nonce="nonce")
     train_next(store, status=RunStatus.FAILED, reason="The loss became nan.")
     (tile,) = tiles(visit(id=made.id))
     assert (tile["state"], tile["note"]) == ("failed", "The loss became nan.")
@@ -363,7 +371,7 @@ def test_all_tiles_ticked_beyond_what_compare_picks_name_the_whole_sweep(visit, 
 def test_ticked_tiles_go_to_compare_with_as_many_whole_rounds_of_seeds_as_fit(visit, store, monkeypatch):
     made = started(store, axes={"model": ["ast-mini"], "lora.r": [1, 2, 3]}, seeds=[0, 1, 2])
     monkeypatch.setattr(parts, "MOST_COMPARED", 8)
-    runs = store.sweep_runs(made.id)
+    runs = store.sweeps.runs(made.id)
     app = visit(id=made.id)
     assert app.button(key="sweep.compare").disabled
     app.session_state[f"tiles-{made.id}"] = {"ticked": [2, 0, 99, True]}
@@ -381,11 +389,11 @@ def test_a_sweep_is_paused_resumed_and_stopped_after_a_second_press(visit, store
     made = started(store)
     app = visit(id=made.id)
     app = checked(app.button(key="sweep.pause").click().run())
-    assert store.sweep(made.id).status is SweepStatus.PAUSED
+    assert store.sweeps.get(made.id).status is SweepStatus.PAUSED
     app = checked(app.button(key="sweep.resume").click().run())
-    assert store.sweep(made.id).status is SweepStatus.RUNNING
+    assert store.sweeps.get(made.id).status is SweepStatus.RUNNING
     app = checked(app.button(key="sweep.stop").click().run())
-    assert store.sweep(made.id).status is SweepStatus.STOPPED
+    assert store.sweeps.get(made.id).status is SweepStatus.STOPPED
     assert "Stopped by hand." in words(app) and not [b for b in app.button if b.key in ("sweep.pause", "sweep.stop")]
 
 
@@ -394,17 +402,17 @@ def test_seeds_and_values_are_added_and_a_refusal_is_said_beside_the_field(visit
     app = visit(id=made.id)
     app.text_input(key=f"sweep.seeds.{made.id}").set_value("1")
     app = checked(app.button(key="sweep.do.seeds").click().run())
-    assert "lists one twice" in app.error[0].value and len(store.sweep_runs(made.id)) == 4
+    assert "lists one twice" in app.error[0].value and len(store.sweeps.runs(made.id)) == 4
     app.text_input(key=f"sweep.seeds.{made.id}").set_value("2, 3")
     app = checked(app.button(key="sweep.do.seeds").click().run())
-    assert not app.error and len(store.sweep_runs(made.id)) == 8
+    assert not app.error and len(store.sweeps.runs(made.id)) == 8
     app.selectbox(key=f"sweep.extend.{made.id}").set_value("lora.targets")
     app.text_input(key=f"sweep.extend.values.{made.id}").set_value("qproj")
     app = checked(app.button(key="sweep.do.extend").click().run())
     assert "Nearest" in app.error[0].value
     app.text_input(key=f"sweep.extend.values.{made.id}").set_value("all-linear")
     app = checked(app.button(key="sweep.do.extend").click().run())
-    assert len(store.sweep_runs(made.id)) == 16 and len(tiles(app)) == 4
+    assert len(store.sweeps.runs(made.id)) == 16 and len(tiles(app)) == 4
 
 
 def test_trials_are_added_to_a_sweep_that_draws(visit, store):
@@ -429,7 +437,7 @@ def test_runs_that_failed_for_one_reason_are_trained_again_as_they_were_or_with_
     assert again.disabled and "Nearest" in words(app)
     app = checked(next(t for t in app.text_input if t.label == "Other targets").set_value("v_proj").run())
     app = checked(next(b for b in app.button if b.label == "Re-run these 3 with these targets").click().run())
-    runs = store.sweep_runs(made.id)
+    runs = store.sweeps.runs(made.id)
     assert [run.status.value for run in runs].count("queued") == 4 and "runs failed" not in words(app)
     assert {run.config.lora.targets[0].path.rpartition(".")[2] for run in runs if run.title.endswith("v_proj")} == {
         "v_proj"
@@ -437,7 +445,7 @@ def test_runs_that_failed_for_one_reason_are_trained_again_as_they_were_or_with_
     train_next(store, status=RunStatus.FAILED, reason="The disk was full.")
     app = checked(app.run())
     checked(next(b for b in app.button if b.label == "Re-run it").click().run())
-    assert [run.status.value for run in store.sweep_runs(made.id)].count("queued") == 4
+    assert [run.status.value for run in store.sweeps.runs(made.id)].count("queued") == 4
 
 
 def test_clone_fills_the_form_and_leaves_the_sweep(visit, store):
@@ -465,7 +473,7 @@ def test_the_list_tells_status_runs_and_the_best_setting_so_far(visit, store):
 def test_the_home_page_and_the_page_of_a_run_lead_to_the_sweep(visit, store):
     made = started(store)
     assert f":primary[{made.name}]" in [link.proto.label for link in visit("home").get("page_link")]
-    run = store.sweep_runs(made.id)[2]
+    run = store.sweeps.runs(made.id)[2]
     links = {link.proto.label: link.proto for link in visit("run", id=run.id).get("page_link")}
     assert f"id={made.id}" in links[f":primary[Part of sweep {made.name}, trial 1]"].query_string
 
@@ -475,7 +483,7 @@ def test_the_home_page_and_the_page_of_a_run_lead_to_the_sweep(visit, store):
 
 def test_a_long_curve_is_thinned_to_its_newest_point_and_keeps_its_gaps(store):
     started(store, axes={"model": ["ast-mini"]}, seeds=[0], base={**BASE, "training": {"max_epochs": 100}})
-    runs = store.runs()
+    runs = store.runs.all()
     rows = trial_rows(runs, {})
     steps = tuple(range(10, 610, 10))
     values = tuple(None if step == 600 - 30 else step / 1000 for step in steps)
@@ -501,5 +509,5 @@ def test_a_name_that_a_run_cannot_hold_is_cut_and_the_run_can_still_be_read(stor
     outline = targets.load_outline("ast-mini")
     paths = list(targets.recommended_sets(outline)["attention"])
     made = started(store, axes={"targets": [paths, "core"]}, seeds=[0])
-    names = [run.title for run in store.sweep_runs(made.id)]
+    names = [run.title for run in store.sweeps.runs(made.id)]
     assert len(names[0]) == 120 and names[0].endswith("…") and names[1] == "core"

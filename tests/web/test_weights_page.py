@@ -26,7 +26,7 @@ def open_page(workspace, monkeypatch, started):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
     def open_at(variant):
-        app = AppTest.from_file(str(MAIN), default_timeout=60).run()
+        app = AppTest.from_file(str(MAIN), default_timeout=60)
         app.query_params["variant"] = variant
         app.switch_page(str(PROJECT_ROOT / "pages" / "backbones.py")).run()
         assert not app.exception

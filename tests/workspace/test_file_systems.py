@@ -103,7 +103,7 @@ def test_who_says_the_risk_may_go_on_and_is_told_so_on_every_page_and_in_the_ter
     monkeypatch.setenv("SOUSA_NETWORK_WORKSPACE", "runs-may-be-lost")
     monkeypatch.setenv("SOUSA_WORKSPACE", str(workspace.root))
     with Store.open(workspace) as store:
-        store.enqueue(RunConfig(name="on the NAS"))
+        store.runs.enqueue(RunConfig(name="on the NAS"))
     app = AppTest.from_file(str(PROJECT_ROOT / "sousa_engine" / "web" / "main.py"), default_timeout=60).run()
     assert any("lies on cifs" in warning.value for warning in app.warning)
     listed = CliRunner().invoke(main.main, ["runs"])

@@ -12,6 +12,7 @@ import pytest
 from sousa_engine.core.config import RunConfig
 from sousa_engine.core.records import Prediction, Progress
 from sousa_engine.store import Store
+from sousa_engine.store.ledger import Ledger
 from sousa_engine.workspace.spool import SpoolWriter, read_batch, read_predictions, read_spool, write_predictions
 
 
@@ -105,12 +106,12 @@ def test_an_unreadable_line_is_reported_and_the_rest_is_read(tmp_path):
 )
 def test_no_line_however_odd_reaches_the_store_or_holds_up_the_run(workspace, line):
     with Store.open(workspace) as store:
-        run = store.enqueue(RunConfig())
+        run = store.runs.enqueue(RunConfig())
         path = workspace.root / "spool.jsonl"
         path.write_bytes(line + b'\n{"k":"metrics","t":6,"step":2,"m":{"x":1}}\n')
-        assert store.ingest(run.id, read_batch(path, 0))
-        assert store.curve(run.id, "x").steps == (2,)
-        assert [event.kind for event in store.events(run.id)].count("unreadable") == 1
+        assert Ledger(store).ingest(run.id, read_batch(path, 0))
+        assert store.metrics.curve(run.id, "x").steps == (2,)
+        assert [event.kind for event in store.runs.events(run.id)].count("unreadable") == 1
 
 
 def test_what_is_no_text_or_no_number_does_not_stop_the_trainer(workspace):
@@ -118,13 +119,13 @@ def test_what_is_no_text_or_no_number_does_not_stop_the_trainer(workspace):
     with SpoolWriter(path) as spool, Store.open(workspace) as store:
         spool.event("data", "cannot read \udcff.wav")  # a file name that is no UTF-8
         spool.progress(Progress(phase="training", done=0, total=9, eta_s=math.inf))
-        run = store.enqueue(RunConfig())
-        assert store.ingest(run.id, read_batch(path, 0))
-        assert "cannot read ?.wav" in [event.message for event in store.events(run.id)]
-        assert store.run(run.id).progress.eta_s is None
+        run = store.runs.enqueue(RunConfig())
+        assert Ledger(store).ingest(run.id, read_batch(path, 0))
+        assert "cannot read ?.wav" in [event.message for event in store.runs.events(run.id)]
+        assert store.runs.get(run.id).progress.eta_s is None
         with path.open("ab") as file:
             file.write(b'{"k":"event","t":1,"kind":"x","message":"\\ud800"}\n')
-        assert store.ingest(run.id, read_batch(path, store.launch(run.id).spool_offset))
+        assert Ledger(store).ingest(run.id, read_batch(path, Ledger(store).attempt(run.id).spool_offset))
 
 
 @pytest.mark.parametrize("max_bytes", [64, 100, 4096])

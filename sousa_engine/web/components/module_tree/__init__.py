@@ -1,8 +1,8 @@
-"""The module tree in the browser: a grid of layers by roles and rows with tri-state ticks and ranks over an outline,
-counts that follow each tick at once.
+"""The module tree in the browser: an outline as a grid of layers by roles and as rows with tri-state ticks and ranks.
+The counts update with each tick.
 
-The browser owns the ticks. Python sends the outline once, with a seed of ticks, and the bytes stay the same from tick
-to tick, so that a tick costs half a kilobyte; `choose` overrides what is ticked by a newer seed.
+The browser owns the ticks. Python sends the outline once, with a seed of ticks; the data stays byte-identical from tick
+to tick, so that a tick costs half a kilobyte. `choose` replaces the ticks by sending a newer seed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from sousa_engine.core.methods import METHODS, Method
 from sousa_engine.targets import ModuleNode, Outline
 
 HERE = Path(__file__).parent
-NOTHING_INSIDE = "none"  # reasons a row cannot be ticked that the browser words itself
+NOTHING_INSIDE = "none"  # reasons why a row cannot be ticked; the browser turns these two into sentences
 IN_HEAD = "head"
 
 _component = st.components.v2.component(
@@ -34,7 +34,7 @@ _component = st.components.v2.component(
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """What is ticked. paths: in tree order. ranks: ticked path -> its rank, only where it is not the general one."""
+    """The ticked modules. paths: in tree order. ranks: ticked path -> its rank, only where it differs from r."""
 
     paths: tuple[str, ...]
     ranks: Mapping[str, int]
@@ -44,11 +44,11 @@ NOTHING = Choice(paths=(), ranks={})
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Ticks:
-    """What one session knows of the ticks in one outline. seed, seed_rev: what Python last told the browser."""
+class _Memory:
+    """What a session knows about the ticks in one outline. seed, seed_rev: what Python last sent to the browser."""
 
     seed: Choice
-    seed_rev: int  # 0: the page's own start, which this tab's memory of an earlier visit outranks
+    seed_rev: int  # 0: the initial ticks, which the tab's memory of an earlier visit overrides
     now: Choice
 
 
@@ -63,20 +63,20 @@ def module_tree(
     method: Method = METHODS["lora"],
     key: str = "tree",
 ) -> Choice:
-    """Draw the tree; returns what is ticked. start: paths ticked when this session sees the outline first.
+    """Draw the tree; returns what is ticked. start: paths ticked when this session first shows the outline.
 
-    The head's modules are shown but not ticked: they belong to the head's policy. blocked: path -> why it cannot be
-    ticked now; its tick is not returned, and comes back with the next call that does not block it. method: what its
-    parameters are counted by; where it knows no rank of single modules, none is shown or returned.
+    The modules of the head are shown but cannot be ticked: the head policy decides about them. blocked: path -> why it
+    cannot be ticked now; its tick is not returned, and comes back with the next call that does not block it. method:
+    decides how parameters are counted; if it does not support separate ranks, none are shown or returned.
     """
     blocked = blocked or {}
     slot, name = f"{key} of {outline.variant}", outline_name(outline)
-    ticks: _Ticks | None = st.session_state.get(slot)
+    ticks: _Memory | None = st.session_state.get(slot)
     if ticks is None:
         first = _eligible(outline, start, {})
-        ticks = _Ticks(seed=first, seed_rev=0, now=first)
+        ticks = _Memory(seed=first, seed_rev=0, now=first)
     elif key not in st.session_state or st.session_state.get(f"{key} shows") != name:
-        # The browser drops a component's state with the page; a session lost with the server is the other way round.
+        # The browser drops a component's state when the page changes; after a server restart the browser still has it.
         ticks = _newer(ticks, ticks.now)
     st.session_state[slot] = ticks
     st.session_state[f"{key} shows"] = name
@@ -111,11 +111,11 @@ def module_tree(
 
 
 def ticked(outline: Outline, *, key: str = "tree") -> Choice:
-    """What is ticked at this moment, blocked or not: in a callback, newer than what `module_tree` returned."""
+    """The modules ticked right now, blocked or not; in a callback, newer than what `module_tree` returned."""
     slot = f"{key} of {outline.variant}"
-    ticks: _Ticks = st.session_state[slot]
+    ticks: _Memory = st.session_state[slot]
     match (st.session_state.get(key) or {}).get("ticks"):
-        # Anything may come from a browser; ticks from before our newest seed are out of date.
+        # A browser can send anything; ticks from before the newest seed are out of date.
         case {"outline": str(of), "rev": int(rev), "paths": list(paths), "ranks": dict(ranks)} if (
             of == outline_name(outline) and rev >= ticks.seed_rev
         ):
@@ -127,25 +127,24 @@ def ticked(outline: Outline, *, key: str = "tree") -> Choice:
 def choose(
     outline: Outline, paths: Iterable[str], ranks: Mapping[str, int] | None = None, *, key: str = "tree"
 ) -> None:
-    """Tick exactly these paths, from Python, with a rank of their own for those in `ranks`: before the tree is drawn,
-    so from a callback."""
+    """Tick exactly these paths, with the separate ranks in `ranks`. Call it before the tree is drawn: in a callback."""
     slot = f"{key} of {outline.variant}"
-    old = st.session_state.get(slot) or _Ticks(seed=NOTHING, seed_rev=0, now=NOTHING)
+    old = st.session_state.get(slot) or _Memory(seed=NOTHING, seed_rev=0, now=NOTHING)
     st.session_state[slot] = _newer(old, _eligible(outline, paths, ranks or {}))
 
 
 def outline_name(outline: Outline) -> str:
-    """Says which outline the ticks belong to: they are worth nothing in another variant or library version."""
+    """Names the outline that ticks belong to: they are invalid for another variant or library version."""
     return " ".join([outline.variant, *(f"{name} {number}" for name, number in sorted(outline.versions.items()))])
 
 
-def _newer(ticks: _Ticks, now: Choice) -> _Ticks:
+def _newer(ticks: _Memory, now: Choice) -> _Memory:
     rev = max(int(time.time() * 1000), ticks.seed_rev + 1)
-    return _Ticks(seed=now, seed_rev=rev, now=now)
+    return _Memory(seed=now, seed_rev=rev, now=now)
 
 
 def _eligible(outline: Outline, paths: Iterable[str], ranks: Mapping[str, int]) -> Choice:
-    """What can be ticked, in tree order, and the ranks that fit; what a browser sends is a claim."""
+    """The paths that can be ticked, in tree order, and the ranks that fit: a browser can send anything."""
     wanted = {path for path in paths if isinstance(path, str)}
     nodes = [n for n in outline.nodes if n.path in wanted and n.adaptable and not outline.in_head(n.path)]
     return Choice(
@@ -160,10 +159,10 @@ def _fits(node: ModuleNode, rank: object) -> bool:
 
 @st.cache_data(max_entries=32, show_spinner=False, hash_funcs={Outline: outline_name})
 def _facts(outline: Outline) -> dict[str, Any]:
-    """The outline as the browser wants it. A row: parent's row, segment, class, shape, parameters, role, why not, old
+    """The outline in the browser's format. A row: parent's row, segment, class, shape, parameters, role, why not, old
     path, layer.
 
-    "why not" is "" for what can be ticked, else a sentence, or one of the two words above.
+    "why not" is "" for a module that can be ticked, else a sentence or one of the two words above.
     """
     classes = list(dict.fromkeys(node.class_name for node in outline.nodes))
     at = {node.path: i for i, node in enumerate(outline.nodes)}

@@ -1,5 +1,5 @@
-// The grid over the tree: a button for each cell (a role in a layer), row, column and group of columns ticks all that it
-// stands for. One stop for the Tab key; arrows move, Space ticks.
+// The grid above the tree: each cell (a role in a layer), row, column and group of columns is a button that ticks all its
+// modules. One stop for the Tab key; arrows move, Space ticks.
 
 class Grid {
   constructor(box, ticked) {
@@ -11,11 +11,11 @@ class Grid {
     this.table.onkeydown = (e) => this.key(e);
   }
 
-  // Lays the table out for a new outline.
+  // Builds the table for a new outline.
   build(model) {
     this.model = model;
     this.buttons = [];
-    this.at = []; // at[row][column]: the button there; a heading is there as far as it spans
+    this.at = []; // at[row][column]: the button there; a heading covers all cells that it spans
     const { layers, groups } = model.sheet();
     const deep = groups.some((group) => group.roles.length > 1) ? 2 : 1;
     const head = [`<th rowspan="${deep}" class="corner">Layer</th>`, ""];
@@ -53,7 +53,7 @@ class Grid {
     return `<button type="button" role="checkbox" tabindex="-1" data-k="${k}"><i class="mark"></i>${escape(text)}</button>`;
   }
 
-  // Shows what is ticked now. Called after every tick, so it writes only what changed.
+  // Shows what is ticked now. It runs after every tick, so it writes only what changed.
   draw() {
     for (const button of this.buttons) {
       const able = button.nodes.filter((node) => node.can);
@@ -73,16 +73,16 @@ class Grid {
     this.tell();
   }
 
-  // What a button stands for: its name, how much of it is ticked, why the rest cannot be.
+  // A button in words: its name, how many of its modules are ticked, why the others cannot be.
   words({ label, nodes, able, on, reasons }) {
     const rest = nodes.length - able;
     if (!able) return [label, reasons];
-    return [label, nodes.length > 1 ? `${on} of ${able} ticked` : nodes[0].path, ...(rest ? [`${rest} more cannot be: ${reasons}`] : [])];
+    return [label, nodes.length > 1 ? `${on} of ${able} ticked` : nodes[0].path, ...(rest ? [`${rest} more cannot be ticked: ${reasons}`] : [])];
   }
 
   tell(button = this.told) {
     this.told = button;
-    const [name, ...more] = button ? this.words(button) : ["", "Tick a cell, a row or a whole column."];
+    const [name, ...more] = button ? this.words(button) : ["", "Tick a cell, a row or a complete column."];
     this.note.innerHTML = `<b>${escape(name)}</b> ${escape(more.join(" · "))}`;
   }
 

@@ -1,11 +1,11 @@
-// What is ticked, found and counted; knows nothing of the page. grid.js and view.js draw it; all travel as one script.
+// Ticks, search and counts, without the page: grid.js and view.js draw them. The three files are sent as one script.
 
 const columns = (shape) => shape.slice(1).reduce((a, b) => a * b, 1);
 const width = (shape) => shape[0] + columns(shape);
-const PARTS = ["query", "key", "value", "qkv", "in", "out"]; // of a role, in the order of its columns
-const highest = (shape) => Math.min(shape[0], columns(shape)); // rank that an update of this weight can have
+const PARTS = ["query", "key", "value", "qkv", "in", "out"]; // of a role, in the order of the columns
+const highest = (shape) => Math.min(shape[0], columns(shape)); // the highest rank that an update of this weight can have
 
-// Trainable parameters on a weight: the formulas of sousa_engine.methods, here so that they move with tick and rank.
+// Trainable parameters on a weight: the formulas of sousa_engine.core.methods, repeated here so that the counts follow each tick and rank at once.
 const lowRank = (shape, r) => r * width(shape);
 const COSTS = {
   dora: (shape, r) => lowRank(shape, r) + shape[0],
@@ -41,10 +41,10 @@ class Model {
     for (const node of [...this.nodes].reverse()) node.end = node.kids.length ? this.nodes[node.kids.at(-1)].end : node.i + 1;
     this.groups = Map.groupBy(this.nodes, (node) => node.like);
     this.byPath = new Map(this.nodes.map((node) => [node.path, node]));
-    this.ticked = new Uint8Array(this.nodes.length); // blocked ones keep their tick, which counts for nothing
+    this.ticked = new Uint8Array(this.nodes.length); // blocked modules keep their tick, but it does not count
     this.ranks = new Int32Array(this.nodes.length); // 0: the general rank
     this.open = new Uint8Array(this.nodes.length);
-    for (const node of this.nodes) { // to begin with, of every stack of layers only the first is open
+    for (const node of this.nodes) { // at first, only the first layer of every stack is open
       const inFirst = node.path.split(".").every((part) => !/^\d+$/.test(part) || part === "0");
       this.open[node.i] = node.kids.length && inFirst && node.depth < 6 ? 1 : 0;
     }
@@ -52,7 +52,7 @@ class Model {
     this.find("");
   }
 
-  // node.why: why it cannot be ticked, for good or for now, "" if it can. blocked: reason -> rows.
+  // node.why: why it cannot be ticked (ever, or now), "" if it can. blocked: reason -> rows.
   block(blocked) {
     for (const node of this.nodes) node.why = node.never;
     for (const [why, rows] of Object.entries(blocked)) for (const i of rows) this.nodes[i].why ||= why;
@@ -88,13 +88,13 @@ class Model {
     return this.nodes.slice(i, this.nodes[i].end);
   }
 
-  // Ticks all that lies below the modules like row i, and gives each the rank that its like has below row i.
-  // Without `on`: unless they are like that already.
+  // Ticks everything below the modules like row i, and copies the ranks below row i to their counterparts.
+  // Without `on`: unless they match already.
   tickAlike(i, on) {
     const group = this.groups.get(this.nodes[i].like);
     const twins = this.within(i).filter((node) => this.isTicked(node))
       .map((node) => ({ rank: this.ranks[node.i], all: this.groups.get(node.like) }))
-      .filter(({ all }) => all.length === group.length); // else several lie below row i, and none is the model
+      .filter(({ all }) => all.length === group.length); // otherwise several lie below row i, and none can be the model
     on ??= twins.some(({ rank, all }) => all.some((node) => this.ranks[node.i] !== Math.min(rank, highest(node.shape)))) || undefined;
     const able = this.tick(group.flatMap((node) => this.within(node.i)), on);
     for (const { rank, all } of twins) for (const node of all) if (this.isTicked(node)) this.setRank(node, rank);
@@ -105,7 +105,7 @@ class Model {
     return this.hits ? this.nodes.filter((node) => this.hits.has(node.i)) : [];
   }
 
-  // Without `on`: tick, unless all of them are ticked. Answers whether anything could be ticked.
+  // Without `on`: tick, unless all are ticked already. Returns whether any of them can be ticked.
   tick(nodes, on) {
     const able = nodes.filter((node) => node.can);
     on ??= able.some((node) => !this.ticked[node.i]);
@@ -116,12 +116,12 @@ class Model {
     return able.length > 0;
   }
 
-  // A folder ticks what one sees of it: under a search, the matches.
+  // A folder ticks only what is visible: during a search, the matches.
   toggle(i) {
     return this.tick(this.within(i).filter((node) => !this.hits || this.hits.has(node.i)));
   }
 
-  // able[i], on[i]: modules below row i that can be ticked, and that are.
+  // able[i], on[i]: how many modules below row i can be ticked, and how many are.
   tally() {
     [this.able, this.on] = [new Int32Array(this.nodes.length), new Int32Array(this.nodes.length)];
     for (let i = this.nodes.length - 1; i >= 0; i--) {
@@ -139,7 +139,7 @@ class Model {
     return (COSTS[data.method.name] ?? lowRank)(node.shape, this.rank(node, data));
   }
 
-  // The sums of sousa_engine.module_tree.count, made here so that they move with the tick.
+  // The sums of sousa_engine.targets.count, repeated here so that they follow each tick at once.
   count(data) {
     const { facts } = this;
     const { r, head, num_classes } = data;
@@ -154,7 +154,7 @@ class Model {
     return { layers: chosen.length + (head === "lora"), adapters, head: policy[head], trainable, total, percent: (100 * trainable) / total };
   }
 
-  // ---- the grid: layers (first what lies outside them) by roles in groups. The head is left out, to its policy.
+  // ---- the grid: layers (first the modules outside them) by roles in groups. The head is left out: its policy decides.
 
   sheet() {
     const members = this.nodes.filter((node) => !node.head && node.never !== "none");
@@ -168,17 +168,17 @@ class Model {
       return { name, roles, nodes, first: Math.min(...nodes.map((node) => node.i)), never: nodes.every((node) => node.never) };
     });
     layers.sort((a, b) => (b.layer === null) - (a.layer === null));
-    groups.sort((a, b) => a.never - b.never || a.first - b.first); // what can never be ticked comes last
+    groups.sort((a, b) => a.never - b.never || a.first - b.first); // roles that can never be ticked come last
     return { layers, groups };
   }
 
-  layerName(layer) { // the end of its path, from the first number's name on
+  layerName(layer) { // the end of its path, starting with the name before the first number
     if (layer === null) return "outside";
     const { path } = this.nodes.find((node) => node.layer === layer);
     return /[^.]+\.\d+(\..*)?$/.exec(path)?.[0] ?? path;
   }
 
-  // ---- search: words that all occur in path, class, role or old name; or /regex/. Answers false for a bad regex.
+  // ---- search: words that all occur in path, class, role or old name; or /regex/. Returns false for a bad regex.
 
   find(text) {
     const test = matcher(text);
@@ -189,7 +189,7 @@ class Model {
     return Boolean(test);
   }
 
-  // ---- which rows there are
+  // ---- the rows
 
   isOpen(i) {
     return this.nodes[i].kids.length > 0 && (this.hits ? !this.shut.has(i) : this.open[i] === 1);

@@ -1,5 +1,5 @@
-// Draws the rows in sight, listens to hands, tells Python. Keys follow the ARIA tree pattern; Shift+Space ticks all alike,
-// F2 goes to the row's rank.
+// Draws the visible rows, handles input, informs Python. Keys follow the ARIA tree pattern; Shift+Space ticks all like
+// this, F2 edits the rank of the row.
 
 const trees = new WeakMap();
 const CHECK = '<svg viewBox="0 0 12 12"><path d="m2 6.4 2.7 2.7L10 3.4"/></svg>';
@@ -22,7 +22,7 @@ export default function ({ data, parentElement, setStateValue }) {
   return () => tree.close();
 }
 
-// A browser may forbid storage; then a reload starts from the page's own ticks.
+// A browser may forbid storage; then a reload starts from the initial ticks.
 function remember(name, value) {
   try { sessionStorage.setItem(name, JSON.stringify(value)); } catch { /* forbidden */ }
 }
@@ -41,7 +41,7 @@ class View {
     this.grid = new Grid(sheet, () => this.changed());
     sheet.open = recall("sousa grid") ?? matchMedia("(min-width: 640px)").matches;
     sheet.ontoggle = () => remember("sousa grid", sheet.open);
-    // Streamlit has shortcuts on the document (r = rerun), which sees a shadow root and not our input.
+    // Streamlit has shortcuts on the document (r = rerun), which sees the shadow root and not our input.
     for (const type of ["keydown", "keyup", "keypress"]) root.addEventListener(type, (e) => e.stopPropagation());
     this.scroll.onscroll = () => this.draw();
     this.scroll.onclick = (e) => this.click(e);
@@ -83,7 +83,7 @@ class View {
     this.root.classList.toggle("ranked", data.method.ranks);
     if (fresh || data.seed_rev > this.rev) {
       this.rev = data.seed_rev;
-      // After a reload Python starts from nothing (seed_rev 0), while this tab remembers.
+      // After a reload Python starts from scratch (seed_rev 0), while this tab remembers its ticks.
       const kept = data.seed_rev === 0 && recall(this.memory);
       this.model.seed(kept?.paths ?? data.seed, kept?.ranks ?? data.seed_ranks);
       if (kept?.paths) this.changed();
@@ -165,10 +165,10 @@ class View {
     const cost = n.can ? `${title}${has_r ? ` r=${this.rank(n)}` : ""}: ${number(this.model.cost(n, this.data))} parameters` : this.why(n);
     const facts = [n.klass, n.shape.length && `weight ${times(n.shape)}`, `${number(n.size)} parameters`, cost];
     this.$(".about").innerHTML = `<b>${escape(n.path || "whole network")}</b> · ${escape(facts.filter(Boolean).join(" · "))}${
-      n.old ? `<span class="once"> · once ${escape(n.old)}</span>` : ""}`;
+      n.old ? `<span class="once"> · formerly ${escape(n.old)}</span>` : ""}`;
   }
 
-  // Leaves rows that did not change in the page, and one whose rank is being typed, so that it keeps the caret.
+  // Keeps rows that did not change, and the row whose rank is being typed, so that it keeps the caret.
   drawRows(wanted) {
     const { activeElement } = this.root.getRootNode();
     const old = new Map([...this.rows.children].map((row) => [row.id, row]));
@@ -227,7 +227,7 @@ class View {
     const rank = this.rank(n);
     return `<input class="rank${rank === this.data.r ? "" : " own"}" value="${rank}" role="spinbutton" inputmode="numeric" autocomplete="off" tabindex="-1"
       aria-label="Rank of ${escape(n.path)}" aria-valuenow="${rank}" aria-valuemin="1" aria-valuemax="${highest(n.shape)}" aria-invalid="${rank > highest(n.shape)}"
-      title="Rank of this module, 1 to ${highest(n.shape)}. Empty: the general rank. 'All like this' gives it to the same module in every layer.">`;
+      title="Rank of this module, 1 to ${highest(n.shape)}. Leave empty for the general rank. 'All like this' copies it to the same module in every layer.">`;
   }
 
   marked(segment) {
@@ -240,9 +240,9 @@ class View {
   }
 
   why(n) {
-    if (n.head) return `The head is ${HEAD[this.data.head]}: its policy decides, not a tick.`;
+    if (n.head) return `The head is ${HEAD[this.data.head]}: set by the head policy, not by ticks.`;
     if (this.model.able[n.i]) return "";
-    return n.why === "none" ? "Nothing here that can be adapted." : n.why;
+    return n.why === "none" ? "Nothing here can be adapted." : n.why;
   }
 
   // ---- hands
@@ -300,7 +300,7 @@ class View {
 
   click(event) {
     const { target } = event;
-    const hit = [".rank", ".alike", ".box", ".twist"].find((part) => target.closest(part)); // before the row is drawn anew
+    const hit = [".rank", ".alike", ".box", ".twist"].find((part) => target.closest(part)); // before the row is redrawn
     if (!this.activateAt(target) || hit === ".rank") return;
     const { kids, can } = this.model.nodes[this.active];
     if (hit === ".alike") this.act("toggle-alike");
@@ -337,7 +337,7 @@ class View {
     does();
   }
 
-  // ---- the rank of one module: taken while it is typed, as far as it fits; the field says so where it does not
+  // ---- the rank of one module: applied while it is typed if it is valid; otherwise a message says so
 
   typeRank(input) {
     const node = this.nodeOf(input);
@@ -346,7 +346,7 @@ class View {
     const fits = text === "" || (/^\d+$/.test(text) && rank >= 1 && rank <= highest(node.shape));
     input.ariaInvalid = !fits;
     if (!fits) {
-      this.$(".about").textContent = `${text} is no rank for ${node.path}. Choose 1 to ${highest(node.shape)}.`;
+      this.$(".about").textContent = `${text} is not a valid rank for ${node.path}. Enter 1 to ${highest(node.shape)}.`;
       return;
     }
     this.model.setRank(node, rank === this.data.r ? 0 : rank);
@@ -355,7 +355,7 @@ class View {
     this.changed();
   }
 
-  endRank(input) { // the field again says what counts
+  endRank(input) { // the field shows the rank in use again
     const node = this.nodeOf(input);
     input.value = input.defaultValue = this.rank(node);
     input.ariaInvalid = this.rank(node) > highest(node.shape);
@@ -400,7 +400,7 @@ class View {
     const items = [
       ["tick-alike", `Tick all ${alike || ""} like this`, able], ["untick-alike", `Untick all ${alike || ""} like this`, able],
       ["tick-below", "Tick everything below", able && model.nodes[active].kids.length],
-      ["rank", "Change its rank", this.$(`#n${active} .rank`)],
+      ["rank", "Change the rank", this.$(`#n${active} .rank`)],
       ["find", "Search for this name", active], ["copy", "Copy the path", active && navigator.clipboard],
     ];
     this.menu.innerHTML = items.map(([what, label, can]) =>

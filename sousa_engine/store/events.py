@@ -1,0 +1,33 @@
+"""What happened to a run, with the time: written by whoever changes its state, in the same transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sousa_engine.core.records import Event
+from sousa_engine.store.connection import Connection
+
+
+def add(connection: Connection, run_id: str, kind: str, message: str, at_ms: int) -> None:
+    """Within a transaction."""
+    connection.db.execute(
+        "INSERT INTO events (run_number, at_ms, kind, message)"
+        " SELECT run_number, :at, :kind, :message FROM runs WHERE id = :id",
+        {"id": run_id, "at": at_ms, "kind": kind, "message": message},
+    )
+
+
+def change(connection: Connection, run_id: str, sql: str, values: Mapping[str, Any], *events: Event) -> bool:
+    """Compare and set: the statement says which state it leaves; the events are written only if it did."""
+    with connection.writing() as db:
+        changed = db.execute(sql, {"id": run_id, **values}).rowcount > 0
+        for event in events if changed else ():
+            add(connection, run_id, event.kind, event.message, event.at_ms)
+    return changed
+
+
+def of_run(connection: Connection, run_id: str) -> tuple[Event, ...]:
+    """Oldest first."""
+    sql = "SELECT at_ms, kind, message FROM events WHERE run_number = ? ORDER BY at_ms, event_number"
+    return tuple(Event(**row) for row in connection.query(sql, [connection.number(run_id)]))

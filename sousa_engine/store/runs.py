@@ -1,0 +1,351 @@
+"""Runs in runs.db: queue, find, list, stop and resume them. Each change is one statement that checks the old status."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import lru_cache
+from itertools import zip_longest
+from typing import Any
+
+from sousa_engine.core import errors
+from sousa_engine.core.config import RunConfig, build
+from sousa_engine.core.errors import UnknownNameError, UserError
+from sousa_engine.core.records import (
+    ClipScore,
+    Event,
+    Listing,
+    Origin,
+    Prediction,
+    Progress,
+    Run,
+    RunFilter,
+    RunRow,
+    RunStatus,
+    SweepRun,
+)
+from sousa_engine.store import events, listing
+from sousa_engine.store.connection import Connection
+
+SLOT_HELD = "status IN ('starting', 'running', 'stopping')"
+RETRY = "retry of"  # an event of a clone; its message is the id of the run that failed
+LAST_PLACE = "coalesce((SELECT max(queue_position) FROM runs), 0) + 1"
+_INSERT_RUN = f"""
+INSERT INTO runs (id, name, status, wanted_device, queue_position, created_by, created_at_ms, config_json,
+                  sweep_id, trial_number, setting_json, form_token)
+VALUES (:id, :name, 'queued', :wanted_device, {LAST_PLACE}, :created_by,
+        :now, :config, :sweep, :trial, :setting, :token)
+"""
+
+
+def not_resumable(run: Run) -> str:
+    """Why the status of a run forbids to resume it; "" where it does not."""
+    if run.status is RunStatus.FINISHED:
+        return f"Run {run.id} is finished. To train longer, launch it again with more epochs."
+    return "" if run.status.is_over else f"Run {run.id} is {run.status.value}: it is not over."
+
+
+class Runs:
+    """Queued, running and finished runs: `store.runs`."""
+
+    def __init__(self, connection: Connection):
+        self._connection = connection
+
+    def enqueue(self, config: RunConfig, *, created_by: str = "page", form_token: str | None = None) -> Run:
+        """A new QUEUED run behind all others. The supervisor does the rest: call `ensure.ensure` next.
+
+        form_token: names a form that was sent; sent again, it is answered with the run that it made the first time.
+        """
+        return self.enqueue_all([config], created_by=created_by, form_token=form_token)[0]
+
+    def enqueue_all(
+        self,
+        configs: Sequence[RunConfig],
+        *,
+        created_by: str = "page",
+        form_token: str | None = None,
+        origins: Sequence[Origin] = (),
+    ) -> tuple[Run, ...]:
+        """New QUEUED runs in this order, all or none; form_token as `enqueue` has it. origins: of clones, one each."""
+        with self._connection.writing():
+            ids = [
+                insert(self._connection, config, created_by, form_token=of_form(form_token, number), origin=origin)
+                for number, (config, origin) in enumerate(zip_longest(configs, origins))
+            ]
+        return tuple(existing(self._connection, run_id) for run_id in ids)
+
+    def get(self, run_id: str) -> Run | None:
+        return get(self._connection, run_id)
+
+    def find(self, text: str) -> Run:
+        """The run with this id, or the only one of this name, or whose id starts or ends so; "last" is the newest.
+
+        Raises UnknownNameError, with the ids and names that come near.
+        """
+        if text == "last":
+            newest = self.all(limit=1)
+            if not newest:
+                raise UnknownNameError("There is no last run: nothing was ever queued here.")
+            return newest[0]
+        found = self._connection.query("SELECT * FROM runs WHERE id = ?", [text])
+        found = found or self._connection.query(
+            "SELECT * FROM runs WHERE :text != '' AND name = :text ORDER BY run_number DESC LIMIT 9", {"text": text}
+        )
+        found = found or self._connection.query(
+            "SELECT * FROM runs WHERE :text != '' AND (substr(id, 1, length(:text)) = :text"
+            " OR substr(id, -length(:text)) = :text) ORDER BY run_number DESC LIMIT 9",
+            {"text": text},
+        )
+        if len(found) == 1:
+            return run_of(found[0])
+        if found:
+            raise UnknownNameError(
+                f"{text!r} could be any of {', '.join(row['id'] for row in found)}. Write more of it."
+            )
+        newest = self._connection.query("SELECT id, name FROM runs ORDER BY run_number DESC LIMIT 200")
+        if not newest:
+            raise UnknownNameError(f"No run named {text!r}: nothing was ever queued here.")
+        raise errors.unknown(
+            "run", text, [row["id"] for row in newest] + [row["name"] for row in newest if row["name"]]
+        )
+
+    def all(
+        self,
+        status: RunStatus | Collection[RunStatus] | None = None,
+        limit: int | None = None,
+        newest_first: bool = True,
+    ) -> tuple[Run, ...]:
+        wanted = [status] if isinstance(status, str) else list(status) if status is not None else list(RunStatus)
+        order = "DESC" if newest_first else "ASC"
+        sql = (
+            f"SELECT * FROM runs WHERE status IN ({', '.join('?' * len(wanted))})"
+            f" ORDER BY created_at_ms {order}, run_number {order} LIMIT ?"
+        )
+        return tuple(run_of(row) for row in self._connection.query(sql, [*wanted, -1 if limit is None else limit]))
+
+    def listing(
+        self,
+        wanted: RunFilter | None = None,
+        *,
+        sort: str = "created",
+        descending: bool = True,
+        limit: int | None = None,
+        offset: int = 0,
+    ) -> Listing:
+        """Lines of the list of runs, without their configs: milliseconds among 10,000. sort: one of listing.SORTS.
+
+        Without a filter, all that are not archived. Raises UnknownNameError.
+        """
+        with self._connection.reading() as db:
+            found = listing.matching(db, wanted or RunFilter(), sort, descending)
+            shown = found[offset:] if limit is None else found[offset : offset + limit]
+            return Listing(rows=listing.rows(db, shown), total=len(found))
+
+    def rows(self, run_ids: Iterable[str]) -> tuple[RunRow, ...]:
+        """The lines of these runs, in the order given; ids of no run are left out."""
+        return rows(self._connection, run_ids)
+
+    def count(self) -> int:
+        return self._connection.query("SELECT count(*) AS n FROM listed_runs")[0]["n"]
+
+    def request_stop(self, run_id: str, *, at_once: bool = False) -> Run:
+        """A queued run is STOPPED at once; one on a slot becomes STOPPING, and the supervisor sees to it.
+
+        at_once: it is killed, without a checkpoint; one that is STOPPING already, too. A run that is over stays as it
+        is. Raises UnknownNameError.
+        """
+        now = self._connection.clock_ms()
+        with self._connection.writing() as db:
+            # Each UPDATE checks the status it leaves: a supervisor that claims meanwhile wins or loses whole.
+            stopped = db.execute(
+                "UPDATE runs SET status = 'stopped', ended_at_ms = ?, stop_requested_at_ms = ?,"
+                " reason = 'Stopped before it started.' WHERE id = ? AND status = 'queued'",
+                [now, now, run_id],
+            ).rowcount
+            stopping = db.execute(
+                "UPDATE runs SET status = 'stopping', stop_requested_at_ms = ?"
+                " WHERE id = ? AND status IN ('starting', 'running')",
+                [now, run_id],
+            ).rowcount
+            killing = (
+                at_once
+                and db.execute(
+                    "UPDATE runs SET kill_requested_at_ms = ?"
+                    " WHERE id = ? AND status = 'stopping' AND kill_requested_at_ms IS NULL",
+                    [now, run_id],
+                ).rowcount
+            )
+            if killing:
+                events.add(
+                    self._connection, run_id, "stop requested", "Stop now was asked for: nothing more is saved.", now
+                )
+            elif stopping:
+                events.add(self._connection, run_id, "stop requested", "Stop and save was asked for.", now)
+            elif stopped:
+                events.add(self._connection, run_id, "stop requested", "Taken out of the queue.", now)
+        return existing(self._connection, run_id)
+
+    def resume(self, run_id: str, message: str) -> Run:
+        """A stopped, failed or lost run is QUEUED again, behind all others, as the same run: `launch.resume` asks.
+
+        Its earlier ends stay as events, and in its facts as "earlier": [start, end] of each launch, in ms. Raises
+        UserError if it is not over or finished, UnknownNameError.
+        """
+        now = self._connection.clock_ms()
+        with self._connection.writing() as db:
+            # All that belongs to the launch before goes, its nonce first: no note of it counts for the next one.
+            resumed = db.execute(
+                f"UPDATE runs SET status = 'queued', queue_position = {LAST_PLACE}, slot = NULL, launch_nonce = NULL,"
+                " launches = 0, claimed_at_ms = NULL, started_at_ms = NULL, stop_requested_at_ms = NULL,"
+                " ended_at_ms = NULL, reason = NULL, pruned_at_step = NULL, archived_at_ms = NULL,"
+                " facts_json = iif(started_at_ms IS NULL, facts_json, json_set(facts_json, '$.earlier', json_insert("
+                "coalesce(json_extract(facts_json, '$.earlier'), '[]'), '$[#]', json_array(started_at_ms, ended_at_ms)"
+                "))) WHERE id = :id AND status IN ('stopped', 'failed', 'lost')",
+                {"id": run_id},
+            ).rowcount
+            if resumed:
+                events.add(self._connection, run_id, "resumed", message, now)
+        run = existing(self._connection, run_id)
+        if not resumed:
+            raise UserError(not_resumable(run) or f"Run {run_id} is {run.status.value}.")
+        return run
+
+    def rename(self, run_id: str, name: str) -> Run:
+        """Give a run another name to be shown by; "" is the one made of model, data and seed.
+
+        Raises ConfigError for a name that is too long, UnknownNameError.
+        """
+        checked = build({"name": name}).name
+        with self._connection.writing() as db:
+            db.execute("UPDATE runs SET name = ? WHERE id = ?", [checked, run_id])
+        return existing(self._connection, run_id)
+
+    def events(self, run_id: str) -> tuple[Event, ...]:
+        """Oldest first. Raises UnknownNameError."""
+        return events.of_run(self._connection, run_id)
+
+    def predictions(self, run_id: str, split: str) -> tuple[Prediction, ...]:
+        sql = (
+            "SELECT clip_id, split, label, predicted, probability, label_probability FROM predictions"
+            " WHERE run_number = ? AND split = ? ORDER BY clip_id"
+        )
+        return tuple(_prediction(row) for row in self._connection.query(sql, [self._connection.number(run_id), split]))
+
+    def clip_scores(self, run_ids: Iterable[str], split: str) -> tuple[ClipScore, ...]:
+        """How many of these runs got each clip right, by clip; clips that none of them was asked are left out."""
+        sql = (
+            "SELECT clip_id, label, sum(predicted = label), count(*) FROM runs JOIN predictions USING (run_number)"
+            " WHERE id IN (SELECT value FROM json_each(?)) AND split = ? GROUP BY clip_id, label ORDER BY clip_id"
+        )
+        with self._connection.reading() as db:
+            return tuple(map(ClipScore._make, db.execute(sql, [json.dumps(list(run_ids)), split])))
+
+    def retries(self) -> dict[str, str]:
+        """Id of each run that is the retry of a failed one -> id of that one, which may have been deleted since."""
+        sql = "SELECT id, message AS origin FROM events JOIN runs USING (run_number) WHERE kind = ? ORDER BY run_number"
+        return {row["id"]: row["origin"] for row in self._connection.query(sql, [RETRY])}
+
+
+def get(connection: Connection, run_id: str) -> Run | None:
+    found = connection.query("SELECT * FROM runs WHERE id = ?", [run_id])
+    return run_of(found[0]) if found else None
+
+
+def existing(connection: Connection, run_id: str) -> Run:
+    """Raises UnknownNameError."""
+    run = get(connection, run_id)
+    if run is None:
+        raise UnknownNameError(f"No run has the id {run_id!r}.")
+    return run
+
+
+def rows(connection: Connection, run_ids: Iterable[str]) -> tuple[RunRow, ...]:
+    with connection.reading() as db:
+        return listing.rows(db, listing.numbers_of(db, run_ids))
+
+
+def rows_of(connection: Connection, run_ids: Iterable[str]) -> tuple[RunRow, ...]:
+    """Raises UnknownNameError."""
+    ids = list(run_ids)
+    found = rows(connection, ids)
+    missing = set(ids) - {row.id for row in found}
+    if missing:
+        raise UnknownNameError(f"No run has the id {', '.join(sorted(map(repr, missing)))}.")
+    return found
+
+
+def insert(
+    connection: Connection,
+    config: RunConfig,
+    created_by: str,
+    sweep_id: str | None = None,
+    of: SweepRun | None = None,
+    form_token: str | None = None,
+    origin: Origin | None = None,
+) -> str:
+    """Within a transaction. The run of a form that was sent before is the one it made then."""
+    made = connection.db.execute("SELECT id FROM runs WHERE form_token = ?", [form_token]).fetchone()
+    if made:
+        return made[0]
+    now = connection.clock_ms()
+    row = {
+        "id": connection.new_id("runs", now),
+        "name": config.name,
+        "wanted_device": config.device,
+        "created_by": created_by,
+        "now": now,
+        "config": config.model_dump_json(),
+        "sweep": sweep_id,
+        "trial": of.trial if of else None,
+        "setting": json.dumps(of.setting) if of else None,
+        "token": form_token,
+    }
+    connection.db.execute(_INSERT_RUN, row)
+    events.add(connection, row["id"], "queued", f"Queued by the {created_by}.", now)
+    if origin:
+        events.add(connection, row["id"], RETRY if origin.is_retry else "clone of", origin.run_id, now)
+    return row["id"]
+
+
+def of_form(form_token: str | None, number: int) -> str | None:
+    return f"{form_token}/{number}" if form_token else None
+
+
+def run_of(row: Mapping[str, Any]) -> Run:
+    progress = json.loads(row["progress_json"]) if row["progress_json"] else None
+    return Run(
+        id=row["id"],
+        config=_config(row["config_json"], row["name"]),
+        status=RunStatus(row["status"]),
+        created_at_ms=row["created_at_ms"],
+        started_at_ms=row["started_at_ms"],
+        ended_at_ms=row["ended_at_ms"],
+        device=row["slot"],
+        reason=row["reason"],
+        weights_label=row["weights_label"],
+        progress=Progress(**progress) if progress else None,
+        facts=json.loads(row["facts_json"]),
+        attempts=row["launches"],
+        stop_requested_at_ms=row["stop_requested_at_ms"],
+        kill_requested_at_ms=row["kill_requested_at_ms"],
+        sweep_id=row["sweep_id"],
+        trial=row["trial_number"],
+        setting=json.loads(row["setting_json"]) if row["setting_json"] else {},
+        pruned_at_step=row["pruned_at_step"],
+        tags=tuple(json.loads(row["tags_json"])),
+        note=row["note"],
+        archived_at_ms=row["archived_at_ms"],
+    )
+
+
+@lru_cache(maxsize=4096)
+def _config(text: str, name: str) -> RunConfig:
+    """Frozen, so that rows share it: validating 73 targets each would cost a list of 1,000 runs 0.1 s."""
+    config = RunConfig.model_validate_json(text)
+    return config if config.name == name else config.model_copy(update={"name": name})
+
+
+def _prediction(row: Mapping[str, Any]) -> Prediction:
+    values: dict[str, Any] = {key: math.nan if value is None else value for key, value in row.items()}
+    return Prediction(**values)
