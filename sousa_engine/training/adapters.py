@@ -158,9 +158,7 @@ def load(network: Network, folder: Path) -> nn.Module:
         network.module.load_state_dict(state, strict=False)
         return network.module.requires_grad_(False).eval()
     if not (folder / "adapter_config.json").is_file() or not (folder / "adapter_model.safetensors").is_file():
-        raise WeightsError(
-            f"{folder} holds no adapter: adapter_config.json or adapter_model.safetensors is missing."
-        )
+        raise WeightsError(f"{folder} holds no adapter: adapter_config.json or adapter_model.safetensors is missing.")
     stored = _shapes(load_file(folder / "adapter_model.safetensors"))
     try:
         with warnings.catch_warnings():
