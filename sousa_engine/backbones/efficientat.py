@@ -21,7 +21,7 @@ LEFTOVERS: dict[str, tuple[int, ...]] = {}  # tensors in the authors' files that
 
 RELEASE = "https://github.com/fschmid56/EfficientAT/releases"
 
-ROLES = (  # the first pattern that matches the whole path counts
+ROLES = (  # the first pattern that matches the complete path counts
     (r"classifier\.2", "mlp.in"),
     (r"classifier(\.[015])?", "head"),
     (r"features\.0\.0|in_c\.0", "conv"),

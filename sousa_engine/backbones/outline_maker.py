@@ -83,7 +83,7 @@ def _reason(module: nn.Module) -> str:
     if name not in ADAPTED:
         if weight.ndim == 1:
             return f"LoRA adapts matrices; the weight of {name} is a vector."
-        return f"{name} mixes its filters anew for each clip: LoRA adapts weights that stay."
+        return f"{name} mixes its filters for each clip; LoRA can only adapt fixed weights."
     return ""
 
 
