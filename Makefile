@@ -21,6 +21,7 @@ check: $(READY)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m pyright
+	$(VENV)/bin/lint-imports
 	$(PY) -m pytest tests/test_floors.py
 
 bench: $(READY)

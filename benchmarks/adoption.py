@@ -1,9 +1,9 @@
-"""A supervisor is killed while a run trains: how long until the next one has adopted the run.
+"""How long it takes until the next supervisor adopts a running run after the first one was killed.
 
     python -m benchmarks.adoption [--tries 10]
 
-A studio is open, as it would be: it is what notices, and starts the next supervisor. Seconds from SIGKILL to the event
-"adopted" in runs.db, the median and all tries. Writes benchmarks/results/adoption.json.
+A studio is open, as usual; it notices the loss and starts the next supervisor. Measures the seconds from SIGKILL to the
+event "adopted" in runs.db: the median and all tries. Writes benchmarks/results/adoption.json.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def adopted(workspace: Workspace, store: Store, run_id: str, before: int) -> float:
-    """Kill the supervisor that lives now, once it has had the run for a while; before: adoptions so far."""
+    """Kill the present supervisor after it has had the run for a while; before: number of adoptions so far."""
     wait(lambda: locks.is_held(workspace.supervisor_lock), "a supervisor")
     time.sleep(1.5)
     pid = int(workspace.supervisor_lock.read_text())

@@ -1,4 +1,4 @@
-"""A studio on a port of its own, and Chromium to look at it with (SOUSA_CHROMIUM names another one)."""
+"""A studio on a separate port, and Chromium to open it (SOUSA_CHROMIUM selects another browser)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ IDLE = "[data-testid=stApp][data-test-script-state=notRunning]"
 
 @contextmanager
 def studio(workspace: Workspace, app: Path = PROJECT_ROOT / "app.py") -> Iterator[str]:
-    """Its address, once it answers."""
+    """The address of the studio, as soon as it answers."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

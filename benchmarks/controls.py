@@ -1,9 +1,9 @@
-"""Does the embedded pre-training help? Trains the rows of a table in RESULTS.md through the product, three seeds each.
+"""Does the embedded pre-training help? Trains the rows of a table in RESULTS.md as normal runs, three seeds each.
 
     python -m benchmarks.controls [--models beats-mini ...] [--rows lora random ...] [--seeds 0 1 2] [--workspace DIR]
 
-Queues what is missing, waits, writes benchmarks/results/controls-<model>.json and prints the table of RESULTS.md. Runs
-live in a workspace of their own, so it can be stopped and started again: what is finished is not trained twice.
+Queues the missing runs, waits, writes benchmarks/results/controls-<model>.json and prints the table of RESULTS.md. The
+runs are kept in a separate workspace, so the script can be stopped and started again: finished runs are not repeated.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def _sets(model: str) -> dict[str, str]:
 
 
 def train_all(workspace: Workspace, wanted: dict) -> dict[tuple[str, str, int], Run]:
-    """Queue what is not there yet, and wait for all of it. A run that did not finish ends the benchmark."""
+    """Queue the missing runs and wait for all of them. A run that did not finish ends the benchmark."""
     with Store.open(workspace) as store:
         runs = {run.config.model_copy(update={"device": "auto"}): run for run in store.runs.all()}
         mine = {
@@ -124,7 +124,7 @@ def train_all(workspace: Workspace, wanted: dict) -> dict[tuple[str, str, int], 
 
 
 def row_of(model: str, row: str, runs: list[Run], workspace: Workspace) -> dict:
-    """Seeds share the test clips, so the pooled interval speaks of clips, not of seeds; each seed is shown."""
+    """Seeds share the test clips, so the pooled interval reflects clips, not seeds; each seed is listed."""
     with Store.open(workspace) as store:
         summaries = [store.metrics.summaries([run.id])[run.id]["test/accuracy"] for run in runs]
     accuracies = [summary.last for summary in summaries]

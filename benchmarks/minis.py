@@ -1,4 +1,4 @@
-"""The four small backbones of the package: architecture, front end and recipe of each. Knows no training."""
+"""The four small backbones of the package: architecture, front end and recipe of each. Contains no training code."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CLIP_S = 4.0
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Everything that decides the weights, beside the scripts and the synthesiser.
+    """Everything that determines the weights, besides the scripts and the synthesiser.
 
     front_end: what differs from the family's published one. window, stride: frames that a step of `embed` sees, and
     from one step to the next.
@@ -86,7 +86,7 @@ RECIPES = {
                 "num_heads": [4, 8],
                 "window_size": 8,
             },
-            front_end={"high_hz": 8000.0, "hop_ms": 15.75},  # 254 frames in 4 s, stretched to the 256 it takes
+            front_end={"high_hz": 8000.0, "hop_ms": 15.75},  # 254 frames in 4 s, stretched to the 256 that it needs
             window=16,
             stride=16,
             families=1250,
@@ -119,7 +119,7 @@ RECIPES = {
 
 
 def variant(recipe: Recipe) -> Variant:
-    """The backbone of a recipe, not normalised yet: mean and standard deviation are the corpus's to say."""
+    """The backbone of a recipe, not yet normalised: the corpus determines mean and standard deviation."""
     published = backbones.variant(recipe.like)
     front_end = replace(published.front_end, **{"mean": 0.0, "std": 0.5, **recipe.front_end})
     return replace(published, name=recipe.variant, architecture=recipe.architecture, front_end=front_end, aliases=())

@@ -1,14 +1,14 @@
-"""Pre-train one of the small backbones that come with the engine. Knows no store and no run.
+"""Pre-train one of the embedded small backbones. Independent of the store and of runs.
 
     python -m benchmarks.pretrain_mini htsat-mini --work /tmp/htsat-mini   # corpus, training, export; resumes
 
-The network hears synthesised strokes in random patterns (stroke_patterns.py), none of them one of the 40 rudiments,
-played by people who are in no data set of the engine. It learns, from targets that are not the 40 classes,
-- for every frame a step in time sees: is there an onset; at onsets, which hand, accent, flam, drag, buzz, and how long
-  the gap to the next stroke is against the pattern's shortest (binary cross-entropy and cross-entropy on the steps);
-- from the clip as a whole: the same facts for the first strokes in order, the cycle's length in strokes, and that two
-  renderings of one pattern (other player, tempo, room) lie closer than patterns that differ in one thing (supervised
-  contrastive loss).
+The input is synthesised strokes in random patterns (stroke_patterns.py), none of them one of the 40 rudiments,
+with players that are in no data set of the engine. It learns these targets, none of them one of the 40 classes:
+- for every time step: whether there is an onset; at onsets: hand, accent, flam, drag, buzz, and the gap to the next
+  stroke relative to the shortest of the pattern (binary cross-entropy and cross-entropy per step);
+- for the clip: the same for the first strokes in order, the length of the cycle in strokes, and that two renderings of
+  one pattern (other player, tempo, room) are closer than patterns that differ in one thing (supervised contrastive
+  loss).
 """
 
 from __future__ import annotations
@@ -29,7 +29,17 @@ from sousa_engine import backbones
 
 WEIGHTS = Path(__file__).parents[1] / "sousa_engine" / "backbones" / "weights"
 SEQUENCE = 20  # strokes spelled out by the pooled vector
-RATIOS = (1.0, 4 / 3, 1.5, 2.0, 8 / 3, 3.0, 4.0, 6.0, 8.0)  # gap against the shortest gap; the nearest one is the class
+RATIOS = (
+    1.0,
+    4 / 3,
+    1.5,
+    2.0,
+    8 / 3,
+    3.0,
+    4.0,
+    6.0,
+    8.0,
+)  # gap / shortest gap; the closest ratio is the class
 PERIODS = 40
 MUON = ("attention.", "mlp.", "merge", "se", "pointwise")  # roles whose matrices Muon trains
 
@@ -41,7 +51,7 @@ def main() -> None:
     parser.add_argument("--corpus", type=Path, help="folder of an existing corpus (default: inside --work)")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--to", type=Path, default=WEIGHTS, help="folder for the weights, their card and the log")
-    parser.add_argument("--minutes", type=float, default=0.0, help="stop (resumably) after that long")
+    parser.add_argument("--minutes", type=float, default=0.0, help="stop after this time; a later call resumes")
     for each in fields(Recipe):
         if each.type in ("int", "float"):
             parser.add_argument(f"--{each.name.replace('_', '-')}", type={"int": int, "float": float}[str(each.type)])
@@ -94,7 +104,7 @@ def build(recipe: Recipe):
 
 
 def losses(recipe: Recipe, outputs, batch) -> dict:
-    """The named losses of a batch, and a few accuracies to read in the log."""
+    """The named losses of a batch, and some accuracies for the log."""
     import torch
     import torch.nn.functional as F
 
@@ -159,7 +169,7 @@ def losses(recipe: Recipe, outputs, batch) -> dict:
 
 
 def make_optimizer(recipe: Recipe, network):
-    """Muon for the matrices of the backbone's blocks (1x1 convolutions too), AdamW for everything else, in one.
+    """Muon for the matrices in the blocks of the backbone (1x1 convolutions too), AdamW for all other parameters.
 
     Muon (Jordan et al. 2024): the momentum of a matrix, made orthogonal by five Newton-Schulz steps, scaled so that
     its elements are as large as AdamW's.
@@ -290,7 +300,7 @@ def _held_out(recipe, network, batches) -> dict:
 
 
 def _rate(step: int, recipe: Recipe) -> float:
-    """Warm-up, constant, then down to nothing over the last quarter: a longer training only adds to the middle."""
+    """Warm-up, constant, then decay to zero over the last quarter; longer training only extends the middle."""
     down = (recipe.steps - step) / (0.25 * recipe.steps)
     return max(0.0, min((step + 1) / recipe.warmup, 1.0, down))
 
@@ -319,7 +329,7 @@ def finished(recipe: Recipe, work: Path) -> bool:
 
 
 def export(recipe: Recipe, corpus: Path, work: Path, folder: Path) -> None:
-    """The backbone without a head, its matrices in float16; its card (config.json); the log of its training."""
+    """Write the backbone without a head (matrices in float16), its card (config.json) and its training log."""
     import torch
     from safetensors.torch import save_file
 

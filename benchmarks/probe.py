@@ -2,9 +2,9 @@
 
     python -m benchmarks.probe [--workspace DIR]
 
-The rows "linear probe" of benchmarks.controls train the head by the recipe of a run, 10 epochs with augmentation, which
-does not converge. Here a logistic regression is fitted to what the head of each backbone sees on the train clips of
-`tiny`, standardised; its strength of regularisation is chosen by valid accuracy, and test is measured once. It has no
+The rows "linear probe" of benchmarks.controls train the head with the recipe of a run, 10 epochs with augmentation,
+which does not converge. This script fits a logistic regression to the standardised inputs of the head of each backbone
+on the train clips of `tiny`. The regularisation is selected by valid accuracy, and test is evaluated once. There are no
 seeds. Writes benchmarks/results/probe.json and prints the table of RESULTS.md.
 """
 
@@ -73,7 +73,7 @@ def _pooled(seen: Tensor) -> Tensor:
 
 
 def fit(model: str, manifest: Manifest, seen: np.ndarray) -> dict:
-    """Fitted on train, chosen by valid (of equals the most regularised), measured once on test."""
+    """Fitted on train, selected on valid (the strongest regularisation among equals), evaluated once on test."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -103,7 +103,7 @@ def fit(model: str, manifest: Manifest, seen: np.ndarray) -> dict:
 
 
 def summary() -> str:
-    """The table of RESULTS.md, from the results on disk: the converged probe beside what was measured through runs."""
+    """The table of RESULTS.md, from the results on disk: the converged probe next to the results of runs."""
     lines = [
         "| backbone | head alone, 10 epochs | converged linear probe | LoRA r=8 on the wide set |",
         "|---|---|---|---|",

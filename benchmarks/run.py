@@ -1,8 +1,8 @@
-"""The ratios in RESULTS.md, each pair measured side by side. Machines are noisy; ratios travel, seconds do not.
+"""The ratios in RESULTS.md; each pair is measured side by side, since only ratios are comparable across machines.
 
     python -m benchmarks.run            # `make bench`
 
-CPU time of this process, the best of several tries a side, tries interleaved. Writes benchmarks/results/speed.json.
+Measures CPU time of this process, best of several interleaved tries per side. Writes benchmarks/results/speed.json.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def summary() -> str:
 
 
 def factor(slow: Callable[[], object], fast: Callable[[], object], tries: int = TRIES) -> float:
-    """How many times the CPU time of `fast` does `slow` take; each side's best try counts."""
+    """CPU time of `slow` divided by that of `fast`; the best try of each counts."""
     times: dict[Callable, list[float]] = {slow: [], fast: []}
     for _ in range(tries):
         for side in (slow, fast):

@@ -1,9 +1,9 @@
-"""Make README's pictures: a picture of each page, from trainings that this script runs itself.
+"""Make the screenshots of README: one per page, of runs that this script trains.
 
     python -m benchmarks.screenshots [--workspace DIR] [PAGE ...]
 
-The sweep of benchmarks/story.py, trained if it is not there yet (half an hour; not for the pages that do without), and
-one run that is still training when its page is taken. Needs Chromium (SOUSA_CHROMIUM names another one).
+It uses the sweep of benchmarks/story.py, trained first if missing (half an hour; only for pages that need it), and one
+run that is still training when its page is captured. Needs Chromium (SOUSA_CHROMIUM selects another browser).
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def main() -> None:
     parser.add_argument("pages", nargs="*", metavar="PAGE", help=f"of {', '.join(PAGES)}; all")
     options = parser.parse_args()
     asked = options.pages or list(PAGES)
-    if strangers := set(asked) - PAGES.keys():
-        parser.error(f"no page is called {', '.join(sorted(strangers))}")
+    if unknown := set(asked) - PAGES.keys():
+        parser.error(f"no page is called {', '.join(sorted(unknown))}")
     workspace = Workspace(root=options.workspace.resolve())
     workspace.root.mkdir(parents=True, exist_ok=True)
     FOLDER.mkdir(exist_ok=True)
@@ -80,14 +80,14 @@ def wait_for_steps(workspace: Workspace, run_id: str, steps: int) -> None:
         with Store.open(workspace) as store:
             run = store.runs.get(run_id)
         if run is None or run.status.is_over:
-            raise SystemExit(f"run {run_id} ended before its picture: {run and run.reason}")
+            raise SystemExit(f"run {run_id} ended before its screenshot: {run and run.reason}")
         if run.progress and run.progress.phase == "training" and run.progress.done >= steps:
             return
         time.sleep(0.5)
 
 
 def take(workspace: Workspace, pages: dict[str, str]) -> None:
-    looks = workspace.root / "looks"  # for the eyes of who changes a page; README shows the light ones
+    looks = workspace.root / "looks"  # for developers of a page; README shows the light ones
     looks.mkdir(exist_ok=True)
     with studio(workspace) as url, chromium() as browser:
         for name, path in pages.items():
@@ -104,7 +104,7 @@ def shoot(browser, url: str, file: Path, scheme: str, viewport: dict[str, int]) 
     page.wait_for_selector(IDLE)
     page.wait_for_function("!document.querySelector('[data-testid=stSkeleton]')")
     page.wait_for_load_state("networkidle") if "/run?" not in url else page.wait_for_timeout(2500)
-    page.wait_for_timeout(1000)  # fonts and the chart's first paint: a picture, not a test
+    page.wait_for_timeout(1000)  # wait for fonts and the first paint of the chart; this is a screenshot, not a test
     page.screenshot(path=file)
     print(file)
     context.close()

@@ -1,17 +1,17 @@
-"""A large workspace in the browser: 10,000 runs and 2,000,000 metric rows; when the table and a curve are painted.
+"""A large workspace in the browser (10,000 runs, 2,000,000 metric rows): time until the table and a curve are painted.
 
     python -m benchmarks.storage [--runs 10000] [--rows 2000000] [--tries 7] [--workspace DIR]
 
-Fills a workspace, starts the studio on it, and looks with Chromium (SOUSA_CHROMIUM names another one), several times:
+Fills a workspace, starts the studio on it, and measures in Chromium (SOUSA_CHROMIUM selects another browser):
 
 empty, opened   a fresh tab at a studio of one line, st.title: from the start of the navigation to the frame in which
-                the title is painted. That is Streamlit's own start: its scripts, its websocket
+                the title is painted. This is the start of Streamlit itself: its scripts, its websocket
 table, opened   a fresh tab at /runs: from the start of the navigation to the frame in which a row is painted
 table, clicked  in an open studio: from the click on Runs to that frame
 curve           the page of a run of 100,000 steps: from the request for the curve to the frame in which it is painted
-curve, clicked  from the click on that run to that frame, with the whole page of the run
+curve, clicked  from the click on that run to that frame, with the complete page of the run
 
-Milliseconds of wall time, the median and all tries. Writes benchmarks/results/storage.json.
+Reports milliseconds of wall time: the median and all tries. Writes benchmarks/results/storage.json.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ TITLES = {
 }
 TABLE_TARGET_MS, CURVE_TARGET_MS = 1000, 300
 LONG_STEPS, IN_ONE_TRANSACTION = 100_000, 200
-# Looks once a frame, through shadow roots; `painted` is the time of the frame after the one that has it.
+# Checks once per frame, through shadow roots; `painted` is the time of the frame after the one that has the element.
 WATCH = """
 (() => {
   const deep = (root, selector) => {
@@ -84,9 +84,9 @@ def summary() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=10_000)
-    parser.add_argument("--rows", type=int, default=2_000_000, help="metric rows, at least")
+    parser.add_argument("--rows", type=int, default=2_000_000, help="minimum number of metric rows")
     parser.add_argument("--tries", type=int, default=7)
-    parser.add_argument("--workspace", type=Path, help="is filled if it has no runs; a temporary one if not said")
+    parser.add_argument("--workspace", type=Path, help="filled if it has no runs (default: a temporary folder)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         workspace = Workspace(root=(options.workspace or Path(temporary)).resolve())
@@ -110,15 +110,15 @@ def main() -> None:
     }
     for name, result in found.items():
         target = TABLE_TARGET_MS if name.startswith("table") else CURVE_TARGET_MS if name == "curve" else None
-        verdict = "" if target is None else f"  {'within' if result['median_ms'] < target else 'OVER'} {target} ms"
-        print(f"{name:<16} {result['median_ms']:8.1f} ms{verdict}")
+        judged = "" if target is None else f"  {'within' if result['median_ms'] < target else 'OVER'} {target} ms"
+        print(f"{name:<16} {result['median_ms']:8.1f} ms{judged}")
     RESULTS.parent.mkdir(exist_ok=True)
     made = {**size, "cores": os.cpu_count(), "targets_ms": {"table": TABLE_TARGET_MS, "curve": CURVE_TARGET_MS}}
     RESULTS.write_text(json.dumps({**made, "measured": found}, indent=1) + "\n")
 
 
 def fill(workspace: Workspace, runs: int, rows: int) -> None:
-    """The runs of benchmarks.table, and a curve of training loss for each; that of the newest is long."""
+    """The runs of benchmarks.table, with a curve of the training loss for each; the newest has a long one."""
     table.fill(workspace, runs)
     with Store.open(workspace, checkpoints=True) as store:
         (there,) = store.connection.db.execute("SELECT count(*) FROM metric_points").fetchone()
@@ -152,7 +152,7 @@ def count(workspace: Workspace) -> dict[str, int]:
 
 
 def tries(count: int, measure: Callable[[], float]) -> list[float]:
-    measure()  # the studio's first look at a page compiles it
+    measure()  # the first visit of a page compiles it
     return [measure() for _ in range(count)]
 
 
@@ -174,7 +174,7 @@ def clicked(browser: Browser, url: str) -> float:
 
 
 def curves(count: int, browser: Browser, url: str, steps: int) -> dict[str, list[float]]:
-    """From the request to the painted curve, and from the click on its run in the table."""
+    """From the request, or from the click on the run in the table, to the painted curve."""
     asked, whole = [], []
     for attempt in range(count + 1):
         with tab(browser) as page:

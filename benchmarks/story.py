@@ -2,9 +2,9 @@
 
     python -m benchmarks.story [--workspace DIR]
 
-Starts the sweep (or goes on with the one that is there), waits until it is over, computes the data set's baselines,
-writes benchmarks/results/story.json and prints what RESULTS.md shows of it. It can be stopped and started
-again: what is finished is not trained twice.
+Starts the sweep (or continues an existing one), waits until it has ended, computes the baselines of the data set,
+writes benchmarks/results/story.json and prints the part that RESULTS.md shows. The script can be stopped and started
+again: finished runs are not repeated.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def train(store: Store) -> Sweep:
-    """The sweep, over: started if it is not there yet."""
+    """The finished sweep; it is started if it does not exist."""
     made = next((found for found in store.sweeps.all() if found.name == NAME), None)
     made = made or sweep_orders.start(store.workspace, sweep_spec.build(SPEC), created_by="benchmark")
     follow(store, made)
@@ -71,7 +71,7 @@ def follow(store: Store, made: Sweep) -> None:
 
 
 def record(store: Store, made: Sweep) -> dict:
-    """What `analyze` says of the sweep, as far as RESULTS.md shows it."""
+    """The part of the `analyze` report that RESULTS.md shows."""
     found = report.read(store, sweep=made)
     unfinished = [run for run in found.runs if run.status is not RunStatus.FINISHED]
     if unfinished:
@@ -113,7 +113,7 @@ def record(store: Store, made: Sweep) -> dict:
 
 
 def summary() -> str:
-    """Table and verdict of RESULTS.md, from the results on disk; beside each family its control on random weights."""
+    """Table and verdict of RESULTS.md, from the results on disk, with a control on random weights for each family."""
     story = json.loads(RESULTS.read_text())
     lines = ["| setting | targets | trainable | test accuracy, three seeds | random weights |", "|---|---|---|---|---|"]
     for row in story["settings"]:

@@ -1,4 +1,4 @@
-"""The clips the minis are pre-trained on: random stroke patterns played, heard through a front end, and their truth."""
+"""The pre-training clips of the minis: random stroke patterns, rendered, as front-end features with their labels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sousa_engine.data import strokes as sound
 
 MAX_EVENTS = 72
 FLAGS = ("right", "accent", "flam", "drag", "buzz")
-EVENT_FIELDS = ("onset_s", "ratio", *FLAGS)  # ratio: the gap to the next stroke against the pattern's shortest
+EVENT_FIELDS = ("onset_s", "ratio", *FLAGS)  # ratio: the gap to the next stroke relative to the shortest of the pattern
 
 
 def make_corpus(recipe: Recipe, folder: Path, processes: int) -> None:
@@ -31,7 +31,7 @@ def make_corpus(recipe: Recipe, folder: Path, processes: int) -> None:
         np.memmap(folder / name, dtype=dtype, mode="w+", shape=shape).flush()
     rng = np.random.default_rng([recipe.seed, 1])
     player = rng.integers(recipe.players, size=clips)
-    order = np.argsort(player, kind="stable")  # clips of one player together: a stroke bank is made once
+    order = np.argsort(player, kind="stable")  # clips of one player together: its stroke bank is built once
     started = time.time()
     workers = [
         multiprocessing.Process(target=_fill, args=(recipe, folder, patterns, player, share))
@@ -113,7 +113,7 @@ def _render(recipe: Recipe, pattern, player: int, clip: int) -> tuple[np.ndarray
 
 
 def _periods(pattern) -> tuple[int, int]:
-    """Strokes after which the pattern repeats: as it is heard without the hands, and with them."""
+    """Number of strokes after which the pattern repeats, without regard to the hands and with it."""
     heard = [(g, s.accent, len(s.grace), s.kind) for g, s in zip(pattern.gaps, pattern.strokes, strict=True)]
     played = [(h, s.hand) for h, s in zip(heard, pattern.strokes, strict=True)]
     return stroke_patterns.period(heard), stroke_patterns.period(played)
@@ -147,7 +147,7 @@ class Batches:
         mean, std = self.facts["mean"], self.facts["std"]
         if not held_out:
             x = x + torch.from_numpy(rng.uniform(-0.3 * std, 0.3 * std, (len(clips), 1, 1)).astype(np.float32))
-            for i in range(len(clips)):  # a band of mels missing, as SpecAugment does
+            for i in range(len(clips)):  # mask a band of mels, as in SpecAugment
                 if rng.random() < 0.3:
                     low = int(rng.integers(x.shape[2] - 10))
                     x[i, :, low : low + int(rng.integers(1, 10))] = mean
@@ -160,6 +160,6 @@ class Batches:
 
 
 def normalisation(recipe: Recipe, facts: dict) -> tuple[float, float]:
-    """Mean and standard deviation of the mini's front end: the corpus's, but where the network does it itself."""
+    """Mean and standard deviation for the front end: those of the corpus, unless the network normalises by itself."""
     spec = variant(recipe).front_end
     return (spec.mean, spec.std) if spec.kind == "htsat" else (facts["mean"], facts["std"])

@@ -1,9 +1,9 @@
-"""Random stroke patterns for pre-training: the grammar rudiments are made of, never a rudiment itself.
+"""Random stroke patterns for pre-training: built by the grammar of rudiments, but never a rudiment.
 
 A pattern is one cycle of strokes, built of cells (runs of singles, doubles, triples, paradiddle-like stickings, rolls
 that end in a released note) with accents, flams, drags and buzzes. Patterns come in families of four that differ in
-one thing only: the sticking, the accents, the grace strokes or the length. Telling the members of a family apart is
-what a classifier of rudiments has to do.
+one thing only: the sticking, the accents, the grace strokes or the length. Distinguishing the members of a family is
+the task of a classifier of rudiments.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def draw_patterns(families: int, seed: int) -> tuple[Pattern, ...]:
     patterns: list[Pattern] = []
     while len(patterns) < 4 * families:
         family, forms = [_draw(rng, len(patterns) // 4)], set()
-        for _ in range(40):  # a short pattern may have fewer than three new variants: then another is drawn
+        for _ in range(40):  # a short pattern may have fewer than three new variants; then another one is sampled
             draft = family.pop() if not forms else _vary(family[0], rng)
             form = shape(draft.strokes, draft.cycle_ticks)
             if not 2 <= len(draft.strokes) <= 64 or draft.cycle_ticks > 144 or form in seen | forms:
@@ -58,7 +58,7 @@ def draw_patterns(families: int, seed: int) -> tuple[Pattern, ...]:
 
 
 def shape(strokes: tuple[Stroke, ...], cycle_ticks: int) -> tuple:
-    """What makes two patterns the same: equal for any rotation, for exchanged hands, and for another time scale."""
+    """The identity of a pattern: equal for any rotation, for exchanged hands, and for another time scale."""
     ticks = [s.tick for s in strokes]
     gaps = [b - a for a, b in zip(ticks, [*ticks[1:], cycle_ticks], strict=True)]
     unit = np.gcd.reduce(gaps)
@@ -74,7 +74,7 @@ def shape(strokes: tuple[Stroke, ...], cycle_ticks: int) -> tuple:
 
 
 def period(marks: list) -> int:
-    """The length of the shortest piece that `marks` is a whole number of repetitions of."""
+    """The length of the shortest sequence whose repetition gives `marks`."""
     n = len(marks)
     return next(p for p in range(1, n + 1) if n % p == 0 and marks == marks[:p] * (n // p))
 
@@ -224,7 +224,7 @@ def _spell(hands: str, gap: int, kind: str = "tap") -> list[Stroke]:
 
 
 def _diddled(strokes: list[Stroke]) -> list[Stroke]:
-    """Marks the first and second stroke of every double, as the rudiments' facts do."""
+    """Marks the first and second stroke of every double, as in rudiments.json."""
     out: list[Stroke] = []
     hands = [s.hand for s in strokes]
     for k, s in enumerate(strokes):

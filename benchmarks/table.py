@@ -1,9 +1,9 @@
-"""The table of runs at 10,000 runs: how long lists, orders, filters and the page itself take.
+"""The table of runs with 10,000 runs: how long lists, sorting, filters and the page take.
 
     python -m benchmarks.table [--runs 10000] [--workspace DIR]
 
 Fills a workspace with runs that have real configs, facts, curves, results, tags and notes, straight through SQL, and
-prints CPU milliseconds, the best of several tries; beside them what reading every run whole would cost.
+prints CPU milliseconds, best of several tries, next to the cost of reading every run completely.
 Writes benchmarks/results/table.json.
 """
 
@@ -33,9 +33,7 @@ TAGS = ("baseline", "best", "draft", "paper", "rank study", "try again")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=10_000)
-    parser.add_argument(
-        "--workspace", type=Path, help="an empty folder that keeps the runs; a temporary one if not said"
-    )
+    parser.add_argument("--workspace", type=Path, help="an empty folder for the runs (default: a temporary folder)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         workspace = Workspace(root=(options.workspace or Path(temporary)).resolve())
@@ -49,7 +47,7 @@ def main() -> None:
 
 
 def fill(workspace: Workspace, count: int) -> None:
-    """`count` runs of a few settings, most of them finished, as they would lie in runs.db."""
+    """`count` runs of a few settings, most of them finished, as stored in runs.db."""
     chance = random.Random(0)
     configs = [json.loads(config) for config in _configs()]
     now = time.time_ns() // 1_000_000
@@ -137,7 +135,7 @@ def page(workspace: Workspace) -> Iterator[tuple[str, float]]:
 
 
 def measured(name: str, work: Callable[[], object], tries: int = TRIES) -> tuple[str, float]:
-    """(name, CPU milliseconds of the best try); the first call is no try."""
+    """(name, CPU milliseconds of the best try); the first call does not count."""
     work()
     best = float("inf")
     for _ in range(tries):

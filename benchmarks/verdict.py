@@ -1,10 +1,10 @@
-"""Can a verdict be trusted? Four equally good settings, simulated: how often does each rule name a winner that is none?
+"""Can a verdict be trusted? How often does each rule name a false winner among four equally good, simulated settings?
 
     python -m benchmarks.verdict [--repeats 200] [--draws 5000]
 
 Writes benchmarks/results/verdict.json and prints its tables as Markdown. Every rule gets the same simulated runs.
-A network is right on a clip where the sum of its accuracy, the clip's difficulty (shared by all), how well the clip
-suits its setting (shared by the setting's seeds) and its own luck is above zero: a probit model with crossed effects.
+A network is right on a clip if this sum is above zero: its accuracy, the difficulty of the clip (shared by all), how
+well the clip suits its setting (shared by its seeds) and a random term; a probit model with crossed effects.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ Claims = set[tuple[int, int]]  # (winner, loser), by position
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """What runs are drawn from. sd: between seeds, and leads: how much better than the rest; points, one a setting."""
+    """The distribution of runs. sd: between seeds; leads: over the other settings; both in points, one per setting."""
 
     seeds: int
     clips: int
     sd: tuple[float, ...]
     leads: tuple[float, ...] = (0, 0, 0, 0)
     accuracy: float = 0.7
-    difficulty: float = 1.0  # spread over clips, in units of a probit
-    taste: float = 0.3  # of settings for clips
-    own: float = 1.0  # luck of one network on one clip; small: the seeds of a setting agree
+    difficulty: float = 1.0  # variation between clips, in probit units
+    taste: float = 0.3  # interaction of settings and clips
+    own: float = 1.0  # random term of one network on one clip; if small, the seeds of a setting agree
     collapse: float = 0.0  # share of seeds that end 20 points lower
 
 
-# Accuracy, difficulty, taste, own: from clips that are all alike to clips that all networks agree on.
+# Accuracy, difficulty, taste, own: from identical clips to clips on which all networks agree.
 KINDS = ((0.5, 0, 0, 1), (0.6, 1, 0.3, 1), (0.7, 1, 0.3, 0.5), (0.8, 2, 0.5, 1), (0.9, 2, 0.5, 0.5))
 SPREADS = ((0.0,) * 4, (1.0,) * 4, (3.0,) * 4, (0.0, 0.0, 3.0, 3.0))
 
@@ -62,7 +62,7 @@ def simulate(world: World, random: np.random.Generator) -> np.ndarray:
 
 
 def judged(right: np.ndarray, draws: int) -> Verdict:
-    """The engine's verdict on simulated runs; settings are called 0, 1, 2, ..."""
+    """The verdict of the engine on simulated runs; the settings are named 0, 1, 2, ..."""
     return verdict(
         [
             Group(name=str(i), right={seed: dict(enumerate(row)) for seed, row in enumerate(setting.tolist())})  # pyright: ignore[reportArgumentType]
@@ -76,14 +76,14 @@ def judged(right: np.ndarray, draws: int) -> Verdict:
 
 
 def highest_mean(right: np.ndarray, said: Verdict) -> Claims:
-    """Whoever is on top has won."""
+    """The setting with the highest mean wins."""
     means = right.mean((1, 2))
     top = int(means.argmax())
     return {(top, i) for i in range(len(means)) if means[i] < means[top]}
 
 
 def mcnemar_one_seed(right: np.ndarray, said: Verdict) -> Claims:
-    """McNemar's exact test of the first seeds' networks, with Holm."""
+    """McNemar's exact test on the networks of the first seeds, with Holm."""
 
     def p(i: int, j: int) -> float:
         a, b = right[i, 0], right[j, 0]
@@ -94,7 +94,7 @@ def mcnemar_one_seed(right: np.ndarray, said: Verdict) -> Claims:
 
 
 def clips_paired(right: np.ndarray, said: Verdict) -> Claims:
-    """Each clip's mean over seeds, paired by clip (t-test), with Holm: seeds count as if they were all there are."""
+    """Paired t-test on the mean over seeds of each clip, with Holm: treats the seeds as the whole population."""
     by_clip = right.mean(1)
 
     def p(i: int, j: int) -> float:
@@ -106,7 +106,7 @@ def clips_paired(right: np.ndarray, said: Verdict) -> Claims:
 
 
 def plain_two_level(right: np.ndarray, said: Verdict) -> Claims:
-    """A two-level bootstrap as it stands, by its variance (seeds and clips resampled, nothing corrected), with Holm."""
+    """A plain two-level bootstrap, by its variance (seeds and clips resampled, no correction), with Holm."""
     by_clip, by_seed = right.mean(1), right.mean(2)
 
     def p(i: int, j: int) -> float:
@@ -118,7 +118,7 @@ def plain_two_level(right: np.ndarray, said: Verdict) -> Claims:
 
 
 def two_seeds_allowed(right: np.ndarray, said: Verdict) -> Claims:
-    """The engine's p, with Holm, without its rule that a claim takes three seeds."""
+    """The p of the engine, with Holm, without its rule that a claim needs three seeds."""
     by_pair = {frozenset((int(pair.first), int(pair.second))): pair.p for pair in said.pairs}
     return _claims(right.mean((1, 2)), lambda i, j: by_pair[frozenset((i, j))] or 1.0)
 
@@ -157,10 +157,10 @@ def _claims(means: np.ndarray, p: Callable[[int, int], float]) -> Claims:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=200, help="simulated comparisons a row")
-    parser.add_argument("--draws", type=int, default=5000, help="bootstrap draws a pair")
+    parser.add_argument("--repeats", type=int, default=200, help="simulated comparisons per row")
+    parser.add_argument("--draws", type=int, default=5000, help="bootstrap resamples per pair")
     options = parser.parse_args()
-    gc.freeze()  # multipletests collects garbage at each call: 60 ms each, if it looks through all of scipy
+    gc.freeze()  # multipletests collects garbage at each call, which takes 60 ms if that covers all of scipy
     began = time.process_time()
     equal = [World(seeds=seeds, clips=clips, sd=sd) for seeds in (2, 3, 5) for clips in (200, 480) for sd in SPREADS]
     better = [

@@ -9,10 +9,9 @@ from sousa_engine.analysis.export import clips_csv
 from sousa_engine.core import rudiments
 from sousa_engine.core.config import DataConfig
 from sousa_engine.core.errors import UserError, WorkspaceError
-from sousa_engine.data import scan, synth
+from sousa_engine.data import synth
 from sousa_engine.data.clips import Clip, Manifest
-from sousa_engine.data.manifest import counts, dataset_names, majority_baseline
-from sousa_engine.data.soundness import Soundness
+from sousa_engine.data.manifest import dataset_names, majority_baseline
 from sousa_engine.data.splits import SPLITS
 from sousa_engine.web import parts, scan_view
 from sousa_engine.web.baselines_view import baselines_section
@@ -42,15 +41,16 @@ def main() -> None:
     if not dataset:
         bring_your_own()
         return
-    data = DataConfig(dataset=dataset)
+    config = DataConfig(dataset=dataset)
     workspace = default_workspace()
     try:
-        stamp = scan.verdicts_stamp(data, workspace)
-        manifest = opened(dataset, stamp)
+        data = scan_view.opened(config, workspace)
+        manifest = data.manifest
     except (UserError, WorkspaceError) as error:
         st.error(parts.plain(str(error)), icon=":material/error:")
-        scan_view.files_section(data, workspace)
+        scan_view.files_section(config, workspace)
         bring_your_own()
+        scan_view.forget()  # so that a reload shows what the user has fixed
         return
     headline(manifest)
     st.page_link(
@@ -60,13 +60,13 @@ def main() -> None:
         query_params=scan_view.query_of_launch(dataset),
     )
     how_it_was_read(manifest)
-    scan_view.files_section(data, workspace)
+    scan_view.files_section(config, workspace)
     left, right = st.columns([5, 7], gap="large")
     with left:
         shown = filtered(manifest)
         clip = pick_clip(manifest, shown)
     with right:
-        show_clip(manifest, clip, scanned(dataset, stamp))
+        show_clip(manifest, clip, data.soundness)
     known = rudiment_of(clip.label)
     left, right = st.columns(2, gap="large") if known else (None, st.container())
     if known and left:
@@ -78,7 +78,7 @@ def main() -> None:
         split_card(manifest)
     st.subheader("Classes and splits", anchor=False)
     class_table(manifest)
-    baselines_section(data, manifest, workspace)
+    baselines_section(data, workspace)
     with st.expander("Bring your own data", icon=":material/folder_open:", expanded=False):
         bring_your_own()
 
@@ -126,32 +126,23 @@ def go_to(**parameters: str | None) -> None:
             st.session_state.pop(key, None)
 
 
-@st.cache_resource(max_entries=6, ttl=600, show_spinner="Opening the data set …")
-def opened(dataset: str, stamp: tuple[int, int]) -> Manifest:
-    """The opened data set. stamp: identifies the scan results so far; a new stamp opens the data set again."""
-    return scan.open_dataset(DataConfig(dataset=dataset), default_workspace())
-
-
-@st.cache_resource(max_entries=6, ttl=600, show_spinner=False)
-def scanned(dataset: str, stamp: tuple[int, int]) -> dict[str, Soundness]:
-    """The scan results so far, by file. stamp: as for `opened`."""
-    return scan.cached(DataConfig(dataset=dataset), default_workspace())
-
-
 # The whole data set
 
 
 def headline(manifest: Manifest) -> None:
-    held = {split: len(manifest.indices(split)) for split in SPLITS}
     players = len({clip.group for clip in manifest.clips if clip.group})
-    sizes = [sum(row.values()) for row in counts(manifest).values()]
+    sizes = [sum(row.values()) for row in manifest.counts.values()]
     each = f"{min(sizes)}" if min(sizes) == max(sizes) else f"{min(sizes)} to {max(sizes)}"
     facts = [
-        ("Clips", f"{len(manifest.clips):,}", " · ".join(f"{split} {n:,}" for split, n in held.items())),
+        ("Clips", f"{len(manifest.clips):,}", " · ".join(f"{split} {n:,}" for split, n in manifest.sizes.items())),
         ("Classes", f"{len(manifest.classes):,}", f"{each} clips each"),
         ("Players", f"{players:,}" if players else "–", "each in one split" if players else "not named"),
         ("Clip length", f"{manifest.clip_s:g} s", f"at {manifest.sample_rate_hz / 1000:g} kHz"),
-        ("Majority baseline", parts.percent(majority_baseline(manifest, "test")), f"on test, n = {held['test']:,}"),
+        (
+            "Majority baseline",
+            parts.percent(majority_baseline(manifest, "test")),
+            f"on test, n = {manifest.sizes['test']:,}",
+        ),
     ]
     # A custom grid: five in a row on a desktop, two in a row on a phone.
     cells = "".join(
@@ -175,19 +166,17 @@ def how_it_was_read(manifest: Manifest) -> None:
     if manifest.layout == "embedded":
         return
     if st.button("Read again", icon=":material/refresh:", type="tertiary", help="After the data changed."):
-        opened.clear()
         scan_view.forget()
         st.rerun()
 
 
 def class_table(manifest: Manifest) -> None:
-    held = counts(manifest)
     known = {r.slug: r for r in rudiments.RUDIMENTS}
     rows = []
-    for label, row in held.items():
+    for label, row in manifest.counts.items():
         facts = {"class": label}
         if all(name in known for name in manifest.classes):
-            facts["group"] = known[label].family
+            facts["group"] = known[label].group
             facts["tempo"] = "{:.0f} to {:.0f}".format(*known[label].tempo_bpm)
         rows.append(facts | row | {"all": sum(row.values())})
     table = pd.DataFrame(rows)

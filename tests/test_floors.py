@@ -1,44 +1,24 @@
-"""The house rule: imports go down only, and nothing a page touches loads torch."""
+"""The house: imports go down only, a package is used through its face, and nothing a page touches loads torch."""
 
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from importlinter.cli import lint_imports
 
 ROOT = Path(__file__).resolve().parent.parent
 ENGINE = ROOT / "sousa_engine"
-FLOORS = {
-    0: [
-        "targets",
-        "core",
-        "workspace",
-    ],
-    1: ["store"],
-    2: ["backbones", "frontends", "data", "training"],
-    3: ["analysis", "report"],
-    4: [
-        "maintenance",
-        "runs",
-        "cli",
-        "__main__",
-    ],
-    5: ["web", "pages"],
-}
-FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
-STREAMLIT_ONLY_IN = {"web", "pages"}
-SQL_ONLY_IN = {"store", "maintenance"}
-
-
-def files() -> list[tuple[str, Path]]:
-    own = [(path.relative_to(ENGINE).parts[0].removesuffix(".py"), path) for path in ENGINE.rglob("*.py")]
-    return [*(item for item in own if item[0] != "__init__"), *(("pages", p) for p in (ROOT / "pages").glob("*.py"))]
+PAGES = [ROOT / "app.py", *sorted((ROOT / "pages").glob("*.py"))]
+PACKAGES = sorted(path.parent.name for path in ENGINE.glob("*/__init__.py"))
 
 
 def imports(path: Path) -> set[str]:
+    """Dotted names of all that a file imports, wherever in it: modules, and names of modules."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -48,38 +28,53 @@ def imports(path: Path) -> set[str]:
     return found
 
 
-def test_every_module_stands_on_a_floor():
-    assert {room for room, _ in files()} <= set(FLOOR_OF)
+def room(path: Path) -> str:
+    return path.relative_to(ENGINE).parts[0] if path.is_relative_to(ENGINE) else ""
 
 
-@pytest.mark.parametrize(("room", "path"), files(), ids=lambda value: value.name if isinstance(value, Path) else value)
-def test_imports_go_down_only(room, path):
-    floor = FLOOR_OF[room]
-    names = imports(path)
-    rooms = {name.split(".")[1] for name in names if name.startswith("sousa_engine.")} & set(FLOOR_OF)
-    above = {other for other in rooms if FLOOR_OF[other] > floor}
-    assert not above, f"{path.name} (floor {floor}) imports from above: {above}"
-    if floor == 2:
-        assert not {other for other in rooms if FLOOR_OF[other] == 1}, (
-            f"{path.name}: floors 1 and 2 do not know each other"
-        )
-    tops = {name.split(".")[0] for name in names}
-    if room not in STREAMLIT_ONLY_IN:
-        assert "streamlit" not in tops
-    if room not in SQL_ONLY_IN:
-        assert not tops & {"sqlite3", "sqlite_utils"}
+def test_every_contract_of_pyproject_is_kept():
+    assert lint_imports(config_filename=str(ROOT / "pyproject.toml"), no_cache=True) == 0
+
+
+def test_only_the_package_and_its_entry_stand_beside_the_packages():
+    assert {path.name for path in ENGINE.glob("*.py")} == {"__init__.py", "__main__.py"}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_package_says_what_it_is_for_and_what_others_may_import(package):
+    face = importlib.import_module(f"sousa_engine.{package}")
+    assert face.__doc__ and face.__all__
+    for name in face.__all__:
+        assert hasattr(face, name) or importlib.import_module(f"sousa_engine.{package}.{name}"), name
+
+
+@pytest.mark.parametrize("path", [*sorted(ENGINE.rglob("*.py")), *PAGES], ids=lambda path: str(path.relative_to(ROOT)))
+def test_others_use_a_package_through_its_face(path):
+    for name in imports(path):
+        top, _, rest = name.removeprefix("sousa_engine.").partition(".")
+        if name.startswith("sousa_engine.") and top in PACKAGES and top != room(path) and rest:
+            face = importlib.import_module(f"sousa_engine.{top}")
+            assert rest.partition(".")[0] in face.__all__, f"{path.name} imports {name}: not in __all__ of {top}"
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_pages_know_neither_sql_nor_torch_nor_the_ledger(path):
+    tops = {name.split(".")[0] for name in imports(path)}
+    assert not tops & {"sqlite3", "sqlite_utils", "torch", "transformers", "peft", "click"}
+    assert not any(name.startswith(("sousa_engine.store.ledger", "sousa_engine.cli")) for name in imports(path))
 
 
 def test_keeper_needs_the_standard_library_alone():
-    tops = {name.split(".")[0] for name in imports(ENGINE / "runs" / "keeper.py")} - {"__future__"}
-    assert tops <= set(sys.stdlib_module_names) | {"sousa_engine"}
+    code = "import sys, sousa_engine.runs.keeper\nprint(*sys.modules, sep='\\n')"
+    done = subprocess.run([sys.executable, "-S", "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    tops = {name.split(".")[0] for name in done.stdout.split()} - {"__main__", "sousa_engine"}
+    assert tops <= set(sys.stdlib_module_names), tops - set(sys.stdlib_module_names)
 
 
 def test_what_the_pages_import_leaves_torch_unloaded():
     names = {
         name
-        for room, path in files()
-        if room in ("pages", "web")
+        for path in [*(ENGINE / "web").rglob("*.py"), *PAGES]
         for name in imports(path)
         if name.startswith("sousa_engine.") and (ROOT / (name.replace(".", "/") + ".py")).exists()
     }

@@ -16,7 +16,6 @@ from sousa_engine import backbones
 from sousa_engine.analysis import log
 from sousa_engine.analysis.export import runs_csv
 from sousa_engine.backbones import pretrained
-from sousa_engine.cli import main
 from sousa_engine.core import grammar, inputs, sweep_spec
 from sousa_engine.core.config import DataConfig, RunConfig
 from sousa_engine.core.errors import ConfigError, SousaError
@@ -136,7 +135,7 @@ BAD_YAML = [
 def test_yaml_is_plain_small_and_flat(tmp_path, text):
     file = tmp_path / "x.yaml"
     file.write_text(text)
-    for read in (inputs.yaml_file, main._read_yaml, sweep_spec.read):
+    for read in (inputs.yaml_file, inputs.yaml_fields, sweep_spec.read):
         with pytest.raises(ConfigError, match=r"x\.yaml"):
             read(file)
     with pytest.raises(ConfigError, match="lora"):

@@ -1,9 +1,9 @@
-"""Baselines: what a data set gives away without a network, so that a run's accuracy has a scale beside it.
+"""Baselines: the accuracies that are possible on a data set without a neural network, for comparison with runs.
 
-Three of them, fitted on train, chosen by valid, measured once on test, as runs are: always naming the most frequent
-class; a linear classifier on pooled log-mel statistics, which hear the drum and the room but no rhythm; a classifier on
-the sequence of onsets (data/rhythm.py), which hears rhythm and little else. Computed once per data set and split and
-kept in the workspace's cache. Importing this imports neither librosa nor scikit-learn, and nothing here imports torch.
+There are three: the majority class; a linear classifier on pooled log-mel statistics, which capture the drum and the
+room but no rhythm; and a classifier on the sequence of onsets (data/rhythm.py), which captures little but rhythm. Like
+runs, they are fitted on train, selected on valid and measured once on test. They are computed once per data set and
+split and kept in the workspace's cache. librosa and scikit-learn are imported only to compute them; torch never is.
 """
 
 from __future__ import annotations
@@ -26,32 +26,32 @@ from sousa_engine.analysis.significance import Proportion, wilson
 from sousa_engine.core.config import DataConfig, RunConfig
 from sousa_engine.core.errors import DataError, UserError, WorkspaceError
 from sousa_engine.core.records import Prediction
-from sousa_engine.data import audio, features, rhythm, scan
+from sousa_engine.data import audio, features, rhythm
 from sousa_engine.data.clips import Manifest
-from sousa_engine.data.manifest import counts
+from sousa_engine.data.dataset import DataSet
 from sousa_engine.data.splits import SPLITS
 from sousa_engine.data.synth import ClipPlan
 from sousa_engine.workspace import Workspace, intake, run_files, spool
 from sousa_engine.workspace.intake import Intake, Tell
 
-METHOD = 1  # raised when the same clips and splits would give other figures
+METHOD = 1  # increased when the same clips and splits would give different results
 MAJORITY, POOLED, ONSETS = "majority", "pooled-log-mel", "onset-sequence"
 TITLES = {MAJORITY: "Majority class", POOLED: "Pooled log-mel statistics", ONSETS: "Onset sequence"}
-LISTENING, CHOOSING = "listening", "choosing"  # what `tell` says: clips heard so far, then classifiers fitted
+LISTENING, CHOOSING = "listening", "choosing"  # the phases that `tell` receives: counts of clips, then of fits
 
 _RESULT, _FIGURES = "result.json", "figures.part"
-_TREES = 400
-_TREES_BYTES = 512 * 2**20  # of all nodes together, at most
-_STEPS = 500  # of a logistic regression, at most
-MOST_CLIPS = {"train": 20_000, "valid": 5_000}  # of more, so many are drawn: evenly over classes, always the same ones
-_BATCH = 16  # clips
-_POOL_FROM = 400  # clips: fewer are heard before worker processes would be up
+TREES = 400
+_TREES_BYTES = 512 * 2**20  # at most, for all nodes together
+_STEPS = 500  # at most, of a logistic regression
+MOST_CLIPS = {"train": 20_000, "valid": 5_000}  # of larger splits, a fixed, class-balanced sample
+BATCH = 16  # clips
+_POOL_FROM = 400  # clips; fewer are analysed before worker processes would have started
 _MOST_WORKERS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class Baseline:
-    """One baseline on test. how: what answers, in a few words. tried: candidate -> its accuracy on valid."""
+    """One baseline on test. how: the selected classifier, in a few words. tried: candidate -> its accuracy on valid."""
 
     name: str
     right: int
@@ -66,20 +66,20 @@ class Baseline:
 
     @property
     def short(self) -> str:
-        """The title within a sentence or a chart: `onset sequence`."""
+        """The title for use within a sentence or a chart: `onset sequence`."""
         return self.title.removesuffix(" statistics").lower()
 
     @property
     def accuracy(self) -> Proportion:
-        """With its 95 % interval (Wilson)."""
+        """Test accuracy with its 95 % interval (Wilson)."""
         return wilson(self.right, self.n)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Baselines:
-    """All baselines of a data set and split, plainest first. compute_s: how long the last attempt took.
+    """All baselines of a data set and split, simplest first. compute_s: duration of the last attempt.
 
-    test_key: of the clips they were asked, see `test_key`.
+    test_key: of the test clips, see `test_key`.
     """
 
     dataset: str
@@ -94,15 +94,15 @@ class Baselines:
         return next(one for one in self.baselines if one.name == name)
 
     def predictions(self, name: str) -> tuple[Prediction, ...]:
-        """Of every test clip, as a run's are: analysis.significance.paired takes both."""
+        """One for every test clip, in the same form as a run's, so that analysis.significance.paired takes both."""
         return spool.read_predictions(self.folder / f"{name}.jsonl")
 
 
 def find(workspace: Workspace, config: RunConfig) -> tuple[Baseline, ...]:
-    """What was measured on the data set and split of `config`, plainest first; () where nothing was, or data is gone.
+    """The baselines of the data set and split of `config`, simplest first; () if there are none or the data is gone.
 
-    Opens the data set, which for files reads every header. Whether a run was tested on the clips that are there today
-    is another question: see `of_clips`.
+    Opens the data set, which may read the header of every file. The clips may have changed since a run was tested: see
+    `of_clips`.
     """
     folder = folder_for(config.data, workspace)
     found = read(folder) if folder else None
@@ -110,42 +110,42 @@ def find(workspace: Workspace, config: RunConfig) -> tuple[Baseline, ...]:
 
 
 def of_clips(found: Baselines, predictions: Iterable[Prediction]) -> bool:
-    """Whether a run's predictions of test are of exactly the clips and labels that these baselines were asked."""
+    """Whether a run's test predictions are for exactly the clips and labels of these baselines."""
     return test_key(predictions) == found.test_key
 
 
 def cached(manifest: Manifest, workspace: Workspace) -> Baselines | None:
-    """What was computed for exactly these clips, labels and splits; None where nothing was. Reads one small file."""
+    """The baselines of exactly these clips, labels and splits; None if not computed. Reads one small file."""
     return read(folder_of(manifest, workspace))
 
 
 def look(manifest: Manifest, workspace: Workspace) -> Intake | None:
-    """Who computes them just now and how far that is, or why the last attempt ended; None if there is nothing to tell.
+    """The progress of a running computation, or why the last one ended; None if there is neither.
 
-    doing: LISTENING or CHOOSING.
+    Its `doing` is LISTENING or CHOOSING.
     """
     return intake.look(folder_of(manifest, workspace))
 
 
 def folder_of(manifest: Manifest, workspace: Workspace) -> Path:
-    """Where the baselines of these clips, labels and splits lie: another name for any other clips or splits."""
+    """Where the baselines of these clips, labels and splits are kept; the name is a hash of these."""
     key = hashlib.sha256(f"{METHOD}\n{manifest.content_key}\n{manifest.split_key}\n".encode()).hexdigest()
     return workspace.cache / "baselines" / key[:32]
 
 
 def folder_for(data: DataConfig, workspace: Workspace) -> Path | None:
-    """As `folder_of`, for a run's `config.data`; None where the data set cannot be opened any more.
+    """Like `folder_of`, for a run's `config.data`; None if the data set cannot be opened any more.
 
-    A page should remember the answer for a while: for files, every header is read.
+    A page should cache the result, because this may read the header of every file.
     """
     try:
-        return folder_of(scan.open_dataset(data, workspace), workspace)
+        return folder_of(DataSet.open(data, workspace).manifest, workspace)
     except UserError:
         return None
 
 
 def read(folder: Path) -> Baselines | None:
-    """What `folder` holds; None before it is computed."""
+    """The baselines in `folder`; None if they are not computed yet."""
     facts = run_files.read_json(folder / _RESULT)
     if facts is None:
         return None
@@ -154,19 +154,19 @@ def read(folder: Path) -> Baselines | None:
 
 
 def test_key(predictions: Iterable[Prediction]) -> str:
-    """32 hex digits of which clips were asked and what they are labelled, in any order."""
-    asked = sorted(f"{one.clip_id}\0{one.label}\n" for one in predictions)
-    return hashlib.sha256("".join(asked).encode("utf-8", "surrogateescape")).hexdigest()[:32]
+    """32 hex digits that identify the clips and their labels, in any order."""
+    clips = sorted(f"{one.clip_id}\0{one.label}\n" for one in predictions)
+    return hashlib.sha256("".join(clips).encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
 def compute(
     manifest: Manifest, workspace: Workspace, *, tell: Tell | None = None, lock_fd: int | None = None
 ) -> Baselines:
-    """The baselines, from the cache or computed now; waits while another process computes the same.
+    """The baselines, from the cache or computed now. Waits while another process computes the same ones.
 
-    tell(doing, done, total): LISTENING in clips, then CHOOSING in fits. lock_fd: of intake.lock, taken by who started
-    us. Clips heard before an attempt was broken off are not heard again. Raises DataError for clips that cannot be
-    read and for a full disk, WorkspaceError for a folder that cannot be written to.
+    tell(doing, done, total): LISTENING counts clips, then CHOOSING counts fits. lock_fd: of intake.lock, inherited from
+    the parent process. Clips that an interrupted attempt has analysed are not analysed again. Raises DataError for
+    clips that cannot be read and for a full disk, WorkspaceError for a folder that cannot be written to.
     """
     folder = folder_of(manifest, workspace)
     try:
@@ -176,9 +176,9 @@ def compute(
             if found := read(folder):
                 return found
             began = time.monotonic()
-            asked = _ask(manifest)
-            pattern, pooled = _figures(manifest, asked, folder, told)
-            measured = _measure(manifest, asked, pattern, pooled, told)
+            chosen = choose_clips(manifest)
+            pattern, pooled = _figures(manifest, chosen, folder, told)
+            measured = measure(manifest, chosen, pattern, pooled, told)
             for one, predictions in measured:
                 spool.write_predictions(folder / f"{one.name}.jsonl", predictions)
             found = Baselines(
@@ -205,53 +205,53 @@ def _write(found: Baselines) -> None:
     run_files.write_json(found.folder / _RESULT, facts)
 
 
-# Listening
+# Analysing clips
 
 
-class _Asked(NamedTuple):
-    """Which clips are heard. clips: (n,) positions in manifest.clips, rising; splits: (n,) their splits."""
+class Chosen(NamedTuple):
+    """The clips that are analysed. clips: (n,) ascending positions in manifest.clips; splits: (n,) their splits."""
 
     clips: np.ndarray
     splits: np.ndarray
 
     def of(self, split: str) -> np.ndarray:
-        """Places in `clips`."""
+        """Positions in `clips`."""
         return np.flatnonzero(self.splits == split)
 
 
-def _ask(manifest: Manifest) -> _Asked:
-    """All clips of test; of train and valid no more than MOST_CLIPS."""
+def choose_clips(manifest: Manifest) -> Chosen:
+    """All clips of test; at most MOST_CLIPS of train and of valid."""
     rng = np.random.default_rng(0)
-    y, chosen = np.array(manifest.targets()), []
+    y, parts = np.array(manifest.class_numbers()), []
     for split in SPLITS:
         clips = np.array(manifest.indices(split))
         if len(clips) > (most := MOST_CLIPS.get(split, len(clips))):
             clips = rng.permutation(clips)
-            nth = np.zeros(len(clips), dtype=int)  # in its class: the first of each class come first
+            nth = np.zeros(len(clips), dtype=int)  # rank within its class: the first clips of all classes come first
             for label in range(len(manifest.classes)):
                 own = np.flatnonzero(y[clips] == label)
                 nth[own] = np.arange(len(own))
             clips = clips[np.argsort(nth, kind="stable")[:most]]
-        chosen.append(clips)
-    order = np.sort(np.concatenate(chosen))
-    return _Asked(order, np.array([manifest.clips[i].split for i in order]))
+        parts.append(clips)
+    order = np.sort(np.concatenate(parts))
+    return Chosen(order, np.array([manifest.clips[i].split for i in order]))
 
 
-def _figures(manifest: Manifest, asked: _Asked, folder: Path, tell: Tell) -> tuple[np.ndarray, np.ndarray]:
-    """(clips, rhythm.PATTERN) and (clips, rhythm.POOLED) float32, in the order of asked.clips.
+def _figures(manifest: Manifest, chosen: Chosen, folder: Path, tell: Tell) -> tuple[np.ndarray, np.ndarray]:
+    """(clips, rhythm.PATTERN) and (clips, rhythm.POOLED) float32, in the order of chosen.clips.
 
-    Rows are appended to a file as they come, so that the next attempt goes on where this one is broken off.
+    Rows are appended to a file at once, so that the next attempt continues where this one was interrupted.
     """
-    path, width, total = folder / _FIGURES, rhythm.PATTERN + rhythm.POOLED, len(asked.clips)
+    path, width, total = folder / _FIGURES, rhythm.PATTERN + rhythm.POOLED, len(chosen.clips)
     broken: list[str] = []
     with path.open("ab") as file:
         done = file.tell() // (4 * width)
-        file.truncate(4 * width * done)  # a row that a killed process left half written
+        file.truncate(4 * width * done)  # an incomplete row of a killed process
         tell(LISTENING, done, total)
-        for rows, failures in _heard([manifest.clips[i].source for i in asked.clips[done:]], manifest.clip_s):
+        for rows, failures in _analysed([manifest.clips[i].source for i in chosen.clips[done:]], manifest.clip_s):
             broken += failures
             if broken:
-                continue  # only to name every clip that is
+                continue  # only to collect the names of all such clips
             file.write(rows.tobytes())
             file.flush()
             done += len(rows)
@@ -263,26 +263,26 @@ def _figures(manifest: Manifest, asked: _Asked, folder: Path, tell: Tell) -> tup
     return figures[:, : rhythm.PATTERN], figures[:, rhythm.PATTERN :]
 
 
-def _heard(sources: list[ClipPlan | Path], clip_s: float) -> Iterator[tuple[np.ndarray, list[str]]]:
-    """The figures of batches of clips, in order, and what is wrong with those that have none."""
-    batches = [sources[i : i + _BATCH] for i in range(0, len(sources), _BATCH)]
+def _analysed(sources: list[ClipPlan | Path], clip_s: float) -> Iterator[tuple[np.ndarray, list[str]]]:
+    """The features of batches of clips, in order, and error messages for clips that have none."""
+    batches = [sources[i : i + BATCH] for i in range(0, len(sources), BATCH)]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if cores == 1 or len(sources) < _POOL_FROM:
-        yield from (_hear(batch, clip_s) for batch in batches)
+        yield from (_analyse(batch, clip_s) for batch in batches)
         return
     workers = min(cores, _MOST_WORKERS)
     pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=features.follow_parent)
     try:
-        yield from pool.map(_hear, batches, [clip_s] * len(batches))
+        yield from pool.map(_analyse, batches, [clip_s] * len(batches))
     except BrokenProcessPool:
         raise DataError(
-            "A process that listened to clips was killed, perhaps for want of memory. Try again: clips heard are kept."
+            "A process that analysed clips was killed, perhaps for lack of memory. Try again: finished clips are kept."
         ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _hear(sources: list[ClipPlan | Path], clip_s: float) -> tuple[np.ndarray, list[str]]:
+def _analyse(sources: list[ClipPlan | Path], clip_s: float) -> tuple[np.ndarray, list[str]]:
     rows = np.zeros((len(sources), rhythm.PATTERN + rhythm.POOLED), dtype=np.float32)
     failures = []
     for row, source in zip(rows, sources, strict=True):
@@ -295,24 +295,23 @@ def _hear(sources: list[ClipPlan | Path], clip_s: float) -> tuple[np.ndarray, li
     return rows, failures
 
 
-# Classifying
+# Fitting classifiers
 
 
-def _measure(
-    manifest: Manifest, asked: _Asked, pattern: np.ndarray, pooled: np.ndarray, tell: Tell
+def measure(
+    manifest: Manifest, chosen: Chosen, pattern: np.ndarray, pooled: np.ndarray, tell: Tell
 ) -> list[tuple[Baseline, list[Prediction]]]:
-    """Each baseline with its predictions of test. Test is looked at once, by the classifier that valid has chosen.
+    """Each baseline with its test predictions. Only the classifier selected on valid is measured on test.
 
-    pattern, pooled: a row for each of asked.clips.
+    pattern, pooled: a row for each of chosen.clips.
     """
-    held = counts(manifest)
-    most = max(range(len(manifest.classes)), key=lambda i: held[manifest.classes[i]]["train"])
-    always = np.zeros((len(asked.of("test")), len(manifest.classes)))
+    most = max(range(len(manifest.classes)), key=lambda i: manifest.counts[manifest.classes[i]]["train"])
+    always = np.zeros((len(chosen.of("test")), len(manifest.classes)))
     always[:, most] = 1.0
     found = [_result(manifest, MAJORITY, always, f"always {manifest.classes[most]}", {})]
 
-    y = np.array(manifest.targets())[asked.clips]
-    train, valid, test = (asked.of(split) for split in SPLITS)
+    y = np.array(manifest.class_numbers())[chosen.clips]
+    train, valid, test = (chosen.of(split) for split in SPLITS)
     offered = {POOLED: (pooled, _linear(0.01) | _linear(0.1)), ONSETS: (pattern, _trees(manifest) | _linear(0.01))}
     done, total = 0, sum(len(candidates) for _, candidates in offered.values())
     tell(CHOOSING, done, total)
@@ -348,19 +347,19 @@ def _linear(c: float) -> dict[str, Callable[[], Any]]:
 def _trees(manifest: Manifest) -> dict[str, Callable[[], Any]]:
     from sklearn.ensemble import ExtraTreesClassifier
 
-    # A node holds a share for each class; without a limit, 20,000 clips of 40 classes would make 5 GB of trees.
-    leaves = max(2, _TREES_BYTES // (_TREES * 2 * 8 * len(manifest.classes)))
-    return {"extra trees": lambda: ExtraTreesClassifier(_TREES, max_leaf_nodes=leaves, random_state=0, n_jobs=-1)}
+    # A node holds a share for each class; without a limit, 20,000 clips of 40 classes would need 5 GB of trees.
+    leaves = max(2, _TREES_BYTES // (TREES * 2 * 8 * len(manifest.classes)))
+    return {"extra trees": lambda: ExtraTreesClassifier(TREES, max_leaf_nodes=leaves, random_state=0, n_jobs=-1)}
 
 
 def _result(
     manifest: Manifest, name: str, probabilities: np.ndarray, how: str, tried: Mapping[str, float]
 ) -> tuple[Baseline, list[Prediction]]:
-    """probabilities: (test clips, classes). Macro-F1 as runs have it: over the classes that test holds."""
+    """probabilities: (test clips, classes). Macro-F1 is over the classes in test, as for runs."""
     from sklearn.metrics import f1_score
 
     test = manifest.indices("test")
-    truth, predicted = np.array(manifest.targets())[list(test)], probabilities.argmax(axis=1)
+    truth, predicted = np.array(manifest.class_numbers())[list(test)], probabilities.argmax(axis=1)
     predictions = [
         Prediction(
             clip_id=manifest.clips[i].clip_id,
@@ -385,7 +384,7 @@ def _result(
 
 
 def tried_text(one: Baseline) -> str:
-    """`extra trees; best of 3 on valid, there 84.1%`; the name alone if there was no choice."""
+    """`extra trees; best of 3 on valid (84.1%)`; only the name if there was no choice."""
     if not one.tried:
         return one.how
-    return f"{one.how}; best of {len(one.tried)} on valid, there {one.tried[one.how]:.1%}"
+    return f"{one.how}; best of {len(one.tried)} on valid ({one.tried[one.how]:.1%})"

@@ -1,4 +1,4 @@
-"""Runs side by side: what differs in their settings, what they reached, and what may be concluded from that."""
+"""Runs side by side: how their settings differ, what they achieved, and which conclusion that supports."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from sousa_engine.core.config import RunConfig
 from sousa_engine.core.methods import METHODS
 from sousa_engine.core.records import Prediction, Run, Summary
 
-MOST_NAMED = 3  # runs in a note; more are counted
-LONGEST_NAME = 60  # of a setting, in characters; beyond it the title of a run says it better
+MOST_NAMED = 3  # runs listed in a note; of more, only the number is given
+LONGEST_NAME = 60  # characters; a setting with a longer name is called by the title of a run
 _NOT_A_SETTING = ("name", "seed", "device", "wandb.mode", "wandb.project", "lora.target_set")
 _SAME_CLIPS = ("data.dataset", "data.clip_s", "data.valid_fraction", "data.test_fraction", "data.split_seed")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """A field that is not the same in all runs; values are in the order of the runs, made readable."""
+    """A field that differs between runs. values: one readable text per run, in their order."""
 
     field: str
     values: tuple[str, ...]
@@ -32,7 +32,7 @@ class Difference:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What one run reached. Missing numbers are None. seconds: from start to end, None while it runs."""
+    """The results of one run. Missing numbers are None. seconds: from start to end, None while it runs."""
 
     run_id: str
     title: str
@@ -47,15 +47,15 @@ class Result:
     last_valid: Proportion | None
     test: Proportion | None
     test_macro_f1: float | None
-    setting: str  # equal for two runs that differ in nothing but seed, name and device
-    clips: str  # equal for two runs that were measured on the same clips
+    setting: str  # equal for two runs that differ only in seed, name and device
+    clips: str  # equal for two runs that were tested on the same clips
 
 
 @dataclass(frozen=True, kw_only=True)
 class Conclusion:
-    """verdict: what the runs allow to say, in a sentence or a few. notes: sentences that qualify it.
+    """verdict: the conclusion that the runs support, in one or more sentences. notes: sentences that qualify it.
 
-    pairs and order (settings by their mean) are empty where no settings were compared.
+    pairs and order (settings by their mean) are empty if no settings were compared.
     """
 
     verdict: str
@@ -74,7 +74,7 @@ def config_differences(runs: Sequence[Run]) -> tuple[Difference, ...]:
 
 
 def changes_from_defaults(config: RunConfig) -> tuple[Difference, ...]:
-    """Fields that were set to something else than their default; values: (default, here)."""
+    """Fields that differ from their default; values: (default, value in this config)."""
     found = configs.differences([RunConfig(), config])  # pyright: ignore[reportCallIssue]
     return tuple(
         Difference(field=field, values=tuple(shown(field, value) for value in values))
@@ -84,16 +84,15 @@ def changes_from_defaults(config: RunConfig) -> tuple[Difference, ...]:
 
 
 def results(runs: Sequence[Run], summaries: Mapping[str, Mapping[str, Summary]]) -> tuple[Result, ...]:
-    """One row a run, in the order given. summaries: run id -> metric name -> Summary."""
+    """One row per run, in the given order. summaries: run id -> metric name -> Summary."""
     return tuple(_result(run, summaries.get(run.id, {})) for run in runs)
 
 
 def setting_names(runs: Sequence[Run]) -> dict[str, str]:
-    """Result.setting -> short words that tell it from the settings of the other runs: "r=4", "random weights".
+    """Result.setting -> a short name that distinguishes it from the other settings: "r=4", "random weights".
 
-    Every field that differs between the settings is named, and no other; alpha only where alpha / r differs. Where that
-    takes more than LONGEST_NAME characters, or does not tell them apart, it is the title of the setting's first run,
-    without its seed.
+    The name has all fields that differ between settings, and no others; alpha only if alpha / r differs. If it would be
+    longer than LONGEST_NAME or not unique, the setting is called by the title of its first run, without the seed.
     """
     firsts: dict[str, Run] = {}
     for run in runs:
@@ -108,7 +107,7 @@ def setting_names(runs: Sequence[Run]) -> dict[str, str]:
 
 
 def run_names(runs: Sequence[Run]) -> list[str]:
-    """Titles; where two are alike the seed is added, and where that is not enough the id's end."""
+    """Titles. Equal titles get the seed appended and, if they are still equal, the end of the id."""
     names = [run.title for run in runs]
     for mark in (lambda run: f"seed {run.config.seed}", lambda run: run.id[-4:]):
         alike = {name for name, count in Counter(names).items() if count > 1}
@@ -123,44 +122,50 @@ def conclude(
     names: Mapping[str, str] | None = None,
     excluded: Mapping[str, str] | None = None,
 ) -> Conclusion:
-    """What these results allow to say about settings. One seed of a setting never makes a winner.
+    """The conclusion that these results support about settings. A single seed of a setting never makes a winner.
 
-    predictions: run id -> its predictions of the test split. names: setting_names(), else settings are called by the
-    title of their first run. excluded: run id -> why it does not compete (pruned); such runs take no part in anything
-    that is said here, and a note names them.
+    predictions: run id -> its predictions on the test split. names: setting_names(); by default, settings are called by
+    the title of their first run. excluded: run id -> the reason why it does not compete (pruned); such runs are only
+    listed in a note.
     """
     if excluded and any(row.run_id in excluded for row in rows):
-        out = [f"{_titled(row)} is left out: {excluded[row.run_id]}." for row in rows if row.run_id in excluded]
+        out = [f"{_titled(row)} is excluded: {excluded[row.run_id]}." for row in rows if row.run_id in excluded]
         found = conclude([row for row in rows if row.run_id not in excluded], predictions, names=names)
         return replace(found, notes=(*out, *found.notes))
     if len(rows) < 2:
         return Conclusion(verdict="No conclusion: fewer than two runs compete.")
     notes = []
     if any(row.is_random for row in rows) and not all(row.is_random for row in rows):
-        notes.append("A run on random weights is a control: it shows what training reaches without pre-training.")
+        notes.append("A run on random weights is a control: it shows what training achieves without pre-training.")
     if len({row.clips for row in rows}) > 1:
         return Conclusion(
-            verdict="No conclusion: the runs were not measured on the same clips (data set or split differ).",
+            verdict="No conclusion: the runs were not tested on the same clips (data set or split differs).",
             notes=tuple(notes),
         )
     unmeasured = [_titled(row) for row in rows if row.test is None]
     if unmeasured:
         named = listed(unmeasured) if len(unmeasured) <= MOST_NAMED else f"{len(unmeasured)} of {len(rows)} runs"
-        missing = f"{named} {'has' if len(unmeasured) == 1 else 'have'} no test result, which is measured at the end."
+        missing = (
+            f"{named} {'has' if len(unmeasured) == 1 else 'have'} no test result; "
+            "the test set is evaluated only when a run completes."
+        )
         measured = [row for row in rows if row.test is not None]
         if len(measured) < 2:
             return Conclusion(verdict=f"No conclusion: {missing}", notes=tuple(notes))
         found = conclude(measured, predictions, names=names)
-        return replace(found, notes=(f"Left out of this: {missing}", *found.notes))
+        return replace(found, notes=(f"Excluded: {missing}", *found.notes))
     groups: dict[str, list[Result]] = {}
     for row in rows:
         groups.setdefault(row.setting, []).append(row)
     if len(groups) == 1:
         if len({row.seed for row in rows}) == 1:
-            return Conclusion(verdict="The same setting with the same seed: nothing to compare.", notes=tuple(notes))
+            return Conclusion(
+                verdict="These runs have the same setting and the same seed: there is nothing to compare.",
+                notes=tuple(notes),
+            )
         return Conclusion(
             verdict=f"One setting, {len(rows)} seeds: test accuracy {_range(rows)}. "
-            "That is the spread between seeds, and no comparison of settings.",
+            "This is the variation between seeds, not a comparison of settings.",
             notes=tuple(notes),
         )
     if all(len({row.seed for row in group}) == 1 for group in groups.values()):
@@ -168,8 +173,8 @@ def conclude(
             verdict="One seed each: no conclusion about the settings.",
             notes=(
                 *notes,
-                "An interval below covers the choice of test clips. It does not cover the luck of a seed: "
-                f"train each setting with {ENOUGH_SEEDS} seeds or more.",
+                "The intervals reflect the sample of test clips, not variation between seeds: "
+                f"train each setting with at least {ENOUGH_SEEDS} seeds.",
             ),
         )
     names = names or _titles({setting: (g[0].title, g[0].seed, g[0].run_id) for setting, g in groups.items()})
@@ -190,22 +195,22 @@ def conclude(
 
 
 def paired_sentence(first: str, second: str, difference: PairedDifference) -> str:
-    """What two runs' predictions on the same clips say about these two networks, and about nothing else."""
+    """Compare two trained networks by their predictions on the same clips; it says nothing about their settings."""
     d = difference
     what = (
         "the two trained networks differ on these clips"
         if d.is_clear
-        else "these clips cannot tell the two trained networks apart"
+        else "these clips do not distinguish the two trained networks"
     )
     lead, low, high = (points(value, plus=True) for value in (d.difference, d.low, d.high))
     return (
-        f"On the same {d.n} test clips, {second} alone is right on {d.only_second} and {first} alone on "
+        f"On the same {d.n} test clips, {second} is right and {first} wrong on {d.only_second} clips, the reverse on "
         f"{d.only_first}: {lead} points for {second} (95 % interval {low} to {high}); {what}."
     )
 
 
 def shown(field: str, value: Any) -> str:
-    """A config value as people read it: targets by their names, rates without trailing zeros."""
+    """A config value as readable text: targets by their names, rates without trailing zeros."""
     if field == "lora.targets":
         return describe_targets(value)
     if value is None or value == "":
@@ -216,7 +221,7 @@ def shown(field: str, value: Any) -> str:
 
 
 def describe_targets(paths: Sequence[str]) -> str:
-    """`24 modules: q_proj ×4, k_proj ×4, ... in layers 0 to 3`; `none (the head alone)` when there are none."""
+    """`24 modules: q_proj ×4, k_proj ×4, ... in layers 0 to 3`; `none (the head alone)` without targets."""
     if not paths:
         return "none (the head alone)"
     kinds = Counter(_last_name(path) for path in paths)
@@ -227,14 +232,14 @@ def describe_targets(paths: Sequence[str]) -> str:
 
 
 def _last_name(path: str) -> str:
-    """From the last part that is a name on: `q_proj`, or `block.0.0` of a convolution in a Sequential."""
+    """The path from its last part that is not a number: `q_proj`, or `block.0.0` for a convolution."""
     parts = path.split(".")
     named = max((i for i, part in enumerate(parts) if not part.isdecimal()), default=0)
     return ".".join(parts[named:])
 
 
 def setting_fields(of: Sequence[RunConfig]) -> tuple[str, ...]:
-    """The fields that make these configs different settings: those that differ, without seed, name and device."""
+    """The fields in which these settings differ; seed, name and device are not part of a setting."""
     return tuple(field for field in configs.differences(list(of)) if field not in _NOT_A_SETTING)
 
 
@@ -262,13 +267,13 @@ def _result(run: Run, summaries: Mapping[str, Summary]) -> Result:
 
 
 def parameters(run: Run) -> dict[str, int]:
-    """Counts the trainer took from the network itself ("trainable", "total"); empty until it has built one."""
+    """Parameter counts of the built network ("trainable", "total"); empty until the trainer has built it."""
     counts = run.facts.get("parameters")
     return {k: int(v) for k, v in counts.items() if isinstance(v, int)} if isinstance(counts, Mapping) else {}
 
 
 def _titled(row: Result) -> str:
-    """Title with its seed: runs of one setting often have one name."""
+    """The title with the seed, because runs of one setting often have the same name."""
     seed = f" · seed {row.seed}"
     return f"{row.title.removesuffix(seed)}{seed}"
 
@@ -278,7 +283,7 @@ def _setting(run: Run) -> str:
 
 
 def _name(config: RunConfig, fields: Sequence[str]) -> str:
-    """`fields` of a config in few words: "attention · lr=0.0005"; targets by the name of their set, if any."""
+    """A short name from `fields` of a config: "attention · lr=0.0005"; targets by the name of their set, if any."""
     words = []
     for field in fields:
         value = configs.value_of(config, field)
@@ -294,12 +299,12 @@ def _name(config: RunConfig, fields: Sequence[str]) -> str:
         else:
             words.append(f"{field.rsplit('.', 1)[-1]}={shown(field, value)}")
     if len(words) > 1 and "pretrained" in words:
-        words.remove("pretrained")  # the usual; the other says that it is not
+        words.remove("pretrained")  # the default; only random weights need a mention
     return " · ".join(words)
 
 
 def _titles(firsts: Mapping[str, tuple[str, int, str]]) -> dict[str, str]:
-    """Setting -> its title, from (title, seed, id) of its first run; the end of the id where two are alike."""
+    """Setting -> its title, from (title, seed, id) of its first run; equal titles get the end of the id."""
     titles = {setting: title.removesuffix(f" · seed {seed}") for setting, (title, seed, _) in firsts.items()}
     often = Counter(titles.values())
     return {s: title if often[title] == 1 else f"{title} · {firsts[s][2][-4:]}" for s, title in titles.items()}

@@ -1,4 +1,4 @@
-"""What was taken for what: a confusion matrix from predictions, its classes and its most frequent mistakes."""
+"""A confusion matrix from predictions, accuracy per class, and the most frequent errors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sousa_engine.core.records import Prediction
 
 @dataclass(frozen=True, kw_only=True)
 class Confusion:
-    """counts[i][j]: clips of classes[i] that were taken for classes[j]."""
+    """counts[i][j]: clips of classes[i] that were predicted as classes[j]."""
 
     classes: tuple[str, ...]
     counts: tuple[tuple[int, ...], ...]
@@ -29,11 +29,11 @@ class Confusion:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassResult:
-    """One class: the share of its clips that was recognised, and what the others were mostly taken for."""
+    """One class: the share of its clips that was correct, and the most frequent wrong prediction."""
 
     label: str
     recall: Proportion
-    taken_for: str  # "" when no clip was mistaken
+    taken_for: str  # "" if no clip was wrong
     taken_for_count: int
 
 
@@ -47,10 +47,10 @@ class Mistake:
 
 @dataclass(frozen=True, kw_only=True)
 class ConfusionDifference:
-    """Two matrices over the same classes. gains[i][j]: how much better the second does in that cell, in [-1, 1].
+    """Two matrices over the same classes. gains[i][j]: how much better the second is in that cell, in [-1, 1].
 
-    On the diagonal its share of recognised clips minus the first's; beside it the first's share of this mistake minus
-    its own. None where neither counted a clip, or one has no clip of the class.
+    On the diagonal: the second's share of correct clips minus the first's. Off the diagonal: the first's share of this
+    error minus the second's. None if neither counted a clip, or if one has no clip of the class.
     """
 
     first: Confusion
@@ -60,7 +60,7 @@ class ConfusionDifference:
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """A mistake that one of two makes more often. first, second: (clips, of how many). gain: the second's, a share."""
+    """An error that one of two makes more often. first, second: (clips, all clips). gain: of the second, a share."""
 
     label: str
     predicted: str
@@ -70,7 +70,7 @@ class Change:
 
 
 def confusion(predictions: Sequence[Prediction], classes: Sequence[str] | None = None) -> Confusion:
-    """The matrix over `classes`, or over every class seen as label or prediction, sorted by name."""
+    """The matrix over `classes`, by default all classes that occur as label or prediction, sorted by name."""
     names = tuple(classes or sorted({p.label for p in predictions} | {p.predicted for p in predictions}))
     table = pd.crosstab(
         pd.Series([p.label for p in predictions], dtype=object),
@@ -80,9 +80,9 @@ def confusion(predictions: Sequence[Prediction], classes: Sequence[str] | None =
 
 
 def difference(first: Confusion, second: Confusion) -> ConfusionDifference:
-    """Cell by cell, as shares of each row. Raises ValueError where the classes are not the same."""
+    """Cell by cell, as shares of each row. Raises ValueError if the classes differ."""
     if first.classes != second.classes:
-        raise ValueError("The two matrices have different classes: make both over the union of their classes.")
+        raise ValueError("The two matrices have different classes. Build both over the union of their classes.")
     gains = tuple(
         tuple(_gain(a, b, i, j) for j in range(len(a)))
         for i, (a, b) in enumerate(zip(first.counts, second.counts, strict=True))
@@ -91,7 +91,7 @@ def difference(first: Confusion, second: Confusion) -> ConfusionDifference:
 
 
 def changes(found: ConfusionDifference, limit: int = 8) -> tuple[Change, ...]:
-    """The mistakes whose share differs most between the two, largest first."""
+    """The errors whose share differs most between the two, largest difference first."""
     cells = [
         Change(
             label=label,
@@ -108,7 +108,7 @@ def changes(found: ConfusionDifference, limit: int = 8) -> tuple[Change, ...]:
 
 
 def class_results(matrix: Confusion) -> tuple[ClassResult, ...]:
-    """One row a class that has clips, weakest first."""
+    """One row per class with clips, lowest accuracy first."""
     rows = []
     for i, (label, counts) in enumerate(zip(matrix.classes, matrix.counts, strict=True)):
         if not sum(counts):
@@ -127,7 +127,7 @@ def class_results(matrix: Confusion) -> tuple[ClassResult, ...]:
 
 
 def mistakes(matrix: Confusion, limit: int = 10) -> tuple[Mistake, ...]:
-    """The most frequent confusions, most frequent first."""
+    """The most frequent errors, in descending order."""
     found = [
         Mistake(label=matrix.classes[i], predicted=matrix.classes[j], count=count, n=sum(row))
         for i, row in enumerate(matrix.counts)

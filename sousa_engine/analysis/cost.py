@@ -1,4 +1,4 @@
-"""What an accuracy costs: trainable parameters, training time or peak memory of each setting, and the frontier."""
+"""Accuracy against cost: trainable parameters, training time or peak memory per setting, and the frontier."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ MEASURES = {
 
 @dataclass(frozen=True, kw_only=True)
 class CostPoint:
-    """A setting that was tested. cost: parameters, seconds or MiB; mean over its finished seeds.
+    """A tested setting. cost: parameters, seconds or MiB, as a mean over its finished seeds.
 
-    on_frontier: no other setting is both as cheap and as accurate. Controls (random weights) are never on it.
+    on_frontier: no other setting is at least as cheap and as accurate. Controls (random weights) are never on it.
     """
 
     name: str
@@ -33,7 +33,7 @@ class CostPoint:
 
 
 def cost_points(rows: Sequence[TrialRow], measure: str) -> tuple[CostPoint, ...]:
-    """The settings with both a test result and this cost, cheapest first."""
+    """The settings with a test result and a value for this cost, cheapest first."""
     found = []
     for row in rows:
         costs = [cost for run in row.runs if (cost := cost_of(run, measure)) is not None]
@@ -50,7 +50,7 @@ def cost_points(rows: Sequence[TrialRow], measure: str) -> tuple[CostPoint, ...]
 
 
 def cost_of(run: Run, measure: str) -> float | None:
-    """One of MEASURES of a finished run; None where it was not recorded."""
+    """One of MEASURES for a finished run; None if it was not recorded."""
     if run.status is not RunStatus.FINISHED:
         return None
     value = parameters(run).get(measure) if measure == "trainable" else run.facts.get(measure)
@@ -58,6 +58,6 @@ def cost_of(run: Run, measure: str) -> float | None:
 
 
 def devices(rows: Sequence[TrialRow]) -> tuple[str, ...]:
-    """The devices that finished runs trained on: times and memory of different ones do not compare."""
+    """The devices of finished runs; times and memory on different devices are not comparable."""
     runs = [run for row in rows for run in row.runs if run.status is RunStatus.FINISHED]
     return tuple(sorted({str(run.facts.get("device") or run.device or "unknown") for run in runs}))

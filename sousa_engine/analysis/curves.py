@@ -1,4 +1,4 @@
-"""Curves made ready for drawing: over steps, epochs or minutes, smoothed on demand, seeds as a mean with its band."""
+"""Curves prepared for drawing: over steps, epochs or minutes, smoothed if wanted, seeds as a mean with a band."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ AXES = ("step", "epoch", "minutes")  # of a chart, from left to right
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One line of a chart; y is None where the metric was no number. x: steps, epochs or minutes.
+    """One line of a chart; y is None where the metric is NaN or infinite. x: steps, epochs or minutes.
 
-    low, high: a band around it, () if it has none. group: lines of one group share a colour.
+    low, high: the band around the line, or (). group: lines of the same group share a colour.
     """
 
     label: str
@@ -28,18 +28,18 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class SeedCurve:
-    """A run's curve with the place of each of its steps on the x axis."""
+    """A curve of a run, with the position of each step on the x axis."""
 
     curve: Curve
     x: tuple[float, ...]
 
 
 def placed(run: Run, curve: Curve, axis: str, moments: Mapping[int, int] | None = None) -> SeedCurve | None:
-    """The curve over one of AXES; None where the run does not say where its steps lie there.
+    """The curve over one of AXES; None if the run did not record what that axis needs.
 
-    Epochs count from its data's clips and its batch size: 1.5 is half-way through the second. Minutes count from the
-    run's start, its preparation included, the time between an end and a resume left out. moments: step -> ms since
-    1970, for minutes.
+    Epochs are computed from the number of train clips and the batch size: 1.5 is halfway through the second epoch.
+    Minutes count from the start of the run, including preparation but not the time between an end and a resume.
+    moments: step -> ms since 1970, needed for minutes.
     """
     if axis == "step":
         return SeedCurve(curve=curve, x=curve.steps)
@@ -56,19 +56,19 @@ def placed(run: Run, curve: Curve, axis: str, moments: Mapping[int, int] | None 
 
 
 def seed_line(label: str, seeds: Sequence[SeedCurve], smoothing: float = 0.0, group: int = 0) -> Line:
-    """The mean over the seeds of a setting with a band from the lowest to the highest; one seed has no band.
+    """The mean over the seeds of a setting, with a band from the lowest to the highest; one seed has no band.
 
-    Each seed is smoothed by itself. Where fewer of them have a value (one stopped earlier), the mean is theirs.
+    Each seed is smoothed separately. Where some seeds have no value (one stopped earlier), the others give the mean.
     """
     width = max((seed.curve.width for seed in seeds), default=1)
     buckets = [_buckets(seed, width, smoothing) for seed in seeds]
     order = sorted({at for of_seed in buckets for at in of_seed})
-    there = [[of_seed[at] for of_seed in buckets if at in of_seed] for at in order]
-    found = [[y for _, y in some if y is not None] for some in there]
+    present = [[of_seed[at] for of_seed in buckets if at in of_seed] for at in order]
+    found = [[y for _, y in some if y is not None] for some in present]
     has_band = len(seeds) > 1
     return Line(
         label=label,
-        x=tuple(fmean(x for x, _ in some) for some in there),
+        x=tuple(fmean(x for x, _ in some) for some in present),
         y=tuple(fmean(some) if some else None for some in found),
         low=tuple(min(some, default=None) for some in found) if has_band else (),
         high=tuple(max(some, default=None) for some in found) if has_band else (),
@@ -77,12 +77,12 @@ def seed_line(label: str, seeds: Sequence[SeedCurve], smoothing: float = 0.0, gr
 
 
 def smooth(values: Sequence[float | None], weight: float) -> tuple[float | None, ...]:
-    """Exponential moving average without the bias towards its start; a gap stays a gap and is passed over.
+    """Exponential moving average with bias correction; gaps remain gaps and do not count.
 
-    weight: 0 (as it is) up to, not including, 1. Source: Kingma and Ba 2015, section 3 (bias correction).
+    weight: from 0 (unchanged) to just below 1. Source: Kingma and Ba 2015, section 3 (bias correction).
     """
     if not 0 <= weight < 1:
-        raise ValueError(f"smoothing = {weight!r} will not do: it lies between 0 and 1, 1 left out.")
+        raise ValueError(f"smoothing must be at least 0 and less than 1 (got {weight!r}).")
     smoothed: list[float | None] = []
     mean, mass = 0.0, 0.0
     for value in values:
@@ -96,13 +96,13 @@ def smooth(values: Sequence[float | None], weight: float) -> tuple[float | None,
 
 
 def _ran_ms(run: Run, start_ms: int, at_ms: int) -> int:
-    """How long the run had run by then, over all its launches."""
+    """How long the run had been running by then, over all attempts."""
     before = sum(min(end, max(at_ms, start)) - start for start, end in run.earlier_ms)
     return before + (max(0, at_ms - start_ms) if run.earlier_ms else at_ms - start_ms)
 
 
 def _buckets(seed: SeedCurve, width: int, smoothing: float) -> dict[int, tuple[float, float | None]]:
-    """Bucket of `width` steps -> (mean x, mean y) of a curve whose own buckets may be narrower."""
+    """Bucket of `width` steps -> (mean x, mean y); the buckets of the curve may be narrower."""
     found: dict[int, list[tuple[float, float | None]]] = {}
     for step, x, y in zip(seed.curve.steps, seed.x, smooth(seed.curve.mean, smoothing), strict=True):
         found.setdefault(step // width, []).append((x, y))

@@ -1,4 +1,4 @@
-"""Runs, clips, and what a scan found, as tables for other programs."""
+"""Runs, clips, and the findings of a scan, as CSV for other programs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _COLUMNS = (
 
 
 def runs_csv(rows: Iterable[RunRow]) -> str:
-    """One line a run. Accuracies in [0, 1], times in UTC; what is missing is empty."""
+    """One line per run. Accuracies are in [0, 1], times in UTC; missing values are empty."""
     lines = (
         (
             row.id, row.title, row.status.value, utc(row.created_at_ms), row.seconds, row.backbone, row.weights,
@@ -34,15 +34,15 @@ def runs_csv(rows: Iterable[RunRow]) -> str:
 
 
 def findings_csv(findings: Iterable[Finding]) -> str:
-    """One line a finding: level, kind, what it is called, file, reason; formulas as in runs_csv."""
+    """One line per finding: level, kind, its title, file, reason; formulas are escaped as by csv_text."""
     lines = [(found.level, found.kind, KINDS[found.kind], found.name, found.reason) for found in findings]
     return csv_text(("level", "kind", "what", "file", "reason"), lines)
 
 
 def clips_csv(clips: Sequence[Clip]) -> str:
-    """One line a clip, with the columns that a CSV data set has, then all its own; formulas as in runs_csv.
+    """One line per clip: the standard columns of a CSV data set, then its additional ones.
 
-    path: of the file; the clip's id where the clip is made on this machine.
+    path: of the file, or the clip id if the clip is synthesised. Formulas are escaped as by csv_text.
     """
     first = ("path", "label", "player", "split", "duration_s")
     own = list(dict.fromkeys(name for clip in clips for name in clip.columns if name not in first))
@@ -57,21 +57,22 @@ def clips_csv(clips: Sequence[Clip]) -> str:
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Sequence[str | float | None]]) -> str:
-    """A header and a line a row, as RFC 4180 has it. None is empty.
+    """A header and one line per row, as in RFC 4180. None becomes empty.
 
-    Text that a spreadsheet would take for a formula gets an apostrophe in front; numbers stay numbers.
+    Text that a spreadsheet would read as a formula gets a leading apostrophe; numbers remain numbers.
     """
     file = io.StringIO(newline="")
     writer = csv.writer(file, lineterminator="\r\n")
     for row in (columns, *rows):
-        writer.writerow([_harmless(value) for value in row])
+        writer.writerow([harmless(value) for value in row])
     return file.getvalue()
 
 
 def utc(at_ms: int | None) -> str | None:
-    """A moment as a spreadsheet reads it."""
+    """A time in the format that spreadsheets read."""
     return None if at_ms is None else datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
 
 
-def _harmless(value: str | float | None) -> str | float | None:
+def harmless(value: str | float | None) -> str | float | None:
+    """Text that begins like a formula gets a leading apostrophe; everything else is unchanged."""
     return f"'{value}" if isinstance(value, str) and value.startswith(_BEGINS_A_FORMULA) else value

@@ -1,7 +1,7 @@
-"""Which axis of a sweep matters: functional ANOVA over a random forest (Optuna's), on settings averaged over seeds.
+"""Which axis of a sweep matters: functional ANOVA over a random forest (from Optuna), on means over seeds.
 
-Optuna's own default since version 5, PED-ANOVA, asks which values the best trials share. On a grid of some ten
-settings the best are two or three, and it names what they happen to share; fANOVA uses every setting.
+PED-ANOVA, Optuna's default since version 5, looks at the values that the best trials share. In a grid of about ten
+settings these are only two or three trials, which may share a value by chance; fANOVA uses all settings.
 Source: Hutter, Hoos, Leyton-Brown 2014, An Efficient Approach for Assessing Hyperparameter Importance.
 """
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
     import optuna
 
 FEWEST_SETTINGS = 8
-MOST_LEVELS = 8  # a number with more different values than this was drawn from a range
+MOST_LEVELS = 8  # a number with more distinct values was sampled from a range
 
 
 @dataclass(frozen=True, kw_only=True)
 class Importance:
-    """shares: (field, share of the variance between settings that it explains by itself), highest first; or reason.
+    """shares: (field, share of the variance between settings that it explains alone), highest first; or reason.
 
-    between: standard deviation of the settings' means; noise: how much of that seeds alone would make, from their
-    spread within settings (None where no setting has two). Both are accuracies in [0, 1].
+    between: standard deviation of the means of settings. noise: the part of it that seeds alone would cause, estimated
+    from their variation within settings (None if no setting has two seeds). Both are accuracies in [0, 1].
     """
 
     shares: tuple[tuple[str, float], ...] = ()
@@ -39,7 +39,7 @@ class Importance:
 
     @property
     def rest(self) -> float:
-        """What no axis explains alone: axes acting together, and noise."""
+        """The share that no axis explains alone: axes combined, and noise."""
         return max(0.0, 1.0 - sum(share for _, share in self.shares))
 
     @property
@@ -48,18 +48,18 @@ class Importance:
         if self.reason:
             return self.reason
         said = (
-            f"Functional ANOVA of {self.settings} settings, averaged over seeds; a seed is no axis. "
-            f"The settings' means differ by {100 * self.between:.1f} points (standard deviation)"
+            f"Functional ANOVA of {self.settings} settings, averaged over seeds (a seed is not an axis). "
+            f"The standard deviation between settings is {100 * self.between:.1f} points"
         )
         if self.noise is None:
-            return said + "; with one seed each nobody can tell how much of that is luck."
+            return said + "; with one seed each, the part due to seeds is unknown."
         if self.noise > self.between / 2:
-            return said + f", of which seeds alone would make {100 * self.noise:.1f}: read the bars with doubt."
-        return said + f"; seeds alone would make {100 * self.noise:.1f}."
+            return said + f", of which seeds alone would cause {100 * self.noise:.1f}: interpret the bars with caution."
+        return said + f"; seeds alone would cause {100 * self.noise:.1f}."
 
 
 def importance(axes: Sequence[SettingAxis], reached: Sequence[Sequence[float]]) -> Importance:
-    """reached: for each setting the accuracies of its finished seeds; those without any are left out, and counted."""
+    """reached: for each setting the accuracies of its finished seeds; left_out counts the settings without any."""
     counted = [i for i, values in enumerate(reached) if values]
     left_out = len(reached) - len(counted)
     base = Importance(settings=len(counted), left_out=left_out)
@@ -73,7 +73,7 @@ def importance(axes: Sequence[SettingAxis], reached: Sequence[Sequence[float]]) 
         return replace(base, reason="No axis has two values among the settings with a finished run.")
     means = [fmean(reached[i]) for i in counted]
     if max(means) == min(means):
-        return replace(base, reason="All settings reached the same accuracy: no axis makes a difference.")
+        return replace(base, reason="All settings achieved the same accuracy: no axis makes a difference.")
     within = [(variance(values), len(values)) for i in counted if len(values := reached[i]) > 1]
     pooled = sum(v * (n - 1) for v, n in within) / sum(n - 1 for _, n in within) if within else None
     seeds = fmean(1 / len(reached[i]) for i in counted)
@@ -86,7 +86,7 @@ def importance(axes: Sequence[SettingAxis], reached: Sequence[Sequence[float]]) 
 
 
 def _fanova(axes: Sequence[SettingAxis], means: Sequence[float]) -> tuple[tuple[str, float], ...]:
-    import optuna  # half a second: only where it is needed
+    import optuna  # takes half a second, so it is imported only when needed
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="maximize")
@@ -104,7 +104,7 @@ def _fanova(axes: Sequence[SettingAxis], means: Sequence[float]) -> tuple[tuple[
 
 
 def _column(axis: SettingAxis) -> tuple[optuna.distributions.BaseDistribution, tuple[str | float, ...]]:
-    """Listed values count the same each; a range counts by its length, in logarithms where it spans magnitudes."""
+    """A listed axis is categorical; a sampled range is continuous, in logarithms if it spans magnitudes."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution
 
     if not axis.is_number or len(axis.levels) <= MOST_LEVELS:

@@ -1,7 +1,7 @@
-"""How far training moved each target of a run: by layer and role, strongest first, and the run without the weakest.
+"""How much training changed each target of a run: by layer and role, strongest first; and target sets without some.
 
-Not what a target is worth. An update is a change of a weight, measured against that weight (lora.update_norms); what
-accuracy loses without it, only a training without it tells: `pruned` and `ablations` make those.
+An update is the change of a weight relative to that weight (lora.update_norms). It does not measure how much a target
+contributes to accuracy: only a run without the target shows that. `pruned` and `ablations` define such runs.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _PARTS = ("query", "key", "value", "qkv", "in", "out")  # of a role, in the orde
 
 @dataclass(frozen=True, kw_only=True)
 class TargetUpdate:
-    """One target. norm: ||update|| / ||weight||, a share (0.05: 5 %); None where it was not measured or not finite.
+    """One target. norm: ||update|| / ||weight||, a share (0.05: 5 %); None if it was not measured or not finite.
 
-    layer: number of its block, None outside them. role: "" if it has none. parameters: that train in its adapter.
-    share: of all that trains in the run, head included (0 to 1).
+    layer: number of its block, None outside all blocks. role: "" if it has none. parameters: trainable, in its adapter.
+    share: of all trainable parameters of the run, head included (0 to 1).
     """
 
     path: str
@@ -44,14 +44,14 @@ class Updates:
     trainable: int
 
     def without(self, kept: Iterable[str]) -> int:
-        """Parameters that train if only the targets `kept` are adapted; the head stays as it is."""
-        stays = set(kept)
-        return self.trainable - sum(target.parameters for target in self.targets if target.path not in stays)
+        """Trainable parameters if only the targets `kept` are adapted; the head is unchanged."""
+        remaining = set(kept)
+        return self.trainable - sum(target.parameters for target in self.targets if target.path not in remaining)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """The targets of one role in one layer. mean: of their norms; None if none was measured."""
+    """The targets of one role in one layer. mean: of their norms; None if none were measured."""
 
     mean: float | None
     targets: tuple[TargetUpdate, ...]
@@ -59,7 +59,7 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """cells[i][j]: layers[i], roles[j]; None where nothing was ticked. Layer None: what lies outside all layers."""
+    """cells[i][j]: layers[i], roles[j]; None if it has no targets. Layer None: targets outside all layers."""
 
     layers: tuple[int | None, ...]
     roles: tuple[str, ...]
@@ -69,10 +69,10 @@ class Grid:
 def updates(
     config: RunConfig, outline: Outline, points: Sequence[MetricPoint], trainable: int | None
 ) -> Updates | None:
-    """A run's targets with what Store.updates found of them; None if it found nothing.
+    """The targets of a run with their updates from the store; None if there are no updates.
 
-    trainable: parameters that train, as the trainer counted them, which it does before it measures anything. A target
-    the outline does not know any more keeps its norm and its parameters, and comes last, without layer and role.
+    trainable: the trainable parameters counted by the trainer. A target that is no longer in the outline keeps its norm
+    and its parameters; it comes last, without layer and role.
     """
     if not points or not trainable:
         return None
@@ -97,21 +97,21 @@ def updates(
 
 
 def ranked(found: Updates) -> tuple[TargetUpdate, ...]:
-    """Strongest first; what was not measured comes last."""
+    """Strongest first; targets that were not measured come last."""
     return tuple(sorted(found.targets, key=lambda t: -math.inf if t.norm is None else t.norm, reverse=True))
 
 
 def strongest(found: Updates, share: float) -> tuple[str, ...]:
     """Paths of the strongest `share` (above 0, up to 1) of the targets, at least one, in tree order."""
     if not 0 < share <= 1:
-        raise ValueError(f"share = {share!r} will not do: it lies above 0 and up to 1.")
+        raise ValueError(f"share must be greater than 0 and at most 1 (got {share!r}).")
     count = math.ceil(round(share * len(found.targets), 9))
-    stays = {target.path for target in ranked(found)[:count]}
-    return tuple(target.path for target in found.targets if target.path in stays)
+    chosen = {target.path for target in ranked(found)[:count]}
+    return tuple(target.path for target in found.targets if target.path in chosen)
 
 
 def grid(found: Updates) -> Grid:
-    """Layers by roles, ordered as in the module tree: outside first; roles in groups, in the network's order."""
+    """Layers by roles, ordered as in the module tree: outside first; roles in groups, in the order of the network."""
     layers = tuple(sorted({target.layer for target in found.targets}, key=lambda layer: -1 if layer is None else layer))
     roles = _roles(target.role for target in found.targets)
     return Grid(
@@ -125,13 +125,13 @@ def grid(found: Updates) -> Grid:
 
 
 def pruned(config: RunConfig, paths: Iterable[str]) -> RunConfig:
-    """The same run with only these of its targets, and a name made anew. Equal but for that: fit to be compared.
+    """The same config with only these of its targets, and an automatic name. Nothing else differs.
 
-    Raises ValueError for a path that is no target of it.
+    Raises ValueError for a path that is not one of its targets.
     """
     kept = set(paths)
-    if strangers := kept - {target.path for target in config.lora.targets}:
-        raise ValueError(f"{min(strangers)} is no target of this run.")
+    if unknown := kept - {target.path for target in config.lora.targets}:
+        raise ValueError(f"{min(unknown)} is not a target of this run.")
     values = config.model_dump(mode="json")
     lora = values["lora"]
     lora["targets"] = [target for target in lora["targets"] if target["path"] in kept]
@@ -140,12 +140,12 @@ def pruned(config: RunConfig, paths: Iterable[str]) -> RunConfig:
 
 
 def ablations(outline: Outline, paths: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """Name -> paths in tree order: the sets to train in order to learn which targets earn their keep.
+    """Name -> paths in tree order: the sets to train to find out which targets are needed.
 
     "all"; "without ROLE" and "ROLE alone" for each role; "early layers" and "late layers": the halves of the layers
-    that occur (the middle one of an odd number is late), without what lies outside all layers. Only sets that have
-    members, each once, under its first name; the head belongs to its policy and is never among them. Raises TargetError
-    for a path that is no module.
+    that occur (the middle one of an odd number is late), without targets outside all layers. Empty sets are left out,
+    and equal sets appear once, under their first name. The head is never included: it has its own policy. Raises
+    TargetError for a path that is not a module.
     """
     chosen = {path for path in paths if not outline.in_head(outline.node(path).path)}
     nodes = [node for node in outline.nodes if node.path in chosen]
@@ -166,7 +166,7 @@ def ablations(outline: Outline, paths: Iterable[str]) -> dict[str, tuple[str, ..
 
 
 def _roles(roles: Iterable[str]) -> tuple[str, ...]:
-    """Each once: the groups as they come, within a group as the module tree has them."""
+    """Each role once: groups in order of appearance, within a group in the order of the module tree."""
     found = list(dict.fromkeys(roles))
     groups = list(dict.fromkeys(role.partition(".")[0] for role in found))
 

@@ -1,7 +1,7 @@
-"""What one can hear and see in a clip, by librosa: spectrogram, onsets, tempo. For looking at, not for training.
+"""Spectrogram, onsets and tempo of a clip, by librosa. For display, not for training.
 
-librosa takes seconds to import, and half a minute the first time on a machine (it compiles; the result is kept), so
-it is imported inside the functions.
+librosa is imported inside the functions: the import takes seconds, and half a minute the first time on a machine,
+because it compiles code that it then caches.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _SHARES = tuple(
 
 @dataclass(frozen=True, kw_only=True)
 class Envelope:
-    """The waveform's outline: lowest and highest sample of equal slices of time. Each (points,) float32."""
+    """Lowest and highest sample of equal slices of time. Each array: (points,) float32."""
 
     times_s: np.ndarray
     low: np.ndarray
@@ -38,7 +38,7 @@ class Spectrogram:
 
 @dataclass(frozen=True, kw_only=True)
 class Listening:
-    """tempo_bpm: librosa's guess of the beat, None where it hears no onset."""
+    """tempo_bpm: librosa's estimate of the beat; None if it finds no onset."""
 
     spectrogram: Spectrogram
     onsets_s: tuple[float, ...]
@@ -46,7 +46,7 @@ class Listening:
 
 
 def envelope(waveform: np.ndarray, sample_rate_hz: int, points: int = 600) -> Envelope:
-    """Outline of float32 (samples,) in at most `points` slices. Needs no librosa."""
+    """Envelope of float32 (samples,) in at most `points` slices. Does not need librosa."""
     edges = np.linspace(0, waveform.size, min(points, waveform.size) + 1).astype(int)
     return Envelope(
         times_s=(edges[:-1] + edges[1:]) / 2 / sample_rate_hz,
@@ -66,7 +66,7 @@ def listen(waveform: np.ndarray, sample_rate_hz: int) -> Listening:
 
 
 def mel_spectrogram(waveform: np.ndarray, sample_rate_hz: int) -> Spectrogram:
-    """64 ms windows every 10 ms: fine enough in time to see a flam's two strokes, and in pitch to see the drum."""
+    """64 ms windows every 10 ms: short enough to show both strokes of a flam, long enough to show the drum's pitch."""
     import librosa
 
     hop = sample_rate_hz // 100
@@ -83,7 +83,7 @@ def mel_spectrogram(waveform: np.ndarray, sample_rate_hz: int) -> Spectrogram:
 
 
 def onset_times(waveform: np.ndarray, sample_rate_hz: int) -> tuple[float, ...]:
-    """Moments in s at which librosa hears a new stroke; a flam is one, and so may be two strokes 30 ms apart."""
+    """Times in s at which librosa finds an onset. A flam counts as one; so may two strokes 30 ms apart."""
     import librosa
 
     found = librosa.onset.onset_detect(y=waveform, sr=sample_rate_hz, hop_length=sample_rate_hz // 125, units="time")
@@ -91,7 +91,7 @@ def onset_times(waveform: np.ndarray, sample_rate_hz: int) -> tuple[float, ...]:
 
 
 def tempo_bpm(waveform: np.ndarray, sample_rate_hz: int) -> float | None:
-    """librosa's beat, in beats a minute; None where nothing repeats. Often a simple share of the written tempo."""
+    """librosa's beat in beats per minute; None if nothing repeats. It is often a simple fraction of the true tempo."""
     import librosa
 
     found = float(librosa.feature.tempo(y=waveform, sr=sample_rate_hz, hop_length=sample_rate_hz // 125)[0])
@@ -99,14 +99,14 @@ def tempo_bpm(waveform: np.ndarray, sample_rate_hz: int) -> float | None:
 
 
 def tempo_share(heard_bpm: float, written_bpm: float, tolerance: float = 0.05) -> Fraction | None:
-    """The simple fraction (1/4 to 4) that `heard` is of `written`, or None. Beat trackers count halves or thirds."""
+    """heard / written as a simple fraction (1/4 to 4), or None. Beat trackers often find half or a third of a tempo."""
     ratio = heard_bpm / written_bpm
     near = min(_SHARES, key=lambda share: abs(ratio / float(share) - 1))
     return near if abs(ratio / float(near) - 1) <= tolerance else None
 
 
 def warm_up() -> None:
-    """Have librosa compile what `listen` needs: half a minute once on a machine, so that no page has to wait for it."""
+    """Make librosa compile what `listen` needs, half a minute once per machine, so that no page has to wait for it."""
     listen(np.random.default_rng(0).normal(0, 0.1, 16_000).astype(np.float32), 16_000)
 
 

@@ -1,4 +1,4 @@
-"""Accuracy of parts of the test split: of each class, family, and slice of tempo, player, noise and room."""
+"""Accuracy on parts of the test split: per class, rudiment group, and slice of tempo, player, noise or room."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from sousa_engine.analysis import families
+from sousa_engine.analysis import rudiment_groups
 from sousa_engine.analysis.significance import wilson_of_mean
 from sousa_engine.analysis.sweeps import TrialRow
 from sousa_engine.core.config import DataConfig
@@ -25,7 +25,7 @@ ALL = "all clips"
 class Score:
     """Mean accuracy of `seeds` runs on the same n clips; value, low and high are shares.
 
-    low, high: Wilson's 95 % interval of the mean: of the choice of clips, not of the luck of seeds, which share them.
+    low, high: Wilson's 95 % interval of the mean. It reflects the sample of clips, not variation between seeds.
     """
 
     value: float
@@ -37,7 +37,7 @@ class Score:
 
 @dataclass(frozen=True, kw_only=True)
 class Slicing:
-    """A way to part the test clips. bin_of: clip id -> one of bins."""
+    """A way to divide the test clips. bin_of: clip id -> one of bins."""
 
     name: str
     bins: tuple[str, ...]
@@ -53,24 +53,24 @@ def row_score(row: TrialRow) -> Score | None:
 
 
 def class_scores(scores: Sequence[ClipScore]) -> dict[str, Score]:
-    """Class -> its score, family by family."""
-    return grouped(scores, lambda clip: (clip.label,), families.by_family({clip.label for clip in scores}))
+    """Class -> its score, ordered by rudiment group."""
+    return grouped(scores, lambda clip: (clip.label,), rudiment_groups.by_group({clip.label for clip in scores}))
 
 
-def family_scores(scores: Sequence[ClipScore]) -> dict[str, Score]:
-    """All clips, then each family, then the acoustic twins and the others; all clips alone where none is a rudiment."""
-    return grouped(scores, lambda clip: (ALL, *families.groups_of(clip.label)), (ALL, *families.groups()))
+def group_scores(scores: Sequence[ClipScore]) -> dict[str, Score]:
+    """All clips, then rudiment groups, then acoustic twins and the others; only all clips if none is a rudiment."""
+    return grouped(scores, lambda clip: (ALL, *rudiment_groups.groups_of(clip.label)), (ALL, *rudiment_groups.groups()))
 
 
 def slice_scores(scores: Sequence[ClipScore], slicing: Slicing) -> dict[str, Score]:
-    """Bin -> its score. Clips that the slicing does not know are in none."""
+    """Bin -> its score. Clips unknown to the slicing are ignored."""
     return grouped(scores, lambda clip: (slicing.bin_of.get(clip.clip_id, ""),), slicing.bins)
 
 
 def grouped(
     scores: Iterable[ClipScore], names: Callable[[ClipScore], Iterable[str]], order: Sequence[str]
 ) -> dict[str, Score]:
-    """Group -> its score, in `order`; groups without a clip are left out, clips without a group are passed over."""
+    """Group -> its score, in `order`; groups without clips are left out, clips without a group are ignored."""
     right, asked, n, seeds = (dict.fromkeys(order, 0) for _ in range(4))
     for clip in scores:
         for name in names(clip):
@@ -84,9 +84,9 @@ def grouped(
 
 @lru_cache(maxsize=8)
 def slicings(dataset: str, clip_s: float | None) -> tuple[Slicing, ...]:
-    """The ways to part an embedded set's test clips; () for data of one's own, of which nothing of the kind is known.
+    """The ways to divide the test clips of an embedded set; () for other data sets, which lack this information.
 
-    The synthesiser is asked for its plan: no sound is made, no file is read.
+    It comes from the plan of the synthesiser: no audio is synthesised and no file is read.
     """
     if dataset not in synth.PRESETS:
         return ()
@@ -128,8 +128,8 @@ def _between(edges: Sequence[float]) -> tuple[str, ...]:
 
 
 def _third(clip: Clip) -> int:
-    """Which third of its rudiment's usual tempi (by ratio) a clip is played in."""
-    known = families.rudiment_of(clip.label)
+    """Which third of the usual tempo range of its rudiment (by ratio) a clip is in."""
+    known = rudiment_groups.rudiment_of(clip.label)
     assert known is not None, "embedded sets hold rudiments"
     low, high = known.tempo_bpm
     share = math.log(float(clip.columns["tempo_bpm"]) / low) / math.log(high / low)

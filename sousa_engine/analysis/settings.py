@@ -1,6 +1,6 @@
-"""Compared runs as settings: one row a setting with its seeds, the axes between settings, and what differs from a base.
+"""Compared runs as settings: one row per setting with its seeds, the axes between settings, differences from a base.
 
-A setting is all of a config but seed, name and device. Inside a sweep it is a trial, named as the sweep names it.
+A setting is a config without seed, name and device. In a sweep it is a trial and has the name that the sweep gives it.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from sousa_engine.core import sweep_spec
 from sousa_engine.core.config import RunConfig
 from sousa_engine.core.records import Run, RunStatus, Summary
 
-LOG_FROM = 4  # an axis of positive numbers whose highest is this many times its lowest is drawn in logarithms
-MOST_SHOWN = 8  # settings with a colour, a curve and a matrix of their own; the verdict is of them
+LOG_FROM = 4  # an axis of positive numbers is logarithmic if its highest is at least this many times its lowest
+MOST_SHOWN = 8  # settings with a colour, a curve and a matrix; the verdict covers only these
 ACCURACIES = {"valid": "valid/accuracy", "test": "test/accuracy"}
 
 Summaries = Mapping[str, Mapping[str, Summary]]  # run id -> metric name -> Summary
@@ -27,14 +27,14 @@ Summaries = Mapping[str, Mapping[str, Summary]]  # run id -> metric name -> Summ
 
 @dataclass(frozen=True, kw_only=True)
 class SettingAxis:
-    """A field that differs between settings. values: one a setting; None where its sweep has no such axis."""
+    """A field that differs between settings. values: one per setting; None if its sweep has no such axis."""
 
     field: str
     values: tuple[Any, ...]
 
     @property
     def name(self) -> str:
-        """As people write it: `lr` for training.lr."""
+        """The short name: `lr` for training.lr."""
         return self.field.rpartition(".")[2]
 
     @property
@@ -51,7 +51,7 @@ class SettingAxis:
 
     @property
     def levels(self) -> tuple[str, ...]:
-        """The different values as text: numbers ascending, others as they first occur."""
+        """The distinct values as text: numbers ascending, others in order of appearance."""
         if self.is_number:
             return tuple(dict.fromkeys(sweep_spec.show(value) for value in sorted(self.values)))
         return tuple(dict.fromkeys(self.texts))
@@ -59,7 +59,7 @@ class SettingAxis:
 
 @dataclass(frozen=True, kw_only=True)
 class AgainstBase:
-    """Fields that differ between settings. texts[i][j]: field j of setting i; is_base[i][j]: the base has the same."""
+    """Fields that differ between settings. texts[i][j]: field j of setting i; is_base[i][j]: equal to the base."""
 
     fields: tuple[str, ...]
     texts: tuple[tuple[str, ...], ...]
@@ -67,9 +67,10 @@ class AgainstBase:
 
 
 def setting_rows(runs: Sequence[Run], summaries: Summaries) -> tuple[TrialRow, ...]:
-    """One row a setting, of each seed the latest run; labels are all different.
+    """One row per setting, with the latest run of each seed. All labels are different.
 
-    Runs of one sweep: its trials, by number. Others: in the order of the runs; `setting` holds what differs.
+    For the runs of one sweep the rows are its trials, by number. For others they are in the order of the runs, and
+    `setting` holds the fields that differ.
     """
     if runs and runs[0].sweep_id and len({run.sweep_id for run in runs}) == 1:
         return _told_apart(trial_rows(sorted(runs, key=lambda run: run.created_at_ms), summaries))
@@ -93,7 +94,7 @@ def setting_rows(runs: Sequence[Run], summaries: Summaries) -> tuple[TrialRow, .
 def ordered(
     runs: Sequence[Run], summaries: Summaries, *, of_sweep: bool
 ) -> tuple[tuple[TrialRow, ...], tuple[TrialRow, ...]]:
-    """(all settings, those that are shown); a sweep's come with the best first."""
+    """(all settings, the shown settings); those of a sweep come best first."""
     rows = setting_rows(runs, summaries)
     rows = tuple(by_valid(rows)) if of_sweep else rows
     return rows, best(rows, MOST_SHOWN)
@@ -102,26 +103,26 @@ def ordered(
 def competing(
     runs: Sequence[Run], rows: Sequence[TrialRow], shown: Sequence[TrialRow], *, of_sweep: bool
 ) -> Sequence[Run]:
-    """The runs whose verdict is asked for: of the shown settings."""
+    """The runs that the verdict covers: those of the shown settings."""
     return runs if len(shown) == len(rows) and not of_sweep else [run for row in shown for run in row.runs]
 
 
 def best(rows: Sequence[TrialRow], limit: int) -> tuple[TrialRow, ...]:
-    """All of them, in their order, if they are few enough; else the best by mean valid accuracy, best first.
+    """All rows in their order, if there are at most `limit`; otherwise the best by mean valid accuracy, best first.
 
-    Never by test accuracy: a setting that was chosen by its test clips would look better on them than it is.
+    Test accuracy is never used: a setting chosen by its test clips would look better on them than it is.
     """
     return tuple(rows) if len(rows) <= limit else tuple(by_valid(rows)[:limit])
 
 
 def names_in_verdict(rows: Sequence[TrialRow], found: Sequence[Result]) -> dict[str, str]:
-    """Result.setting -> the label of its row, as compare.conclude takes it."""
+    """Result.setting -> the label of its row, for compare.conclude."""
     labels = {run.id: row.label for row in rows for run in row.runs}
     return {result.setting: labels[result.run_id] for result in found if result.run_id in labels}
 
 
 def has_axes(rows: Sequence[TrialRow], of_sweep: bool) -> bool:
-    """Whether there are enough runs to ask which axis matters."""
+    """Whether there are enough runs to estimate which axis matters."""
     return of_sweep or (len(rows) >= 3 and sum(len(row.runs) for row in rows) >= 6)
 
 
@@ -131,7 +132,7 @@ def by_valid(rows: Sequence[TrialRow]) -> list[TrialRow]:
 
 
 def reached(row: TrialRow, summaries: Summaries, split: str) -> tuple[float, ...]:
-    """What the finished seeds of a setting reached: best valid accuracy, or test accuracy. Empty if it was pruned."""
+    """Best valid accuracy or test accuracy of the finished seeds of a setting. Empty if it was pruned."""
     if row.is_pruned:
         return ()
     found = (summaries.get(run.id, {}).get(ACCURACIES[split]) for run in row.runs if run.status is RunStatus.FINISHED)
@@ -140,14 +141,14 @@ def reached(row: TrialRow, summaries: Summaries, split: str) -> tuple[float, ...
 
 
 def setting_axes(rows: Sequence[TrialRow]) -> tuple[SettingAxis, ...]:
-    """The fields of the settings that have at least two values, in the order of the first setting that has them."""
+    """The fields with at least two values among the settings, in order of appearance."""
     fields = dict.fromkeys(field for row in rows for field in row.setting)
     axes = [SettingAxis(field=field, values=tuple(row.setting.get(field) for row in rows)) for field in fields]
     return tuple(axis for axis in axes if len(axis.levels) > 1)
 
 
 def against_base(rows: Sequence[TrialRow], base: int) -> AgainstBase:
-    """The config fields that differ, as text, against those of rows[base]; seeds too, where their lists differ."""
+    """The config fields that differ, as text, compared with rows[base]; seeds too if they differ."""
     differing = configs.differences([row.runs[0].config for row in rows])
     columns = {
         field: tuple(shown(field, value) for value in values)
@@ -163,7 +164,7 @@ def against_base(rows: Sequence[TrialRow], base: int) -> AgainstBase:
 
 
 def lead(row: TrialRow, base: TrialRow, split: str) -> float | None:
-    """Mean accuracy of a setting minus the base's, a share in [-1, 1]; None where either was not measured."""
+    """Mean accuracy of a setting minus that of the base, a share in [-1, 1]; None if either was not measured."""
     ours, theirs = (row.mean_test, base.mean_test) if split == "test" else (row.mean_valid, base.mean_valid)
     return None if ours is None or theirs is None else ours - theirs
 
@@ -173,7 +174,7 @@ def mean(values: Sequence[float]) -> float | None:
 
 
 def _plain(config: RunConfig, field: str) -> Any:
-    """A config's value as an axis has it: targets by the name of their set, if they have one."""
+    """The value of a config field on an axis: targets by the name of their set, if they have one."""
     value = configs.value_of(config, field)
     if field == "lora.targets":
         return config.lora.target_set or describe_targets([target.path for target in value])
@@ -181,7 +182,7 @@ def _plain(config: RunConfig, field: str) -> Any:
 
 
 def _told_apart(rows: Sequence[TrialRow]) -> tuple[TrialRow, ...]:
-    """Where labels are alike, what the setting is follows; where that is not enough, a number."""
+    """Append the setting to equal labels and, if they are still equal, a number."""
     for mark in (lambda row: sweep_spec.label(dict(row.setting)), lambda row: f"setting {row.number}"):
         often = Counter(row.label for row in rows)
         rows = [

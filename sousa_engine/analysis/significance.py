@@ -1,4 +1,4 @@
-"""How sure a proportion is: Wilson's interval of one accuracy, a paired interval for two runs on the same clips."""
+"""Confidence intervals: Wilson's for one accuracy, a paired one for two runs on the same clips."""
 
 from __future__ import annotations
 
@@ -35,28 +35,28 @@ class PairedDifference:
 
     @property
     def is_clear(self) -> bool:
-        """True when the interval leaves out zero."""
+        """Whether the interval excludes zero."""
         return self.low > 0 or self.high < 0
 
 
 def wilson(right: int, n: int, z: float = Z95) -> Proportion:
     """Wilson's score interval of right / n. Raises ValueError unless 0 <= right <= n and n > 0.
 
-    Source: Wilson 1927; unlike the normal interval it stays within [0, 1] and holds for small n. scipy's binomtest has
-    it too, at 1 ms an interval and a second of import; a table of classes takes hundreds (tests hold the two equal).
+    Source: Wilson 1927. Unlike the normal interval it is within [0, 1] and valid for small n. scipy's binomtest gives
+    the same result (tested), but takes a second to import and 1 ms per interval; a table of classes needs hundreds.
     """
     if n <= 0 or not 0 <= right <= n:
-        raise ValueError(f"{right} of {n} is no proportion: n must be above 0, and right between 0 and n.")
+        raise ValueError(f"{right} of {n} is not a proportion: n must be above 0, and right between 0 and n.")
     return wilson_of_mean(right / n, n, z)
 
 
 def wilson_of_mean(share: float, n: int, z: float = Z95) -> Proportion:
-    """Wilson's interval of a mean accuracy over seeds that share their n clips, which need be no whole number of clips.
+    """Wilson's interval of a mean accuracy over seeds with the same n clips; share * n need not be an integer.
 
-    It is of the choice of clips, not of the luck of seeds. Raises ValueError unless 0 <= share <= 1 and n > 0.
+    It reflects the sample of clips, not variation between seeds. Raises ValueError unless 0 <= share <= 1 and n > 0.
     """
     if n <= 0 or not 0 <= share <= 1:
-        raise ValueError(f"{share} of {n} clips is no proportion: n must be above 0, and the share in [0, 1].")
+        raise ValueError(f"{share} of {n} clips is not a proportion: n must be above 0, and the share in [0, 1].")
     z2 = z * z
     middle = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = z * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n)) / (1 + z2 / n)
@@ -66,7 +66,7 @@ def wilson_of_mean(share: float, n: int, z: float = Z95) -> Proportion:
 
 
 def last_accuracy(summary: Summary | None) -> Proportion | None:
-    """The last value of an accuracy as a proportion of its clips; None where it, or its n, is missing."""
+    """The last value of an accuracy as a proportion of its clips; None if it or its n is missing."""
     return None if summary is None else _accuracy(summary.last, summary.n)
 
 
@@ -75,7 +75,7 @@ def best_accuracy(summary: Summary | None) -> Proportion | None:
 
 
 def paired(first: Sequence[Prediction], second: Sequence[Prediction], z: float = Z95) -> PairedDifference | None:
-    """Difference of two accuracies over exactly the same clips; None where the clips or their labels are not the same.
+    """Difference of two accuracies on exactly the same clips; None if the clips or their labels differ.
 
     Source: Bonett and Price 2012, adjusted Wald interval for a difference of paired proportions.
     """

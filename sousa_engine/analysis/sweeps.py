@@ -1,4 +1,4 @@
-"""The runs of a sweep, read as trials: one setting each, several seeds."""
+"""The runs of a sweep as trials: each is one setting with several seeds."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from sousa_engine.core.records import Run, RunStatus, Summary, Sweep
 
 @dataclass(frozen=True, kw_only=True)
 class TrialRow:
-    """A setting and what its seeds reached. Shares in [0, 1]; None where nothing was measured.
+    """A setting and the results of its seeds. Shares are in [0, 1]; None if nothing was measured.
 
-    runs: by seed, of each seed the latest. valid: best valid accuracy of each run that has one. test: of finished runs.
+    runs: the latest of each seed, by seed. valid: best valid accuracy of each run that has one. test: test accuracy of
+    the finished runs.
     """
 
     number: int
@@ -33,7 +34,7 @@ class TrialRow:
 
     @property
     def statuses(self) -> Counter[str]:
-        """Status -> runs; a pruned one counts as "pruned"."""
+        """Status -> number of runs; a pruned run counts as "pruned"."""
         return Counter(status_word(run) for run in self.runs)
 
     @property
@@ -50,7 +51,7 @@ class TrialRow:
 
     @property
     def test_interval(self) -> Proportion | None:
-        """Wilson's interval of the mean: of the choice of clips, not of the luck of seeds, which share them."""
+        """Wilson's interval of the mean. It reflects the sample of clips, not variation between seeds."""
         if self.mean_test is None or not self.clips:
             return None
         return wilson_of_mean(self.mean_test, self.clips)
@@ -58,28 +59,28 @@ class TrialRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """Runs of a sweep that failed for one reason. `cause` is as the first of them said it."""
+    """Runs that failed for the same reason. cause: the reason of the first of them."""
 
     cause: str
     runs: tuple[Run, ...]
 
     @property
     def is_stop(self) -> bool:
-        """Nothing went wrong: people stopped them."""
+        """Whether all runs were stopped by a user, so that nothing went wrong."""
         return all(run.status is RunStatus.STOPPED for run in self.runs)
 
     @property
     def is_of_targets(self) -> bool:
-        """Other targets may be the cure: the reason speaks of modules or offers names."""
+        """Whether other targets may fix it: the reason mentions modules or suggests names."""
         return bool(nearest_names(self.cause)) or bool(re.search(r"\b(target|module|rank)s?\b", self.cause))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tally:
-    """How far a sweep has come, in runs; those that were trained again count once.
+    """The progress of a sweep in runs. A run that was trained again counts once.
 
-    to_come: not queued yet, as far as is known: a sweep that learns may draw settings that could only fail, and ASHA
-    trains the other seeds of a setting only if it was not given up.
+    to_come: the estimated number of runs not queued yet. A sweep that learns may sample invalid combinations, and ASHA
+    trains the other seeds of a setting only if it was not pruned.
     """
 
     statuses: Counter[str]  # a pruned run counts as "pruned"
@@ -110,8 +111,10 @@ def tally(found: Sweep, runs: Sequence[Run]) -> Tally:
 
 
 def seconds_left(runs: Sequence[Run], to_come: int, now_ms: int) -> float | None:
-    """Until all are over, as those that came to their own end took (each backbone by itself), with as many at a time
-    as train now. None before the first of them."""
+    """Seconds until all runs have ended; None before the first one has finished.
+
+    The estimate uses the durations of finished and pruned runs, per backbone, and as many runs at a time as now.
+    """
     took: dict[str, list[float]] = {}
     for run in runs:
         if (run.status is RunStatus.FINISHED or run.is_pruned) and run.seconds:
@@ -131,7 +134,7 @@ def seconds_left(runs: Sequence[Run], to_come: int, now_ms: int) -> float | None
 
 
 def trials(runs: Sequence[Run]) -> dict[int, tuple[Run, ...]]:
-    """Trial number -> its runs by seed, of each seed the latest."""
+    """Trial number -> the latest run of each seed, by seed."""
     found: dict[int, dict[int, Run]] = {}
     for run in runs:
         found.setdefault(run.trial or 0, {})[run.config.seed] = run
@@ -139,12 +142,12 @@ def trials(runs: Sequence[Run]) -> dict[int, tuple[Run, ...]]:
 
 
 def latest(runs: Sequence[Run]) -> tuple[Run, ...]:
-    """Without the runs that were trained again."""
+    """The runs without those that a later run replaced."""
     return tuple(run for of_trial in trials(runs).values() for run in of_trial)
 
 
 def trial_rows(runs: Sequence[Run], summaries: Mapping[str, Mapping[str, Summary]]) -> tuple[TrialRow, ...]:
-    """One row a trial, by number. summaries: run id -> metric name -> Summary."""
+    """One row per trial, by number. summaries: run id -> metric name -> Summary."""
     return tuple(
         trial_row(number, of_trial, of_trial[0].setting, summaries) for number, of_trial in trials(runs).items()
     )
@@ -153,7 +156,7 @@ def trial_rows(runs: Sequence[Run], summaries: Mapping[str, Mapping[str, Summary
 def trial_row(
     number: int, runs: tuple[Run, ...], setting: Mapping[str, Any], summaries: Mapping[str, Mapping[str, Summary]]
 ) -> TrialRow:
-    """The row of one setting: `runs` are its seeds."""
+    """The row of one setting; `runs` are its seeds."""
     valid = [_value(summaries, run, "valid/accuracy", best=True) for run in runs]
     test = [_value(summaries, run, "test/accuracy") for run in runs if run.status is RunStatus.FINISHED]
     clips = (summaries.get(run.id, {}).get("test/accuracy") for run in runs)
@@ -171,17 +174,17 @@ def trial_row(
 
 
 def best_first(rows: Sequence[TrialRow]) -> list[TrialRow]:
-    """By mean test accuracy, then those not tested by valid accuracy, then those with nothing measured."""
+    """By mean test accuracy, then untested ones by valid accuracy, then those without results."""
     return sorted(rows, key=lambda row: (row.mean_test or -1.0, row.mean_valid or -1.0), reverse=True)
 
 
 def failures(runs: Sequence[Run], *, stopped: bool = False) -> tuple[Failure, ...]:
-    """The runs of a sweep that failed and were not trained again, by cause. stopped: also those that people stopped."""
+    """The failed runs of a sweep that were not trained again, by cause. stopped: include runs stopped by users."""
     return by_cause(latest(runs), stopped=stopped)
 
 
 def by_cause(runs: Sequence[Run], *, stopped: bool = False) -> tuple[Failure, ...]:
-    """Those of these runs that failed or were lost: reasons that differ in numbers and ids alone are one cause."""
+    """The failed and lost runs. Reasons that differ only in numbers and ids are one cause."""
     causes: dict[str, list[Run]] = {}
     for run in runs:
         unfinished = stopped and run.status is RunStatus.STOPPED and not run.is_pruned
@@ -194,18 +197,18 @@ def by_cause(runs: Sequence[Run], *, stopped: bool = False) -> tuple[Failure, ..
 
 
 def out_of_competition(runs: Sequence[Run]) -> dict[str, str]:
-    """Run id -> why a verdict leaves it out, as compare.conclude takes it: those that were pruned."""
+    """Run id -> why the verdict excludes it (it was pruned), for compare.conclude."""
     return {run.id: f"it was pruned at step {run.pruned_at_step:,}" for run in runs if run.is_pruned}
 
 
 def nearest_names(cause: str) -> list[str]:
-    """The names that a reason offers: "... Nearest: qkv, attention.out_proj." Empty if it offers none."""
+    """The names that a reason suggests: "... Nearest: qkv, attention.out_proj." Empty if there are none."""
     offered = re.search(r"[Nn]earest:? (.+?)(?:\.(?=\s|$)|$)", cause)
     return [name.strip(" `'") for name in offered[1].split(",")] if offered else []
 
 
 def status_word(run: Run) -> str:
-    """Its status; "pruned" for a run that its sweep gave up."""
+    """The status of a run; "pruned" if its sweep pruned it."""
     return "pruned" if run.is_pruned else run.status.value
 
 
@@ -219,5 +222,5 @@ def _value(
 
 
 def _same_cause(reason: str) -> str:
-    """A reason without what differs from run to run: numbers and ids."""
+    """A reason without the numbers and ids that differ from run to run."""
     return re.sub(r"\d[\w.-]*", "#", reason)

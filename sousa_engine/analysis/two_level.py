@@ -1,32 +1,32 @@
-"""The difference of two settings over seeds and clips: an interval and a p that hold with three to five seeds.
+"""The difference of two settings over seeds and clips: an interval and a p that are valid with three to five seeds.
 
-right[s, c] says whether the network of seed s was right on clip c. An accuracy is a mean over both, and both were
-drawn: another seed gives another network, another day other clips. The difference of two settings on the same clips
-varies by three parts (first and second setting have S1 and S2 seeds, and there are N clips):
+right[s, c] says whether the network of seed s was right on clip c. An accuracy is a mean over both, and both are
+samples: another seed gives another network, another recording day other clips. The variance of the difference of two
+settings on the same clips has three parts (the settings have S1 and S2 seeds, and there are N clips):
 
-    clips   c / N                      one setting suits some clips better, with every seed
-    seeds   v1 / S1 + v2 / S2          one seed's network is better than another's
-    own     (r1 / S1 + r2 / S2) / N    what one seed does on one clip, beyond the two
+    clips   c / N                      one setting is better on some clips, with every seed
+    seeds   v1 / S1 + v2 / S2          the network of one seed is better than that of another
+    own     (r1 / S1 + r2 / S2) / N    the rest: the interaction of one seed with one clip
 
 Clips are resampled jointly for both settings (paired: a clip that is hard for both cancels out), seeds independently
-within each setting; a draw of the difference is its value plus both deviations. A plain bootstrap of that kind is wrong
-with few seeds: benchmarks/results/verdict.json has the rates of false winners. Hence:
+within each setting; a sample of the difference is its value plus both deviations. A plain bootstrap of this kind is
+wrong with few seeds: benchmarks/results/verdict.json has the rates of false winners. Therefore:
 
-1. Resampled seeds vary by (S - 1) / S of what seeds vary by, and there are only a handful of different resamples. So
-   the seeds' deviation is drawn from a normal distribution with the unbiased variance.
-2. That variance is itself a guess from S values. The deviation is divided by sqrt(chi2 / df), which makes it Student's
-   t, with the degrees of freedom of Welch and Satterthwaite: about S1 + S2 - 2, fewer where one setting varies far
-   more. Pooling the seeds of all settings would give more, but settings do differ in how much their seeds vary.
-3. The spread between seeds and the spread between clips both contain the own part, which would count twice. It is
-   estimated from the interaction (many degrees of freedom) and taken out of the clips' part; and the spread between
-   seeds is never taken for smaller than it: seeds that agree closer than that do so by luck.
-4. Two phantom clips, one for each side, are added to the clips, as Bonett and Price (2012) do: five clips that all
-   speak for one setting then give p = 0.065, about what the sign test has (0.0625); a bare bootstrap says 0.013.
+1. The variance of resampled seeds is too small by the factor (S - 1) / S, and there are only a few distinct resamples.
+   So the deviation of seeds is sampled from a normal distribution with the unbiased variance.
+2. That variance is itself estimated from S values. The deviation is divided by sqrt(chi2 / df), which makes it
+   Student's t, with the degrees of freedom of Welch and Satterthwaite: about S1 + S2 - 2, fewer if one setting varies
+   far more. Pooling the seeds of all settings would give more, but the variance between seeds differs by setting.
+3. The variance between seeds and the variance between clips both contain the own part, which would count twice. It is
+   estimated from the interaction (many degrees of freedom) and subtracted from the clips' part. The variance between
+   seeds is never assumed to be smaller than it: seeds that agree more closely do so by chance.
+4. Two phantom clips, one for each side, are added to the clips, as in Bonett and Price (2012): five clips that all
+   favour one setting then give p = 0.065, close to the sign test (0.0625); a plain bootstrap gives 0.013.
 
-What is taken for granted: seeds vary about as a normal distribution does. Where a third of the seeds collapses, three
-seeds of one setting may all be lucky and those of another not: 6.5 % false winners among four settings, 1.5 % with five
-seeds. Welch's t itself errs by a little where one of two settings varies ten times as much: 5.7 % with three seeds.
-Clips are taken to be independent: where few players made them, another player may differ more than an interval says.
+Assumptions: the variation of seeds is roughly normal. If a third of the seeds collapse, three seeds of one setting may
+all be lucky and those of another not: 6.5 % false winners among four settings, 1.5 % with five seeds. Welch's t itself
+is slightly off if one of two settings varies ten times as much: 5.7 % with three seeds. Clips are assumed to be
+independent: if only a few players recorded them, another player may differ more than an interval suggests.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ from numpy.typing import NDArray
 
 DRAWS = 20_000
 _SEED = 20_261_123
-_AT_ONCE = 4_000_000  # weights worked on at a time
-_KEPT = 16_000_000  # bytes of a table of weights that is kept for the next call
+_AT_ONCE = 4_000_000  # weights processed at a time
+_KEPT = 16_000_000  # bytes; a table of weights up to this size is cached
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """First minus second setting on n clips, as shares in [-1, 1], with 95 % interval; p: two-sided, that it is 0.
+    """First minus second setting on n clips, as shares in [-1, 1], with 95 % interval; p: two-sided, for no difference.
 
-    The rest is what it is made of, as named in the module's docstring: v and r of (first, second), and c.
+    The other fields are its parts, as in the docstring of the module: v and r of (first, second), and c.
     """
 
     n: int
@@ -64,7 +64,7 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class Need:
-    """What would shrink an interval enough: so many more seeds of each setting, and so many more clips."""
+    """How many more seeds of each setting, and how many more clips, would make an interval narrow enough."""
 
     seeds: int
     clips: int
@@ -75,17 +75,19 @@ def estimates(
 ) -> tuple[Estimate, ...]:
     """An Estimate for each pair (i, j) of settings. right[i]: (seeds, clips) of bool, the same clips in every setting.
 
-    A pair's numbers depend on nothing but the pair (up to rounding), and are the same each time. Raises ValueError
-    where a setting of a pair has fewer than two seeds, or the clips are not equally many.
+    The result for a pair depends only on the pair (up to rounding) and is reproducible. Raises ValueError if a setting
+    of a pair has fewer than two seeds, or if the numbers of clips differ.
     """
     if not pairs:
         return ()
     counts = {right[i].shape[1] for pair in pairs for i in pair}
     if len(counts) > 1 or 0 in counts:
-        raise ValueError(f"The settings have {sorted(counts)} clips: they must be measured on the same clips.")
+        raise ValueError(f"The settings have {sorted(counts)} clips; they must be tested on the same clips.")
     few = [i for pair in pairs for i in pair if len(right[i]) < 2]
     if few:
-        raise ValueError(f"Setting {few[0]} has {len(right[few[0]])} seed: variance between seeds takes two or more.")
+        raise ValueError(
+            f"Setting {few[0]} has {len(right[few[0]])} seed; the variance between seeds needs at least two."
+        )
     (n,) = counts
     parts = {i: _Part.of(right[i]) for pair in pairs for i in pair}
     clips = np.empty((n + 2, len(pairs)), np.float32)
@@ -101,9 +103,9 @@ def estimates(
 def needed(estimate: Estimate, half_width: float, level: float, most_seeds: int = 100) -> Need:
     """How many more seeds of each setting, or clips, bring the half width of the 1 - level interval to `half_width`.
 
-    Seeds first: the fewest that do it alone. Where the clips' part alone is too wide, or it would take more than
-    `most_seeds`, clips at the present number of seeds; where these alone do not do it either, some of both. It takes
-    the variances, which are guesses from few seeds, to be what they are now: an estimate, no promise.
+    Seeds first: the fewest that are enough. If the clips' part alone is too wide, or if more than `most_seeds` would be
+    needed: clips, with the present number of seeds; if these are not enough either: some of both. This assumes that the
+    variances, estimated from few seeds, are correct, so it is only an estimate.
     """
     from scipy.special import stdtrit
 
@@ -126,7 +128,7 @@ def needed(estimate: Estimate, half_width: float, level: float, most_seeds: int 
 
 @dataclass(frozen=True)
 class _Part:
-    """One setting. by_clip: (clips,) share of seeds that were right. variance: between seeds, with the own part."""
+    """One setting. by_clip: (clips,) share of correct seeds. variance: between seeds, including the own part."""
 
     seeds: int
     by_clip: NDArray[np.float64]
@@ -146,7 +148,7 @@ class _Part:
 
 
 def _clip_values(first: _Part, second: _Part) -> NDArray[np.float64]:
-    """The difference on each clip, drawn together around its mean until it varies as the clips' own part does."""
+    """The difference on each clip, scaled around its mean so that its variance equals the clips' part."""
     values = first.by_clip - second.by_clip
     mean, variance = values.mean(), values.var()
     clip_variance = _clip_variance(first, second)
@@ -160,15 +162,15 @@ def _clip_variance(first: _Part, second: _Part) -> float:
 
 
 def _estimate(first: _Part, second: _Part, clips: NDArray[np.float64]) -> Estimate:
-    """clips: (draws,) the difference under resampled clips."""
+    """clips: (draws,) the difference for each resample of the clips."""
     a, b = first.variance / first.seeds, second.variance / second.seeds
     bottom = a**2 / (first.seeds - 1) + b**2 / (second.seeds - 1)
     df = (a + b) ** 2 / bottom if bottom > 0 else 1.0
-    random = np.random.default_rng(_SEED)  # anew for each pair: a pair's numbers do not depend on the others
+    random = np.random.default_rng(_SEED)  # created for each pair, so that a pair does not depend on the others
     half = (len(clips) + 1) // 2
     deviation = np.sqrt(a) * random.standard_normal(half) - np.sqrt(b) * random.standard_normal(half)
     deviation /= np.sqrt(random.chisquare(df, half) / df)
-    drawn = clips + np.concatenate([deviation, -deviation])[: len(clips)]  # both signs: steadier tails
+    drawn = clips + np.concatenate([deviation, -deviation])[: len(clips)]  # both signs give more stable tails
     low, high = np.clip(np.quantile(drawn, [0.025, 0.975]), -1, 1)
     beyond = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
     n = len(first.by_clip)
@@ -186,7 +188,7 @@ def _estimate(first: _Part, second: _Part, clips: NDArray[np.float64]) -> Estima
 
 
 def _resampled_means(values: NDArray[np.float32], draws: int) -> NDArray[np.float32]:
-    """Means of the rows of `values` (n, columns) under `draws` bootstrap resamples: (draws, columns)."""
+    """Means over the rows of `values` (n, columns) for `draws` bootstrap resamples: (draws, columns)."""
     n = len(values)
     if n * draws <= _KEPT:
         weights = _kept_weights(n, draws)
@@ -202,7 +204,7 @@ def _kept_weights(n: int, draws: int) -> NDArray[np.uint8]:
 
 
 def _weights(n: int, draws: int):
-    """How often each of n clips is in each resample of n, in blocks (some draws, n); the same ones each time."""
+    """How often each of n clips occurs in each resample, in blocks (some draws, n); reproducible."""
     random = np.random.default_rng(_SEED)
     rows = max(1, _AT_ONCE // n)
     for start in range(0, draws, rows):

@@ -1,24 +1,24 @@
-"""The verdict of a comparison: which setting beats which, which are tied, and what the runs cannot tell; one sentence.
+"""The verdict of a comparison in a sentence: which setting beats which, which are tied, and what remains undecided.
 
     found = groups([Measured(run="r8 seed 0", group="r=8", seed=0, predictions=store.predictions(id, "test")), ...])
     said = verdict(found.groups, excluded=found.left_out)
     said.sentence    "A beats B on the same 480 clips: +3.1 points (95 % interval 0.9 to 5.2), 5 seeds."
 
-Each pair of settings gets a two-level paired interval (two_level.py, where the statistics are argued). Then:
+Each pair of settings gets a two-level paired interval (two_level.py explains the statistics). Then:
 
-beats                   p, adjusted by Holm over all pairs that can be judged, is below 0.05, and the difference is
-                        at least 1 point (MARGIN): less is not worth choosing by, however sure it is.
-tied                    the 95 % interval lies within 2 points of zero (TIE, twice the margin: at a difference of
-                        exactly the margin a win and a tie take equally much evidence).
-tied, under the margin  p says that there is a difference, but it is smaller than the margin.
-not enough evidence     anything else, and how many more seeds of both settings, or test clips, would tell if the
-                        difference and the variances stayed what they are. By simulation, a half to three quarters of
-                        these estimates are enough.
+beats                   p, adjusted by Holm over all pairs with enough seeds, is below 0.05, and the difference is at
+                        least 1 point (MARGIN): a smaller difference is not relevant, even if it is certain.
+tied                    the 95 % interval is within 2 points of zero (TIE, twice the margin: at a difference equal to
+                        the margin, a win and a tie need the same evidence).
+tied, under the margin  p is below 0.05, but the difference is smaller than the margin.
+not enough evidence     all other cases, with an estimate of how many more seeds of both settings, or test clips, would
+                        be needed to decide if the difference and the variances remained the same. In simulations,
+                        between half and three quarters of these estimates are sufficient.
 one seed                a single network says nothing about a setting: no interval, no p.
 
-Two seeds of a setting never make a winner nor a tie: among four settings they would not find a lead of 10 points, so
-nothing is lost; and where a third of the seeds collapses, two lucky against two unlucky ones look like a sure win in
-7 % of comparisons (benchmarks/results/verdict.json). Runs that were pruned never compete: hand them in as `excluded`.
+Two seeds of a setting never make a winner or a tie. Nothing is lost: among four settings they would not detect a lead
+of 10 points. And if a third of the seeds collapse, two lucky seeds against two unlucky ones look like a certain win in
+7 % of comparisons (benchmarks/results/verdict.json). Pruned runs never compete: pass them as `excluded`.
 """
 
 from __future__ import annotations
@@ -39,13 +39,14 @@ LEVEL = 0.05
 MARGIN = 0.01
 TIE = 2 * MARGIN
 ENOUGH_SEEDS = 3
-MOST_NAMED = 4  # settings in one sentence; all pairs stand in the table
+MOST_NAMED = 4  # settings in one sentence; the table has all pairs
 METHOD = (
-    "Means have Wilson's interval for the choice of clips; pairs a two-level paired bootstrap: clips are resampled "
-    "together for both settings, seeds within each, with Student's t for how few they are. An interval is for its "
-    f"pair alone, p is adjusted for all pairs (Holm). A setting beats another with p below {LEVEL:g} and "
-    f"{100 * MARGIN:g} point or more; they are tied where the interval lies within {100 * TIE:g} points of zero. "
-    f"Both take {ENOUGH_SEEDS} seeds of each setting."
+    "The intervals of means are Wilson's and reflect the sample of test clips. Pairs are compared by a two-level "
+    "paired bootstrap: clips are resampled jointly for both settings, seeds within each, with Student's t to account "
+    "for the small number of seeds. Each interval refers to its pair only; p is adjusted for all pairs (Holm). A "
+    f"setting beats another if p is below {LEVEL:g} and the difference is at least {100 * MARGIN:g} point. Two "
+    f"settings are tied if the interval is within {100 * TIE:g} points of zero. Both need at least {ENOUGH_SEEDS} "
+    "seeds per setting."
 )
 
 
@@ -63,7 +64,7 @@ class Outcome(enum.StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """One run's predictions of its test split. run: what it is called; group: its setting."""
+    """The predictions of one run on its test split. run: its name; group: its setting."""
 
     run: str
     group: str
@@ -74,7 +75,7 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """One setting: seed -> clip id -> whether that network was right."""
+    """One setting: seed -> clip id -> whether that network was correct."""
 
     name: str
     right: Mapping[int, Mapping[str, bool]]
@@ -83,7 +84,7 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True)
 class LeftOut:
-    """A run that does not compete, and why: "pruned after epoch 3"."""
+    """A run that does not compete, with the reason: "pruned after epoch 3"."""
 
     run: str
     reason: str
@@ -97,10 +98,10 @@ class Grouped:
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """Two settings, the one with the higher accuracy first. Shares in [-1, 1]; None where a seed alone says nothing.
+    """Two settings, the one with the higher accuracy first. Shares are in [-1, 1]; None if a setting has one seed.
 
-    p: two-sided, that there is no difference; adjusted_p: by Holm, None with fewer than ENOUGH_SEEDS. more_seeds (of
-    both settings) and more_clips: what would tell, None where the outcome does; above 0 where it takes them.
+    p: two-sided, for no difference; adjusted_p: by Holm, None with fewer than ENOUGH_SEEDS. more_seeds (of both
+    settings) and more_clips: the estimated need to decide; None if the pair is decided, 0 if not needed.
     """
 
     first: str
@@ -120,7 +121,7 @@ class Pair:
 
 @dataclass(frozen=True, kw_only=True)
 class Standing:
-    """A setting's accuracy: mean over seeds with Wilson's interval of the clips, lowest and highest seed; shares."""
+    """The accuracy of a setting: mean over seeds with Wilson's interval, lowest and highest seed; all are shares."""
 
     name: str
     accuracy: Proportion
@@ -131,7 +132,7 @@ class Standing:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """sentence: the strongest true statements, three at most. order: settings, highest mean accuracy first."""
+    """sentence: up to three of the strongest true statements. order: settings, highest mean accuracy first."""
 
     sentence: str
     pairs: tuple[Pair, ...] = ()
@@ -140,10 +141,10 @@ class Verdict:
 
 
 def groups(runs: Sequence[Measured]) -> Grouped:
-    """The runs that can be compared, by setting; what cannot be is named with the reason.
+    """The runs that can be compared, by setting; the others are listed with a reason.
 
-    All must be measured on the same clips with the same labels: the ones that most runs have. A seed counts once a
-    setting: training it again gives no new network.
+    All must be tested on the same clips with the same labels: those that most runs have. A seed counts once per
+    setting, because training it again gives no new network.
     """
     left_out: list[LeftOut] = []
     labels = {id(run): frozenset((p.clip_id, p.label) for p in run.predictions) for run in runs if run.predictions}
@@ -154,11 +155,11 @@ def groups(runs: Sequence[Measured]) -> Grouped:
         seeds = found.setdefault(run.group, {})
         reason = None
         if not run.predictions:
-            reason = "it has no predictions of test clips"
+            reason = "it has no test predictions"
         elif labels[id(run)] != common:
             reason = _other_clips(labels[id(run)], common)
         elif run.seed in seeds:
-            reason = f"seed {run.seed} of {run.group} is there already"
+            reason = f"seed {run.seed} of {run.group} is already included"
         else:
             seeds[run.seed] = {p.clip_id: p.predicted == p.label for p in run.predictions}
         if reason:
@@ -172,46 +173,48 @@ def groups(runs: Sequence[Measured]) -> Grouped:
 
 
 def verdict(groups: Sequence[Group], *, excluded: Sequence[LeftOut] = (), draws: int = two_level.DRAWS) -> Verdict:
-    """What these settings' test predictions allow to say. The same input, in any order, gives the same verdict.
+    """The verdict that the test predictions of these settings support. It does not depend on their order.
 
-    excluded: runs that do not compete (pruned, other clips, ...); they become notes. draws: of the bootstrap.
-    Raises ValueError where two groups share a name, a group has no seed, or clips differ (see groups()).
+    excluded: runs that do not compete (pruned, other clips, ...); they become notes. draws: bootstrap resamples.
+    Raises ValueError if two groups share a name, a group has no seed, or clips differ (see groups()).
     """
-    notes = tuple(f"{left.run} is left out: {left.reason}." for left in excluded)
+    notes = tuple(f"{left.run} is excluded: {left.reason}." for left in excluded)
     right = _matrices(groups)
     titles = {group.name: _title(group) for group in groups}
     names = sorted(right, key=lambda name: (-right[name].mean(), name))
     order = tuple(_standing(titles[name], right[name]) for name in names)
     if len(order) < 2:
-        return Verdict(sentence="Nothing to compare: one setting, or none, was measured.", notes=notes, order=order)
+        return Verdict(
+            sentence="There is nothing to compare: fewer than two settings were tested.", notes=notes, order=order
+        )
     pairs = _pairs([titles[name] for name in names], [right[name] for name in names], draws)
     return Verdict(sentence=_sentence(order, pairs), pairs=pairs, notes=notes, order=order)
 
 
 def points(share: float, *, plus: bool = False) -> str:
-    """A share as percentage points: 0.031 -> `3.1`, or `+3.1`; below zero with the true minus sign."""
+    """A share in percentage points: 0.031 -> `3.1`, or `+3.1`; negative ones with a true minus sign."""
     value = _shown(share)
     return f"{value:+.1f}".replace("-", "−") if plus and value else f"{value:.1f}".replace("-", "−")
 
 
 def points_span(pair: Pair) -> str:
-    """The 95 % interval of a pair in points, `0.9 to 5.2`; a dash where a seed alone says nothing."""
+    """The 95 % interval of a pair in points, `0.9 to 5.2`; a dash if a setting has only one seed."""
     return "–" if pair.low is None or pair.high is None else f"{points(pair.low)} to {points(pair.high)}"
 
 
 def outcome_text(pair: Pair) -> str:
-    """`A beats B`, or `not enough evidence (+2 seeds would tell)`."""
+    """`A beats B`, or `not enough evidence (about +2 seeds needed)`."""
     more = []
     if pair.more_seeds:
         more.append(f"+{pair.more_seeds} {'seed' if pair.more_seeds == 1 else 'seeds'}")
     if pair.more_clips:
         more.append(f"+{pair.more_clips:,} clips")
     found = "A beats B" if pair.outcome is Outcome.BEATS else pair.outcome.value
-    return f"{found} ({', '.join(more)} would tell)" if more else found
+    return f"{found} (about {', '.join(more)} needed)" if more else found
 
 
 def listed(names: Sequence[str], most: int | None = None) -> str:
-    """`A, B and C`; with more than `most` of them `A, B, C and 4 others`."""
+    """`A, B and C`; with more than `most` names `A, B, C and 4 others`."""
     if most and len(names) > most:
         names = [*names[: most - 1], f"{len(names) - most + 1} others"]
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
@@ -221,14 +224,14 @@ def listed(names: Sequence[str], most: int | None = None) -> str:
 
 
 def _matrices(groups: Sequence[Group]) -> dict[str, np.ndarray]:
-    """Name -> (seeds, clips) of bool, clips in one order."""
+    """Name -> (seeds, clips) of bool, with the clips in the same order for all."""
     clips: list[str] | None = None
     found: dict[str, np.ndarray] = {}
     for group in groups:
         if group.name in found:
-            raise ValueError(f"Two groups are called {group.name!r}: a verdict needs names that tell them apart.")
+            raise ValueError(f"Two groups are called {group.name!r}; a verdict needs distinct names.")
         if not group.right:
-            raise ValueError(f"{group.name!r} has no seed: leave it out.")
+            raise ValueError(f"{group.name!r} has no seed; leave it out.")
         for seed, by_clip in group.right.items():
             clips = sorted(by_clip) if clips is None else clips
             if not clips or by_clip.keys() != set(clips):
@@ -258,7 +261,7 @@ def _standing(name: str, right: np.ndarray) -> Standing:
 
 
 def _pairs(names: Sequence[str], right: Sequence[np.ndarray], draws: int) -> tuple[Pair, ...]:
-    """Every pair, in the order of the names. Holm runs over the pairs with enough seeds: only they can win."""
+    """All pairs, in the order of the names. Holm covers the pairs with enough seeds, since only these can win."""
     every = list(itertools.combinations(range(len(names)), 2))
     fewest = {pair: min(len(right[i]) for i in pair) for pair in every}
     drawn = [pair for pair in every if fewest[pair] > 1]
@@ -266,7 +269,9 @@ def _pairs(names: Sequence[str], right: Sequence[np.ndarray], draws: int) -> tup
     judged = [pair for pair in drawn if fewest[pair] >= ENOUGH_SEEDS]
     p = [found[pair].p for pair in judged]
     adjusted = dict(zip(judged, _holm(p), strict=True))
-    times = {pair: sum(other >= found[pair].p for other in p) for pair in drawn}  # what Holm multiplies its p by
+    times = {
+        pair: sum(other >= found[pair].p for other in p) for pair in drawn
+    }  # the factor that Holm applies to its p
     return tuple(
         _pair(names[i], names[j], right[i], right[j], found.get((i, j)), adjusted.get((i, j)), times.get((i, j), 1))
         for i, j in every
@@ -276,7 +281,7 @@ def _pairs(names: Sequence[str], right: Sequence[np.ndarray], draws: int) -> tup
 def _holm(p: Sequence[float]) -> list[float]:
     if not p:
         return []
-    from statsmodels.stats.multitest import multipletests  # a second to import
+    from statsmodels.stats.multitest import multipletests  # the import takes a second
 
     return np.asarray(multipletests(p, alpha=LEVEL, method="holm")[1]).tolist()
 
@@ -312,7 +317,7 @@ def _pair(
 
 
 def _outcome(found: two_level.Estimate, adjusted_p: float | None) -> Outcome:
-    """Judged on what is shown: a difference that reads 1.0 is one of 1 point."""
+    """Decided on the displayed values: a difference shown as 1.0 counts as 1 point."""
     if adjusted_p is None:
         return Outcome.NOT_ENOUGH
     big = _shown(found.difference) >= _shown(MARGIN)
@@ -323,7 +328,7 @@ def _outcome(found: two_level.Estimate, adjusted_p: float | None) -> Outcome:
 
 
 def _more(found: two_level.Estimate, times: int) -> two_level.Need:
-    """A lead of the margin or more must be told from zero, a smaller one must fit into the band of a tie."""
+    """A lead of at least the margin must be distinguished from zero; a smaller one must fit within a tie."""
     lead = found.difference
     if _shown(lead) >= _shown(MARGIN):
         need = two_level.needed(found, lead, LEVEL / max(1, times))
@@ -350,7 +355,7 @@ def _sentence(order: Sequence[Standing], pairs: Sequence[Pair]) -> str:
 
 
 def _leaders(able: Sequence[Standing], pairs: Mapping[tuple[str, str], Pair]) -> list[str]:
-    """One or two sentences. A pair's first has the higher mean, so the top is never beaten."""
+    """One or two sentences. The first of a pair has the higher mean, so the top is never beaten."""
     names = [standing.name for standing in able]
     wins = [p for (a, b), p in pairs.items() if p.outcome is Outcome.BEATS and a in names and b in names]
     top, *others = names
@@ -390,7 +395,7 @@ def _beats(pair: Pair) -> bool:
 
 
 def _win(nearest: Pair, beaten: Sequence[str]) -> str:
-    whom = f" over {nearest.second}, the nearest" if len(beaten) > 1 else ""
+    whom = f" over {nearest.second}, the closest" if len(beaten) > 1 else ""
     return (
         f"{nearest.first} beats {_some(beaten)} on the same {nearest.n_clips:,} clips: "
         f"{points(nearest.difference, plus=True)} points{whom} ({_interval(nearest)}), {_seeds(nearest)}."
@@ -400,7 +405,7 @@ def _win(nearest: Pair, beaten: Sequence[str]) -> str:
 def _tie(pair: Pair) -> str:
     what = "The difference is"
     if pair.outcome is Outcome.UNDER_MARGIN:
-        what = f"{pair.first} is ahead, by less than the margin of {100 * MARGIN:g} point:"
+        what = f"{pair.first} leads, but by less than the margin of {100 * MARGIN:g} point:"
     return (
         f"Tied: {pair.first}, {pair.second}. {what} {points(pair.difference, plus=True)} points ({_interval(pair)}) "
         f"on the same {pair.n_clips:,} clips, {_seeds(pair)}."
@@ -408,35 +413,35 @@ def _tie(pair: Pair) -> str:
 
 
 def _unclear(tied: Sequence[str], unclear: Sequence[str], pairs: Mapping[tuple[str, str], Pair]) -> str:
-    """Between the top and those it can neither be put before nor be called equal to."""
+    """Settings that are neither beaten by the top nor tied with it."""
     open_pairs = [pairs[who, name] for name in unclear for who in tied if (who, name) in pairs]
     open_pairs = [pair for pair in open_pairs if pair.outcome is Outcome.NOT_ENOUGH]
     need = _need(open_pairs)
     if len(tied) > 1:
-        return f"Not enough evidence about {_some(unclear)}: {need} would tell."
+        return f"Not enough evidence about {_some(unclear)}: {need} would be needed to decide."
     if len(unclear) > 1:
-        return f"Not enough evidence between {_some([*tied, *unclear])}: {need} would tell."
+        return f"Not enough evidence between {_some([*tied, *unclear])}: {need} would be needed to decide."
     (pair,) = open_pairs
     lead = f"{pair.first} is ahead of {pair.second} by {points(pair.difference)} points"
     if not _shown(pair.difference):
         lead = f"{pair.first} and {pair.second} are level"
     return (
-        f"Not enough evidence: {need} would tell. {lead} ({_interval(pair)}) on the same {pair.n_clips:,} clips, "
-        f"{_seeds(pair)}."
+        f"Not enough evidence: {need} would be needed to decide. {lead} ({_interval(pair)}) "
+        f"on the same {pair.n_clips:,} clips, {_seeds(pair)}."
     )
 
 
 def _need(pairs: Sequence[Pair]) -> str:
-    """What would settle all of these pairs."""
+    """The seeds and clips needed to decide all of these pairs."""
     seeds = max(pair.more_seeds or 0 for pair in pairs)
     clips = max(pair.more_clips or 0 for pair in pairs)
     parts = []
     if seeds:
-        parts.append(f"{seeds} more {'seed' if seeds == 1 else 'seeds'} of each")
+        parts.append(f"{seeds} more {'seed' if seeds == 1 else 'seeds'} per setting")
     if clips:
         parts.append(f"{clips:,} more test clips")
     few = "" if any(min(p.seeds_first, p.seeds_second) >= ENOUGH_SEEDS for p in pairs) else "two seeds are too few; "
-    alone = "seeds alone will not do; " if clips and not few else ""
+    alone = "more seeds are not enough; " if clips and not few else ""
     return f"{few}{alone}about {' and '.join(parts)}"
 
 
@@ -454,13 +459,14 @@ def _seeds(pair: Pair) -> str:
 def _other_clips(mine: frozenset[tuple[str, str]], common: frozenset[tuple[str, str]]) -> str:
     ids, usual = {clip for clip, _ in mine}, {clip for clip, _ in common}
     if ids != usual:
-        return f"its {len(ids):,} test clips are not the {len(usual):,} of the other runs"
+        return f"its {len(ids):,} test clips are not the {len(usual):,} clips of the other runs"
     count = len(mine - common)
-    return f"{count:,} of its test clips {'has another label' if count == 1 else 'have other labels'} than in the rest"
+    have = "has another label" if count == 1 else "have other labels"
+    return f"{count:,} of its test clips {have} than in other runs"
 
 
 def _shown(share: float) -> float:
-    """Points, as they are printed; never minus zero."""
+    """Percentage points as displayed; never minus zero."""
     return round(100 * share, 1) + 0.0
 
 

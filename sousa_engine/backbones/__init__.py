@@ -32,9 +32,13 @@ __all__ = [
     "Variant",
     "WeightsState",
     "build",
+    "downloads",
     "family",
     "load_official",
     "open_network",
+    "pretrained",
+    "shelf",
+    "spec",
     "variant",
     "weights_state",
 ]

@@ -1,1 +1,3 @@
-"""The command line: the same verbs as the pages. The only package that imports click."""
+"""The command line: the same actions as the pages. This is the only package that imports click."""
+
+__all__ = ["main"]

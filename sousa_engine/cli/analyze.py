@@ -1,4 +1,4 @@
-"""`python -m sousa_engine analyze`: a comparison as Markdown, CSV, or one HTML file with its charts."""
+"""`python -m sousa_engine analyze`: a comparison as Markdown, CSV, or one HTML file with charts."""
 
 from __future__ import annotations
 
@@ -17,27 +17,30 @@ from sousa_engine.store import Store
 from sousa_engine.workspace import Workspace
 
 
-@click.command("analyze", short_help="A sweep, or runs, as a report: verdict, tables, charts.")
+@click.command("analyze", short_help="Write a report on a sweep or on runs: verdict, tables, charts.")
 @click.argument("sweep", required=False)
-@click.option("--run", "runs", multiple=True, metavar="RUN", help="These runs instead of a sweep; once for each.")
+@click.option(
+    "--run", "runs", multiple=True, metavar="RUN", help="Report on this run instead of a sweep; repeat for several."
+)
 @click.option(
     "--format",
     "form",
     type=click.Choice(list(report.FORMATS)),
-    help="Default: what the file's name says, else markdown.",
+    help="Default: taken from the file name, otherwise markdown.",
 )
 @click.option(
-    "--out", "out", metavar="FILE", default="-", help="Write this file (.md, .csv or .html); - is the terminal."
+    "--out", "out", metavar="FILE", default="-", help="File to write (.md, .csv or .html); - prints to the terminal."
 )
-@click.option("--force", is_flag=True, help="Write over a file that is there.")
+@click.option("--force", is_flag=True, help="Overwrite an existing file.")
 @click.pass_obj
 def analyze_command(
     workspace: Workspace, sweep: str | None, runs: tuple[str, ...], form: str | None, out: str, force: bool
 ) -> None:
-    """Report what a sweep has come to: python -m sousa_engine analyze last --out report.html
+    """Report the results of a sweep: python -m sousa_engine analyze last --out report.html
 
-    SWEEP is an id, the start or end of one, a name, or `last`. Without it: the newest sweep, or where there is none all
-    runs that are not archived. The HTML file holds its charts and needs neither server nor network: send it to anybody.
+    SWEEP is an id, the start or end of an id, a name, or `last`. The default is the newest sweep or, if there is none,
+    all runs that are not archived. The HTML file contains its charts and needs no server and no network connection, so
+    you can send it to anyone.
     """
     if sweep and runs:
         raise UserError("Name a sweep or runs, not both.")
@@ -53,24 +56,24 @@ def analyze_command(
 
 
 def _target(form: str | None, out: str, force: bool) -> tuple[str, Path | None]:
-    """(format, file), checked before anything is computed; None is the terminal."""
+    """(format, file), checked before anything is computed; None stands for the terminal."""
     if out == "-":
         if form == "html" and sys.stdout.isatty():
-            raise UserError("An HTML report is a file of 5 MB: write it to one with --out report.html.")
+            raise UserError("An HTML report has 5 MB. Write it to a file: --out report.html")
         return form or "markdown", None
     path = Path(out).expanduser()
     if path.is_dir():
-        raise UserError(f"{out} is a folder. Name a file in it: {path / 'report.html'}")
-    told = report.SUFFIXES.get(path.suffix.lower())
-    if told is None and form is None:
-        raise UserError(f"{out}: name it .md, .csv or .html, or say --format.")
-    if told and form and told != form:
-        raise UserError(f"{out} is {told} by its name, and --format says {form}: leave one of them away.")
+        raise UserError(f"{out} is a folder. Name a file, such as {path / 'report.html'}.")
+    named = report.SUFFIXES.get(path.suffix.lower())
+    if named is None and form is None:
+        raise UserError(f"{out}: the name must end in .md, .csv or .html; otherwise add --format.")
+    if named and form and named != form:
+        raise UserError(f"The name {out} means {named}, but --format says {form}. Change one of them.")
     if not path.parent.is_dir():
-        raise UserError(f"There is no folder {path.parent} to write {path.name} into. Make it first.")
+        raise UserError(f"The folder {path.parent} does not exist. Create it first.")
     if path.exists() and not force:
-        raise UserError(f"{out} is there already. Choose another name, or write over it with --force.")
-    return form or told or "markdown", path
+        raise UserError(f"{out} already exists. Choose another name, or overwrite it with --force.")
+    return form or named or "markdown", path
 
 
 def _asked(store: Store, sweep: str | None, runs: Sequence[str]) -> tuple[Sweep | None, tuple[Run, ...]]:
@@ -81,13 +84,13 @@ def _asked(store: Store, sweep: str | None, runs: Sequence[str]) -> tuple[Sweep 
     found = [run for run in store.runs.all(newest_first=False) if run.archived_at_ms is None]
     if not found:
         raise UserError(
-            "There is nothing to report: no run that is not archived. Try: python -m sousa_engine sweep --help"
+            "There is nothing to report: no runs, or all are archived. Try: python -m sousa_engine sweep --help"
         )
     return None, tuple(found)
 
 
 def _write(path: Path, text: str, form: str) -> None:
-    """Whole or not at all."""
+    """Write the complete file, or leave what was there unchanged."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.write_bytes(encoded(text, form))

@@ -1,4 +1,4 @@
-"""`db check`, `db backup`, `db restore` and `db rebuild`: looking after runs.db."""
+"""`db check`, `db backup`, `db restore` and `db rebuild`: maintenance of runs.db."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _COPIES_SHOWN = 3
 
 @click.group()
 def db() -> None:
-    """Look after runs.db: check it, copy it, put a copy back, make it again from the runs' folders."""
+    """Maintain runs.db: check it, back it up, restore a backup, rebuild it from the run folders."""
 
 
 @db.command("check")
 @click.pass_obj
 def check_command(workspace: Workspace) -> None:
-    """Is runs.db whole, does it agree with the runs' folders? Changes nothing. Exit code 1 if something is wrong."""
+    """Check runs.db for damage and against the run folders (read-only). Exit code 1 if there is a problem."""
     found = check.check(workspace)
     for fact in found.facts:
         click.echo(f"ok       {fact}")
@@ -37,9 +37,10 @@ def check_command(workspace: Workspace) -> None:
 @click.argument("file", required=False, type=click.Path(dir_okay=False, path_type=Path))
 @click.pass_obj
 def backup(workspace: Workspace, file: Path | None) -> None:
-    """Copy runs.db whole, trainings or not: to FILE, or beside it under a dated name. Never over a file that is there.
+    """Copy runs.db to FILE, or next to runs.db under a dated name. This is safe while runs are active.
 
-    The runs' folders (logs, checkpoints, adapters) are no part of it: copy runs/ for these.
+    An existing file is never overwritten. The run folders (logs, checkpoints, adapters) are not included: copy runs/
+    as well to keep them.
     """
     made = check.backup(workspace, file)
     click.echo(f"{made} ({made.stat().st_size / 2**20:,.1f} MiB)")
@@ -49,29 +50,29 @@ def backup(workspace: Workspace, file: Path | None) -> None:
 @click.argument("file", type=click.Path(path_type=Path))
 @click.pass_obj
 def restore_command(workspace: Workspace, file: Path) -> None:
-    """Put FILE, a copy by `db backup` or from before a migration, in the place of runs.db. Close the studio first.
+    """Replace runs.db by FILE, a copy made by `db backup` or before a migration. Close the studio first.
 
-    The copy is checked first and stays where it is; runs.db is kept beside the new one.
+    The copy is checked first and is not moved; the current runs.db is kept next to the new one.
     """
     made = restore.restore(workspace, file)
-    click.echo(f"{_runs(made.runs)} in runs.db, as {file} has them")
+    click.echo(f"{_runs(made.runs)} in runs.db, restored from {file}")
     if made.kept:
-        click.echo(f"the file before: {made.kept}")
+        click.echo(f"previous file: {made.kept}")
     if made.behind:
         shown = ", ".join(made.behind[:5]) + (" ..." if len(made.behind) > 5 else "")
         click.echo(
-            f"{_runs(len(made.behind))} trained since that copy was made: {shown}. "
-            "Take that in: python -m sousa_engine db rebuild. The queue is paused, lest one is trained again; "
-            "afterwards: python -m sousa_engine queue resume"
+            f"{_runs(len(made.behind))} trained after that copy was made: {shown}. "
+            "To add their results: python -m sousa_engine db rebuild. The queue is paused so that none of them is "
+            "trained again; afterwards: python -m sousa_engine queue resume"
         )
 
 
 @db.command("rebuild")
 @click.pass_obj
 def rebuild_command(workspace: Workspace) -> None:
-    """Make runs.db again from the runs' folders. Close the studio first. The old file is kept beside the new one.
+    """Rebuild runs.db from the run folders. Close the studio first. The old file is kept next to the new one.
 
-    What stands in no folder (tags, notes, sweeps) is taken from the old file where that can be read.
+    Tags, notes and sweeps are not in the folders; they are taken from the old file if it can be read.
     """
     instead = _instead(workspace)
     try:
@@ -82,23 +83,23 @@ def rebuild_command(workspace: Workspace) -> None:
         raise
     click.echo(f"{_runs(made.runs)} in the new runs.db")
     if made.from_files:
-        click.echo(f"{_runs(len(made.from_files))} of these from the folder alone")
+        click.echo(f"{_runs(len(made.from_files))} of these known only from a folder")
     if made.without_folder:
-        click.echo(f"{_runs(made.without_folder)} of these without a folder, from the old runs.db")
+        click.echo(f"{_runs(made.without_folder)} of these without a folder, known only from the old runs.db")
     for line in made.left_out:
         click.echo(f"left out: {line}")
     for line in made.lost:
         click.echo(f"lost: {line}")
     if made.kept:
-        click.echo(f"the old file: {made.kept}")
+        click.echo(f"old file: {made.kept}")
     for line in instead:
         click.echo(line)
 
 
 def _instead(workspace: Workspace) -> list[str]:
-    """A line for each of the newest copies that could be had back instead."""
+    """One line for each of the newest copies that could be restored instead."""
     return [
-        f"or instead, as it was on {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(copy.made_s))}, "
+        f"alternatively, restore the copy of {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(copy.made_s))}, "
         f"{_runs(copy.runs)}: python -m sousa_engine db restore {shlex.quote(str(copy.path))}"
         for copy in check.copies(workspace)[:_COPIES_SHOWN]
     ]

@@ -1,4 +1,4 @@
-"""`doctor`: what is right and wrong with this installation, as lines or as JSON."""
+"""`doctor`: the state of this installation, as text or as JSON."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _COLORS = {"ok": "green", "warning": "yellow", "problem": "red"}
 
 
 @click.command("doctor")
-@click.option("--json", "as_json", is_flag=True, help="As JSON, for programs and bug reports.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs and bug reports.")
 @click.pass_obj
 def doctor_command(workspace: Workspace, as_json: bool) -> None:
-    """Look at Python, packages, PyTorch, devices, disks and the workspace; name the cure of what is wrong.
+    """Check Python, packages, PyTorch, devices, disks and the workspace, and say how to fix each problem.
 
-    Exit code 0 if there is no problem (warnings may be), 1 if there is one. Nothing is changed.
+    Read-only: changes nothing. Exit code 1 if there is a problem, otherwise 0, even if there are warnings.
     """
     findings = doctor.examine(workspace)
     click.echo(doctor.to_json(findings) if as_json else doctor.as_text(findings, _colored))
@@ -26,4 +26,4 @@ def doctor_command(workspace: Workspace, as_json: bool) -> None:
 
 
 def _colored(word: str, level: doctor.Level) -> str:
-    return click.style(word, fg=_COLORS[level])  # click takes it out again where the output is no terminal
+    return click.style(word, fg=_COLORS[level])  # click removes the colour if the output is not a terminal

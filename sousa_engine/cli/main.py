@@ -1,7 +1,7 @@
-"""The command line: train, show, resume, modules, targets here; the other verbs in files of their own.
+"""The command line: train, show, resume, modules and targets are here; the other commands are in separate files.
 
-Exit code 0 for success, 2 for a user's mistake, 1 for a run that failed, 3 for one that was stopped, 130 where Ctrl-C
-ended the command and not the run.
+Exit code 0: success. 2: a mistake in the command. 1: the run failed. 3: the run was stopped. 130: Ctrl-C ended the
+command, but not the run.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import click
 from tqdm import tqdm
 
 from sousa_engine import __version__, targets
-from sousa_engine.analysis.significance import wilson
 from sousa_engine.cli import queue as queue_cli
 from sousa_engine.cli import runs as runs_cli
 from sousa_engine.cli.analyze import analyze_command
@@ -30,8 +29,8 @@ from sousa_engine.cli.scan import scan_command
 from sousa_engine.cli.sweep import sweep_command, sweeps
 from sousa_engine.cli.weights import weights
 from sousa_engine.core import config, grammar, inputs
-from sousa_engine.core.errors import ConfigError, SousaError, UserError, WorkspaceError, unknown
-from sousa_engine.core.records import Run, RunStatus, Summary
+from sousa_engine.core.errors import SousaError, UserError, WorkspaceError, unknown
+from sousa_engine.core.records import Run, RunStatus
 from sousa_engine.data import synth
 from sousa_engine.runs import ensure, orders, preflight, prepare
 from sousa_engine.store import Store, not_resumable
@@ -42,7 +41,7 @@ _OF_RUNS = ("runs", "show", "stop", "resume", "queue", "clone", "tag", "note", "
 
 
 class _Commands(click.Group):
-    """Turns the engine's errors into one line on stderr: 2 for a user's mistake, 1 for anything else we expect."""
+    """Print the engine's errors as one line on stderr. Exit code 2: the user's mistake; 1: any other expected error."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -55,7 +54,7 @@ class _Commands(click.Group):
             click.echo(f"error: {error}", err=True)
             ctx.exit(2 if isinstance(error, UserError) else 1)
         except KeyboardInterrupt:
-            click.echo("Interrupted. Runs that are queued or train go on: python -m sousa_engine queue", err=True)
+            click.echo("Interrupted. Queued and active runs continue: python -m sousa_engine queue", err=True)
             ctx.exit(run_files.EXIT_INTERRUPTED)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
@@ -71,14 +70,14 @@ class _Commands(click.Group):
     "root",
     type=click.Path(file_okay=False, path_type=Path),
     default=None,
-    help="Folder that holds runs.db and runs/ (default: SOUSA_WORKSPACE, or the project's folder).",
+    help="Folder of runs.db and runs/ (default: SOUSA_WORKSPACE, or the project folder).",
 )
 @click.pass_context
 def main(ctx: click.Context, root: Path | None) -> None:
-    """Fine-tune audio backbones with LoRA, from a terminal. The pages of the studio have the same verbs."""
+    """Fine-tune audio backbones with LoRA from a terminal. The pages of the studio offer the same actions."""
     ctx.obj = Workspace(root=root.resolve()) if root else default_workspace()
     if ctx.invoked_subcommand in _OF_RUNS and not ctx.obj.root.is_dir():
-        raise UserError(f"There is no folder {ctx.obj.root}, so there are no runs in it. Check --workspace.")
+        raise UserError(f"The folder {ctx.obj.root} does not exist, so it holds no runs. Check --workspace.")
     if trouble := ctx.obj.full_disk():
         click.echo(f"warning: {trouble}", err=True)
     if risk := file_systems.taken_risk(ctx.obj):
@@ -94,7 +93,7 @@ for _command in (
 
 
 def _field_list() -> str:
-    """The epilog of `train --help`: presets and fields, straight from their single source."""
+    """The epilog of `train --help`: all presets and fields."""
     lines = ["\b", "Presets (group=name):"]
     for group in grammar.PRESET_GROUPS:
         lines += [f"  {group + '=' + name:26} {text}" for name, text in grammar.presets(group).items()]
@@ -110,23 +109,24 @@ def _field_list() -> str:
     return "\n".join(lines)
 
 
-@main.command(epilog=_field_list(), short_help="Train a run and watch it here.")
+@main.command(epilog=_field_list(), short_help="Train a run and follow it here.")
 @click.argument("words", nargs=-1, metavar="[GROUP=NAME | FIELD=VALUE]...")
 @click.option(
     "--config",
     "file",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="A YAML file of fields, e.g. copied from the Launch page; words on the line win over it.",
+    help="YAML file of fields, e.g. copied from the Launch page. Fields on the command line override it.",
 )
-@click.option("--detach", is_flag=True, help="Queue the run and return at once.")
-@click.option("--dry-run", is_flag=True, help="Show what would run, and stop there.")
+@click.option("--detach", is_flag=True, help="Queue the run and return immediately.")
+@click.option("--dry-run", is_flag=True, help="Show what would run, without starting it.")
 @click.pass_obj
 def train(workspace: Workspace, words: tuple[str, ...], file: Path | None, detach: bool, dry_run: bool) -> None:
     """Train a run: python -m sousa_engine train model=ast-mini data=tiny training.max_epochs=10 seed=3
 
-    The run goes on in the background whatever happens to this terminal; Ctrl-C asks it to save a checkpoint and stop.
+    The run trains in the background and continues if you close this terminal. Ctrl-C asks it to save a checkpoint and
+    stop; a second Ctrl-C exits without waiting.
     """
-    draft = _read_yaml(file) if file else {}
+    draft = inputs.yaml_fields(file) if file else {}
     grammar.merge(draft, grammar.parse(words))
     prepared = prepare.prepare(draft)
     found = preflight.preflight(prepared.config, workspace)
@@ -145,10 +145,10 @@ def train(workspace: Workspace, words: tuple[str, ...], file: Path | None, detac
 
 @main.command()
 @click.argument("run")
-@click.option("--log", "log_lines", default=0, help="Also print the last lines of the trainer's log.")
+@click.option("--log", "log_lines", default=0, help="Also print this many of the last lines of the training log.")
 @click.pass_obj
 def show(workspace: Workspace, run: str, log_lines: int) -> None:
-    """Show one run: RUN is an id, the unique start or end of one, a name, or `last`."""
+    """Show one run. RUN is an id, the unique start or end of an id, a name, or `last`."""
     with Store.open_to_read(workspace) as store:
         found = store.runs.find(run)
         metrics = store.metrics.summaries([found.id]).get(found.id, {})
@@ -164,14 +164,14 @@ def show(workspace: Workspace, run: str, log_lines: int) -> None:
     ]
     rows += [("tags", ", ".join(found.tags))] if found.tags else []
     rows += [("note", found.note.replace("\n", "\n" + " " * 17))] if found.note else []
-    rows += [(name, _metric_text(summary)) for name, summary in sorted(metrics.items())]
+    rows += [(name, runs_cli.metric_text(summary)) for name, summary in sorted(metrics.items())]
     for name, text in rows:
         click.echo(f"{name:<16} {text}")
     click.echo(f"{'folder':<16} {workspace.run_dir(found.id)}")
     if resumable:
-        go_on = f"python -m sousa_engine resume {found.id}  (from step {resumable.step:,}, epoch {resumable.epoch})"
-        click.echo(f"{'go on':<16} {resumable.why_not or ' '.join([go_on, resumable.note]).strip()}")
-    click.echo(f"{'again':<16} {prepare.to_command(found.config)}")
+        command = f"python -m sousa_engine resume {found.id}  (from step {resumable.step:,}, epoch {resumable.epoch})"
+        click.echo(f"{'continue':<16} {resumable.why_not or ' '.join([command, resumable.note]).strip()}")
+    click.echo(f"{'train again':<16} {prepare.to_command(found.config)}")
     for event in events[-8:]:
         at = datetime.fromtimestamp(event.at_ms / 1000).strftime("%H:%M:%S")
         click.echo(f"  {at} {event.kind}: {event.message}")
@@ -184,14 +184,14 @@ def show(workspace: Workspace, run: str, log_lines: int) -> None:
 
 @main.command()
 @click.argument("run")
-@click.option("--detach", is_flag=True, help="Queue the run and return at once.")
+@click.option("--detach", is_flag=True, help="Queue the run and return immediately.")
 @click.pass_obj
 def resume(workspace: Workspace, run: str, detach: bool) -> None:
-    """Go on with a stopped, failed or lost run from its last good checkpoint, as the same run."""
+    """Continue a stopped, failed or lost run from its last good checkpoint, as the same run."""
     with Store.open(workspace) as store:
         found = store.runs.find(run)
     again, point = orders.resume(workspace, found.id)
-    click.echo(f"run {again.id} queued: goes on from step {point.step}, epoch {point.epoch}")
+    click.echo(f"run {again.id} queued: continues from step {point.step:,}, epoch {point.epoch}")
     if point.note:
         click.echo(f"warning: {point.note}")
     _see_through(workspace, again, detach)
@@ -199,10 +199,10 @@ def resume(workspace: Workspace, run: str, detach: bool) -> None:
 
 @main.command()
 @click.argument("variant", metavar="BACKBONE")
-@click.option("--grep", "pattern", default="", help="Only paths that match this text or regular expression.")
+@click.option("--grep", "pattern", default="", help="Only modules whose path matches this text or regular expression.")
 @click.option("--adaptable", is_flag=True, help="Only modules that can get LoRA.")
 def modules(variant: str, pattern: str, adaptable: bool) -> None:
-    """List the modules of a backbone: path, class, weight shape, parameters, role."""
+    """List the modules of a backbone with path, class, weight shape, parameters and role."""
     outline = targets.load_outline(variant)
     try:
         matches: Callable[[str], Any] = re.compile(pattern, re.IGNORECASE).search
@@ -210,7 +210,7 @@ def modules(variant: str, pattern: str, adaptable: bool) -> None:
         raise UserError(f"--grep {pattern!r} is not a regular expression: {error}.") from None
     shown = [n for n in outline.nodes if matches(n.path) and (n.adaptable or not adaptable)]
     if not shown:
-        raise UserError(f"No module of {outline.variant} matches {pattern!r}. Without --grep all are listed.")
+        raise UserError(f"No module of {outline.variant} matches {pattern!r}. Omit --grep to list all modules.")
     width = max(len(node.path) for node in shown)
     for node in shown:
         shape = "x".join(map(str, node.shape))
@@ -225,7 +225,11 @@ def modules(variant: str, pattern: str, adaptable: bool) -> None:
 @click.argument("entries", nargs=-1, required=True)
 @click.option("--r", default=config.LoraConfig().r, show_default=True, help="Rank, for the parameter count.")
 @click.option(
-    "--head", type=click.Choice(["train", "lora", "freeze"]), default="train", show_default=True, help="Head's policy."
+    "--head",
+    type=click.Choice(["train", "lora", "freeze"]),
+    default="train",
+    show_default=True,
+    help="How the head is trained.",
 )
 @click.option("--classes", default=40, show_default=True, help="Number of classes, for the parameter count.")
 def show_targets(variant: str, entries: tuple[str, ...], r: int, head: Any, classes: int) -> None:
@@ -233,7 +237,7 @@ def show_targets(variant: str, entries: tuple[str, ...], r: int, head: Any, clas
     outline = targets.load_outline(variant)
     names = [name for entry in entries for name in grammar.entries(entry)]
     if not names:
-        raise UserError('No target was named. Try: targets ast "query,key,value", or attention+mlp.')
+        raise UserError('No target was given. Try: targets ast "query,key,value", or attention+mlp.')
     found = targets.resolve(outline, targets.expand_sets(outline, names))
     for match in found.matches:
         click.echo(f"{match.entry:<28} {len(match.paths):>3} modules" + (f"  {match.note}" if match.note else ""))
@@ -249,13 +253,6 @@ def show_targets(variant: str, entries: tuple[str, ...], r: int, head: Any, clas
         f"at r={r}, head: {head}, {classes} classes"
     )
     click.echo(targets.to_yaml(outline, paths))
-
-
-def _read_yaml(file: Path) -> dict[str, Any]:
-    values = inputs.yaml_file(file)
-    if not isinstance(values, dict):
-        raise ConfigError(f"{file} holds no fields; expected lines like `training: {{max_epochs: 10}}`.")
-    return values
 
 
 def _echo_preflight(prepared: prepare.Prepared, found: preflight.Preflight) -> None:
@@ -278,9 +275,9 @@ def _see_through(workspace: Workspace, run: Run, detach: bool) -> None:
     with Store.open(workspace) as store:
         paused = store.queue.settings().is_paused
     if paused:
-        click.echo("It waits: the queue is paused. Go on with: python -m sousa_engine queue resume")
+        click.echo("Waiting: the queue is paused. Resume it with: python -m sousa_engine queue resume")
     if detach:
-        click.echo(f"follow it with: python -m sousa_engine show {run.id}")
+        click.echo(f"Follow it with: python -m sousa_engine show {run.id}")
         return
     try:
         over = _follow(workspace, run)
@@ -292,12 +289,12 @@ def _see_through(workspace: Workspace, run: Run, detach: bool) -> None:
 
 
 def _follow(workspace: Workspace, run: Run) -> Run:
-    """Show a bar with ETA until the run is over. Ctrl-C asks the run to stop, a second one leaves it alone."""
+    """Show a progress bar until the run has ended. Ctrl-C asks the run to stop, a second one stops watching it."""
     asked = False
     warned = ""
     form = "{desc} {percentage:3.0f} %|{bar}| {n_fmt}/{total_fmt}{postfix}"
-    lines = not sys.stderr.isatty()  # in a file or a pipe: a line an epoch, no bar
-    said = None
+    lines = not sys.stderr.isatty()  # in a file or a pipe: one line per epoch instead of a bar
+    shown = None
     with (
         tqdm(total=1, desc="queued", leave=False, bar_format=form, disable=lines) as bar,
         Store.open(workspace) as store,
@@ -306,17 +303,17 @@ def _follow(workspace: Workspace, run: Run) -> Run:
             try:
                 found = store.runs.get(run.id)
                 if found is None:
-                    raise UserError(f"Run {run.id} is gone from {workspace.db}.")
-                if lines and (now := _stage(found)) != said:
+                    raise UserError(f"Run {run.id} is no longer in {workspace.db}.")
+                if lines and (now := _stage(found)) != shown:
                     click.echo(now, err=True)
-                    said = now
-                with suppress(WorkspaceError):  # it may pass; what is shown is still true
+                    shown = now
+                with suppress(WorkspaceError):  # possibly temporary, and the progress shown is still correct
                     ensure.revive(workspace)
                 _draw(bar, found)
                 if found.status.is_over:
                     return found
                 if (trouble := workspace.full_disk()) != warned:
-                    bar.write(f"warning: {trouble}" if trouble else "There is room on the disk again.")
+                    bar.write(f"warning: {trouble}" if trouble else "The disk has free space again.")
                     warned = trouble
                 time.sleep(POLL_S)
             except KeyboardInterrupt:
@@ -324,18 +321,20 @@ def _follow(workspace: Workspace, run: Run) -> Run:
                     raise
                 asked = True
                 store.runs.request_stop(run.id)
-                bar.write(f"stopping run {run.id}: checkpoint first (Ctrl-C again leaves it to itself)")
+                bar.write(
+                    f"Stopping run {run.id} after it saves a checkpoint (press Ctrl-C again to exit without waiting)."
+                )
 
 
 def _left(workspace: Workspace, run: Run) -> str:
-    """What becomes of a run that nobody watches any more; the stop may not have come through."""
+    """Say what happens to the run after the command exits; the stop request may not have been stored."""
     with Store.open(workspace) as store:
         found = store.runs.find(run.id)
     if found.status.is_over:
-        return f"Left run {run.id} to itself; it is over: {found.status.value}."
+        return f"Run {run.id} has already ended: {found.status.value}."
     if found.status is RunStatus.STOPPING:
-        return f"Left run {run.id} to itself; it is still stopping, and saves a checkpoint first."
-    return f"Left run {run.id} to itself; it goes on. Stop it: python -m sousa_engine stop {run.id}"
+        return f"Run {run.id} is still stopping in the background; it saves a checkpoint first."
+    return f"Run {run.id} continues in the background. To stop it: python -m sousa_engine stop {run.id}"
 
 
 def _stage(run: Run) -> str:
@@ -353,9 +352,9 @@ def _draw(bar: tqdm, run: Run) -> None:
         return
     bar.total = progress.total
     bar.n = progress.done
-    # The trainer's own estimate: tqdm's would count the time in the queue as training.
-    soon = progress.eta_s is None or progress.done < 5  # a guess from the first steps is far off
-    bar.set_postfix_str("" if soon else f"{tqdm.format_interval(progress.eta_s)} left", refresh=False)
+    # This is the trainer's estimate; that of tqdm would count the time in the queue as training.
+    unknown = progress.eta_s is None or progress.done < 5  # an estimate from the first steps is far off
+    bar.set_postfix_str("" if unknown else f"{tqdm.format_interval(progress.eta_s)} left", refresh=False)
     bar.refresh()
 
 
@@ -367,20 +366,6 @@ def _echo_end(workspace: Workspace, run: Run) -> None:
         click.echo("random weights: a control, not a pretrained backbone")
     for name in ("valid/accuracy", "test/accuracy", "test/macro_f1"):
         if name in metrics:
-            click.echo(f"{name:<16} {_metric_text(metrics[name])}")
+            click.echo(f"{name:<16} {runs_cli.metric_text(metrics[name])}")
     if run.status is RunStatus.FAILED:
-        click.echo(f"its log: python -m sousa_engine show {run.id}", err=True)
-
-
-def _metric_text(summary: Summary) -> str:
-    if summary.last is None:
-        return f"no finite value at step {summary.last_step}"
-    is_accuracy = summary.metric.endswith("/accuracy")
-    form = ".1%" if is_accuracy else ".4g"
-    text = format(summary.last, form)
-    if is_accuracy and summary.n and not summary.metric.startswith("train"):
-        found = wilson(round(summary.last * summary.n), summary.n)
-        text += f" (n={summary.n}, 95 % interval {found.low:.1%} to {found.high:.1%})"
-    if summary.best is not None and summary.best != summary.last and not summary.metric.endswith("/lr"):
-        text += f", best {summary.best:{form}} at step {summary.best_step}"
-    return text
+        click.echo(f"Show its log: python -m sousa_engine show {run.id}", err=True)

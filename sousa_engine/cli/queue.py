@@ -1,4 +1,4 @@
-"""`queue` shows and orders what waits; `stop` ends a run, `clone` queues its settings once more."""
+"""`queue` shows and reorders the queue; `stop` ends a run; `clone` queues another run with its settings."""
 
 from __future__ import annotations
 
@@ -18,16 +18,18 @@ from sousa_engine.workspace import Workspace
 @click.group(invoke_without_command=True)
 @click.pass_context
 def queue(ctx: click.Context) -> None:
-    """Show the queue, order it, pause it. Without a command: show."""
+    """Show, reorder or pause the queue. Without a command, show it."""
     if ctx.invoked_subcommand is None:
         ctx.invoke(show)
 
 
 @queue.command()
-@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="How many that wait.")
+@click.option(
+    "--limit", type=click.IntRange(min=1), default=20, show_default=True, help="Number of queued runs to list."
+)
 @click.pass_obj
 def show(workspace: Workspace, limit: int) -> None:
-    """What trains in which slot, and what waits."""
+    """Show the active run of each slot, and the queued runs."""
     with Store.open_to_read(workspace) as store:
         state, live, waiting, count = (
             store.queue.settings(),
@@ -39,58 +41,58 @@ def show(workspace: Workspace, limit: int) -> None:
     if state.is_paused:
         assert state.paused_at_ms is not None
         since = datetime.fromtimestamp(state.paused_at_ms / 1000).strftime("%Y-%m-%d %H:%M")
-        click.echo(f"paused since {since}: nothing new starts. Go on with: python -m sousa_engine queue resume")
+        click.echo(f"Paused since {since}: no new run starts. Resume with: python -m sousa_engine queue resume")
     for slot in dict.fromkeys([*slots(local.devices(), state.cpu_slots), *filter(None, held)]):
         run = held.get(slot)
         click.echo(f"{slot:<8} " + (f"{run.id}  {run.status.value:<9} {run.title}" if run else "free"))
     for place, row in enumerate(waiting, start=1):
         click.echo(f"{place:>8} {row.id}  {row.device:<9} {row.title}")
     if count > len(waiting):
-        click.echo(f"{len(waiting)} of {count:,} that wait; --limit {count} shows all.")
+        click.echo(f"{len(waiting)} of {count:,} queued runs; --limit {count} shows all.")
     if not waiting:
-        click.echo("Nothing waits.")
+        click.echo("The queue is empty.")
 
 
 @queue.command()
 @click.argument("run")
-@click.option("--to", "place", type=click.IntRange(min=1), required=True, metavar="N", help="Its place; 1 is next.")
+@click.option("--to", "place", type=click.IntRange(min=1), required=True, metavar="N", help="New position; 1 is next.")
 @click.pass_obj
 def move(workspace: Workspace, run: str, place: int) -> None:
-    """Give a queued run another place: queue move last --to 1
+    """Move a queued run to another position: queue move last --to 1
 
-    RUN is an id, the unique start or end of one, a name, or `last`. To take it out: python -m sousa_engine stop RUN
+    RUN is an id, the unique start or end of an id, a name, or `last`. To remove it: python -m sousa_engine stop RUN
     """
     with Store.open(workspace) as store:
         found = store.runs.find(run)
         place = store.queue.move(found.id, place)
         count = store.queue.count()
-    click.echo(f"run {found.id}: place {place} of {count}")
+    click.echo(f"run {found.id}: position {place} of {count}")
 
 
 @queue.command()
 @click.pass_obj
 def pause(workspace: Workspace) -> None:
-    """Start nothing more; what trains goes on."""
+    """Start no new runs; active runs continue."""
     with Store.open(workspace) as store:
         changed = store.queue.pause()
-    click.echo("queue paused: what trains goes on, nothing new starts" if changed else "The queue was paused already.")
+    click.echo("Queue paused. Active runs continue; no new run starts." if changed else "The queue was already paused.")
 
 
 @queue.command()
 @click.pass_obj
 def resume(workspace: Workspace) -> None:
-    """Start what waits, again."""
+    """Start queued runs again."""
     with Store.open(workspace) as store:
         changed = store.queue.resume()
     ensure.ensure(workspace)
-    click.echo("queue goes on" if changed else "The queue was not paused.")
+    click.echo("Queue resumed." if changed else "The queue was not paused.")
 
 
 @queue.command("slots")
 @click.argument("count", type=int)
 @click.pass_obj
 def cpu_slots(workspace: Workspace, count: int) -> None:
-    """How many runs may train on the CPU beside each other; they share its threads. A GPU takes one."""
+    """Set how many runs may train on the CPU at the same time; they share its threads. A GPU trains one run."""
     with Store.open(workspace) as store:
         store.queue.set_cpu_slots(count)
     ensure.ensure(workspace)
@@ -100,26 +102,22 @@ def cpu_slots(workspace: Workspace, count: int) -> None:
 
 @click.command()
 @click.argument("run")
-@click.option("--now", is_flag=True, help="Kill it at once: nothing is saved since its last checkpoint.")
-@click.option("--yes", is_flag=True, help="With --now: do not ask.")
+@click.option("--now", is_flag=True, help="Kill it now; progress since the last checkpoint is lost.")
+@click.option("--yes", is_flag=True, help="With --now: do not ask for confirmation.")
 @click.pass_obj
 def stop(workspace: Workspace, run: str, now: bool, yes: bool) -> None:
-    """Ask a run to save a checkpoint and stop (a queued one is taken off the queue).
+    """Ask a run to save a checkpoint and stop. A queued run is removed from the queue.
 
-    One that has not stopped a minute later is killed.
+    A run that has not stopped after a minute is killed.
     """
     with Store.open(workspace) as store:
         found = store.runs.find(run)
         if found.status.is_over:
-            raise UserError(f"Run {found.id} is already over: {found.status.value}.")
+            raise UserError(f"Run {found.id} has already ended: {found.status.value}.")
         if now and not yes and found.status is not RunStatus.QUEUED:
             if not sys.stdin.isatty():
-                raise UserError(
-                    "What it learnt since its last checkpoint would go. Nobody is here to be asked: add --yes."
-                )
-            click.confirm(
-                f"Kill {found.id} ({found.title})? What it learnt since its last checkpoint goes.", abort=True
-            )
+                raise UserError("Progress since the last checkpoint would be lost. No terminal to confirm: add --yes.")
+            click.confirm(f"Kill {found.id} ({found.title})? Progress since the last checkpoint is lost.", abort=True)
         after = store.runs.request_stop(found.id, at_once=now)
     ensure.ensure(workspace)
     click.echo(f"run {after.id}: {after.status.value}")
@@ -130,14 +128,14 @@ def stop(workspace: Workspace, run: str, now: bool, yes: bool) -> None:
 @click.option(
     "--failed",
     is_flag=True,
-    help="All that failed or were lost, once each; not archived ones, nor those of sweeps.",
+    help="Clone all failed and lost runs, once each, except archived runs and runs of sweeps.",
 )
 @click.pass_obj
 def clone(workspace: Workspace, words: tuple[str, ...], failed: bool) -> None:
-    """Queue runs once more with the same settings, or with some changed: clone last seed=7 training.lr=1e-3"""
+    """Queue new runs with the same settings, or with some changed: clone last seed=7 training.lr=1e-3"""
     names, changes = [word for word in words if "=" not in word], [word for word in words if "=" in word]
     if bool(names) is failed:
-        raise UserError("Name the runs to clone, or say --failed: one of the two.")
+        raise UserError("Name the runs to clone, or use --failed (not both).")
     with Store.open(workspace) as store:
         found, passed_over = tuple(map(store.runs.find, names)), ()
         if failed:
@@ -145,12 +143,12 @@ def clone(workspace: Workspace, words: tuple[str, ...], failed: bool) -> None:
             found, passed_over = again.runs, again.passed_over
             if not found and not passed_over:
                 raise UserError(
-                    "No run failed or was lost. Those of a sweep: python -m sousa_engine sweeps rerun-failed SWEEP."
+                    "No run failed or was lost. For runs of a sweep: python -m sousa_engine sweeps rerun-failed SWEEP"
                 )
     for line in passed_over:
         click.echo(line)
     if not found:
-        click.echo("Nothing is left to queue. By its id, a run is always cloned: python -m sousa_engine clone RUN")
+        click.echo("There is no run left to queue. To clone a run anyway, name it: python -m sousa_engine clone RUN")
         return
     for run in orders.clone(workspace, found, changes, created_by="cli", retry=failed):
         click.echo(f"run {run.id} queued: {run.title}")

@@ -1,4 +1,4 @@
-"""`sweep` starts one, `sweeps` lists and steers them."""
+"""`sweep` starts a sweep; `sweeps` lists and controls sweeps."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ POLL_S = 1.0
 
 
 class _TakesMany(click.Command):
-    """`--models a b c` is `--models a --models b --models c`: everything up to the next option or field=value."""
+    """Read `--models a b c` as `--models a --models b --models c`, up to the next option or field=value."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         spread: list[str] = []
@@ -39,35 +39,52 @@ class _TakesMany(click.Command):
         return super().parse_args(ctx, spread)
 
 
-@click.command("sweep", cls=_TakesMany, short_help="Train every combination of what you list, several seeds each.")
+@click.command("sweep", cls=_TakesMany, short_help="Train all combinations of the listed values, several seeds each.")
 @click.argument("words", nargs=-1, metavar="[GROUP=NAME | FIELD=VALUE]...")
-@click.option("--file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="A sweep as YAML.")
-@click.option("--data", help="Data set of all runs: an embedded set, a folder of classes, or a CSV file.")
-@click.option("--max-epochs", type=int, help="Epochs of all runs.")
+@click.option(
+    "--file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="YAML file that defines the sweep."
+)
+@click.option("--data", help="Data set for all runs: an embedded set, a folder of classes, or a CSV file.")
+@click.option("--max-epochs", type=int, help="Epochs for all runs.")
 @click.option("--models", multiple=True, metavar="NAME...", help="Backbones to compare, e.g. ast-mini beats-mini.")
 @click.option(
     "--targets",
     multiple=True,
     metavar="SET...",
-    help="Target sets to compare: core, default, attention, ...; or names with commas: q_proj,v_proj.",
+    help="Target sets to compare: core, default, attention, ..., or comma-separated names: q_proj,v_proj.",
 )
 @click.option(
     "--ablate",
     metavar="SET",
-    help="Target sets made from SET, of one backbone: all of it, without each role, each role alone, half the layers.",
+    help="Compare variants of SET on one backbone: all, without each role, each role alone, half of the layers.",
 )
 @click.option(
-    "--axis", "axes", multiple=True, metavar="FIELD=A,B", help="Another field: a,b or low..high or log:low..high."
+    "--axis",
+    "axes",
+    multiple=True,
+    metavar="FIELD=A,B",
+    help="Another field to vary: a,b or low..high or log:low..high.",
 )
-@click.option("--seeds", multiple=True, type=int, metavar="N...", help="Each setting is trained with each. [0 1 2]")
-@click.option("--sampler", type=click.Choice(list(sweep_spec.SAMPLERS)), help="How settings are drawn. [grid]")
-@click.option("--trials", type=int, help="How many settings random, tpe or asha draw.")
-@click.option("--sampler-seed", type=int, help="Seed of that drawing. [0]")
-@click.option("--name", default="", help="Shown in lists.")
-@click.option("--probe", "measure", is_flag=True, help="Time what was never trained here first: some seconds each.")
-@click.option("--skip-invalid", is_flag=True, help="Start without the combinations that could only fail.")
-@click.option("--dry-run", is_flag=True, help="Show what would run, and stop there.")
-@click.option("--detach", is_flag=True, help="Queue it and return at once.")
+@click.option(
+    "--seeds",
+    multiple=True,
+    type=int,
+    metavar="N...",
+    help="Seeds of each setting. [0 1 2]",
+)
+@click.option("--sampler", type=click.Choice(list(sweep_spec.SAMPLERS)), help="Search strategy. [grid]")
+@click.option("--trials", type=int, help="Number of settings that random, tpe or asha samples.")
+@click.option("--sampler-seed", type=int, help="Seed of the sampler. [0]")
+@click.option("--name", default="", help="Name of the sweep in lists.")
+@click.option(
+    "--probe",
+    "measure",
+    is_flag=True,
+    help="First time the settings that are new on this machine, for a few seconds each.",
+)
+@click.option("--skip-invalid", is_flag=True, help="Leave out invalid combinations and start the others.")
+@click.option("--dry-run", is_flag=True, help="Show what would run, without starting it.")
+@click.option("--detach", is_flag=True, help="Queue the sweep and return immediately.")
 @click.pass_obj
 def sweep_command(
     workspace: Workspace,
@@ -81,7 +98,8 @@ def sweep_command(
 ) -> None:
     """Train a sweep: python -m sousa_engine sweep --data tiny --max-epochs 10 --models ast-mini beats-mini
 
-    Fields of all runs are given as for `train`. Everything goes on in the background whatever happens to this terminal.
+    Fields shared by all runs are given as for `train`. The runs train in the background and continue if you close this
+    terminal.
     """
     spec = sweep_words.laid_over(file, words, **written)
     found = sweep_plan.plan(spec, workspace)
@@ -99,13 +117,13 @@ def sweep_command(
         click.echo(f"left out: {line}")
     click.echo(f"sweep {made.id} queued: {made.name}")
     if detach:
-        click.echo(f"follow it with: python -m sousa_engine sweeps show {made.id}")
+        click.echo(f"Follow it with: python -m sousa_engine sweeps show {made.id}")
         return
     try:
         _follow(workspace, made)
     except KeyboardInterrupt:
         stop = f"python -m sousa_engine sweeps stop {made.id}"
-        click.echo(f"Left sweep {made.id} to itself; it goes on. Stop it: {stop}", err=True)
+        click.echo(f"Sweep {made.id} continues in the background. To stop it: {stop}", err=True)
         sys.exit(run_files.EXIT_INTERRUPTED)
     with Store.open(workspace) as store:
         over = store.sweeps.find(made.id)
@@ -113,10 +131,13 @@ def sweep_command(
         sys.exit(_exit_code(store, over))
 
 
-@click.group(invoke_without_command=True, short_help="List sweeps; show, pause, stop, extend one, rerun failed.")
+@click.group(invoke_without_command=True, short_help="List, show, pause, stop or extend sweeps; rerun failed runs.")
 @click.pass_context
 def sweeps(ctx: click.Context) -> None:
-    """List the sweeps of this workspace, or steer one. SWEEP is an id, the start or end of one, a name, or `last`."""
+    """List the sweeps of this workspace, or control one.
+
+    SWEEP is an id, the start or end of an id, a name, or `last`.
+    """
     if ctx.invoked_subcommand is not None:
         return
     with Store.open_to_read(ctx.obj) as store:
@@ -129,16 +150,16 @@ def sweeps(ctx: click.Context) -> None:
             runs = store.sweeps.runs(one.id)
             count = tally(one, runs)
             failed = f"  ({count.failed} failed)" if count.failed else ""
-            over = f"{count.over}/{count.expected}"
-            click.echo(f"{one.id:<20} {one.status.value:<9} {over:<9} {one.name}{failed}")
+            ended = f"{count.over}/{count.expected}"
+            click.echo(f"{one.id:<20} {one.status.value:<9} {ended:<9} {one.name}{failed}")
 
 
 @sweeps.command("show")
 @click.argument("name", metavar="SWEEP")
-@click.option("--yaml", "as_yaml", is_flag=True, help="Print what was asked, as `sweep --file` reads it.")
+@click.option("--yaml", "as_yaml", is_flag=True, help="Print its definition, in the format of `sweep --file`.")
 @click.pass_obj
 def show(workspace: Workspace, name: str, as_yaml: bool) -> None:
-    """Show a sweep: its trials, what they reached, what failed and why."""
+    """Show the trials of a sweep, their results, and the causes of failures."""
     with Store.open(workspace) as store:
         found = store.sweeps.find(name)
         if as_yaml:
@@ -151,7 +172,7 @@ def show(workspace: Workspace, name: str, as_yaml: bool) -> None:
 @click.argument("name", metavar="SWEEP")
 @click.pass_obj
 def pause(workspace: Workspace, name: str) -> None:
-    """Let its queued runs wait; what trains goes on."""
+    """Hold the queued runs of a sweep; active runs continue."""
     _steer(workspace, name, sweep_learner.pause, "paused", "is not running")
 
 
@@ -159,7 +180,7 @@ def pause(workspace: Workspace, name: str) -> None:
 @click.argument("name", metavar="SWEEP")
 @click.pass_obj
 def resume(workspace: Workspace, name: str) -> None:
-    """Go on with a paused sweep."""
+    """Resume a paused sweep."""
     _steer(workspace, name, sweep_orders.resume, "running", "is not paused")
 
 
@@ -167,8 +188,8 @@ def resume(workspace: Workspace, name: str) -> None:
 @click.argument("name", metavar="SWEEP")
 @click.pass_obj
 def stop(workspace: Workspace, name: str) -> None:
-    """Take its runs off the queue; those that train save a checkpoint and stop."""
-    _steer(workspace, name, sweep_orders.stop, "stopped", "is already over")
+    """Remove its runs from the queue; active runs save a checkpoint and stop."""
+    _steer(workspace, name, sweep_orders.stop, "stopped", "has already ended")
 
 
 @sweeps.command("add-seeds")
@@ -176,7 +197,7 @@ def stop(workspace: Workspace, name: str) -> None:
 @click.argument("seeds", nargs=-1, type=int, required=True)
 @click.pass_obj
 def add_seeds(workspace: Workspace, name: str, seeds: tuple[int, ...]) -> None:
-    """Train every setting with more seeds: sweeps add-seeds last 3 4"""
+    """Train all settings with more seeds: sweeps add-seeds last 3 4"""
     with Store.open(workspace) as store:
         _echo_queued(sweep_orders.add_seeds(store, store.sweeps.find(name), seeds, created_by="cli"))
 
@@ -186,10 +207,10 @@ def add_seeds(workspace: Workspace, name: str, seeds: tuple[int, ...]) -> None:
 @click.argument("axis", metavar="FIELD=A,B")
 @click.pass_obj
 def extend(workspace: Workspace, name: str, axis: str) -> None:
-    """More values on an axis of a grid: sweeps extend last targets=all-linear"""
+    """Add values to an axis of a grid: sweeps extend last targets=all-linear"""
     field, values = sweep_spec.parse_axis(axis)
     if not isinstance(values, list):
-        raise ConfigError(f"{axis}: a grid takes listed values, field=a,b.")
+        raise ConfigError(f"{axis}: a grid needs listed values, such as field=a,b.")
     with Store.open(workspace) as store:
         _echo_queued(sweep_orders.extend(store, store.sweeps.find(name), field, values, created_by="cli"))
 
@@ -199,18 +220,18 @@ def extend(workspace: Workspace, name: str, axis: str) -> None:
 @click.argument("count", type=click.IntRange(min=1))
 @click.pass_obj
 def add_trials(workspace: Workspace, name: str, count: int) -> None:
-    """Draw more settings: sweeps add-trials last 10"""
+    """Sample more settings: sweeps add-trials last 10"""
     with Store.open(workspace) as store:
         queued = sweep_orders.add_trials(store, store.sweeps.find(name), count, created_by="cli")
-    click.echo(f"{len(queued)} runs queued" if queued else f"{count} more trials will be drawn")
+    click.echo(f"{len(queued)} runs queued" if queued else f"{count} more trials will be sampled")
 
 
 @sweeps.command("rerun-failed")
 @click.argument("name", metavar="SWEEP")
-@click.option("--targets", help="Other targets for them: a set's name, or names with commas.")
+@click.option("--targets", help="Other targets for these runs: the name of a set, or comma-separated names.")
 @click.pass_obj
 def rerun_failed(workspace: Workspace, name: str, targets: str | None) -> None:
-    """Train again what failed or was stopped, as it was or with other targets:
+    """Train failed and stopped runs again, unchanged or with other targets:
 
     sweeps rerun-failed last --targets qkv
     """
@@ -218,7 +239,7 @@ def rerun_failed(workspace: Workspace, name: str, targets: str | None) -> None:
         found = store.sweeps.find(name)
         failed = [run for failure in failures(store.sweeps.runs(found.id), stopped=True) for run in failure.runs]
         if not failed:
-            raise UserError(f"Nothing of sweep {found.id} failed or was stopped.")
+            raise UserError(f"No run of sweep {found.id} failed or was stopped.")
         entries = None if targets is None else grammar.entries(targets)
         _echo_queued(sweep_orders.rerun(store, found, failed, targets=entries, created_by="cli"))
 
@@ -229,31 +250,31 @@ def _echo_plan(found: sweep_plan.Plan) -> None:
     for note in found.notes:
         click.echo(f"note: {note}")
     if found.seconds is not None:
-        click.echo(f"about {_duration(found.seconds)}, as earlier runs and probes took; {_megabytes(found.disk_bytes)}")
+        click.echo(f"about {_duration(found.seconds)}, judging by earlier runs; {_megabytes(found.disk_bytes)}")
     elif found.runs or spec.learns:
         names = list(dict.fromkeys(config.model.variant for config in found.untimed))
         click.echo(
-            f"how long is not known: {', '.join(names)} {'was' if len(names) == 1 else 'were'} "
-            f"never trained so here (--probe measures it); {_megabytes(found.disk_bytes)}"
+            f"time unknown: {', '.join(names)} {'has' if len(names) == 1 else 'have'} not been timed on this machine "
+            f"with these settings (--probe does that); {_megabytes(found.disk_bytes)}"
         )
 
 
 def _follow(workspace: Workspace, made: Sweep) -> None:
-    """A bar of runs until the sweep is over."""
+    """Show a bar of finished runs until the sweep has ended."""
     lines = not sys.stderr.isatty()
-    said = -1
+    shown = -1
     with tqdm(total=1, leave=False, disable=lines, unit="run") as bar, Store.open(workspace) as store:
         while True:
             found = store.sweeps.find(made.id)
             runs = store.sweeps.runs(made.id)
-            over = sum(run.status.is_over for run in runs)
+            ended = sum(run.status.is_over for run in runs)
             bar.total = sweep_spec.build(found.spec).run_count if found.spec["sampler"] != "grid" else len(runs)
-            bar.n = over
+            bar.n = ended
             bar.refresh()
-            if lines and over != said:
-                click.echo(f"{over} of {bar.total} runs are over", err=True)
-                said = over
-            if found.status.is_over and over == len(runs):
+            if lines and ended != shown:
+                click.echo(f"{ended} of {bar.total} runs done", err=True)
+                shown = ended
+            if found.status.is_over and ended == len(runs):
                 return
             time.sleep(POLL_S)
 
@@ -267,18 +288,17 @@ def _echo_sweep(store: Store, found: Sweep) -> None:
         click.echo(found.reason)
     width = max([len("TRIAL"), *(len(row.label) for row in rows)])
     click.echo(
-        f"{'TRIAL':<{width}}  {'VALID':<7} {'TEST':<7} {'EACH SEED':<22} {'95 % INTERVAL':<24} {'TRAINABLE':>10}  RUNS"
+        f"{'TRIAL':<{width}}  {'VALID':<7} {'TEST':<7} {'PER SEED':<22} {'95 % INTERVAL':<24} {'TRAINABLE':>10}  RUNS"
     )
     for row in best_first(rows):
         click.echo(f"{row.label:<{width}}  {_row_text(row)}")
     for failure in failures(runs, stopped=True):
         count = len(failure.runs)
-        what = "was not finished" if failure.is_stop else "failed"
-        what = what.replace("was", "were") if count > 1 else what
+        what = "did not finish" if failure.is_stop else "failed"
         same = ", same cause" if count > 1 else ""
         click.echo(f"{count} {'run' if count == 1 else 'runs'} {what}{same}: {failure.cause}")
         other = " [--targets SET]" if failure.is_of_targets else ""
-        click.echo(f"    again: python -m sousa_engine sweeps rerun-failed {found.id}{other}")
+        click.echo(f"    train again: python -m sousa_engine sweeps rerun-failed {found.id}{other}")
 
 
 def _row_text(row: TrialRow) -> str:
@@ -304,7 +324,7 @@ def _echo_queued(ids: Sequence[str]) -> None:
 
 
 def _exit_code(store: Store, over: Sweep) -> int:
-    """0: every run finished or was pruned; 3: it was stopped; 1: something failed."""
+    """0: all runs finished or were pruned; 3: the sweep was stopped; 1: a run failed."""
     of_trials = trials(store.sweeps.runs(over.id)).values()
     if all(run.status is RunStatus.FINISHED or run.is_pruned for runs in of_trials for run in runs):
         return 0
@@ -322,4 +342,4 @@ def _duration(seconds: float) -> str:
 
 
 def _megabytes(size: int) -> str:
-    return f"about {size / 1e6:,.0f} MB of disk" if size < 1e9 else f"about {size / 1e9:,.1f} GB of disk"
+    return f"about {size / 1e6:,.0f} MB on disk" if size < 1e9 else f"about {size / 1e9:,.1f} GB on disk"

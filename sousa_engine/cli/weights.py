@@ -1,42 +1,40 @@
-"""`python -m sousa_engine weights`: what is here and what could be, fetch it, import it, verify it.
+"""`python -m sousa_engine weights`: list, fetch, import and verify pretrained weights.
 
-Importing this never imports torch; fetch, import and verify do, once there are tensors to look at.
+Importing this module never imports torch; fetch, import and verify do so when they check tensors.
 """
 
 from __future__ import annotations
 
-import contextlib
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import click
-from tqdm import tqdm
 
 from sousa_engine import backbones
 from sousa_engine.backbones import Variant, downloads, pretrained
 from sousa_engine.backbones.shelf import COLUMNS, here_text, row, size_text
+from sousa_engine.cli.progress import progress
 from sousa_engine.core.errors import UserError, WeightsError
 from sousa_engine.workspace import Workspace, intake, run_files
 
-_lock_fd = click.option("--lock-fd", type=int, hidden=True, help="The intake's lock, taken by who started us.")
+_lock_fd = click.option("--lock-fd", type=int, hidden=True, help="Lock of the intake, if the parent process holds it.")
 
 
 @click.group()
 @click.pass_context
 def weights(ctx: click.Context) -> None:
-    """Pretrained weights of the backbones: what is here, fetch, import, verify."""
-    typed = ctx.parent.params["root"] if ctx.parent else None  # SOUSA_WORKSPACE may name a folder still to be made
+    """List, fetch, import and verify the pretrained weights of the backbones."""
+    typed = ctx.parent.params["root"] if ctx.parent else None  # SOUSA_WORKSPACE may name a folder that is created later
     if typed and not ctx.obj.root.is_dir():
-        raise UserError(f"There is no folder {ctx.obj.root}, so there are no weights in it. Check --workspace.")
+        raise UserError(f"The folder {ctx.obj.root} does not exist, so it holds no weights. Check --workspace.")
 
 
 @weights.command("list")
 @click.argument("names", nargs=-1, metavar="[BACKBONE]...")
-@click.option("-v", "--verbose", is_flag=True, help="Page, link, sha256 and more of each.")
+@click.option("-v", "--verbose", is_flag=True, help="Show the page, link, sha256 and more for each.")
 @click.pass_obj
 def list_(workspace: Workspace, names: tuple[str, ...], verbose: bool) -> None:
-    """List which weights are here, and what the others would download. Asks nothing of the network."""
+    """List installed weights, and the download size of the others. Makes no network request."""
     variants = [backbones.variant(name) for name in names] or list(backbones.VARIANTS.values())
     if names or verbose:
         click.echo("\n\n".join(_card(variant, workspace) for variant in variants))
@@ -54,18 +52,22 @@ def list_(workspace: Workspace, names: tuple[str, ...], verbose: bool) -> None:
 @_lock_fd
 @click.pass_obj
 def fetch(workspace: Workspace, name: str, lock_fd: int | None) -> None:
-    """Download a backbone's published weights. A broken download goes on where it was; Ctrl-C leaves it so."""
+    """Download the published weights of a backbone. An interrupted download (Ctrl-C too) is resumed next time."""
     variant = backbones.variant(name)
     folder = pretrained.intake_folder(variant, workspace)
     doing = intake.look(folder) if lock_fd is None else None
     if doing and doing.is_running:
-        click.echo(f"{variant.name} is being taken in by another process ({doing.doing}); waiting for it.", err=True)
+        click.echo(f"Another process is working on {variant.name} ({doing.doing}); waiting for it.", err=True)
     try:
-        with _progress(variant.name) as tell:
+        with progress(variant.name, _step, {"downloading": "B"}) as tell:
             state = pretrained.fetch(variant, backbones.family(variant), workspace, tell=tell, lock_fd=lock_fd)
     except KeyboardInterrupt:
         kept = downloads.kept(variant.download, folder) if variant.download else 0
-        how = f"{size_text(kept)} are kept; the same command goes on from there." if kept else "Nothing was kept."
+        how = (
+            f"{size_text(kept)} are kept; run the same command again to continue."
+            if kept
+            else "Nothing was downloaded."
+        )
         click.echo(f"Stopped. {how}", err=True)
         sys.exit(run_files.EXIT_STOPPED)
     _echo_here(variant, workspace, state)
@@ -73,11 +75,11 @@ def fetch(workspace: Workspace, name: str, lock_fd: int | None) -> None:
 
 @weights.command("import")
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--as", "name", metavar="BACKBONE", help="Whose weights they are, where the file itself leaves it open.")
+@click.option("--as", "name", metavar="BACKBONE", help="The backbone of these weights, if the file fits several.")
 @_lock_fd
 @click.pass_obj
 def import_(workspace: Workspace, file: Path, name: str | None, lock_fd: int | None) -> None:
-    """Copy a weights file into the workspace, once its tensors are seen to be a backbone's."""
+    """Copy a weights file into the workspace after checking that its tensors fit a backbone."""
     everyone = tuple(backbones.VARIANTS.values())
     if name is not None:
         variant = backbones.variant(name)
@@ -85,7 +87,7 @@ def import_(workspace: Workspace, file: Path, name: str | None, lock_fd: int | N
         fits = pretrained.recognise(file, [(one, backbones.family(one)) for one in everyone])
         if len(fits) > 1:
             named = " or ".join(f"--as {one.name}" for one in fits)
-            raise WeightsError(f"{file} fits {len(fits)} backbones by its tensors. Say which one it is: {named}.")
+            raise WeightsError(f"The tensors of {file} fit {len(fits)} backbones. Choose one: {named}.")
         variant = fits[0]
     state = pretrained.import_weights(
         variant, backbones.family(variant), file, workspace, known=everyone, lock_fd=lock_fd
@@ -97,19 +99,19 @@ def import_(workspace: Workspace, file: Path, name: str | None, lock_fd: int | N
 @click.argument("names", nargs=-1, metavar="[BACKBONE]...")
 @click.pass_obj
 def verify(workspace: Workspace, names: tuple[str, ...]) -> None:
-    """Read all weights that are here again: sha256 and tensors. Exit code 1 if one is not what it was."""
+    """Check the sha256 and tensors of all installed weights. Exit code 1 if any have changed."""
     chosen = [backbones.variant(name) for name in names]
     found = [(one, pretrained.stored(one, workspace)) for one in chosen or backbones.VARIANTS.values()]
     if missing := [one.name for one, here in found if here is None and chosen]:
-        raise UserError(f"There are no weights of {', '.join(missing)} here to verify. See: weights list")
+        raise UserError(f"No weights of {', '.join(missing)} to verify. See: python -m sousa_engine weights list")
     wrong = 0
     for variant, here in found:
         if here is None:
             continue
         trouble = pretrained.verify(variant, backbones.family(variant), here)
         wrong += bool(trouble)
-        told = trouble or f"{here.origin}, sha256 {downloads.sha256(here.path)[:12]}"
-        click.echo(f"{'WRONG' if trouble else 'ok':<6} {variant.name:<16} {told}")
+        said = trouble or f"{here.origin}, sha256 {downloads.sha256(here.path)[:12]}"
+        click.echo(f"{'WRONG' if trouble else 'ok':<6} {variant.name:<16} {said}")
     if wrong:
         click.echo(f"{wrong} of {sum(here is not None for _, here in found)} are wrong. Fetch or import them again.")
         sys.exit(1)
@@ -126,7 +128,7 @@ def _card(variant: Variant, workspace: Workspace) -> str:
     if published:
         rows += [("published", published.file), ("  size", size_text(published.size_bytes))]
         rows += [("  sha256", published.sha256 or "not published"), ("  page", published.page)]
-        rows += [("  link", published.url or "none: fetch it by hand from the page, then import it")]
+        rows += [("  link", published.url or "none: download it by hand from the page, then import it")]
         rows += [("  note", published.note)] if published.note else []
     return "\n".join(f"{label:<10} {text}" for label, text in rows)
 
@@ -138,27 +140,5 @@ def _echo_here(variant: Variant, workspace: Workspace, state: backbones.WeightsS
     click.echo(str(state.path))
 
 
-@contextlib.contextmanager
-def _progress(name: str) -> Iterator[intake.Tell]:
-    """A bar on a terminal; in a file or a pipe, a line for each tenth."""
-    with tqdm(unit="B", unit_scale=True, desc=name, leave=False, disable=not sys.stderr.isatty()) as bar:
-        said = ""
-
-        def tell(doing: str, done: int, total: int | None) -> None:
-            nonlocal said
-            if bar.disable:
-                amount = f"{size_text(done)} of {size_text(total)}" if doing == "downloading" else "its tensors"
-                step = f"{doing} {10 * done // total if total else done // 50_000_000}"
-                if step != said:
-                    click.echo(f"{name}: {doing} {amount}", err=True)
-                said = step
-                return
-            if doing != said:
-                bar.reset(total)
-                bar.initial = done  # what was here already came at no speed
-                bar.bar_format = None if doing == "downloading" else "{desc} its tensors"
-                bar.set_description_str(f"{name}: {doing}")
-            said, bar.n = doing, done
-            bar.update(0)
-
-        yield tell
+def _step(stage: str, done: int, total: int | None) -> str:
+    return f"{stage} {size_text(done)} of {size_text(total)}" if stage == "downloading" else f"{stage} its tensors"

@@ -1,15 +1,15 @@
-"""The exception tree: every mistake a user can make ends in one of these, with a sentence that names the cure.
+"""The exception tree. Every mistake of a user raises one of these, with a sentence that says how to fix it.
 
 SousaError
 ├── UserError (ValueError)         the command or the form is wrong; exit code 2
 │   ├── ConfigError                a field's value, or a field that does not exist
 │   ├── UnknownNameError           a preset, backbone, rudiment or run that does not exist
-│   ├── TargetError                a LoRA target that is no module, or cannot be adapted
-│   ├── DataError                  a data set that cannot be read or trained on
-│   ├── WeightsError               weights that are missing, truncated or of another network
-│   └── PreflightError             a launch that could only fail
+│   ├── TargetError                a LoRA target that is not a module, or cannot be adapted
+│   ├── DataError                  a data set that cannot be read or used for training
+│   ├── WeightsError               weights that are missing, truncated or for another network
+│   └── PreflightError             a run that cannot work
 ├── WorkspaceError                 runs.db or the runs folder cannot be used (read-only, newer schema, garbage)
-└── RunError                       a run that ended badly, with its reason
+└── RunError                       a run that failed, with its reason
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-DISK_FULL = "The disk is full. Free some space; metrics and checkpoints up to here are kept."
+DISK_FULL = "The disk is full. Free some space; metrics and checkpoints so far are kept."
 
 
 class SousaError(Exception):
-    """Base of all errors of the engine; str(error) is one sentence fit for a user."""
+    """Base of all errors of the engine; str(error) is a sentence for the user."""
 
 
 class UserError(SousaError, ValueError):
@@ -29,7 +29,7 @@ class UserError(SousaError, ValueError):
 
 
 class ConfigError(UserError):
-    """`field` is the dotted name of the field at fault, where there is one."""
+    """`field` is the dotted name of the wrong field, if there is one."""
 
     def __init__(self, message: str, *, field: str | None = None):
         super().__init__(message)
@@ -65,7 +65,7 @@ class RunError(SousaError):
 
 
 def nearest(name: str, known: Iterable[str], n: int = 3) -> list[str]:
-    """The known names closest to a mistyped one, best first; falls back on names that contain it."""
+    """The known names closest to a mistyped one, best first, followed by names that contain it."""
     pool = list(dict.fromkeys(known))
     low = {k.lower(): k for k in pool}
     close = difflib.get_close_matches(name.lower(), list(low), n=n, cutoff=0.5)

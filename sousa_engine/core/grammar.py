@@ -1,7 +1,7 @@
 """The command line's grammar: `group=name` picks a preset, `a.b=value` sets a field.
 
-The result is a draft: nested plain values in the shape of RunConfig, where `lora.targets` may still hold names
-(`q_proj`, `attention+mlp`) that launch.prepare matches against the backbone's outline.
+The result is a draft: nested plain values in the shape of RunConfig, in which `lora.targets` may still contain names
+(`q_proj`, `attention+mlp`) that runs.prepare matches against the outline of the backbone.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ GROUPS = (*PRESET_GROUPS, "data")
 PRESETS = Path(__file__).with_name("presets")
 Draft = dict[str, Any]
 
-# Spellings of earlier config files, and what they are called here.
+# Field names of earlier config files, and their present names.
 _SYNONYMS = {"peft_target_modules": "lora.targets", "target_modules": "lora.targets", "lora.rank": "lora.r"}
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 
 
 def parse(words: Iterable[str]) -> Draft:
-    """`["model=ast-mini", "training.max_epochs=10"]` -> a draft. Presets first, then fields, each in order given.
+    """`["model=ast-mini", "training.max_epochs=10"]` -> a draft. Presets are applied first, then fields, in order.
 
-    Raises ConfigError for a word without `=`, an unknown field (naming the nearest) or a value that is no YAML;
-    UnknownNameError for an unknown preset.
+    Raises ConfigError for a word without `=`, for an unknown field (with the nearest names) and for a value that is not
+    valid YAML; UnknownNameError for an unknown preset.
     """
     draft: Draft = {}
     fields: list[tuple[str, Any]] = []
@@ -42,7 +42,7 @@ def parse(words: Iterable[str]) -> Draft:
         key, equals, text = word.partition("=")
         key = key.strip().lstrip("+")
         if not equals or not key:
-            raise ConfigError(f"{word!r} is not of the form group=name or field=value, e.g. training.max_epochs=10.")
+            raise ConfigError(f"{word!r} is not of the form group=name or field=value, such as training.max_epochs=10.")
         key = _SYNONYMS.get(key, key)
         if key in GROUPS and not text.strip():
             raise ConfigError(f"{key}= has no value. Write {key}=NAME.", field=key)
@@ -64,7 +64,7 @@ def parse(words: Iterable[str]) -> Draft:
 
 
 def words(draft: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """The words that `parse` reads back to this draft: `["training.max_epochs=10"]`."""
+    """The words from which `parse` builds this draft: `["training.max_epochs=10"]`."""
     found: list[str] = []
     for key, what in draft.items():
         dotted = f"{prefix}{key}"
@@ -78,7 +78,7 @@ def words(draft: Mapping[str, Any], prefix: str = "") -> list[str]:
 
 
 def preset(group: str, name: str) -> Draft:
-    """The values of presets/<group>/<name>.yaml. A model's name that has no preset of its own picks that variant."""
+    """The values of presets/<group>/<name>.yaml. A model name without a preset selects the variant of that name."""
     known = _preset_files(group)
     if name in known:
         return copy.deepcopy({key: what for key, what in known[name].items() if key != "help"})
@@ -88,7 +88,7 @@ def preset(group: str, name: str) -> Draft:
 
 
 def presets(group: str) -> dict[str, str]:
-    """Preset name -> its line of help."""
+    """Preset name -> its help text."""
     return {name: values.get("help", "") for name, values in _preset_files(group).items()}
 
 
@@ -110,17 +110,17 @@ def number(text: str, what: str) -> float:
 
 
 def value(text: str, key: str = "value") -> Any:
-    """A YAML scalar or list; `5e-4` is a number, though YAML 1.1 reads it as text."""
+    """A YAML scalar or list. `5e-4` is a number here, although YAML 1.1 reads it as text."""
     if is_number(text):
         return float(text)
     try:
         return inputs.load_yaml(text)
     except yaml.YAMLError:
-        raise ConfigError(f"{key} = {text!r} is not a value. Quote lists as '[a, b]'.", field=key) from None
+        raise ConfigError(f"{key} = {text!r} is not a valid value. Quote lists: '[a, b]'.", field=key) from None
 
 
 def written(what: Any) -> str:
-    """What `value` reads back: 0.001, null, ast-mini, [q_proj, v_proj]."""
+    """The text from which `value` reads this value: 0.001, null, ast-mini, [q_proj, v_proj]."""
     if isinstance(what, str):
         return what if _reads_as_itself(what) else json.dumps(what)
     if isinstance(what, float):
@@ -129,7 +129,7 @@ def written(what: Any) -> str:
 
 
 def is_number(text: str) -> bool:
-    """Whether text is a number that YAML 1.1 would take for text, as 5e-4."""
+    """Whether text is a number that YAML 1.1 reads as text, such as 5e-4."""
     return bool(_NUMBER.fullmatch(text.strip()))
 
 
@@ -141,7 +141,7 @@ def set_field(draft: Draft, dotted: str, what: Any) -> None:
 
 
 def entries(text_or_list: Any) -> list[str]:
-    """Target entries as people paste them: a list, "query,key", YAML, or a whole `peft_target_modules:` block."""
+    """Target entries in any pasted form: a list, "query,key", YAML, or a complete `peft_target_modules:` block."""
     if isinstance(text_or_list, str):
         text = text_or_list.strip()
         try:
@@ -169,7 +169,7 @@ def _reads_as_itself(text: str) -> bool:
 
 @cache
 def _preset_files(group: str) -> dict[str, Draft]:
-    """Read once: a sweep's plan asks for a preset with each setting."""
+    """Cached, because planning a sweep reads a preset for each setting."""
     return {path.stem: yaml.safe_load(path.read_text()) or {} for path in sorted((PRESETS / group).glob("*.yaml"))}
 
 
@@ -180,7 +180,7 @@ def _only_list(block: Mapping[str, Any]) -> Any:
     inner = [v for v in block.values() if isinstance(v, Mapping)]
     if inner:
         return _only_list(inner[0])
-    raise ConfigError("No peft_target_modules: list in what was pasted.", field="lora.targets")
+    raise ConfigError("The pasted text contains no peft_target_modules: list.", field="lora.targets")
 
 
 def _known() -> list[str]:
@@ -188,12 +188,12 @@ def _known() -> list[str]:
 
 
 def _is_text(key: str) -> bool:
-    """Fields whose value is taken as it stands: a name `007` or a path is no number."""
+    """Whether the value of a field is used as typed: a name `007` or a path is not a number."""
     return dict(config.fields())[key].annotation is str
 
 
 def merge(draft: Draft, values: Mapping[str, Any]) -> None:
-    """Lay `values` over `draft`, field by field."""
+    """Override `draft` with `values`, field by field."""
     for key, what in values.items():
         if isinstance(what, Mapping):
             merge(draft.setdefault(key, {}), what)

@@ -1,4 +1,4 @@
-"""What the store remembers, as frozen records. No SQL, no torch."""
+"""Frozen records of everything the store holds. No SQL, no torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sousa_engine.core.methods import METHODS
 LONGEST_TAG, LONGEST_SET_NAME, LONGEST_NOTE = 40, 80, 4000  # characters
 MOST_CPU_SLOTS = 64
 
-# Metrics "update/<path of a target>": how far training moved its weight. One for each module, so in no list of metrics.
+# Metrics "update/<path of a target>": relative change of a weight. Not in lists of metrics, as there is one per module.
 UPDATE = "update/"
 
 
@@ -47,7 +47,7 @@ class SweepStatus(enum.StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """Where a run stands. phase: "preparing" (features), "training", "testing"; done/total count that phase's units."""
+    """Progress of a run. phase: "preparing" (features), "training" or "testing"; done and total count its units."""
 
     phase: str
     done: int
@@ -59,7 +59,7 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """Last and best value of one metric of one run. n: clips it was computed on (None for training-step metrics)."""
+    """Last and best value of one metric of one run. n: its number of clips (None for training steps)."""
 
     metric: str
     last: float | None
@@ -84,11 +84,11 @@ class Run:
     facts: Mapping[str, Any] = field(default_factory=dict)  # versions, parameters, data counts: run.json of the trainer
     attempts: int = 0
     stop_requested_at_ms: int | None = None  # of its latest attempt
-    kill_requested_at_ms: int | None = None  # it is to end at once, without a checkpoint
+    kill_requested_at_ms: int | None = None  # it must end now, without a checkpoint
     sweep_id: str | None = None
     trial: int | None = None  # number of its setting in the sweep, from 0
-    setting: Mapping[str, Any] = field(default_factory=dict)  # field of each axis -> value, as the sweep says it
-    pruned_at_step: int | None = None  # the sweep gave it up here; it counts if the run was then stopped
+    setting: Mapping[str, Any] = field(default_factory=dict)  # field of each axis -> value, as in the sweep
+    pruned_at_step: int | None = None  # the sweep pruned it here; valid only if the run was then stopped
     tags: tuple[str, ...] = ()  # in alphabetical order
     note: str = ""
     archived_at_ms: int | None = None  # None: shown in lists
@@ -100,7 +100,7 @@ class Run:
 
     @property
     def seconds(self) -> float | None:
-        """From start to end, without the time between an end and a resume; None while it runs or never started."""
+        """Seconds from start to end, without the time between an end and a resume; None if it has not both."""
         if self.started_at_ms is None or self.ended_at_ms is None:
             return None
         return sum(end - start for start, end in (*self.earlier_ms, (self.started_at_ms, self.ended_at_ms))) / 1000
@@ -120,15 +120,15 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class RunRow:
-    """A run as a line of a list, without its config: light, because a list may have 10,000 of them.
+    """A run as a line of a list. It has no config, because a list may have 10,000 lines.
 
-    Accuracies lie in [0, 1]; None is what was not measured (yet).
+    Accuracies are in [0, 1]; None means not measured (yet).
     """
 
     id: str
     title: str
     status: RunStatus
-    device: str  # the slot it runs or ran on; before that, what it asked for
+    device: str  # the slot it runs or ran on; before that, the requested device
     backbone: str
     weights: str  # pretrained, random, or the path of a file
     dataset: str  # its name
@@ -144,12 +144,12 @@ class RunRow:
     archived_at_ms: int | None
     tags: tuple[str, ...]
     note: str
-    progress: Progress | None  # None for a finished run too: it has done all
+    progress: Progress | None  # None for a finished run too
     valid: float | None  # best of all epochs
     valid_n: int | None
     test: float | None
     test_n: int | None
-    earlier_ms: int = 0  # that it ran before it was resumed
+    earlier_ms: int = 0  # time it ran before it was resumed
 
     @property
     def is_random(self) -> bool:
@@ -157,7 +157,7 @@ class RunRow:
 
     @property
     def trains(self) -> str:
-        """What trains beside the head, in short: "attention · 16 modules", "head alone", "BitFit"."""
+        """Short summary of the trainable parameters besides the head: "attention · 16 modules", "BitFit"."""
         method = METHODS[self.method]
         if not method.takes_targets:
             return method.title
@@ -167,7 +167,7 @@ class RunRow:
 
     @property
     def seconds(self) -> float | None:
-        """From start to end, without the time between an end and a resume; None while it runs or never started."""
+        """Seconds from start to end, without the time between an end and a resume; None if it has not both."""
         if self.started_at_ms is None or self.ended_at_ms is None:
             return None
         return (self.earlier_ms + self.ended_at_ms - self.started_at_ms) / 1000
@@ -175,11 +175,10 @@ class RunRow:
 
 @dataclass(frozen=True, kw_only=True)
 class RunFilter:
-    """Which runs a list shows: those that meet everything said here.
+    """Which runs a list shows: those that meet all conditions.
 
-    words: each occurs in title, backbone, data, target set, weights, a tag or the note, in any case of letters, or is
-    four letters or more of the id.
-    tags: it has all of them. archived: None is both.
+    words: each occurs, in upper or lower case, in the title, backbone, data, target set, weights, a tag or the note, or
+    is a part of the id with at least four characters. tags: the run has all of them. archived: None means both.
     """
 
     words: str = ""
@@ -191,7 +190,7 @@ class RunFilter:
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
-    """Some lines of a list, and how many runs the whole list has."""
+    """Some lines of a list, and the number of runs in the complete list."""
 
     rows: tuple[RunRow, ...]
     total: int
@@ -199,8 +198,8 @@ class Listing:
 
 @dataclass(frozen=True, kw_only=True)
 class QueueSettings:
-    """How the queue of a workspace is set. paused_at_ms: None where runs are claimed. cpu_slots: runs beside each other
-    on the CPU, at least 1."""
+    """The state of the queue. paused_at_ms: None if not paused. cpu_slots: how many runs may train on the CPU at the
+    same time, at least 1."""
 
     paused_at_ms: int | None
     cpu_slots: int
@@ -212,7 +211,7 @@ class QueueSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """spec: what was asked, as sweep.SweepSpec takes it. Its runs carry its id."""
+    """spec: its definition, as fields of sweep_spec.SweepSpec. Its runs have its id."""
 
     id: str
     name: str
@@ -225,7 +224,7 @@ class Sweep:
 
 @dataclass(frozen=True, kw_only=True)
 class MetricPoint:
-    """One value of one metric at one optimiser step (from 1). value may be nan or inf: the store keeps which."""
+    """One value of one metric at one optimiser step (from 1). value may be nan or inf; the store keeps which."""
 
     metric: str
     step: int
@@ -236,7 +235,7 @@ class MetricPoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """A metric over steps in buckets of `width` steps; mean/low/high are None where no finite value fell in."""
+    """A metric over steps in buckets of `width` steps; mean, low, high: None for a bucket without finite values."""
 
     metric: str
     width: int
@@ -248,7 +247,7 @@ class Curve:
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """One clip of one split, as the best checkpoint saw it. probability: of the predicted class."""
+    """The prediction of the best checkpoint for one clip. probability: of the predicted class."""
 
     clip_id: str
     split: str
@@ -259,14 +258,14 @@ class Prediction:
 
 
 class Origin(NamedTuple):
-    """The run that another one is a clone of. is_retry: it had failed, and the clone is to make up for it."""
+    """The run that another one is a clone of. is_retry: the run had failed, and the clone replaces it."""
 
     run_id: str
     is_retry: bool
 
 
 class ClipScore(NamedTuple):
-    """How many of `runs` runs got a clip right. A tuple, not a dataclass: a sweep has tens of thousands."""
+    """How many of `runs` runs were right on a clip. A tuple, because a sweep has tens of thousands of them."""
 
     clip_id: str
     label: str
@@ -276,7 +275,7 @@ class ClipScore(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """Something that happened to a run, for its log of events: queued, claimed, checkpoint, stop requested, ..."""
+    """An entry in the event log of a run: queued, claimed, checkpoint, stop requested, ..."""
 
     at_ms: int
     kind: str
@@ -293,7 +292,7 @@ class TargetSet:
 
 
 def checked_tags(tags: Collection[str]) -> tuple[str, ...]:
-    """Tags as they are stored: trimmed, each once, in alphabetical order. Raises UserError naming the first bad one."""
+    """Tags as stored: trimmed, unique, in alphabetical order. Raises UserError for the first invalid one."""
     found = {tag.strip() for tag in tags}
     for tag in found:
         if not 1 <= len(tag) <= LONGEST_TAG or not tag.isprintable():
@@ -302,7 +301,7 @@ def checked_tags(tags: Collection[str]) -> tuple[str, ...]:
 
 
 def checked_set_name(text: str) -> str:
-    """The name of a target set as it is kept. Raises UserError."""
+    """The name of a target set as stored. Raises UserError if it is invalid."""
     name = " ".join(text.split())
     if not 1 <= len(name) <= LONGEST_SET_NAME or not name.isprintable():
         raise UserError(f"{name[:60]!r} cannot name a set: a name is one line of 1 to {LONGEST_SET_NAME} characters.")
@@ -310,15 +309,15 @@ def checked_set_name(text: str) -> str:
 
 
 def checked_note(text: str) -> str:
-    """A note as it is stored, "" for none. Raises UserError if it is too long."""
+    """A note as stored; "" means no note. Raises UserError if it is too long."""
     note = "\n".join(line.rstrip() for line in text.splitlines()).strip()
     if len(note) > LONGEST_NOTE:
-        raise UserError(f"The note has {len(note):,} characters; {LONGEST_NOTE:,} are the most. Shorten it.")
+        raise UserError(f"The note has {len(note):,} characters; the limit is {LONGEST_NOTE:,}. Shorten it.")
     return note
 
 
 class SweepRun(NamedTuple):
-    """A run that a sweep queues. setting: field of each axis -> value; runs of one trial differ in their seed alone."""
+    """A run that a sweep queues. setting: field of each axis -> value; runs of one trial differ only in their seed."""
 
     config: RunConfig
     trial: int

@@ -1,7 +1,6 @@
-"""The 40 PAS drum rudiments as facts: what is struck when, by which hand, and how fast people play it.
+"""The 40 PAS drum rudiments: when each stroke falls, with which hand, and the usual tempo.
 
-The facts stand in rudiments.json beside this file and are read on first use. Time is counted in ticks,
-24 to the beat.
+The facts are in rudiments.json in this folder and are read on first use. Time is counted in ticks, 24 to the beat.
 """
 
 from __future__ import annotations
@@ -18,17 +17,17 @@ RUDIMENTS: tuple[Rudiment, ...]
 """All 40, in the order of the PAS sheet."""
 
 ACOUSTIC_TWINS: tuple[tuple[str, ...], ...]
-"""Groups of slugs whose strokes and accents fall at the same moments: only the hand's timbre tells them apart."""
+"""Groups of slugs whose strokes and accents fall at the same times: only the timbre of the hands differs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stroke:
-    """One primary stroke; its grace strokes fall, unmeasured and in order, just before it."""
+    """One primary stroke; its grace strokes come just before it, unmeasured and in order."""
 
     tick: int
     hand: str  # "R" or "L"
     accent: bool = False
-    grace: str = ""  # hands of the grace strokes: "" none, one letter a flam, two a drag
+    grace: str = ""  # hands of the grace strokes: none, one for a flam, two for a drag
     kind: str = "tap"  # "tap" or "buzz" (a multiple bounce)
     diddle: int = 0  # 1 and 2: first and second stroke of a double
 
@@ -43,20 +42,20 @@ class Stroke:
 
 @dataclass(frozen=True, kw_only=True)
 class Rudiment:
-    """One cycle of a rudiment, as it is repeated in practice."""
+    """One cycle of a rudiment, as repeated in practice."""
 
     number: int  # 1 to 40, PAS order
     name: str
     slug: str
-    sousa_slug: str  # the same rudiment's name in the SOUSA data set
-    family: str  # roll, diddle, flam or drag
+    sousa_slug: str  # the name of this rudiment in the SOUSA data set
+    group: str  # roll, diddle, flam or drag
     subdivision: str
     ticks_per_beat: int
     cycle_ticks: int
     tempo_bpm: tuple[float, float]  # slowest and fastest usual tempo
     sticking: str
     strokes: tuple[Stroke, ...]
-    note: str  # where sources disagree, and what is played here
+    note: str  # where sources disagree, and which version this is
     sounds_like: tuple[str, ...]
 
     @property
@@ -69,7 +68,7 @@ class Rudiment:
 
 
 def rudiment(slug: str) -> Rudiment:
-    """The rudiment of that slug ("single-paradiddle"); UnknownNameError names the nearest ones."""
+    """The rudiment with this slug ("single-paradiddle"). Raises UnknownNameError with the nearest ones."""
     found = _by_slug().get(slug)
     if found is None:
         raise unknown("rudiment", slug, _by_slug())
@@ -99,5 +98,6 @@ def _sheet() -> tuple[tuple[Rudiment, ...], tuple[tuple[str, ...], ...]]:
 def _rudiment(entry: dict[str, Any]) -> Rudiment:
     low, high = entry["tempo_bpm"]
     strokes = tuple(Stroke(tick=s["t"], **{k: v for k, v in s.items() if k != "t"}) for s in entry["strokes"])
-    fields = {**entry, "tempo_bpm": (float(low), float(high)), "strokes": strokes}
+    fields = {"group" if key == "family" else key: value for key, value in entry.items()}
+    fields |= {"tempo_bpm": (float(low), float(high)), "strokes": strokes}
     return Rudiment(**{**fields, "sounds_like": tuple(entry["sounds_like"])})

@@ -1,1 +1,17 @@
-"""Clips, labels, splits and features: everything a training reads."""
+"""Data sets: clips, labels, splits, the soundness of files, and features. Knows no backbones, storage or training."""
+
+__all__ = [
+    "audio",
+    "augment",
+    "clips",
+    "dataset",
+    "excerpt",
+    "features",
+    "findings",
+    "manifest",
+    "rhythm",
+    "scan",
+    "soundness",
+    "splits",
+    "synth",
+]

@@ -1,4 +1,4 @@
-"""Waveforms of clips: rendered or read, mono, resampled, padded or cut to one length. numpy only."""
+"""Waveforms of clips: rendered or read, mixed down, resampled, and padded or cut to one length. numpy only."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ _TAIL_S = 0.05  # read beyond the clip's end, so that resampling has no edge the
 
 
 def samples(clip_s: float, sample_rate_hz: int) -> int:
-    """Length of every waveform of a data set, in samples."""
+    """The length of every waveform of a data set, in samples."""
     return round(clip_s * sample_rate_hz)
 
 
 def waveform(manifest: Manifest, clip: Clip, sample_rate_hz: int | None = None) -> np.ndarray:
     """One clip as float32 (samples,), mono, in [-1, 1], exactly manifest.clip_s long.
 
-    Longer recordings give their first clip_s seconds, shorter ones are followed by silence. Channels are averaged.
-    sample_rate_hz: None means the manifest's own. Raises DataError naming the file and what is wrong with it.
+    Longer recordings are cut to their first clip_s seconds, shorter ones padded with silence; channels are averaged.
+    sample_rate_hz: None means the manifest's. Raises DataError naming the file and what is wrong with it.
     """
     return load(clip.source, manifest.clip_s, sample_rate_hz or manifest.sample_rate_hz)
 
 
 def load(source: synth.ClipPlan | Path, clip_s: float, sample_rate_hz: int) -> np.ndarray:
-    """As `waveform`, for a clip's source alone: what a worker process needs to know."""
+    """Like `waveform`, but needs only a clip's source, which a worker process receives."""
     if isinstance(source, Path):
         found, found_hz = _read(source, clip_s)
     else:
@@ -38,7 +38,7 @@ def load(source: synth.ClipPlan | Path, clip_s: float, sample_rate_hz: int) -> n
 
 
 def resample(waveform: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
-    """float32 (samples,) at another rate, by soxr's high quality; untouched when the rates agree."""
+    """float32 (samples,) at another rate, by soxr at high quality; unchanged if the rates are equal."""
     if from_hz == to_hz:
         return waveform
     import soxr
@@ -47,7 +47,7 @@ def resample(waveform: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
 
 
 def fit(waveform: np.ndarray, length: int) -> np.ndarray:
-    """float32 (length,): cut at the end, or followed by zeros."""
+    """float32 (length,): cut at the end, or padded with zeros."""
     if waveform.size >= length:
         return np.ascontiguousarray(waveform[:length])
     return np.pad(waveform, (0, length - waveform.size))
@@ -66,13 +66,13 @@ def _read(path: Path, clip_s: float) -> tuple[np.ndarray, int]:
         raise DataError(
             f"{path} cannot be decoded ({str(error).rstrip('.')}). Export it again, or remove it."
         ) from None
-    # Compressed formats only estimate their length, so a small gap is none.
+    # Compressed formats only estimate their length, so a small gap does not count.
     if len(blocks) < 0.98 * wanted:
         raise DataError(
-            f"{path} is cut short: its header promises {wanted:,} samples here, it holds {len(blocks):,}. "
+            f"{path} is truncated: its header promises {wanted:,} samples here, it holds {len(blocks):,}. "
             "Export it again, or remove it."
         )
     if not np.isfinite(blocks).all():
-        raise DataError(f"{path} holds samples that are no numbers (NaN or infinite). Export it again, or remove it.")
+        raise DataError(f"{path} holds samples that are NaN or infinite. Export it again, or remove it.")
     mono = blocks.mean(axis=1) if blocks.shape[1] > 1 else blocks[:, 0]
     return np.ascontiguousarray(mono, dtype=np.float32), rate_hz

@@ -1,4 +1,4 @@
-"""Random changes to a batch of features that leave the rudiment what it is. Batched torch; no loop over clips."""
+"""Random changes to a batch of features that preserve the label. Batched torch; no loop over clips."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ DB_TO_LN = math.log(10) / 10
 def augment(
     features: Tensor, config: AugmentConfig, *, floor: float, ln_units: float = 1.0, generator: torch.Generator
 ) -> Tensor:
-    """Shift, gain, time mask and mel mask, drawn anew for every clip.
+    """Shift, gain, time mask and mel mask, drawn separately for every clip.
 
-    features: (batch, frames, mels) raw log-mel, float32; left as it is. floor: what silence is in it: a shift fills
-    with it, and a gain never goes below it. ln_units: 1 for natural logarithms, 4.34 for decibels. Masks take the
+    features: (batch, frames, mels) raw log-mel, float32; not modified. floor: the feature value of silence; it pads
+    shifted clips and limits the gain. ln_units: 1 for natural logarithms, 4.34 for decibels. Masks are filled with the
     clip's mean. Every call takes the same number of draws from `generator`, whatever the settings. Returns the same
-    shape. Source of the masks: Park et al. 2019 (SpecAugment), one of each kind, of a width uniform up to its limit.
+    shape. Masks follow Park et al. 2019 (SpecAugment): one of each kind, with a width uniform up to its limit.
     """
     batch, frames, mels = features.shape
     draws = torch.rand(6, batch, generator=generator, device=generator.device).to(features.device)
@@ -45,7 +45,7 @@ def _gain(features: Tensor, ln_units: Tensor, floor: float) -> Tensor:
 
 
 def _shift(features: Tensor, by: Tensor, floor: float) -> Tensor:
-    """Move each clip by a number of frames, later where positive; what moves out is lost."""
+    """Move each clip by a number of frames, later if positive; frames that leave the clip are lost."""
     frames = features.shape[1]
     source = torch.arange(frames, device=features.device)[None, :] - by[:, None]
     moved = features.gather(1, source.clamp(0, frames - 1)[:, :, None].expand_as(features))
@@ -53,7 +53,7 @@ def _shift(features: Tensor, by: Tensor, floor: float) -> Tensor:
 
 
 def _span(width_draw: Tensor, start_draw: Tensor, limit: float, length: int) -> Tensor:
-    """(batch, length) bool: one run of True in each row, at most limit * length wide."""
+    """(batch, length) bool: one stretch of True in each row, at most limit * length wide."""
     widest = int(limit * length)
     width = ((widest + 1) * width_draw).long()
     start = ((length - width + 1) * start_draw).long()

@@ -1,4 +1,4 @@
-"""A data set as data: its clips, its manifest, and what was left out."""
+"""Clips, and the manifest that lists them: the data set as a run sees it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from functools import cached_property
 from pathlib import Path
 
 from sousa_engine.data import synth
+from sousa_engine.data.splits import SPLITS
 
 
 @dataclass(frozen=True, kw_only=True)
 class Excluded:
-    """A file or row that is left out, and why: one clause, fit to stand behind the name. kind: the same in a word."""
+    """A file or row that is left out. reason: a clause that follows the name; kind: the reason in one word."""
 
     name: str
     reason: str
@@ -27,7 +28,7 @@ class Clip:
     clip_id: str
     label: str
     split: str
-    group: str  # who plays ("" where the data does not say); a group stays whole within one split
+    group: str  # the player ("" if unknown); all clips of a group are in one split
     duration_s: float
     columns: Mapping[str, str | float]
     source: synth.ClipPlan | Path
@@ -39,22 +40,36 @@ class Manifest:
 
     name: str
     layout: str  # embedded, folder or csv
-    classes: tuple[str, ...]  # sorted: the index is the class's number in a network's output
+    classes: tuple[str, ...]  # sorted; the index is the class number in a network's output
     clips: tuple[Clip, ...]
     clip_s: float
     sample_rate_hz: int
-    content_key: str  # 32 hex digits that change whenever a waveform would; labels and splits are not in it
+    content_key: str  # 32 hex digits that change when any waveform does; independent of labels and splits
     notes: tuple[str, ...]
     excluded: tuple[Excluded, ...] = ()
-    warnings: tuple[str, ...] = ()  # those of the notes that are to be weighed before a run; the others are facts
+    warnings: tuple[str, ...] = ()  # the notes that deserve attention before a run; the other notes are facts
 
     @cached_property
     def by_id(self) -> dict[str, Clip]:
+        """clip_id -> its clip."""
         return {clip.clip_id: clip for clip in self.clips}
 
     @cached_property
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Class -> split -> number of clips, in the order of `classes` and of train, valid, test."""
+        found = {label: dict.fromkeys(SPLITS, 0) for label in self.classes}
+        for clip in self.clips:
+            found[clip.label][clip.split] += 1
+        return found
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Split -> number of clips."""
+        return {split: sum(row[split] for row in self.counts.values()) for split in SPLITS}
+
+    @cached_property
     def split_key(self) -> str:
-        """32 hex digits that change with any clip's name, label, split or player: what content_key leaves open."""
+        """32 hex digits that change when any clip's name, label, split or player does. Complements content_key."""
         digest = hashlib.sha256()
         for clip in self.clips:
             facts = "\0".join((clip.clip_id, clip.label, clip.split, clip.group))
@@ -62,10 +77,10 @@ class Manifest:
         return digest.hexdigest()[:32]
 
     def indices(self, split: str) -> tuple[int, ...]:
-        """Positions in `clips` (and in a feature cache) of one split's clips."""
+        """The positions of a split's clips in `clips`, which are also their rows in a feature cache."""
         return tuple(i for i, clip in enumerate(self.clips) if clip.split == split)
 
-    def targets(self) -> tuple[int, ...]:
-        """The number of each clip's class, in the order of `clips`."""
+    def class_numbers(self) -> tuple[int, ...]:
+        """The class number of each clip, in the order of `clips`."""
         number = {label: i for i, label in enumerate(self.classes)}
         return tuple(number[clip.label] for clip in self.clips)

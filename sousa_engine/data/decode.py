@@ -1,8 +1,8 @@
 """Decode a file to its last sample, and say what is wrong with it.
 
-As a program (`python -m sousa_engine.data.decode`) it is a worker of data/scan.py: it reads {"path": ...} a line from
-stdin, answers with a verdict a line on stdout, and may use so much memory and processor time and no more. A decoder
-that crashes or never ends takes this process with it, and nothing else. With --headers it reads headers alone.
+As a program (`python -m sousa_engine.data.decode`), this is a worker of data/scan.py with limited memory and processor
+time. It reads lines of {"path": ...} from stdin and answers each with a line of soundness on stdout. A decoder that
+crashes or never finishes takes down only this process. With --headers, it reads only headers.
 """
 
 from __future__ import annotations
@@ -21,40 +21,43 @@ from typing import Any
 import numpy as np
 
 from sousa_engine.data import headers
-from sousa_engine.data.headers import CURE, AudioHeader, Unusable
+from sousa_engine.data.headers import FIX, AudioHeader, Unusable
 from sousa_engine.data.soundness import Soundness
 
-MEMORY_BYTES = 2 * 2**30  # of address space; a worker that decodes usual files needs a tenth
+MEMORY_BYTES = 2 * 2**30  # of address space; ordinary files need a tenth of it
 LONG_S = 600.0
 _BLOCK = 65_536  # frames
 _ENOUGH = 0.98  # of the promised samples: compressed formats only estimate their length
-_LOUD, _LOUDEST = 10.0, 2.0**31  # of full scale, 1: odd; no scale of any format, and its spectrum would overflow
-_SILENT = 2e-4  # between lowest and highest sample: below what 16 bit recordings call noise
+_LOUD, _LOUDEST = 10.0, 2.0**31  # times full scale: odd; beyond any format, and its spectrum would overflow
+_SILENT = 2e-4  # between lowest and highest sample: below the noise of 16-bit recordings
 _USUAL_HZ = frozenset(
     (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000, 64_000, 88_200, 96_000, 176_400, 192_000)
 )
-# "data : 32000 (should be 15978)" in libsndfile's log: a size that the header claims, and the one that is there.
+# "data : 32000 (should be 15978)" in libsndfile's log: the size in the header, and the true size.
 _SIZE = re.compile(r"^\s*(\w[\w ]*?)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
-_OF_SAMPLES = {"data", "SSND", "Data Size", "riff"}  # riff: of W64, whose log does not name the samples alone
-_STREAMED = 0x7FFF_0000  # a size from here on is what programs write who do not know it yet
+_OF_SAMPLES = {"data", "SSND", "Data Size", "riff"}  # riff: for W64, whose log has no separate size of the samples
+_STREAMED = 0x7FFF_0000  # programs that do not know the size yet write this or more
 
 
 def decode(path: Path) -> Soundness:
-    """The verdict on one file, read to its end in blocks. Raises Unusable for what the file system alone forbids."""
+    """The soundness of one file, which is read to its end in blocks.
+
+    Raises Unusable only if the file system makes the file unusable.
+    """
     facts = headers.file_facts(path)
     stamp: dict[str, Any] = {"size": facts.st_size, "mtime_ns": facts.st_mtime_ns}
     try:
-        return Soundness(**stamp, **_decoded(path))
+        return Soundness(**stamp, **examine(path))
     except Unusable as error:
         return Soundness(**stamp, error=str(error), kind=error.kind)
     except MemoryError:
         return Soundness(
-            **stamp, error=f"decoding it needs more than {MEMORY_BYTES / 2**30:g} GiB; {CURE}", kind="memory"
+            **stamp, error=f"decoding it needs more than {MEMORY_BYTES / 2**30:g} GiB; {FIX}", kind="memory"
         )
 
 
 def read_header(path: Path) -> Soundness:
-    """As `decode`, of the header alone."""
+    """Like `decode`, but reads only the header."""
     try:
         header = headers.read_header(path)
     except Unusable as error:
@@ -64,28 +67,28 @@ def read_header(path: Path) -> Soundness:
 
 
 def cpu_limit_s(size: int) -> int:
-    """Seconds of processor time that a file of `size` bytes may take: a minute, and a second a megabyte."""
+    """Seconds of processor time that a file of `size` bytes may take: a minute, plus a second per megabyte."""
     return 60 + size // 1_000_000
 
 
 def limit_memory() -> None:
-    """For this process and for good; its end leaves no core file."""
+    """Limit the memory of this process permanently, and let a crash leave no core file."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     except (ValueError, OSError):
-        pass  # macOS refuses; time is limited there all the same
+        pass  # macOS refuses; time is limited there too
 
 
 def limit_cpu(seconds: int) -> None:
-    """From now on, so much processor time; a process that needs more is killed by SIGXCPU."""
+    """Limit the processor time of this process from now on; the kernel kills it with SIGXCPU beyond that."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     _, hard = resource.getrlimit(resource.RLIMIT_CPU)
     resource.setrlimit(resource.RLIMIT_CPU, (int(used.ru_utime + used.ru_stime) + seconds, hard))
 
 
 def serve(answer: Callable[[Path], Soundness] = decode) -> None:
-    """The worker's loop: one answer a question, until stdin ends."""
+    """The worker's loop: one answer per line, until stdin ends."""
     limit_memory()
     _say({"ready": True})
     for line in sys.stdin:
@@ -93,12 +96,12 @@ def serve(answer: Callable[[Path], Soundness] = decode) -> None:
         try:
             limit_cpu(cpu_limit_s(_size(path)))
             _say(asdict(answer(path)))
-        except Unusable as error:  # it went away, or was locked, since it was listed
+        except Unusable as error:  # it disappeared or was locked since it was listed
             _say({"gone": str(error), "kind": error.kind})
 
 
-def _decoded(path: Path) -> dict[str, Any]:
-    """The fields of a usable file's verdict."""
+def examine(path: Path) -> dict[str, Any]:
+    """Decode a file; the fields of its Soundness. Raises Unusable for an unusable file."""
     import soundfile
 
     header = headers.read_header(path)
@@ -117,23 +120,25 @@ def _decoded(path: Path) -> dict[str, Any]:
                 low, high = min(low, float(block.min())), max(high, float(block.max()))
                 read += len(block)
         except soundfile.LibsndfileError as error:
-            why = error.error_string.removeprefix("Error : ").rstrip(".") or "the data are damaged"
+            why = error.error_string.removeprefix("Error : ").rstrip(".") or "damaged data"
             raise Unusable(
-                "corrupt", f"it cannot be decoded beyond sample {read:,} of {promised:,} ({why}); {CURE}"
+                "corrupt", f"it cannot be decoded beyond sample {read:,} of {promised:,} ({why}); {FIX}"
             ) from None
     promised, warnings = _promises(said, promised, header.size)
     if read < _ENOUGH * promised:
         raise Unusable(
-            "truncated", f"it is cut short: its header promises {promised:,} samples, it holds {read:,}; {CURE}"
+            "truncated", f"it is truncated: its header promises {promised:,} samples, it holds {read:,}; {FIX}"
         )
     if read < header.sample_rate_hz * headers.SHORTEST_S:
         raise headers.too_short(read, header.sample_rate_hz)
     if bad:
         of = read * header.channels
-        raise Unusable("not-a-number", f"{bad:,} of its {of:,} samples are no numbers (NaN or infinite); {CURE}")
+        raise Unusable(
+            "not-a-number", f"{bad:,} of its {of:,} samples {'is' if bad == 1 else 'are'} NaN or infinite; {FIX}"
+        )
     peak = max(-low, high)
     if peak > _LOUDEST:
-        raise Unusable("level", f"its samples reach {peak:.2g} times full scale; {CURE}")
+        raise Unusable("level", f"its samples reach {peak:.2g} times full scale; {FIX}")
     silent = high - low < _SILENT
     return {
         "duration_s": header.duration_s,
@@ -145,24 +150,24 @@ def _decoded(path: Path) -> dict[str, Any]:
 
 
 def _promises(said: str, frames: int, size: int) -> tuple[int, list[tuple[str, str]]]:
-    """Samples that the header promises, and warnings of sizes in it that are wrong. said: libsndfile's log.
+    """The number of samples that the header promises, and warnings about wrong sizes in it. said: libsndfile's log.
 
-    libsndfile shortens what it promises to what the file can hold; only its log tells what the header claims.
+    libsndfile reduces `frames` to what the file can hold; only its log contains the sizes in the header.
     """
     warnings = []
     for name, claimed, found in ((n, int(c), int(f)) for n, c, f in _SIZE.findall(said)):
         if claimed >= _STREAMED > found:
             if not warnings:
                 warnings.append(
-                    ("header", f"its header does not know its length ({name}: {claimed:,} bytes), all of it is used; "
-                     "export it again to mend that")
+                    ("header", f"its header does not tell its length ({name}: {claimed:,} bytes); all of it is used; "
+                     "export it again to fix that")
                 )  # fmt: skip
         elif name in _OF_SAMPLES and claimed > found > 0:
             frames = max(frames, round(frames * claimed / found))
         elif claimed > found and not warnings:
             warnings.append(
-                ("header", f"its header claims a file of {claimed:,} bytes ({name}), it has {size:,}; "
-                 "export it again to mend that")
+                ("header", f"its header claims a file of {claimed:,} bytes ({name}), but it has {size:,}; "
+                 "export it again to fix that")
             )  # fmt: skip
     if match := re.search(r"frame count (?:\d+) does not match value from 'ds64' chunk of (\d+)", said):
         frames = max(frames, int(match[1]))
@@ -170,19 +175,22 @@ def _promises(said: str, frames: int, size: int) -> tuple[int, list[tuple[str, s
 
 
 def _odd(header: AudioHeader, *, silent: bool, peak: float) -> list[tuple[str, str]]:
-    """Warnings of a file that can be used."""
+    """Warnings about a usable file."""
     found = []
     if silent:
-        level = "all its samples are zero" if peak == 0 else f"its samples never move (peak {peak:.2g} of 1)"
+        level = "all its samples are zero" if peak == 0 else f"its samples are constant (peak {peak:.2g} of 1)"
         found.append(("silent", f"it is silent: {level}; record it again, or remove it"))
     if peak > _LOUD:
         found.append(("level", f"its samples reach {peak:,.0f} times full scale; export it at its true level"))
     if header.channels > 2:
         found.append(
-            ("channels", f"it has {header.channels} channels, which are mixed down to one; export the one you mean")
+            (
+                "channels",
+                f"it has {header.channels} channels, which are mixed down to one; export the one that you need",
+            )
         )
     if header.sample_rate_hz not in _USUAL_HZ:
-        found.append(("rate", f"its rate of {header.sample_rate_hz:,} Hz is unusual; check that it is the true one"))
+        found.append(("rate", f"its sample rate of {header.sample_rate_hz:,} Hz is unusual; check that it is correct"))
     if header.duration_s > LONG_S:
         minutes = round(header.duration_s / 60)
         length = f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"
@@ -198,7 +206,7 @@ def _size(path: Path) -> int:
 
 
 def _say(value: dict[str, Any]) -> None:
-    # ASCII alone: a name that is no UTF-8 survives as an escape. One write: a line is never seen half.
+    # Only ASCII: a name that is not UTF-8 survives as an escape. One write: a line is never read half.
     os.write(1, (json.dumps(value) + "\n").encode())
 
 

@@ -1,6 +1,6 @@
-"""The waveform of a file of unknown origin, decoded for a listener in a process of limited memory and time.
+"""Decode a file of unknown origin for a listener, in a process of limited memory and time.
 
-As a program it is that process: the samples as float32 on stdout, or a sentence on stderr and exit code 2.
+As a program, this is that process: it writes the samples as float32 to stdout, or a sentence to stderr (exit code 2).
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from sousa_engine.data import audio, decode, headers
 from sousa_engine.workspace import PROJECT_ROOT
 
 WORKER = (sys.executable, "-m", "sousa_engine.data.excerpt")
-CPU_S = 10  # the first seconds of an ordinary file take a hundredth of it
+CPU_S = 10  # the first seconds of an ordinary file take a hundredth of this
 WALL_S = 60.0
-_CURE = "Export it again, or remove it."
+_FIX = "Export it again, or remove it."
 _REFUSED = 2
 
 
 def waveform(
     path: Path, clip_s: float, sample_rate_hz: int, *, command: Sequence[str] = WORKER, wall_s: float = WALL_S
 ) -> np.ndarray:
-    """As `audio.load`: float32 (samples,). Raises DataError, also for a file that its decoder does not survive."""
+    """Like audio.load: float32 (samples,). Raises DataError, also for a file that crashes its decoder."""
     words = [*command, str(path), repr(clip_s), str(sample_rate_hz)]
-    env = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}  # each thread costs address space
+    env = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}  # each thread takes address space
     try:
         done = subprocess.run(
             words, cwd=PROJECT_ROOT, env=env, stdin=subprocess.DEVNULL, capture_output=True, timeout=wall_s
         )
     except subprocess.TimeoutExpired:
-        raise DataError(f"{path} cannot be played: decoding it did not end within {wall_s:g} s. {_CURE}") from None
+        raise DataError(f"{path} cannot be played: decoding it did not finish within {wall_s:g} s. {_FIX}") from None
     except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be played: no process can be started that decodes it ({error}).") from None
+        raise DataError(f"{path} cannot be played: no process can be started to decode it ({error}).") from None
     if done.returncode == 0:
         return np.frombuffer(done.stdout, dtype=np.float32)
     said = done.stderr.decode(errors="replace").strip()
@@ -47,13 +47,14 @@ def waveform(
     if done.returncode == -signal.SIGXCPU:
         why = f"decoding it takes more than {CPU_S} s of processor time"
     elif done.returncode < 0:
-        why = f"the decoder dies of it (signal {signal.Signals(-done.returncode).name})"
+        why = f"it crashes the decoder (signal {signal.Signals(-done.returncode).name})"
     else:
-        why = f"the decoder ends with {said.splitlines()[-1] if said else f'exit code {done.returncode}'}"
-    raise DataError(f"{path} cannot be played: {why}. {_CURE}")
+        why = f"the decoder failed with {said.splitlines()[-1] if said else f'exit code {done.returncode}'}"
+    raise DataError(f"{path} cannot be played: {why}. {_FIX}")
 
 
 def main(path: Path, clip_s: float, sample_rate_hz: int) -> None:
+    """Write the samples to stdout, or exit with 2 and a sentence on stderr."""
     decode.limit_memory()
     decode.limit_cpu(CPU_S)
     try:
@@ -65,7 +66,7 @@ def main(path: Path, clip_s: float, sample_rate_hz: int) -> None:
         _refuse(str(error))
     except MemoryError:
         limit = decode.MEMORY_BYTES / 2**30
-        _refuse(f"{path} cannot be played: decoding it needs more than {limit:g} GiB. {_CURE}")
+        _refuse(f"{path} cannot be played: decoding it needs more than {limit:g} GiB. {_FIX}")
     else:
         sys.stdout.buffer.write(found.tobytes())
 

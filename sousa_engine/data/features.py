@@ -1,7 +1,7 @@
 """Log-mel features of a whole data set, computed once and read back through a memory map.
 
-One file per data set and front end: float16 raw log-mel, named by what went into it. Training reads it at a small
-part of what computing would cost; augmentation works on top. Imports torch when it computes, not before.
+One file per data set and front end: float16 raw log-mel, named by a hash of everything that it depends on. Reading it
+costs a fraction of computing it; augmentation is applied afterwards. Imports torch only when it computes.
 """
 
 from __future__ import annotations
@@ -23,25 +23,22 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPool
 from dataclasses import asdict, dataclass
 from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sousa_engine.core.errors import DataError, WorkspaceError
 from sousa_engine.data import audio
+from sousa_engine.data.clips import Manifest
+from sousa_engine.data.synth import ClipPlan
+from sousa_engine.frontends import FrontEndSpec
+from sousa_engine.workspace import Workspace
 
-if TYPE_CHECKING:
-    from sousa_engine.data.clips import Manifest
-    from sousa_engine.data.synth import ClipPlan
-    from sousa_engine.frontends import FrontEndSpec
-    from sousa_engine.workspace import Workspace
+Progress = Callable[[int, int], None]  # clips done, clips in total
 
-Progress = Callable[[int, int], None]  # clips done, clips in all
-
-_KEY_VERSION = 1  # raised when the same clips and front end would give other numbers
-_AFTER_THE_CACHE = {"mean", "std", "min_frames", "max_frames"}  # of a front end: what raw log-mel does not depend on
-_BATCH = 32  # clips: larger batches leave the processor's cache, and cost half as much again
-_POOL_FROM = 2_000  # clips to synthesise: fewer are done before worker processes would be up
+BATCH = 32  # clips; larger batches do not fit the processor's cache and take half as long again
+POOL_FROM = 2_000  # clips to synthesise; fewer are finished before worker processes would have started
+_KEY_VERSION = 1  # increased when the same clips and front end would give different numbers
+_AFTER_THE_CACHE = {"mean", "std", "min_frames", "max_frames"}  # fields of a front end that do not affect raw log-mel
 _MAX_WORKERS = 8
 _POLL_S = 0.2
 
@@ -50,7 +47,7 @@ _POLL_S = 0.2
 class FeatureCache:
     """array: (clips, frames, mels) float16 raw log-mel, read-only, in the order of manifest.clips.
 
-    floor: what silence is in it. was_cached: nothing had to be computed; otherwise compute_s says how long it took.
+    floor: the feature value of silence. was_cached: nothing was computed; otherwise compute_s tells the time it took.
     """
 
     array: np.ndarray
@@ -65,9 +62,9 @@ def feature_cache(
 ) -> FeatureCache:
     """The features of every clip, from the cache or computed now.
 
-    `progress(done, total)` is called at every batch, and while another process computes the same file; what it raises
-    ends the wait or the computation, and leaves nothing behind. Raises DataError for clips that cannot be read or
-    are too long for the front end, and for a full disk; WorkspaceError for a folder that cannot be written to.
+    `progress(done, total)` is called after every batch, and while another process computes the same file; an exception
+    from it ends the wait or the computation and leaves no file behind. Raises DataError for clips that cannot be read
+    or are too long for the front end, and for a full disk; WorkspaceError for a folder that cannot be written to.
     """
     report = progress or (lambda done, total: None)
     samples = audio.samples(manifest.clip_s, spec.sample_rate_hz)
@@ -98,7 +95,7 @@ def _key(manifest: Manifest, spec: FrontEndSpec) -> str:
 
 @contextlib.contextmanager
 def _locked(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
-    """Hold a lock that the kernel drops when its process dies; `waiting` is called while another process has it."""
+    """Hold a lock that the kernel releases if this process dies; call `waiting` while another process holds it."""
     with path.open("a") as file:
         while True:
             try:
@@ -111,7 +108,7 @@ def _locked(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
 
 
 def _open(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
-    """The memory map, or None where there is no file or it is not whole."""
+    """The memory map; None if the file is missing or incomplete."""
     try:
         array = np.load(path, mmap_mode="r")
     except (OSError, ValueError, EOFError):
@@ -124,7 +121,7 @@ def _compute(manifest: Manifest, spec: FrontEndSpec, path: Path, shape: tuple[in
 
     from sousa_engine.frontends import log_mel
 
-    for left_over in path.parent.glob(f"{path.stem}.*.tmp"):  # of a process that was killed: the lock is ours
+    for left_over in path.parent.glob(f"{path.stem}.*.tmp"):  # of a killed process, since we hold the lock
         left_over.unlink(missing_ok=True)
     needed, free = 2 * int(np.prod(shape)), shutil.disk_usage(path.parent).free
     if needed > free:
@@ -133,7 +130,7 @@ def _compute(manifest: Manifest, spec: FrontEndSpec, path: Path, shape: tuple[in
     done = 0
     report(0, shape[0])
     try:
-        # Written, not mapped: a full disk is then an error that can be caught, not a SIGBUS.
+        # Written, not mapped: a full disk then raises an error instead of SIGBUS.
         with temporary.open("wb") as file:
             header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float16)), "fortran_order": False}
             np.lib.format.write_array_header_1_0(file, {**header, "shape": shape})
@@ -152,12 +149,12 @@ def _compute(manifest: Manifest, spec: FrontEndSpec, path: Path, shape: tuple[in
 
 
 def _waveforms(manifest: Manifest, sample_rate_hz: int) -> Iterator[np.ndarray]:
-    """Batches of float32 (clips, samples), in order, made a little ahead of their use.
+    """Batches of float32 (clips, samples), in order, loaded slightly ahead of their use.
 
-    Raises one DataError for all clips that cannot be read, after the last one was tried.
+    Raises one DataError for all clips that cannot be read, after trying every clip.
     """
     sources = [clip.source for clip in manifest.clips]
-    batches = (sources[i : i + _BATCH] for i in range(0, len(sources), _BATCH))
+    batches = (sources[i : i + BATCH] for i in range(0, len(sources), BATCH))
     broken: list[str] = []
     executor, workers = _executor(manifest)
     pending: deque[Future[tuple[np.ndarray, list[str]]]] = deque()
@@ -181,14 +178,14 @@ def _waveforms(manifest: Manifest, sample_rate_hz: int) -> Iterator[np.ndarray]:
 
 
 def _executor(manifest: Manifest) -> tuple[Executor, int]:
-    """Threads for files (decoding leaves Python alone), processes for many clips to synthesise (it does not)."""
+    """Threads for files (decoding releases the GIL), processes for synthesising many clips (which holds it)."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = min(cores, _MAX_WORKERS)
     if manifest.layout != "embedded":
         return ThreadPoolExecutor(workers), workers
-    if workers == 1 or len(manifest.clips) < _POOL_FROM:
+    if workers == 1 or len(manifest.clips) < POOL_FROM:
         return ThreadPoolExecutor(1), 1
-    # Spawned, not forked: the caller has torch's threads running, and a fork would copy their locks.
+    # Spawned, not forked: the caller runs torch's threads, and a fork would copy their locks.
     return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=follow_parent), workers
 
 
@@ -204,7 +201,7 @@ def _load(sources: list[ClipPlan | Path], clip_s: float, sample_rate_hz: int) ->
 
 
 def follow_parent() -> None:
-    """In a worker: leave signals to the parent, and end when it ends, however it ends."""
+    """In a worker process: ignore signals that the parent handles, and exit when the parent does, for any reason."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     parent = parent_process()
@@ -224,6 +221,6 @@ def _disk_error(error: OSError, path: Path, shape: tuple[int, ...]) -> Exception
             f"{path.parent}. Free some space, or set SOUSA_WORKSPACE to a folder on another disk."
         )
     return WorkspaceError(
-        f"{path.parent} cannot be written to ({error.strerror}). Make it writable, or set SOUSA_WORKSPACE to a folder "
-        "that is."
+        f"{path.parent} cannot be written to ({error.strerror}). Make it writable, or set SOUSA_WORKSPACE to another "
+        "folder."
     )

@@ -1,4 +1,4 @@
-"""What a file's header says, and why a file cannot be used. Nothing is decoded."""
+"""Read the header of an audio file, and say why a file cannot be used. Nothing is decoded."""
 
 from __future__ import annotations
 
@@ -11,28 +11,23 @@ from pathlib import Path
 from sousa_engine.core.errors import DataError
 
 SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf", ".w64"})
-"""Endings of files that are read."""
-
+"""Suffixes of the files that are read."""
 
 FOREIGN_SUFFIXES = frozenset({".m4a", ".aac", ".wma", ".mp4", ".amr", ".ape"})
-"""Endings of audio files that libsndfile cannot read; they are reported."""
-
+"""Suffixes of audio files that libsndfile cannot read; they are reported."""
 
 SHORTEST_S = 0.1
-
 
 RATES_HZ = (2_000, 384_000)
 """Lowest and highest sample rate that is accepted."""
 
-
 MOST_CHANNELS = 64
 
-
-CURE = "export it again, or remove it"
+FIX = "export it again, or remove it"
 
 
 class Unusable(DataError):
-    """A file that is no clip. kind: what is wrong, in a word; str(error): one clause without the file's name."""
+    """A file that cannot be a clip. kind: the reason in one word; str(error): a clause without the file's name."""
 
     def __init__(self, kind: str, reason: str):
         super().__init__(reason)
@@ -41,7 +36,7 @@ class Unusable(DataError):
 
 @dataclass(frozen=True, kw_only=True)
 class AudioHeader:
-    """What a file's header says; nothing is decoded."""
+    """The facts in a file's header, and the size and time of the file."""
 
     duration_s: float
     sample_rate_hz: int
@@ -51,7 +46,7 @@ class AudioHeader:
 
 
 def file_facts(path: Path) -> os.stat_result:
-    """What the file system says of a file that may hold audio. Raises Unusable; opens nothing."""
+    """The file system's facts about a file that may hold audio. Raises Unusable; opens nothing."""
     try:
         str(path).encode()
     except UnicodeEncodeError:
@@ -64,26 +59,26 @@ def file_facts(path: Path) -> os.stat_result:
         raise Unusable("missing", "there is no such file") from None
     except OSError as error:
         kind = "link" if error.errno == errno.ELOOP else "permission" if error.errno == errno.EACCES else "missing"
-        cure = "a link that leads back to itself; remove it" if kind == "link" else error.strerror
-        raise Unusable(kind, f"it cannot be opened ({cure})") from None
+        why = "a link that leads back to itself; remove it" if kind == "link" else error.strerror
+        raise Unusable(kind, f"it cannot be opened ({why})") from None
     except ValueError as error:  # a NUL in a path from a table
         raise Unusable("missing", f"it cannot be opened ({error})") from None
     if not os.access(path, os.R_OK):
-        raise Unusable("permission", f"it may not be read (mode {facts.st_mode & 0o777:03o}); give yourself access")
+        raise Unusable("permission", f"it may not be read (mode {facts.st_mode & 0o777:03o}); change its permissions")
     if stat.S_ISDIR(facts.st_mode) and path.is_symlink():
-        raise Unusable("link", "it is a link to a folder, and those are not followed; put the folder itself there")
+        raise Unusable("link", "it is a link to a folder, which is not followed; replace it with the folder")
     if not stat.S_ISREG(facts.st_mode):
         what = " but a folder" if stat.S_ISDIR(facts.st_mode) else ""
-        raise Unusable("no-file", f"it is no regular file{what}; remove or rename it")
+        raise Unusable("no-file", f"it is not a regular file{what}; remove or rename it")
     if facts.st_size == 0:
-        raise Unusable("empty", f"the file is empty (0 bytes); {CURE}")
+        raise Unusable("empty", f"the file is empty (0 bytes); {FIX}")
     if path.suffix.lower() in FOREIGN_SUFFIXES:
         raise Unusable("format", f"it is {path.suffix}, which cannot be read; convert it to wav or flac")
     return facts
 
 
 def read_header(path: Path) -> AudioHeader:
-    """Read a file's header. Raises Unusable with the reason why the file cannot be used, without its name."""
+    """Read a file's header. Raises Unusable, with a reason that does not name the file."""
     import soundfile
 
     facts = file_facts(path)
@@ -94,7 +89,7 @@ def read_header(path: Path) -> AudioHeader:
     check_header(info.samplerate, info.channels)
     if info.frames <= 0:
         raise Unusable(
-            "no-samples", f"no samples stand behind its header (the file has {facts.st_size:,} bytes); {CURE}"
+            "no-samples", f"its header is followed by no samples (the file has {facts.st_size:,} bytes); {FIX}"
         )
     if info.duration < SHORTEST_S:
         raise too_short(info.frames, info.samplerate)
@@ -108,18 +103,19 @@ def read_header(path: Path) -> AudioHeader:
 
 
 def check_header(rate_hz: int, channels: int) -> None:
-    """Raises Unusable for a rate or a number of channels that nobody records with."""
+    """Raise Unusable for an implausible sample rate or number of channels."""
     if not RATES_HZ[0] <= rate_hz <= RATES_HZ[1]:
         raise Unusable(
             "rate",
-            f"its header claims {rate_hz:,} Hz, and {RATES_HZ[0]:,} to {RATES_HZ[1]:,} Hz are believed; "
+            f"its header claims {rate_hz:,} Hz; rates from {RATES_HZ[0]:,} to {RATES_HZ[1]:,} Hz are accepted; "
             "export it at its true rate",
         )
     if not 1 <= channels <= MOST_CHANNELS:
-        raise Unusable("channels", f"its header claims {channels:,} channels, at most {MOST_CHANNELS} are read; {CURE}")
+        raise Unusable("channels", f"its header claims {channels:,} channels; at most {MOST_CHANNELS} are read; {FIX}")
 
 
 def too_short(frames: int, rate_hz: int) -> Unusable:
+    """The error for a recording of so many frames."""
     held = "1 sample" if frames == 1 else f"{frames:,} samples"
     return Unusable(
         "short",
@@ -128,7 +124,7 @@ def too_short(frames: int, rate_hz: int) -> Unusable:
 
 
 def _unreadable(path: Path, said: str) -> Unusable:
-    """Why libsndfile does not open a file; its own words are the last resort, for they name no values."""
+    """Why libsndfile cannot open a file. Its own message (`said`) is the last resort, since it contains no values."""
     try:
         with path.open("rb") as file:
             head = file.read(512)
@@ -141,7 +137,8 @@ def _unreadable(path: Path, said: str) -> Unusable:
         except Unusable as error:
             return error
     if head and all(byte >= 32 or byte in b"\t\n\r\f" for byte in head):
-        return Unusable("text", "it is not readable as audio: it holds text; put the recording there, or remove it")
-    if "not a regular file" in said:  # libsndfile's words for an mp3 that is none; it was seen to be a regular file
+        return Unusable("text", "it is not audio: it holds text; replace or remove it")
+    # libsndfile's message for a file that is not an mp3; we know that it is a regular file
+    if "not a regular file" in said:
         said = "Format not recognised"
-    return Unusable("unreadable", f"it is not readable as audio ({said}); {CURE}")
+    return Unusable("unreadable", f"it is not readable as audio ({said}); {FIX}")

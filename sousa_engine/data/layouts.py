@@ -1,4 +1,8 @@
-"""The two layouts people bring: a folder of classes, and a CSV file. Finds recordings; opens headers only."""
+"""The two layouts of a user's own data: a folder of classes, and a CSV file. At most headers are read.
+
+`list_folder` and `list_csv` list the recordings by name; `as_now` takes what is known of their files; `read_headers`
+separates the usable ones from the rest.
+"""
 
 from __future__ import annotations
 
@@ -19,34 +23,15 @@ from sousa_engine.data.splits import split_name
 
 GROUP_COLUMNS = ("player", "group")
 _MAX_CSV_MIB = 64
-_NAMED = 3  # of the files that are passed over
+_NAMED = 3  # at most so many names of passed-over files are kept of each kind
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recording:
-    """One usable file: its header was read, its label is known. split and group are "" where the data names none."""
+    """A file that a data set lists as a clip; nothing of it was read. written: its label before it was cleaned.
 
-    clip_id: str
-    path: Path
-    label: str
-    split: str
-    group: str
-    header: headers.AudioHeader
-    columns: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Found:
-    """What a layout holds: recordings sorted by clip_id, what was left out, and what a user should know."""
-
-    recordings: tuple[Recording, ...]
-    excluded: tuple[Excluded, ...]
-    notes: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """A file that is claimed to be a clip, before anybody looked at it. written: its label, letter by letter."""
+    split and group are "" where the data set does not name them.
+    """
 
     clip_id: str
     path: Path
@@ -59,9 +44,9 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class PassedOver:
-    """What stands in a data set's folder and is no part of it. names: the first few; a hidden folder counts once.
+    """Entries in a data set's folder that do not belong to it. names: the first few; a hidden folder counts as one.
 
-    kind: "hidden" (its name begins with a dot), "not-audio" (by its suffix), "beside" (audio outside of the classes).
+    kind: "hidden" (the name starts with a dot), "not-audio" (by suffix), "beside" (audio outside of the class folders).
     """
 
     kind: str
@@ -70,19 +55,44 @@ class PassedOver:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Listing:
-    """What a layout claims to hold: names alone, no file was looked at."""
+class Recordings:
+    """The files that a data set lists, by name only. source: its folder or CSV file.
 
-    rows: tuple[Row, ...]
+    excluded: rows of the CSV file without a path or label.
+    """
+
+    source: Path
+    files: tuple[Recording, ...]
     excluded: tuple[Excluded, ...] = ()
     notes: tuple[str, ...] = ()
     passed_over: tuple[PassedOver, ...] = ()
 
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The path of each file, once."""
+        return tuple(dict.fromkeys(one.path for one in self.files))
 
-def list_folder(root: Path) -> Listing:
-    """ROOT/<class>/<files>, or ROOT/<train|valid|test>/<class>/<files>; files may lie deeper.
 
-    Raises DataError where there are no classes, or where split folders and class folders are mixed.
+@dataclass(frozen=True, kw_only=True)
+class UsableRecording(Recording):
+    """A recording whose header was read and is acceptable."""
+
+    header: headers.AudioHeader
+
+
+@dataclass(frozen=True, kw_only=True)
+class Readable:
+    """The usable recordings, sorted by clip_id; the files and rows that are left out; notes for the user."""
+
+    recordings: tuple[UsableRecording, ...]
+    excluded: tuple[Excluded, ...]
+    notes: tuple[str, ...]
+
+
+def list_folder(root: Path) -> Recordings:
+    """List ROOT/<class>/<files>, or ROOT/<train|valid|test>/<class>/<files>; files may be in subfolders.
+
+    Raises DataError if there are no classes, or if split folders and class folders are mixed.
     """
     children = _folders(root)
     notes: list[str] = []
@@ -93,9 +103,9 @@ def list_folder(root: Path) -> Listing:
             "Put them into one folder for each class, or list them in a CSV file with the columns path and label."
         )
     if not children:
-        raise DataError(f"{root} holds no folders. A folder of classes looks like ROOT/<class>/clip.wav.")
+        raise DataError(f"{root} holds no folders. A data set is a folder of classes: ROOT/<class>/clip.wav.")
     if stray:
-        notes.append(f"{stray} audio files beside the class folders are not read.")
+        notes.append(f"{stray} audio files next to the class folders are not used.")
 
     named = {entry.name: split_name(entry.name) for entry in children}
     if all(named.values()) and "train" in named.values():
@@ -104,12 +114,12 @@ def list_folder(root: Path) -> Listing:
         splits, classes = [n for n in named if named[n]], [n for n in named if not named[n]]
         raise DataError(
             f"{root} mixes split folders ({', '.join(splits[:3])}) with class folders ({', '.join(classes[:3])}). "
-            "Use ROOT/train/<class>/..., or ROOT/<class>/... alone."
+            "Use either ROOT/train/<class>/... or ROOT/<class>/..."
         )
     else:
         places = [(root, "")]
 
-    rows: list[Row] = []
+    listed: list[Recording] = []
     others: list[Path] = []
     for place in dict.fromkeys([root, *(place for place, _ in places)]):
         inside = {entry.name for entry in _folders(place)}
@@ -120,90 +130,98 @@ def list_folder(root: Path) -> Listing:
             if not files:
                 notes.append(f"The folder {Path(folder.path).relative_to(root).as_posix()} holds no audio.")
             label = clean_label(folder.name)
-            rows += [
-                Row(clip_id=f.relative_to(root).as_posix(), path=f, label=label, written=folder.name, split=split)
+            listed += [
+                Recording(clip_id=f.relative_to(root).as_posix(), path=f, label=label, written=folder.name, split=split)
                 for f in files
             ]
-    if not rows:
+    if not listed:
         raise DataError(
             f"{root} holds no audio files. Files ending in {', '.join(sorted(headers.SUFFIXES))} are read, "
             "in one folder for each class."
         )
-    return Listing(rows=tuple(rows), notes=tuple(notes), passed_over=_passed_over(root, others))
+    return Recordings(source=root, files=tuple(listed), notes=tuple(notes), passed_over=_passed_over(root, others))
 
 
-def list_csv(path: Path) -> Listing:
-    """A table with the columns path and label; split, and player (or group), are used where they stand.
+def list_csv(path: Path) -> Recordings:
+    """List a table with the columns path and label. The columns split and player (or group) are optional.
 
-    Paths are relative to the CSV file; every other column is kept with its clip. Comma, semicolon or tab.
-    Raises DataError naming the row or the column at fault.
+    Paths are relative to the CSV file; every other column is kept with its clip. The delimiter is a comma, semicolon or
+    tab. Raises DataError naming the faulty row or column.
     """
     text = _text(path)
     reader = csv.DictReader(io.StringIO(text), delimiter=_delimiter(path, text), strict=True)
     try:
-        rows, excluded = _csv_rows(path, reader)
+        listed, excluded = _csv_rows(path, reader)
     except csv.Error as error:
         raise DataError(f"{path}, line {reader.line_num}: {error}.") from None
-    if not rows:
-        first = f" {excluded[0].name} {excluded[0].reason}." if excluded else ""
+    if not listed:
+        first = f" {excluded[0].name}: {excluded[0].reason}." if excluded else ""
         raise DataError(f"{path} lists no clips.{first}")
-    return Listing(rows=tuple(rows), excluded=tuple(excluded))
+    return Recordings(source=path, files=tuple(listed), excluded=tuple(excluded))
 
 
-def probe(listing: Listing, verdicts: Mapping[str, Soundness]) -> Found:
-    """Open every header, or take what decoding said of the file as it is now; what cannot be used is excluded.
+def as_now(paths: Iterable[Path], *known: Mapping[str, Soundness]) -> dict[str, Soundness]:
+    """Path -> soundness of the file as it is now: the first of `known` for its present size and time.
 
-    verdicts: by path. A class that has lost every file is named in the notes.
+    A file that the file system makes unusable has that as its error. One that nothing is known of is missing.
     """
-    excluded = list(listing.excluded)
-    recordings = []
-    for row in sorted(listing.rows, key=lambda r: r.clip_id):
+    found: dict[str, Soundness] = {}
+    for path in paths:
+        name = str(path)
         try:
-            known = current(row.path, verdicts)
-            if known is not None and known.error:
-                raise headers.Unusable(known.kind, known.error)
-            header = known.header if known is not None else headers.read_header(row.path)
+            facts = headers.file_facts(path)
         except headers.Unusable as error:
-            excluded.append(Excluded(name=shown(row.clip_id), reason=str(error), kind=error.kind))
+            found[name] = Soundness(size=0, mtime_ns=0, error=str(error), kind=error.kind)
             continue
-        recordings.append(
-            Recording(
-                clip_id=row.clip_id,
-                path=row.path,
-                label=row.label,
-                split=row.split,
-                group=row.group,
-                header=header,
-                columns=row.columns,
-            )
-        )
-    lost = sorted({row.label for row in listing.rows} - {r.label for r in recordings})
+        for soundness in (source[name] for source in known if name in source):
+            if (soundness.size, soundness.mtime_ns) == (facts.st_size, facts.st_mtime_ns):
+                found[name] = soundness
+                break
+    return found
+
+
+def read_headers(recordings: Recordings, soundness: Mapping[str, Soundness]) -> Readable:
+    """Separate the usable recordings from the rest. A class that loses every file is named in the notes.
+
+    soundness: as from `as_now`; the header of a file that is missing there is read here.
+    """
+    excluded = list(recordings.excluded)
+    usable = []
+    for one in sorted(recordings.files, key=lambda one: one.clip_id):
+        try:
+            header = _header(one.path, soundness.get(str(one.path)))
+        except headers.Unusable as error:
+            excluded.append(Excluded(name=shown(one.clip_id), reason=str(error), kind=error.kind))
+        else:
+            usable.append(UsableRecording(**vars(one), header=header))
+    lost = sorted({one.label for one in recordings.files} - {one.label for one in usable})
     notes = [f"Class {label!r} has no usable clip: it is left out." for label in lost]
-    return Found(recordings=tuple(recordings), excluded=tuple(excluded), notes=(*listing.notes, *notes))
+    return Readable(recordings=tuple(usable), excluded=tuple(excluded), notes=(*recordings.notes, *notes))
 
 
-def current(path: Path, verdicts: Mapping[str, Soundness]) -> Soundness | None:
-    """The verdict on a file if it is still of the size and time that were judged. Raises Unusable as file_facts."""
-    facts = headers.file_facts(path)
-    known = verdicts.get(str(path))
-    return known if known and (known.size, known.mtime_ns) == (facts.st_size, facts.st_mtime_ns) else None
+def _header(path: Path, known: Soundness | None) -> headers.AudioHeader:
+    if known is None:
+        return headers.read_header(path)
+    if known.error:
+        raise headers.Unusable(known.kind, known.error)
+    return known.header
 
 
 def shown(name: str) -> str:
-    """A file's name for tables and sentences: what cannot be seen or stored is written as an escape."""
+    """A file's name for tables and sentences, with characters that cannot be printed or stored as escapes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 
 def clean_label(text: str) -> str:
-    """A label as it is compared: without outer blanks, and letters with accents in one spelling (NFC)."""
+    """A label in the form that is compared: without surrounding blanks, and with accents composed (NFC)."""
     return unicodedata.normalize("NFC", text.strip())
 
 
-def _csv_rows(path: Path, reader: csv.DictReader) -> tuple[list[Row], list[Excluded]]:
+def _csv_rows(path: Path, reader: csv.DictReader) -> tuple[list[Recording], list[Excluded]]:
     columns = _columns(path, reader.fieldnames or [])
     group_column = next((columns[name] for name in GROUP_COLUMNS if name in columns), None)
     used = {columns["path"], columns["label"], columns.get("split"), group_column}
-    rows: list[Row] = []
+    listed: list[Recording] = []
     excluded: list[Excluded] = []
     seen: dict[str, int] = {}
     blank_splits: list[int] = []
@@ -211,7 +229,7 @@ def _csv_rows(path: Path, reader: csv.DictReader) -> tuple[list[Row], list[Exclu
         line = reader.line_num
         values = {key: (value or "").strip() for key, value in row.items() if key is not None}
         if None in row:
-            raise DataError(f"{path}, line {line}: more values than columns. Put quotes around values with commas.")
+            raise DataError(f"{path}, line {line}: more values than columns. Put values that contain commas in quotes.")
         where, written = values[columns["path"]], values[columns["label"]]
         label = clean_label(written)
         if not where or not label:
@@ -222,7 +240,7 @@ def _csv_rows(path: Path, reader: csv.DictReader) -> tuple[list[Row], list[Exclu
         if where in seen:
             raise DataError(
                 f"{path}, lines {seen[where]} and {line} name the same file {where!r}. "
-                "A clip can stand once only: in two splits it would be trained and tested on."
+                "List each file once; in two splits, it would be both trained and tested on."
             )
         seen[where] = line
         split = values[columns["split"]] if "split" in columns else ""
@@ -230,8 +248,8 @@ def _csv_rows(path: Path, reader: csv.DictReader) -> tuple[list[Row], list[Exclu
             raise DataError(f"{path}, line {line}: {split!r} is not a split. Use train, valid or test.")
         if not split:
             blank_splits.append(line)
-        rows.append(
-            Row(
+        listed.append(
+            Recording(
                 clip_id=Path(where).as_posix(),
                 path=path.parent / Path(where).expanduser(),
                 label=label,
@@ -241,16 +259,16 @@ def _csv_rows(path: Path, reader: csv.DictReader) -> tuple[list[Row], list[Exclu
                 columns={key: value for key, value in values.items() if key not in used},
             )
         )
-    if "split" in columns and blank_splits and len(blank_splits) < len(rows):
+    if "split" in columns and blank_splits and len(blank_splits) < len(listed):
         raise DataError(
-            f"{path}, line {blank_splits[0]}: the split is empty here and given elsewhere. "
-            "Fill the column, or leave it out and let the engine split."
+            f"{path}, line {blank_splits[0]}: the split is empty here but given elsewhere. "
+            "Fill in the column, or remove it and let the engine split."
         )
-    return rows, excluded
+    return listed, excluded
 
 
 def _columns(path: Path, header: Iterable[str]) -> dict[str, str]:
-    """Lower-case name -> the name as it is written in the file."""
+    """Lower-case name -> the name in the file's header."""
     names = [name for name in header if name is not None]
     folded = [name.strip().casefold() for name in names]
     twice = [name for name, n in Counter(folded).items() if n > 1 and name]
@@ -260,24 +278,24 @@ def _columns(path: Path, header: Iterable[str]) -> dict[str, str]:
     for wanted, likely in (("path", ("file", "filename", "filepath", "audio")), ("label", ("class", "target", "name"))):
         if wanted not in columns:
             near = [c for c in likely if c in columns] or nearest(wanted, folded, n=1)
-            cure = f" Rename {near[0]!r} to {wanted!r}." if near else ""
+            fix = f" Rename {near[0]!r} to {wanted!r}." if near else ""
             raise DataError(
-                f"{path} has no column {wanted!r}; its first line names {', '.join(names) or 'nothing'}.{cure}"
+                f"{path} has no column {wanted!r}; its first line names {', '.join(names) or 'nothing'}.{fix}"
             )
     return columns
 
 
 def _text(path: Path) -> str:
     if path.stat().st_size > _MAX_CSV_MIB * 2**20:
-        raise DataError(f"{path} is larger than {_MAX_CSV_MIB} MiB. Is it the list of clips?")
+        raise DataError(f"{path} is larger than {_MAX_CSV_MIB} MiB. Is this the list of clips?")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text (byte {error.start}). Save it as CSV UTF-8.") from None
+        raise DataError(f"{path} is not UTF-8 text (byte {error.start}). Save it as UTF-8 CSV.") from None
     except OSError as error:
         raise DataError(f"{path} cannot be opened ({error.strerror}).") from None
     if not text.strip():
-        raise DataError(f"{path} is empty. Its first line names the columns: path,label")
+        raise DataError(f"{path} is empty. Its first line must name the columns: path,label")
     if "\0" in text:
         raise DataError(f"{path} is not a text file.")
     return text
@@ -289,10 +307,10 @@ def _delimiter(path: Path, text: str) -> str:
 
 
 def _audio_files(folder: Path, others: list[Path]) -> Iterator[Path]:
-    """Every audio file below a folder. Hidden files are not looked at; links to folders are not followed.
+    """Every audio file below a folder. Hidden files are ignored; links to folders are not followed.
 
-    So that they are reported, not passed over, folders are among them that cannot be listed, that are named like a
-    file, or that are links. others: is given what is passed over.
+    Folders that cannot be listed, that are named like an audio file, or that are links are yielded too, so that they
+    are reported. others: entries that are passed over are appended to it.
     """
     unread: list[Path] = []
     for place, folders, names in os.walk(folder, onerror=lambda error: unread.append(Path(error.filename))):
@@ -328,7 +346,7 @@ def _folders(folder: Path) -> list[os.DirEntry[str]]:
 def _is_folder(place: os.DirEntry[str] | Path) -> bool:
     try:
         return place.is_dir()
-    except OSError:  # a link that leads back to itself
+    except OSError:  # a link to itself
         return False
 
 

@@ -1,4 +1,4 @@
-"""A data set as a training reads it: clips with labels and splits, opened by name or path. No audio, no torch."""
+"""Open a data set by name or path: its clips with labels and splits. Decodes nothing and never imports torch."""
 
 from __future__ import annotations
 
@@ -17,17 +17,16 @@ from sousa_engine.core.config import DataConfig
 from sousa_engine.core.errors import DataError, unknown
 from sousa_engine.data import layouts, splits, synth
 from sousa_engine.data.clips import Clip, Excluded, Manifest
-from sousa_engine.data.layouts import Found, Listing, Recording
+from sousa_engine.data.layouts import Readable, Recordings, UsableRecording
 from sousa_engine.data.soundness import Soundness
-from sousa_engine.data.splits import SPLITS
 
-LONGEST_CLIP_S = 10.0  # a data set's own clip length never exceeds this; data.clip_s may
-_KEY_VERSION = 1  # raised when the same files would give other waveforms
+LONGEST_CLIP_S = 10.0  # the automatic clip length never exceeds this; data.clip_s may
+_KEY_VERSION = 1  # increased when the same files would give different waveforms
 
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddedSet:
-    """A data set that the engine synthesises on demand."""
+    """A data set that the engine synthesises on demand. clips, classes, players: how many."""
 
     name: str
     clips: int
@@ -36,38 +35,37 @@ class EmbeddedSet:
     clip_s: float
 
 
-def open_dataset(config: DataConfig, verdicts: Mapping[str, Soundness] | None = None) -> Manifest:
+def open_dataset(config: DataConfig, soundness: Mapping[str, Soundness] | None = None) -> Manifest:
     """The data set that `config.dataset` names: an embedded set, a folder of classes, or a CSV file.
 
-    What cannot be used is in `excluded`: files, and the classes that the rest leaves too few of. verdicts: by path,
-    what decoding said of the files (data/scan.py); of the others the header alone is read. Raises UnknownNameError
-    for a name that is neither, DataError for data that cannot be trained on; both say what to do.
+    Unusable files, and classes with too few usable clips, are in `excluded`. soundness: as from layouts.as_now; the
+    headers of all other files are read in this process (data/dataset.py does that safely). Raises UnknownNameError for
+    an unknown name and DataError for data that cannot be used for training; both messages say what to do.
     """
     if config.dataset in synth.PRESETS:
         spec = synth.PRESETS[config.dataset]
         return _embedded(spec if config.clip_s is None else replace(spec, clip_s=config.clip_s))
-    root, listing = list_files(config)
-    found = layouts.probe(listing, verdicts or {})
-    return _from_files(config, "folder" if root.is_dir() else "csv", root, found)
+    recordings = list_files(config)
+    return from_recordings(config, recordings.source, layouts.read_headers(recordings, soundness or {}))
 
 
-def list_files(config: DataConfig) -> tuple[Path, Listing]:
-    """Where a data set of files lies, and what it claims to hold; no file is looked at. Raises as open_dataset."""
+def list_files(config: DataConfig) -> Recordings:
+    """The files that a folder or CSV file lists, by name only. Raises the same errors as open_dataset."""
     path = inputs.typed_path(config.dataset, DataError)
     if path.is_dir():
-        return path, layouts.list_folder(path.resolve())
+        return layouts.list_folder(path.resolve())
     if path.is_file():
         if path.suffix.lower() not in {".csv", ".tsv"}:
             raise DataError(
                 f"{config.dataset} is a single file. A data set is a folder of classes, or a CSV file with the "
                 "columns path and label."
             )
-        return path, layouts.list_csv(path.resolve())
+        return layouts.list_csv(path.resolve())
     if _looks_like_path(config.dataset):
         full = "" if str(path.absolute()) == config.dataset else f" (looked for {path.absolute()})"
         raise DataError(f"There is no folder or file {config.dataset}{full}.")
     raise type(error := unknown("data set", config.dataset, synth.PRESETS))(
-        f"{error} For data of your own, give the path of a folder of classes or of a CSV file."
+        f"{error} For your own data, give the path of a folder of classes or of a CSV file."
     )
 
 
@@ -86,7 +84,7 @@ def dataset_names() -> tuple[EmbeddedSet, ...]:
 
 
 def left_out(manifest: Manifest) -> str:
-    """`3 of 1,000 files are left out: a.wav: the file is empty ...; and 2 more.`; "" if every file is used."""
+    """`3 of 1,000 files are left out: a.wav: the file is empty ...; and 2 more.`; "" if all files are used."""
     count = len(manifest.excluded)
     if not count:
         return ""
@@ -98,21 +96,15 @@ def left_out(manifest: Manifest) -> str:
 
 
 def absolute(dataset: str) -> str:
-    """The name of an embedded set as it is, a path made absolute: what a stored config should hold."""
+    """The form for a stored config: the name of an embedded set unchanged, a path made absolute."""
     if dataset in synth.PRESETS:
         return dataset
     path = inputs.typed_path(dataset, DataError)
     return str(path.resolve()) if path.exists() else dataset
 
 
-def counts(manifest: Manifest) -> dict[str, dict[str, int]]:
-    """Class -> split -> number of clips, in the order of classes and of train, valid, test."""
-    held = Counter((clip.label, clip.split) for clip in manifest.clips)
-    return {label: {split: held[label, split] for split in SPLITS} for label in manifest.classes}
-
-
 def fingerprint(manifest: Manifest) -> str:
-    """32 hex digits that change whenever a training on it would: waveforms, labels or splits."""
+    """32 hex digits that change whenever the waveforms, labels or splits do."""
     digest = hashlib.sha256(f"{manifest.content_key}\n{manifest.classes!r}\n".encode("utf-8", "surrogateescape"))
     for clip in manifest.clips:
         digest.update(f"{clip.clip_id}\0{clip.label}\0{clip.split}\n".encode("utf-8", "surrogateescape"))
@@ -120,10 +112,9 @@ def fingerprint(manifest: Manifest) -> str:
 
 
 def majority_baseline(manifest: Manifest, split: str) -> float:
-    """Accuracy on `split` of always answering with the class that train holds most of (the first one, if tied)."""
-    held = counts(manifest)
-    most = max(manifest.classes, key=lambda label: held[label]["train"])
-    return held[most][split] / sum(held[label][split] for label in manifest.classes)
+    """Accuracy on `split` of always predicting train's most frequent class (the first one, if tied)."""
+    most = max(manifest.classes, key=lambda label: manifest.counts[label]["train"])
+    return manifest.counts[most][split] / manifest.sizes[split]
 
 
 @lru_cache(maxsize=4)
@@ -135,7 +126,7 @@ def _embedded(spec: synth.SynthSpec) -> Manifest:
         names = sorted({p.label for p in short})
         notes.append(
             f"{len(short)} of {len(plans)} clips are shorter than one cycle of their rudiment "
-            f"({_some(names)}): {spec.clip_s:g} s cannot hold it at its usual tempi."
+            f"({_some(names)}): {spec.clip_s:g} s is too short for it at its usual tempi."
         )
     clips = tuple(
         Clip(
@@ -168,9 +159,10 @@ def _embedded(spec: synth.SynthSpec) -> Manifest:
     )
 
 
-def _from_files(config: DataConfig, layout: str, root: Path, found: Found) -> Manifest:
-    recordings, split, excluded, lost = _trainable(config, found)
-    lost, shared = (*found.notes, *lost), _player_notes(recordings, split)
+def from_recordings(config: DataConfig, source: Path, readable: Readable) -> Manifest:
+    """The manifest of a folder or CSV file (`source`). Raises DataError if it cannot be used for training."""
+    recordings, split, excluded, lost = _trainable(config, readable)
+    lost, shared = (*readable.notes, *lost), _player_notes(recordings, split)
     classes = tuple(sorted({r.label for r in recordings}))
     clip_s = config.clip_s or _own_clip_s(recordings)
     rates = Counter(r.header.sample_rate_hz for r in recordings)
@@ -187,13 +179,13 @@ def _from_files(config: DataConfig, layout: str, root: Path, found: Found) -> Ma
         for r, s in zip(recordings, split, strict=True)
     )
     return Manifest(
-        name=root.resolve().stem if layout == "csv" else root.resolve().name,
-        layout=layout,
+        name=source.name if source.is_dir() else source.stem,
+        layout="folder" if source.is_dir() else "csv",
         classes=classes,
         clips=clips,
         clip_s=clip_s,
         sample_rate_hz=max(rates, key=lambda rate: (rates[rate], rate)),
-        content_key=_content_key(root.resolve(), recordings, clip_s),
+        content_key=_content_key(source, recordings, clip_s),
         notes=(
             *lost,
             *_split_notes(config, recordings),
@@ -207,10 +199,10 @@ def _from_files(config: DataConfig, layout: str, root: Path, found: Found) -> Ma
 
 
 def _trainable(
-    config: DataConfig, found: Found
-) -> tuple[tuple[Recording, ...], tuple[str, ...], tuple[Excluded, ...], list[str]]:
-    """The recordings of classes that can be in every split, their splits, all that is left out, and notes on that."""
-    recordings, excluded, notes = found.recordings, list(found.excluded), []
+    config: DataConfig, readable: Readable
+) -> tuple[tuple[UsableRecording, ...], tuple[str, ...], tuple[Excluded, ...], list[str]]:
+    """The recordings of classes that can be in every split, their splits, everything left out, and notes on that."""
+    recordings, excluded, notes = readable.recordings, list(readable.excluded), []
     reason = f" {excluded[0].name}: {excluded[0].reason}." if excluded else ""
     while True:
         labels = sorted({r.label for r in recordings})
@@ -218,7 +210,7 @@ def _trainable(
             raise DataError(f"{config.dataset} holds no usable clip.{reason}")
         if len(labels) < 2:
             raise DataError(
-                f"{config.dataset} holds one class only ({labels[0]!r}); a classifier needs at least two. "
+                f"{config.dataset} holds only one class ({labels[0]!r}); a classifier needs at least two. "
                 f"Add clips of another class.{reason}"
             )
         try:
@@ -234,8 +226,8 @@ def _trainable(
             recordings = tuple(r for r in recordings if r.label not in error.classes)
 
 
-def _splits(config: DataConfig, recordings: tuple[Recording, ...]) -> tuple[str, ...]:
-    """The split of each recording: as the data says, and shared out by us where it does not."""
+def _splits(config: DataConfig, recordings: tuple[UsableRecording, ...]) -> tuple[str, ...]:
+    """The split of each recording: as the data set says; where it does not say, one that is made here."""
     items = _items(recordings)
     brought = {r.split for r in recordings if r.split}
     if brought and "train" not in brought:
@@ -251,46 +243,51 @@ def _splits(config: DataConfig, recordings: tuple[Recording, ...]) -> tuple[str,
     return tuple(split)
 
 
-def _items(recordings: tuple[Recording, ...]) -> list[splits.Item]:
+def _items(recordings: tuple[UsableRecording, ...]) -> list[splits.Item]:
     return [splits.Item(r.clip_id, r.label, r.group) for r in recordings]
 
 
-def _split_notes(config: DataConfig, recordings: tuple[Recording, ...]) -> list[str]:
-    """Where the splits come from that the data did not bring."""
+def _split_notes(config: DataConfig, recordings: tuple[UsableRecording, ...]) -> list[str]:
+    """How the splits that the data set does not bring were made."""
     brought = {r.split for r in recordings if r.split}
     missing = [name for name in ("valid", "test") if name not in brought]
     if not missing:
         return []
-    how = "players are kept whole" if any(r.group for r in recordings) else "every class in the same shares"
-    source = "taken from train" if brought else "split here"
-    return [f"{' and '.join(missing).capitalize()}: {source}, seed {config.split_seed}; {how}."]
+    how = "each player is in one split" if any(r.group for r in recordings) else "stratified by class"
+    source = "taken from train" if brought else "split made here"
+    return [f"{' and '.join(missing).capitalize()}: {source} (seed {config.split_seed}), {how}."]
 
 
-def _player_notes(recordings: tuple[Recording, ...], split: tuple[str, ...]) -> list[str]:
+def _player_notes(recordings: tuple[UsableRecording, ...], split: tuple[str, ...]) -> list[str]:
     shared = splits.shared_groups(_items(recordings), split)
     if not shared:
         return []
     return [
-        f"{len(shared)} players are heard in train and again in valid or test ({_some(shared)}): "
-        "the figures then include familiar players."
+        f"{len(shared)} {'player is' if len(shared) == 1 else 'players are'} in train and also in valid or test "
+        f"({_some(shared)}): "
+        "the scores then include familiar players."
     ]
 
 
-def _own_clip_s(recordings: tuple[Recording, ...]) -> float:
-    """The length that 95 % of the recordings fit into, rounded up to half a second, at most 10 s."""
+def _own_clip_s(recordings: tuple[UsableRecording, ...]) -> float:
+    """The length that fits 95 % of the recordings, rounded up to half a second, at most LONGEST_CLIP_S."""
     longest_s = float(np.percentile([r.header.duration_s for r in recordings], 95))
     return min(max(math.ceil(longest_s * 2 - 1e-6) / 2, 0.5), LONGEST_CLIP_S)
 
 
-def _length_notes(recordings: tuple[Recording, ...], clip_s: float) -> list[str]:
+def _length_notes(recordings: tuple[UsableRecording, ...], clip_s: float) -> list[str]:
     cut = sum(r.header.duration_s > clip_s + 0.01 for r in recordings)
     padded = sum(r.header.duration_s < clip_s - 0.01 for r in recordings)
     notes = []
     if cut:
-        notes.append(f"{cut} of {len(recordings)} recordings are longer than {clip_s:g} s: their first part is used.")
+        notes.append(f"{_of(cut, recordings)} longer than {clip_s:g} s: only the beginning is used.")
     if padded:
-        notes.append(f"{padded} of {len(recordings)} recordings are shorter than {clip_s:g} s: silence follows them.")
+        notes.append(f"{_of(padded, recordings)} shorter than {clip_s:g} s: silence is added at the end.")
     return notes
+
+
+def _of(count: int, recordings: tuple[UsableRecording, ...]) -> str:
+    return f"{count:,} of {len(recordings):,} recordings {'is' if count == 1 else 'are'}"
 
 
 def _rate_notes(rates: Counter[int]) -> list[str]:
@@ -300,11 +297,11 @@ def _rate_notes(rates: Counter[int]) -> list[str]:
     listed = ", ".join(f"{n} at {rate} Hz" for rate, n in named)
     if rest := rates.total() - sum(n for _, n in named):
         listed += f", {rest} at {len(rates) - 4} other{'s' if len(rates) > 5 else ''}"
-    return [f"Sample rates differ ({listed}): all are resampled to the backbone's."]
+    return [f"Sample rates differ ({listed}): all clips are resampled to the backbone's rate."]
 
 
-def _content_key(root: Path, recordings: tuple[Recording, ...], clip_s: float) -> str:
-    # The root is in it: exports of two data sets can agree in every name, size and time.
+def _content_key(root: Path, recordings: tuple[UsableRecording, ...], clip_s: float) -> str:
+    # Includes the root: exports of two data sets can agree in every name, size and time.
     digest = hashlib.sha256(f"{_KEY_VERSION}\n{root}\n{clip_s!r}\n".encode())
     for r in recordings:
         digest.update(f"{r.clip_id}\0{r.header.size}\0{r.header.mtime_ns}\n".encode("utf-8", "surrogateescape"))

@@ -1,9 +1,9 @@
-"""What is struck when, as heard: the strokes of a clip, and figures of their pattern that a classifier can learn from.
+"""The strokes that can be heard in a clip, and features of their pattern for a classifier.
 
-Intervals count as multiples of the clip's own unit, levels as dB below its own accents, timbre as the difference
-between its own strokes: a pattern gives the same figures at any tempo and level. Absolute are the density of the
-strokes and what hands do not scale with the tempo: the gaps of grace strokes, the rate of a buzz. Knows nothing of
-rudiments or labels. librosa is imported inside the functions.
+Intervals are multiples of the clip's own unit, levels are in dB relative to its own accents, and timbre is the
+difference between its own strokes, so a pattern has the same features at any tempo and level. Only two kinds of
+features are absolute: the density of strokes, and quantities that players do not scale with the tempo (the gaps of
+grace strokes, the rate of a buzz). Knows nothing of rudiments or labels. librosa is imported inside the functions.
 """
 
 from __future__ import annotations
@@ -13,27 +13,27 @@ from typing import NamedTuple
 
 import numpy as np
 
-SAMPLE_RATE_HZ = 16_000  # clips are heard at this rate whatever their own
+SAMPLE_RATE_HZ = 16_000  # clips are analysed at this rate, whatever their own
 HOP_S = 0.004
-PATTERN = 497  # figures of `pattern`
-POOLED = 128  # figures of `pooled`
+PATTERN = 497  # features in `pattern`
+POOLED = 128  # features in `pooled`
 
 _HOP = round(HOP_S * SAMPLE_RATE_HZ)
 _BANDS, _MELS = 32, 64
-_RANGE_DB = 50.0  # quieter than the loudest cell by this: nothing
-_CLOSE_S = 0.06  # onsets nearer than this are one stroke: its grace strokes lead up to it, its bounces ring out after
-_GRACES, _BOUNCES = 3, 12  # as many belong to one stroke, at most
-_SOFTEST_DB = 20.0  # below the accents; fainter onsets are echoes and noise
-_LONG = 1.6  # an interval of so many units separates two groups of strokes
-_MOST = 20  # strokes after which a pattern is looked for again
-_LONGEST_S = 2.2  # the longest lag at which the envelope is compared with itself
+_RANGE_DB = 50.0  # cells that are this much quieter than the loudest one count as silence
+_CLOSE_S = 0.06  # closer onsets belong to one stroke: grace strokes before it, bounces after it
+_GRACES, _BOUNCES = 3, 12  # at most so many belong to one stroke
+_SOFTEST_DB = 20.0  # below the accents; softer onsets are echoes and noise
+_LONG = 1.6  # units; a longer interval separates two groups of strokes
+_MOST = 20  # largest lag in strokes at which a repetition is measured
+_LONGEST_S = 2.2  # largest lag of the autocorrelation of the envelope
 
 
 class Heard(NamedTuple):
-    """Every onset of a clip, in order of time, and what they were found in.
+    """Every onset of a clip, in order of time, and the envelope in which they were found.
 
-    onset_s: (n,). level_db: (n,), the loudest is 0. shape_db: (n, bands), each stroke's spectrum without its level.
-    envelope: (frames,) onset strength in dB, a value each HOP_S.
+    onset_s: (n,). level_db: (n,), the loudest is 0. shape_db: (n, bands), each onset's spectrum without its level.
+    envelope: (frames,) onset strength in dB, one value per HOP_S.
     """
 
     onset_s: np.ndarray
@@ -43,10 +43,10 @@ class Heard(NamedTuple):
 
 
 class Strokes(NamedTuple):
-    """Primary strokes, (n,) each, with what is attached to them.
+    """Primary strokes, (n,) each, and the softer onsets around them.
 
-    before, after: how many softer onsets lie within a few hundredths of a second before (grace strokes: one a flam,
-    one or two a drag, whose two may be heard as one) and after it (a bounce, many a buzz).
+    before, after: the number of softer onsets within a few hundredths of a second before the stroke (grace strokes: one
+    for a flam, one or two for a drag, since its two may merge) and after it (one for a bounce, many for a buzz).
     """
 
     onset_s: np.ndarray
@@ -57,18 +57,18 @@ class Strokes(NamedTuple):
 
 
 def hear(waveform: np.ndarray) -> Heard:
-    """The onsets of float32 (samples,) at SAMPLE_RATE_HZ, placed between frames by a parabola; none in silence."""
+    """The onsets of float32 (samples,) at SAMPLE_RATE_HZ, interpolated by a parabola; none in silence."""
     import librosa
 
     power = librosa.feature.melspectrogram(
         y=waveform, sr=SAMPLE_RATE_HZ, n_fft=512, win_length=256, hop_length=_HOP, n_mels=_BANDS, fmin=60.0
     )
-    # Below a band's quiet fifth there is only noise, whose flicker would be taken for strokes.
+    # The quietest fifth of each band is noise, whose fluctuations would count as strokes.
     floor = np.maximum(np.quantile(power, 0.2, axis=1, keepdims=True), power.max() * 10 ** (-_RANGE_DB / 10))
     db = 10.0 * np.log10(power + floor + 1e-12)
     envelope = librosa.onset.onset_strength(S=db, sr=SAMPLE_RATE_HZ, hop_length=_HOP, lag=2, center=False)
     top = float(np.quantile(envelope, 0.99)) if envelope.size else 0.0
-    if top < 1.0:  # strokes are few and far between, or there is none
+    if top < 1.0:  # strokes are rare, or there are none
         top = float(envelope.max(initial=0.0))
     if top < 1.0:
         nothing = np.zeros(0)
@@ -78,9 +78,9 @@ def hear(waveform: np.ndarray) -> Heard:
     left, here, right = envelope[peaks - 1], envelope[peaks], envelope[peaks + 1]
     curve = np.minimum(left - 2 * here + right, -1e-9)
     shift = np.clip(0.5 * (left - right) / curve, -0.5, 0.5)
-    after = np.minimum(peaks[:, None] + np.arange(5), db.shape[1] - 1)  # 20 ms from the attack on
+    after = np.minimum(peaks[:, None] + np.arange(5), db.shape[1] - 1)  # 20 ms from the attack
     spectra = db[:, after]  # (bands, onsets, 5)
-    gained = power[:, after].max(axis=2) - power[:, np.maximum(peaks - 3, 0)]  # by the stroke, not what still rings
+    gained = power[:, after].max(axis=2) - power[:, np.maximum(peaks - 3, 0)]  # without earlier ones that still ring
     loud = 10.0 * np.log10(gained.clip(0.0).sum(axis=0) + 1e-12)
     shape = spectra.mean(axis=2).T
     return Heard(
@@ -92,9 +92,9 @@ def hear(waveform: np.ndarray) -> Heard:
 
 
 def strokes(heard: Heard) -> Strokes:
-    """Primary strokes, the loudest first; softer onsets that lead up to one, or ring out after it, are attached to it.
+    """Primary strokes, found from the loudest onset down; each takes the softer onsets just before and after it.
 
-    Onsets far below the clip's accents are left out: echoes and noise.
+    Onsets far below the clip's accents are left out, since they are echoes and noise.
     """
     kept = heard.level_db > np.quantile(heard.level_db, 0.9) - _SOFTEST_DB if len(heard.level_db) else slice(None)
     onset_s, level_db, shape_db = heard.onset_s[kept], heard.level_db[kept], heard.shape_db[kept]
@@ -109,7 +109,7 @@ def strokes(heard: Heard) -> Strokes:
                 if abs(onset_s[k] - onset_s[k - step]) > _CLOSE_S or level_db[k] > level_db[i] - 1.5:
                     break
                 if step > 0 and level_db[k] > level_db[k - 1] + 1.0:
-                    break  # louder again: what leads up to the next stroke
+                    break  # louder again: a grace stroke of the next stroke
                 owner[k] = i
                 k += step
     primary = np.flatnonzero(owner == np.arange(len(owner)))
@@ -124,7 +124,7 @@ def strokes(heard: Heard) -> Strokes:
 
 
 def unit_s(onset_s: np.ndarray) -> float:
-    """The clip's own unit of time: its usual short interval between strokes, in s; 0.0 below two strokes."""
+    """The clip's unit of time: its typical short interval between strokes, in s; 0.0 for fewer than two strokes."""
     intervals = np.diff(onset_s)
     if not intervals.size:
         return 0.0
@@ -133,15 +133,15 @@ def unit_s(onset_s: np.ndarray) -> float:
 
 
 def pattern(waveform: np.ndarray) -> np.ndarray:
-    """The figures of float32 (samples,) at SAMPLE_RATE_HZ as float32 (PATTERN,); finite also for silence."""
-    # Rounded: the tails of soft bins are noise, and so small that their deviation would be zero in float32.
+    """The features of float32 (samples,) at SAMPLE_RATE_HZ as float32 (PATTERN,); finite also for silence."""
+    # Rounded: the tails of soft bins are noise, so small that their standard deviation would be zero in float32.
     found = np.concatenate(list(blocks(hear(waveform)).values())).round(5).astype(np.float32)
     assert found.shape == (PATTERN,) and np.isfinite(found).all()
     return found
 
 
 def blocks(heard: Heard) -> dict[str, np.ndarray]:
-    """What `pattern` strings together, by name."""
+    """The parts of `pattern`, by name."""
     found = strokes(heard)
     unit = unit_s(found.onset_s) or 0.1
     interval = np.log2(np.diff(found.onset_s).clip(1e-3) / unit)
@@ -164,7 +164,7 @@ def blocks(heard: Heard) -> dict[str, np.ndarray]:
             ]
         ),
         "attached": _attached(heard, found, unit),
-        "again": np.concatenate(  # how alike strokes are that lie 1, 2, 3, ... strokes apart
+        "again": np.concatenate(  # how similar strokes are that are 1, 2, 3, ... strokes apart
             [_lagged(one, _MOST) for one in (interval, level, found.before, _timbre(found, level))]
         ),
         "groups": np.concatenate(
@@ -193,14 +193,14 @@ def pooled(waveform: np.ndarray) -> np.ndarray:
 
 
 def _density(heard: Heard, found: Strokes, unit: float) -> np.ndarray:
-    """Onsets and strokes a second, and the unit, as logarithms: all that is absolute about time."""
+    """Onsets and strokes per second, and the unit, as logarithms: the only absolute features of time."""
     span_s = max(len(heard.envelope) * HOP_S, 0.1)
     counts = np.log2(np.array([len(heard.onset_s), len(found.onset_s)]) / span_s + 0.1)
     return np.concatenate([counts, [np.log2(unit), len(heard.onset_s) / max(len(found.onset_s), 1)]])
 
 
 def _attached(heard: Heard, found: Strokes, unit: float) -> np.ndarray:
-    """Grace strokes and bounces: how many strokes have how many, and the gaps they leave."""
+    """Grace strokes and bounces: the shares of strokes with 0, 1, 2, ... of them, and their gaps."""
     shares = [_share(found.before, k) for k in range(4)] + [_share(found.after, k) for k in range(4)]
     gap_s = np.diff(heard.onset_s)
     rising = np.diff(heard.level_db) > 0
@@ -216,7 +216,7 @@ def _attached(heard: Heard, found: Strokes, unit: float) -> np.ndarray:
 
 
 def _accents(level: np.ndarray) -> np.ndarray:
-    """Which strokes are accented: the upper of two clusters of levels, where these lie apart. (n,) bool."""
+    """Which strokes are accented: the upper of two clusters of levels, if these are distinct. (n,) bool."""
     if level.size < 3:
         return np.zeros(level.size, dtype=bool)
     ordered = np.sort(level)
@@ -231,7 +231,7 @@ def _accents(level: np.ndarray) -> np.ndarray:
 
 
 def _timbre(found: Strokes, level: np.ndarray) -> np.ndarray:
-    """(n, bands): what in a stroke's spectrum its level and the gap before it do not explain: the hand."""
+    """(n, bands): the part of a stroke's spectrum that its level and the gap before it do not explain: the hand."""
     n = len(level)
     if n < 6:
         return np.zeros((n, 1))
@@ -241,7 +241,7 @@ def _timbre(found: Strokes, level: np.ndarray) -> np.ndarray:
 
 
 def _period(heard: Heard, found: Strokes, level: np.ndarray, unit: float) -> np.ndarray:
-    """The onset envelope, and the accents alone, compared with themselves 1/2, 1, 3/2, ... units later."""
+    """The autocorrelation of the onset envelope, and of the accents only, at lags of 1/2, 1, 3/2, ... units."""
     frames = len(heard.envelope)
     weighted = np.zeros(frames)
     at = np.round(found.onset_s / HOP_S).astype(int).clip(0, max(frames - 1, 0))
@@ -254,7 +254,7 @@ def _period(heard: Heard, found: Strokes, level: np.ndarray, unit: float) -> np.
 
 
 def _opening(found: Strokes, interval: np.ndarray, level: np.ndarray, unit: float) -> np.ndarray:
-    """The first strokes, one by one and on a grid of units: clips often begin with their pattern."""
+    """The first strokes, one by one and on a grid of units, since clips often begin with their pattern."""
     first = 16
     by_stroke = [_first(x, first) for x in (interval, level, found.before)]
     place = (found.onset_s - found.onset_s[0]) / unit if len(found.onset_s) else found.onset_s
@@ -264,7 +264,7 @@ def _opening(found: Strokes, interval: np.ndarray, level: np.ndarray, unit: floa
 
 
 def _modulation(envelope: np.ndarray) -> np.ndarray:
-    """How the envelope's power is spread over 3 to 60 Hz: a buzz is dense between 25 and 45 Hz."""
+    """The distribution of the envelope's power over 3 to 60 Hz; a buzz has most between 25 and 45 Hz."""
     if envelope.size < 8 or not envelope.any():
         return np.zeros(16)
     size = 2048
@@ -276,7 +276,7 @@ def _modulation(envelope: np.ndarray) -> np.ndarray:
 
 
 def _autocorrelation(x: np.ndarray) -> np.ndarray:
-    """(n,) of (n,): 1 at lag 0, each lag's sum divided by its length."""
+    """(n,) from (n,): 1 at lag 0; the sum at each lag is divided by its number of terms."""
     centred = x - x.mean()
     spectrum = np.fft.rfft(centred, 2 * len(x))
     sums = np.fft.irfft(np.abs(spectrum) ** 2)[: len(x)]
@@ -285,7 +285,7 @@ def _autocorrelation(x: np.ndarray) -> np.ndarray:
 
 
 def _lagged(x: np.ndarray, most: int) -> np.ndarray:
-    """(most,): correlation of a sequence (n,) or (n, d) with itself 1 to `most` places on; 0 where it is too short."""
+    """(most,): autocorrelation of a sequence (n,) or (n, d) at lags 1 to `most`; 0 where it is too short."""
     found = np.zeros(most)
     if len(x) < 4:
         return found
@@ -300,12 +300,12 @@ def _lagged(x: np.ndarray, most: int) -> np.ndarray:
 
 
 def _runs(ends: np.ndarray) -> np.ndarray:
-    """Lengths in strokes of the groups that `ends` (n - 1,) cuts n strokes into; the last, cut by the clip, is left."""
+    """Lengths of the groups into which `ends` (n - 1,) divides n strokes, without the last, which the clip cuts off."""
     return np.diff(np.flatnonzero(ends), prepend=-1)
 
 
 def _spread(values: np.ndarray, centres: np.ndarray, width: float, of: int | None = None) -> np.ndarray:
-    """A histogram with soft bins: the share of values near each centre. of: how many there are in all."""
+    """A histogram with soft bins: the share of values near each centre. of: their total number."""
     n = len(values) if of is None else of
     if not n:
         return np.zeros(len(centres))
@@ -317,5 +317,5 @@ def _share(counts: np.ndarray, k: int) -> float:
 
 
 def _first(x: np.ndarray, n: int) -> np.ndarray:
-    """The first n values; what is missing is far below any of them."""
+    """The first n values, padded with a value far below any of them."""
     return np.concatenate([x[:n], np.full(max(0, n - len(x)), -20.0)])

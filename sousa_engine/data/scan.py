@@ -1,8 +1,8 @@
-"""Decode every file of a data set before anything is trained on it, without trusting one of them.
+"""Decode every file of a data set before a run is trained on it, without trusting any of the files.
 
-Files are handed to worker processes (data/decode.py) that may use only so much memory and time. A file that kills its
-worker, or keeps it too long, is named, and the rest goes on. What a file came to is kept in the workspace by path, size
-and time, from the first file on: a second scan is quick, and one that was broken off goes on where it was.
+Worker processes with limited memory and time (data/decode.py) decode the files. A file that kills its worker, or takes
+too long, is named, and the scan continues. The soundness of each file is kept in the workspace by path, size and time
+as soon as it is known, so a second scan is quick, and an interrupted one continues where it stopped.
 """
 
 from __future__ import annotations
@@ -26,82 +26,69 @@ from typing import IO
 
 from sousa_engine.core.config import DataConfig
 from sousa_engine.core.errors import DataError, WorkspaceError
-from sousa_engine.data import headers, synth
+from sousa_engine.data import headers, layouts, synth
 from sousa_engine.data import manifest as manifests
-from sousa_engine.data.clips import Manifest
 from sousa_engine.data.decode import cpu_limit_s
-from sousa_engine.data.headers import CURE
-from sousa_engine.data.layouts import current
+from sousa_engine.data.headers import FIX
+from sousa_engine.data.layouts import Recordings
 from sousa_engine.data.soundness import Soundness
 from sousa_engine.workspace import PROJECT_ROOT, Workspace, intake
 from sousa_engine.workspace.intake import Intake, Tell
 
-SCANNING = "scanning"  # what `tell` says: files looked at so far
+SCANNING = "scanning"  # the phase that `tell` receives
 WORKER = (sys.executable, "-m", "sousa_engine.data.decode")
-_VERSION = 2  # raised when the same file would get another verdict
+_VERSION = 2  # increased when the soundness of the same file would differ
 _MOST_WORKERS = 8
-_START_S = 300.0  # for a worker to import what it needs: on a crowded machine, a second takes twenty
+_START_S = 300.0  # for a worker to start: on a busy machine, imports take twenty times as long
 _POLL_S = 0.2
-_MOST_HEADERS = 200_000  # that one process remembers
-_TRIES = 2  # a worker may die of something else than its file: only the second death is the file's
+_MOST_HEADERS = 200_000  # kept in memory by one process
+_TRIES = 2  # a worker may die for another reason, so its file is blamed only the second time
 
-_headers: dict[str, Soundness] = {}  # of files that no scan has seen, for as long as this process lives
-
-
-def open_dataset(config: DataConfig, workspace: Workspace) -> Manifest:
-    """manifest.open_dataset without the files that scans so far found unusable, and without trusting the others."""
-    return manifests.open_dataset(config, verdicts(config, workspace))
+_headers: dict[str, Soundness] = {}  # of files that were not scanned, while this process lives
 
 
-def verdicts(config: DataConfig, workspace: Workspace) -> dict[str, Soundness]:
-    """`cached`, and of files that no scan has seen what their headers say, read by workers just now.
+def soundness(config: DataConfig, recordings: Recordings, workspace: Workspace) -> dict[str, Soundness]:
+    """Path -> soundness of each file as it is now: from a scan if there was one, else from its header alone.
 
-    A page or a supervisor thus opens no file of unknown origin itself. Raises as manifest.open_dataset, and
-    WorkspaceError if no worker can be started.
+    Worker processes read the headers, so that no page or supervisor opens a file of unknown origin itself. A file that
+    disappears meanwhile is missing. Raises WorkspaceError if no worker can be started.
     """
-    found = cached(config, workspace)
-    unseen = unscanned(config, found)
-    fresh = []
-    for path in unseen:
-        with contextlib.suppress(headers.Unusable):
-            if current(path, _headers) is None:
-                fresh.append(path)
+    found = layouts.as_now(recordings.paths, cached(config, workspace), _headers)
+    fresh = [path for path in recordings.paths if str(path) not in found]
     if len(_headers) + len(fresh) > _MOST_HEADERS:
         _headers.clear()
-        fresh = list(unseen)
-    with contextlib.closing(judge(fresh, _cores(), command=(*WORKER, "--headers"), wall_s=lambda size: 30.0)) as judged:
-        for path, verdict in judged:
-            if verdict is not None:
-                _headers[str(path)] = replace(verdict, whole=False)
-    return found | {str(path): _headers[str(path)] for path in unseen if str(path) in _headers}
+    command = (*WORKER, "--headers")
+    with contextlib.closing(judge(fresh, _cores(), command=command, wall_s=lambda size: 30.0)) as judged:
+        for path, one in judged:
+            if one is not None:
+                found[str(path)] = _headers[str(path)] = replace(one, whole=False)
+    return found
 
 
 def cached(config: DataConfig, workspace: Workspace) -> dict[str, Soundness]:
-    """Path -> what scans found, perhaps of a file that has changed since; {} for embedded sets. Opens no audio."""
+    """Path -> soundness from earlier scans, when the file may have been another; {} for embedded sets."""
     return {} if config.dataset in synth.PRESETS else _read(folder_of(config, workspace) / _FILE)
 
 
-def is_sound(path: Path, verdicts: Mapping[str, Soundness]) -> bool:
-    """Whether a scan has decoded this file to its end, as it is now, and nothing was wrong with it."""
-    with contextlib.suppress(headers.Unusable):
-        known = current(path, verdicts)
-        return known is not None and known.whole and not known.error
-    return False
+def is_sound(path: Path, soundness: Mapping[str, Soundness]) -> bool:
+    """Whether a scan decoded this file as it is now to its end and found no error."""
+    known = layouts.as_now([path], soundness).get(str(path))
+    return known is not None and known.whole and not known.error
 
 
 def look(config: DataConfig, workspace: Workspace) -> Intake | None:
-    """Who scans this data set just now and how far that is, or why the last attempt ended; None: nothing to tell."""
+    """The progress of a running scan of this data set, or why the last one ended; None if there is neither."""
     return intake.look(folder_of(config, workspace))
 
 
 def folder_of(config: DataConfig, workspace: Workspace) -> Path:
-    """Where the verdicts on this folder's or table's files lie, whatever the splits and clip length."""
+    """Where the scan results of this folder or CSV file are kept. Independent of the splits and the clip length."""
     name = manifests.absolute(config.dataset).encode("utf-8", "surrogateescape")
     return workspace.cache / "scan" / hashlib.sha256(name).hexdigest()[:32]
 
 
-def verdicts_stamp(config: DataConfig, workspace: Workspace) -> tuple[int, int]:
-    """Changes whenever `cached` would: what a page remembers its answer by."""
+def stamp(config: DataConfig, workspace: Workspace) -> tuple[int, int]:
+    """Changes whenever `cached` does. A page uses it as a key for its own cache."""
     try:
         facts = (folder_of(config, workspace) / _FILE).stat()
     except OSError:
@@ -109,78 +96,68 @@ def verdicts_stamp(config: DataConfig, workspace: Workspace) -> tuple[int, int]:
     return facts.st_size, facts.st_mtime_ns
 
 
-def unscanned(config: DataConfig, verdicts: Mapping[str, Soundness]) -> tuple[Path, ...]:
-    """Files of the data set that could be decoded and have no verdict as they are now. Raises as open_dataset."""
-    if config.dataset in synth.PRESETS:
-        return ()
-    _, listing = manifests.list_files(config)
-    found = []
-    for path in dict.fromkeys(row.path for row in listing.rows):
-        with contextlib.suppress(headers.Unusable):
-            if current(path, verdicts) is None:
-                found.append(path)
-    return tuple(found)
-
-
 def scan(
     config: DataConfig,
     workspace: Workspace,
+    recordings: Recordings | None = None,
     *,
     tell: Tell | None = None,
     lock_fd: int | None = None,
     fresh: bool = False,
     workers: int | None = None,
 ) -> dict[str, Soundness]:
-    """Decode every file that has no verdict yet; all verdicts, by path. Nothing is done for embedded sets.
+    """Decode every file that was not scanned as it is now. Returns the soundness of all files ever scanned, by path.
 
-    tell(SCANNING, done, total), in files; what it raises ends the scan, and what was found is kept. Waits while another
-    process scans the same, telling how far that is. lock_fd: of intake.lock, taken by who started us. fresh: forget
-    what is known. Raises DataError for data that cannot be opened and for a full disk, WorkspaceError for a folder that
-    cannot be written to and where no worker can be started.
+    Embedded sets need no scan. recordings: of this data set, if the caller has listed them. tell(SCANNING, done, total)
+    counts files; an exception from it ends the scan, and the results so far are kept. While another process scans the
+    same data set, this waits and tells the other's progress. lock_fd: of intake.lock, inherited from the parent
+    process. fresh: discard earlier results. Raises DataError for data that cannot be opened and for a full disk;
+    WorkspaceError if the results cannot be written or no worker can be started.
     """
     if config.dataset in synth.PRESETS:
         return {}
-    manifests.list_files(config)  # what is no data set is said before a folder is made for it
+    recordings = recordings or manifests.list_files(config)  # raises before a folder is made
     folder = folder_of(config, workspace)
     try:
         lock = lock_fd if lock_fd is not None else _lock(folder, tell)
         with intake.taking_in(folder, lock_fd=lock, tell=tell) as told:
             if fresh:
                 (folder / _FILE).unlink(missing_ok=True)
-            return _scan(config, folder / _FILE, told, workers or _cores())
+            return _scan(recordings, folder / _FILE, told, workers or _cores())
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DataError(f"The disk of {workspace.cache} is full. Free some space and try again.") from error
         raise WorkspaceError(f"{folder} cannot be written to: {error.strerror or error}.") from error
 
 
-# Verdicts that are kept
+# Results that are kept
 
 
 _FILE = f"verdicts.{_VERSION}.jsonl"
 
 
-def _scan(config: DataConfig, kept: Path, tell: Tell, workers: int) -> dict[str, Soundness]:
-    verdicts = _read(kept)
-    todo = unscanned(config, verdicts)
+def _scan(recordings: Recordings, kept: Path, tell: Tell, workers: int) -> dict[str, Soundness]:
+    known = _read(kept)
+    now = layouts.as_now(recordings.paths, known)
+    todo = [path for path in recordings.paths if str(path) not in now]
     tell(SCANNING, 0, len(todo))
     if not todo:
-        return verdicts
+        return known
     with kept.open("ab") as file, contextlib.closing(judge(todo, workers)) as judged:
         if file.tell() and not kept.read_bytes().endswith(b"\n"):
-            file.write(b"\n")  # after half a line of a scan that was killed
-        for done, (path, verdict) in enumerate(judged, 1):
-            if verdict is not None:
-                verdicts[str(path)] = verdict
-                file.write((json.dumps({"path": str(path), **asdict(verdict)}) + "\n").encode())
+            file.write(b"\n")  # a killed scan left an incomplete line
+        for done, (path, one) in enumerate(judged, 1):
+            if one is not None:
+                known[str(path)] = one
+                file.write((json.dumps({"path": str(path), **asdict(one)}) + "\n").encode())
             if done % 64 == 0 or done == len(todo):
                 file.flush()
             tell(SCANNING, done, len(todo))
-    return verdicts
+    return known
 
 
 def _read(kept: Path) -> dict[str, Soundness]:
-    """Later lines win; a line that is not whole is none."""
+    """Later lines win; incomplete lines are ignored."""
     found: dict[str, Soundness] = {}
     try:
         lines = kept.read_bytes().splitlines()
@@ -198,7 +175,7 @@ def _read(kept: Path) -> dict[str, Soundness]:
 
 
 def _lock(folder: Path, tell: Tell | None) -> int:
-    """The folder's lock, once nobody else has it; meanwhile `tell` hears of the other's progress, and may raise."""
+    """Wait for the folder's lock. Meanwhile `tell` receives the progress of the other process, and may raise."""
     while (found := intake.lock(folder)) is None:
         doing = intake.look(folder)
         if tell and doing and doing.is_running:
@@ -222,9 +199,9 @@ def judge(
     command: Sequence[str] = WORKER,
     wall_s: Callable[[int], float] = lambda size: 5.0 * cpu_limit_s(size),
 ) -> Generator[tuple[Path, Soundness | None], None, None]:
-    """Each file with its verdict, in the order in which they come; None for one that went away meanwhile.
+    """Yield each file with its soundness, in order of completion; None for a file that disappeared meanwhile.
 
-    wall_s: seconds that a file of so many bytes may take. Raises WorkspaceError if no worker can be started. Closing
+    wall_s: size in bytes -> seconds that a file may take. Raises WorkspaceError if no worker can be started. Closing
     the iterator ends the workers.
     """
     todo = deque(paths)
@@ -244,17 +221,16 @@ def judge(
             soonest = min(worker.deadline for worker in pool)
             ready = selector.select(max(0.0, soonest - time.monotonic()))
             for worker in [key.data for key, _ in ready]:
-                for path, verdict in worker.answers():
-                    yield path, verdict
+                yield from worker.answers()
             for worker in [w for w in pool if w.ended or time.monotonic() > w.deadline]:
                 pool.remove(worker)
                 selector.unregister(worker.out)
                 path, late = worker.path, not worker.ended
                 worker.close()
                 if not worker.ready:
-                    raise WorkspaceError(f"No process can be started that decodes files: {worker.last_words}.")
+                    raise WorkspaceError(f"No process can be started to decode files: {worker.last_words}.")
                 if path is None:
-                    continue  # somebody ended it while it had nothing to do
+                    continue  # it was killed while idle
                 tries[path] = tries.get(path, 0) + 1
                 if late or worker.was_out_of_time or tries[path] >= _TRIES:
                     yield path, _killer(path, worker, late_s=worker.limit_s if late else None)
@@ -263,11 +239,11 @@ def judge(
 
 
 class _Worker:
-    """One worker process. path: what it decodes just now. Its answers come in lines, read as far as they are there."""
+    """One worker process. path: the file that it is decoding. Its answers are lines, read without waiting for more."""
 
     def __init__(self, command: Sequence[str]):
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed in close)
-        env = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}  # each thread costs address space
+        env = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}  # each thread takes address space
         self._process = subprocess.Popen(
             command, cwd=PROJECT_ROOT, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors
         )
@@ -291,7 +267,7 @@ class _Worker:
             self._in.write((json.dumps({"path": str(path)}) + "\n").encode())
             self._in.flush()
         except BrokenPipeError:
-            pass  # it has died: its end of the other pipe tells
+            pass  # it died; the end of the other pipe shows that
 
     def answers(self) -> Iterator[tuple[Path, Soundness | None]]:
         data = os.read(self.out.fileno(), 65_536)
@@ -309,10 +285,10 @@ class _Worker:
             yield path, None if "gone" in value else Soundness(**value, warnings=warnings)
 
     def close(self) -> None:
-        if self.ended:  # its pipe is closed: let its own end come, so that the signal it died of is seen
+        if self.ended:  # its pipe is closed: wait for its exit, so that the signal that killed it is known
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(5.0)
-        self._process.kill()  # it keeps nothing: there is nothing to save
+        self._process.kill()  # it has nothing to save
         self._process.wait()
         self._errors.seek(0)
         said = self._errors.read().decode(errors="replace").strip().splitlines()
@@ -332,7 +308,7 @@ class _Worker:
 
 
 def _killer(path: Path, worker: _Worker, *, late_s: float | None) -> Soundness | None:
-    """The verdict on a file that its worker did not survive."""
+    """The soundness of a file that killed its worker or took too long; None if the file is gone."""
     try:
         facts = headers.file_facts(path)
     except headers.Unusable:
@@ -340,7 +316,7 @@ def _killer(path: Path, worker: _Worker, *, late_s: float | None) -> Soundness |
     if worker.was_out_of_time:
         kind, why = "time", f"decoding it takes more than {cpu_limit_s(facts.st_size)} s of processor time"
     elif late_s is not None:
-        kind, why = "time", f"decoding it did not end within {late_s:.0f} s"
+        kind, why = "time", f"decoding it did not finish within {late_s:.0f} s"
     else:
-        kind, why = "crash", f"the decoder dies of it ({worker.end()})"
-    return Soundness(size=facts.st_size, mtime_ns=facts.st_mtime_ns, error=f"{why}; {CURE}", kind=kind)
+        kind, why = "crash", f"it crashes the decoder ({worker.end()})"
+    return Soundness(size=facts.st_size, mtime_ns=facts.st_mtime_ns, error=f"{why}; {FIX}", kind=kind)

@@ -1,4 +1,4 @@
-"""What decoding a file showed: whether it is sound."""
+"""The soundness of a file: the result of decoding it, or of reading its header."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from sousa_engine.data.headers import AudioHeader
 
 @dataclass(frozen=True, kw_only=True)
 class Soundness:
-    """What decoding one file came to. error: why it cannot be used, one clause without its name; "" if it can.
+    """What is known of one file, which had this size and mtime_ns.
 
-    kind: of that error, in a word. warnings: (kind, clause) of what is odd about a file that can be used. duration_s,
-    sample_rate_hz, channels: as its header says, 0 where it cannot be used. content: 32 hex digits of the decoded
-    samples, equal for equal sound in different containers; "" for silence, which is no sign of a copy. whole: decoded
-    to the end; else its header alone was read, and nothing is known of what follows.
+    error: why it cannot be used, a clause without the file's name; "" if it can be used. kind: the error in one word.
+    warnings: (kind, clause) for oddities of a usable file. duration_s, sample_rate_hz, channels: from the header; 0 for
+    an unusable file. content: 32 hex digits of the decoded samples, equal for equal audio in different containers; ""
+    for silence, since two silent files need not be copies. whole: the file was decoded to its end; if False, only its
+    header was read.
     """
 
     size: int

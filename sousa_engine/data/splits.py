@@ -1,4 +1,4 @@
-"""Train, valid and test where a data set brings no split of its own: players stay whole, classes stay everywhere."""
+"""Make train, valid and test splits: each player is in one split, and each class is in all of them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from sousa_engine.core.errors import DataError
 
-SPLITS = ("train", "valid", "test")
+SPLITS: tuple[str, ...] = ("train", "valid", "test")
 
 _ALIASES = {
     "train": "train",
@@ -25,11 +25,11 @@ _ALIASES = {
     "eval": "test",
     "evaluation": "test",
 }
-_TRIES = 20  # random orders of the groups that are tried; the evenest result is kept
+_TRIES = 20  # random orders of the groups to try; the most even result is kept
 
 
 class NoRoom(DataError):
-    """Classes that cannot be in every split. classes: each of them -> why, one clause to stand behind its name."""
+    """Classes that cannot be in every split. classes: class -> the reason, a clause that follows its name."""
 
     def __init__(self, message: str, classes: Mapping[str, str]):
         super().__init__(message)
@@ -37,7 +37,7 @@ class NoRoom(DataError):
 
 
 class Item(NamedTuple):
-    """What a split is decided on. An empty group means that the clip belongs to nobody else's."""
+    """The facts that decide a clip's split. An empty group means that the clip is not grouped with any other."""
 
     clip_id: str
     label: str
@@ -45,15 +45,15 @@ class Item(NamedTuple):
 
 
 def split_name(text: str) -> str | None:
-    """train, valid or test for what people write ("Validation", "dev", "TEST"); None for any other word."""
+    """train, valid or test for its usual spellings ("Validation", "dev", "TEST"); None for any other word."""
     return _ALIASES.get(text.strip().casefold())
 
 
 def assign(items: Sequence[Item], fractions: Mapping[str, float], seed: int) -> tuple[str, ...]:
-    """A split for each item: the shares named in `fractions` ({"valid": 0.15, "test": 0.2}), the rest train.
+    """A split for each item: the shares in `fractions` ({"valid": 0.15, "test": 0.2}), and train for the rest.
 
-    With groups, a group stays whole and the classes' shares are kept as evenly as the groups allow; without, every
-    class is shared out by itself. The result depends on ids, labels, groups, fractions and seed, not on the order.
+    With groups, each group is in one split, and the classes' shares are as even as the groups allow; without groups,
+    each class is divided separately. The result depends on ids, labels, groups, fractions and seed, not on the order.
     Raises NoRoom naming the classes that cannot be in every split.
     """
     order = sorted(range(len(items)), key=lambda i: items[i].clip_id)
@@ -69,7 +69,7 @@ def assign(items: Sequence[Item], fractions: Mapping[str, float], seed: int) -> 
 
 
 def check(items: Sequence[Item], splits: Sequence[str]) -> None:
-    """Raises NoRoom for classes that are missing in a split; its message names the first, and what to do about it."""
+    """Raise NoRoom if classes are missing in a split; the message names the first one and what to do."""
     clips = Counter(item.label for item in items)
     held = Counter((item.label, split) for item, split in zip(items, splits, strict=True))
     gaps = [(label, [s for s in SPLITS if not held[label, s]]) for label in sorted(clips)]
@@ -78,22 +78,23 @@ def check(items: Sequence[Item], splits: Sequence[str]) -> None:
         return
     label, missing = gaps[0]
     groups = {item.group for item in items if item.label == label and item.group}
-    who = f", by {_count(len(groups), 'player')}" if groups else ""
-    rest = f" (and {len(gaps) - 1} more classes have gaps)" if len(gaps) > 1 else ""
+    by = f" by {_count(len(groups), 'player')}" if groups else ""
+    more = len(gaps) - 1
+    rest = f" ({more} more {'class has' if more == 1 else 'classes have'} gaps)" if more else ""
     raise NoRoom(
-        f"Class {label!r} has no clip in {' and '.join(missing)}{rest}; it has {_count(clips[label], 'clip')}{who}. "
+        f"Class {label!r} has no clip in {' and '.join(missing)}{rest}; it has {_count(clips[label], 'clip')}{by}. "
         "Every class needs clips in train, valid and test"
-        + (", each by other players" if groups else "")
-        + ": add recordings, move some over, or leave the class out.",
+        + (", by different players in each" if groups else "")
+        + ": add recordings, move some to that split, or remove the class.",
         {
-            label: f"has no clip in {' and '.join(missing)}, of {_count(clips[label], 'clip')}"
+            label: f"has no clip in {' and '.join(missing)} ({_count(clips[label], 'clip')} in all)"
             for label, missing in gaps
         },
     )
 
 
 def shared_groups(items: Sequence[Item], splits: Sequence[str]) -> tuple[str, ...]:
-    """Groups (players) that are heard in train and again in valid or test, sorted."""
+    """Groups (players) that are in train and also in valid or test, sorted."""
     seen: dict[str, set[str]] = {}
     for item, split in zip(items, splits, strict=True):
         if item.group:
@@ -106,7 +107,7 @@ def _by_class(items: Sequence[Item], fractions: Mapping[str, float], seed: int) 
     members: dict[str, list[int]] = {}
     for i, item in enumerate(items):
         members.setdefault(item.label, []).append(i)
-    few = f"and {len(fractions) + 1} splits need at least {len(fractions) + 1}"
+    few = f"but {len(fractions) + 1} splits need at least {len(fractions) + 1}"
     small = {
         label: f"has {_count(len(indices), 'clip')}, {few}"
         for label, indices in sorted(members.items())
@@ -114,10 +115,10 @@ def _by_class(items: Sequence[Item], fractions: Mapping[str, float], seed: int) 
     }
     if small:
         label, why = next(iter(small.items()))
-        raise NoRoom(f"Class {label!r} {why}. Add recordings, or leave the class out.", small)
+        raise NoRoom(f"Class {label!r} {why}. Add recordings, or remove the class.", small)
     for label, indices in members.items():
         n, needed = len(indices), len(fractions) + 1
-        # A seed of its own for each class: a new class leaves the split of the others as it was.
+        # A separate seed for each class: a new class does not change the split of the others.
         rng = np.random.default_rng([seed, zlib.crc32(label.encode())])
         shuffled = [indices[i] for i in rng.permutation(n)]
         at = 0
@@ -159,7 +160,7 @@ def _by_group(items: Sequence[Item], fractions: Mapping[str, float], seed: int) 
 
 
 def _share_out(held: np.ndarray, wanted: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A split for each group, large groups first, each where it brings the classes nearest to their wanted counts."""
+    """A split for each group, large groups first: the one that brings the class counts nearest to the wanted ones."""
     order = rng.permutation(len(held))
     order = order[np.argsort(-held[order].sum(axis=1), kind="stable")]
     got = np.zeros_like(wanted)

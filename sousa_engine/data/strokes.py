@@ -1,9 +1,9 @@
-"""What one drum stroke, one room and one background sound like. Knows nothing of rhythm.
+"""The sound of one drum stroke, of a room and of background noise. Knows nothing of rhythm.
 
-A stroke is a sum of circular-membrane modes (detuned, with a pitch glide that follows the blow), the rattle of the
-snare wires and the click of the stick. Each player has a drum, two sticks and two places on the head, so that the hands
-differ a little in timbre and level; harder blows are brighter. Everything is drawn from a seed and is the same again
-on the next call.
+A stroke is the sum of circular-membrane modes (detuned, with a pitch glide that depends on the force), the rattle of
+the snare wires and the click of the stick. Each player has one drum, two sticks and two places on the head, so the
+hands differ slightly in timbre and level; harder strokes are brighter. Everything is drawn from a seed and is
+identical on every call.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ SAMPLE_RATE_HZ = 16_000
 STROKE_SAMPLES = 3_600  # 225 ms
 VELOCITIES = 8  # bank levels, softest to hardest
 LEVEL_STEP_DB = 4.0  # between neighbouring bank levels
-TAKES = 3  # different recordings of the same blow
+TAKES = 3  # different recordings of the same stroke
 
 ROOMS = ("dry", "booth", "studio", "hall")
 _RT60_S = {"dry": 0.0, "booth": 0.12, "studio": 0.3, "hall": 0.8}
@@ -36,18 +36,18 @@ class Drum:
     fundamental_hz: float
     mode_ratios: tuple[float, ...]
     mode_decay_s: float
-    glide: float  # how far the pitch starts above its rest, as a fraction, for the hardest blow
-    wires: float  # level of the snare wires; 0.1 is a drum with loose wires, 1 a crisp one
+    glide: float  # how far the pitch of the hardest stroke starts above its final value, as a fraction
+    wires: float  # level of the snare wires; 0.1 for loose wires, 1 for crisp ones
     wires_decay_s: float
     wires_hz: float
-    place: tuple[float, float]  # where the tip lands: 0 the centre, 1 the rim
+    place: tuple[float, float]  # where the tip lands: 0 is the centre, 1 the rim
     click_hz: tuple[float, float]
     click: tuple[float, float]
     hand_db: tuple[float, float]
 
 
 def drum(seed: int) -> Drum:
-    """The instrument and hands of the player with that seed."""
+    """The instrument and hands of the player with this seed."""
     rng = np.random.default_rng([seed, 1])
     place = rng.uniform(0.12, 0.5)
     apart = rng.uniform(0.08, 0.2) * rng.choice((-1.0, 1.0))
@@ -72,7 +72,7 @@ def drum(seed: int) -> Drum:
 
 @lru_cache(maxsize=96)
 def stroke_bank(seed: int) -> np.ndarray:
-    """Every stroke of one player: float32 (hand, velocity, take, STROKE_SAMPLES); hand 0 is the right one.
+    """Every stroke of one player: float32 (hand, velocity, take, STROKE_SAMPLES); hand 0 is the right hand.
 
     Level v peaks about (VELOCITIES - 1 - v) * LEVEL_STEP_DB below the hardest.
     """
@@ -94,7 +94,7 @@ def stroke_bank(seed: int) -> np.ndarray:
 
 
 def put_in_room(dry: np.ndarray, room: str, variant: int) -> np.ndarray:
-    """The same performance heard in a room of ROOMS: (samples,) -> (samples,), float32."""
+    """The performance in one of ROOMS: (samples,) -> (samples,), float32."""
     if room == "dry":
         return dry
     assert dry.size + int(_RT60_S[room] * SAMPLE_RATE_HZ) <= _FFT_SAMPLES, "clip too long for the room's FFT"
@@ -103,14 +103,14 @@ def put_in_room(dry: np.ndarray, room: str, variant: int) -> np.ndarray:
 
 
 def background(samples: int, kind: int, offset: int) -> np.ndarray:
-    """A stretch of background noise of unit power: 0 hiss, 1 room tone, 2 mains hum on room tone, 3 ventilation."""
+    """Background noise of unit power. kind: 0 hiss, 1 room tone, 2 room tone with mains hum, 3 ventilation."""
     noise = _noise(kind % 4)
     start = offset % (noise.size - samples)
     return noise[start : start + samples]
 
 
 def _stroke(kit: Drum, hand: int, force: float, gains: np.ndarray, t: np.ndarray, rng) -> np.ndarray:
-    """One blow of unit force; `force` (0 to 1) only colours it."""
+    """One stroke at unit level; `force` (0 to 1) only changes its timbre."""
     bright = force**0.35
     ratios = np.array(kit.mode_ratios)
     high = ratios / ratios[0]
@@ -136,7 +136,7 @@ def _stroke(kit: Drum, hand: int, force: float, gains: np.ndarray, t: np.ndarray
 
 
 def _shaped(noise: np.ndarray, centre_hz: float, width_octaves: float) -> np.ndarray:
-    """Noise with a bell-shaped spectrum around a centre, at unit power."""
+    """Noise with a bell-shaped spectrum around a centre frequency, at unit power."""
     spectrum = np.fft.rfft(noise)
     octaves = np.log2(np.maximum(np.fft.rfftfreq(noise.size, 1.0 / SAMPLE_RATE_HZ), 20.0) / centre_hz)
     shaped = np.fft.irfft(spectrum * np.exp(-0.5 * (octaves / width_octaves) ** 2), noise.size)
@@ -144,14 +144,14 @@ def _shaped(noise: np.ndarray, centre_hz: float, width_octaves: float) -> np.nda
 
 
 def _bessel(order: int, x: float) -> float:
-    """J_order(x) by its integral; enough for a mode's gain at a place on the head."""
+    """J_order(x) by its integral, precise enough for the gain of a mode at a place on the head."""
     angle = (np.arange(64) + 0.5) * np.pi / 64
     return float(np.mean(np.cos(order * angle - x * np.sin(angle))))
 
 
 @lru_cache(maxsize=32)
 def _room_spectrum(room: str, variant: int) -> np.ndarray:
-    """Spectrum of a room's impulse response: the direct sound, a few walls, a decaying tail."""
+    """Spectrum of a room's impulse response: the direct sound, a few reflections, a decaying tail."""
     rng = np.random.default_rng([7_001, ROOMS.index(room), variant])
     length = int(_RT60_S[room] * SAMPLE_RATE_HZ)
     t = np.arange(length) / SAMPLE_RATE_HZ
@@ -159,7 +159,7 @@ def _room_spectrum(room: str, variant: int) -> np.ndarray:
     tail[: int(rng.uniform(0.003, 0.008) * SAMPLE_RATE_HZ)] = 0.0
     walls = rng.integers(int(0.002 * SAMPLE_RATE_HZ), int(0.018 * SAMPLE_RATE_HZ), 6)
     tail[walls] += rng.uniform(2.0, 5.0, 6) * rng.choice((-1.0, 1.0), 6)
-    tail = np.convolve(tail, [0.25, 0.5, 0.25])[:length]  # walls swallow the highest frequencies
+    tail = np.convolve(tail, [0.25, 0.5, 0.25])[:length]  # walls absorb the highest frequencies
     wet_db = _WET_DB[room] + rng.uniform(-3.0, 3.0)
     response = tail / np.sqrt(np.sum(tail**2)) * 10.0 ** (wet_db / 20.0)
     response[0] += 1.0

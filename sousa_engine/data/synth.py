@@ -1,8 +1,8 @@
-"""Synthesised recordings of the 40 rudiments: data that is always there, and whose every fact is known.
+"""Synthesised recordings of the 40 rudiments: data that is always available and completely known.
 
-`plan` lays out a preset without making a sound; `render` makes one clip. Players differ in drum, hands and skill and
-belong to one split each, so a test clip is always a player never heard in training. A clip is a function of its plan
-alone: the same bits on every call, in any order, in any process.
+`plan` lists the clips of a preset without rendering them; `render` makes one clip. Players differ in drum, hands and
+skill, and each is in one split, so the test clips are always by unseen players. A clip depends only on its plan: it has
+the same bits on every call, in any order, in any process.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sousa_engine.core.rudiments import Stroke
 from sousa_engine.data import strokes as sound
 
 SYNTH_VERSION = 1
-"""Raised whenever any clip would sound different: caches made from older clips are then computed again."""
+"""Increased whenever any clip would sound different, so that caches of older clips are computed again."""
 
 SNRS_DB = (40.0, 30.0, 20.0, 12.0)
 _LEAD_S = (0.02, 0.12)  # silence before the first stroke, shortest and longest
@@ -31,17 +31,17 @@ _FLAM_AHEAD_S = 0.05  # room for grace strokes before a clip's first primary str
 
 @dataclass(frozen=True, kw_only=True)
 class Tier:
-    """How well a player plays. Levels in dB."""
+    """The skill of a player. Levels in dB."""
 
     jitter: float  # standard deviation of a stroke's timing, as a fraction of the gap to its neighbour
     weak_hand_db: float  # how much softer the left hand is
-    weak_hand_lag_s: float  # how late it is
+    weak_hand_lag_s: float  # how late the left hand is
     drift: float  # standard deviation of the tempo's random walk, per beat
     flam_s: float  # mean distance of a grace stroke
     flam_spread: float  # its standard deviation, as a fraction
-    accent_db: float  # accent above tap
+    accent_db: float  # level of an accent above a tap
     level_spread_db: float
-    diddle_drop_db: float  # second stroke of a double below the first
+    diddle_drop_db: float  # level of the second stroke of a double below the first
 
 
 TIERS: dict[str, Tier] = {
@@ -83,7 +83,7 @@ TIERS: dict[str, Tier] = {
 
 @dataclass(frozen=True, kw_only=True)
 class SynthSpec:
-    """A data set to synthesise: every rudiment `clips_per_class` times, shared out evenly among the players."""
+    """A data set to synthesise: every rudiment `clips_per_class` times, evenly distributed among the players."""
 
     name: str
     clips_per_class: int
@@ -98,12 +98,12 @@ class SynthSpec:
         if self.clips_per_class < self.players:
             raise DataError(
                 f"clips_per_class={self.clips_per_class} is less than players={self.players}: "
-                "every player plays every rudiment, so raise the first or lower the second."
+                "every player plays every rudiment, so increase the first or decrease the second."
             )
         if not 1.0 <= self.clip_s <= 4.0:
             raise DataError(f"clip_s={self.clip_s}: the synthesiser makes clips of 1 to 4 seconds.")
         if self.sample_rate_hz != sound.SAMPLE_RATE_HZ:
-            raise DataError(f"sample_rate_hz={self.sample_rate_hz}: the synthesiser makes 16000 Hz only.")
+            raise DataError(f"sample_rate_hz={self.sample_rate_hz}: the synthesiser only makes clips at 16000 Hz.")
 
 
 PRESETS: dict[str, SynthSpec] = {
@@ -116,7 +116,7 @@ PRESETS: dict[str, SynthSpec] = {
 
 @dataclass(frozen=True, kw_only=True)
 class ClipPlan:
-    """Everything that decides one clip."""
+    """All facts that determine one clip."""
 
     clip_id: str  # "tiny/single-paradiddle/0007"
     label: str  # the rudiment's slug
@@ -127,14 +127,14 @@ class ClipPlan:
     snr_db: float
     room: str
     duration_s: float
-    cycles: float  # how many cycles fit; below 1 the clip is too short for its rudiment
+    cycles: float  # how many cycles fit; below 1, the clip is too short for its rudiment
     seed: int
     player_seed: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class StrokeEvent:
-    """One primary stroke as it was played."""
+    """One primary stroke as played."""
 
     onset_s: float
     gap_s: float  # to the next primary stroke
@@ -147,10 +147,10 @@ class StrokeEvent:
 
 
 def plan(spec: SynthSpec) -> tuple[ClipPlan, ...]:
-    """Every clip of a data set, by rudiment and then number; no audio is made.
+    """Every clip of a data set, ordered by rudiment and number; no audio is rendered.
 
     Clip n of a rudiment is played by player n modulo `spec.players`; about 64 % of the players are in train, 16 % in
-    valid, 20 % in test, never fewer than one.
+    valid, 20 % in test, and at least one in each.
     """
     n_test = max(1, round(spec.players * 0.2))
     n_valid = max(1, round(spec.players * 0.16))
@@ -212,7 +212,7 @@ def render(clip: ClipPlan) -> np.ndarray:
 
 
 def events(clip: ClipPlan) -> tuple[StrokeEvent, ...]:
-    """What is struck when in a clip, as played: the truth behind its waveform."""
+    """The primary strokes of a clip as played: the ground truth of its waveform."""
     r = rudiments.rudiment(clip.label)
     played, _ = _perform(
         r.strokes,
@@ -226,7 +226,7 @@ def events(clip: ClipPlan) -> tuple[StrokeEvent, ...]:
 
 
 def content_key(spec: SynthSpec) -> str:
-    """32 hex digits that change whenever any clip of the data set would: for naming caches."""
+    """32 hex digits that change whenever any clip of the data set does; used to name caches."""
     facts = {
         "synth": SYNTH_VERSION,
         "spec": asdict(spec),
@@ -249,7 +249,7 @@ def render_pattern(
     seed: int,
     clip_s: float,
 ) -> tuple[np.ndarray, tuple[StrokeEvent, ...]]:
-    """A cycle of strokes, repeated until the clip ends.
+    """Render a cycle of strokes, repeated until the clip ends.
 
     Returns the waveform, float32 (samples,) in [-1, 1] at 16 kHz, and its primary strokes in order of time.
     """
@@ -268,20 +268,20 @@ def render_pattern(
     return wet, played
 
 
-_Blow = tuple[float, int, float]  # time in s, hand (0 right), level in dB below the hardest
+_Blow = tuple[float, int, float]  # time in s, hand (0 is right), level in dB relative to the hardest
 
 
 def _perform(
     strokes: Sequence[Stroke], cycle_ticks: int, tick_s: float, tier: Tier, rng: np.random.Generator, clip_s: float
 ) -> tuple[tuple[StrokeEvent, ...], list[_Blow]]:
-    """Play a cycle over and over as a player of that tier would: the primary strokes, and every blow on the head."""
+    """Repeat a cycle as a player of that tier plays it: the primary strokes, and every blow on the head."""
     lead_s = float(rng.uniform(*_LEAD_S)) + (_FLAM_AHEAD_S if strokes[0].grace else 0.0)
     n = len(strokes)
     repeats = int(clip_s / (cycle_ticks * tick_s)) + 2
     ticks = np.array([s.tick for s in strokes], dtype=np.float64)
     grid = (ticks[None, :] + cycle_ticks * np.arange(repeats)[:, None]).ravel()
     steps = np.diff(grid)
-    # The tempo wanders: each gap is stretched by a random walk that is pulled back to the nominal tempo.
+    # The tempo drifts: a random walk that returns to the nominal tempo stretches each gap.
     walk = rng.standard_normal(steps.size)
     stretch, wander = np.empty(steps.size), 0.0
     for i in range(steps.size):
@@ -295,7 +295,7 @@ def _perform(
     onset_s = np.maximum(nominal_s + late + left * tier.weak_hand_lag_s, 0.005)
     wobble_db = rng.standard_normal(grid.size) * tier.level_spread_db
 
-    count = int(np.searchsorted(nominal_s, clip_s - 0.03))  # a blow in the last 30 ms could not be heard
+    count = int(np.searchsorted(nominal_s, clip_s - 0.03))  # a blow in the last 30 ms would be inaudible
     played, blows = [], []
     for i in range(count):
         s, t = strokes[i % n], float(onset_s[i])
@@ -326,7 +326,7 @@ def _perform(
 
 
 def _grace(t: float, s: Stroke, room_s: float, level_db: float, tier: Tier, rng: np.random.Generator) -> list[_Blow]:
-    """Grace strokes just before a primary one: soft, unmeasured, squeezed where the gap before is short."""
+    """Grace strokes just before a primary one: soft, independent of the tempo, squeezed into a short gap."""
     ahead_s = min(tier.flam_s * float(np.exp(rng.normal(0.0, tier.flam_spread))), 0.45 * room_s)
     level_db = min(level_db, -6.0) - 5.0 + float(rng.normal(0.0, tier.level_spread_db))
     if len(s.grace) == 1:
@@ -337,7 +337,7 @@ def _grace(t: float, s: Stroke, room_s: float, level_db: float, tier: Tier, rng:
 
 
 def _buzz(t: float, gap_s: float, hand: int, level_db: float, rng: np.random.Generator) -> list[_Blow]:
-    """A multiple bounce: the stick is pressed and rebounds faster and softer until the next hand takes over."""
+    """A multiple bounce: the stick is pressed and rebounds faster and softer until the other hand takes over."""
     blows, at, bounce_s = [], t, float(rng.uniform(0.026, 0.034))
     while at < t + 0.95 * gap_s and len(blows) < 12:
         blows.append((at, hand, level_db - 1.6 * len(blows)))
@@ -347,7 +347,7 @@ def _buzz(t: float, gap_s: float, hand: int, level_db: float, rng: np.random.Gen
 
 
 def _strike(blows: list[_Blow], bank: np.ndarray, samples: int, rng: np.random.Generator) -> np.ndarray:
-    """Add up the strokes of a bank: float32 (samples,)."""
+    """Mix the strokes of a bank: float32 (samples,)."""
     out = np.zeros(samples + sound.STROKE_SAMPLES, dtype=np.float32)
     takes = rng.integers(sound.TAKES, size=len(blows))
     top = sound.VELOCITIES - 1
@@ -363,5 +363,5 @@ def _strike(blows: list[_Blow], bank: np.ndarray, samples: int, rng: np.random.G
 
 @lru_cache(maxsize=4096)
 def _seed(base: int, name: str) -> int:
-    """A seed from a name: the same in every process, unlike hash()."""
+    """A seed from a name. Unlike hash(), it is the same in every process."""
     return zlib.crc32(f"{base}/{name}".encode())

@@ -1,10 +1,10 @@
-"""A comparison as a document: Markdown, CSV, or one HTML file with its charts that needs no server and no network.
+"""A comparison as a document: Markdown, CSV, or one HTML file with charts, which needs no server and no network.
 
-    found = report.read(store, sweep=store.find_sweep("last"))      # or runs=[...]
+    found = report.read(store, sweep=store.sweeps.find("last"))      # or runs=[...]
     report.markdown(found), report.csv(found), report.html(found)
 
-It says what page Compare shows, by the same functions: what is known stands in read.py, the words in sections.py, the
-figures in figures.py, and the three writers know none of it.
+It uses the same functions as the Compare page. read.py gathers the data, sections.py writes the text and tables,
+figures.py draws the charts, and page.py, text.py and table.py write the three formats.
 """
 
 from sousa_engine.report.page import html

@@ -1,4 +1,4 @@
-"""The figures of a report by name, each as page Compare draws it, with what to say to who cannot see it."""
+"""The charts of a report by name, as drawn on the Compare page, each with a text alternative."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import plotly.graph_objects as go
 
-from sousa_engine.analysis import cost, families, settings
+from sousa_engine.analysis import cost, rudiment_groups, settings
 from sousa_engine.analysis.charts.confusion import (
     confusion_difference_figure,
     confusion_difference_info,
@@ -26,9 +26,9 @@ from sousa_engine.report.read import METRIC, Report
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """title stands above it, note below, either may be "". wide: needs a desk, so that a phone scrolls it sideways.
+    """title is shown above the figure, note below; either may be "". wide: a phone scrolls it sideways.
 
-    by_setting: in the colours of the shown settings, so that a legend of theirs belongs to it.
+    by_setting: the figure uses the colours of the shown settings and needs their legend.
     """
 
     title: str
@@ -40,7 +40,7 @@ class Chart:
 
 
 def figures(report: Report, names: Sequence[str]) -> dict[str, Chart]:
-    """The charts that a report's sections name, in their order."""
+    """The charts that the sections of a report name, in their order."""
     found: dict[str, Chart] = {}
     for name in names:
         kind, _, of = name.partition(" ")
@@ -50,7 +50,7 @@ def figures(report: Report, names: Sequence[str]) -> dict[str, Chart]:
 
 def _curves(report: Report) -> Chart:
     figure = curves_figure(curves_info(METRIC, report.lines), legend=False)
-    return Chart(title="", alt="Valid accuracy over steps, a line for each setting", figure=figure, by_setting=True)
+    return Chart(title="", alt="Valid accuracy over steps, one line per setting", figure=figure, by_setting=True)
 
 
 def _cost(report: Report, measure: str) -> Chart:
@@ -63,7 +63,7 @@ def _cost(report: Report, measure: str) -> Chart:
 def _scores(report: Report) -> Chart:
     figure = scores_figure(scores_info(report.scores))
     figure.update_layout(showlegend=False)
-    return Chart(title="", alt="Test accuracy of each family, a dot for each setting", figure=figure, by_setting=True)
+    return Chart(title="", alt="Test accuracy by rudiment group, one dot per setting", figure=figure, by_setting=True)
 
 
 def _confusion(report: Report) -> Chart:
@@ -74,7 +74,7 @@ def _confusion(report: Report) -> Chart:
         title=report.best.label,
         alt=f"Confusion matrix of {report.best.label}",
         figure=figure,
-        note="Rows: what was played; columns: what it was taken for. Petrol is recognised, brick is mistaken.",
+        note="Rows: true class; columns: predicted class. Teal = correct, red = wrong.",
     )
 
 
@@ -86,10 +86,10 @@ def _difference(report: Report) -> Chart:
     info = confusion_difference_info(difference(second, best), report.second.label, report.best.label, blocks)
     return Chart(
         title=f"{report.best.label} against {report.second.label}",
-        alt=f"Where {report.best.label} does better (petrol) or worse (brick) than {report.second.label}",
+        alt=f"Where {report.best.label} is better (teal) or worse (red) than {report.second.label}",
         figure=confusion_difference_figure(info, labels=False),
-        note=f"Petrol: {report.best.label} does better (more recognised, or fewer of this mistake); brick: worse. "
-        f"The darkest cell is {100 * info.largest:.0f} points of its row.",
+        note=f"Teal: {report.best.label} is better (more clips correct, or fewer of this error); red: worse. "
+        f"The darkest cell is {100 * info.largest:.0f} percentage points of its row.",
     )
 
 
@@ -97,7 +97,7 @@ def _importance(report: Report) -> Chart:
     assert report.weighed is not None
     return Chart(
         title="Importance of the axes",
-        alt="Share of the variance between settings that each axis explains",
+        alt="Share of the variance between settings explained by each axis",
         figure=importance_figure(importance_info(report.weighed)),
     )
 
@@ -123,15 +123,15 @@ _DRAW = {
 
 
 def _classes(report: Report) -> tuple[str, ...]:
-    """Of the two settings whose confusion is drawn, so that their matrices can be subtracted."""
+    """The classes of the two settings in the confusion charts, so that their matrices can be subtracted."""
     rows = [row for row in (report.best, report.second) if row]
-    return families.by_family(
+    return rudiment_groups.by_group(
         {c for row in rows for p in _clips(report.predictions, row) for c in (p.label, p.predicted)}
     )
 
 
 def _matrix(report: Report, row: TrialRow, classes: tuple[str, ...]) -> tuple[Confusion, tuple[tuple[str, int], ...]]:
-    return confusion(_clips(report.predictions, row), classes), families.blocks(classes)
+    return confusion(_clips(report.predictions, row), classes), rudiment_groups.blocks(classes)
 
 
 def _clips(predictions: Mapping, row: TrialRow) -> list:

@@ -1,4 +1,4 @@
-/* Draws the charts in the colours of light or dark, and again when they change; on paper, always in those of light. */
+/* Draws the charts in the light or dark theme, and again when the theme changes; prints use the light theme. */
 const figures = JSON.parse(document.getElementById("figures").textContent);
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const narrow = matchMedia("(max-width: 640px)");
@@ -17,7 +17,7 @@ function draw() {
     for (const axis of [layout.xaxis, layout.yaxis]) if (axis?.title) axis.title.font = { size: 13 };
     if (printing) layout.width = PAPER_PX;
     else layout.autosize = true;
-    if (narrow.matches) {  // names beside points would lie on each other
+    if (narrow.matches) {  // names next to points would overlap
       for (const trace of data) if (trace.mode) trace.mode = trace.mode.replace("+text", "");
     }
     return Plotly.react(place, data, layout, { responsive: true, displaylogo: false, displayModeBar: false });

@@ -1,4 +1,4 @@
-"""What a report is made of, read from the store and worked out as page Compare does."""
+"""The data of a report: read from the store and evaluated as on the Compare page."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sousa_engine.analysis import baselines, compare, cost, importance, settings
 from sousa_engine.analysis.compare import Conclusion, Result
 from sousa_engine.analysis.curves import Line, placed, seed_line
 from sousa_engine.analysis.importance import Importance
-from sousa_engine.analysis.scores import Score, family_scores
+from sousa_engine.analysis.scores import Score, group_scores
 from sousa_engine.analysis.settings import SettingAxis, Summaries
 from sousa_engine.analysis.significance import Proportion, paired
 from sousa_engine.analysis.sweeps import Failure, TrialRow
@@ -26,7 +26,7 @@ METRIC = "valid/accuracy"
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """A baseline of the data set on test: what it gives away without a network. how: what answers, in a few words."""
+    """Test accuracy of a baseline, which uses no neural network. how: a short description of its classifier."""
 
     title: str
     accuracy: Proportion
@@ -36,10 +36,10 @@ class Reference:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Everything that a report says. sweep is None for a list of runs. rows: all settings, in a sweep the best first.
+    """All data of a report. sweep: None for a list of runs. rows: all settings; those of a sweep come best first.
 
-    shown: the settings with a colour, a curve and a share in the verdict, `best` the one (by valid accuracy) whose
-    confusion is drawn, and `second` the next. to_come: runs that a sweep has not queued yet.
+    shown: the settings with a colour, a curve and a place in the verdict. best: the one with the highest valid
+    accuracy, whose confusion matrix is drawn; second: the next. to_come: runs that the sweep has not queued yet.
     """
 
     title: str
@@ -56,13 +56,13 @@ class Report:
     conclusion: Conclusion
     failures: tuple[Failure, ...]
     lines: tuple[Line, ...]  # of `shown`
-    scores: tuple[tuple[str, Mapping[str, Score]], ...]  # of `shown`, by family
+    scores: tuple[tuple[str, Mapping[str, Score]], ...]  # of `shown`, by rudiment group
     best: TrialRow | None
     second: TrialRow | None
-    predictions: Mapping[str, Sequence[Prediction]]  # run id -> its test split, of `shown`
+    predictions: Mapping[str, Sequence[Prediction]]  # run id -> its test split, for `shown`
     axes: tuple[SettingAxis, ...]
-    reached: tuple[tuple[float, ...], ...]  # of each row the valid accuracies of its finished seeds
-    weighed: Importance | None  # None where there are too few runs to ask
+    reached: tuple[tuple[float, ...], ...]  # for each row, the valid accuracies of its finished seeds
+    weighed: Importance | None  # None if there are too few runs
     baselines: tuple[Reference, ...]
 
     @property
@@ -71,16 +71,16 @@ class Report:
 
     @property
     def pruned(self) -> tuple[tuple[str, Run], ...]:
-        """(name, run) of those that the sweep gave up."""
+        """(name, run) of each pruned run."""
         return tuple((name, run) for name, run in zip(self.names, self.runs, strict=True) if run.is_pruned)
 
     @property
     def open_count(self) -> int:
-        """Runs that are not over."""
+        """The number of runs that have not ended."""
         return sum(not run.status.is_over for run in self.runs)
 
     def label_of(self, run: Run) -> str:
-        """The setting of a run; "" if a later run of the same setting and seed stands for it."""
+        """The setting of a run; "" if a later run of the same setting and seed replaced it."""
         return next((row.label for row in self.rows for other in row.runs if other.id == run.id), "")
 
 
@@ -92,7 +92,7 @@ def read(
     baselines: Sequence[Reference] = (),
     made_at_ms: int | None = None,
 ) -> Report:
-    """The report of a sweep, or of these runs. Of a sweep's trials and seeds the latest run counts."""
+    """The report of a sweep, or of these runs. Only the latest run of each trial and seed in a sweep counts."""
     runs = sweeps.latest(store.sweeps.runs(sweep.id)) if sweep else tuple(runs)
     summaries = store.metrics.summaries([run.id for run in runs])
     rows, shown = settings.ordered(runs, summaries, of_sweep=sweep is not None)
@@ -129,7 +129,7 @@ def build(
     axes = settings.setting_axes(rows) if settings.has_axes(rows, of_sweep) else ()
     reached = tuple(settings.reached(row, summaries, "valid") for row in rows)
     tally = sweeps.tally(sweep, runs) if sweep else None
-    scored = ((row.label, family_scores(clip_scores.get(row.number, ()))) for row in shown)
+    scored = ((row.label, group_scores(clip_scores.get(row.number, ()))) for row in shown)
     return Report(
         title=sweep.name if sweep else runs[0].title if len(runs) == 1 else f"{len(runs)} runs",
         made_at_ms=made_at_ms,
@@ -192,18 +192,18 @@ def _line(number: int, row: TrialRow, curves: Mapping[str, Curve]) -> Line:
 
 
 def of_workspace(store: Store, sweep: Sweep | None, runs: Sequence[Run] = ()) -> Report:
-    """The report of a sweep, or of these runs, with the baselines of their data set where they were computed."""
+    """The report of a sweep, or of these runs, with the baselines of their data set if they were computed."""
     found = read(store, sweep=sweep, runs=runs)
     return replace(found, baselines=_references(store.workspace, found))
 
 
 def encoded(text: str, form: str) -> bytes:
-    """As a file holds it: Excel takes a CSV without the mark for another encoding."""
+    """The bytes of a report file. A CSV gets a byte-order mark, without which Excel assumes another encoding."""
     return text.encode("utf-8-sig" if form == "csv" else "utf-8")
 
 
 def _references(workspace: Workspace, found: Report) -> tuple[Reference, ...]:
-    """The baselines, where all runs that were tested were asked the very clips that the baselines were."""
+    """The baselines, if all tested runs were evaluated on the same clips as the baselines."""
     tested = [clips for clips in found.predictions.values() if clips]
     data = {run.config.data.model_dump_json(): run.config.data for run in found.runs}
     folders = {baselines.folder_for(one, workspace) for one in data.values()} if tested else set()

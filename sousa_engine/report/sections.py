@@ -1,4 +1,4 @@
-"""The words and tables of a report, in their order; a chart is named where it belongs, and drawn by who can."""
+"""The text and tables of a report, in their order. Charts are only named here; figures.py draws them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from sousa_engine import __version__
-from sousa_engine.analysis import cost, families, settings, verdict
+from sousa_engine.analysis import cost, rudiment_groups, settings, verdict
 from sousa_engine.analysis.compare import changes_from_defaults
 from sousa_engine.analysis.confusion import confusion, mistakes
 from sousa_engine.analysis.significance import Proportion
@@ -18,13 +18,13 @@ from sousa_engine.core.records import Run
 from sousa_engine.report.read import Report, peak_mib
 
 NONE = "–"
-MOST_NAMED = 12  # runs of one cause of failure that are named
-MOST_PAIRS = 40  # a table of more is no longer read
+MOST_NAMED = 12  # runs listed for one cause of failure
+MOST_PAIRS = 40  # a longer table is not readable
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Cells are texts; a missing number is a dash. numbers: the columns that are set to the right."""
+    """All cells are text; a missing number is a dash. numbers: indices of the right-aligned columns."""
 
     name: str
     columns: tuple[str, ...]
@@ -34,7 +34,7 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """Drawn in this order: lines (a list if there are several), code, charts by name, tables, small print."""
+    """lines become a list if there are several; charts are names; small is the small print below the tables."""
 
     title: str
     lines: tuple[str, ...] = ()
@@ -49,7 +49,7 @@ class Section:
 
 
 def sections(report: Report) -> tuple[Section, ...]:
-    """All but the verdict, which stands above them; a section without content is left out."""
+    """All sections except the verdict, which comes first; empty sections are left out."""
     found = (
         _settings(report),
         _pairs(report),
@@ -62,64 +62,66 @@ def sections(report: Report) -> tuple[Section, ...]:
         _confusion(report),
         _axes(report),
         _baselines(report),
-        _asked(report),
+        _definition(report),
         _method(report),
     )
     return tuple(section for section in found if not section.is_empty)
 
 
 def lead(report: Report) -> str:
-    """`9 settings, 18 runs`; their statuses stand in `counted`."""
+    """`9 settings, 18 runs`; `counted` has their statuses."""
     if not report.runs:
-        return "No run yet: the first setting is drawn when a slot is free."
+        return "No runs yet: the first setting is sampled when a slot is free."
     return f"{_count(len(report.rows), 'setting')}, {_count(len(report.runs), 'run')}"
 
 
 def counted(report: Report) -> tuple[tuple[str, str], ...]:
-    """(status, `16 finished`), the most frequent first; last what is to come."""
+    """(status, `16 finished`), most frequent first; runs still to come are last."""
     found = [(status, f"{count:,} {status}") for status, count in report.statuses.most_common()]
     return (*found, ("queued", f"{report.to_come:,} to come")) if report.to_come else tuple(found)
 
 
 def made(report: Report) -> str:
-    """When, by what, of what: `Made 2026-11-23 21:13 UTC by SOUSA engine 0.1.0.`"""
+    """The time and the version: `Created 2026-11-23 21:13 UTC by SOUSA engine 0.1.0.`"""
     of = f" Sweep {report.sweep.id}, {report.sweep.status.value}." if report.sweep else ""
-    return f"Made {utc(report.made_at_ms)} by SOUSA engine {__version__}.{of}"
+    return f"Created {utc(report.made_at_ms)} by SOUSA engine {__version__}.{of}"
 
 
 def caveats(report: Report) -> tuple[str, ...]:
-    """What a reader must know before the verdict."""
+    """Notes that a reader needs before the verdict."""
     said = []
     if report.open_count:
-        are = "run was" if report.open_count == 1 else "runs were"
-        said.append(f"{report.open_count:,} {are} not over when this was made: figures and verdict may still change.")
+        had = "run had" if report.open_count == 1 else "runs had"
+        said.append(
+            f"{report.open_count:,} {had} not ended when this report was created; results and verdict may still change."
+        )
     if report.sweep and report.sweep.reason:
         said.append(report.sweep.reason)
     if len(report.shown) < len(report.rows):
         said.append(
-            f"The verdict and the charts with a colour for each are of the {len(report.shown)} settings with the best "
-            "mean valid accuracy; the tables hold all."
+            f"The verdict and the charts with one colour per setting cover the {len(report.shown)} settings with the "
+            "best mean valid accuracy; the tables contain all settings."
         )
     return tuple(said)
 
 
-def asked(report: Report) -> tuple[tuple[str, str], ...]:
-    """(what, its value): the axes, how settings were drawn, seeds, data set, backbone."""
+def definition(report: Report) -> tuple[tuple[str, str], ...]:
+    """(name, value): the axes, the search strategy, seeds, data set, backbone and more."""
     found: list[tuple[str, str]] = []
     if spec := report.spec:
         for axis in spec.axes:
             low_high = f"{axis.low:g} to {axis.high:g}{', logarithmic' if axis.log else ''}" if axis.is_range else ""
             found.append((axis.field, low_high or ", ".join(sweep_spec.show(value) for value in axis.values)))
-        drawn = f"{spec.sampler}: {sweep_spec.SAMPLERS[spec.sampler]}"
-        found.append(("settings", drawn + (f"; {spec.trials} of them" if spec.trials else "")))
+        strategy = f"{spec.sampler}: {sweep_spec.SAMPLERS[spec.sampler]}"
+        found.append(("search strategy", strategy + (f"; {spec.trials} trials" if spec.trials else "")))
         found.append(("seeds", ", ".join(map(str, spec.seeds))))
     elif report.runs:
         found.append(("seeds", ", ".join(map(str, sorted({run.config.seed for run in report.runs})))))
     if report.runs:
         found.append(("backbone", ", ".join(_each(run.config.model.variant for run in report.runs))))
-        told = [run for run in report.runs if run.facts.get("data")] or report.runs  # the others would say less
-        found.append(("weights", ", ".join(_each(_weights(run) for run in told))))
-        found.append(("data set", "; ".join(_each(_data(run) for run in told))))
+        started = [run for run in report.runs if run.facts.get("data")] or report.runs  # the others know less
+        found.append(("weights", ", ".join(_each(_weights(run) for run in started))))
+        found.append(("data set", "; ".join(_each(_data(run) for run in started))))
         devices = cost.devices(report.rows)
         found += [("trained on", ", ".join(devices))] if devices else []
         versions = _each(
@@ -132,7 +134,7 @@ def asked(report: Report) -> tuple[tuple[str, str], ...]:
 
 
 def setting_name(row: TrialRow) -> str:
-    """Its label; a control is never named without saying so."""
+    """The label of a setting; a control is always marked as one."""
     return f"{row.label} (control: random weights)" if row.runs[0].is_random else row.label
 
 
@@ -167,17 +169,17 @@ def _settings(report: Report) -> Section:
             )
         )  # fmt: skip
     columns = (
-        "Setting", "Test accuracy", "Seeds", "Lowest", "Highest", "95 % of clips", "n test", "Best valid", "Trainable",
-        "Training s", "Peak MiB", "Runs",
+        "Setting", "Test accuracy", "Seeds", "Lowest", "Highest", "95 % interval (test)", "n test", "Best valid",
+        "Trainable", "Training time (s)", "Peak memory (MiB)", "Runs",
     )  # fmt: skip
     table = Table(name="Settings", columns=columns, rows=tuple(rows), numbers=tuple(range(1, 11)))
     return Section(
         title="Settings",
         tables=(table,) if rows else (),
         small=(
-            "Means over finished seeds (valid: over all that have one; the best of all epochs). An interval is "
-            "Wilson's, of the choice of test clips, not of the luck of seeds. "
-            "Ordered by best valid accuracy, by which a setting is chosen. Time and memory are of training.",
+            "Means over finished seeds (valid: best epoch, over all seeds with a value). The intervals (Wilson) "
+            "reflect the sample of test clips, not variation between seeds. Ordered by best valid accuracy, which is "
+            "used to choose settings. Time and memory refer to training.",
         ),
     )
 
@@ -192,7 +194,7 @@ def _pairs(report: Report) -> Section:
         )
         for pair in pairs[:MOST_PAIRS]
     )  # fmt: skip
-    columns = ("A", "B", "Outcome", "A − B, points", "95 % interval", "p (Holm)", "Seeds", "Clips")
+    columns = ("A", "B", "Outcome", "A − B (points)", "95 % interval", "p (Holm)", "Seeds", "Clips")
     return Section(
         title="Pairs of settings",
         tables=(Table(name="Pairs", columns=columns, rows=rows, numbers=(3, 4, 5, 6, 7)),) if rows else (),
@@ -212,14 +214,14 @@ def _runs(report: Report) -> Section:
         for run, name, result in zip(report.runs, report.names, report.results, strict=True)
     )  # fmt: skip
     columns = (
-        "Run", "Status", "Seed", "Test accuracy", "95 % of test", "n test", "Test macro-F1", "Best valid", "at step",
-        "n valid", "Whole run s", "Peak MiB", "Id",
+        "Run", "Status", "Seed", "Test accuracy", "95 % interval (test)", "n test", "Test macro-F1", "Best valid",
+        "At step", "n valid", "Run time (s)", "Peak memory (MiB)", "Id",
     )  # fmt: skip
     table = Table(name="Runs", columns=columns, rows=rows, numbers=tuple(range(2, 12)))
     return Section(
         title="Runs",
         tables=(table,) if rows else (),
-        small=("A whole run is from start to end, preparation and test included.",) if rows else (),
+        small=("Run time includes preparation and testing.",) if rows else (),
     )
 
 
@@ -228,14 +230,14 @@ def _failures(report: Report) -> Section:
     lines = []
     for failure in report.failures:
         names = [name for name, run in zip(report.names, report.runs, strict=True) if run in failure.runs]
-        alike = ", same cause" if len(names) > 1 else ""
-        lines.append(f"{_count(len(names), 'run')}{alike}: {failure.cause} ({_some(names)}) {_cure(report, failure)}")
+        shared = ", same cause" if len(names) > 1 else ""
+        lines.append(f"{_count(len(names), 'run')}{shared}: {failure.cause} ({_some(names)}) {_fix(report, failure)}")
     return Section(title=f"{_count(count, 'run')} failed", lines=tuple(lines))
 
 
-def _cure(report: Report, failure: Failure) -> str:
+def _fix(report: Report, failure: Failure) -> str:
     if not report.sweep:
-        return f"Its log: python -m sousa_engine show {failure.runs[0].id} --log 40"
+        return f"Show its log: python -m sousa_engine show {failure.runs[0].id} --log 40"
     near = nearest_names(failure.cause)
     targets = f" --targets {shlex.quote(','.join(near))}" if near else ""
     return f"Train again: python -m sousa_engine sweeps rerun-failed {report.sweep.id}{targets}"
@@ -244,23 +246,23 @@ def _cure(report: Report, failure: Failure) -> str:
 def _pruned(report: Report) -> Section:
     by_reason: dict[str, list[str]] = {}
     for name, run in report.pruned:
-        by_reason.setdefault(run.reason or f"Given up at step {run.pruned_at_step:,}.", []).append(name)
+        by_reason.setdefault(run.reason or f"Pruned at step {run.pruned_at_step:,}.", []).append(name)
     lines = tuple(f"{reason} ({_some(names)})" for reason, names in by_reason.items())
     return Section(
         title=f"{_count(len(report.pruned), 'run')} pruned",
         lines=lines,
-        small=("Pruned runs take no part in the verdict: they were not trained to their end.",),
+        small=("Pruned runs are not part of the verdict, because their training was not completed.",),
     )
 
 
 def _curves(report: Report) -> Section:
-    there = [line for line in report.lines if line.x]
+    drawn = [line for line in report.lines if line.x]
     small = []
-    if any(line.low for line in there):
+    if any(line.low for line in drawn):
         small.append(
-            "Line: mean over the seeds of a setting that got so far. Band: from the lowest seed to the highest."
+            "Line: mean over the seeds of a setting that got this far. Band: from the lowest to the highest seed."
         )
-    return Section(title="Valid accuracy over steps", charts=("curves",) if there else (), small=tuple(small))
+    return Section(title="Valid accuracy over steps", charts=("curves",) if drawn else (), small=tuple(small))
 
 
 def _cost(report: Report) -> Section:
@@ -273,15 +275,18 @@ def _cost(report: Report) -> Section:
     ]
     if not found:
         return Section(title="Accuracy against cost")
-    small = ["On the frontier nothing cheaper is as accurate, cheapest first; random weights, a control, never are."]
+    small = [
+        "On the frontier, no cheaper setting is as accurate. Settings are listed cheapest first; random weights are a "
+        "control and are never on the frontier."
+    ]
     devices = cost.devices(report.rows)
     if len(devices) > 1:
-        small.append(f"Devices differ ({', '.join(devices)}): their times and memory do not compare.")
+        small.append(f"Devices differ ({', '.join(devices)}), so times and memory are not comparable.")
     if "peak_memory_mib" in found:
-        small.append("Memory is of the trainer's process, not of its accelerator.")
+        small.append("Memory is that of the trainer process, not of the accelerator.")
     return Section(
         title="Accuracy against cost",
-        lines=tuple(f"Frontier of {line[0].lower()}{line[1:]}" for line in frontier),
+        lines=tuple(f"On the frontier of {line[0].lower()}{line[1:]}" for line in frontier),
         charts=tuple(f"cost {measure}" for measure in found),
         small=tuple(small),
     )
@@ -290,7 +295,7 @@ def _cost(report: Report) -> Section:
 def _scores(report: Report) -> Section:
     groups = tuple(dict.fromkeys(group for _, scores in report.scores for group in scores))
     if len(groups) < 2:
-        return Section(title="Families of rudiments")
+        return Section(title="Rudiment groups")
     labels = tuple(label for label, _ in report.scores)
     rows = []
     for group in groups:
@@ -299,17 +304,17 @@ def _scores(report: Report) -> Section:
         shares = (percent(score.value if score else None) for score in of_group)
         rows.append((group, " or ".join(f"{value:,}" for value in sorted(n)), *shares))
     table = Table(
-        name="Families", columns=("Part of the test split", "n", *labels), rows=tuple(rows),
+        name="Rudiment groups", columns=("Part of the test split", "n", *labels), rows=tuple(rows),
         numbers=tuple(range(1, 2 + len(labels))),
     )  # fmt: skip
     return Section(
-        title="Families of rudiments",
+        title="Rudiment groups",
         charts=("scores",),
         tables=(table,),
         small=(
-            "n: clips of that part; each figure is the mean over the seeds of a setting. "
-            f"{families.TWINS.capitalize()}: rudiments whose strokes and accents fall at the same moments, so that "
-            "only the hand's timbre tells them apart.",
+            "n = clips in that part; each value is the mean over the seeds of a setting. "
+            f"{rudiment_groups.TWINS.capitalize()}: rudiments whose strokes and accents fall at the same times, so "
+            "that only the timbre of the hands distinguishes them.",
         ),
     )
 
@@ -322,14 +327,13 @@ def _confusion(report: Report) -> Section:
     seeds = sum(bool(report.predictions.get(run.id)) for run in report.best.runs)
     rows = tuple((m.label, m.predicted, f"{m.count:,}", f"{m.n:,}") for m in mistakes(matrix))
     table = Table(
-        name="Most frequent mistakes", columns=("Played", "Taken for", "Clips", "of"), rows=rows, numbers=(2, 3)
+        name="Most frequent errors", columns=("True class", "Predicted", "Clips", "of"), rows=rows, numbers=(2, 3)
     )
-    added = f", {seeds} seeds added up" if seeds > 1 else ""
+    added = f", {seeds} seeds combined" if seeds > 1 else ""
     return Section(
         title="Confusion",
         lines=(
-            f"{report.best.label}, the best by valid accuracy: {matrix.right:,} of {matrix.n:,} test clips right"
-            f"{added}.",
+            f"{report.best.label}, best by valid accuracy: {matrix.right:,} of {matrix.n:,} test clips correct{added}.",
         ),
         charts=("confusion", "difference") if report.second else ("confusion",),
         tables=(table,) if rows else (),
@@ -341,7 +345,7 @@ def _axes(report: Report) -> Section:
         return Section(title="What matters")
     shares = tuple((field, f"{100 * share:.0f} %") for field, share in report.weighed.shares)
     if shares:
-        shares = (*shares, ("axes together, and noise", f"{100 * report.weighed.rest:.0f} %"))
+        shares = (*shares, ("axes combined, and noise", f"{100 * report.weighed.rest:.0f} %"))
     table = Table(name="Importance", columns=("Axis", "Share of the variance"), rows=shares, numbers=(1,))
     enough = sum(bool(values) for values in report.reached) > 1
     return Section(
@@ -360,29 +364,29 @@ def _baselines(report: Report) -> Section:
         )
         for one in report.baselines
     )  # fmt: skip
-    columns = ("Baseline", "Test accuracy", "95 % of clips", "n test", "Macro-F1", "By")
+    columns = ("Baseline", "Test accuracy", "95 % interval", "n test", "Macro-F1", "Classifier")
     return Section(
         title="Baselines",
         tables=(Table(name="Baselines", columns=columns, rows=rows, numbers=(1, 2, 3, 4)),) if rows else (),
         small=(
-            "What the data gives away without a network: fitted on train, chosen by valid, measured once on the same "
-            "test clips. They take no part in the verdict.",
+            "Baselines use no neural network. They are fitted on train, selected on valid and evaluated once on the "
+            "same test clips, and are not part of the verdict.",
         ),
     )
 
 
-def _asked(report: Report) -> Section:
-    table = Table(name="Asked", columns=("What", "Value"), rows=asked(report))
+def _definition(report: Report) -> Section:
+    table = Table(name="Definition", columns=("Name", "Value"), rows=definition(report))
     spec, lines = report.spec, ()
     if spec is None and len(report.runs) == 1:
         changed = changes_from_defaults(report.runs[0].config)
-        lines = tuple(f"{one.field}: {one.values[1]} (by default {one.values[0]})" for one in changed)
+        lines = tuple(f"{one.field}: {one.values[1]} (default: {one.values[0]})" for one in changed)
     return Section(
-        title="What was asked",
+        title="Definition",
         lines=lines,
         code=sweep_spec.to_yaml(spec) if spec else "",
         tables=(table,) if table.rows else (),
-        small=("The lines above are a file: python -m sousa_engine sweep --file FILE trains the same.",)
+        small=("To train the same sweep, save the YAML above as FILE: python -m sousa_engine sweep --file FILE",)
         if spec
         else (),
     )
@@ -390,16 +394,16 @@ def _asked(report: Report) -> Section:
 
 def _method(report: Report) -> Section:
     return Section(
-        title="How the numbers were found",
+        title="How this was determined",
         lines=(
             verdict.METHOD,
-            "Settings are chosen by valid accuracy (the best epoch of each run) and measured once on test, at the end, "
-            f"with the checkpoint of that epoch. {NONE} stands for what was not measured.",
+            "Settings are chosen by valid accuracy (best epoch of each run) and evaluated once on test, at the end, "
+            f"with the checkpoint of that epoch. {NONE} means not measured.",
         ),
     )
 
 
-# Words
+# Wording
 
 
 def _weights(run: Run) -> str:

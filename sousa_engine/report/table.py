@@ -1,4 +1,4 @@
-"""A report as a table for other programs: one line a run, its setting in columns of its own."""
+"""A report as a table for other programs: one line per run, with one column per field of its setting."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sousa_engine.report.read import Report, peak_mib
 
 
 def csv(report: Report) -> str:
-    """One line a run. Accuracies and bounds in [0, 1], times in UTC; what is missing is empty. See export.csv_text."""
+    """One line per run. Accuracies and bounds are in [0, 1], times in UTC; missing values are empty."""
     fields = tuple(dict.fromkeys(field for row in report.rows for field in row.setting))
     columns = (
         "id", "title", "status", "reason", "setting", *fields, "seed", "backbone", "weights", "dataset", "device",

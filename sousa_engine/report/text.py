@@ -1,23 +1,22 @@
-"""A report as Markdown: fit for a terminal, a wiki or an issue. Charts are left out; their tables are here."""
+"""A report as Markdown, for a terminal, a wiki or an issue. It has all tables, but no charts."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
 
-from sousa_engine.report import sections
 from sousa_engine.report.read import Report
-from sousa_engine.report.sections import Section, Table
+from sousa_engine.report.sections import Section, Table, caveats, counted, lead, made, sections
 
 
 def markdown(report: Report) -> str:
-    """GitHub's Markdown, with tables whose columns stand under each other in plain text too."""
-    return "\n".join([*_head(report), *(line for section in sections.sections(report) for line in _section(section))])
+    """GitHub-flavoured Markdown; the columns of its tables are also aligned in plain text."""
+    return "\n".join([*_head(report), *(line for section in sections(report) for line in _section(section))])
 
 
 def _head(report: Report) -> Iterator[str]:
-    yield from (f"# {plain(report.title)}", "", plain(sections.made(report)), "", plain(_lead(report)), "")
-    for caveat in sections.caveats(report):
+    yield from (f"# {plain(report.title)}", "", plain(made(report)), "", plain(_lead(report)), "")
+    for caveat in caveats(report):
         yield from (plain(caveat), "")
     yield from ("## Verdict", "", f"**{plain(report.conclusion.verdict)}**", "")
     if report.conclusion.notes:
@@ -25,19 +24,19 @@ def _head(report: Report) -> Iterator[str]:
 
 
 def _lead(report: Report) -> str:
-    counted = ", ".join(text for _, text in sections.counted(report))
-    return f"{sections.lead(report)}: {counted}." if counted else sections.lead(report)
+    statuses = ", ".join(text for _, text in counted(report))
+    return f"{lead(report)}: {statuses}." if statuses else lead(report)
 
 
 def _section(section: Section) -> Iterator[str]:
     if not (section.lines or section.code or section.tables):
-        return  # charts alone
+        return  # only charts
     yield from (f"## {section.title}", "")
     if section.lines:
         mark = "- " if len(section.lines) > 1 else ""
         yield from (*(f"{mark}{plain(line)}" for line in section.lines), "")
     for table in section.tables:
-        if table.name == "Most frequent mistakes":
+        if table.name == "Most frequent errors":
             yield from (f"### {table.name}", "")
         yield from (*_table(table), "")
     if section.code:
@@ -65,8 +64,8 @@ def _line(cells: Sequence[str], widths: Sequence[int], right: Sequence[bool]) ->
 
 
 def plain(text: str) -> str:
-    """Text of a user or a program on one line, shown as it is: what Markdown or HTML would read as a sign is escaped.
+    """Any text on one line, with the special characters of Markdown and HTML escaped.
 
-    An underscore inside a word means nothing to Markdown and stays readable.
+    An underscore inside a word has no meaning in Markdown and is not escaped.
     """
     return re.sub(r"([\\`*\[\]<>|~&]|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(text.split()))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sousa_engine.core.config import RunConfig
+from sousa_engine.core.config import DataConfig, RunConfig
 from sousa_engine.core.errors import (
     PreflightError,
     RunError,
@@ -17,6 +17,7 @@ from sousa_engine.core.errors import (
 )
 from sousa_engine.core.records import Origin, Run, RunFilter, RunRow, RunStatus, SweepStatus
 from sousa_engine.data import manifest as manifests
+from sousa_engine.data.dataset import DataSet
 from sousa_engine.runs import ensure
 from sousa_engine.runs.preflight import preflight
 from sousa_engine.runs.prepare import changed, prepare
@@ -45,13 +46,14 @@ def start(workspace: Workspace, run_config: RunConfig, *, created_by: str, form_
 class Resumable:
     """Whether a run can go on. step, epoch: of the checkpoint it would go on from. why_not: "" if it can.
 
-    note: what to expect, "" for nothing: a sentence.
+    note: what to expect, "" for nothing: a sentence. data: the run's data set, if it was opened for a thorough look.
     """
 
     step: int = 0
     epoch: int = 0
     why_not: str = ""
     note: str = ""
+    data: DataSet | None = None
 
 
 def resumable(run: Run, store: Store, *, thorough: bool = False) -> Resumable:
@@ -63,7 +65,8 @@ def resumable(run: Run, store: Store, *, thorough: bool = False) -> Resumable:
         return Resumable(why_not=why_not)
     try:
         found = checkpoints.find(store.workspace.run_dir(run.id), thorough=thorough)
-        if thorough and manifests.fingerprint(manifests.open_dataset(run.config.data)) != found.facts.get("data"):
+        data = DataSet.open(run.config.data, store.workspace) if thorough else None
+        if data and manifests.fingerprint(data.manifest) != found.facts.get("data"):
             raise RunError("Its data set is another one since then: clips, labels or splits changed.")
     except UserError as error:
         return Resumable(why_not=f"It cannot be resumed. {error}")
@@ -78,7 +81,7 @@ def resumable(run: Run, store: Store, *, thorough: bool = False) -> Resumable:
     sweep = store.sweeps.get(run.sweep_id) if run.sweep_id else None
     if sweep and sweep.status is SweepStatus.PAUSED:
         notes.append("Its sweep is paused: it waits until the sweep goes on.")
-    return Resumable(step=found.step, epoch=found.epoch, note=" ".join(notes))
+    return Resumable(step=found.step, epoch=found.epoch, note=" ".join(notes), data=data)
 
 
 def resume(workspace: Workspace, run_id: str) -> tuple[Run, Resumable]:
@@ -93,7 +96,7 @@ def resume(workspace: Workspace, run_id: str) -> tuple[Run, Resumable]:
         found = resumable(run, store, thorough=True)
         if found.why_not:
             raise PreflightError(found.why_not)
-        errors = preflight(run.config, workspace).errors
+        errors = preflight(run.config, workspace, found.data).errors
         if errors:
             raise PreflightError(" ".join(check.detail for check in errors))
         run = store.runs.resume(run_id, f"It is to go on from step {found.step}, epoch {found.epoch}.")
@@ -116,10 +119,13 @@ def clone(
     not; unchanged ones always do. form_token as in `start`. Raises ConfigError, UnknownNameError, TargetError,
     DataError; PreflightError naming the run that could only fail.
     """
-    configs = []
+    configs: list[RunConfig] = []
+    opened: dict[DataConfig, DataSet] = {}
     for run in runs:
         found = prepare(changed(run.config, changes) if changes else run.config.model_dump(mode="json")).config
-        if errors := preflight(found, workspace).errors:
+        if found.data not in opened:
+            opened[found.data] = DataSet.open(found.data, workspace)
+        if errors := preflight(found, workspace, opened[found.data]).errors:
             raise PreflightError(f"{run.id} ({found.title}): {' '.join(check.detail for check in errors)}")
         configs.append(found)
     origins = [Origin(run.id, run.status in FAILED and (retry or not changes)) for run in runs]

@@ -14,8 +14,11 @@ from sousa_engine.core.errors import (
     UserError,
 )
 from sousa_engine.core.methods import METHODS
-from sousa_engine.data import audio, clips, findings, scan
+from sousa_engine.data import audio
 from sousa_engine.data import manifest as manifests
+from sousa_engine.data.clips import Manifest
+from sousa_engine.data.dataset import DataSet
+from sousa_engine.data.findings import Findings
 from sousa_engine.data.splits import SPLITS
 from sousa_engine.runs.executors import local
 from sousa_engine.targets import Counts, Outline
@@ -50,12 +53,14 @@ class Preflight:
         return tuple(check for check in self.checks if check.level == "error")
 
 
-def preflight(run_config: RunConfig, workspace: Workspace) -> Preflight:
-    """Everything that can be known before a run without loading the network. Raises DataError for unusable data."""
+def preflight(run_config: RunConfig, workspace: Workspace, data: DataSet | None = None) -> Preflight:
+    """Everything that can be known before a run without loading the network.
+
+    data: the run's data set, if the caller has opened it. Raises DataError for unusable data.
+    """
     outline = targets.load_outline(run_config.model.variant)
-    verdicts = scan.verdicts(run_config.data, workspace)
-    manifest = manifests.open_dataset(run_config.data, verdicts)
-    sizes = {split: sum(clip.split == split for clip in manifest.clips) for split in SPLITS}
+    data = data or DataSet.open(run_config.data, workspace)
+    manifest, sizes = data.manifest, data.manifest.sizes
     steps_per_epoch = run_config.training.steps_per_epoch(sizes["train"])
     counts = targets.count(
         outline,
@@ -75,7 +80,7 @@ def preflight(run_config: RunConfig, workspace: Workspace) -> Preflight:
         *_length_check(run_config, manifest),
         _device_check(run_config),
         *([] if run_config.wandb.mode == "disabled" else [_wandb_check(run_config)]),
-        *_files_checks(findings.report(run_config.data, verdicts, manifest), manifest),
+        *_files_checks(data.findings, manifest),
         *_notes_checks(manifest),
     )
     majority = manifests.majority_baseline(manifest, "test") if sizes["test"] else None
@@ -134,8 +139,8 @@ def _head_check(run_config: RunConfig, outline: Outline, counts: Counts) -> Chec
     return Check(level="ok", title="Head", detail=f"New, {how}: {counts.head_parameters:,} parameters.")
 
 
-def _files_checks(found: findings.Report, manifest: clips.Manifest) -> list[Check]:
-    """What scans so far say of the files, so that nobody finds out only from the counts. Embedded sets have none."""
+def _files_checks(found: Findings, manifest: Manifest) -> list[Check]:
+    """The findings of scans so far. Embedded sets have none."""
     checks = []
     if found.refusal:
         checks.append(Check(level="error", title="Data", detail=found.refusal))
@@ -151,19 +156,18 @@ def _files_checks(found: findings.Report, manifest: clips.Manifest) -> list[Chec
     return checks
 
 
-def _notes_checks(manifest: clips.Manifest) -> list[Check]:
+def _notes_checks(manifest: Manifest) -> list[Check]:
     doubts = [Check(level="warning", title="Data", detail=note) for note in manifest.warnings]
     facts = [note for note in manifest.notes if note not in manifest.warnings]
     return [*doubts, *(Check(level="note", title="Data", detail=note) for note in facts)]
 
 
-def _classes_check(manifest: clips.Manifest) -> Check:
+def _classes_check(manifest: Manifest) -> Check:
     if len(manifest.classes) < 2:
         detail = f"{manifest.name} has one class; a classifier needs two. Add another folder of clips."
         return Check(level="error", title="Classes", detail=detail)
     for split in SPLITS:
-        present = {clip.label for clip in manifest.clips if clip.split == split}
-        missing = [name for name in manifest.classes if name not in present]
+        missing = [name for name in manifest.classes if not manifest.counts[name][split]]
         if missing:
             shown = ", ".join(missing[:5]) + (" ..." if len(missing) > 5 else "")
             detail = f"{len(missing)} classes have no clip in {split}: {shown}. Add clips, or change the split."
@@ -172,7 +176,7 @@ def _classes_check(manifest: clips.Manifest) -> Check:
     return Check(level="ok", title="Classes", detail=detail)
 
 
-def _length_check(run_config: RunConfig, manifest: clips.Manifest) -> list[Check]:
+def _length_check(run_config: RunConfig, manifest: Manifest) -> list[Check]:
     """Whether the backbone takes clips of this length: without a word where it does."""
     front_end = backbones.variant(run_config.model.variant).front_end
     try:

@@ -24,9 +24,9 @@ from sousa_engine.core.config import RunConfig
 from sousa_engine.core.errors import DataError, PreflightError, SousaError
 from sousa_engine.core.records import Prediction, Progress
 from sousa_engine.data import features as feature_store
-from sousa_engine.data import findings, scan
 from sousa_engine.data import manifest as manifests
 from sousa_engine.data.clips import Manifest
+from sousa_engine.data.dataset import DataSet
 from sousa_engine.training import adapters, loop, precision, reporters, resume, statistics
 from sousa_engine.training.loop import Outcome, TrainingData
 from sousa_engine.training.reporters import RunReporter
@@ -152,13 +152,11 @@ def _open_device(config: RunConfig) -> Accelerator:
 
 def _open_data(context: Context) -> tuple[Manifest, list[str]]:
     """The data set, every file of it scanned, and notes on its files. Raises DataError if it cannot be trained on."""
-    config = context.config.data
-    verdicts = scan.scan(config, context.workspace, tell=context.doing)
-    manifest = manifests.open_dataset(config, verdicts)
-    scanned = findings.report(config, verdicts, manifest)
-    if scanned.refusal:
-        raise DataError(scanned.refusal)
-    notes = [note for note in (manifests.left_out(manifest), scanned.odd) if note]
+    scanned = DataSet.scan(context.config.data, context.workspace, tell=context.doing)
+    manifest, found = scanned.manifest, scanned.findings
+    if found.refusal:
+        raise DataError(found.refusal)
+    notes = [note for note in (manifests.left_out(manifest), found.odd) if note]
     for note in notes:
         context.reporter.event("data", note)
         print(note, flush=True)

@@ -4,6 +4,30 @@ import streamlit as st
 
 from sousa_engine.core.errors import SousaError, UserError
 
+__all__ = [
+    "baselines_view",
+    "clip_view",
+    "compare_baselines",
+    "compare_parts",
+    "compare_sweep",
+    "components",
+    "fields",
+    "guard",
+    "handover",
+    "late_timers",
+    "layers_view",
+    "manage",
+    "parts",
+    "report_view",
+    "routes",
+    "scan_view",
+    "sweep_form",
+    "sweep_view",
+    "tell",
+    "terminal",
+    "weights_view",
+]
+
 
 def tell(error: Exception) -> bool:
     """Show an error of the engine as a sentence. Returns False for any other: a bug, which keeps its traceback."""

@@ -13,9 +13,8 @@ import streamlit as st
 
 from sousa_engine.analysis import baselines
 from sousa_engine.analysis.baselines import Baselines
-from sousa_engine.core.config import DataConfig
 from sousa_engine.core.errors import UserError, WorkspaceError
-from sousa_engine.data.clips import Manifest
+from sousa_engine.data.dataset import DataSet
 from sousa_engine.runs import background
 from sousa_engine.web import parts, scan_view
 from sousa_engine.workspace import Workspace, intake
@@ -24,32 +23,32 @@ from sousa_engine.workspace.intake import Intake
 REFRESH_S = 1
 
 
-def baselines_section(data: DataConfig, manifest: Manifest, workspace: Workspace) -> None:
+def baselines_section(data: DataSet, workspace: Workspace) -> None:
     """Draw the section, refreshed every second while the baselines of this data set are being computed."""
     st.subheader("Baselines", anchor=False)
-    doing = baselines.look(manifest, workspace)
+    doing = baselines.look(data.manifest, workspace)
     running = doing is not None and doing.is_running
-    st.fragment(section, run_every=REFRESH_S if running else None)(data, manifest, workspace, running)
+    st.fragment(section, run_every=REFRESH_S if running else None)(data, workspace, running)
     st.page_link(
         parts.page_path("launch"),
         label="Train a linear probe",
         icon=":material/rocket_launch:",
-        query_params=scan_view.query_of_launch(data.dataset, lora="probe"),
+        query_params=scan_view.query_of_launch(data.config.dataset, lora="probe"),
         help="The next step up: a new head on a frozen pretrained backbone.",
     )
 
 
-def section(data: DataConfig, manifest: Manifest, workspace: Workspace, was_running: bool) -> None:
+def section(data: DataSet, workspace: Workspace, was_running: bool) -> None:
     """The table, the progress or the button. When the computation ends, the whole page is redrawn."""
-    doing = baselines.look(manifest, workspace)
+    doing = baselines.look(data.manifest, workspace)
     running = doing is not None and doing.is_running
     if running != was_running:
         st.rerun()
-    found = baselines.cached(manifest, workspace)
+    found = baselines.cached(data.manifest, workspace)
     if found:
         table(found)
     elif doing and running:
-        progress(doing, baselines.folder_of(manifest, workspace))
+        progress(doing, baselines.folder_of(data.manifest, workspace))
     else:
         offer(data, workspace, doing)
 
@@ -103,7 +102,7 @@ def progress(doing: Intake, folder: Path) -> None:
     )  # fmt: skip
 
 
-def offer(data: DataConfig, workspace: Workspace, ended: Intake | None) -> None:
+def offer(data: DataSet, workspace: Workspace, ended: Intake | None) -> None:
     if ended:
         stopped = ended.error == intake.STOPPED
         show, icon = (st.info, "stop_circle") if stopped else (st.error, "error")

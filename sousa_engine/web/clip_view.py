@@ -141,7 +141,7 @@ def rudiment_of(label: str) -> rudiments.Rudiment | None:
 def rudiment_card(r: rudiments.Rudiment) -> None:
     names = {other.slug: other.name for other in rudiments.RUDIMENTS}
     with st.container(border=True, gap="small"):
-        st.markdown(f"**{r.name}** · number {r.number} of 40 · {r.family} group")
+        st.markdown(f"**{r.name}** · number {r.number} of 40 · {r.group} group")
         st.code(r.sticking, language=None, wrap_lines=True)
         st.caption("R right, L left, > accent, ~ buzz; lower-case letters are grace notes.")
         beats = f"{r.cycle_beats:g} beat" + ("s" if r.cycle_beats != 1 else "")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pandas as pd
 import streamlit as st
 
-from sousa_engine.analysis import cost, families, settings
+from sousa_engine.analysis import cost, rudiment_groups, settings
 from sousa_engine.analysis.baselines import Baselines
 from sousa_engine.analysis.charts import template
 from sousa_engine.analysis.charts.confusion import (
@@ -242,8 +242,8 @@ def matrices(compared: Compared) -> None:
     if not measured:
         st.caption("No run has test predictions yet.")
         return
-    classes = families.by_family({c for _, found in measured for p in found for c in (p.label, p.predicted)})
-    blocks = families.blocks(classes)
+    classes = rudiment_groups.by_group({c for _, found in measured for p in found for c in (p.label, p.predicted)})
+    blocks = rudiment_groups.blocks(classes)
     made = {row.label: confusion(found, classes) for row, found in measured}
     columns = st.columns(min(3, max(2, len(made))))
     for i, (name, matrix) in enumerate(made.items()):

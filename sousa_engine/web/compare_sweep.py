@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import pandas as pd
 import streamlit as st
 
-from sousa_engine.analysis import cost, families, importance, scores, settings
+from sousa_engine.analysis import cost, importance, rudiment_groups, scores, settings
 from sousa_engine.analysis.charts.cost import Level, cost_figure, cost_info, cost_text
 from sousa_engine.analysis.charts.importance import importance_figure, importance_info
 from sousa_engine.analysis.charts.parallel import parallel_figure, parallel_info
@@ -187,7 +187,7 @@ def _slicings(row: TrialRow) -> tuple[scores.Slicing, ...]:
 
 def _scored(clips: Sequence[ClipScore], part: str, kinds: Sequence[scores.Slicing]) -> dict[str, scores.Score]:
     if part == "Rudiment groups":
-        return scores.family_scores(clips)
+        return scores.group_scores(clips)
     if part == "Classes":
         return scores.class_scores(clips)
     return next((scores.slice_scores(clips, kind) for kind in kinds if kind.name == part), {})
@@ -235,8 +235,8 @@ def _said_of(
     said = ["n = clips in that part; each dot is the mean over the seeds of a setting."]
     if part == "Rudiment groups":
         said.append(
-            f"{families.TWINS.capitalize()}: rudiments whose strokes and accents fall at the same times, so that only "
-            "the timbre of the hands distinguishes them."
+            f"{rudiment_groups.TWINS.capitalize()}: rudiments whose strokes and accents fall at the same times, so "
+            "that only the timbre of the hands distinguishes them."
         )
     if part == "Tempo":
         said.append("Each rudiment has its usual tempo, so the slices contain different classes.")

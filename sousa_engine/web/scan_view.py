@@ -16,7 +16,8 @@ from sousa_engine.analysis.export import findings_csv
 from sousa_engine.core.config import DataConfig
 from sousa_engine.core.errors import UserError, WorkspaceError
 from sousa_engine.data import findings, scan, synth
-from sousa_engine.data.findings import KINDS, Report
+from sousa_engine.data.dataset import DataSet
+from sousa_engine.data.findings import KINDS, Findings
 from sousa_engine.runs import background
 from sousa_engine.web import parts
 from sousa_engine.workspace import Workspace, intake
@@ -32,8 +33,7 @@ def files_section(data: DataConfig, workspace: Workspace) -> None:
     if data.dataset in synth.PRESETS:
         return
     try:
-        stamp = scan.verdicts_stamp(data, workspace)
-        _findings(data.model_dump_json(), str(workspace.root), stamp)
+        opened(data, workspace)
     except (UserError, WorkspaceError):  # reported above, where the data set is opened
         return
     st.subheader("Files", anchor=False)
@@ -55,9 +55,14 @@ def query_of_launch(dataset: str, **more: str) -> dict[str, str]:
     return {"dataset": dataset, **more, **({"data.strict": "true"} if is_strict else {})}
 
 
+def opened(data: DataConfig, workspace: Workspace) -> DataSet:
+    """The data set, opened once for all sessions until a scan has new results. Raises the errors of DataSet.open."""
+    return _opened(data.model_copy(update={"strict": False}), workspace, scan.stamp(data, workspace))
+
+
 def forget() -> None:
-    """Forget the cached names, sizes and times of the files."""
-    _findings.clear()
+    """Forget the opened data sets."""
+    _opened.clear()
 
 
 def section(data: DataConfig, workspace: Workspace, was_running: bool) -> None:
@@ -70,21 +75,27 @@ def section(data: DataConfig, workspace: Workspace, was_running: bool) -> None:
     if running:
         progress(doing, scan.folder_of(data, workspace))
         return
-    found = _findings(data.model_dump_json(), str(workspace.root), scan.verdicts_stamp(data, workspace))
+    found = opened(data, workspace).findings
+    if data.strict:
+        found = findings.as_strict(found)
     in_short(found)
     if found.findings:
         table(found)
     offer(data, workspace, found, doing)
 
 
-@st.cache_data(max_entries=12, ttl=600, show_spinner="Checking the files …")
-def _findings(config: str, root: str, stamp: tuple[int, int]) -> Report:
-    """The findings so far. stamp: identifies the scan results that they come from."""
-    data = DataConfig.model_validate_json(config)
-    return findings.report(data, scan.verdicts(data, Workspace(root=Path(root))))
+@st.cache_resource(
+    max_entries=6,
+    ttl=600,
+    show_spinner="Opening the data set …",
+    hash_funcs={DataConfig: DataConfig.model_dump_json, Workspace: lambda workspace: str(workspace.root)},
+)
+def _opened(data: DataConfig, workspace: Workspace, stamp: tuple[int, int]) -> DataSet:
+    """stamp: identifies the scan results so far; a new stamp opens the data set again."""
+    return DataSet.open(data, workspace)
 
 
-def in_short(found: Report) -> None:
+def in_short(found: Findings) -> None:
     """One sentence: whether the data can be used for training, and how much of it."""
     words = parts.plain(findings.in_words(found))
     if waiting := found.files - found.scanned:
@@ -99,7 +110,7 @@ def in_short(found: Report) -> None:
         st.caption(parts.plain(f"{others[0].upper()}{others[1:]}."))
 
 
-def table(found: Report) -> None:
+def table(found: Findings) -> None:
     """The number of findings of each kind, the findings, and a download of all of them."""
     kinds = list(found.kinds)
     chosen = st.pills(
@@ -145,7 +156,7 @@ def progress(doing: Intake | None, folder: Path) -> None:
     )  # fmt: skip
 
 
-def offer(data: DataConfig, workspace: Workspace, found: Report, ended: Intake | None) -> None:
+def offer(data: DataConfig, workspace: Workspace, found: Findings, ended: Intake | None) -> None:
     if ended:
         stopped = ended.error == intake.STOPPED
         show, icon = (st.info, "stop_circle") if stopped else (st.error, "error")

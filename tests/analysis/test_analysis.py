@@ -64,7 +64,7 @@ def test_wilson_interval_equals_scipy_s(right, n):
 
 @pytest.mark.parametrize(("right", "n"), [(0, 0), (3, 2), (-1, 5)])
 def test_impossible_proportion_is_refused(right, n):
-    with pytest.raises(ValueError, match="no proportion"):
+    with pytest.raises(ValueError, match="not a proportion"):
         significance.wilson(right, n)
 
 
@@ -240,7 +240,7 @@ RANK_4 = {"lora": LoraConfig(r=4)}
 def test_one_seed_each_is_no_conclusion_however_large_the_difference():
     found = compared(several([20]), several([198], **RANK_4))
     assert found.verdict == "One seed each: no conclusion about the settings."
-    assert not found.pairs and "3 seeds or more" in found.notes[-1]
+    assert not found.pairs and "at least 3 seeds" in found.notes[-1]
 
 
 def test_two_seeds_of_a_setting_are_too_few():
@@ -260,8 +260,8 @@ def test_runs_that_were_pruned_never_compete():
     winner, loser = several([140, 141, 142], **RANK_4), several([100, 102, 104])
     pruned = {r.id: "pruned after epoch 3" for r in winner[0]}
     found = compared(loser, winner, excluded=pruned)
-    assert "spread between seeds" in found.verdict and "50.0 to 52.0 %" in found.verdict
-    assert len(found.notes) == 3 and found.notes[0].endswith("seed 0 is left out: pruned after epoch 3.")
+    assert "variation between seeds" in found.verdict and "50.0 to 52.0 %" in found.verdict
+    assert len(found.notes) == 3 and found.notes[0].endswith("seed 0 is excluded: pruned after epoch 3.")
     everything = compared(loser, winner, excluded=pruned | {r.id: "pruned" for r in loser[0]})
     assert everything.verdict == "No conclusion: fewer than two runs compete."
 
@@ -270,7 +270,7 @@ def test_runs_measured_on_other_clips_than_they_should_be_are_left_out_by_name()
     runs, accuracy, told = several([100, 102, 104])
     told[runs[2].id] = told[runs[2].id][:150]
     found = compared((runs, accuracy, told), several([140, 141, 142], **RANK_4))
-    assert found.notes[0].endswith("seed 2 is left out: its 150 test clips are not the 200 of the other runs.")
+    assert found.notes[0].endswith("seed 2 is excluded: its 150 test clips are not the 200 clips of the other runs.")
     assert (found.pairs[0].seeds_first, found.pairs[0].seeds_second) == (3, 2)
 
 
@@ -305,17 +305,17 @@ def test_settings_that_differ_in_too_much_are_called_by_title():
 
 def test_same_setting_with_other_seeds_is_the_spread_between_seeds():
     found = compare.conclude(rows([run(0), run(1), run(2)], [0.5, 0.6, 0.55]))
-    assert "spread between seeds" in found.verdict and "50.0 to 60.0 %" in found.verdict
+    assert "variation between seeds" in found.verdict and "50.0 to 60.0 %" in found.verdict
 
 
 def test_unfinished_runs_and_other_data_allow_no_conclusion():
     unfinished = compare.conclude(rows([run(0), run(1, name="late")], [0.5, None]))
     assert unfinished.verdict.startswith("No conclusion: late · seed 1 has no test result")
     two = compare.conclude(rows([run(0), run(1), run(2, name="late")], [0.5, 0.6, None]))
-    assert "spread between seeds" in two.verdict
-    assert two.notes[0].startswith("Left out of this: late · seed 2 has no test")
+    assert "variation between seeds" in two.verdict
+    assert two.notes[0].startswith("Excluded: late · seed 2 has no test")
     other = rows([run(0), run(1, data={"dataset": "small"})], [0.5, 0.6])
-    assert "not measured on the same clips" in compare.conclude(other).verdict
+    assert "not tested on the same clips" in compare.conclude(other).verdict
 
 
 def test_random_weights_beside_pretrained_are_called_a_control():

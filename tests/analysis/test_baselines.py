@@ -1,4 +1,4 @@
-"""Baselines: computed once per data set and split, chosen without a look at test, and told by command line and page."""
+"""Baselines: computed once per data set and split, selected without test, and shown by command line and page."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from sousa_engine.core import rudiments
 from sousa_engine.core.config import DataConfig, RunConfig
 from sousa_engine.core.errors import DataError, WorkspaceError
 from sousa_engine.data import audio, rhythm, synth
+from sousa_engine.data.dataset import DataSet
 from sousa_engine.data.manifest import majority_baseline, open_dataset
 from sousa_engine.runs import background
 from sousa_engine.workspace import PROJECT_ROOT, Workspace, intake
@@ -33,7 +34,7 @@ CLIPS = {"train": 5, "valid": 2, "test": 3}
 
 @pytest.fixture(autouse=True)
 def few_trees(monkeypatch):
-    monkeypatch.setattr(baselines, "_TREES", 40)
+    monkeypatch.setattr(baselines, "TREES", 40)
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +118,7 @@ def test_predictions_are_kept_clip_by_clip_and_pair_with_a_runs(drums, computed)
 def test_a_second_call_computes_nothing_even_in_another_process(drums, workspace, computed, monkeypatch):
     first = computed
     monkeypatch.setattr(rhythm, "hear", never)
-    monkeypatch.setattr(baselines, "_measure", never)
+    monkeypatch.setattr(baselines, "measure", never)
     assert baselines.compute(opened(drums), workspace, tell=never) == first
     assert baselines.cached(opened(drums), workspace) == first
     assert sorted(path.name for path in first.folder.iterdir()) == sorted(
@@ -146,17 +147,17 @@ def test_where_nothing_was_computed_or_the_data_is_gone_there_is_none(drums, wor
     assert baselines.find(workspace, RunConfig(data=DataConfig(dataset=str(drums / "gone")))) == ()
 
 
-def test_classifiers_are_fitted_on_train_and_chosen_by_valid_never_by_test(drums, workspace, computed):
+def test_classifiers_are_fitted_on_train_and_selected_on_valid_never_on_test(drums, workspace, computed):
     """Whatever test holds: with test recordings of all other classes, fit and choice stay as they are."""
     manifest, found = opened(drums), computed
-    asked = baselines._ask(manifest)
+    asked = baselines.choose_clips(manifest)
     moved = {c.clip_id: manifest.classes[(manifest.classes.index(c.label) + 1) % 3] for c in manifest.clips}
     wrong = replace(
         manifest,
         clips=tuple(replace(c, label=moved[c.clip_id]) if c.split == "test" else c for c in manifest.clips),
     )
     again = baselines.compute(wrong, workspace)
-    assert asked.clips.tolist() == baselines._ask(wrong).clips.tolist()
+    assert asked.clips.tolist() == baselines.choose_clips(wrong).clips.tolist()
     for name in (POOLED, ONSETS):
         assert again[name].how == found[name].how and again[name].tried == found[name].tried
         named = [{p.clip_id: p.predicted for p in one.predictions(name)} for one in (found, again)]
@@ -166,9 +167,9 @@ def test_classifiers_are_fitted_on_train_and_chosen_by_valid_never_by_test(drums
 
 def test_of_many_clips_some_are_drawn_evenly_but_test_is_whole(drums, monkeypatch):
     manifest = opened(drums)
-    assert len(baselines._ask(manifest).clips) == len(manifest.clips)
+    assert len(baselines.choose_clips(manifest).clips) == len(manifest.clips)
     monkeypatch.setattr(baselines, "MOST_CLIPS", {"train": 7, "valid": 3})
-    asked, again = baselines._ask(manifest), baselines._ask(manifest)
+    asked, again = baselines.choose_clips(manifest), baselines.choose_clips(manifest)
     assert [len(asked.of(split)) for split in ("train", "valid", "test")] == [7, 3, 9]
     assert asked.clips.tolist() == sorted(asked.clips) == again.clips.tolist()
     train = [manifest.clips[asked.clips[i]] for i in asked.of("train")]
@@ -187,10 +188,10 @@ def test_what_a_page_or_a_report_finds_is_of_exactly_the_clips_that_a_run_was_as
     assert not baselines.of_clips(found, (replace(asked[0], label="other"), *asked[1:]))
 
 
-def test_clips_heard_before_an_attempt_broke_off_are_not_heard_again(drums, workspace, monkeypatch):
+def test_clips_of_an_interrupted_attempt_are_not_analysed_again(drums, workspace, monkeypatch):
     heard = []
     monkeypatch.setattr(rhythm, "hear", lambda waveform, hear=rhythm.hear: heard.append(1) or hear(waveform))
-    monkeypatch.setattr(baselines, "_BATCH", 10)
+    monkeypatch.setattr(baselines, "BATCH", 10)
 
     def stop(doing, done, total):
         if done >= 20:
@@ -247,7 +248,7 @@ def test_the_command_prints_a_table_with_n_and_intervals_and_the_next_step(sousa
     done = sousa(drums)
     assert done.exit_code == 0, done.output
     lines = done.stdout.splitlines()
-    assert lines[0] == "drums: test, n = 9 clips of 3 classes; fitted on train, chosen by valid"
+    assert lines[0] == "drums: test, n = 9 clips of 3 classes; fitted on train, selected on valid"
     assert lines[2].startswith("Majority class") and "33.3%" in lines[2] and "12.1% to 64.6%" in lines[2]
     assert lines[4].startswith("Onset sequence") and "100.0%" in lines[4] and "best of 3 on valid" in lines[4]
     assert f"data={drums} lora=probe" in lines[5]
@@ -286,9 +287,9 @@ def test_a_mistyped_workspace_is_not_made(tmp_path):
 
 @pytest.mark.process
 def test_two_starts_make_one_process_that_outlives_its_caller(drums, workspace):
-    data = DataConfig(dataset=str(drums), clip_s=1.0)
+    data = DataSet.open(DataConfig(dataset=str(drums), clip_s=1.0), workspace)
     assert [background.compute_baselines(workspace, data) for _ in range(2)] == [True, False]
-    manifest = open_dataset(data)
+    manifest = data.manifest
     while (doing := baselines.look(manifest, workspace)) and doing.is_running:
         time.sleep(0.1)
     log = (baselines.folder_of(manifest, workspace) / intake.LOG).read_text()
@@ -325,7 +326,7 @@ def test_the_page_offers_to_compute(visit, drums, monkeypatch):
     monkeypatch.setattr(background, "compute_baselines", lambda workspace, data: asked.append(data) or True)
     at = visit()
     button(at, "Compute").click().run()
-    assert not at.exception and [data.dataset for data in asked] == [str(drums)]
+    assert not at.exception and [data.config.dataset for data in asked] == [str(drums)]
 
 
 def test_the_page_shows_what_was_computed(visit, computed):
@@ -345,7 +346,7 @@ def test_the_page_follows_a_computation_of_any_process_and_can_stop_it(visit, dr
         with intake.taking_in(folder, lock_fd=os.dup(lock)) as tell:
             tell(baselines.LISTENING, 12, 30)
             at = visit()
-            assert "Listening to clips: 12 of 30" in at.get("progress")[0].proto.text
+            assert "Analysing clips: 12 of 30" in at.get("progress")[0].proto.text
             assert button(at, "Compute") is None
             button(at, "Stop").click().run()
             assert (folder / "stop").exists()

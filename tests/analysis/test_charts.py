@@ -48,12 +48,12 @@ def test_confusion_figure_tells_counts_on_hover(matrix):
 def test_class_accuracy_starts_with_the_weakest_class(matrix):
     info = class_accuracy_info(class_results(matrix))
     assert info.labels == ("drag", "flam")
-    assert info.notes == ("3 of 4 clips; mostly taken for flam", "2 of 2 clips")
+    assert info.notes == ("3 of 4 clips correct; most often predicted as flam", "2 of 2 clips correct")
     assert all(low <= value <= high for low, value, high in zip(info.low, info.values, info.high, strict=True))
     assert len(class_accuracy_figure(info).data[0].x) == 2
 
 
-def test_difference_of_two_matrices_says_both_counts_and_draws_borders_between_families(matrix):
+def test_difference_of_two_matrices_says_both_counts_and_draws_borders_between_groups(matrix):
     second = confusion([], matrix.classes)
     info = confusion_difference_info(difference(matrix, second), "A", "B")
     assert info.gains == ((None, None), (None, None)) and info.largest == 0, "no clip, no difference"

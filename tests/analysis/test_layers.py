@@ -131,7 +131,7 @@ def test_a_cell_of_several_targets_holds_their_mean(outline):
     ((cell,),) = found.cells
     assert cell.mean == pytest.approx(0.2) and len(cell.targets) == 2
     assert "mean of 2" in layers_info(found).notes[0][0]
-    assert "1 of 2 stay" in layers_info(found, kept=both[:1]).notes[0][0]
+    assert "1 of 2 kept" in layers_info(found, kept=both[:1]).notes[0][0]
 
 
 def test_the_pruned_run_differs_in_its_targets_alone(outline):

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from sousa_engine.analysis import cost, families, importance, scores, settings
+from sousa_engine.analysis import cost, importance, rudiment_groups, scores, settings
 from sousa_engine.core.config import RunConfig
 from sousa_engine.core.records import ClipScore, Run, RunStatus, Summary
 from sousa_engine.core.rudiments import ACOUSTIC_TWINS, RUDIMENTS
@@ -219,27 +219,27 @@ def clip(number, label, right, runs=2):
     return ClipScore(f"c{number}", label, right, runs)
 
 
-def test_families_and_twins_are_named_groups_of_the_rudiments():
-    assert families.groups() == ("roll", "diddle", "flam", "drag", "acoustic twins", "without a twin")
-    assert families.groups_of("flam-tap") == families.groups_of("flam_tap") == ("flam", "acoustic twins")
-    assert families.groups_of("single-drag-tap") == ("drag", "without a twin")
-    assert families.groups_of("dog-bark") == ()
+def test_rudiment_groups_and_twins_are_named():
+    assert rudiment_groups.groups() == ("roll", "diddle", "flam", "drag", "acoustic twins", "without a twin")
+    assert rudiment_groups.groups_of("flam-tap") == rudiment_groups.groups_of("flam_tap") == ("flam", "acoustic twins")
+    assert rudiment_groups.groups_of("single-drag-tap") == ("drag", "without a twin")
+    assert rudiment_groups.groups_of("dog-bark") == ()
     twins = {slug for group in ACOUSTIC_TWINS for slug in group}
-    assert {r.slug for r in RUDIMENTS if families.TWINS in families.groups_of(r.slug)} == twins
+    assert {r.slug for r in RUDIMENTS if rudiment_groups.TWINS in rudiment_groups.groups_of(r.slug)} == twins
 
 
-def test_families_stand_together_in_the_order_of_the_sheet():
-    names = families.by_family(["zebra", "flam-tap", "single-paradiddle", "single-stroke-roll", "flam"])
+def test_rudiment_groups_are_kept_together_in_the_order_of_the_sheet():
+    names = rudiment_groups.by_group(["zebra", "flam-tap", "single-paradiddle", "single-stroke-roll", "flam"])
     assert names == ("single-stroke-roll", "single-paradiddle", "flam", "flam-tap", "zebra")
-    assert families.blocks(names) == (("roll", 1), ("diddle", 1), ("flam", 2), ("other", 1))
-    assert families.blocks(("cat", "dog")) == () == families.blocks(("flam", "flam-tap"))
-    assert families.blocks(families.by_family(r.slug for r in RUDIMENTS)) == (
+    assert rudiment_groups.blocks(names) == (("roll", 1), ("diddle", 1), ("flam", 2), ("other", 1))
+    assert rudiment_groups.blocks(("cat", "dog")) == () == rudiment_groups.blocks(("flam", "flam-tap"))
+    assert rudiment_groups.blocks(rudiment_groups.by_group(r.slug for r in RUDIMENTS)) == (
         ("roll", 15), ("diddle", 4), ("flam", 11), ("drag", 10),
     )  # fmt: skip
 
 
 def test_scores_are_means_over_seeds_with_the_clips_as_n():
-    found = scores.family_scores([clip(0, "flam-tap", 2), clip(1, "flam", 1), clip(2, "single-drag-tap", 0)])
+    found = scores.group_scores([clip(0, "flam-tap", 2), clip(1, "flam", 1), clip(2, "single-drag-tap", 0)])
     assert list(found) == ["all clips", "flam", "drag", "acoustic twins", "without a twin"]
     assert found["all clips"].value == 0.5 and (found["all clips"].n, found["all clips"].seeds) == (3, 2)
     assert found["flam"].value == 0.75 and found["flam"].n == 2
@@ -251,9 +251,9 @@ def test_scores_are_means_over_seeds_with_the_clips_as_n():
     ]
 
 
-def test_classes_that_are_no_rudiments_have_no_families():
-    assert list(scores.family_scores([clip(0, "dog", 1), clip(1, "cat", 1)])) == ["all clips"]
-    assert scores.family_scores([]) == {}
+def test_classes_that_are_not_rudiments_have_no_group():
+    assert list(scores.group_scores([clip(0, "dog", 1), clip(1, "cat", 1)])) == ["all clips"]
+    assert scores.group_scores([]) == {}
 
 
 def test_slices_of_an_embedded_set_know_every_test_clip():

@@ -150,7 +150,7 @@ def test_a_winner_is_named_with_difference_interval_clips_and_seeds():
 
 def test_a_winner_over_all_others_is_told_from_the_nearest():
     found = said(group("A", 420, 421, 419), group("B", 350, 352, 348), group("C", 380, 381, 379, 380))
-    start = "A beats C and B on the same 480 clips: +8.3 points over C, the nearest (95 % interval # to #), "
+    start = "A beats C and B on the same 480 clips: +8.3 points over C, the closest (95 % interval # to #), "
     assert likes(found.sentence, start + "3 and 4 seeds.")
     assert [standing.name for standing in found.order] == ["A", "C", "B"]
     assert found.order[0].accuracy.right == 420 and found.order[0].accuracy.n == 480
@@ -160,7 +160,7 @@ def test_a_winner_over_all_others_is_told_from_the_nearest():
 def test_more_settings_than_a_sentence_holds_are_counted():
     found = said(*(group(name, n, n + 1, n - 1) for name, n in zip("ABCDEF", range(400, 100, -50), strict=True)))
     assert found.sentence.startswith(
-        "A beats B, C, D and 2 others on the same 480 clips: +10.4 points over B, the nearest"
+        "A beats B, C, D and 2 others on the same 480 clips: +10.4 points over B, the closest"
     )
 
 
@@ -177,7 +177,7 @@ def test_a_sure_lead_under_one_point_is_a_tie_and_says_so():
     found = said(group("A", 1614, 1615, 1613, clips=2000), group("B", 1600, 1601, 1599, clips=2000))
     assert likes(
         found.sentence,
-        "Tied: A, B. A is ahead, by less than the margin of 1 point: +0.7 points (95 % interval # to #) "
+        "Tied: A, B. A leads, but by less than the margin of 1 point: +0.7 points (95 % interval # to #) "
         "on the same 2,000 clips, 3 seeds.",
     )
     assert found.pairs[0].outcome is Outcome.UNDER_MARGIN
@@ -194,7 +194,8 @@ def test_too_little_evidence_says_how_many_more_seeds_would_tell():
     assert pair.outcome is Outcome.NOT_ENOUGH and pair.more_seeds and not pair.more_clips
     assert likes(
         found.sentence,
-        f"Not enough evidence: about {pair.more_seeds} more seeds of each would tell. A is ahead of B by 2.1 points "
+        f"Not enough evidence: about {pair.more_seeds} more seeds per setting would be needed to decide. "
+        "A is ahead of B by 2.1 points "
         "(95 % interval # to #) on the same 480 clips, 3 seeds.",
     )
 
@@ -208,14 +209,15 @@ def test_where_clips_are_too_few_the_sentence_asks_for_clips():
     found = said(*settings)
     assert found.pairs[0].more_clips and not found.pairs[0].more_seeds
     assert found.sentence.startswith(
-        f"Not enough evidence: seeds alone will not do; about {found.pairs[0].more_clips} more test clips would tell."
+        f"Not enough evidence: more seeds are not enough; about {found.pairs[0].more_clips} more test clips "
+        "would be needed to decide."
     )
 
 
 def test_two_seeds_never_win_and_the_sentence_says_why():
     found = said(group("A", 450, 450), group("B", 200, 200))
     assert found.sentence.startswith(
-        "Not enough evidence: two seeds are too few; about 1 more seed of each would tell."
+        "Not enough evidence: two seeds are too few; about 1 more seed per setting would be needed to decide."
     )
     assert found.pairs[0].adjusted_p is None and found.pairs[0].p is not None and found.pairs[0].p < 0.01
 
@@ -244,7 +246,7 @@ def test_tied_leaders_beat_the_rest_together():
 def test_undecided_leaders_are_named_and_the_beaten_ones_too():
     found = said(group("A", 400, 380, 410), group("B", 390, 370, 400), group("C", 100, 101, 99))
     assert found.sentence.startswith("Not enough evidence: about ")
-    assert " would tell. A is ahead of B by 2.1 points" in found.sentence
+    assert " would be needed to decide. A is ahead of B by 2.1 points" in found.sentence
     assert "A beats C on the same 480 clips: +61.8 points (95 % interval" in found.sentence
 
 
@@ -265,7 +267,7 @@ def test_a_control_takes_part_and_is_called_one():
 def test_pruned_runs_are_notes_and_nothing_else():
     settings = group("A", 450, 450, 451), group("B", 200, 201, 199)
     found = said(*settings, excluded=[LeftOut(run="r=64 · seed 2", reason="pruned after epoch 3")])
-    assert found.notes == ("r=64 · seed 2 is left out: pruned after epoch 3.",)
+    assert found.notes == ("r=64 · seed 2 is excluded: pruned after epoch 3.",)
     assert dataclasses.replace(found, notes=()) == said(*settings)
 
 
@@ -349,10 +351,10 @@ def test_runs_that_cannot_be_compared_are_left_out_by_name():
     )
     assert [left.run for left in found.left_out] == ["first", "again", "third", "fifth"]
     assert [left.reason for left in found.left_out] == [
-        "its 1 test clips are not the 2 of the other runs",
-        "seed 1 of A is there already",
-        "1 of its test clips has another label than in the rest",
-        "it has no predictions of test clips",
+        "its 1 test clips are not the 2 clips of the other runs",
+        "seed 1 of A is already included",
+        "1 of its test clips has another label than in other runs",
+        "it has no test predictions",
     ]
     assert [(g.name, list(g.right)) for g in found.groups] == [("A", [1]), ("B", [2])]
 
@@ -365,7 +367,9 @@ def test_groups_that_cannot_be_told_apart_or_differ_in_clips_are_refused():
     with pytest.raises(ValueError, match="Seed 0 of 'B' has 10 clips, not the 480 of the others"):
         said(group("A", 1, 2), group("B", 3, 4, clips=10))
     assert (
-        said().sentence == said(group("A", 1, 2)).sentence == "Nothing to compare: one setting, or none, was measured."
+        said().sentence
+        == said(group("A", 1, 2)).sentence
+        == "There is nothing to compare: fewer than two settings were tested."
     )
 
 

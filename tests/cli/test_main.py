@@ -1,4 +1,4 @@
-"""The command line: every verb helps, a mistake costs exit code 2 and one line that names the cure."""
+"""The command line: every verb helps, a mistake costs exit code 2 and one line that says how to fix it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from seeding import Training
 
 from sousa_engine.cli import main as cli
 from sousa_engine.cli.main import main
+from sousa_engine.cli.runs import metric_text
 from sousa_engine.core import sweep_spec
 from sousa_engine.core.config import RunConfig
 from sousa_engine.core.errors import ConfigError
-from sousa_engine.core.records import RunStatus
+from sousa_engine.core.records import RunStatus, Summary
 from sousa_engine.data import manifest
 from sousa_engine.runs import ensure, prepare
 from sousa_engine.store import Store
@@ -107,7 +108,7 @@ def test_train_help_lists_presets_and_fields(sousa):
         (["stop", "nope"], "nope"),
     ],
 )
-def test_a_mistake_exits_2_with_one_line_that_names_value_and_cure(sousa, words, named):
+def test_a_mistake_exits_2_with_one_line_that_names_the_value_and_a_fix(sousa, words, named):
     result = sousa(*words)
     assert result.exit_code == 2, result.output
     lines = [line for line in result.stderr.splitlines() if line.startswith("error:")]
@@ -193,9 +194,7 @@ def test_random_weights_are_labelled_in_the_list(sousa):
 
 
 def test_metric_text_says_its_n_and_interval():
-    from sousa_engine.core.records import Summary
-
-    text = cli._metric_text(Summary(metric="test/accuracy", last=0.5, last_step=9, best=0.5, best_step=9, n=200))
+    text = metric_text(Summary(metric="test/accuracy", last=0.5, last_step=9, best=0.5, best_step=9, n=200))
     assert "n=200" in text and "43.1% to 56.9%" in text
 
 
@@ -226,7 +225,7 @@ def test_runs_are_tagged_noted_and_found(sousa, two):
 
 def test_a_tag_needs_a_sign_and_a_sane_length(sousa, two):
     result = sousa("tag", two[0], "best")
-    assert result.exit_code == 2 and "write +best to give the run that tag, or -best to take it off" in result.stderr
+    assert result.exit_code == 2 and "write +best to add this tag, or -best to remove it" in result.stderr
     assert sousa("tag", two[0], "+" + "x" * 41).exit_code == 2
     assert sousa("tag", "--help").exit_code == 0
 
@@ -288,7 +287,7 @@ def test_resume_says_from_where_or_why_not(sousa, workspace):
     checkpoint.save(workspace.run_dir(run.id) / "checkpoints", 7, {}, told)
     assert f"resume {run.id}  (from step 7, epoch 2)" in sousa("show", "last").output
     result = sousa("resume", "last", "--detach")
-    assert result.exit_code == 0 and f"run {run.id} queued: goes on from step 7, epoch 2" in result.output
+    assert result.exit_code == 0 and f"run {run.id} queued: continues from step 7, epoch 2" in result.output
     with Store.open(workspace) as store:
         assert [found.status for found in store.runs.all()] == [RunStatus.QUEUED]
 
@@ -297,6 +296,7 @@ _TRAIN = """
 import signal, sys
 from sousa_engine.runs import ensure
 from sousa_engine.cli.main import main
+from sousa_engine.cli.runs import metric_text
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, where the tests run in a shell's background
 ensure.ensure = ensure.revive = lambda workspace: False
 main(["--workspace", sys.argv[1], "train", "data=micro"])
@@ -317,11 +317,13 @@ def test_a_second_ctrl_c_ends_the_command_at_once_and_says_what_becomes_of_the_r
         process.send_signal(signal.SIGINT)
         _, told = process.communicate(timeout=60)
         assert process.returncode == 130
-        assert told == f"Left run {run.id} to itself; it is still stopping, and saves a checkpoint first.\n"
+        assert told == f"Run {run.id} is still stopping in the background; it saves a checkpoint first.\n"
 
 
-@pytest.mark.parametrize(("arrives", "told"), [(False, "it goes on. Stop it: "), (True, "it is over: stopped.")])
-def test_what_is_said_of_a_run_left_to_itself_is_so_even_if_the_stop_was_cut_short(sousa, monkeypatch, arrives, told):
+@pytest.mark.parametrize(
+    ("arrives", "told"), [(False, "continues in the background. To stop it: "), (True, "has already ended: stopped.")]
+)
+def test_what_is_said_of_a_run_after_ctrl_c_is_true_even_if_the_stop_was_cut_short(sousa, monkeypatch, arrives, told):
     def interrupt(seconds):
         raise KeyboardInterrupt
 
@@ -335,7 +337,7 @@ def test_what_is_said_of_a_run_left_to_itself_is_so_even_if_the_stop_was_cut_sho
     monkeypatch.setattr(ensure, "revive", lambda workspace: False)
     monkeypatch.setattr(Runs, "request_stop", cut_short)
     result = sousa("train", "data=micro")
-    assert result.exit_code == 130 and f"to itself; {told}" in result.stderr and "Aborted" not in result.stderr
+    assert result.exit_code == 130 and told in result.stderr and "Aborted" not in result.stderr
 
 
 def test_ctrl_c_anywhere_else_is_130_and_a_sentence(sousa, monkeypatch):

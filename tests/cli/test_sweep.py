@@ -55,14 +55,14 @@ def test_names_after_an_option_are_all_its_own(sousa, store):
     assert len(runs) == 8 and all(run.config.lora.r == 4 and run.config.training.max_epochs == 1 for run in runs)
 
 
-def test_ctrl_c_leaves_a_sweep_to_itself_with_130(sousa, store, monkeypatch):
+def test_a_sweep_continues_after_ctrl_c_which_exits_130(sousa, store, monkeypatch):
     def interrupt(seconds):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(sweep_cli.time, "sleep", interrupt)
     said = sousa(*MINIS, code=130)
     (made,) = store.sweeps.all()
-    assert f"Left sweep {made.id} to itself; it goes on. Stop it: " in said and made.status is SweepStatus.RUNNING
+    assert f"Sweep {made.id} continues in the background. To stop it: " in said and made.status is SweepStatus.RUNNING
 
 
 def test_a_dry_run_prints_the_sweep_as_yaml_that_starts_the_same(sousa, store, tmp_path):
@@ -100,7 +100,7 @@ def test_a_mistake_costs_one_line_and_exit_code_2(sousa, words, message):
     assert message in said and "Traceback" not in said
 
 
-def test_combinations_that_could_only_fail_can_be_left_out(sousa, store):
+def test_invalid_combinations_can_be_left_out(sousa, store):
     words = ("sweep", "--data", "micro", "--models", "ast-mini", "efficientat-mini", "--targets", "q_proj", "se")
     said = sousa(*words, code=2)
     assert "ast-mini · se" in said and "efficientat-mini · q_proj" in said
@@ -117,7 +117,7 @@ def test_a_sweep_is_paused_resumed_and_stopped(sousa, store):
     assert "paused" in sousa("sweeps")
     sousa("sweeps", "resume", "last")
     sousa("sweeps", "stop", "last")
-    assert "is already over: stopped" in sousa("sweeps", "stop", "last", code=2)
+    assert "has already ended: stopped" in sousa("sweeps", "stop", "last", code=2)
     assert "4 stopped" not in sousa("sweeps", "show", "last") and "2 stopped" in sousa("sweeps", "show", "last")
 
 
@@ -128,14 +128,14 @@ def test_failed_runs_are_shown_by_cause_and_trained_again(sousa, store):
     assert "4 runs failed, same cause: Out of memory at step 7." in said and "rerun-failed" in said
     assert "4 runs queued" in sousa("sweeps", "rerun-failed", "last", "--targets", "core")
     assert "failed, same cause" not in sousa("sweeps", "show", "last")
-    assert "Nothing of sweep" in sousa("sweeps", "rerun-failed", "last", code=2)
+    assert "No run of sweep" in sousa("sweeps", "rerun-failed", "last", code=2)
 
 
 def test_seeds_and_values_are_added_to_a_sweep(sousa, store):
     sousa(*MINIS, "--targets", "core", "--detach")
     assert "2 runs queued" in sousa("sweeps", "add-seeds", "last", "5")
     assert "6 runs queued" in sousa("sweeps", "extend", "last", "targets=default")
-    assert "a grid takes listed values" in sousa("sweeps", "extend", "last", "training.lr=1..2", code=2)
+    assert "a grid needs listed values" in sousa("sweeps", "extend", "last", "training.lr=1..2", code=2)
     assert "A grid has all its combinations" in sousa("sweeps", "add-trials", "last", "3", code=2)
 
 

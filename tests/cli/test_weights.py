@@ -134,7 +134,7 @@ def test_ctrl_c_leaves_a_part_and_says_so(server, workspace, far_mini):
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=60)
     assert process.returncode == 3
-    assert told.splitlines()[-1] == "Stopped. 1.0 MB are kept; the same command goes on from there."
+    assert told.splitlines()[-1] == "Stopped. 1.0 MB are kept; run the same command again to continue."
     assert "Traceback" not in told
     assert intake.look(folder).error == intake.STOPPED
 
@@ -169,7 +169,7 @@ def read_pty(handle):
         (["fetch"], "BACKBONE"),
         (["import", "/no/such/file.ckpt"], "/no/such/file.ckpt"),
         (["import", "/no/such/file.ckpt", "--as", "bets"], "beats"),
-        (["verify", "ast-base"], "no weights of ast-base"),
+        (["verify", "ast-base"], "No weights of ast-base"),
         (["list", "ast-bsae"], "ast-base"),
         (["ftch"], "fetch"),
     ],
@@ -219,7 +219,7 @@ def test_import_finds_the_backbone_by_the_files_tensors(weights, workspace, tmp_
 def test_import_asks_whose_it_is_where_the_tensors_fit_several(weights, far_mini, trained, workspace):
     result = weights("import", trained)
     assert result.exit_code == 2
-    assert "fits 2 backbones" in result.stderr and "--as ast-mini or --as far-mini" in result.stderr
+    assert "fit 2 backbones" in result.stderr and "--as ast-mini or --as far-mini" in result.stderr
     assert pretrained.stored(far_mini, workspace) is None
     assert weights("import", trained, "--as", "far-mini").exit_code == 0
     assert pretrained.stored(far_mini, workspace).recorded == downloads.sha256(trained)

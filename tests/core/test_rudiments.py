@@ -12,7 +12,7 @@ from sousa_engine.core.rudiments import ACOUSTIC_TWINS, RUDIMENTS, rudiment
 def test_all_forty_rudiments_are_there_in_pas_order():
     assert [r.number for r in RUDIMENTS] == list(range(1, 41))
     assert len({r.slug for r in RUDIMENTS}) == 40
-    assert Counter(r.family for r in RUDIMENTS) == {"roll": 15, "diddle": 4, "flam": 11, "drag": 10}
+    assert Counter(r.group for r in RUDIMENTS) == {"roll": 15, "diddle": 4, "flam": 11, "drag": 10}
 
 
 @pytest.mark.parametrize("slug", [r.slug for r in RUDIMENTS])

@@ -36,9 +36,9 @@ def test_the_samples_are_those_that_a_training_gets(path):
 @pytest.mark.parametrize(
     ("code", "says"),
     [
-        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "the decoder dies of it (signal SIGSEGV)"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "it crashes the decoder (signal SIGSEGV)"),
         ("from sousa_engine.data import decode; decode.limit_cpu(1)\nwhile True: pass", "of processor time"),
-        ("raise RuntimeError('a bug')", "the decoder ends with RuntimeError: a bug"),
+        ("raise RuntimeError('a bug')", "the decoder failed with RuntimeError: a bug"),
     ],
 )
 def test_a_file_that_its_decoder_does_not_survive_is_a_sentence_with_its_name(path, code, says):
@@ -47,7 +47,7 @@ def test_a_file_that_its_decoder_does_not_survive_is_a_sentence_with_its_name(pa
 
 
 def test_a_decoder_that_does_not_end_is_ended(path):
-    assert "did not end within 0.2 s" in played(path, "import signal; signal.pause()", wall_s=0.2)
+    assert "did not finish within 0.2 s" in played(path, "import signal; signal.pause()", wall_s=0.2)
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="macOS does not limit address space")
@@ -60,7 +60,7 @@ def test_processor_time_is_limited_from_the_first_sample_on(path):
     code = "import resource, sys; from sousa_engine.data import audio, excerpt\n"
     code += "audio.load = lambda *_: sys.exit(f'{resource.getrlimit(resource.RLIMIT_CPU)[0]} s')\n"
     code += "from pathlib import Path; excerpt.main(Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]))"
-    limit_s = int(played(path, code).split("ends with ")[1].split()[0])
+    limit_s = int(played(path, code).split("failed with ")[1].split()[0])
     assert excerpt.CPU_S <= limit_s <= excerpt.CPU_S + 20
 
 

@@ -85,7 +85,7 @@ def test_whatever_changes_a_feature_makes_a_new_cache(drums, workspace, change):
 
 
 def test_progress_counts_clips_up_to_all(drums, workspace, monkeypatch):
-    monkeypatch.setattr(features, "_BATCH", 3)
+    monkeypatch.setattr(features, "BATCH", 3)
     seen = []
     features.feature_cache(opened(drums), SPEC, workspace, progress=lambda done, total: seen.append((done, total)))
     assert seen == [(0, 8), (3, 8), (6, 8), (8, 8)]
@@ -201,7 +201,7 @@ def test_worker_processes_make_the_same_features_as_threads(workspace, monkeypat
     threads = features.feature_cache(micro, SPEC, workspace)
     expected = np.array(threads.array)
     threads.path.unlink()
-    monkeypatch.setattr(features, "_POOL_FROM", 1)
+    monkeypatch.setattr(features, "POOL_FROM", 1)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
     # Streamlit's AppTest leaves the last page as __main__, and a spawned worker would run that first.
     monkeypatch.setitem(sys.modules, "__main__", ModuleType("__main__"))
@@ -223,7 +223,7 @@ def hold(done, total):
         sys.stdin.readline()
 
 if __name__ == "__main__":
-    features._POOL_FROM = 1
+    features.POOL_FROM = 1
     os.sched_getaffinity = lambda pid: {0, 1}
     spec = FrontEndSpec(sample_rate_hz=16_000, mel_bins=32, mean=-5.0, std=4.0, min_frames=16, max_frames=400)
     features.feature_cache(open_dataset(DataConfig(dataset="micro")), spec, Workspace(root=Path(sys.argv[1])), hold)

@@ -18,6 +18,7 @@ from sousa_engine.core.config import DataConfig
 from sousa_engine.core.errors import DataError, WorkspaceError
 from sousa_engine.data import decode, findings, headers, scan
 from sousa_engine.data import manifest as manifests
+from sousa_engine.data.dataset import DataSet
 from sousa_engine.runs import preflight, prepare
 from sousa_engine.workspace import Workspace, intake
 
@@ -26,8 +27,8 @@ def data(root, **more) -> DataConfig:
     return DataConfig(dataset=str(root), **more)
 
 
-def scanned(root, workspace, **more) -> findings.Report:
-    return findings.report(data(root, **more), scan.scan(data(root), workspace))
+def scanned(root, workspace, **more) -> findings.Findings:
+    return DataSet.scan(data(root, **more), workspace).findings
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +123,7 @@ def test_a_header_alone_is_not_taken_for_a_scan(drums, workspace):
     """The header of a truncated file is fine: before the scan it counts as usable and as not yet decoded."""
     path = drums / "tap" / "0.wav"
     path.write_bytes(path.read_bytes()[:20_000])
-    before = findings.report(data(drums), scan.verdicts(data(drums), workspace))
+    before = DataSet.open(data(drums), workspace).findings
     assert (before.files, before.scanned, before.usable, before.findings) == (12, 0, 12, ())
     after = scanned(drums, workspace)
     assert (after.scanned, after.usable) == (12, 11) and after.findings[0].kind == "truncated"
@@ -130,7 +131,7 @@ def test_a_header_alone_is_not_taken_for_a_scan(drums, workspace):
 
 def test_an_embedded_set_needs_no_scan(workspace):
     assert scan.scan(DataConfig(dataset="micro"), workspace) == {}
-    found = findings.report(DataConfig(dataset="micro"), {})
+    found = DataSet.open(DataConfig(dataset="micro"), workspace).findings
     assert (found.files, found.scanned, found.findings) == (160, 160, ()) and not workspace.cache.exists()
 
 
@@ -142,7 +143,7 @@ from pathlib import Path
 from sousa_engine.data import decode
 
 decode.cpu_limit_s = lambda size: 1
-usual = decode._decoded
+usual = decode.examine
 
 def answer(path):
     if path.name.startswith("crash"):
@@ -154,7 +155,7 @@ def answer(path):
     if path.name.startswith("once") and not (seen := path.with_suffix(".seen")).exists():
         seen.touch()
         os.kill(os.getpid(), signal.SIGKILL)
-    decode._decoded = (lambda path: bytearray(3 * 2**30)) if path.name.startswith("huge") else usual
+    decode.examine = (lambda path: bytearray(3 * 2**30)) if path.name.startswith("huge") else usual
     return decode.decode(path)
 
 decode.serve(answer)
@@ -162,7 +163,7 @@ decode.serve(answer)
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_a_file_that_kills_its_worker_is_named_and_the_rest_goes_on(tmp_path, workers):
+def test_a_file_that_kills_its_worker_is_named_and_the_scan_continues(tmp_path, workers):
     names = ["a", "crash", "b", "loop", "sleep", "once", "huge", "c", "d"]
     paths = [tmp_path / f"{name}.wav" for name in names]
     for seed, path in enumerate(paths):
@@ -178,15 +179,15 @@ def test_a_file_that_kills_its_worker_is_named_and_the_rest_goes_on(tmp_path, wo
 
     found = dict(scan.judge(paths, workers, command=command, wall_s=wall_s))
     assert set(found) == set(paths)
-    kinds = {path.stem: verdict.kind for path, verdict in found.items() if verdict and verdict.error}
+    kinds = {path.stem: one.kind for path, one in found.items() if one and one.error}
     assert kinds == {"crash": "crash", "loop": "time", "sleep": "time", "huge": "memory"}
-    reasons = {path.stem: verdict.error for path, verdict in found.items() if verdict}
+    reasons = {path.stem: one.error for path, one in found.items() if one}
     assert "SIGSEGV" in reasons["crash"] and "of processor time" in reasons["loop"]
-    assert "did not end within 2 s" in reasons["sleep"] and "2 GiB" in reasons["huge"]
+    assert "did not finish within 2 s" in reasons["sleep"] and "2 GiB" in reasons["huge"]
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="children are listed in /proc")
-def test_no_worker_survives_a_scan_that_is_broken_off(drums):
+def test_no_worker_survives_an_interrupted_scan(drums):
     before = _children()  # of other tests of this process
     judged = scan.judge(sorted(drums.rglob("*.wav")), 2)
     next(judged)
@@ -202,14 +203,14 @@ def _children() -> set[str]:
 
 def test_a_worker_that_cannot_start_is_said_and_blames_no_file(drums):
     command = (sys.executable, "-c", "raise SystemExit('no decoder here')")
-    with pytest.raises(WorkspaceError, match=r"No process can be started that decodes files: no decoder here\."):
+    with pytest.raises(WorkspaceError, match=r"No process can be started to decode files: no decoder here\."):
         list(scan.judge(sorted(drums.rglob("*.wav")), command=command))
 
 
 def test_a_header_that_kills_its_reader_takes_no_page_with_it(drums, workspace, monkeypatch):
     (drums / "tap" / "crash.wav").write_bytes((drums / "tap" / "0.wav").read_bytes())
     monkeypatch.setattr(scan, "WORKER", (sys.executable, "-c", WORKER))
-    found = scan.open_dataset(data(drums), workspace)
+    found = DataSet.open(data(drums), workspace).manifest
     assert len(found.clips) == 12 and [e.name for e in found.excluded] == ["tap/crash.wav"]
 
 
@@ -232,7 +233,7 @@ def test_a_second_scan_decodes_only_what_changed(drums, workspace):
     assert asked(drums, workspace, fresh=True) == 13
 
 
-def test_a_broken_off_scan_goes_on_where_it_was(drums, workspace):
+def test_an_interrupted_scan_continues_where_it_stopped(drums, workspace):
     def tell(doing, done, total):
         if done == 5:
             raise KeyboardInterrupt
@@ -261,7 +262,7 @@ def test_what_is_no_data_set_leaves_no_folder(tmp_path, workspace):
 
 def test_training_data_is_what_the_scan_left(bad):
     root, found, workspace = bad
-    opened = scan.open_dataset(data(root), workspace)
+    opened = DataSet.open(data(root), workspace).manifest
     assert len(opened.clips) == found.usable
     assert {e.name for e in opened.excluded} == {one.name for one in found.findings if one.level == "error"}
     total, out = len(opened.clips) + len(opened.excluded), len(opened.excluded)
@@ -299,7 +300,7 @@ def test_an_unusual_label_is_listed_and_used(tmp_path, workspace, label, part):
     found = scanned(path, workspace)
     assert [(one.level, one.kind, one.name) for one in found.findings] == [("warning", "label", repr(label))]
     assert part in found.findings[0].reason
-    assert set(scan.open_dataset(data(path), workspace).classes) == {"tap", label}
+    assert set(DataSet.open(data(path), workspace).manifest.classes) == {"tap", label}
 
 
 @pytest.mark.parametrize("label", ["flam", "Single Stroke Roll", "flam_tap-2", "caf\u00e9", "鼓", "C#"])
@@ -324,7 +325,7 @@ def test_twins_of_case_stay_two_classes_and_are_named(tmp_path, workspace):
 
 def test_one_class_is_refused_with_the_reason(tmp_path, workspace):
     found = scanned(labelled(tmp_path, "tap"), workspace)
-    assert "one class only ('tap')" in found.refusal
+    assert "only one class ('tap')" in found.refusal
     assert [(one.level, one.kind) for one in found.findings] == [("error", "data-set")]
 
 
@@ -334,7 +335,7 @@ def test_a_class_missing_in_train_is_left_out_file_by_file(tmp_path, workspace):
     found = scanned(path, workspace)
     assert (found.classes, found.usable, found.refusal) == (2, 6, "")
     assert [one.name for one in found.findings] == ["2-0.wav", "2-1.wav", "2-2.wav"]
-    assert all("'flam' has no clip in train, of 3 clips" in one.reason for one in found.findings)
+    assert all("'flam' has no clip in train (3 clips in all)" in one.reason for one in found.findings)
 
 
 # Copies, and strict mode
@@ -357,7 +358,7 @@ def test_the_same_clip_with_two_labels_is_named(tmp_path, workspace):
     shutil.copy(tmp_path / "0-1.wav", tmp_path / "1-1.wav")
     (found,) = scanned(path, workspace).findings
     assert (found.kind, found.name) == ("two-labels", "0-1.wav")
-    assert "1-1.wav, labelled 'roll', not 'tap'" in found.reason
+    assert "1-1.wav, which is labelled 'roll', not 'tap'" in found.reason
 
 
 def test_silence_is_no_copy_of_silence(tmp_path, workspace):
@@ -381,7 +382,7 @@ def test_preflight_counts_what_is_left_out_and_strict_refuses(bad):
     assert f"{found.errors} of {found.files} files are left out: " in said[0].detail
     assert f"{found.warnings} warnings: " in said[1].detail and said[1] not in facts
     (refused,) = [check for check in checks(strict=True) if check.level == "error"]
-    assert f"{found.errors} things are wrong" in refused.detail and "data.strict=false" in refused.detail
+    assert f" has {found.errors} errors, and strict mode" in refused.detail and "data.strict=false" in refused.detail
 
 
 def test_preflight_says_what_is_still_to_be_decoded(drums, workspace):
@@ -424,7 +425,7 @@ def test_strict_ends_with_2_where_something_is_wrong_and_with_0_where_nothing_is
     assert sousa(bad[0]).exit_code == 0
     shutil.rmtree(drums / "tap")
     refused = sousa(drums)
-    assert refused.exit_code == 2 and "one class only" in refused.stdout
+    assert refused.exit_code == 2 and "only one class" in refused.stdout
 
 
 def test_the_table_names_file_and_reason_and_counts(bad, sousa):
@@ -435,12 +436,12 @@ def test_the_table_names_file_and_reason_and_counts(bad, sousa):
     assert lines[-1].endswith(f"used in 2 classes; {found.errors} errors, {found.warnings} warnings")
 
 
-def test_a_verdict_says_nothing_of_a_file_that_has_changed(drums, workspace):
+def test_a_scan_result_does_not_count_for_a_file_that_has_changed(drums, workspace):
     path = drums / "tap" / "0.wav"
     whole = path.read_bytes()
     path.write_bytes(whole[:20_000])
     assert len(scanned(drums, workspace).findings) == 1
     path.write_bytes(whole)
-    found = findings.report(data(drums), scan.cached(data(drums), workspace))
+    found = DataSet.open(data(drums), workspace).findings
     assert (found.findings, found.scanned) == ((), 11)
     assert decode.decode(path).error == ""

@@ -42,7 +42,7 @@ def test_an_empty_workspace_passes_and_nothing_is_made(workspace):
 
 def test_a_folder_that_is_no_workspace_is_a_mistake(tmp_path):
     found = db(Workspace(root=tmp_path / "nowhere"), "check")
-    assert found.exit_code == 2 and "There is no folder" in found.stderr
+    assert found.exit_code == 2 and "does not exist" in found.stderr
 
 
 def problems(workspace):

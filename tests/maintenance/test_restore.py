@@ -59,7 +59,7 @@ def test_the_copy_is_runs_db_and_the_file_before_is_kept(workspace, copy):
     said = db(workspace, "restore", copy)
     assert copy.read_bytes() == before
     (kept,) = workspace.root.glob("runs.before-restore.*.db")
-    assert ids(kept) == {run.id} and f"the file before: {kept}" in said
+    assert ids(kept) == {run.id} and f"previous file: {kept}" in said
     assert {found.id for found in runs(workspace)} == ids(copy) and f"{len(ids(copy))} runs in runs.db" in said
     assert names(workspace) == there | {kept.name}
     plain = sqlite3.connect(workspace.db)
@@ -82,7 +82,7 @@ def test_what_was_trained_since_the_copy_is_named_and_taken_in_by_a_rebuild(work
     Training.take(workspace, runs(workspace)[0]).finish()
     late = Training.begin(workspace, config(seed=2)).finish()
     said = db(workspace, "restore", copy)
-    assert f"2 runs trained since that copy was made: {', '.join(sorted((waited, late.id)))}." in said
+    assert f"2 runs trained after that copy was made: {', '.join(sorted((waited, late.id)))}." in said
     assert "db rebuild" in said
     with Store.open(workspace) as store:
         assert [run.status for run in store.runs.all()] == [RunStatus.QUEUED] and Ledger(store).claim(
@@ -213,9 +213,9 @@ def test_a_rebuild_names_the_copies_that_could_be_had_back_instead(workspace, co
     (workspace.root / "other.db").write_bytes(b"no database")
     spoil(workspace.root / "foreign.db", "CREATE TABLE runs (id)")
     db(workspace, "rebuild")
-    lines = [line for line in db(workspace, "rebuild").splitlines() if line.startswith("or instead")]
+    lines = [line for line in db(workspace, "rebuild").splitlines() if line.startswith("alternatively")]
     assert len(lines) == 2  # neither what the first rebuild replaced nor what is no copy
     assert "1 run: " in lines[0] and lines[0].endswith(f"python -m sousa_engine db restore {newest}")
-    assert "on 2023-11-1" in lines[1] and f"{len(ids(copy))} runs: " in lines[1] and str(copy) in lines[1]
+    assert "copy of 2023-11-1" in lines[1] and f"{len(ids(copy))} runs: " in lines[1] and str(copy) in lines[1]
     shutil.rmtree(workspace.runs)
     assert str(newest) in db(workspace, "rebuild", code=1)  # where it fails, all the more

@@ -87,10 +87,10 @@ def csv_rows(found):
 def test_a_report_of_a_sweep_says_all_of_it_in_its_order(found):
     assert titles(found) == [
         "Settings", "Pairs of settings", "Runs", "2 runs pruned", "Valid accuracy over steps", "Accuracy against cost",
-        "Families of rudiments", "Confusion", "What matters", "What was asked", "How the numbers were found",
+        "Rudiment groups", "Confusion", "What matters", "Definition", "How this was determined",
     ]  # fmt: skip
     text = report.markdown(found)
-    assert "9 settings, 18 runs: 16 finished, 2 pruned." in text and "Made 1970-01-01 00:00 UTC" in text
+    assert "9 settings, 18 runs: 16 finished, 2 pruned." in text and "Created 1970-01-01 00:00 UTC" in text
     assert text.index("## Verdict") < text.index(found.conclusion.verdict) < text.index("## Settings")
     assert "Pruned at step 40: others were ahead." in text and "Functional ANOVA of 8 settings" in text
 
@@ -150,7 +150,7 @@ def test_a_single_run_is_reported_without_a_verdict_of_settings(workspace, store
     found = report.read(store, runs=[run])
     assert found.title == "alone" and "fewer than two runs" in found.conclusion.verdict
     assert "Confusion" in titles(found) and "What matters" not in titles(found)
-    assert "training.max_epochs: 1 (by default 10)" in report.markdown(found)
+    assert "training.max_epochs: 1 (default: 10)" in report.markdown(found)
 
 
 def test_a_sweep_where_all_failed_names_the_cause_once_and_the_cure(store):
@@ -174,7 +174,7 @@ def test_a_sweep_that_still_runs_says_that_it_may_change(store):
     train_next(store, epochs=1, status=RunStatus.RUNNING)
     found = report.read(store, sweep=store.sweeps.find(made.id))
     assert found.open_count == 3
-    assert "3 runs were not over when this was made" in report.markdown(found)
+    assert "3 runs had not ended when this report was created" in report.markdown(found)
     assert [row["status"] for row in csv_rows(found)].count("queued") == 2
 
 
@@ -184,7 +184,7 @@ def test_a_sweep_without_a_finished_run_and_one_without_a_run_are_reports_too(st
     values = {"axes": {"training.lr": {"low": 1e-4, "high": 1e-2, "log": True}}, "sampler": "tpe", "trials": 3}
     drawn = store.sweeps.add("to come", sweep_spec.build(values).model_dump(mode="json"), (), created_by="test")
     empty = report.read(store, sweep=drawn)
-    assert "No run yet" in report.markdown(empty) and "9 to come" in report.html(empty)
+    assert "No runs yet" in report.markdown(empty) and "9 to come" in report.html(empty)
     assert "0.0001 to 0.01, logarithmic" in report.markdown(empty) and csv_rows(empty) == []
 
 
@@ -280,7 +280,7 @@ def test_analyze_takes_runs_or_all_that_are_not_archived(sousa, workspace, store
 def test_a_file_is_not_written_over_unless_forced(sousa, store, tmp_path):
     started(store)
     (tmp_path / "a.md").write_text("mine")
-    assert "is there already" in sousa("--out", tmp_path / "a.md", code=2)
+    assert "already exists" in sousa("--out", tmp_path / "a.md", code=2)
     assert (tmp_path / "a.md").read_text() == "mine"
     sousa("--out", tmp_path / "a.md", "--force")
     assert (tmp_path / "a.md").read_text().startswith("# two backbones")
@@ -292,9 +292,9 @@ def test_a_file_is_not_written_over_unless_forced(sousa, store, tmp_path):
         (("two backbonse",), "Nearest: two backbones"),
         (("--run", "nonsense"), "No run named 'nonsense'"),
         (("last", "--run", "x"), "Name a sweep or runs, not both"),
-        (("--out", "report.pdf"), "name it .md, .csv or .html"),
-        (("--out", "report.md", "--format", "html"), "is markdown by its name"),
-        (("--out", "no/such/folder/a.md"), "There is no folder no/such/folder"),
+        (("--out", "report.pdf"), "must end in .md, .csv or .html"),
+        (("--out", "report.md", "--format", "html"), "means markdown"),
+        (("--out", "no/such/folder/a.md"), "The folder no/such/folder does not exist"),
         (("--out", "/"), "is a folder"),
         (("--format", "pdf"), "'pdf' is not one of"),
     ],

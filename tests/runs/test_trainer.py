@@ -187,7 +187,7 @@ def test_strict_mode_refuses_before_the_first_step(workspace, train):
     assert done.returncode == run_files.EXIT_USER_ERROR
     result = run_files.read_json(folder / run_files.RESULT)
     assert result["outcome"] == "failed" and "data.strict=false" in result["reason"]
-    assert "things are wrong with" in result["reason"] and not read_batch(folder / run_files.SPOOL, 0).points
+    assert "errors, and strict mode" in result["reason"] and not read_batch(folder / run_files.SPOOL, 0).points
 
 
 def test_weights_that_were_cut_off_since_the_launch_are_a_sentence(workspace, train, tmp_path):

@@ -239,7 +239,7 @@ def test_a_note_keeps_its_lines_and_has_a_length(store):
     run = store.runs.enqueue(RunConfig())
     assert store.marks.set_note(run.id, "  one \r\ntwo\n\n").note == "one\ntwo"
     assert store.marks.set_note(run.id, "x" * 4000).note == "x" * 4000
-    with pytest.raises(UserError, match="4,001 characters; 4,000 are the most"):
+    with pytest.raises(UserError, match="4,001 characters; the limit is 4,000"):
         store.marks.set_note(run.id, "x" * 4001)
     assert store.marks.set_note(run.id, "").note == ""
     with pytest.raises(UnknownNameError):
@@ -438,7 +438,7 @@ def test_csv_is_harmless_in_a_spreadsheet_and_numbers_stay_numbers(store):
 
 @pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r"])
 def test_every_beginning_of_a_formula_is_met(start):
-    from sousa_engine.analysis.export import _harmless
+    from sousa_engine.analysis.export import harmless
 
-    assert _harmless(f"{start}1") == f"'{start}1"
-    assert _harmless(-1.5) == -1.5 and _harmless(None) is None
+    assert harmless(f"{start}1") == f"'{start}1"
+    assert harmless(-1.5) == -1.5 and harmless(None) is None

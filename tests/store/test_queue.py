@@ -279,20 +279,20 @@ def test_of_several_clones_all_are_queued_or_none(workspace, store, ensured):
 
 
 def test_the_queue_is_shown_ordered_paused_and_gone_on_with(sousa, store, ensured):
-    assert "Nothing waits." in sousa("queue")
+    assert "The queue is empty." in sousa("queue")
     first, second, third = queued(store, 3)
-    assert sousa("queue", "move", third, "--to", "1") == f"run {third}: place 1 of 3\n"
+    assert sousa("queue", "move", third, "--to", "1") == f"run {third}: position 1 of 3\n"
     lines = sousa("queue").splitlines()
     assert [line.split()[:2] for line in lines if line.strip()[:1].isdecimal()] == [
         ["1", third], ["2", first], ["3", second],
     ]  # fmt: skip
     assert "cpu" in lines[0] and "free" in lines[0]
-    assert "1 of 3 that wait; --limit 3 shows all." in sousa("queue", "show", "--limit", "1")
-    assert "nothing new starts" in sousa("queue", "pause") and "was paused already" in sousa("queue", "pause")
-    assert sousa("queue").startswith("paused since ")
-    assert "It waits: the queue is paused" in sousa("train", "data=micro", "--detach")
+    assert "1 of 3 queued runs; --limit 3 shows all." in sousa("queue", "show", "--limit", "1")
+    assert "no new run starts" in sousa("queue", "pause") and "was already paused" in sousa("queue", "pause")
+    assert sousa("queue").startswith("Paused since ")
+    assert "Waiting: the queue is paused" in sousa("train", "data=micro", "--detach")
     before = len(ensured)
-    assert sousa("queue", "resume") == "queue goes on\n" and len(ensured) == before + 1
+    assert sousa("queue", "resume") == "Queue resumed.\n" and len(ensured) == before + 1
     assert "2 CPU slots" in sousa("queue", "slots", "2") and store.queue.settings().cpu_slots == 2
     assert "free" in sousa("queue").splitlines()[1]
     assert "0 CPU slots will not do" in sousa("queue", "slots", "0", code=2)
@@ -302,7 +302,7 @@ def test_the_queue_is_shown_ordered_paused_and_gone_on_with(sousa, store, ensure
 def test_a_run_in_the_queue_is_named_by_any_part_that_says_which_as_elsewhere(sousa, store):
     first, second, third = queued(store, 3)
     for name, run_id in ((third[-4:], third), (second[-6:], second), ("last", third), (first, first)):
-        assert sousa("queue", "move", name, "--to", "1") == f"run {run_id}: place 1 of 3\n"
+        assert sousa("queue", "move", name, "--to", "1") == f"run {run_id}: position 1 of 3\n"
         assert order(store)[0] == run_id
     assert "could be any of" in sousa("queue", "move", first[:6], "--to", "1", code=2)
     assert "No run named 'nobody'" in sousa("queue", "move", "nobody", "--to", "1", code=2)
@@ -312,7 +312,7 @@ def test_a_run_in_the_queue_is_named_by_any_part_that_says_which_as_elsewhere(so
 def test_stop_now_asks_first(sousa, store):
     (run_id,) = queued(store, 1)
     Ledger(store).claim("cpu", "n")
-    assert "Nobody is here to be asked: add --yes" in sousa("stop", run_id, "--now", code=2)
+    assert "No terminal to confirm: add --yes" in sousa("stop", run_id, "--now", code=2)
     assert store.runs.get(run_id).status is RunStatus.STARTING
     assert sousa("stop", run_id) == f"run {run_id}: stopping\n"
     assert store.runs.get(run_id).kill_requested_at_ms is None
@@ -333,7 +333,7 @@ def test_runs_that_failed_are_queued_again(sousa, store):
         assert Ledger(store).claim("cpu", "n").id == run_id and Ledger(store).finish(run_id, status, "x", nonce="n")
     assert sousa("clone", "--failed").count(" queued: ") == 2
     assert [row.seed for row in store.queue.waiting()] == [0, 2]
-    assert "one of the two" in sousa("clone", code=2) and "one of the two" in sousa("clone", fine, "--failed", code=2)
+    assert "not both" in sousa("clone", code=2) and "not both" in sousa("clone", fine, "--failed", code=2)
     assert " queued: " in sousa("clone", fine, "seed=8")
     assert [row.seed for row in store.queue.waiting()] == [0, 2, 8]
 
@@ -382,7 +382,7 @@ def test_a_changed_clone_is_no_retry_unless_all_that_failed_are_changed(sousa, s
     assert Ledger(store).claim("cpu", "n") and Ledger(store).finish(failed, RunStatus.FAILED, "x", nonce="n")
     assert " queued: " in sousa("clone", failed, "seed=8")
     assert sousa("clone", "--failed", "training.max_epochs=2").count(" queued: ") == 1
-    assert "Nothing is left" in sousa("clone", "--failed")
+    assert "There is no run left" in sousa("clone", "--failed")
     assert [list(store.runs.retries().values()), store.queue.count()] == [[failed], 2]
 
 

@@ -14,10 +14,10 @@ from streamlit.testing.v1 import AppTest
 from sousa_engine.analysis import listen
 from sousa_engine.analysis.charts.spectrogram import StrokeMark, spectrogram_figure, spectrogram_info
 from sousa_engine.analysis.export import clips_csv, findings_csv
-from sousa_engine.cli import scan as scan_cli
 from sousa_engine.core.config import DataConfig
 from sousa_engine.data import audio, excerpt, findings, scan, synth
 from sousa_engine.data.manifest import open_dataset
+from sousa_engine.runs import background
 from sousa_engine.workspace import PROJECT_ROOT, intake
 
 ROUTER = str(PROJECT_ROOT / "sousa_engine" / "web" / "main.py")
@@ -147,7 +147,7 @@ def test_a_clip_that_kills_its_decoder_is_a_sentence_and_the_page_stays(drums, w
     crash = (sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
     monkeypatch.setattr(excerpt, "waveform", partial(excerpt.waveform, command=crash))
     at = visit(dataset=str(drums), clip="flam/0.wav")
-    assert "dies of it" in at.error[0].value and "Players per split" in said(at)
+    assert "crashes the decoder" in at.error[0].value and "Players per split" in said(at)
 
 
 def test_names_of_files_are_never_markdown(tmp_path):
@@ -204,7 +204,7 @@ def test_the_picture_has_strokes_wave_spectrogram_and_onsets_on_one_axis():
     assert info.cells.max() == 80 and info.cells.shape == (listen.MELS, len(info.times_s))
     assert [text for _, text in info.ticks][-1] == "8 kHz" and info.onsets_s == listening.onsets_s
     names = [trace.name for trace in spectrogram_figure(info).data]
-    assert names == ["right hand", "left hand", "waveform", "mel spectrogram", "onset heard by librosa"]
+    assert names == ["right hand", "left hand", "waveform", "mel spectrogram", "onset detected by librosa"]
     without = spectrogram_figure(info._replace(strokes=(), onsets_s=()))
     assert [trace.name for trace in without.data] == ["waveform", "mel spectrogram"]
 
@@ -267,7 +267,7 @@ def test_the_switch_of_strict_mode_says_what_it_would_do_and_goes_along_to_launc
 
 def test_the_button_has_the_scan_done_by_another_process(drums, workspace_of_its_own, monkeypatch):
     started = []
-    monkeypatch.setattr(scan_cli, "start", lambda *args, **more: started.append((args[1].dataset, more)))
+    monkeypatch.setattr(background, "scan_data", lambda _, data, **more: started.append((data.dataset, more)))
     at = visit(dataset=str(drums))
     at.get_by_key("scan.start").click().run()
     assert started == [(str(drums), {"fresh": False})]
@@ -289,8 +289,19 @@ def test_data_that_cannot_be_trained_on_still_lists_its_files(drums, workspace_o
         truncate(path)
     scan.scan(DataConfig(dataset=str(drums)), workspace_of_its_own)
     at = visit(dataset=str(drums))
-    assert "one class only" in at.error[0].value.replace("\\", "")
+    assert "only one class" in at.error[0].value.replace("\\", "")
     assert findings_table(at)["file"].tolist()[:2] == ["the whole data set", "flam/0.wav"]
+
+
+def test_data_that_was_refused_is_read_again_by_the_next_visit(drums, workspace_of_its_own):
+    whole = {path: path.read_bytes() for path in (drums / "flam").iterdir()}
+    for path in whole:
+        path.write_bytes(b"")
+    assert "only one class" in visit(dataset=str(drums)).error[0].value
+    for path, content in whole.items():
+        path.write_bytes(content)
+    at = visit(dataset=str(drums))
+    assert not at.error and len(clip_table(at)) == 12
 
 
 def test_findings_as_csv_keep_formulas_harmless():

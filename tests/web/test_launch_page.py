@@ -217,6 +217,6 @@ def test_strict_is_a_switch_beside_a_path_of_ones_own_and_refuses_bad_files(page
     assert any("files are left out" in text.value for text in page.text)
     page.toggle(key="launch.data.strict").set_value(True).run()
     assert start_button(page).disabled
-    assert any("things are wrong with" in text.value and "data.strict=false" in text.value for text in page.text)
+    assert any("errors, and strict mode" in text.value and "data.strict=false" in text.value for text in page.text)
     page.selectbox(key="launch.data").set_value("micro").run()
     assert not start_button(page).disabled and not any(t.key == "launch.data.strict" for t in page.toggle)

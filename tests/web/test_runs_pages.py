@@ -829,7 +829,7 @@ def test_runs_of_few_settings_have_no_axes_to_weigh(visit_week, week):
     assert "What matters" not in [tab.label for tab in app.tabs]
 
 
-def test_scores_name_the_families_the_twins_and_slices_with_their_n(visit_week, week):
+def test_scores_name_the_rudiment_groups_the_twins_and_slices_with_their_n(visit_week, week):
     app = section(visit_week("compare", run=[week[1]["finished"].id, week[1]["rank 16"].id]), "Scores")
     table = app.dataframe[-1].value
     assert table.columns.tolist() == [
@@ -886,7 +886,7 @@ def test_compare_writes_the_picked_runs_into_the_address(visit_week, week):
     app.multiselect(key="compare_choice").set_value(chosen)
     app = checked(app.run())
     assert app.query_params["run"] == chosen
-    assert "spread between seeds" in words(app)
+    assert "variation between seeds" in words(app)
     app = checked(app.run())
     assert app.multiselect(key="compare_choice").value == chosen
 

@@ -1,4 +1,4 @@
-"""Accuracy of each class with its Wilson interval, weakest on top."""
+"""Accuracy per class with Wilson's interval, lowest at the top."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class ClassAccuracyInfo(NamedTuple):
     values: tuple[float, ...]
     low: tuple[float, ...]
     high: tuple[float, ...]
-    notes: tuple[str, ...]  # "3 of 5 clips; mostly taken for drag"
+    notes: tuple[str, ...]  # "3 of 5 clips correct; most often predicted as drag"
 
 
 def class_accuracy_info(rows: Sequence[ClassResult]) -> ClassAccuracyInfo:
@@ -73,5 +73,5 @@ def class_accuracy_figure(info: ClassAccuracyInfo) -> go.Figure:
 
 
 def _note(row: ClassResult) -> str:
-    counted = f"{row.recall.right} of {row.recall.n} clips"
-    return f"{counted}; mostly taken for {row.taken_for}" if row.taken_for else counted
+    counted = f"{row.recall.right} of {row.recall.n} clips correct"
+    return f"{counted}; most often predicted as {row.taken_for}" if row.taken_for else counted

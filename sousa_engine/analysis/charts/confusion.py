@@ -1,4 +1,4 @@
-"""A confusion matrix, and the difference of two: petrol is right, or better; brick is wrong, or worse."""
+"""A confusion matrix, and the difference of two: teal is correct, or better; red is wrong, or worse."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ MOST_NAMED = 12
 
 
 class ConfusionInfo(NamedTuple):
-    """shares: counts over their row's sum; negative off the diagonal, None where nothing was counted.
+    """shares: counts divided by the sum of their row; negative off the diagonal, None for a count of zero.
 
-    blocks: (name, number of classes) of neighbours that belong together, () if nobody said.
+    blocks: (name, number of classes) of neighbours that form a group, or ().
     """
 
     classes: tuple[str, ...]
@@ -30,7 +30,7 @@ class ConfusionInfo(NamedTuple):
 
 
 class ConfusionDifferenceInfo(NamedTuple):
-    """gains: what the second does better in each cell, in [-1, 1]; texts: what to say of it."""
+    """gains: how much better the second is in each cell, in [-1, 1]; texts: hover texts."""
 
     classes: tuple[str, ...]
     gains: tuple[tuple[float | None, ...], ...]
@@ -57,13 +57,13 @@ def confusion_info(matrix: Confusion, blocks: Sequence[tuple[str, int]] = ()) ->
 def confusion_difference_info(
     found: ConfusionDifference, first: str, second: str, blocks: Sequence[tuple[str, int]] = ()
 ) -> ConfusionDifferenceInfo:
-    """first, second: what the two are called."""
+    """first, second: the names of the two."""
     classes = found.first.classes
     names = tuple(map(template.text, classes))
     first, second = template.text(first), template.text(second)
     texts = tuple(
         tuple(
-            f"<b>{label}</b><br>taken for <b>{predicted}</b>"
+            f"<b>{label}</b><br>predicted as <b>{predicted}</b>"
             f"<br>{first}: {of_first} of {sum(row_first)}<br>{second}: {of_second} of {sum(row_second)}"
             for predicted, of_first, of_second in zip(names, row_first, row_second, strict=True)
         )
@@ -76,11 +76,11 @@ def confusion_difference_info(
 
 
 def confusion_figure(info: ConfusionInfo, labels: bool = True) -> go.Figure:
-    """labels=False leaves the class names to the hover text, for several matrices side by side; blocks keep theirs."""
+    """labels=False shows class names only on hover, for several matrices side by side; blocks are always named."""
     names = [template.text(name) for name in info.classes]
     hover = [
         [
-            f"<b>{label}</b><br>taken for <b>{predicted}</b><br>{count} of {sum(row)} clips"
+            f"<b>{label}</b><br>predicted as <b>{predicted}</b><br>{count} of {sum(row)} clips"
             for predicted, count in zip(names, row, strict=True)
         ]
         for label, row in zip(names, info.counts, strict=True)
@@ -89,7 +89,7 @@ def confusion_figure(info: ConfusionInfo, labels: bool = True) -> go.Figure:
 
 
 def confusion_difference_figure(info: ConfusionDifferenceInfo, labels: bool = True) -> go.Figure:
-    """Its colours reach from the largest loss to the largest gain."""
+    """The colours range from the largest loss to the largest gain."""
     return _matrix(info.classes, info.gains, max(info.largest, 0.01), info.texts, labels, info.blocks)
 
 
@@ -101,10 +101,10 @@ def _matrix(
     labels: bool,
     blocks: Sequence[tuple[str, int]],
 ) -> go.Figure:
-    """values: in [-reach, reach], brick to petrol."""
+    """values: in [-reach, reach], red to teal."""
     count = len(classes)
-    places = list(range(1, count + 1))  # not names: two classes may share a name once it is shortened
-    numbered = count > MOST_NAMED  # so many names do not fit under the columns: they get numbers
+    places = list(range(1, count + 1))  # not names: two classes may have the same shortened name
+    numbered = count > MOST_NAMED  # too many names for the columns, which get numbers instead
     short = [template.text(_short(name)) for name in classes]
     names = [f"{name}  {i}" if numbered else name for i, name in zip(places, short, strict=True)]
     named = {"tickmode": "array", "tickvals": places, "ticktext": names, "tickangle": 0}
@@ -141,7 +141,7 @@ def _matrix(
                 **by_block,
                 "range": [0.5, count + 0.5],
                 "constrain": "domain",
-                "title": {"text": "taken for", "standoff": 6},
+                "title": {"text": "predicted", "standoff": 6},
             },
             yaxis={
                 **bare,
@@ -149,7 +149,7 @@ def _matrix(
                 **(by_block and {**by_block, "tickangle": -90}),
                 "range": [count + 0.5, 0.5],
                 **square,
-                "title": {"text": "played", "standoff": 6},
+                "title": {"text": "true class", "standoff": 6},
             },
             shapes=[
                 {"type": "rect", **frame, "line": {"color": template.GREY.format(0.35), "width": 1}},
@@ -160,7 +160,7 @@ def _matrix(
 
 
 def _borders(blocks: Sequence[tuple[str, int]], count: int) -> list[dict]:
-    """Thin lines between neighbours that do not belong together."""
+    """Thin lines between blocks."""
     ends = list(accumulate(size for _, size in blocks))[:-1]
     line = {"color": template.GREY.format(0.55), "width": 1}
     down = [{"type": "line", "x0": e + 0.5, "x1": e + 0.5, "y0": 0.5, "y1": count + 0.5, "line": line} for e in ends]
@@ -170,7 +170,7 @@ def _borders(blocks: Sequence[tuple[str, int]], count: int) -> list[dict]:
 
 
 def _block_ticks(blocks: Sequence[tuple[str, int]]) -> dict:
-    """Each block's name in the middle of its classes."""
+    """The name of each block, centred on its classes."""
     ends = [0, *accumulate(size for _, size in blocks)]
     middles = [(start + end + 1) / 2 for start, end in pairwise(ends)]
     names = [template.text(name) for name, _ in blocks]

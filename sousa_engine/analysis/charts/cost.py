@@ -1,4 +1,4 @@
-"""Accuracy against what it costs, with the frontier: no setting left of it is as accurate."""
+"""Accuracy against cost, with the frontier: no cheaper setting is as accurate."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ import plotly.graph_objects as go
 from sousa_engine.analysis.charts import template
 from sousa_engine.analysis.cost import MEASURES, CostPoint
 
-MOST_NAMED = 8  # points of the frontier with their name beside them
+MOST_NAMED = 8  # with more points, the frontier has no labels
 LOG_FROM = 8
-NEAR = 0.05  # of the axis: labels of levels nearer than this would overlap
+NEAR = 0.05  # share of the axis; labels of closer levels would overlap
 
 
 class Level(NamedTuple):
-    """An accuracy to compare with: a dashed line across the chart."""
+    """A reference accuracy: a dashed line across the chart."""
 
     name: str
     value: float
 
 
 class CostInfo(NamedTuple):
-    """notes: what to say of each point. levels: those that are drawn, lowest first."""
+    """notes: the hover text of each point. levels: the lines that are drawn, lowest first."""
 
     measure: str
     points: tuple[CostPoint, ...]
@@ -34,7 +34,7 @@ class CostInfo(NamedTuple):
 
 
 def cost_info(points: Sequence[CostPoint], measure: str, levels: Sequence[Level] = ()) -> CostInfo:
-    """The highest of `levels` is drawn, and of the others those that would not stretch the axis by a third."""
+    """Draws the highest of `levels`, and others unless they would extend the axis by more than a third."""
     costs = [point.cost for point in points]
     log = bool(costs) and min(costs) > 0 and max(costs) >= LOG_FROM * min(costs)
     return CostInfo(
@@ -57,24 +57,24 @@ def cost_text(cost: float, measure: str) -> str:
 
 
 def cost_figure(info: CostInfo, names: bool = True) -> go.Figure:
-    """names: whether those on the frontier are named beside their points, if they are few."""
+    """names: whether to label the points on the frontier, if there are few."""
     frontier = [i for i, point in enumerate(info.points) if point.on_frontier]
     others = [i for i, point in enumerate(info.points) if not point.on_frontier and not point.is_control]
     controls = [i for i, point in enumerate(info.points) if point.is_control]
     named = names and len(frontier) <= MOST_NAMED
-    petrol, grey = f"rgb({template.RIGHT})", template.GREY.format(0.75)
+    teal, grey = f"rgb({template.RIGHT})", template.GREY.format(0.75)
     traces = [
         go.Scatter(
             x=[_shown(info, i) for i in frontier],
             y=[info.points[i].score.value for i in frontier],
             mode="lines",
-            line={"shape": "hv", "width": 1.5, "dash": "dot", "color": petrol},
+            line={"shape": "hv", "width": 1.5, "dash": "dot", "color": teal},
             hoverinfo="skip",
             showlegend=False,
         ),
         _dots(info, others, "settings", {"color": grey, "size": 8}),
-        _dots(info, frontier, "on the frontier", {"color": petrol, "size": 11}, named=named),
-        _dots(info, controls, "random weights: a control", {"color": f"rgb({template.WRONG})", "size": 9,
+        _dots(info, frontier, "on the frontier", {"color": teal, "size": 11}, named=named),
+        _dots(info, controls, "random weights (control)", {"color": f"rgb({template.WRONG})", "size": 9,
                                                             "symbol": "diamond-open"}),
     ]  # fmt: skip
     unit = {"trainable": "", "train_s": ", minutes", "peak_memory_mib": ", MiB"}[info.measure]
@@ -108,7 +108,7 @@ def cost_figure(info: CostInfo, names: bool = True) -> go.Figure:
 
 
 def _labels(info: CostInfo) -> list[dict]:
-    """At the right end, above each line; below it where the next line is too near."""
+    """At the right end, above each line, or below it if the next line is too close."""
     if not info.levels:
         return []
     near = NEAR * _span([*_ends(info.points), *(level.value for level in info.levels)])
@@ -146,7 +146,7 @@ def _span(values: Sequence[float]) -> float:
 
 
 def _place(x: float, info: CostInfo) -> float:
-    """Where between the leftmost point (0) and the rightmost (1) it is drawn."""
+    """The position of x between the leftmost point (0) and the rightmost (1)."""
     every = [_shown(info, i) for i in range(len(info.points))]
     if info.log:
         x, *every = (math.log10(value) for value in (x, *every))
@@ -191,5 +191,5 @@ def _note(point: CostPoint, measure: str) -> str:
     return (
         f"<b>{template.text(point.name)}</b><br>{cost_text(point.cost, measure)}"
         f"<br>{100 * score.value:.1f} % of n = {score.n:,}{seeds}"
-        f"<br>95 %: {100 * score.low:.1f} to {100 * score.high:.1f} %"
+        f"<br>95 % interval: {100 * score.low:.1f} to {100 * score.high:.1f} %"
     )

@@ -1,4 +1,4 @@
-"""One metric of several runs or settings over steps, epochs or minutes; what was no number leaves a gap."""
+"""One metric of several runs or settings over steps, epochs or minutes; NaN and infinity leave a gap."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import plotly.graph_objects as go
 from sousa_engine.analysis.charts import template
 from sousa_engine.analysis.curves import Line
 
-FEW_POINTS = 60  # up to this many, every point gets a marker
+FEW_POINTS = 60  # up to this many points, each gets a marker
 
 
 class CurvesInfo(NamedTuple):
     metric: str
     lines: tuple[Line, ...]
     log: bool
-    is_share: bool  # values in [0, 1], shown as per cent
+    is_share: bool  # values in [0, 1], shown in per cent
     axis: str
 
 
 def curves_info(metric: str, lines: Sequence[Line], log: bool = False, axis: str = "step") -> CurvesInfo:
-    """Lines without a single point are left out; equal labels of different groups are told apart by a number."""
+    """Lines without points are left out; equal labels of different groups get a number."""
     seen: dict[str, list[int]] = {}
     named = []
     for line in lines:
@@ -40,12 +40,12 @@ def curves_info(metric: str, lines: Sequence[Line], log: bool = False, axis: str
 
 
 def is_share(metric: str) -> bool:
-    """Whether a metric lies in [0, 1] and is shown as per cent."""
+    """Whether a metric is in [0, 1] and shown in per cent."""
     return metric.endswith(("accuracy", "macro_f1"))
 
 
 def curves_figure(info: CurvesInfo, height: int = 400, legend: bool = True) -> go.Figure:
-    first = {line.label: i for i, line in reversed(list(enumerate(info.lines)))}  # one entry a label in the legend
+    first = {line.label: i for i, line in reversed(list(enumerate(info.lines)))}  # one legend entry per label
     traces = [_band(line) for line in info.lines if line.low]
     traces += [_line(line, info.is_share, legend=first[line.label] == i) for i, line in enumerate(info.lines)]
     return go.Figure(
@@ -54,7 +54,7 @@ def curves_figure(info: CurvesInfo, height: int = 400, legend: bool = True) -> g
             height=height,
             hovermode="x unified",
             showlegend=legend,
-            xaxis={"title": {"text": {"minutes": "minutes since its start"}.get(info.axis, info.axis)}},
+            xaxis={"title": {"text": {"minutes": "minutes since the start"}.get(info.axis, info.axis)}},
             yaxis={
                 "title": {"text": template.text(info.metric)},
                 "type": "log" if info.log else "linear",
@@ -92,7 +92,7 @@ def _reach(low: float | None, high: float | None, share: bool) -> str:
 
 
 def _band(line: Line) -> go.Scatter:
-    """One outline for each stretch without a gap: there and back again."""
+    """One polygon for each stretch without a gap: along the upper edge and back along the lower one."""
     x: list[float | None] = []
     y: list[float | None] = []
     for start, end in _stretches(line):
@@ -112,7 +112,7 @@ def _band(line: Line) -> go.Scatter:
 
 
 def _stretches(line: Line) -> list[tuple[int, int]]:
-    """(first, one behind the last) of each run of points that have a band."""
+    """(first, last + 1) of each stretch of points with a band."""
     found, start = [], None
     for i, low in enumerate([*line.low, None]):
         if low is not None and start is None:

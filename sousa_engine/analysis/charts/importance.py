@@ -1,4 +1,4 @@
-"""How much of the difference between settings each axis explains: one bar an axis, and what is left."""
+"""How much of the difference between settings each axis explains: one bar per axis, and the rest."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sousa_engine.analysis.charts import template
 from sousa_engine.analysis.importance import Importance
 
 ROW_PX = 34
-REST = "axes together, and noise"
+REST = "axes combined, and noise"
 
 
 class ImportanceInfo(NamedTuple):
@@ -28,13 +28,13 @@ def importance_info(found: Importance) -> ImportanceInfo:
 
 
 def importance_figure(info: ImportanceInfo) -> go.Figure:
-    petrol, grey = f"rgb({template.RIGHT})", template.GREY.format(0.45)
+    teal, grey = f"rgb({template.RIGHT})", template.GREY.format(0.45)
     return go.Figure(
         go.Bar(
             x=info.shares,
             y=list(range(len(info.names))),
             orientation="h",
-            marker={"color": [petrol] * (len(info.names) - 1) + [grey]},
+            marker={"color": [teal] * (len(info.names) - 1) + [grey]},
             text=[f"{100 * share:.0f} %" for share in info.shares],
             textposition="outside",
             cliponaxis=False,

@@ -1,4 +1,4 @@
-"""How far training moved the targets of a run, layer by role: the stronger the colour, the farther."""
+"""How much training changed the targets of a run, by layer and role: stronger colour, larger update."""
 
 from __future__ import annotations
 
@@ -12,42 +12,43 @@ from sousa_engine.analysis.layers import Cell, Grid
 
 ROW_PX = 30
 INKS = {False: "#12302e", True: "#e8f0ef"}
-PETROL, DARK_FROM = "rgba(15,112,105,{})", 0.7  # of the highest value: from here on white is easier to read
+TEAL, DARK_FROM = "rgba(15,112,105,{})", 0.7  # share of the highest value; white text is easier to read above it
 
 
 class LayersInfo(NamedTuple):
-    """values[i][j]: mean share of layers[i], roles[j]; None where nothing was ticked. fades: where no target stays."""
+    """values[i][j]: mean share of layers[i], roles[j]; None without targets. fades: cells without a kept target."""
 
     layers: tuple[str, ...]
     roles: tuple[str, ...]
     values: tuple[tuple[float | None, ...], ...]
-    texts: tuple[tuple[str, ...], ...]  # in the cell: per cent, "–" where it was not measured, "" where nothing is
+    texts: tuple[tuple[str, ...], ...]  # in the cell: per cent, "–" if not measured, "" without targets
     notes: tuple[tuple[str, ...], ...]  # on hover
     fades: tuple[tuple[bool, ...], ...]
 
 
 def layers_info(grid: Grid, kept: Collection[str] | None = None) -> LayersInfo:
-    """kept: paths that stay, if others are about to be left out."""
+    """kept: the paths to keep, if others are to be left out."""
     layers = tuple("outside" if layer is None else str(layer) for layer in grid.layers)
     roles = tuple(role or "other" for role in grid.roles)
-    stays = None if kept is None else set(kept)
+    remaining = None if kept is None else set(kept)
     return LayersInfo(
         layers=layers,
         roles=roles,
         values=tuple(tuple(cell.mean if cell else None for cell in row) for row in grid.cells),
         texts=tuple(tuple(_text(cell) for cell in row) for row in grid.cells),
         notes=tuple(
-            tuple(_note(cell, layer, role, stays) for cell, role in zip(row, roles, strict=True))
+            tuple(_note(cell, layer, role, remaining) for cell, role in zip(row, roles, strict=True))
             for row, layer in zip(grid.cells, layers, strict=True)
         ),
         fades=tuple(
-            tuple(bool(cell) and stays is not None and not _staying(cell, stays) for cell in row) for row in grid.cells
+            tuple(bool(cell) and remaining is not None and not _kept(cell, remaining) for cell in row)
+            for row in grid.cells
         ),
     )
 
 
 def layers_figure(info: LayersInfo, *, dark: bool = False) -> go.Figure:
-    """One colour, stronger on either theme's paper. dark: the theme; it settles the ink of the numbers."""
+    """One colour that works in both themes. dark: whether the theme is dark, which decides the colour of numbers."""
     top = max((value for row in info.values for value in row if value is not None), default=0.0)
     rows, columns = range(len(info.layers)), range(len(info.roles))
     faded = [(i, j) for i in rows for j in columns if info.fades[i][j]]
@@ -61,8 +62,8 @@ def layers_figure(info: LayersInfo, *, dark: bool = False) -> go.Figure:
                 xgap=2,
                 ygap=2,
                 showscale=False,
-                text=info.texts,  # not drawn here: the ink depends on the cell
-                colorscale=[[0, PETROL.format(0.06)], [1, PETROL.format(1)]],
+                text=info.texts,  # not drawn here, because the text colour depends on the cell
+                colorscale=[[0, TEAL.format(0.06)], [1, TEAL.format(1)]],
                 hoverinfo="skip",
             ),
             go.Scatter(
@@ -74,7 +75,7 @@ def layers_figure(info: LayersInfo, *, dark: bool = False) -> go.Figure:
                 opacity=0.6,
                 hoverinfo="skip",
             ),
-            go.Heatmap(  # nothing to see: a hover text for each cell, faded or not
+            go.Heatmap(  # invisible; gives each cell its hover text, faded or not
                 z=[[0 if info.texts[i][j] else None for j in columns] for i in rows],
                 colorscale=[[0, "rgba(0,0,0,0)"], [1, "rgba(0,0,0,0)"]],
                 showscale=False,
@@ -116,7 +117,7 @@ def layers_figure(info: LayersInfo, *, dark: bool = False) -> go.Figure:
 
 
 def percent(share: float) -> str:
-    """Three digits, however small: 12.3, 1.23, 0.012."""
+    """Two or three significant digits: 12.3, 1.23, 0.012."""
     value = 100 * share
     return f"{value:.1f}" if value >= 9.995 else f"{value:.2f}" if value >= 0.0995 or not value else f"{value:.2g}"
 
@@ -125,7 +126,7 @@ def _text(cell: Cell | None) -> str:
     return "" if cell is None else "–" if cell.mean is None else percent(cell.mean)
 
 
-def _note(cell: Cell | None, layer: str, role: str, stays: set[str] | None) -> str:
+def _note(cell: Cell | None, layer: str, role: str, remaining: set[str] | None) -> str:
     if cell is None:
         return ""
     count = len(cell.targets)
@@ -134,15 +135,15 @@ def _note(cell: Cell | None, layer: str, role: str, stays: set[str] | None) -> s
     where = "outside the layers" if layer == "outside" else f"layer {layer}"
     lines = [f"<b>{role}</b>, {where}", mean]
     lines += [cell.targets[0].path] if count == 1 else []
-    if stays is not None:
-        staying = _staying(cell, stays)
-        left_out = "left out" if not staying else f"{staying} of {count} stay" if staying < count else ""
+    if remaining is not None:
+        kept = _kept(cell, remaining)
+        left_out = "left out" if not kept else f"{kept} of {count} kept" if kept < count else ""
         lines += [left_out] if left_out else []
     return "<br>".join(lines)
 
 
-def _staying(cell: Cell, stays: set[str]) -> int:
-    return sum(target.path in stays for target in cell.targets)
+def _kept(cell: Cell, remaining: set[str]) -> int:
+    return sum(target.path in remaining for target in cell.targets)
 
 
 def _is_dark(info: LayersInfo, i: int, j: int, top: float) -> bool:

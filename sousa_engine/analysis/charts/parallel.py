@@ -1,4 +1,4 @@
-"""Parallel coordinates: each setting a line through its values, coloured by the accuracy it reached."""
+"""Parallel coordinates: each setting is a line through its values, coloured by its accuracy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MOST_TICKS = 12
 
 
 class ParallelAxis(NamedTuple):
-    """places: where each setting crosses the axis; ticks: (place, text)."""
+    """places: the position of each setting on the axis; ticks: (position, text)."""
 
     name: str
     places: tuple[float, ...]
@@ -24,7 +24,7 @@ class ParallelAxis(NamedTuple):
 
 
 class ParallelInfo(NamedTuple):
-    """reached: accuracy of each setting that is drawn, in [0, 1]; left_out: settings without one."""
+    """reached: accuracy of each drawn setting, in [0, 1]; left_out: number of settings without one."""
 
     axes: tuple[ParallelAxis, ...]
     reached: tuple[float, ...]
@@ -33,7 +33,7 @@ class ParallelInfo(NamedTuple):
 
 
 def parallel_info(axes: Sequence[SettingAxis], reached: Sequence[float | None], accuracy: str) -> ParallelInfo:
-    """accuracy: what `reached` is called, "valid accuracy"."""
+    """accuracy: the name of `reached`, such as "valid accuracy"."""
     drawn = [i for i, value in enumerate(reached) if value is not None]
     return ParallelInfo(
         axes=tuple(_axis(axis, drawn) for axis in axes),
@@ -50,7 +50,7 @@ def parallel_figure(info: ParallelInfo) -> go.Figure:
             "label": template.text(axis.name),
             "values": axis.places,
             "tickvals": [place for place, _ in axis.ticks],
-            "ticktext": [text for _, text in axis.ticks],  # the only text that plotly takes as it is
+            "ticktext": [text for _, text in axis.ticks],  # the only text that plotly does not interpret
             "range": _range(axis.places),
         }
         for axis in info.axes
@@ -85,7 +85,7 @@ def _axis(axis: SettingAxis, drawn: Sequence[int]) -> ParallelAxis:
 
 
 def _range(places: Sequence[float]) -> list[float] | None:
-    """None leaves it to plotly; a single place gets room on both sides."""
+    """None lets plotly choose; a single position gets room on both sides."""
     return [places[0] - 1, places[0] + 1] if len(set(places)) == 1 else None
 
 
@@ -94,6 +94,6 @@ def _short(text: str) -> str:
 
 
 def _left(info: ParallelInfo) -> int:
-    """Pixels for the names on the first axis, which stand left of it."""
+    """Pixels for the tick labels to the left of the first axis."""
     longest = max((len(text) for axis in info.axes[:1] for _, text in axis.ticks), default=0)
     return min(max(90, 8 * longest), 220)

@@ -1,4 +1,4 @@
-"""Accuracy of parts of the test split, one dot a setting: families, classes, slices; with intervals where they fit."""
+"""Accuracy on parts of the test split: one dot per setting for each rudiment group, class or slice."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ SHORT_ROW_PX = 19
 
 
 class ScoreSeries(NamedTuple):
-    """One setting: a score for each group, None where it was not asked."""
+    """One setting: a score for each group, None if it has no clips in it."""
 
     name: str
     scores: tuple[Score | None, ...]
 
 
 class ScoresInfo(NamedTuple):
-    """groups: with their n, where all settings were asked the same number of clips. intervals: whether to draw them.
+    """groups: with their n, if it is the same for all settings. intervals: whether to draw them.
 
-    level: something to compare with, without a colour of its own.
+    level: a reference, drawn in grey.
     """
 
     groups: tuple[str, ...]
@@ -38,9 +38,9 @@ def scores_info(
     intervals: bool = True,
     level: tuple[str, Mapping[str, Score]] | None = None,
 ) -> ScoresInfo:
-    """found: (name, group -> score) of each setting, level: of a baseline on the same clips.
+    """found: (name, group -> score) of each setting; level: of a baseline on the same clips.
 
-    Groups stand in the order in which they first come.
+    Groups are in order of appearance.
     """
     groups = tuple(dict.fromkeys(group for _, scores in found for group in scores))
     clips = {group: {scores[group].n for _, scores in found if group in scores} for group in groups}
@@ -53,7 +53,7 @@ def scores_info(
 
 
 def scores_figure(info: ScoresInfo) -> go.Figure:
-    """With intervals the dots of a group lie one below the other, else on one line."""
+    """With intervals, the dots of a group are below each other, otherwise on one line."""
     count, size = len(info.groups), len(info.series)
     row_px = max(28, DOT_PX * size + 14) if info.intervals else SHORT_ROW_PX
     shift = DOT_PX / row_px if info.intervals else 0.0
@@ -109,7 +109,7 @@ def _dots(info: ScoresInfo, number: int, shift: float) -> go.Scatter:
 
 
 def _level(info: ScoresInfo, level: ScoreSeries, row_px: int) -> go.Scatter:
-    """A thin upright dash in each group, as high as its dots."""
+    """A thin vertical mark in each group, as high as its dots."""
     known = [(i, score) for i, score in enumerate(level.scores) if score is not None]
     return go.Scatter(
         x=[score.value for _, score in known],
@@ -130,4 +130,4 @@ def _level(info: ScoresInfo, level: ScoreSeries, row_px: int) -> go.Scatter:
 def _note(score: Score) -> str:
     seeds = f", mean of {score.seeds} seeds" if score.seeds > 1 else ""
     interval = f"{100 * score.low:.1f} to {100 * score.high:.1f} %"
-    return f"{100 * score.value:.1f} % of {score.n} clips{seeds}<br>95 %: {interval}"
+    return f"{100 * score.value:.1f} % of {score.n} clips{seeds}<br>95 % interval: {interval}"

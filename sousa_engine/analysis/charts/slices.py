@@ -1,4 +1,4 @@
-"""One axis of a sweep against accuracy: a dot a setting, and the mean at each listed value."""
+"""One axis of a sweep against accuracy: one dot per setting, and the mean at each listed value."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import plotly.graph_objects as go
 from sousa_engine.analysis.charts import template
 from sousa_engine.analysis.settings import SettingAxis
 
-MOST_LEVELS = 8  # numbers with more different values have an axis of their own instead of one place each
+MOST_LEVELS = 8  # numbers with more distinct values get a numeric axis instead of one position each
 
 
 class SliceInfo(NamedTuple):
-    """x: values, or places 0, 1, ... of `ticks` where those are given. means: (x, mean accuracy), () for a range."""
+    """x: values, or positions 0, 1, ... if `ticks` are given. means: (x, mean accuracy), () for a range."""
 
     name: str
     accuracy: str
@@ -28,7 +28,7 @@ class SliceInfo(NamedTuple):
 
 
 def slice_info(axis: SettingAxis, labels: Sequence[str], reached: Sequence[float | None], accuracy: str) -> SliceInfo:
-    """labels, reached: of each setting; those that reached nothing are left out. accuracy: what `reached` is called."""
+    """labels, reached: per setting; None in reached leaves it out. accuracy: the name of `reached`."""
     drawn = [i for i, value in enumerate(reached) if value is not None]
     y = tuple(value for value in reached if value is not None)
     listed = not axis.is_number or len(axis.levels) <= MOST_LEVELS

@@ -1,4 +1,4 @@
-"""A clip to look at: who strikes when, its waveform, and its mel spectrogram with the onsets that were heard."""
+"""A clip as a chart: strokes by hand, waveform, and mel spectrogram with the detected onsets."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from sousa_engine.analysis.listen import RANGE_DB, Envelope, Spectrogram
 WAVE = f"rgba({template.RIGHT},0.75)"
 ONSET = "#ffb347"
 HANDS = {"R": "#0e8c82", "L": "#c47a1c"}
-# A dark panel in light and in dark: quiet sounds need the eye's range near black. Lightness rises all the way.
+# Dark in both themes: quiet sounds need contrast near black. Lightness increases monotonically.
 SCALE = [[0, "#0a1315"], [0.3, "#10363a"], [0.55, "#0f706b"], [0.75, "#4bb3a3"], [0.9, "#cfe3b4"], [1, "#fff3c9"]]
 _MARKS_HZ = (100, 250, 500, 1000, 2000, 4000, 8000, 16000)
 
 
 class StrokeMark(NamedTuple):
-    """One stroke as it was played. size: larger for an accent."""
+    """One stroke as played. text: its hover text."""
 
     onset_s: float
     hand: str
@@ -29,7 +29,7 @@ class StrokeMark(NamedTuple):
 
 
 class SpectrogramInfo(NamedTuple):
-    """cells: (mels, frames) uint8, dB above the floor: RANGE_DB is the loudest. ticks: (row, "1 kHz"), the mel axis."""
+    """cells: (mels, frames) uint8, dB above the floor; the loudest is RANGE_DB. ticks: (row, "1 kHz"), the mel axis."""
 
     duration_s: float
     envelope: Envelope
@@ -49,8 +49,8 @@ def spectrogram_info(
     duration_s: float,
     strokes: Sequence[StrokeMark] = (),
 ) -> SpectrogramInfo:
-    """strokes: the truth behind a synthesised clip; a recording has none."""
-    top_hz = float(spectrogram.mels_hz[-1]) * 1.001  # it is half the sample rate, but for rounding
+    """strokes: known for a synthesised clip; a recording has none."""
+    top_hz = float(spectrogram.mels_hz[-1]) * 1.001  # half the sample rate, with room for rounding
     rows = np.arange(len(spectrogram.mels_hz))
     ticks = tuple(
         (float(np.interp(hz, spectrogram.mels_hz, rows)), f"{hz // 1000} kHz" if hz >= 1000 else f"{hz} Hz")
@@ -74,7 +74,7 @@ def height_px(with_strokes: bool) -> int:
 
 
 def spectrogram_figure(info: SpectrogramInfo) -> go.Figure:
-    """Three strips over one time axis (two where the strokes are unknown)."""
+    """Three strips over one time axis (two if the strokes are unknown)."""
     figure = go.Figure(layout=_layout(info))
     if info.strokes:
         for hand, color in HANDS.items():
@@ -173,5 +173,5 @@ def _onsets(info: SpectrogramInfo) -> go.Scatter:
         mode="lines",
         line={"width": 2, "color": ONSET},
         hovertemplate="onset at %{x:.3f} s<extra></extra>",
-        name="onset heard by librosa",
+        name="onset detected by librosa",
     )

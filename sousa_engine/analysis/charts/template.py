@@ -1,6 +1,6 @@
-"""The look all figures share: transparent, thin grey lines that read on paper and on ink, compact margins.
+"""The shared look of all charts: transparent background, thin grey lines for both themes, compact margins.
 
-Text and series colours are left open: st.plotly_chart's theme brings those of light or dark.
+Text and series colours are not set: the theme of st.plotly_chart provides those of light or dark.
 """
 
 import html
@@ -9,29 +9,29 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
-RIGHT = "14,124,117"  # petrol: what was recognised, as r,g,b
-WRONG = "196,84,58"  # brick: what was mistaken
+RIGHT = "14,124,117"  # teal: correct, as r,g,b
+WRONG = "196,84,58"  # red: wrong
 GREY = "rgba(128,128,128,{})"
-# Series that must keep their colour from chart to chart, as r,g,b: readable on paper and on ink.
+# Colours of series, the same in all charts, as r,g,b; readable in both themes.
 SERIES = (
     "27,156,144", "209,138,51", "108,128,204", "210,96,79", "157,115,181", "120,166,74", "70,160,207", "212,117,159",
 )  # fmt: skip
-# Low to high, for values on either ground.
+# Low to high, for both themes.
 SCALE = [[0, "rgb(196,84,58)"], [0.5, "rgb(209,168,90)"], [1, "rgb(20,150,138)"]]
 
 
 def series(number: int, opacity: float = 1.0) -> str:
-    """The colour of the series with this number, from 0; after eight they begin again."""
+    """The colour of a series by its number from 0; the eight colours repeat."""
     return f"rgba({SERIES[number % len(SERIES)]},{opacity})"
 
 
 def text(name: str) -> str:
-    """A name as it is written: plotly reads tags, links and entities in every text it draws."""
+    """A name with its tags escaped: plotly interprets tags, links and entities in all texts."""
     return html.escape(name, quote=False)
 
 
 def log_axis(values: Sequence[float]) -> dict:
-    """Axis properties for positive values in logarithms: ticks at 1, 2 and 5 of each magnitude, in plain numbers."""
+    """Properties of a logarithmic axis for positive values: ticks at 1, 2 and 5 of each magnitude, as plain numbers."""
     low, high = min(values), max(values)
     magnitudes = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     ticks = [digit * 10.0**power for power in magnitudes for digit in (1, 2, 5)]
@@ -40,7 +40,7 @@ def log_axis(values: Sequence[float]) -> dict:
 
 
 def layout(**changes) -> go.Layout:
-    """The shared layout; `changes` are plotly's own layout properties and win."""
+    """The shared layout; `changes` are layout properties of plotly that override it."""
     axis = {
         "gridcolor": GREY.format(0.18),
         "linecolor": GREY.format(0.35),
