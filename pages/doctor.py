@@ -39,7 +39,7 @@ def main() -> None:
 def examined(workspace: Workspace) -> tuple[list[Finding], int]:
     """The findings, and when they were made. Errors are not cached."""
     here = st.get_option("server.address") or "", int(st.get_option("server.port"))  # as it runs, not as configured
-    return doctor.ask(workspace, address=here), time.time_ns() // 1_000_000
+    return doctor.ask(workspace, at=here), time.time_ns() // 1_000_000
 
 
 def line(finding: Finding) -> None:
@@ -47,8 +47,8 @@ def line(finding: Finding) -> None:
         name, text = st.columns([1, 4], gap="small")
         name.markdown(f"{ICONS[finding.level]} **{parts.plain(finding.name)}**")
         text.text(finding.text)
-        if finding.cure:
-            text.markdown(f":material/healing: {parts.plain(finding.cure)}")
+        if finding.fix:
+            text.markdown(f":material/healing: {parts.plain(finding.fix)}")
 
 
 main()

@@ -1,1 +1,5 @@
-"""Looking after a workspace and an installation: doctor, check, salvage, rebuild, restore."""
+"""Maintenance of a workspace and an installation: doctor, and check, backup, rebuild and restore of runs.db."""
+
+# pyright: reportUnsupportedDunderAll=false
+# Some names are modules, which are imported only where they are needed.
+__all__ = ["check", "doctor", "rebuild", "restore"]

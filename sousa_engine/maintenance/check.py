@@ -1,6 +1,6 @@
-"""Looking after runs.db: is it whole, does it agree with the runs' folders, and a copy of it to keep elsewhere.
+"""Check runs.db for damage and against the run folders, and make a copy of it to keep elsewhere.
 
-Reads alone, whatever the schema: nothing is migrated, nothing is repaired. Speaks SQL, as store.py does.
+Read-only, whatever the schema: nothing is migrated, nothing is repaired. Uses SQL, as the store does.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ _LIVE = ("starting", "running", "stopping")
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """What runs.db is: `facts` in short lines, and `findings`, each a sentence with its cure; none if all is well."""
+    """The state of runs.db: `facts` are short lines, `findings` are sentences with a fix; none if all is well."""
 
     facts: tuple[str, ...] = ()
     findings: tuple[str, ...] = ()
 
 
 def forgotten(workspace: Workspace) -> str:
-    """What to say where runs.db knows no run: "" if there is none either, else a sentence with its cure."""
+    """A sentence with a fix if runs.db has no run, but there are run folders; else ""."""
     folders = run_folders(workspace)
     if not folders:
         return ""
-    return f"runs.db knows no run, but {_count(len(folders), 'run folder')} ({_some(folders)}). {migrations.REBUILD}"
+    return f"runs.db has no runs, but {_there_are(folders)}. {migrations.REBUILD}"
 
 
 def check(workspace: Workspace) -> Check:
-    """Look at everything. Raises WorkspaceError for a file that is no database of ours, or of a newer program."""
+    """Check everything. Raises WorkspaceError if runs.db is another program's database or of a newer version."""
     file_systems.refuse_network(workspace)
     folders = run_folders(workspace)
     if not workspace.db.is_file():
         if not folders:
-            return Check(facts=(f"no runs.db in {workspace.root}, and no run's folder: nothing was ever queued here",))
-        lost = f"There is no runs.db, but {_count(len(folders), 'run folder')} ({_some(folders)}). {migrations.REBUILD}"
+            return Check(facts=(f"no runs.db and no run folder in {workspace.root}: nothing was ever queued here",))
+        lost = f"runs.db is missing, but {_there_are(folders)}. {migrations.REBUILD}"
         return Check(findings=(lost,))
     with reading(workspace.db) as db, migrations._sentences(workspace.db):
         version = migrations._version(db, workspace.db)
@@ -52,10 +52,8 @@ def check(workspace: Workspace) -> Check:
             return Check(findings=(f"runs.db is damaged: {_some(found)}. {migrations.REBUILD}",))
         if not version:
             if not folders:
-                return Check(facts=("runs.db is empty; it is made with the first run",))
-            return Check(
-                findings=(f"runs.db is empty, but {_count(len(folders), 'run folder')}. {migrations.REBUILD}",)
-            )
+                return Check(facts=("runs.db is empty; it is filled with the first run",))
+            return Check(findings=(f"runs.db is empty, but {_there_are(folders)}. {migrations.REBUILD}",))
         broken = [tuple(row) for row in db.execute("PRAGMA foreign_key_check")]
         unlisted = _unlisted(db) if version >= 3 else 0
         columns = "id, status, started_at_ms, spool_bytes_ingested AS taken"
@@ -63,16 +61,18 @@ def check(workspace: Workspace) -> Check:
     findings = [
         *([_broken_references(broken)] if broken else []),
         *(
-            [f"The list of runs differs from the runs in {_count(unlisted, 'line')}. {migrations.REBUILD}"]
+            [f"The list of runs differs from the runs in {_count(unlisted, 'row')}. {migrations.REBUILD}"]
             * bool(unlisted)
         ),
         *_folder_findings(rows, folders),
         *_spool_findings(workspace, rows),
     ]
-    newer = "" if version == migrations._LATEST else f", brought to {migrations._LATEST} when the studio opens it next"
+    newer = (
+        "" if version == migrations._LATEST else f" (upgraded to {migrations._LATEST} when the studio next opens it)"
+    )
     facts = (
         f"schema {version}{newer}",
-        "SQLite's integrity check: ok",
+        "SQLite integrity check: ok",
         f"{_count(len(rows), 'run')}, {_count(len(folders), 'run folder')} (a run that never started has none), "
         f"runs.db {_mib(workspace.db)}",
     )
@@ -80,18 +80,18 @@ def check(workspace: Workspace) -> Check:
 
 
 def backup(workspace: Workspace, target: Path | None = None) -> Path:
-    """A checked copy of runs.db, beside it under a dated name if no other is given. Trainings may go on meanwhile.
+    """Make a checked copy of runs.db, next to it under a dated name if no other is given. Active runs may continue.
 
-    Raises WorkspaceError: nothing there to copy, a file of that name exists, no room, a damaged database.
+    Raises WorkspaceError if there is nothing to copy, no room, or the database is damaged; UserError for a bad target.
     """
     file_systems.refuse_network(workspace)
     target = target or workspace.root / f"runs.backup.{time.strftime('%y%m%d-%H%M%S')}.db"
     if not workspace.db.is_file():
         raise WorkspaceError(f"There is no runs.db in {workspace.root}: nothing to copy.")
     if target.exists():
-        raise UserError(f"{target} exists already: a backup never replaces a file. Choose another name.")
+        raise UserError(f"{target} already exists, and a backup never replaces a file. Choose another name.")
     if not target.parent.is_dir():
-        raise UserError(f"There is no folder {target.parent}: make it first, or name another place.")
+        raise UserError(f"There is no folder {target.parent}. Create it, or choose another one.")
     with reading(workspace.db) as db:
         with migrations._sentences(workspace.db):
             migrations._version(db, workspace.db)
@@ -101,7 +101,7 @@ def backup(workspace: Workspace, target: Path | None = None) -> Path:
 
 @dataclass(frozen=True, kw_only=True)
 class Copy:
-    """A copy of runs.db: by `backup`, or from before a migration. made_s: when, in seconds since 1970."""
+    """A copy of runs.db, made by `backup` or before a migration. made_s: when, in seconds since 1970."""
 
     path: Path
     made_s: float
@@ -109,7 +109,7 @@ class Copy:
 
 
 def copies(workspace: Workspace) -> tuple[Copy, ...]:
-    """Those beside runs.db that can be read, newest first; what a rebuild or a restore replaced is none."""
+    """The readable copies next to runs.db, newest first, without the files that a rebuild or a restore replaced."""
     found = []
     for path in workspace.root.glob("[!.]*.db"):
         if path == workspace.db or path.name.startswith("runs.before-"):
@@ -122,18 +122,18 @@ def copies(workspace: Workspace) -> tuple[Copy, ...]:
 
 
 def damage(db: migrations.Database) -> list[str]:
-    """What SQLite's integrity check says; nothing if all is whole."""
+    """The findings of SQLite's integrity check; none if the database is intact."""
     try:
         return [row[0] for row in db.execute("PRAGMA integrity_check(100)") if row[0] != "ok"]
-    except sqlite3.DatabaseError as error:  # so damaged that even the check cannot go on
+    except sqlite3.DatabaseError as error:  # so damaged that even the check fails
         return [str(error)]
 
 
 @contextlib.contextmanager
 def sound(file: Path) -> Iterator[migrations.Database]:
-    """A copy of some runs.db, open for reading, once all of it was checked. Raises UserError for what is none."""
+    """Open a copy of a runs.db for reading, after a complete check. Raises UserError if it is not an intact copy."""
     if not file.is_file():
-        raise UserError(f"There is no file {file}. Name a copy that db backup made.")
+        raise UserError(f"There is no file {file}. Choose a copy made by db backup.")
     with contextlib.ExitStack() as stack:
         try:
             db = stack.enter_context(reading(file))
@@ -141,25 +141,25 @@ def sound(file: Path) -> Iterator[migrations.Database]:
                 db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("user_version", "application_id")
             )
         except (WorkspaceError, sqlite3.DatabaseError):
-            raise UserError(f"{file} is not a readable SQLite database. Name another copy.") from None
+            raise UserError(f"{file} is not a readable SQLite database. Choose another copy.") from None
         if program != migrations.APPLICATION_ID or not version:
-            raise UserError(f"{file} is no copy of a runs.db. Name one that db backup made.")
+            raise UserError(f"{file} is not a copy of a runs.db. Choose one made by db backup.")
         if version > migrations._LATEST:
             raise UserError(
-                f"{file} has schema version {version}; this program knows versions up to {migrations._LATEST}. "
-                "Update the program, or name another copy."
+                f"{file} has schema version {version}; this program supports versions up to {migrations._LATEST}. "
+                "Update the program, or choose another copy."
             )
         if found := damage(db):
-            raise UserError(f"{file} is damaged ({' '.join(found[0].split())}). Name another copy.")
+            raise UserError(f"{file} is damaged ({' '.join(found[0].split())}). Choose another copy.")
         if not db.table("runs").exists():
-            raise UserError(f"{file} has no table of runs, so it is no copy of a runs.db. Name another copy.")
+            raise UserError(f"{file} has no table of runs, so it is not a copy of a runs.db. Choose another copy.")
         yield db
 
 
 def run_folders(workspace: Workspace) -> tuple[str, ...]:
-    """Ids of the folders in runs/ that hold a run's config, in alphabetical order, which is that of their age.
+    """Ids of the folders in runs/ that have a run's config, in alphabetical order, which is oldest first.
 
-    Raises WorkspaceError where runs/ cannot be looked into.
+    Raises WorkspaceError if runs/ cannot be read.
     """
     try:
         found = sorted(workspace.runs.iterdir())
@@ -167,14 +167,14 @@ def run_folders(workspace: Workspace) -> tuple[str, ...]:
         return ()
     except OSError as error:
         raise WorkspaceError(
-            f"{workspace.runs} cannot be looked into: {error.strerror}. Set SOUSA_WORKSPACE to a folder of your own."
+            f"{workspace.runs} cannot be read: {error.strerror}. Set SOUSA_WORKSPACE to a folder of your own."
         ) from None
     return tuple(place.name for place in found if _is_run(workspace, place))
 
 
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[migrations.Database]:
-    """Raises WorkspaceError for a file that SQLite cannot read."""
+    """Open a database read-only. Raises WorkspaceError for a file that SQLite cannot read."""
     db = migrations._connect_readonly(path)
     try:
         yield db
@@ -190,7 +190,7 @@ def _is_run(workspace: Workspace, place: Path) -> bool:
 
 
 def _unlisted(db: migrations.Database) -> int:
-    """Lines of `listed_runs` that triggers should have kept otherwise."""
+    """Number of rows of `listed_runs` that its triggers should have kept up to date."""
     sql = "SELECT count(*) FROM (SELECT * FROM {} EXCEPT SELECT * FROM {})"
     there, away = ("runs_to_list", "listed_runs"), ("listed_runs", "runs_to_list")
     return max(db.execute(sql.format(*pair)).fetchone()[0] for pair in (there, away))
@@ -198,8 +198,8 @@ def _unlisted(db: migrations.Database) -> int:
 
 def _broken_references(broken: Sequence[tuple]) -> str:
     tables = sorted({row[0] for row in broken})
-    lines = _count(len(broken), "line")
-    return f"{lines} of {', '.join(tables)} belong to a run or a sweep that is not there. {migrations.REBUILD}"
+    rows = _count(len(broken), "row")
+    return f"Run or sweep missing for {rows} of {', '.join(tables)}. {migrations.REBUILD}"
 
 
 def _folder_findings(rows: dict[str, dict], folders: Sequence[str]) -> Iterator[str]:
@@ -208,13 +208,13 @@ def _folder_findings(rows: dict[str, dict], folders: Sequence[str]) -> Iterator[
     if missing:
         yield (
             f"{_count(len(missing), 'run')} without a folder: {_some(missing)}. Log, checkpoints and adapter are gone; "
-            "put the folder back from a backup, or delete the run."
+            "restore the folder from a backup, or delete the run."
         )
     unknown = [name for name in folders if name not in rows]
     if unknown:
         yield (
-            f"{_count(len(unknown), 'run folder')} that runs.db does not know: {_some(unknown)}. "
-            "To take them in: close the studio, then python -m sousa_engine db rebuild"
+            f"{_count(len(unknown), 'run folder')} not in runs.db: {_some(unknown)}. "
+            "To add: close the studio, then run python -m sousa_engine db rebuild"
         )
 
 
@@ -234,22 +234,27 @@ def _spool_findings(workspace: Workspace, rows: dict[str, dict]) -> Iterator[str
         elif (
             size > row["taken"] and not (live and supervised) and spool.read_spool(path, row["taken"])[1] > row["taken"]
         ):
-            ahead[live].append(run_id)  # whole lines, not one torn at its end
+            ahead[live].append(run_id)  # complete lines, not just an unfinished one
     if ahead[True]:
         yield (
-            f"{_count(len(ahead[True]), 'run')} measured more than runs.db has: {_some(ahead[True])}. "
-            "Open the studio: its supervisor takes it in."
+            f"{_count(len(ahead[True]), 'run')} with metrics not yet in runs.db: {_some(ahead[True])}. "
+            "Open the studio: its supervisor adds them."
         )
     if ahead[False]:
         yield (
-            f"{_count(len(ahead[False]), 'run')} that is over measured more than runs.db has: {_some(ahead[False])}. "
+            f"{_count(len(ahead[False]), 'ended run')} with metrics missing in runs.db: {_some(ahead[False])}. "
             f"{migrations.REBUILD}"
         )
     if short:
         yield (
-            f"{_count(len(short), 'spool')} shorter than what runs.db took from it: {_some(short)}. "
-            "The file was cut; what runs.db has is whole."
+            f"{_count(len(short), 'spool')} shorter than when runs.db read it: {_some(short)}. "
+            "The end of the file is lost, but runs.db has all its metrics."
         )
+
+
+def _there_are(folders: Sequence[str]) -> str:
+    verb = "is" if len(folders) == 1 else "are"
+    return f"there {verb} {_count(len(folders), 'run folder')} ({_some(folders)})"
 
 
 def _some(names: Sequence[object]) -> str:

@@ -1,15 +1,14 @@
-"""Make runs.db again from the runs' folders: `python -m sousa_engine db rebuild`.
+"""Rebuild runs.db from the run folders: `python -m sousa_engine db rebuild`.
 
-Files are the truth: what was measured, facts, predictions and how a run ended are read from its folder. What stands in
-no file (tags, notes, sweeps, saved target sets, who queued a run) comes from the old runs.db as far as that can be
-read, and is named as lost where it cannot. The old file is kept beside the new one, and is replaced in one step:
-cut short at any moment, there is the old one or the new one.
+Files are the truth: metrics, facts, predictions and how a run ended are read from its folder. What is in no file (tags,
+notes, sweeps, saved target sets, who queued a run) comes from the old runs.db as far as it can be read, and is named as
+lost otherwise. The old file is kept next to the new one and replaced in one step: interrupted at any moment, either the
+old one or the new one is there.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -35,16 +34,16 @@ from sousa_engine.workspace.spool import SpoolBatch
 _END_BYTES = 65536
 _IN_NO_FOLDER = (
     "tags, notes, names given later, archive marks, who queued it and when exactly, the device it asked for, "
-    "its sweep, the run that it is a clone of"
+    "its sweep, the run that it was cloned from"
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rebuilt:
-    """What came of it.
+    """The result.
 
-    runs: in the new database; from_files: of these, those made from their folder alone; without_folder: of these, those
-    that only the old database knew. lost, left_out: sentences. kept: the old file, None if there was none.
+    runs: in the new database; from_files: of these, ids of those made only from their folder; without_folder: of these,
+    those known only to the old database. lost, left_out: sentences. kept: the old file, None if there was none.
     """
 
     runs: int
@@ -56,12 +55,12 @@ class Rebuilt:
 
 
 def rebuild(workspace: Workspace) -> Rebuilt:
-    """Raises WorkspaceError: a supervisor lives, a run trains, somebody writes meanwhile, no room on the disk, a newer
-    program's database."""
+    """Raises WorkspaceError if a supervisor or a run is active, another process writes to runs.db, the disk is full, or
+    runs.db is of a newer version."""
     file_systems.refuse_network(workspace)
     with alone(workspace), Old.open(workspace.db) as old:
         if not old.is_readable:
-            trash.put_back(workspace, trash.found(workspace))  # how far a deletion came stood in runs.db
+            trash.put_back(workspace, trash.found(workspace))  # the state of a deletion was in runs.db
         new_file = workspace.root / ".runs.rebuilt.db"
         try:
             with New(new_file, workspace) as new:
@@ -69,16 +68,16 @@ def rebuild(workspace: Workspace) -> Rebuilt:
                 new.finish()
                 if old.was_changed():
                     raise WorkspaceError(
-                        "Somebody wrote to runs.db meanwhile, and the new one would lack it: runs.db is as it was. "
-                        "Close the studio, then try again."
+                        "Another process wrote to runs.db during the rebuild, and the new one would lack it. "
+                        "runs.db is unchanged. Close the studio, then try again."
                     )
             return replace(made, kept=put_in_place(new_file, workspace.db, "rebuild"))
         except OSError as error:
-            raise WorkspaceError(f"runs.db is as it was: {error.filename}: {error.strerror}.") from error
+            raise WorkspaceError(f"runs.db is unchanged: {error.filename}: {error.strerror}.") from error
 
 
 def behind(workspace: Workspace, rows: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
-    """Ids of the runs whose folder tells of a launch after all that these rows of `runs` tell, or that they lack."""
+    """Ids of the runs whose folder has a later attempt than these rows of `runs`, or that are not among them."""
     known = {row["id"]: row for row in rows}
     folders = (_Folder.read(workspace, name) for name in check.run_folders(workspace))
     return tuple(one.id for one in folders if one.id not in known or one.is_newer_than(known[one.id]))
@@ -86,37 +85,34 @@ def behind(workspace: Workspace, rows: Iterable[Mapping[str, Any]]) -> tuple[str
 
 @contextlib.contextmanager
 def alone(workspace: Workspace) -> Iterator[None]:
-    """No supervisor, no training, nobody who deletes or migrates; and none can begin until this is over."""
+    """Ensure that nothing supervises, trains, deletes or migrates, and that nothing can start to inside the block."""
     if not workspace.runs.is_dir():
-        raise WorkspaceError(f"There is no folder {workspace.runs}: nothing to make runs.db from.")
+        raise WorkspaceError(f"There is no folder {workspace.runs}: nothing to rebuild runs.db from.")
     try:
-        lock = workspace.supervisor_lock.open("a+")
+        lock = locks.take(workspace.supervisor_lock)
     except OSError as error:
-        raise WorkspaceError(f"{workspace.supervisor_lock} cannot be written: {error.strerror}.") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            pid = lock.read().strip()
-            stop = f"kill {pid}" if pid.isdecimal() else "end its process"
-            raise WorkspaceError(
-                f"A supervisor works in {workspace.root}, and would write to runs.db meanwhile. Close the studio; "
-                f"the supervisor leaves a minute after the last run, or at once by: {stop}"
-            ) from None
-        lock.truncate(0)
-        lock.write(f"{os.getpid()}\n")
-        lock.flush()
+        raise WorkspaceError(f"{workspace.supervisor_lock} cannot be written to: {error.strerror}.") from None
+    if lock is None:
+        pid = locks.signed_by(workspace.supervisor_lock)
+        stop = "end its process" if pid is None else f"kill {pid}"
+        raise WorkspaceError(
+            f"A supervisor is running in {workspace.root} and would write to runs.db. Close the studio; the supervisor "
+            f"exits a minute after the last run. To end it now: {stop}"
+        )
+    try:
+        locks.sign(lock)
         training = [name for name in check.run_folders(workspace) if _trains(workspace.run_dir(name))]
         if training:
             keepers = [run_files.read_json(workspace.run_dir(name) / run_files.KEEPER) for name in training]
             pids = " ".join(str(note["pid"]) for note in keepers if note and "pid" in note)
             raise WorkspaceError(
-                f"Still training: {', '.join(training[:5])}. Wait for the end, or have "
-                f"{'it' if len(training) == 1 else 'them'} saved and stopped: kill {pids}".rstrip()
+                f"Still training: {', '.join(training[:5])}. Wait for the end, or save and stop "
+                f"{'it' if len(training) == 1 else 'them'}: kill {pids}".rstrip()
             )
         with migrations.alone(workspace), trash.alone(workspace, wait=True):
             yield
+    finally:
+        os.close(lock)
 
 
 def _trains(folder: Path) -> bool:
@@ -138,13 +134,13 @@ def _fill(workspace: Workspace, old: Old, new: New) -> Rebuilt:
         folder = folders.get(row["id"])
         sweep = row.get("sweep_id")
         if sweep is not None and not new.has_sweep(sweep):
-            lost.append(f"Run {row['id']} belonged to sweep {sweep}, of which nothing could be read.")
+            lost.append(f"Run {row['id']} belonged to sweep {sweep}, which could not be read.")
             row = {**row, "sweep_id": None}
         if folder and folder.is_newer_than(row):
             row = {**row, **folder.end()}
         if not new.add_run({**row, "spool_bytes_ingested": 0}):
             if folder is None:
-                lost.append(f"Run {row['id']} has no folder, and its row could not be read whole.")
+                lost.append(f"Run {row['id']} has no folder, and its row could not be read completely.")
             continue
         without_folder += folder is None
         lost += _take_in(old, new, row, folder)
@@ -156,18 +152,18 @@ def _fill(workspace: Workspace, old: Old, new: New) -> Rebuilt:
             lost += _take_in(old, new, None, folder)
             from_files.append(folder.id)
         else:
-            left_out.append(f"{folder.path}: what it says makes no run")
+            left_out.append(f"{folder.path}: its files do not describe a valid run")
     if from_files:
-        lost.insert(0, f"Of {len(from_files)} run(s), what their folders do not tell: {_IN_NO_FOLDER}.")
+        lost.insert(0, f"For {len(from_files)} run(s), all that is not in their folders: {_IN_NO_FOLDER}.")
         if not old.damaged:
             lost.insert(
                 0,
-                "What stands in no folder and in no file that was found here: "
+                "All that is in no run folder and not in the runs.db found here: "
                 "sweeps, saved target sets and runs that never started.",
             )
     if old.damaged:
-        what = "Some of the old runs.db" if old.is_readable else "The old runs.db"
-        lost.insert(0, f"{what} could not be read: sweeps, saved target sets and runs that never started stood there.")
+        what = "Part of the old runs.db" if old.is_readable else "The old runs.db"
+        lost.insert(0, f"{what} could not be read. It held sweeps, saved target sets and runs that never started.")
     return Rebuilt(
         runs=new.run_count(),
         from_files=tuple(from_files),
@@ -179,7 +175,7 @@ def _fill(workspace: Workspace, old: Old, new: New) -> Rebuilt:
 
 
 def _take_in(old: Old, new: New, row: Mapping[str, Any] | None, folder: _Folder | None) -> Iterator[str]:
-    """Points, facts, progress, events and predictions of a run that has its row. Yields what was lost."""
+    """Add points, facts, progress, events and predictions of a run that has its row. Yields what was lost."""
     run_id = row["id"] if row else folder.id if folder else ""
     told = old.events(row["run_number"]) if row else []
     if folder and folder.spool.exists():
@@ -189,7 +185,7 @@ def _take_in(old: Old, new: New, row: Mapping[str, Any] | None, folder: _Folder 
             new.ingest(run_id, replace(batch, progress=None, facts=None) if was_cut else batch)
             events += batch.events
             offset = batch.end
-        if row and was_cut:  # the old file took all of it: what it knows is newer
+        if row and was_cut:  # the old file ingested all of it: its points are newer
             new.ingest(run_id, SpoolBatch(start=offset, end=offset, points=old.points(row["run_number"])))
         new.add_events(run_id, told, events) if told else new.add_events(run_id, folder.story(events))
     elif row:
@@ -209,7 +205,7 @@ def _take_in(old: Old, new: New, row: Mapping[str, Any] | None, folder: _Folder 
 
 @dataclass(frozen=True, kw_only=True)
 class _Folder:
-    """A run's folder as it tells of the run. trouble: why it cannot; all else is then meaningless."""
+    """A run as described by its folder. trouble: why it cannot be read; then all else is meaningless."""
 
     id: str
     path: Path
@@ -228,10 +224,10 @@ class _Folder:
         try:
             said = run_files.read_json(path / run_files.CONFIG)
             if said is None:
-                trouble = f"{run_files.CONFIG} is no JSON"
+                trouble = f"{run_files.CONFIG} is not JSON"
             found = config.build(said or {})
         except (ConfigError, OSError) as error:
-            trouble = f"{run_files.CONFIG} cannot be used: {error}"
+            trouble = f"{run_files.CONFIG} is invalid: {error}"
         keeper, exit_note = (_note(path / name) for name in (run_files.KEEPER, run_files.EXIT))
         nonce = (exit_note or keeper or {}).get("nonce", "")
         first_ms, last_ms = _span(path / run_files.SPOOL)
@@ -271,7 +267,7 @@ class _Folder:
 
     @property
     def created_at_ms(self) -> int:
-        """Its id says the second, in local time; before the start, whatever the time zone was then."""
+        """The time in its id, a local time in seconds; at the latest its start, whatever the time zone was."""
         latest = self.started_at_ms or self.ended_at_ms
         try:
             said = 1000 * int(time.mktime(time.strptime(self.id[:13], "%y%m%d-%H%M%S")))
@@ -280,19 +276,19 @@ class _Folder:
         return min(said, latest)
 
     def is_newer_than(self, row: Mapping[str, Any]) -> bool:
-        """Whether it tells of a launch after all that the row tells: the row is from a backup, say.
+        """Whether it has a later attempt than the row, which may be from a backup.
 
-        A live row stays as it is: the next supervisor finds out how the run ended, as after any crash.
+        The row of an active run does not change: the next supervisor finds out how it ended, as after any crash.
         """
         if self.trouble or self.nonce is None or self.nonce == row["launch_nonce"]:
             return False
         moments = [row[moment] or 0 for moment in ("created_at_ms", "claimed_at_ms", "started_at_ms", "ended_at_ms")]
-        # Of a run that was resumed and waits, the row keeps the launches before.
+        # The row of a run that was resumed and is queued keeps its earlier attempts.
         earlier = [end for _, end in json.loads(row.get("facts_json") or "{}").get("earlier", ())]
         return self.ended_at_ms > max(moments + earlier)
 
     def end(self) -> dict[str, Any]:
-        """The columns that its launch tells of."""
+        """The columns that describe its attempt."""
         steps = list((self.exit or {}).get("steps", ()))
         stop = next((step["at_ms"] for step in steps if step["step"] == "SIGTERM"), None)
         seen = RunStatus.STOPPING if stop else RunStatus.RUNNING
@@ -311,12 +307,12 @@ class _Folder:
         }
 
     def row(self) -> dict[str, Any]:
-        """All that a folder alone can say."""
+        """All columns that a folder alone can give."""
         return {
             "id": self.id,
             "name": self.config.name,
             "wanted_device": self.config.device,
-            "queue_position": 0,  # it waits for nothing
+            "queue_position": 0,  # it is not queued
             "launches": 1,
             "created_by": "rebuild",
             "created_at_ms": self.created_at_ms,
@@ -325,9 +321,11 @@ class _Folder:
         }
 
     def story(self, of_the_spool: list[Event]) -> list[Event]:
-        """Events as the store would have them, from what the files say."""
+        """Events from the files, as the store would have them."""
         end = self.end()
-        found = [Event(at_ms=self.created_at_ms, kind="rebuilt", message="Made from its folder: runs.db had lost it.")]
+        found = [
+            Event(at_ms=self.created_at_ms, kind="rebuilt", message="Restored from its folder: runs.db had lost it.")
+        ]
         if self.sighting.started_at_ms:
             seen = "The keeper of its trainer was seen."
             found.append(Event(at_ms=self.sighting.started_at_ms, kind="started", message=seen))
@@ -339,7 +337,7 @@ class _Folder:
 
 
 def _note(path: Path) -> dict[str, Any] | None:
-    """A note of the keeper, if it has what belongs in it."""
+    """A note of the keeper, if it is complete."""
     try:
         found = run_files.read_json(path)
     except OSError:
@@ -369,8 +367,11 @@ def _modified_ms(path: Path) -> int:
 
 
 def put_in_place(new: Path, path: Path, what: str) -> Path | None:
-    """Keep the old file under a dated name, then rename the new one over it. The old log must go before: SQLite would
-    replay it into the new file. what: is done, a word for that name."""
+    """Keep the old file under a dated name, then rename the new one over it. Returns the dated file, None if there was
+    no old one. The old log is removed first: SQLite would replay it into the new file.
+
+    what: "rebuild" or "restore", for the dated name.
+    """
     with new.open("rb") as file:
         os.fsync(file.fileno())
     kept = None
@@ -392,5 +393,5 @@ def put_in_place(new: Path, path: Path, what: str) -> Path | None:
 def _keep(old: Path, name: Path) -> None:
     try:
         name.hardlink_to(old)
-    except OSError:  # a disk that knows no links
+    except OSError:  # a disk without hard links
         shutil.copy2(old, name)

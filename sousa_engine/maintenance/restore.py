@@ -1,7 +1,8 @@
-"""Put a copy of runs.db in its place: `python -m sousa_engine db restore FILE`.
+"""Replace runs.db by a copy: `python -m sousa_engine db restore FILE`.
 
-The copy is checked, copied and brought to today's schema beside runs.db, which is kept under a dated name and replaced
-in one step: cut short at any moment, there is the old one or the new one. Nobody else may be at work, as for rebuild.
+The copy is checked, copied and upgraded to the current schema next to runs.db, which is kept under a dated name and
+replaced in one step: interrupted at any moment, either the old one or the new one is there. No other process may be at
+work, as for rebuild.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from sousa_engine.workspace import Workspace, file_systems
 
 @dataclass(frozen=True, kw_only=True)
 class Restored:
-    """What came of it. kept: the file before. behind: ids of runs whose folder tells of more than the copy does.
+    """The result. kept: the file before. behind: ids of runs whose folder is newer than the copy.
 
-    Where there are such, the queue is paused, lest one that waits in the copy is trained over its own results.
+    If there are any, the queue is paused: otherwise one that is queued in the copy would overwrite its own results.
     """
 
     runs: int
@@ -29,10 +30,10 @@ class Restored:
 
 
 def restore(workspace: Workspace, file: Path) -> Restored:
-    """Raises UserError for a file that is no sound copy, WorkspaceError as rebuild does: nothing is changed then."""
+    """Raises UserError if the file is not an intact copy, WorkspaceError as rebuild does; nothing is changed then."""
     file_systems.refuse_network(workspace)
     if workspace.db.exists() and file.exists() and file.samefile(workspace.db):
-        raise UserError(f"{file} is runs.db itself: name a copy of it.")
+        raise UserError(f"{file} is runs.db itself. Choose a copy of it.")
     with check.sound(file) as copy:
         migrations.make_folders(workspace)
         with rebuild.alone(workspace):
@@ -49,7 +50,7 @@ def restore(workspace: Workspace, file: Path) -> Restored:
                     pause_queue(new_file)
                 kept = rebuild.put_in_place(new_file, workspace.db, "restore")
             except OSError as error:
-                raise WorkspaceError(f"runs.db is as it was: {error.filename}: {error.strerror}.") from error
+                raise WorkspaceError(f"runs.db is unchanged: {error.filename}: {error.strerror}.") from error
             finally:
                 for torn in beside(new_file):
                     torn.unlink(missing_ok=True)

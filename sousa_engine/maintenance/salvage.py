@@ -1,7 +1,4 @@
-"""What can still be read of a runs.db that may be damaged, and writing a new one. For rebuild.py; speaks SQL for it.
-
-Nothing here decides what is true: rebuild.py does.
-"""
+"""Read what is left of a runs.db that may be damaged, and write a new one. The SQL of rebuild.py, which decides."""
 
 from __future__ import annotations
 
@@ -23,7 +20,7 @@ from sousa_engine.workspace import Workspace
 from sousa_engine.workspace.spool import SpoolBatch, SpoolPoint
 
 Row = Mapping[str, Any]
-# Made from the runs' folders, or by triggers; all other tables are taken over as they are, whatever they are.
+# Made from the run folders or by triggers; all other tables are copied unchanged, whatever they are.
 _MADE = {
     *("runs", "listed_runs", "events", "predictions"),
     *("metric_names", "metric_points", "metric_levels", "metric_summaries"),
@@ -31,7 +28,7 @@ _MADE = {
 
 
 class Old:
-    """The old runs.db, as far as it can be read. damaged: whether something was met that cannot."""
+    """The old runs.db, as far as it can be read. damaged: whether a part could not be read."""
 
     def __init__(self, db: migrations.Database | None, *, damaged: bool):
         self._db = db
@@ -40,7 +37,7 @@ class Old:
 
     @classmethod
     def open(cls, path: Path) -> Old:
-        """Read-only. Raises WorkspaceError for another program's database, and for a newer program's."""
+        """Read-only. Raises WorkspaceError if it is another program's database or of a newer version."""
         if not path.is_file() or not path.stat().st_size:
             return cls(None, damaged=True)
         try:
@@ -70,14 +67,14 @@ class Old:
             self._db.close()
 
     def was_changed(self) -> bool:
-        """Whether somebody wrote to it since it was opened."""
+        """Whether another process wrote to it since it was opened."""
         return self._changes() != self._version
 
     def tables(self) -> list[str]:
         return [row["name"] for row in self._all("SELECT name FROM sqlite_master WHERE type = 'table'")]
 
     def rows(self, table: str) -> list[Row]:
-        """All rows of a table; of a damaged one those before the damage, and those behind it."""
+        """All rows of a table; if it is damaged, those before and those after the damage."""
         found: dict[tuple, Row] = {}
         for order in ("ASC", "DESC"):
             key = self._key(table)
@@ -94,7 +91,7 @@ class Old:
         return list(found.values())
 
     def run(self, run_id: str) -> Row | None:
-        """By way of its index: it may be found where reading the table row by row was not possible."""
+        """Looked up by its index, which may work if the table cannot be read row by row."""
         return next(iter(self._all("SELECT * FROM runs WHERE id = ?", [run_id])), None)
 
     def events(self, number: int) -> list[Event]:
@@ -115,7 +112,7 @@ class Old:
         return [SpoolPoint(**{**row, "value": float(row["value"])}) for row in self._all(sql, [number])]
 
     def _key(self, table: str) -> list[str] | None:
-        """Columns of the tree that holds the table: reading in its order needs nothing else to be whole."""
+        """The key columns of the table's own tree: reading in its order needs no other part to be intact."""
         made = self._all("SELECT sql FROM sqlite_master WHERE type = 'table' AND name = ?", [table])
         if not made:
             return None
@@ -128,7 +125,7 @@ class Old:
         return self._all("PRAGMA data_version")
 
     def _all(self, sql: str, values: Iterable[Any] = ()) -> list[Row]:
-        """What comes before the first damage."""
+        """The rows before the first damage."""
         found: list[Row] = []
         if self._db is not None:
             try:
@@ -139,7 +136,7 @@ class Old:
 
 
 class New:
-    """A new database beside the old one; `finish` checks it and leaves one whole file, without a log."""
+    """A new database next to the old one. `finish` checks it and leaves one complete file, without a log."""
 
     def __init__(self, path: Path, workspace: Workspace):
         self.path = path
@@ -160,14 +157,14 @@ class New:
                 torn.unlink(missing_ok=True)
 
     def take_over(self, old: Old) -> None:
-        """The tables that no folder tells of: sweeps, saved target sets, and whatever else there is."""
+        """Copy the tables that are in no folder: sweeps, saved target sets, and any others."""
         here = {row[0] for row in self._db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         with self._writing():
             for table in old.tables():
                 if table in here - _MADE and not table.startswith(("sqlite_", "_sqlite")):
                     for row in old.rows(table):
                         with contextlib.suppress(sqlite3.IntegrityError):
-                            self._insert(table, row, "INSERT OR REPLACE")  # a new queue has its row already
+                            self._insert(table, row, "INSERT OR REPLACE")  # a new queue already has its row
 
     def has_sweep(self, sweep_id: str) -> bool:
         return self._store.sweeps.get(sweep_id) is not None
@@ -176,11 +173,11 @@ class New:
         return self._store.runs.count()
 
     def add_run(self, row: Row) -> bool:
-        """False if the row is not one that could ever have been written: a salvaged one may be half of something."""
+        """False if the row is invalid: a salvaged row may be incomplete."""
         try:
             with self._writing():
                 self._insert("runs", row)
-            found = self._store.runs.get(row["id"])  # what a page cannot read must not be in it
+            found = self._store.runs.get(row["id"])  # a row that pages cannot read must not stay
             return found is not None
         except (sqlite3.DatabaseError, ValueError, TypeError, KeyError):
             with self._writing():
@@ -192,7 +189,7 @@ class New:
         assert taken, "batches follow each other"
 
     def add_events(self, run_id: str, *groups: Iterable[Event]) -> None:
-        """In the order given; an event that an earlier group has already is left out."""
+        """Add events in the given order, without those that an earlier group has."""
         told: Counter[Event] = Counter()
         with self._writing():
             for group in groups:
@@ -207,12 +204,12 @@ class New:
         self._ledger.save_predictions(run_id, predictions)
 
     def finish(self) -> None:
-        """Raises WorkspaceError if it is not whole: then nothing was replaced yet."""
+        """Raises WorkspaceError if the new database is not intact; nothing was replaced then."""
         with migrations._sentences(self.path):
             damage = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
             broken = self._db.execute("PRAGMA foreign_key_check").fetchone()
             if damage != "ok" or broken:
-                raise WorkspaceError(f"The new database came out wrong ({damage}, {broken}); runs.db is as it was.")
+                raise WorkspaceError(f"The new database is not intact ({damage}, {broken}); runs.db is unchanged.")
             self._ledger.checkpoint_wal()
 
     def _insert(self, table: str, row: Row, how: str = "INSERT") -> None:
@@ -231,7 +228,7 @@ class New:
 
 
 def pause_queue(path: Path) -> None:
-    """Of a database at today's schema that nobody else has open; one that is paused stays as it is."""
+    """Pause the queue of a database that has the current schema and is not open elsewhere."""
     with contextlib.closing(sqlite3.connect(path)) as plain, plain:
         plain.execute("UPDATE queue SET paused_at_ms = coalesce(paused_at_ms, ?)", [now_ms()])
 

@@ -1,6 +1,6 @@
-"""What PyTorch says of this machine, as JSON: `python -m sousa_engine.maintenance.torch_facts`.
+"""What PyTorch reports about this machine, as JSON: `python -m sousa_engine.maintenance.torch_facts`.
 
-A process of its own, because importing PyTorch costs seconds and 300 MiB, and can end the process that tries it.
+A separate process, because importing PyTorch costs seconds and 300 MiB, and can crash the process.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16", "avx10_1"}  # x86 and ARM, as 
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """One accelerator. bf16: whether it has units for bfloat16; None where that is not known."""
+    """One accelerator. bf16: whether it computes bfloat16 in hardware; None if unknown."""
 
     name: str
     title: str
@@ -26,9 +26,9 @@ class Device:
 
 @dataclass(frozen=True, kw_only=True)
 class TorchFacts:
-    """cuda: the CUDA version that PyTorch was built for, None for a build without. cpu_bf16: None where not known.
+    """cuda: the CUDA version that PyTorch was built for, None for a CPU build. cpu_bf16: None if unknown.
 
-    torchaudio: "" if it imports whole, "without extension" if only so, else what went wrong.
+    torchaudio: "" if it works, "without extension" if only its compiled extension is missing, else what went wrong.
     """
 
     version: str
@@ -41,13 +41,13 @@ class TorchFacts:
 
 
 def from_json(text: str) -> TorchFacts:
-    """What `main` printed. Raises ValueError, KeyError or TypeError for anything else."""
+    """The facts that `main` printed. Raises ValueError, KeyError or TypeError for any other text."""
     values = json.loads(text)
     return TorchFacts(**values | {"devices": tuple(Device(**device) for device in values["devices"])})
 
 
 def cpu_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool | None:
-    """Whether this CPU computes in bfloat16 by itself; None where the system does not say."""
+    """Whether this CPU computes bfloat16 in hardware; None if the system does not say."""
     try:
         words = set(cpuinfo.read_text(errors="replace").split())
     except OSError:
@@ -90,7 +90,7 @@ def _torchaudio() -> str:
 
     try:
         package = import_torchaudio()
-    except Exception as error:  # whatever its import says is the finding
+    except Exception as error:  # the error of the import is the finding
         return " ".join(str(error).split()) or type(error).__name__
     return "" if package._extension._IS_TORCHAUDIO_EXT_AVAILABLE else "without extension"
 

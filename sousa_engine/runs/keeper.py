@@ -2,21 +2,21 @@
 
     python -m sousa_engine.runs.keeper LOCK_FD GRACE_S RUN_DIR NONCE TRAINER_ARGV...
 
-A supervisor may die and another take over; the run must not notice, and its end must be known. So each trainer has a
-parent of its own that does nothing else. Liveness is a lock, not a pid: the supervisor takes keeper.lock, hands its
+A supervisor may die and another one take over; the run must not notice, and its end must be known. So each trainer has
+a parent that does nothing else. Liveness is a lock, not a pid: the supervisor takes keeper.lock, hands its
 descriptor LOCK_FD to the keeper, the keeper hands it to the trainer, and the kernel drops it when the last of them
-is gone. There is no moment between launch and end at which the lock is free.
+is gone. From the start of an attempt to its end, the lock is never free.
 
 If the keeper itself is killed, the kernel sends the trainer SIGTERM (Linux: PR_SET_PDEATHSIG): it saves a checkpoint,
-writes result.json and ends. Not SIGKILL, which would throw away work because a bystander died. Should it hang, or
-where there is no such signal (macOS), it still holds the lock, so the supervisor sees it and ends it.
+writes result.json and exits. Not SIGKILL: that would lose work because a bystander died. If it hangs, or if there is no
+such signal (macOS), it still holds the lock, so the supervisor sees it and ends it.
 
 SIGTERM to the keeper is "stop and save": SIGTERM to the trainer, and after GRACE_S SIGKILL to its group. SIGUSR1 is
-"stop now": SIGKILL at once. Each step is noted in keeper.json when it is taken.
+"stop now": SIGKILL at once. Each step is written to keeper.json when it is taken.
 
-What happened is written to exit.json: {nonce, exit_code | null, signal | null, started_ms, ended_ms, steps, oom_kills,
-oom_whose}. oom_kills: processes that the system killed meanwhile for want of memory, oom_whose: in our "cgroup" or on
-the "machine"; null where nobody counts.
+The end is written to exit.json: {nonce, exit_code | null, signal | null, started_ms, ended_ms, steps, oom_kills,
+oom_whose}. oom_kills: processes that the system killed in the meantime because memory ran out; oom_whose: counted in
+our "cgroup" or on the "machine"; null if there is no counter.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Keeper:
         self._oom_kills = oom.kills()
 
     def run(self) -> None:
-        # Handlers first: a stop that comes before the trainer is there must neither be lost nor kill us.
+        # Handlers first: a stop that arrives before the trainer exists must neither be lost nor kill us.
         signal.signal(signal.SIGTERM, self._on_stop)
         signal.signal(signal.SIGUSR1, self._on_kill)
         signal.signal(signal.SIGALRM, self._on_grace_over)
@@ -75,19 +75,19 @@ class Keeper:
         try:
             self._trainer = subprocess.Popen(
                 self._argv,
-                stdin=subprocess.DEVNULL,  # stdout and stderr are ours: train.log. A pipe would die with its reader
+                stdin=subprocess.DEVNULL,  # stdout and stderr are ours, train.log: a pipe would die with its reader
                 process_group=0,
                 pass_fds=[self._lock_fd],
                 env={**os.environ, "PYTHONUNBUFFERED": "1"},
                 preexec_fn=_follow(os.getpid()),
             )
         except OSError as error:
-            with contextlib.suppress(OSError):  # the log may be on a full disk: exit.json has its room
+            with contextlib.suppress(OSError):  # the log may be on a full disk; the room for exit.json is reserved
                 print(f"{self._argv[0]} could not be started: {error}", file=sys.stderr)
             self._step(run_files.COULD_NOT_START)
             return COULD_NOT_START
         self._step(run_files.STARTED)
-        self._pass_on_stop()  # one that came while the trainer was being born
+        self._pass_on_stop()  # one that arrived while the trainer was being started
         if self._kill_asked:
             self._signal_group(signal.SIGKILL)
         return None
@@ -97,12 +97,12 @@ class Keeper:
         return self._trainer is not None and self._trainer.returncode is None
 
     def _wait(self) -> int:
-        """The trainer's return code, negative for a signal; nothing of its group is left when this returns."""
+        """The trainer's return code, negative for a signal. When this returns, its process group is gone."""
         assert self._trainer is not None
         pid = self._trainer.pid
-        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # not reaped yet, so that its pid cannot be anyone else's
-        self._signal_group(signal.SIGKILL)  # data loader workers that it left behind
-        with _no_signals():  # once it is reaped, a handler must know: its group's number may be another's
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # not reaped yet, so that its pid cannot be reused
+        self._signal_group(signal.SIGKILL)  # data loader workers that it left running
+        with _no_signals():  # a handler must not signal its group once it is reaped: the number may be reused
             return self._trainer.wait()
 
     def _on_stop(self, number: int, frame: FrameType | None) -> None:
@@ -114,7 +114,7 @@ class Keeper:
             return
         assert self._trainer is not None
         self._stop_passed_on = True
-        self._trainer.send_signal(signal.SIGTERM)  # to it alone: its workers are needed until the checkpoint stands
+        self._trainer.send_signal(signal.SIGTERM)  # not to its workers: they are needed until the checkpoint is written
         signal.setitimer(signal.ITIMER_REAL, self._grace_s)
         self._step(run_files.SAVE)
 
@@ -139,10 +139,10 @@ class Keeper:
     def _step(self, what: str) -> None:
         self._steps.append({"at_ms": _now_ms(), "step": what})
         if self._trainer:
-            self._write_note()  # now, so that a page can show it now
+            self._write_note()  # so that a page can show the step at once
 
     def _write_note(self) -> None:
-        # One at a time: a handler must not begin to write where it interrupted the writing of the one before.
+        # One at a time: a handler must not start to write while it interrupts another write.
         with _no_signals():
             note = {
                 "nonce": self._nonce,
@@ -157,12 +157,12 @@ class Keeper:
                 run_files.write_json(self._run_dir / run_files.KEEPER, note)
             except OSError as error:
                 if self._trainer is None:
-                    raise  # nobody could know of this launch: better none
+                    raise  # nobody could find this attempt: better not to start it
                 with contextlib.suppress(OSError):  # the log is on the same full disk
                     print(f"{run_files.KEEPER} could not be written: {error}", file=sys.stderr)
 
     def _reserve_exit(self) -> None:
-        """Take the room for exit.json now: a disk that is full later must not hide how the run ended."""
+        """Reserve room for exit.json now: a disk that fills up later must not hide how the run ended."""
         with self._reserved.open("wb") as file:
             file.write(b" " * _RESERVED_BYTES)
             file.flush()
@@ -172,10 +172,11 @@ class Keeper:
         signal_number = -code if code is not None and code < 0 else None
         note = {"nonce": self._nonce, "exit_code": None if signal_number else code, "signal": signal_number}
         note |= {"started_ms": self._started_ms, "ended_ms": _now_ms(), "steps": self._steps}
-        now = oom.kills()
-        before = self._oom_kills
-        counted = now is not None and before is not None and now.whose == before.whose
-        note |= {"oom_kills": now.kills - before.kills, "oom_whose": now.whose} if counted else {"oom_kills": None}
+        now, before = oom.kills(), self._oom_kills
+        if now is not None and before is not None and now.whose == before.whose:
+            note |= {"oom_kills": now.kills - before.kills, "oom_whose": now.whose}
+        else:
+            note |= {"oom_kills": None}
         with self._reserved.open("r+b") as file:
             file.write(json.dumps(note).encode())
             file.truncate()
@@ -190,14 +191,14 @@ class Keeper:
 
 
 def _follow(parent: int) -> Callable[[], None] | None:
-    """What the child runs before it becomes the trainer: have it sent SIGTERM when this keeper dies."""
+    """Run by the child before it becomes the trainer: the kernel then sends it SIGTERM when this keeper dies."""
     if not sys.platform.startswith("linux"):
         return None
     prctl = ctypes.CDLL(None, use_errno=True).prctl  # looked up before the fork
 
     def follow() -> None:
         prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-        if os.getppid() != parent:  # it died before the line above
+        if os.getppid() != parent:  # the keeper died before the line above
             os._exit(COULD_NOT_START)
 
     return follow
@@ -205,7 +206,7 @@ def _follow(parent: int) -> Callable[[], None] | None:
 
 @contextlib.contextmanager
 def _no_signals() -> Iterator[None]:
-    """Ours wait until the end of the block."""
+    """Hold our signals back until the end of the block."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGUSR1, signal.SIGALRM))
     try:
         yield

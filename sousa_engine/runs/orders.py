@@ -1,6 +1,6 @@
-"""From a draft to a queued run: one door for the page and the command line. Never imports torch.
+"""Queue, resume and clone runs, for the pages and the command line. Never imports torch.
 
-prepare (names -> modules, values checked) -> preflight (could it work, and what will it do) -> start (queue it).
+prepare (resolve names, check values) -> preflight (can it work, what will it do) -> start (queue it).
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ FAILED = (RunStatus.FAILED, RunStatus.LOST)
 
 
 def start(workspace: Workspace, run_config: RunConfig, *, created_by: str, form_token: str | None = None) -> Run:
-    """Queue a run and see that a supervisor is there to take it. Raises PreflightError naming what is missing.
+    """Queue a run and see that a supervisor runs. Raises PreflightError if a check before the run fails.
 
-    form_token: names a form that was sent; sent again, it is answered with the run that it made the first time.
+    form_token: identifies a submitted form; submitted again, it returns the run of the first time.
     """
     found = preflight(run_config, workspace)
     if found.errors:
@@ -44,9 +44,9 @@ def start(workspace: Workspace, run_config: RunConfig, *, created_by: str, form_
 
 @dataclass(frozen=True, kw_only=True)
 class Resumable:
-    """Whether a run can go on. step, epoch: of the checkpoint it would go on from. why_not: "" if it can.
+    """Whether a run can be resumed. step, epoch: of the checkpoint it would continue from. why_not: "" if it can.
 
-    note: what to expect, "" for nothing: a sentence. data: the run's data set, if it was opened for a thorough look.
+    note: a sentence on what to expect, or "". data: the run's data set, if it was opened for a thorough look.
     """
 
     step: int = 0
@@ -57,9 +57,9 @@ class Resumable:
 
 
 def resumable(run: Run, store: Store, *, thorough: bool = False) -> Resumable:
-    """A quick look at what stands in the run's folder; thorough: every byte of the checkpoint is checked, and the data.
+    """A quick look at the run's folder; thorough: check every byte of the checkpoint, and the data set.
 
-    What else changed since then (weights, versions) is for the trainer to see.
+    The trainer checks what else may have changed since then (weights, versions).
     """
     if why_not := not_resumable(run):
         return Resumable(why_not=why_not)
@@ -67,27 +67,27 @@ def resumable(run: Run, store: Store, *, thorough: bool = False) -> Resumable:
         found = checkpoints.find(store.workspace.run_dir(run.id), thorough=thorough)
         data = DataSet.open(run.config.data, store.workspace) if thorough else None
         if data and manifests.fingerprint(data.manifest) != found.facts.get("data"):
-            raise RunError("Its data set is another one since then: clips, labels or splits changed.")
+            raise RunError("Its data set has changed since then: clips, labels or splits differ.")
     except UserError as error:
-        return Resumable(why_not=f"It cannot be resumed. {error}")
+        return Resumable(why_not=f"This run cannot be resumed. {error}")
     except (RunError, OSError) as error:
-        return Resumable(why_not=f"It cannot be resumed. {error} Launch it again instead.")
+        return Resumable(why_not=f"This run cannot be resumed. {error} Launch a new run instead.")
     notes = []
     if found.damaged:
-        notes.append(f"A newer checkpoint is damaged, so it goes on from the one before. {found.damaged[0]}")
+        notes.append(f"The newest checkpoint is damaged; the run continues from the one before. {found.damaged[0]}")
     divergence = store.metrics.first_divergence(run.id)
     if run.status is RunStatus.FAILED and divergence:
-        notes.append(f"{divergence[0]} was no number at step {divergence[1]}: expect the same again.")
+        notes.append(f"{divergence[0]} became NaN or infinite at step {divergence[1]} and will probably do so again.")
     sweep = store.sweeps.get(run.sweep_id) if run.sweep_id else None
     if sweep and sweep.status is SweepStatus.PAUSED:
-        notes.append("Its sweep is paused: it waits until the sweep goes on.")
+        notes.append("Its sweep is paused; the run waits until the sweep is resumed.")
     return Resumable(step=found.step, epoch=found.epoch, note=" ".join(notes), data=data)
 
 
 def resume(workspace: Workspace, run_id: str) -> tuple[Run, Resumable]:
-    """Queue a stopped, failed or lost run again, as the same run, to go on from its last good checkpoint.
+    """Queue a stopped, failed or lost run again, as the same run, to continue from its last intact checkpoint.
 
-    Raises PreflightError saying why it cannot be; UserError if it is not over or finished; UnknownNameError.
+    Raises PreflightError saying why that is impossible; UserError if it is active or finished; UnknownNameError.
     """
     with Store.open(workspace) as store:
         run = store.runs.get(run_id)
@@ -99,7 +99,7 @@ def resume(workspace: Workspace, run_id: str) -> tuple[Run, Resumable]:
         errors = preflight(run.config, workspace, found.data).errors
         if errors:
             raise PreflightError(" ".join(check.detail for check in errors))
-        run = store.runs.resume(run_id, f"It is to go on from step {found.step}, epoch {found.epoch}.")
+        run = store.runs.resume(run_id, f"Continues from step {found.step}, epoch {found.epoch}.")
     ensure.ensure(workspace)
     return run, found
 
@@ -115,9 +115,9 @@ def clone(
 ) -> tuple[Run, ...]:
     """Queue new runs with the settings of these, in the same order; all of them, or none.
 
-    changes: words as grammar.parse reads them, for each of them. retry: they make up for runs that failed, changed or
-    not; unchanged ones always do. form_token as in `start`. Raises ConfigError, UnknownNameError, TargetError,
-    DataError; PreflightError naming the run that could only fail.
+    changes: words as grammar.parse reads them, applied to each. retry: the new runs replace runs that failed, even if
+    changed; unchanged ones always do. form_token as in `start`. Raises ConfigError, UnknownNameError, TargetError,
+    DataError; PreflightError naming the run that cannot work.
     """
     configs: list[RunConfig] = []
     opened: dict[DataConfig, DataSet] = {}
@@ -137,16 +137,16 @@ def clone(
 
 @dataclass(frozen=True, kw_only=True)
 class Failures:
-    """Runs that failed and are to be tried again, oldest first. passed_over: a sentence for each that is not."""
+    """Failed runs to try again, oldest first. passed_over: a sentence for each one that is skipped."""
 
     runs: tuple[Run, ...]
     passed_over: tuple[str, ...]
 
 
 def failures(store: Store) -> Failures:
-    """All runs that failed or were lost; not archived ones, nor those of sweeps.
+    """All runs that failed or were lost, except archived ones and those of sweeps.
 
-    One whose retry waits, trains or is finished is passed over, and one whose retry failed too: that one is among them.
+    A run is skipped if its retry is queued, active or finished, or if its retry failed too: then the retry is listed.
     """
     rows = store.runs.listing(RunFilter(statuses=FAILED), descending=False).rows
     failed = dict.fromkeys(row.id for row in rows if row.sweep_id is None)
@@ -154,7 +154,7 @@ def failures(store: Store) -> Failures:
     retries: dict[str, list[RunRow]] = {}
     for retry in store.runs.rows(origins):
         first = origins[retry.id]
-        while first is not None:  # a retry of a retry stands for the first run too
+        while first is not None:  # a retry of a retry also counts for the first run
             retries.setdefault(first, []).append(retry)
             first = origins.get(first)
     runs, passed_over = [], []
@@ -163,9 +163,9 @@ def failures(store: Store) -> Failures:
         done = [one for one in found if not one.status.is_over or one.status is RunStatus.FINISHED]
         again = [one for one in found if one.id in failed]
         if done:
-            passed_over.append(f"{run_id} is passed over: its clone {done[-1].id} is {done[-1].status.value}.")
+            passed_over.append(f"{run_id} is skipped: its clone {done[-1].id} is {done[-1].status.value}.")
         elif again:
-            passed_over.append(f"{run_id} is passed over for its clone {again[-1].id}, which failed too.")
+            passed_over.append(f"{run_id} is skipped in favour of its clone {again[-1].id}, which failed too.")
         else:
             runs.append(store.runs.find(run_id))
     return Failures(runs=tuple(runs), passed_over=tuple(passed_over))

@@ -1,4 +1,4 @@
-"""What can be known of a run before it starts: whether it can work, and what it will do. No torch."""
+"""The checks of a run before it starts: whether it can work, and what it will do. No torch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from sousa_engine.workspace import Workspace
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One thing looked at before a run. "note" is a fact; "warning" is to be weighed; "error" forbids the start."""
+    """One check before a run. A "note" is a fact, a "warning" needs a decision, an "error" prevents the start."""
 
     level: Literal["ok", "note", "warning", "error"]
     title: str
@@ -37,7 +37,7 @@ class Check:
 
 @dataclass(frozen=True, kw_only=True)
 class Preflight:
-    """clips: number of clips a split. majority: accuracy of always naming the test split's most frequent class."""
+    """clips: number of clips per split. majority: accuracy of the majority-class baseline on the test split."""
 
     checks: tuple[Check, ...]
     counts: Counts
@@ -54,7 +54,7 @@ class Preflight:
 
 
 def preflight(run_config: RunConfig, workspace: Workspace, data: DataSet | None = None) -> Preflight:
-    """Everything that can be known before a run without loading the network.
+    """All that can be known before a run without loading the network.
 
     data: the run's data set, if the caller has opened it. Raises DataError for unusable data.
     """
@@ -99,7 +99,7 @@ def preflight(run_config: RunConfig, workspace: Workspace, data: DataSet | None 
 def _weights_check(run_config: RunConfig, workspace: Workspace) -> Check:
     model = run_config.model
     if model.weights == "random":
-        detail = "Random weights: a control, not a pretrained backbone. Every page will say so."
+        detail = "Random weights: a control, not a pretrained backbone. Every page marks the run as such."
         return Check(level="warning", title="Weights", detail=detail)
     try:
         state = backbones.weights_state(model.variant, workspace, weights=model.weights)
@@ -113,17 +113,16 @@ def _weights_check(run_config: RunConfig, workspace: Workspace) -> Check:
 def _targets_check(run_config: RunConfig, outline: Outline, counts: Counts) -> Check:
     method = METHODS[run_config.lora.method]
     if not method.takes_targets:
-        detail = f"{method.title}: {method.help}. {counts.adapter_parameters:,} parameters beside the head."
+        detail = f"{method.title}: {method.help}. {counts.adapter_parameters:,} parameters besides the head."
         return Check(level="ok", title="Targets", detail=detail)
     if not run_config.lora.targets:
         if run_config.lora.head == "freeze":
             return Check(level="error", title="Targets", detail="Nothing would train: no targets and a frozen head.")
-        return Check(level="note", title="Targets", detail="No targets: a linear probe, only the head trains.")
+        return Check(level="note", title="Targets", detail="No targets: a linear probe, which trains only the head.")
     own = len(run_config.lora.rank_pattern)
-    detail = (
-        f"{counts.layers} modules get {run_config.lora.label}{f', {own} with a rank of their own' if own else ''}; "
-        f"they start as an identity, checked again on the real network."
-    )
+    modules = f"{counts.layers} modules get" if counts.layers != 1 else "1 module gets"
+    ranks = f", {own} with {'separate ranks' if own > 1 else 'a separate rank'}" if own else ""
+    detail = f"{modules} {run_config.lora.label}{ranks}; adapters start as a no-op (verified when the network loads)."
     return Check(level="ok", title="Targets", detail=detail)
 
 
@@ -133,14 +132,14 @@ def _head_check(run_config: RunConfig, outline: Outline, counts: Counts) -> Chec
         detail = f"The head ({outline.head_layer.path}): {reason} Set lora.head=train."
         return Check(level="error", title="Head", detail=detail)
     if policy == "freeze":
-        detail = "The head is new and frozen: its random weights stay. Set lora.head to train unless you mean it."
+        detail = "The head is new and frozen: it keeps its random weights. Set lora.head=train unless you intend this."
         return Check(level="warning", title="Head", detail=detail)
     how = "trained fully" if policy == "train" else f"trained through {run_config.lora.label}"
     return Check(level="ok", title="Head", detail=f"New, {how}: {counts.head_parameters:,} parameters.")
 
 
 def _files_checks(found: Findings, manifest: Manifest) -> list[Check]:
-    """The findings of scans so far. Embedded sets have none."""
+    """What scans found so far, so that skipped files do not show in the counts alone. Embedded sets have no files."""
     checks = []
     if found.refusal:
         checks.append(Check(level="error", title="Data", detail=found.refusal))
@@ -149,10 +148,10 @@ def _files_checks(found: Findings, manifest: Manifest) -> list[Check]:
     if found.odd:
         checks.append(Check(level="warning", title="Data", detail=found.odd))
     if waiting := found.files - found.scanned:
-        detail = f"{waiting:,} of {found.files:,} files are still to be decoded: the run does it before it trains."
+        detail = f"{waiting:,} of {found.files:,} files have not been scanned: the run decodes them before training."
         checks.append(Check(level="note", title="Files", detail=detail))
     elif manifest.layout != "embedded":
-        checks.append(Check(level="ok", title="Files", detail=f"All {found.files:,} files were scanned."))
+        checks.append(Check(level="ok", title="Files", detail=f"All {found.files:,} files have been scanned."))
     return checks
 
 
@@ -164,20 +163,21 @@ def _notes_checks(manifest: Manifest) -> list[Check]:
 
 def _classes_check(manifest: Manifest) -> Check:
     if len(manifest.classes) < 2:
-        detail = f"{manifest.name} has one class; a classifier needs two. Add another folder of clips."
+        detail = f"{manifest.name} has only one class; a classifier needs two. Add another folder of clips."
         return Check(level="error", title="Classes", detail=detail)
     for split in SPLITS:
         missing = [name for name in manifest.classes if not manifest.counts[name][split]]
         if missing:
             shown = ", ".join(missing[:5]) + (" ..." if len(missing) > 5 else "")
-            detail = f"{len(missing)} classes have no clip in {split}: {shown}. Add clips, or change the split."
+            those = "1 class has" if len(missing) == 1 else f"{len(missing)} classes have"
+            detail = f"{those} no clip in {split}: {shown}. Add clips, or change the split."
             return Check(level="error", title="Classes", detail=detail)
     detail = f"All {len(manifest.classes)} classes are in train, valid and test."
     return Check(level="ok", title="Classes", detail=detail)
 
 
 def _length_check(run_config: RunConfig, manifest: Manifest) -> list[Check]:
-    """Whether the backbone takes clips of this length: without a word where it does."""
+    """Whether the backbone takes clips of this length; no check is shown if it does."""
     front_end = backbones.variant(run_config.model.variant).front_end
     try:
         front_end.frames(audio.samples(manifest.clip_s, front_end.sample_rate_hz))
@@ -191,8 +191,7 @@ def _device_check(run_config: RunConfig) -> Check:
     if run_config.device == "auto":
         return Check(level="ok", title="Device", detail=f"auto: {present[0]}")
     if run_config.device not in present:
-        detail = f"{run_config.device} is not on this machine; here are: {', '.join(present)}."
-        return Check(level="error", title="Device", detail=detail)
+        return Check(level="error", title="Device", detail=local.absence(run_config.device))
     return Check(level="ok", title="Device", detail=run_config.device)
 
 

@@ -1,4 +1,4 @@
-"""From a draft to a config: names become modules, values are checked, and back to YAML or words. No torch."""
+"""From a draft to a config, with names resolved and values checked, and back to YAML or words. No torch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from sousa_engine.targets import Outline, Resolution
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """config: complete and valid. notes: what was read differently from how it was written, a sentence each."""
+    """config: complete and valid. notes: a sentence for each value that was not taken as written."""
 
     config: RunConfig
     outline: Outline
@@ -38,7 +38,8 @@ def prepare(draft: Mapping[str, Any]) -> Prepared:
     Raises ConfigError (a field), UnknownNameError (a backbone) or TargetError (a target entry that matches nothing).
     """
     draft = {**draft, "model": {**(draft.get("model") or {})}, "lora": {**(draft.get("lora") or {})}}
-    name = backbones.variant(str(draft["model"].get("variant", RunConfig().model.variant))).name
+    usual = config.build({})
+    name = backbones.variant(str(draft["model"].get("variant", usual.model.variant))).name
     draft["model"]["variant"] = name
     _make_paths_absolute(draft)
     outline = targets.load_outline(name)
@@ -50,12 +51,13 @@ def prepare(draft: Mapping[str, Any]) -> Prepared:
     try:
         resolution = targets.resolve_strict(outline, entries)
     except TargetError as error:
-        raise TargetError(f"{error} Sets of targets here: {', '.join(targets.named_sets(outline, method))}.") from None
+        sets = ", ".join(targets.named_sets(outline, method))
+        raise TargetError(f"{error} Target sets of this backbone: {sets}.") from None
     notes += [f"{match.entry}: {match.note}" for match in resolution.matches if match.note]
     paths = [path for path in resolution.paths if not outline.in_head(path)]
     if len(paths) < len(resolution.paths):
-        policy = draft["lora"].get("head", RunConfig().lora.head)
-        notes.append(f"{outline.head_path}: left to the head's policy (lora.head={policy}), not to the targets.")
+        policy = draft["lora"].get("head", usual.lora.head)
+        notes.append(f"{outline.head_path}: controlled by lora.head={policy}, not by the targets.")
     draft["lora"]["targets"] = [target.model_dump() for target in outline.targets(paths)]
     if draft["lora"].get("rank_pattern"):
         draft["lora"]["rank_pattern"] = _ranks(outline, draft["lora"]["rank_pattern"], paths)
@@ -65,7 +67,7 @@ def prepare(draft: Mapping[str, Any]) -> Prepared:
 
 
 def to_yaml(run_config: RunConfig) -> str:
-    """The whole config as YAML; `python -m sousa_engine train --config FILE` reads it back to an equal config."""
+    """The complete config as YAML; `python -m sousa_engine train --config FILE` reads it back to an equal config."""
     values = run_config.model_dump(mode="json")
     values["lora"]["targets"] = [target.path for target in run_config.lora.targets]
     values["lora"]["rank_pattern"] = run_config.lora.ranks
@@ -73,12 +75,12 @@ def to_yaml(run_config: RunConfig) -> str:
 
 
 def to_command(run_config: RunConfig) -> str:
-    """The shell command that queues an equal run: only what differs from the defaults, presets counted in."""
+    """The shell command that queues an equal run. It names only what differs from the defaults and presets."""
     return "python -m sousa_engine train " + " ".join(shlex.quote(word) for word in _words(run_config))
 
 
 def to_draft(run_config: RunConfig) -> grammar.Draft:
-    """What `to_command` says, as `prepare` reads it: it makes an equal config."""
+    """The draft that `prepare` reads back to an equal config."""
     return grammar.parse(_words(run_config))
 
 
@@ -102,15 +104,16 @@ def _words(run_config: RunConfig) -> list[str]:
 
 
 def changed(run_config: RunConfig, changes: Sequence[str]) -> grammar.Draft:
+    """The draft of a config with some fields changed, in words such as "lora.r=16"."""
     asked = grammar.parse(changes)
     draft = grammar.parse([*_words(run_config), *changes])
     if "targets" in asked.get("lora", {}) and "target_set" not in asked["lora"]:
-        draft["lora"].pop("target_set", None)  # the name of others
+        draft["lora"].pop("target_set", None)  # it names the targets before
     return draft
 
 
 def _make_paths_absolute(draft: dict[str, Any]) -> None:
-    """What is stored holds wherever the trainer is started from: the data set's and the weights' own place."""
+    """Make the data-set and weights paths absolute: the trainer has another working directory."""
     data = {**(draft.get("data") or {})}
     if "dataset" in data:
         draft["data"] = {**data, "dataset": manifests.absolute(str(data["dataset"]))}
@@ -120,21 +123,21 @@ def _make_paths_absolute(draft: dict[str, Any]) -> None:
 
 
 def _entries(outline: Outline, written: Any) -> list[str]:
-    """Targets as written: names, or {path, kind, shape} of an earlier run, which must still be what they were."""
+    """Targets as written: names, or {path, kind, shape} of an earlier run, which must not have changed."""
     if isinstance(written, list | tuple) and any(isinstance(item, Mapping) for item in written):
         for item in written:
             today = outline.targets([str(item["path"])])[0]
             if (today.kind, list(today.shape)) != (item["kind"], list(item["shape"])):
                 raise TargetError(
-                    f"{today.path!r} is now {today.kind} {today.shape}, the config says {item['kind']} "
-                    f"{tuple(item['shape'])}. Tick it again in the tree of {outline.variant}."
+                    f"{today.path!r} is now {today.kind} {today.shape}, but the config says {item['kind']} "
+                    f"{tuple(item['shape'])}. Select it again in the tree of {outline.variant}."
                 )
         return [str(item["path"]) for item in written]
     return grammar.entries(written)
 
 
 def _for_method(outline: Outline, entries: list[str], method: Method) -> tuple[list[str], list[str]]:
-    """Entries with recommended sets expanded to what the method can adapt, and a note on what that leaves out."""
+    """Entries with target sets expanded to the modules that the method can adapt, and a note on those left out."""
     found, notes = [], []
     whole, able = targets.named_sets(outline), targets.named_sets(outline, method)
     for entry in entries:
@@ -144,18 +147,18 @@ def _for_method(outline: Outline, entries: list[str], method: Method) -> tuple[l
         taken = able.get(entry, ())
         if left := [path for path in whole[entry] if path not in taken]:
             reason = method.reason(outline.node(left[0]).kind)
-            notes.append(f"{entry}: {len(left)} of its {len(whole[entry])} modules are left out. {reason}")
+            notes.append(f"{entry}: {len(left)} of its {len(whole[entry])} modules are skipped. {reason}")
         found += taken
     return found, notes
 
 
 def _ranks(outline: Outline, written: Any, paths: Sequence[str]) -> dict[str, int]:
-    """rank_pattern with its names resolved among the targets, as PEFT's own rule or the old names would."""
+    """rank_pattern with its names resolved among the targets, by PEFT's own rule or by old names."""
     pairs = list(written.items()) if isinstance(written, Mapping) else written
     are_pairs = isinstance(pairs, list | tuple) and all(isinstance(p, list | tuple) and len(p) == 2 for p in pairs)
     if not are_pairs:
         raise ConfigError(
-            f"lora.rank_pattern = {written!r} is no set of module: rank. Write '{{q_proj: 4, layers.0.mlp.fc1: 16}}'.",
+            f"lora.rank_pattern = {written!r} does not map modules to ranks. Example: '{{q_proj: 4, mlp.fc1: 16}}'.",
             field="lora.rank_pattern",
         )
     found: dict[str, int] = {}
@@ -163,7 +166,8 @@ def _ranks(outline: Outline, written: Any, paths: Sequence[str]) -> dict[str, in
         named = [path for path in targets.resolve_sets(outline, [str(entry)]).paths if path in set(paths)]
         if not named:
             raise TargetError(
-                f"lora.rank_pattern: {entry} is a module of {outline.variant}, but no target of this run."
+                f"lora.rank_pattern: {entry} is a module of {outline.variant}, but not a target of this run."
             )
-        found |= dict.fromkeys(named, rank)
+        for path in named:
+            found[path] = rank
     return found

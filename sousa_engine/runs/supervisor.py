@@ -1,9 +1,9 @@
-"""One a workspace: claims queued runs, has them started, ingests their spools, and says how each one ended.
+"""One per workspace: claims queued runs, starts them, ingests their spools, and records how each one ended.
 
     python -m sousa_engine.runs.supervisor ROOT [--idle-exit-s N]
 
-It may be killed at any moment: what it knows stands in runs.db and in the runs' folders, and the next one goes on from
-there. Trainings never notice. Which one supervises is settled by a kernel lock on runs/supervisor.lock.
+It may be killed at any moment: all it knows is in runs.db and in the run folders, and the next one continues from
+there. Trainers never notice. A kernel lock on runs/supervisor.lock decides which process supervises.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ from sousa_engine.workspace import Workspace, locks, run_files
 from sousa_engine.workspace.spool import read_batch, read_predictions
 
 IDLE_EXIT_S = 60.0
-MAX_LAUNCHES = 3
+MAX_ATTEMPTS = 3
 _BUSY_S, _IDLE_S = 0.2, 0.5  # between two rounds
-_STRANGE_LAUNCH_S = 10.0  # a launch that another supervisor was about to make gets this long to show itself
-_SWEEPS_S = 1.0  # between two looks at open sweeps
-_REST_S, _MAX_TROUBLES = 5.0, 5  # after an unforeseen error with one run
+_STRANGE_ATTEMPT_S = 10.0  # for an attempt to appear that another supervisor was about to start
+_SWEEPS_S = 1.0  # between two steps of open sweeps
+_REST_S, _MAX_ERRORS = 5.0, 5  # after an unexpected error with one run
 _STEPS = {
-    run_files.STARTED: "The trainer was started.",
+    run_files.STARTED: "Started the trainer.",
     run_files.COULD_NOT_START: "The trainer could not be started.",
-    run_files.SAVE: "SIGTERM to the trainer: it is to save a checkpoint and exit.",
-    run_files.GRACE_OVER: "SIGKILL to the trainer and all it started: it did not exit in time.",
-    run_files.AT_ONCE: "SIGKILL to the trainer and all it started, at once.",
+    run_files.SAVE: "Asked the trainer (SIGTERM) to save a checkpoint and exit.",
+    run_files.GRACE_OVER: "Killed the trainer and its child processes (SIGKILL): it did not exit in time.",
+    run_files.AT_ONCE: "Killed the trainer and its child processes (SIGKILL) without waiting.",
 }
 
 
@@ -50,16 +50,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         prog="python -m sousa_engine.runs.supervisor", description="Supervise one workspace."
     )
     parser.add_argument("root", type=Path)
-    parser.add_argument("--idle-exit-s", type=float, default=IDLE_EXIT_S, help="leave after so long without a run")
-    parser.add_argument("--grace-s", type=float, default=GRACE_S, help="from a stop's SIGTERM to SIGKILL")
+    parser.add_argument("--idle-exit-s", type=float, default=IDLE_EXIT_S, help="exit after this long without a run")
+    parser.add_argument("--grace-s", type=float, default=GRACE_S, help="time between a stop's SIGTERM and SIGKILL")
     parser.add_argument("--trainer-module", default=TRAINER_MODULE, help="run by python -m; tests put a double here")
-    parser.add_argument("--lock-fd", type=int, help="runs/supervisor.lock, locked already by who started us")
+    parser.add_argument("--lock-fd", type=int, help="descriptor of runs/supervisor.lock, already locked by the caller")
     options = parser.parse_args(argv)
     workspace = Workspace(root=options.root.resolve())
     workspace.runs.mkdir(parents=True, exist_ok=True)
     lock = options.lock_fd if options.lock_fd is not None else locks.take(workspace.supervisor_lock)
     if lock is None:
-        sys.exit(f"A supervisor of {workspace.root} is running already.")
+        sys.exit(f"A supervisor of {workspace.root} is already running.")
     executor = LocalExecutor(workspace, trainer_module=options.trainer_module, grace_s=options.grace_s)
     leaving = threading.Event()
     signal.signal(signal.SIGTERM, lambda number, frame: leaving.set())
@@ -69,8 +69,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             with Store.open(workspace, checkpoints=True) as store:
                 Supervisor(store, executor, grace_s=options.grace_s).serve(options.idle_exit_s, leaving)
                 Ledger(store).checkpoint_wal()
-                # Drop the lock first, look at the queue second: who enqueued before we let go found the lock held and
-                # started nobody, so its run is ours to see; who enqueues after starts a supervisor of its own.
+                # Release the lock first, then look at the queue: a caller that enqueued before the release found the
+                # lock held and started no supervisor, so that run is ours; one that enqueues later starts its own.
                 os.close(lock)
                 lock = locks.take(workspace.supervisor_lock) if store.queue.waiting_devices() else None
     except WorkspaceError as error:
@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 class Supervisor:
-    """The loop without its process: tests give it an executor of their own and call `round`."""
+    """The loop without its process: tests pass their own executor and call `round`."""
 
     def __init__(
         self,
@@ -93,35 +93,35 @@ class Supervisor:
         self._executor = executor
         self._grace_s = grace_s
         self._monotonic = monotonic
-        self._launched: set[str] = set()  # nonces whose submit is behind us
-        self._launch_errors: dict[str, str] = {}
+        self._submitted: set[str] = set()  # nonces that were submitted, or adopted
+        self._submit_errors: dict[str, str] = {}
         self._first_seen: dict[str, float] = {}
-        self._told_to_stop: set[str] = set()
-        self._told_to_die: set[str] = set()
-        self._steps_told: dict[str, int] = {}  # nonce -> how many steps of its keeper are events already
+        self._asked_to_stop: set[str] = set()
+        self._killed: set[str] = set()
+        self._steps_recorded: dict[str, int] = {}  # nonce -> number of its keeper's steps that are events
         self._orphans: dict[str, float] = {}
-        self._resting: dict[str, float] = {}  # run id -> when to try again after an unforeseen error
-        self._troubles: dict[str, int] = {}
-        self._sweeps_seen_at = float("-inf")
+        self._resting: dict[str, float] = {}  # run id -> when to try again after an unexpected error
+        self._errors_of: dict[str, int] = {}
+        self._sweeps_advanced_at = float("-inf")
         self._sweeping = False
 
     def serve(self, idle_exit_s: float, leaving: threading.Event) -> None:
-        """Rounds until nothing was to do for `idle_exit_s`. No error of the disk or of one run ends it."""
+        """Run rounds until there was nothing to do for `idle_exit_s`, whatever errors the disk or a run causes."""
         last_busy = self._monotonic()
-        trouble_since: float | None = None
+        failing_since: float | None = None
         pause = _BUSY_S
         while not leaving.wait(pause):
             try:
                 busy = self.round()
             except WorkspaceError as error:
-                if trouble_since is None:
-                    trouble_since = self._monotonic()
-                    _say(str(error))
+                if failing_since is None:
+                    failing_since = self._monotonic()
+                    _log(str(error))
                 pause = min(30.0, pause * 2)
                 continue
-            if trouble_since is not None:
-                self._tell_recovery(self._monotonic() - trouble_since)
-                trouble_since = None
+            if failing_since is not None:
+                self._record_recovery(self._monotonic() - failing_since)
+                failing_since = None
             now = self._monotonic()
             if busy:
                 last_busy = now
@@ -130,26 +130,26 @@ class Supervisor:
             pause = _BUSY_S if busy else min(_IDLE_S, max(idle_exit_s, 0.01))
 
     def round(self) -> bool:
-        """See to every live run, then fill free slots. True while any run lives or waits.
+        """Advance every active run, then fill free slots. Returns whether any run is active or queued.
 
-        Raises WorkspaceError if runs.db cannot be written now: nothing is lost, the next round does it.
+        Raises WorkspaceError if runs.db cannot be written now. Nothing is lost: the next round catches up.
         """
         live = self._store.queue.live()
-        for action in (self._adopt, self._see_to):  # all are adopted before one's backlog is taken in: that takes long
+        for action in (self._adopt, self._advance):  # adopt all first: a long backlog takes time
             for run in live:
                 if self._resting.get(run.id, 0) <= self._monotonic():
                     self._guarded(run, action)
-        self._see_to_sweeps()
+        self._advance_sweeps()
         waiting = self._store.queue.waiting_devices()
         if waiting:
             self._fill_slots(waiting)
         return bool(live or waiting or self._sweeping)
 
-    def _see_to_sweeps(self) -> None:
+    def _advance_sweeps(self) -> None:
         now = self._monotonic()
-        if now - self._sweeps_seen_at < _SWEEPS_S:
+        if now - self._sweeps_advanced_at < _SWEEPS_S:
             return
-        self._sweeps_seen_at = now
+        self._sweeps_advanced_at = now
         self._sweeping = False
         for found in self._store.sweeps.all([SweepStatus.RUNNING]):
             try:
@@ -157,63 +157,65 @@ class Supervisor:
             except WorkspaceError:
                 raise
             except Exception as error:
-                _say(f"sweep {found.id}:\n{traceback.format_exc()}")
+                _log(f"sweep {found.id}:\n{traceback.format_exc()}")
                 self._store.sweeps.set_status(
-                    found.id, SweepStatus.FAILED, leaving=[SweepStatus.RUNNING], reason=f"Unforeseen: {error!r}"
+                    found.id, SweepStatus.FAILED, leaving=[SweepStatus.RUNNING], reason=f"Unexpected error: {error!r}"
                 )
 
     def _slot_count(self) -> int:
         return len(slots(self._executor.devices(), self._store.queue.settings().cpu_slots))
 
-    def _see_to(self, run: Run) -> None:
-        launch = self._ledger.attempt(run.id)
-        nonce = launch.nonce
+    def _advance(self, run: Run) -> None:
+        attempt = self._ledger.attempt(run.id)
+        nonce = attempt.nonce
         assert nonce is not None  # a run on a slot was claimed, with a nonce
         sighting = self._executor.poll(run, nonce)
         if sighting.started_at_ms and run.started_at_ms is None:
             self._ledger.mark_running(run.id, nonce, started_at_ms=sighting.started_at_ms)
-        if sighting.is_alive and run.id in self._launch_errors:
-            # This launch was refused: what holds the lock is of an earlier one, and nothing of ours will ever answer.
-            if run.status is RunStatus.STOPPING or self._seen_for(nonce) > _STRANGE_LAUNCH_S:
-                self._launch_failed(run, nonce)
+        if sighting.is_alive and run.id in self._submit_errors:
+            # This attempt was refused: an earlier one holds the lock, and no process of ours will ever answer.
+            if run.status is RunStatus.STOPPING or self._seen_for(nonce) > _STRANGE_ATTEMPT_S:
+                self._attempt_failed(run, nonce)
         elif sighting.is_alive:
-            self._tell_steps(run, nonce, sighting)
+            self._record_steps(run, nonce, sighting)
             self._steer(run, nonce, sighting)
-            self._ingest(run, launch, batches=1)  # the rest in the next rounds: a stop is not to wait for it
+            self._ingest(run, attempt, batches=1)  # the rest in later rounds: a stop must not wait for it
         elif sighting.trainer_started or sighting.exit or sighting.result or run.status is RunStatus.RUNNING:
             self._end(run, nonce, sighting)
-        elif nonce in self._launched or self._seen_for(nonce) > _STRANGE_LAUNCH_S:
-            self._launch_failed(run, nonce)
+        elif nonce in self._submitted or self._seen_for(nonce) > _STRANGE_ATTEMPT_S:
+            self._attempt_failed(run, nonce)
 
     def _steer(self, run: Run, nonce: str, sighting: Sighting) -> None:
-        """The ladder of a stop. Its keeper climbs it by itself; of an orphan, we are the keeper."""
+        """Pass on a stop, step by step. The keeper takes the steps itself; for an orphan, we do."""
         late = False
         if sighting.is_orphan:
             if nonce not in self._orphans:
                 self._orphans[nonce] = self._monotonic()
-                self._ledger.add_event(run.id, "keeper lost", "Its keeper was killed: the trainer is to save and stop.")
+                self._ledger.add_event(
+                    run.id, "keeper lost", "Its keeper was killed; asked the trainer to save and stop."
+                )
             late = self._monotonic() - self._orphans[nonce] > self._grace_s
         if run.kill_requested_at_ms is not None or late:
-            if nonce not in self._told_to_die and self._executor.stop(run, nonce, now=True):
-                self._told_to_die.add(nonce)
+            if nonce not in self._killed and self._executor.stop(run, nonce, now=True):
+                self._killed.add(nonce)
                 if sighting.is_orphan:
                     step = run_files.GRACE_OVER if late else run_files.AT_ONCE
                     self._ledger.add_event(run.id, "keeper", _STEPS[step])
             return
         asked = sighting.is_orphan or run.status is RunStatus.STOPPING
-        if asked and nonce not in self._told_to_stop and self._executor.stop(run, nonce):
-            self._told_to_stop.add(nonce)
+        if asked and nonce not in self._asked_to_stop and self._executor.stop(run, nonce):
+            self._asked_to_stop.add(nonce)
 
     def _end(self, run: Run, nonce: str, sighting: Sighting) -> None:
-        """Take everything the dead launch left, then write its end: in that order, so that a crash repeats it."""
+        """Ingest all that an attempt left, then record how it ended: in this order, so that a crash repeats both."""
         folder = self._store.workspace.run_dir(run.id)
         offset = self._ingest(run, self._ledger.attempt(run.id))
-        self._tell_steps(run, nonce, sighting)
+        self._record_steps(run, nonce, sighting)
         events = []
         ended_at_ms = sighting.exit["ended_ms"] if sighting.exit else self._last_sign_ms(run, sighting)
         torn = run_files.size(folder / run_files.SPOOL) - offset
         if torn > 0:
-            message = f"The last {torn} bytes of {run_files.SPOOL} are a line that was never finished: left out."
+            message = f"Ignored the last {torn} bytes of {run_files.SPOOL}: an incomplete line."
             events.append(Event(at_ms=ended_at_ms, kind="unreadable", message=message))
         try:
             predictions = read_predictions(folder / run_files.PREDICTIONS)
@@ -231,34 +233,35 @@ class Supervisor:
         self._ledger.finish(run.id, status, reason, nonce=nonce, ended_at_ms=ended_at_ms, events=events)
 
     def _adopt(self, run: Run) -> None:
-        """Once, of a run that another supervisor launched: say so, if its trainer lives."""
+        """Record once that a run was started by another supervisor, if its trainer is alive."""
         nonce = self._ledger.attempt(run.id).nonce
-        if nonce is None or nonce in self._launched:
+        if nonce is None or nonce in self._submitted:
             return
         sighting = self._executor.poll(run, nonce)
         if sighting.is_alive:
-            self._launched.add(nonce)
+            self._submitted.add(nonce)
             if sighting.trainer_started:
-                self._ledger.add_event(run.id, "adopted", "A new supervisor found it alive; it never noticed.")
+                self._ledger.add_event(run.id, "adopted", "A new supervisor took over; training was not interrupted.")
 
-    def _tell_steps(self, run: Run, nonce: str, sighting: Sighting) -> None:
-        """What its keeper did, as events with the keeper's own times; each once, whoever supervised meanwhile."""
-        if len(sighting.steps) > self._steps_told.get(nonce, 0):
+    def _record_steps(self, run: Run, nonce: str, sighting: Sighting) -> None:
+        """Record the keeper's steps as events, at the keeper's times, and each once whoever supervises."""
+        if len(sighting.steps) > self._steps_recorded.get(nonce, 0):
             told = [
                 Event(at_ms=step["at_ms"], kind="keeper", message=_STEPS.get(step["step"], f"Trainer: {step['step']}."))
                 for step in sighting.steps
             ]
             self._ledger.add_events_once(run.id, told)
-            self._steps_told[nonce] = len(sighting.steps)
+            self._steps_recorded[nonce] = len(sighting.steps)
 
-    def _launch_failed(self, run: Run, nonce: str) -> None:
-        why = self._launch_errors.pop(run.id, f"its keeper died before the trainer started (see {run_files.LOG})")
+    def _attempt_failed(self, run: Run, nonce: str) -> None:
+        why = self._submit_errors.pop(run.id, f"its keeper died before the trainer started (see {run_files.LOG})")
         if run.status is RunStatus.STOPPING:
             self._ledger.finish(run.id, RunStatus.STOPPED, "Stopped before it started.", nonce=nonce)
-        elif run.attempts >= MAX_LAUNCHES:
-            self._ledger.finish(run.id, RunStatus.FAILED, f"Not started in {run.attempts} tries: {why}.", nonce=nonce)
+        elif run.attempts >= MAX_ATTEMPTS:
+            reason = f"Could not be started in {run.attempts} attempts: {why}."
+            self._ledger.finish(run.id, RunStatus.FAILED, reason, nonce=nonce)
         else:
-            self._ledger.requeue(run.id, nonce, f"Launch {run.attempts} of {MAX_LAUNCHES} failed: {why}.")
+            self._ledger.requeue(run.id, nonce, f"Attempt {run.attempts} of {MAX_ATTEMPTS} failed: {why}.")
 
     def _fill_slots(self, waiting: Sequence[str]) -> None:
         devices = self._executor.devices()
@@ -278,65 +281,65 @@ class Supervisor:
             wanted = [device, "auto"] if device.partition(":")[0] == best else [device]
             run = self._ledger.claim(slot, nonce, wanted)
             if run is not None:
-                self._guarded(run, lambda run, nonce=nonce: self._launch(run, nonce, cpu_slots))
+                self._guarded(run, lambda run, nonce=nonce: self._submit(run, nonce, cpu_slots))
 
-    def _launch(self, run: Run, nonce: str, cpu_slots: int) -> None:
-        # A machine that lost power may have lost the end of a spool that runs.db kept: new lines stand there now.
+    def _submit(self, run: Run, nonce: str, cpu_slots: int) -> None:
+        # A power cut may have lost the end of a spool that runs.db has: new lines take its place.
         spool_bytes = run_files.size(self._store.workspace.run_dir(run.id) / run_files.SPOOL)
         if spool_bytes < self._ledger.attempt(run.id).spool_offset:
             self._ledger.read_spool_again_from(run.id, spool_bytes)
         try:
             self._executor.submit(run, nonce, cpu_slots=cpu_slots)
         except (RunError, OSError) as error:
-            self._launch_errors[run.id] = str(error).rstrip(".")
-        self._launched.add(nonce)  # from here on, a launch that is not alive never will be
+            self._submit_errors[run.id] = str(error).rstrip(".")
+        self._submitted.add(nonce)  # from here on, an attempt that is not alive will never be
 
-    def _ingest(self, run: Run, launch: Attempt, batches: int | None = None) -> int:
-        """All that the spool has by now, or as many batches; returns the offset reached."""
+    def _ingest(self, run: Run, attempt: Attempt, batches: int | None = None) -> int:
+        """Ingest the whole spool, or that many batches. Returns the offset reached."""
         spool = self._store.workspace.run_dir(run.id) / run_files.SPOOL
-        offset = launch.spool_offset
+        offset = attempt.spool_offset
         for _ in itertools.count() if batches is None else range(batches):
             if (batch := read_batch(spool, offset)).is_empty:
                 break
             if not self._ledger.ingest(run.id, batch):
-                return self._ledger.attempt(run.id).spool_offset  # taken by someone else meanwhile
+                return self._ledger.attempt(run.id).spool_offset  # ingested by another process in the meantime
             offset = batch.end
         return offset
 
     def _guarded(self, run: Run, action: Callable[[Run], None]) -> None:
-        """One run's unforeseen trouble is written down and tried again; the others go on."""
+        """An unexpected error with one run is recorded and tried again; the other runs continue."""
         try:
             action(run)
         except WorkspaceError:
             raise
         except Exception as error:
-            _say(f"run {run.id}:\n{traceback.format_exc()}")
+            _log(f"run {run.id}:\n{traceback.format_exc()}")
             if run.id not in self._resting:
-                self._ledger.add_event(run.id, "supervisor", f"Trouble, will be tried again: {error!r}")
+                self._ledger.add_event(run.id, "supervisor", f"Unexpected error, will be tried again: {error!r}")
             self._resting[run.id] = self._monotonic() + _REST_S
-            self._troubles[run.id] = self._troubles.get(run.id, 0) + 1
-            if self._troubles[run.id] >= _MAX_TROUBLES:
+            self._errors_of[run.id] = self._errors_of.get(run.id, 0) + 1
+            if self._errors_of[run.id] >= _MAX_ERRORS:
                 self._give_up(run, error)
 
     def _give_up(self, run: Run, error: Exception) -> None:
-        """A dead run whose leavings cannot be taken ends all the same, and frees its slot."""
+        """End a run that is not alive although its files cannot be ingested: that frees its slot."""
         nonce = self._ledger.attempt(run.id).nonce
         try:
             is_dead = nonce is not None and not self._executor.poll(run, nonce).is_alive
-        except Exception:  # that was the trouble: whether it lives cannot be told, so it keeps its slot
+        except Exception:  # this was the error: it may be alive, so it keeps its slot
             return
         if is_dead:
-            reason = f"It is over, but what it left could not be taken in: {error!r}. See its folder."
+            reason = f"The run ended, but its results could not be ingested: {error!r}. See its folder."
             self._ledger.finish(run.id, RunStatus.FAILED, reason, nonce=nonce)
 
-    def _tell_recovery(self, seconds: float) -> None:
-        message = f"runs.db could not be written for {seconds:.0f} s. It can again, and nothing is missing."
-        _say(message)
+    def _record_recovery(self, seconds: float) -> None:
+        message = f"runs.db could not be written for {seconds:.0f} s. It can be written again; nothing was lost."
+        _log(message)
         for run in self._store.queue.live():
             self._ledger.add_event(run.id, "storage", message)
 
     def _last_sign_ms(self, run: Run, sighting: Sighting) -> int:
-        """When it last wrote: of an end that nobody noted, the time without anyone to see it is no time it trained."""
+        """When it last wrote a file: without a recorded end, the time until we noticed is not training time."""
         folder = self._store.workspace.run_dir(run.id)
         written = [
             at
@@ -347,7 +350,7 @@ class Supervisor:
         return min(now_ms(), max(started, *written)) if written else now_ms()
 
     def _last_seen(self, run: Run) -> str:
-        """The newest that its files and its row tell, as a sentence."""
+        """The last known state of a run, from its files and its row, as a sentence."""
         seen_ms = run_files.written_ms(self._store.workspace.run_dir(run.id) / run_files.SPOOL)
         when = f" at {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(seen_ms / 1000))}" if seen_ms else ""
         summaries = self._store.metrics.summaries([run.id])[run.id].values()
@@ -355,17 +358,17 @@ class Supervisor:
         if newest is not None:
             value = "" if newest.last is None else f", {newest.metric} {newest.last:.4g}"
             return f"Last seen{when} at step {newest.last_step}{value}."
-        fresh = self._store.runs.get(run.id) or run  # with what was just taken of its spool
+        fresh = self._store.runs.get(run.id) or run  # with what was just ingested
         if fresh.progress is not None:
             return f"Last seen{when} {fresh.progress.phase}, {fresh.progress.done} of {fresh.progress.total}."
-        return "It had measured nothing yet."
+        return "It had not measured anything yet."
 
     def _seen_for(self, nonce: str) -> float:
         now = self._monotonic()
         return now - self._first_seen.setdefault(nonce, now)
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
     try:
         print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}", file=sys.stderr, flush=True)
     except OSError:

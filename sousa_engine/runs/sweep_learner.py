@@ -1,4 +1,7 @@
-"""Advance an open sweep by one step: report results, prune, ask Optuna for the next trial, end it."""
+"""Advance an open sweep by one step: report results, prune, ask Optuna for the next trial, end the sweep.
+
+Optuna is imported inside the functions that use it: it is slow to import, and few supervisors and no page need it.
+"""
 
 from __future__ import annotations
 
@@ -27,12 +30,12 @@ INVALID_IN_A_ROW = 10
 
 
 def pause(store: Store, sweep_id: str) -> bool:
-    """Queued runs wait, nothing new is drawn; what trains goes on. False if it was not running."""
+    """Hold queued runs and sample nothing new; active runs continue. False if the sweep was not running."""
     return store.sweeps.set_status(sweep_id, SweepStatus.PAUSED, leaving=[SweepStatus.RUNNING])
 
 
 def step(store: Store, found: Sweep, slots: int) -> bool:
-    """See to one open sweep: report, prune, tell, draw, end it. True while it will need another step by itself."""
+    """Advance one open sweep by one step. Returns whether it must be called again."""
     if found.status is SweepStatus.PAUSED:
         return False
     spec = sweep_spec.build(found.spec)
@@ -45,15 +48,15 @@ def step(store: Store, found: Sweep, slots: int) -> bool:
 
 
 class _Learner:
-    """One step of a sweep that learns. Everything is read from the study and from the runs; nothing is kept."""
+    """One step of a sweep that learns. Everything is read from the study and from the runs; no state is kept."""
 
     def __init__(self, store: Store, found: Sweep, spec: SweepSpec):
         self._store, self._sweep, self._spec = store, found, spec
         self._trials = trials(store.sweeps.runs(found.id))
-        self._study = _study(store.workspace, found, spec)
+        self._study = study(store.workspace, found, spec)
 
     def step(self, slots: int) -> bool:
-        """True once everything is drawn and told."""
+        """True once all trials are sampled and their results reported."""
         from optuna.trial import Trial, TrialState
 
         drawn = self._study.get_trials(deepcopy=False)
@@ -62,23 +65,23 @@ class _Learner:
             if frozen.state is not TrialState.RUNNING:
                 continue
             trial = Trial(self._study, frozen._trial_id)
-            if frozen.number not in self._trials:  # drawn, and the supervisor was killed before it queued the runs
+            if frozen.number not in self._trials:  # sampled, but the supervisor was killed before it queued the runs
                 self._queue(trial)
                 still_open += 1
             elif not self._settle(trial, self._trials[frozen.number]):
                 still_open += 1
         count = len(drawn)
         while count < (self._spec.trials or 0) and still_open < max(1, slots):
-            if self._spoiled():
+            if self._only_invalid():
                 return True
-            # Seeded by its number: a supervisor that starts anew must not draw the same settings again.
+            # Seeded by its number: a restarted supervisor must not sample the same settings again.
             self._study.sampler = _sampler(self._spec, count)
             still_open += self._queue(self._study.ask())
             count += 1
         return count >= (self._spec.trials or 0) and still_open == 0
 
     def _queue(self, trial: optuna.trial.Trial) -> bool:
-        """Queue the runs of a drawn setting; False, and the trial has failed, if it could only fail."""
+        """Queue the runs of a sampled setting. False if the setting is invalid: then the trial has failed."""
         from optuna.trial import TrialState
 
         setting = {axis.field: suggest(trial, axis) for axis in self._spec.axes}
@@ -92,14 +95,14 @@ class _Learner:
             self._study.tell(trial, state=TrialState.FAIL)
             return False
         runs = replicates(self._spec, trial.number, setting, config)
-        # Whether a setting is given up is seen on its first seed: the others wait for that.
+        # The first seed decides whether a setting is pruned: the other seeds wait for it.
         self._store.sweeps.extend(
             self._sweep.id, runs[:1] if self._spec.sampler == "asha" else runs, created_by="sweep"
         )
         return True
 
     def _settle(self, trial: optuna.trial.Trial, runs: Sequence[Run]) -> bool:
-        """Report and tell what a trial's runs have come to; True if it is over."""
+        """Report the results of a trial's runs so far. True if the trial is done."""
         from optuna.trial import TrialState
 
         first = runs[0]
@@ -138,8 +141,8 @@ class _Learner:
             trial.report(value, epoch)
             if epoch < run.config.training.max_epochs and trial.should_prune():
                 reason = (
-                    f"Pruned after epoch {epoch} (step {at}): {METRIC} {value:.1%} was not among the better third of "
-                    "the trials that came this far."
+                    f"Pruned after epoch {epoch} (step {at}): {METRIC} {value:.1%} was not in the top third of the "
+                    "trials that got this far."
                 )
                 Ledger(self._store).prune(run.id, at, reason)
                 return
@@ -148,13 +151,13 @@ class _Learner:
         summary = self._store.metrics.summaries([run.id])[run.id].get(METRIC)
         return summary.best if summary else None
 
-    def _spoiled(self) -> bool:
-        """Nothing but invalid settings lately: the sweep fails, saying why, instead of drawing for ever."""
+    def _only_invalid(self) -> bool:
+        """If all recent settings were invalid, the sweep fails and says why, instead of sampling forever."""
         last = self._study.get_trials(deepcopy=False)[-INVALID_IN_A_ROW:]
         why = [trial.user_attrs.get("invalid") for trial in last]
         if len(why) < INVALID_IN_A_ROW or not all(why):
             return False
-        reason = f"The last {INVALID_IN_A_ROW} settings that were drawn could only fail. The last one: {why[-1]}"
+        reason = f"The last {INVALID_IN_A_ROW} sampled settings were invalid. The last one: {why[-1]}"
         self._store.sweeps.set_status(self._sweep.id, SweepStatus.FAILED, leaving=[SweepStatus.RUNNING], reason=reason)
         return True
 
@@ -164,8 +167,11 @@ def study_file(workspace: Workspace, sweep_id: str) -> Path:
     return workspace.runs / ".sweeps" / f"{sweep_id}.db"
 
 
-def _study(workspace: Workspace, found: Sweep, spec: SweepSpec) -> optuna.Study:
-    """RDBStorage, not the journal file: one torn line breaks that for good. One process writes it: the supervisor."""
+def study(workspace: Workspace, found: Sweep, spec: SweepSpec) -> optuna.Study:
+    """A sweep's Optuna study. Only the supervisor writes to it.
+
+    RDBStorage, not the journal file, which a single torn line breaks for good.
+    """
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -186,7 +192,7 @@ def _study(workspace: Workspace, found: Sweep, spec: SweepSpec) -> optuna.Study:
 
 @lru_cache(maxsize=8)
 def _storage(file: Path) -> optuna.storages.RDBStorage:
-    """Kept open: making sure of its tables costs 0.1 s."""
+    """Kept open: checking its tables costs 0.1 s."""
     import optuna
 
     return optuna.storages.RDBStorage(f"sqlite:///{file}", engine_kwargs={"connect_args": {"timeout": 30}})

@@ -1,13 +1,13 @@
-"""Plan, start and steer sweeps. What was asked stands in runs.db, what Optuna drew in a SQLite file of its own.
+"""Start and steer sweeps. The definition is in runs.db; what Optuna sampled is in a separate SQLite file.
 
-A grid and a random sweep queue all their runs at once. One that learns (tpe, asha) is fed by the supervisor, which
-calls `step` each second: it may be killed between any two lines, and the next one goes on from what the files say.
+Grid and random sweeps queue all their runs at once. For a sweep that learns (tpe, asha), the supervisor calls
+`sweep_learner.step` each second: it may be killed between any two lines, and the next one continues from the files.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sousa_engine.analysis.sweeps import trials
 from sousa_engine.core import sweep_spec
@@ -19,13 +19,7 @@ from sousa_engine.runs.sweep_plan import describe, plan, with_seed
 from sousa_engine.store import Store
 from sousa_engine.workspace import Workspace
 
-if TYPE_CHECKING:
-    pass
-
 _OPEN = (SweepStatus.RUNNING, SweepStatus.PAUSED)
-
-
-# Before
 
 
 def start(
@@ -36,9 +30,9 @@ def start(
     leave_out_invalid: bool = False,
     form_token: str | None = None,
 ) -> Sweep:
-    """Queue a sweep and see that a supervisor is there. Raises PreflightError naming what could only fail.
+    """Queue a sweep and see that a supervisor runs. Raises PreflightError naming invalid combinations.
 
-    leave_out_invalid: start without the settings that the plan names as problems. form_token: see launch.start.
+    leave_out_invalid: start without the settings that the plan names as problems. form_token: see orders.start.
     """
     found = plan(spec, workspace)
     if found.problems and not (leave_out_invalid and found.runs):
@@ -51,19 +45,16 @@ def start(
     return made
 
 
-# While it runs: pages and the command line
-
-
 def resume(store: Store, sweep_id: str) -> bool:
-    """False if it was not paused."""
+    """Release the held runs. False if the sweep was not paused."""
     changed = store.sweeps.set_status(sweep_id, SweepStatus.RUNNING, leaving=[SweepStatus.PAUSED])
     ensure.ensure(store.workspace)
     return changed
 
 
 def stop(store: Store, sweep_id: str) -> bool:
-    """Queued runs leave the queue, running ones save and stop. False if it was over already."""
-    changed = store.sweeps.set_status(sweep_id, SweepStatus.STOPPED, leaving=_OPEN, reason="Stopped by hand.")
+    """Remove queued runs from the queue; active ones save and stop. False if the sweep was done already."""
+    changed = store.sweeps.set_status(sweep_id, SweepStatus.STOPPED, leaving=_OPEN, reason="Stopped by the user.")
     for run in store.sweeps.runs(sweep_id) if changed else ():
         if not run.status.is_over:
             store.runs.request_stop(run.id)
@@ -72,9 +63,9 @@ def stop(store: Store, sweep_id: str) -> bool:
 
 
 def add_seeds(store: Store, found: Sweep, seeds: Sequence[int], *, created_by: str) -> tuple[str, ...]:
-    """Train every setting (but pruned ones) with more seeds. Returns the new runs' ids. Raises ConfigError."""
+    """Train every setting that was not pruned with more seeds. Returns the new runs' ids. Raises ConfigError."""
     spec = sweep_spec.build(found.spec)
-    wider = sweep_spec.build({**found.spec, "seeds": [*spec.seeds, *seeds]})  # a seed twice is refused there
+    wider = sweep_spec.build({**found.spec, "seeds": [*spec.seeds, *seeds]})  # refuses a seed given twice
     more = []
     for runs in trials(store.sweeps.runs(found.id)).values():
         if not any(run.is_pruned for run in runs):
@@ -83,7 +74,7 @@ def add_seeds(store: Store, found: Sweep, seeds: Sequence[int], *, created_by: s
 
 
 def extend(store: Store, found: Sweep, field: str, values: Sequence[Any], *, created_by: str) -> tuple[str, ...]:
-    """More values on an axis of a grid: only new settings are queued. Raises ConfigError, PreflightError."""
+    """Add values to an axis of a grid: only new settings are queued. Raises ConfigError, PreflightError."""
     spec = sweep_spec.build(found.spec)
     if spec.sampler != "grid":
         raise PreflightError(
@@ -92,7 +83,8 @@ def extend(store: Store, found: Sweep, field: str, values: Sequence[Any], *, cre
     axes = [axis.model_dump() for axis in spec.axes]
     matching = [axis for axis in axes if axis["field"] in (field, sweep_spec.Axis(field=field, values=(0,)).field)]
     if not matching:
-        raise PreflightError(f"{field} is no axis of this sweep. It has {', '.join(a.field for a in spec.axes)}.")
+        names = ", ".join(axis.field for axis in spec.axes)
+        raise PreflightError(f"{field} is not an axis of this sweep. Its axes: {names}.")
     matching[0]["values"] = [*matching[0]["values"], *values]
     wider = sweep_spec.build({**found.spec, "axes": axes})
     known = [dict(runs[0].setting) for runs in trials(store.sweeps.runs(found.id)).values()]
@@ -110,10 +102,10 @@ def extend(store: Store, found: Sweep, field: str, values: Sequence[Any], *, cre
 
 
 def add_trials(store: Store, found: Sweep, count: int, *, created_by: str) -> tuple[str, ...]:
-    """Draw more settings. Raises ConfigError; PreflightError for a grid, which has no more."""
+    """Sample more settings. Raises ConfigError; PreflightError for a grid, which has no others."""
     spec = sweep_spec.build(found.spec)
     if spec.sampler == "grid":
-        raise PreflightError("A grid has all its combinations: extend one of its axes.")
+        raise PreflightError("A grid already has all its combinations: extend one of its axes.")
     wider = sweep_spec.build({**found.spec, "trials": (spec.trials or 0) + count})
     planned = plan(wider, store.workspace)
     if planned.problems:
@@ -131,10 +123,10 @@ def rerun(
     created_by: str,
     form_token: str | None = None,
 ) -> tuple[str, ...]:
-    """Train runs of a sweep again, as new runs of the same trials; targets: entries that take the place of theirs.
+    """Train runs of a sweep again, as new runs of the same trials. targets: entries that replace theirs.
 
-    form_token: see launch.start. Raises TargetError, PreflightError if a corrected run could only fail too: nothing is
-    queued then.
+    form_token: see orders.start. Raises TargetError, or PreflightError if a run is still invalid: nothing is queued
+    then.
     """
     again = []
     for run in runs:
@@ -151,12 +143,6 @@ def rerun(
             raise PreflightError(f"{config.title}: {' '.join(check.detail for check in errors)}")
         again.append(SweepRun(config, run.trial or 0, setting))
     return _extend(store, found, again, None, created_by, form_token)
-
-
-# The supervisor's verb
-
-
-# Inside
 
 
 def _extend(

@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     import optuna
 
 
-METRIC = "valid/accuracy"  # the test split is for the comparison at the end, never for drawing or pruning
+METRIC = "valid/accuracy"  # the test split is for the comparison at the end, never for sampling or pruning
 
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """Why these settings could only fail: found by the checks of a single run."""
+    """Why these settings cannot work: found by the checks of a single run."""
 
     message: str
     settings: tuple[Setting, ...]
@@ -37,10 +37,10 @@ class Problem:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a sweep would do. runs: what is known by now; a sweep that learns draws the rest as it goes.
+    """What a sweep would do. runs: those known by now; a sweep that learns samples the rest as it goes.
 
-    seconds: of all runs, one after another, from earlier runs and probes; None while there are `untimed` ones: a config
-    of each kind that was neither trained nor probed here. disk_bytes: what the runs' folders will hold, roughly.
+    seconds: of all runs in sequence, from earlier runs and timings; None while there are `untimed` ones: one config of
+    each kind that was neither trained nor timed here. disk_bytes: the approximate size of the run folders.
     """
 
     spec: SweepSpec
@@ -54,8 +54,8 @@ class Plan:
 
 
 def plan(spec: SweepSpec, workspace: Workspace) -> Plan:
-    """Every setting looked at as a single run would be. Raises PreflightError if there are fewer than asked for."""
-    settings = sweep_spec.combinations(spec.axes) if spec.sampler != "random" else _drawn(spec)
+    """Check every setting as a single run. Raises PreflightError if there are fewer settings than requested."""
+    settings = sweep_spec.combinations(spec.axes) if spec.sampler != "random" else _sampled(spec)
     if spec.learns:
         settings = settings[: sweep_spec.MOST_RUNS]
     checked: dict[str, preflight.Preflight] = {}
@@ -65,7 +65,7 @@ def plan(spec: SweepSpec, workspace: Workspace) -> Plan:
     for number, setting in enumerate(settings):
         try:
             prepared = prepare.prepare(sweep_spec.draft(spec.base, setting, spec.sets))
-            found = _looked_at(prepared.config, workspace, checked)
+            found = _checked(prepared.config, workspace, checked)
         except UserError as error:
             causes.setdefault(str(error), []).append(setting)
             continue
@@ -94,21 +94,21 @@ def plan(spec: SweepSpec, workspace: Workspace) -> Plan:
 def ablation(variant: str, entries: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """Name -> module names: a target set with and without its parts (analysis.layers), as `sets` of a sweep.
 
-    entries: names, as launch.resolve reads them. Raises UnknownNameError, TargetError; ConfigError if the set has no
-    parts.
+    entries: names, as targets.resolve_sets reads them. Raises UnknownNameError, TargetError; ConfigError if the set has
+    no parts.
     """
     outline = targets.load_outline(backbones.variant(variant).name)
     sets = ablations(outline, targets.resolve_sets(outline, list(entries)).paths)
     if len(sets) < 2:
         raise ConfigError(
-            f"{sweep_spec.show(list(entries))} has no parts in {variant} that could be left out: an ablation takes "
-            "modules of two roles, or of two layers."
+            f"{sweep_spec.show(list(entries))} has no parts in {variant} to leave out: an ablation needs modules of "
+            "two roles or two layers."
         )
     return {name: tuple(targets.short_names(outline, paths)) for name, paths in sets.items()}
 
 
 def ablation_of(config: RunConfig) -> SweepSpec:
-    """The sweep that ablates a run's targets: its settings, three seeds; ranks of single targets are left out.
+    """The sweep that ablates a run's targets: same settings, three seeds, without separate ranks.
 
     Raises ConfigError, TargetError as `ablation` does.
     """
@@ -130,7 +130,7 @@ def ablation_of(config: RunConfig) -> SweepSpec:
 
 
 def describe(problems: Sequence[Problem]) -> str:
-    """A line for each cause, with how many settings it hits and the first of them."""
+    """One line per cause, with the number of settings that it affects and the first of them."""
     parts = []
     for problem in problems:
         count = len(problem.settings)
@@ -144,6 +144,7 @@ def describe(problems: Sequence[Problem]) -> str:
 
 
 def suggest(trial: optuna.trial.Trial, axis: Axis) -> Any:
+    """A value of this axis for a trial, sampled by Optuna."""
     if not axis.is_range:
         names = [sweep_spec.show(value) for value in axis.values]
         return axis.values[names.index(trial.suggest_categorical(axis.field, names))]
@@ -153,8 +154,8 @@ def suggest(trial: optuna.trial.Trial, axis: Axis) -> Any:
     return trial.suggest_float(axis.field, low, high, log=axis.log)
 
 
-def _drawn(spec: SweepSpec) -> list[Setting]:
-    """The settings of a random sweep: the same for the same sampler_seed, and the first n of a longer one."""
+def _sampled(spec: SweepSpec) -> list[Setting]:
+    """The settings of a random sweep: the same for the same sampler_seed; a longer sweep starts with them."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -164,7 +165,8 @@ def _drawn(spec: SweepSpec) -> list[Setting]:
         there = math.prod(len(axis.values) for axis in spec.axes)
         if wanted > there:
             raise PreflightError(
-                f"There are only {there} combinations, and {wanted} trials were asked for: use a grid."
+                f"{wanted} trials were requested, but there {'is' if there == 1 else 'are'} only {there} "
+                f"combination{'' if there == 1 else 's'}: use a grid."
             )
     found: list[Setting] = []
     while len(found) < wanted:
@@ -176,16 +178,18 @@ def _drawn(spec: SweepSpec) -> list[Setting]:
 
 
 def replicates(spec: SweepSpec, number: int, setting: Setting, config: RunConfig) -> list[SweepRun]:
+    """The runs of trial `number`: its setting with each seed of the sweep."""
     named = config.model_copy(update={"name": sweep_spec.run_name(setting)})
     return [SweepRun(with_seed(named, seed), number, setting) for seed in spec.seeds]
 
 
 def with_seed(config: RunConfig, seed: int) -> RunConfig:
+    """The same config with another seed."""
     return config.model_copy(update={"seed": seed})
 
 
-def _looked_at(config: RunConfig, workspace: Workspace, checked: dict[str, preflight.Preflight]) -> preflight.Preflight:
-    """launch.preflight, once for runs that differ in nothing it looks at."""
+def _checked(config: RunConfig, workspace: Workspace, checked: dict[str, preflight.Preflight]) -> preflight.Preflight:
+    """preflight.preflight, once for all runs that are equal in the fields that it checks."""
     key = config.model_dump_json(include={"model", "lora", "data", "device", "wandb"})
     if key not in checked:
         checked[key] = preflight.preflight(config, workspace)
@@ -195,7 +199,7 @@ def _looked_at(config: RunConfig, workspace: Workspace, checked: dict[str, prefl
 def _predicted(
     runs: Sequence[SweepRun], earlier: Collection[Run], checked: dict[str, preflight.Preflight], workspace: Workspace
 ) -> tuple[float | None, tuple[RunConfig, ...]]:
-    """Seconds of all runs: of a step, and around them, as in earlier runs of the same kind, or else as probed."""
+    """Seconds of all runs, and the untimed ones: from the steps and the overhead of earlier runs, else from timings."""
     paces: dict[str, list[tuple[float, float]]] = {
         kind: [(pace.step_s, pace.start_s)] for kind, pace in timing.known(workspace).items()
     }
@@ -222,7 +226,7 @@ def _predicted(
 
 
 def _folder_bytes(config: RunConfig) -> int:
-    """Three checkpoints of trained weights with AdamW's two moments, the adapter, and a megabyte of the rest."""
+    """Three checkpoints of the trained weights with AdamW's two moments, the adapter, and a megabyte for the rest."""
     outline = targets.load_outline(config.model.variant)
     counts = targets.count(
         outline,

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sousa_engine import backbones, targets
-from sousa_engine.core import grammar, sweep_spec
-from sousa_engine.core.config import RunConfig
+from sousa_engine.core import config, grammar, sweep_spec
 from sousa_engine.core.errors import ConfigError, UserError
 from sousa_engine.core.sweep_spec import Axis, SweepSpec
 from sousa_engine.runs import sweep_plan
@@ -21,7 +20,7 @@ _NUMBERS = {"--max-epochs", "--seeds", "--trials", "--sampler-seed"}
 
 
 def read(words: Sequence[str]) -> SweepSpec:
-    """The sweep that `sweep WORDS` defines. Raises UserError; ValueError for an unknown option or no whole number."""
+    """The sweep that `sweep WORDS` defines. Raises UserError; ValueError for an unknown option or a wrong number."""
     given: dict[str, list[Any]] = {option: [] for option in (*MANY, *_ONE)}
     fields, option = [], ""
     for word in words:
@@ -62,7 +61,7 @@ def laid_over(
     sampler_seed: int | None,
     name: str,
 ) -> SweepSpec:
-    """The file's sweep, if there is one, with the options of a command line laid over it. Raises UserError."""
+    """The file's sweep, if there is one, overridden by the options of a command line. Raises UserError."""
     values = sweep_spec.read(file).model_dump(mode="json") if file else {}
     base = values.get("base", {})
     grammar.merge(base, grammar.parse(words))
@@ -84,12 +83,10 @@ def laid_over(
     if ablate is not None:
         axis = sweep_spec.build({"axes": {"model": made["model"]}}).axes if "model" in made else ()
         sets = sweep_plan.ablation(_only_model(base, axis), grammar.entries(ablate))
-        if not isinstance(
-            made.get("lora.targets"), list
-        ):  # what the file listed gives way, what the line lists does not
+        if not isinstance(made.get("lora.targets"), list):  # the command line's own list stays, the file's does not
             made["lora.targets"] = list(sets)
     if not made:
-        raise ConfigError("A sweep needs something that differs: --models, --targets, --ablate or --axis FIELD=A,B.")
+        raise ConfigError("A sweep must vary something: add --models, --targets, --ablate or --axis FIELD=A,B.")
     if targets or ablate:
         sets = {name: entries for name, entries in sets.items() if name in made["lora.targets"]}
     values |= {"base": base, "axes": made, "sets": sets}
@@ -102,7 +99,7 @@ def _listed(words: Sequence[str]) -> list[str]:
 
 
 def to_command(spec: SweepSpec, *, skip_invalid: bool = False) -> str:
-    """The shell command that starts an equal sweep. Raises ConfigError for one that no line can say."""
+    """The shell command that starts an equal sweep. Raises ConfigError if no command line can express it."""
     words = _words(spec)
     try:
         same = read(words) == spec
@@ -110,7 +107,7 @@ def to_command(spec: SweepSpec, *, skip_invalid: bool = False) -> str:
         same = False
     if not same:
         raise ConfigError(
-            "This sweep holds a value that a command line cannot. Save its YAML, and start that: "
+            "This sweep has a value that a command line cannot express. Save its YAML and start that: "
             "python -m sousa_engine sweep --file FILE"
         )
     skip = ["--skip-invalid"] if skip_invalid else []
@@ -118,7 +115,7 @@ def to_command(spec: SweepSpec, *, skip_invalid: bool = False) -> str:
 
 
 def _words(spec: SweepSpec) -> list[str]:
-    """`--models` puts its axis first and `--targets` last, so they stand for axes that are there."""
+    """`--models` puts its axis first and `--targets` last, so they are used for axes in these places only."""
     base = copy.deepcopy(spec.base)
     axes = {axis.field: axis for axis in spec.axes}
     words: list[str] = []
@@ -154,7 +151,7 @@ def _words(spec: SweepSpec) -> list[str]:
 
 
 def _axis_text(axis: Axis) -> str:
-    """As `sweep.parse_axis` reads it."""
+    """An axis as `sweep_spec.parse_axis` reads it."""
     field = "targets" if axis.field == "lora.targets" else axis.field
     if axis.is_range:
         low, high = (grammar.written(end) for end in axis.ends)
@@ -163,9 +160,9 @@ def _axis_text(axis: Axis) -> str:
 
 
 def _only_model(base: Mapping[str, Any], axes: Sequence[Axis]) -> str:
-    """The backbone whose modules an ablation is made of. Raises ConfigError if there are several."""
+    """The backbone whose modules are ablated. Raises ConfigError if there are several."""
     models = next((axis.values for axis in axes if axis.field == "model"), ())
     if len(models) > 1:
-        raise ConfigError(f"--ablate takes one backbone, for each has modules of its own: not {', '.join(models)}.")
-    usual = RunConfig().model.variant  # pyright: ignore[reportCallIssue]
+        raise ConfigError(f"--ablate takes one backbone, since their modules differ; it got {', '.join(models)}.")
+    usual = config.build({}).model.variant
     return str(models[0] if models else base.get("model", {}).get("variant", usual))

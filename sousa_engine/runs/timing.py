@@ -1,9 +1,9 @@
-"""How long a run would take here: builds what it would train, on random weights, and times some steps on noise.
+"""How long a run would take here: builds its network with random weights and times some steps on noise.
 
     python -m sousa_engine.runs.timing ROOT CONFIG.json     # prints {"step_s": ..., "start_s": ..., ...}
-    python -m sousa_engine.runs.timing ROOT CONFIGS.json --lock-fd N     # started by `start`: measures each of several
+    python -m sousa_engine.runs.timing ROOT CONFIGS.json --lock-fd N     # run by `start`: times each of several
 
-Needs neither data nor weights. What was measured is kept in the workspace, for the plans of sweeps.
+Needs neither data nor weights. The timings are kept in the workspace, for the plans of sweeps.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ STEPS, WARM_UP = 6, 2
 
 @dataclass(frozen=True, kw_only=True)
 class Pace:
-    """step_s: seconds an optimiser step takes. start_s: from the process's start to its first step."""
+    """step_s: seconds per optimiser step. start_s: seconds from the start of the process to its first step."""
 
     step_s: float
     start_s: float
@@ -36,7 +36,7 @@ class Pace:
 
 
 def key(config: RunConfig) -> str:
-    """Equal for runs whose steps cost the same: ranks and rates hardly matter, nor which modules, if as many."""
+    """Equal for runs whose steps cost the same: ranks and rates hardly matter, nor which modules, only how many."""
     parts = (
         config.model.variant,
         config.lora.method,
@@ -51,7 +51,7 @@ def key(config: RunConfig) -> str:
 
 
 def known(workspace: Workspace) -> dict[str, Pace]:
-    """What was measured in this workspace. Empty where nothing was, or where the file is unreadable: it is a cache."""
+    """The timings of this workspace by `key`. Empty if there are none, or if the file is unreadable: it is a cache."""
     try:
         return {k: Pace(**values) for k, values in json.loads(_file(workspace).read_text()).items()}
     except (OSError, ValueError, TypeError):
@@ -61,10 +61,10 @@ def known(workspace: Workspace) -> dict[str, Pace]:
 def measure(
     workspace: Workspace, configs: Sequence[RunConfig], tell: intake.Tell = lambda doing, done, total: None
 ) -> dict[str, Pace]:
-    """Time one run of each kind that is not known yet, one after another, each in a process of its own.
+    """Time one run of each kind that is not known yet, in sequence, each in a separate process.
 
-    tell: called before each with its title, how many are done and how many there are. Returns all that is known then.
-    Raises RunError with what a probe said if it failed.
+    tell: called before each with its title, how many are done and how many there are. Returns all known timings.
+    Raises RunError with the error of a timing that failed.
     """
     found = known(workspace)
     for done, config in enumerate(configs):
@@ -75,20 +75,20 @@ def measure(
             file = Path(folder) / run_files.CONFIG
             file.write_text(config.model_dump_json())
             command = [sys.executable, "-m", "sousa_engine.runs.timing", str(workspace.root), str(file)]
-            probed = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-        if probed.returncode:
-            last = (probed.stderr.strip().splitlines() or ["it gave no reason"])[-1]
-            raise RunError(f"The probe of {config.title} failed: {last}")
-        found[key(config)] = Pace(**json.loads(probed.stdout.strip().splitlines()[-1]))
+            timed = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        if timed.returncode:
+            last = (timed.stderr.strip().splitlines() or ["it printed no error message"])[-1]
+            raise RunError(f"Timing {config.title} failed: {last}")
+        found[key(config)] = Pace(**json.loads(timed.stdout.strip().splitlines()[-1]))
         _file(workspace).parent.mkdir(parents=True, exist_ok=True)
         run_files.write_json(_file(workspace), {k: asdict(pace) for k, pace in found.items()})
     return found
 
 
 def start(workspace: Workspace, configs: Sequence[RunConfig]) -> bool:
-    """`measure` in a process that outlives the caller; `intake.look(folder(workspace))` tells how far it is.
+    """`measure` in a process that outlives the caller; `intake.look(folder(workspace))` shows its progress.
 
-    False if somebody measures already. Raises WorkspaceError if the workspace cannot be written to.
+    False if another process is already timing. Raises WorkspaceError if the workspace cannot be written to.
     """
     where = folder(workspace)
     asked = where / "asked.json"
@@ -98,7 +98,7 @@ def start(workspace: Workspace, configs: Sequence[RunConfig]) -> bool:
 
 
 def folder(workspace: Workspace) -> Path:
-    """Where whoever measures holds a lock and notes how far it is, as an intake of weights does."""
+    """Where the timing process holds a lock and notes its progress, as an intake of weights does."""
     return workspace.cache / "probes"
 
 

@@ -1,8 +1,8 @@
-"""Taking in weights: one process at a time for a variant, while everyone else can see how far it is.
+"""A long task in a folder, such as taking in weights: one process at a time, with progress that all others can see.
 
-A folder an intake. `lock` is held by whoever fetches or imports, and the kernel drops it with that process; `note.json`
-says what is going on, or why it ended; parts of broken downloads lie beside them. Pages, terminals and trainers all
-come through here, so each of them sees the others' downloads. Never imports torch.
+The process that works holds `lock`, which the kernel drops with it; `note.json` has its progress, or why it ended;
+partial downloads are next to them. Pages, terminals and trainers all use this, so each of them sees the others'
+downloads. Never imports torch.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from pathlib import Path
 from sousa_engine.core.errors import SousaError, WeightsError, WorkspaceError
 from sousa_engine.workspace import locks, processes, run_files
 
-LOG = "log.txt"  # what a process started from a page says, beside its note
-STOPPED = "Stopped, as asked. What came is kept; the next attempt goes on from there."
+LOG = "log.txt"  # output of a process that a page started
+STOPPED = "Stopped as requested. Finished parts are kept; the next attempt resumes from there."
 _LOCK, _NOTE, _STOP = "lock", "note.json", "stop"
 _EVERY_S = 0.5
 
 Tell = Callable[[str, int, int | None], None]
-"""`tell(doing, done, total)`: a word such as "downloading"; bytes so far and in all, None where nobody knows."""
+"""`tell(doing, done, total)`: a word such as "downloading"; bytes so far and in total, None if unknown."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Intake:
-    """One intake, running or ended badly; a good end leaves none, its weights are there.
+    """A task that is running or has failed; one that succeeded leaves no note.
 
-    doing: "starting", "downloading", "checking" or "copying". done, total: bytes; total is None where nobody knows it.
+    doing: "starting", "downloading", "checking" or "copying". done, total: bytes; total is None if unknown.
     """
 
     is_running: bool
@@ -41,33 +41,29 @@ class Intake:
     total: int | None = None
     bytes_per_s: float | None = None
     error: str = ""
-    at_ms: int = 0  # when this was noted
+    at_ms: int = 0  # when this was written
 
 
 def look(folder: Path) -> Intake | None:
-    """What is going on in `folder`, or why the last attempt ended; None if there is nothing to tell."""
-    running = locks.is_held(folder / _LOCK)  # before the note: who dropped the lock has written all it ever will
+    """The task that runs in `folder`, or why the last one failed; None if there is neither."""
+    running = locks.is_held(folder / _LOCK)  # before the note: a process without the lock has written all it ever will
     note = run_files.read_json(folder / _NOTE)
-    running = running or locks.is_held(folder / _LOCK)  # unless the note is of somebody who came just now
+    running = running or locks.is_held(folder / _LOCK)  # unless the note is of a process that just started
     if note is None:
         return Intake(is_running=True) if running else None
     known = {field.name: note[field.name] for field in fields(Intake) if field.name in note}
     found = Intake(**known)
     if running or found.error:
-        return replace(found, is_running=running and not found.error)  # an error is the end, even before the lock drops
-    return replace(
-        found, is_running=False, error=f"It ended without a word while {found.doing}. Try again; what came is kept."
-    )
+        return replace(found, is_running=running and not found.error)  # an error is final, even before the lock drops
+    error = f"It ended unexpectedly while {found.doing}. Try again: finished parts are kept."
+    return replace(found, is_running=False, error=error)
 
 
 def lock(folder: Path) -> int | None:
-    """Take the lock of `folder`; its descriptor, to hand to another process, or None while somebody has it."""
+    """Take the lock of `folder`: its descriptor, to hand to another process, or None if another process holds it."""
     folder.mkdir(parents=True, exist_ok=True)
-    found = _opened(folder)
-    try:
-        fcntl.flock(found, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(found)
+    found = locks.take(folder / _LOCK)
+    if found is None:
         return None
     (folder / _STOP).unlink(missing_ok=True)
     _write(folder, Intake(is_running=True))
@@ -77,7 +73,7 @@ def lock(folder: Path) -> int | None:
 def start_in(
     folder: Path, command: Sequence[str], arguments: Sequence[str] = (), prepare: Callable[[], None] = lambda: None
 ) -> bool:
-    """Run `command --lock-fd N arguments` in a separate process that works in `folder`; `look` tells how far it is.
+    """Run `command --lock-fd N arguments` in a separate process that works in `folder`; `look` shows its progress.
 
     The process inherits the folder's lock. False if another process holds it; else prepare() is called first, under
     the lock. Raises WorkspaceError if the folder cannot be written to.
@@ -100,28 +96,28 @@ def start_in(
 
 
 def ask_to_stop(folder: Path) -> None:
-    """Have a download end at its next block, resumably."""
+    """Make the task stop at its next report; a download can be resumed."""
     (folder / _STOP).touch()
 
 
 @contextlib.contextmanager
 def taking_in(folder: Path, *, lock_fd: int | None = None, tell: Tell | None = None) -> Iterator[Tell]:
-    """Hold the lock of `folder` (wait for it, or take over lock_fd), and keep the note with what the caller tells.
+    """Hold the lock of `folder` (wait for it, or take over lock_fd), and yield a function that records progress.
 
-    What the caller tells goes to `tell` as well. Raises WeightsError out of a call of it if asked to stop.
+    It passes the progress on to `tell`, and raises WeightsError if the task was asked to stop.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    held = lock_fd if lock_fd is not None else _opened(folder)
+    held = lock_fd if lock_fd is not None else os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         if lock_fd is None:
             fcntl.flock(held, fcntl.LOCK_EX)
             (folder / _STOP).unlink(missing_ok=True)
-            _write(folder, Intake(is_running=True))  # over the end of an earlier one
+            _write(folder, Intake(is_running=True))  # replaces that of an earlier task
         notes = _Notes(folder, tell)
         try:
             yield notes.tell
         except (SousaError, KeyboardInterrupt) as error:
-            notes.end(str(error) or STOPPED)  # Ctrl-C and a run's stop say nothing
+            notes.end(str(error) or STOPPED)  # Ctrl-C and a stopped run have no text
             raise
         (folder / _NOTE).unlink(missing_ok=True)
     finally:
@@ -133,7 +129,7 @@ class _Notes:
         self._folder, self._passed_on = folder, tell
         self._last = Intake(is_running=True)
         self._written_s = self._began_s = float("-inf")
-        self._began_at = 0  # bytes that were here already
+        self._began_at = 0  # bytes that were already there
 
     def tell(self, doing: str, done: int = 0, total: int | None = None) -> None:
         now = time.monotonic()
@@ -157,11 +153,7 @@ class _Notes:
 
 
 def _write(folder: Path, note: Intake) -> None:
-    """Whole or not at all; but unlike run_files.write_json not forced to the disk, since a lost note costs nothing."""
+    """Atomic, but unlike run_files.write_json without fsync: losing a note costs nothing."""
     temporary = folder / f".{_NOTE}.{os.getpid()}"
     temporary.write_text(json.dumps(asdict(replace(note, at_ms=time.time_ns() // 1_000_000))))
     temporary.replace(folder / _NOTE)
-
-
-def _opened(folder: Path) -> int:
-    return os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)

@@ -10,24 +10,26 @@ import os
 import time
 from pathlib import Path
 
+_LOOKING_S = 1.0  # `is_held` looks for microseconds, or as long as a busy machine lets it wait
+
 
 def take(path: Path) -> int | None:
-    """The descriptor of the locked file, to keep or to hand to a child; None while another process holds the lock."""
+    """The descriptor of the locked file, to keep or to hand to a child; None if another process holds the lock.
+
+    A file that was just locked names no holder until `sign`.
+    """
     lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        return None
-    return lock
-
-
-def take_within(path: Path, seconds: float) -> int | None:
-    """`take`, tried until it succeeds or `seconds` have passed."""
-    end = time.monotonic() + seconds
-    while (lock := take(path)) is None and time.monotonic() < end:
-        time.sleep(0.02)
-    return lock
+    end = time.monotonic() + _LOOKING_S
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.ftruncate(lock, 0)
+            return lock
+        except BlockingIOError:
+            if _is_held(lock) or time.monotonic() > end:
+                os.close(lock)
+                return None
+        time.sleep(0.0005)  # somebody only looked whether it is held
 
 
 def sign(lock: int) -> None:
@@ -38,7 +40,7 @@ def sign(lock: int) -> None:
 
 
 def signed_by(path: Path) -> int | None:
-    """The pid that `sign` wrote, or None. It may have been given to another program since: look before you signal."""
+    """The pid that `sign` wrote, or None. Another program may have that pid by now: check before you signal it."""
     try:
         text = path.read_text().strip()
     except (OSError, UnicodeDecodeError):
@@ -47,15 +49,22 @@ def signed_by(path: Path) -> int | None:
 
 
 def is_held(path: Path) -> bool:
-    """Whether a living process holds the lock of this file; the kernel drops it with the process."""
+    """Whether a living process holds the lock of this file."""
     try:
-        probe = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return False
     try:
-        fcntl.flock(probe, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return _is_held(file)
+    finally:
+        os.close(file)
+
+
+def _is_held(file: int) -> bool:
+    """Whether another process holds the exclusive lock. A shared one tells, and is released at once."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    finally:
-        os.close(probe)
+    fcntl.flock(file, fcntl.LOCK_UN)
     return False

@@ -1,7 +1,7 @@
-"""How often the system killed a process of ours for want of memory: a counter that its cgroup keeps.
+"""How often the system killed a process because memory ran out: a counter of its cgroup.
 
-SIGKILL for want of memory and `kill -9` look the same to a parent. The counter tells them apart: it is read before and
-after. Standard library only: the keeper imports this.
+To a parent, SIGKILL for lack of memory and `kill -9` look the same. The counter, read before and after, tells them
+apart. Standard library only: the keeper imports this.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
 
 class Count(NamedTuple):
-    """whose: "cgroup", of ours alone; or "machine", of anybody's processes."""
+    """whose: "cgroup" counts only the processes of our cgroup, "machine" all of them."""
 
     kills: int
     whose: str
 
 
 def kills(proc: Path = PROC, cgroups: Path = CGROUPS) -> Count | None:
-    """Processes of this process's cgroup that were killed for want of memory so far; None where nobody counts.
+    """Processes of our cgroup that were killed for lack of memory so far; None if there is no counter.
 
-    From memory.events (cgroup v2), memory.oom_control (v1), or else, for a process in no cgroup of its own, from the
-    whole machine's count in /proc/vmstat. Source: Linux, Documentation/admin-guide/cgroup-v2.rst, "oom_kill".
+    From memory.events (cgroup v2) or memory.oom_control (v1); for a process without a cgroup, from the machine's
+    counter in /proc/vmstat. Source: Linux, Documentation/admin-guide/cgroup-v2.rst, "oom_kill".
     """
     for file, whose in (*((file, "cgroup") for file in _counters(proc, cgroups)), (proc / "vmstat", "machine")):
         found = _oom_kill(file)
@@ -33,7 +33,7 @@ def kills(proc: Path = PROC, cgroups: Path = CGROUPS) -> Count | None:
 
 
 def _counters(proc: Path, cgroups: Path) -> list[Path]:
-    """The files of our own cgroup. In a container its path is often another one inside: then it is the root there."""
+    """The files of our cgroup. Inside a container its path often differs: then it is the root there."""
     try:
         lines = (proc / "self" / "cgroup").read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Where things lie on disk: runs.db, one folder a run, caches. Paths only; opens nothing."""
+"""Where files are: runs.db, one folder per run, caches. Paths only; opens nothing."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-LEAST_FREE_BYTES = 256 * 1024  # below it, SQLite's log and a run's spool cannot grow
+LEAST_FREE_BYTES = 256 * 1024  # with less, SQLite's log and a run's spool cannot grow
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Workspace:
-    """A folder that holds runs.db and runs/. The default is the project's top level; SOUSA_WORKSPACE overrides."""
+    """A folder with runs.db and runs/. The default is the project's root; SOUSA_WORKSPACE overrides it."""
 
     root: Path
 
@@ -32,12 +32,12 @@ class Workspace:
 
     @property
     def weights(self) -> Path:
-        """Imported or downloaded backbone weights: one folder a variant."""
+        """Imported or downloaded backbone weights: one folder per variant."""
         return self.runs / ".weights"
 
     @property
     def trash(self) -> Path:
-        """Folders of runs that are being deleted: trash.py."""
+        """Folders of runs that are being deleted: store/trash.py."""
         return self.runs / ".trash"
 
     @property
@@ -50,24 +50,24 @@ class Workspace:
 
     @property
     def has_db(self) -> bool:
-        """Whether runs.db is there, as far as we may look; who opens it is told why not."""
+        """Whether runs.db exists. False without permission to look: opening it says why."""
         try:
             return self.db.is_file()
         except PermissionError:
             return False
 
     def full_disk(self) -> str:
-        """A sentence when the disk is full, else "". Runs then wait, and runs.db stands still until there is room."""
+        """A sentence if the disk is full, else "". Until there is room, runs wait and runs.db does not change."""
         try:
             free = shutil.disk_usage(self.root).free
         except OSError:
             return ""
         if free >= LEAST_FREE_BYTES:
             return ""
-        return f"The disk of {self.root} is full: nothing new can be recorded. Free some space; runs go on from there."
+        return f"The disk of {self.root} is full: nothing new can be recorded. Free some space; runs then continue."
 
     def run_dir(self, run_id: str) -> Path:
-        """The folder of one run. Ids are checked, so a crafted id never leaves runs/."""
+        """The folder of one run. Raises ValueError for a crafted id, so that no path leaves runs/."""
         if not re.fullmatch(r"[0-9A-Za-z-]{1,64}", run_id):
             raise ValueError(f"{run_id[:64]!r} is not a run id.")
         return self.runs / run_id

@@ -1,4 +1,4 @@
-"""Starting processes that outlive who starts them: supervisor, keepers, downloads. Each holds a lock: proof of life."""
+"""Starting processes that outlive their caller: supervisor, keepers, downloads. Each holds a lock while it lives."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from sousa_engine.workspace import PROJECT_ROOT
 def start_detached(
     command: Sequence[str], *, log: BinaryIO, lock: int, env: Mapping[str, str] | None = None
 ) -> subprocess.Popen[bytes]:
-    """Start `command` in a session of its own: it outlives Ctrl-C and the closed terminal of its caller.
+    """Start `command` in a new session, so that it outlives Ctrl-C and the terminal of its caller.
 
-    lock: a descriptor that it inherits, and whose lock the kernel drops when it dies. Its output goes to `log`: a pipe
-    would die with its reader. Raises OSError.
+    lock: a descriptor that it inherits; the kernel drops its lock when the process dies. Output goes to `log`, since a
+    pipe would die with its reader. Raises OSError.
     """
     return subprocess.Popen(
         command,
@@ -33,7 +33,7 @@ def start_detached(
 
 
 def reap(process: subprocess.Popen[bytes]) -> None:
-    """See that no zombie stays when it leaves."""
+    """Collect the process when it exits, so that it leaves no zombie."""
     threading.Thread(target=process.wait, daemon=True).start()
 
 

@@ -1,4 +1,4 @@
-"""The files of one run's folder: their names, and JSON that is either old or new, never torn.
+"""The files of a run's folder: their names, and JSON that is either old or new, never half-written.
 
 Standard library only: the keeper imports this and nothing else of the engine, so that it starts in milliseconds.
 """
@@ -11,27 +11,27 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-CONFIG = "config.json"  # RunConfig as launched; device is the slot it was given. Written by the supervisor
+CONFIG = "config.json"  # RunConfig of the attempt, with the device of its slot: by the supervisor
 SPOOL = "spool.jsonl"  # metrics, progress, events, facts: appended by the trainer
-PREDICTIONS = "predictions.jsonl"  # one line a clip, by the trainer at its end
-RESULT = "result.json"  # {"outcome": "finished|stopped|failed", "reason": ..., ...}, by the trainer at its end
+PREDICTIONS = "predictions.jsonl"  # one line per clip: by the trainer at its end
+RESULT = "result.json"  # {"outcome": "finished|stopped|failed", "reason": ..., ...}: by the trainer at its end
 LOG = "train.log"  # stdout and stderr of keeper and trainer
-KEEPER = "keeper.json"  # who keeps this launch: nonce, pids, start, and the steps of a stop as they are taken
-KEEPER_LOCK = "keeper.lock"  # held by keeper and trainer as long as one of them lives
-EXIT = "exit.json"  # how the trainer ended: code or signal, kills for want of memory, and every step of a stop
+KEEPER = "keeper.json"  # the keeper of this attempt: nonce, pids, start, and the steps of a stop as they are taken
+KEEPER_LOCK = "keeper.lock"  # held while the keeper or the trainer is alive
+EXIT = "exit.json"  # how the trainer ended: code or signal, kills for lack of memory, steps of a stop
 
 EXIT_FINISHED = 0
 EXIT_USER_ERROR = 2
 EXIT_STOPPED = 3
-EXIT_INTERRUPTED = 130  # of a command, as shells count Ctrl-C; the run may go on
-EXIT_DISK_FULL = 4  # so that it is known even where result.json found no room
+EXIT_INTERRUPTED = 130  # of a command ended by Ctrl-C, as in shells; its run may continue
+EXIT_DISK_FULL = 4  # known even if there was no room for result.json
 
-# Steps of a launch, as the keeper notes them
+# Steps of an attempt, as the keeper records them
 STARTED, COULD_NOT_START, SAVE, GRACE_OVER, AT_ONCE = "started", "could not start", "SIGTERM", "SIGKILL", "SIGKILL now"
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write, fsync, rename: after a crash the file holds the old value or the new one, whole."""
+    """Write, fsync, rename: after a crash the file has the old value or the new one, complete."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with temporary.open("w", encoding="utf-8") as file:
@@ -47,7 +47,7 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The JSON object in `path`; None if there is no such file, or it holds no JSON object."""
+    """The JSON object in `path`; None if there is no such file, or no JSON object in it."""
     try:
         value = json.loads(path.read_bytes())
     except (FileNotFoundError, ValueError):
@@ -56,7 +56,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def tail(path: Path, lines: int, max_bytes: int = 65536) -> list[str]:
-    """The last lines of a log that are not blank, without reading all of it; [] if there is no such file."""
+    """The last non-blank lines of a log, without reading all of it; [] if there is no such file."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -64,13 +64,13 @@ def tail(path: Path, lines: int, max_bytes: int = 65536) -> list[str]:
             text = file.read().decode("utf-8", errors="replace")
     except FileNotFoundError:
         return []
-    # A progress bar rewrites its line with carriage returns: the last writing counts.
+    # A progress bar rewrites its line with carriage returns: the last version counts.
     found = [line.rstrip("\r").rpartition("\r")[2].rstrip() for line in text.split("\n")]
     return [line for line in found if line][-lines:]
 
 
 def boot_id() -> str | None:
-    """Another one after each start of the machine; None where the system has none to say."""
+    """An id that changes whenever the machine is started; None if the system has none."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -87,7 +87,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def size(path: Path) -> int:
-    """Bytes of a file; 0 where there is none."""
+    """Bytes of a file; 0 if there is none."""
     try:
         return path.stat().st_size
     except FileNotFoundError:
@@ -95,7 +95,7 @@ def size(path: Path) -> int:
 
 
 def written_ms(path: Path) -> int | None:
-    """When a file was last written; None where there is none."""
+    """When a file was last written, in ms since 1970; None if there is none."""
     try:
         return path.stat().st_mtime_ns // 1_000_000
     except FileNotFoundError:

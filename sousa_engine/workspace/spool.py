@@ -1,7 +1,7 @@
 """A run's append-only metric file, and reading it back. The trainer writes it, the supervisor ingests it.
 
-One JSON object a line. A line is handed to the kernel in one write, so that it outlives the trainer from then on;
-`sync` makes it outlive the machine. A last line without its newline is torn or still being written: readers leave it.
+One JSON object per line. A line is handed to the kernel in one write and survives the trainer from then on; `sync`
+makes it survive the machine. A last line without its newline is incomplete or still being written: readers ignore it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _CHUNK_BYTES = 4 << 20
 
 
 class SpoolPoint(NamedTuple):
-    """One metric value as it travels from spool to store: a tuple, because a million of them pass."""
+    """One metric value on its way from spool to store: a tuple, because there are millions of them."""
 
     metric: str
     step: int
@@ -34,7 +34,7 @@ class SpoolPoint(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class SpoolBatch:
-    """What lies between the bytes `start` and `end` of a spool. The store takes both or neither: exactly once."""
+    """The entries between the bytes `start` and `end` of a spool. The store ingests each byte exactly once."""
 
     start: int
     end: int
@@ -49,16 +49,16 @@ class SpoolBatch:
 
 
 class SpoolWriter:
-    """Appends to one spool. One writer a file: the keeper's lock sees to that."""
+    """Appends to one spool. The keeper's lock ensures one writer per file."""
 
     def __init__(self, path: Path, clock_ms: Callable[[], int] | None = None):
         self._clock_ms = clock_ms or (lambda: time.time_ns() // 1_000_000)
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         self._size = _end_of_last_line(self._file)
-        os.ftruncate(self._file, self._size)  # a torn line of a killed predecessor: nobody has read it
+        os.ftruncate(self._file, self._size)  # an incomplete line of an attempt that was killed: nobody has read it
 
     def metrics(self, step: int, values: Mapping[str, float], epoch: int | None = None, n: int | None = None) -> None:
-        """Values after optimiser step `step` (from 1). nan and inf are kept as what they are; None is left out."""
+        """Values after optimiser step `step` (from 1). nan and inf are kept; None is left out."""
         m = {name: _number(value) for name, value in values.items() if value is not None}
         self._append({"k": "metrics", "t": self._clock_ms(), "step": step, "epoch": epoch, "n": n, "m": m})
 
@@ -70,7 +70,7 @@ class SpoolWriter:
         self._append({"k": "event", "t": self._clock_ms(), "kind": kind, "message": message})
 
     def facts(self, facts: Mapping[str, Any]) -> None:
-        """Facts of the run (versions, parameters, counts); later ones are merged over earlier ones."""
+        """Facts of the run (versions, parameters, counts). Later ones override earlier ones."""
         self._append({"k": "facts", "t": self._clock_ms(), "facts": _plain(facts)})
 
     def sync(self) -> None:
@@ -90,22 +90,22 @@ class SpoolWriter:
 
     def _append(self, entry: dict[str, Any]) -> None:
         text = json.dumps(entry, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-        line = text.encode("utf-8", "replace") + b"\n"  # replace: file names may hold what is no text
+        line = text.encode("utf-8", "replace") + b"\n"  # replace: file names may have undecodable bytes
         written = 0
         try:
             while written < len(line):
                 written += os.write(self._file, line[written:])
         except OSError:
-            os.ftruncate(self._file, self._size)  # disk full in mid-line: the next line must not continue this one
+            os.ftruncate(self._file, self._size)  # disk full in mid-line: the next line must not continue it
             raise
         self._size += written
 
 
 def read_spool(path: Path, offset: int, max_bytes: int = _CHUNK_BYTES) -> tuple[list[dict[str, Any]], int]:
-    """Whole lines from byte `offset` on, and the offset behind them; at most about `max_bytes` a call.
+    """Complete lines from byte `offset` on, and the offset after them; about `max_bytes` per call at most.
 
-    A missing file has no entries. A torn last line is left for later. A whole line that is no JSON object comes
-    back as {"k": "unreadable", "offset": ..., "length": ...}: it is reported, not dropped.
+    A missing file has no entries. An incomplete last line is left for later. A complete line that is not a JSON object
+    is returned as {"k": "unreadable", "offset": ..., "length": ...}: reported, not dropped.
     """
     try:
         with path.open("rb") as file:
@@ -152,15 +152,15 @@ def read_batch(path: Path, offset: int, max_bytes: int = _CHUNK_BYTES) -> SpoolB
             elif kind == "unreadable":
                 events.append(_unreadable(now, entry["offset"], entry["length"], path))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            # What the store could not take must not reach it: one bad line would hold up the whole run for ever.
+            # Values that the store cannot take must not reach it: one bad line would block the whole run forever.
             events.append(
-                Event(at_ms=now, kind="unreadable", message=f"A {_text(kind)} line of {path.name}: {error!r}")
+                Event(at_ms=now, kind="unreadable", message=f"Ignored a {_text(kind)} line of {path.name}: {error!r}")
             )
     return SpoolBatch(start=offset, end=end, points=points, progress=progress, events=events, facts=facts or None)
 
 
 def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
-    """Predictions of all splits, one JSON object a line; the file appears whole or not at all."""
+    """Write the predictions of all splits, one JSON object per line; the file appears complete or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with temporary.open("w", encoding="utf-8") as file:
@@ -170,12 +170,12 @@ def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
-        temporary.unlink(missing_ok=True)  # on a full disk, half of them take the room that telling of it needs
+        temporary.unlink(missing_ok=True)  # on a full disk, half of them would take the room to report it
         raise
 
 
 def read_predictions(path: Path) -> tuple[Prediction, ...]:
-    """All predictions of a run; none if the file is missing. Raises ValueError that names the line at fault."""
+    """All predictions of a run; none if the file is missing. Raises ValueError naming the invalid line."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -190,7 +190,7 @@ def read_predictions(path: Path) -> tuple[Prediction, ...]:
             values |= {key: float(values[key]) for key in ("probability", "label_probability")}
             found.append(Prediction(**values))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"Line {number} of {path} is no prediction: {error}") from None
+            raise ValueError(f"Line {number} of {path} is not a prediction: {error}") from None
     return tuple(found)
 
 
@@ -205,12 +205,12 @@ def _entry(line: bytes, at: int) -> dict[str, Any]:
 
 
 def _no_json(word: str) -> None:
-    raise ValueError(f"{word} is no JSON")
+    raise ValueError(f"{word} is not JSON")
 
 
 def _whole(value: Any) -> int:
     if not isinstance(value, int) or abs(value) >= 2**62:
-        raise TypeError(f"{value!r} is no whole number")
+        raise TypeError(f"{value!r} is not a whole number")
     return value
 
 
@@ -220,12 +220,13 @@ def _whole_or_none(value: Any) -> int | None:
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{value!r} is no text")
+        raise TypeError(f"{value!r} is not text")
     return value.encode("utf-8", "replace").decode()  # JSON can spell half a character; a database cannot hold it
 
 
 def _unreadable(at_ms: int, offset: int, length: int, path: Path) -> Event:
-    return Event(at_ms=at_ms, kind="unreadable", message=f"{path.name}: {length} bytes at {offset} are no entry.")
+    message = f"Ignored {length} unreadable bytes of {path.name} at {offset}."
+    return Event(at_ms=at_ms, kind="unreadable", message=message)
 
 
 def _number(value: float) -> float | str:
@@ -236,7 +237,7 @@ def _number(value: float) -> float | str:
 
 
 def _plain(value: Any) -> Any:
-    """JSON has no nan or inf: they travel as text, as in metrics."""
+    """JSON has no nan or inf: they are written as text, as in metrics."""
     if isinstance(value, float):
         return _number(value)
     if isinstance(value, Mapping):

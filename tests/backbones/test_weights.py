@@ -463,7 +463,7 @@ def test_a_download_is_seen_from_outside_and_its_death_too_and_it_can_go_on(far_
     process.send_signal(signal.SIGKILL)
     process.communicate()
     seen = intake.look(folder)
-    assert not seen.is_running and "ended without a word while downloading" in seen.error
+    assert not seen.is_running and "ended unexpectedly while downloading" in seen.error
     server.gate.set()
     assert pretrained.fetch(variant, ast, workspace).available
     assert intake.look(folder) is None
@@ -479,9 +479,9 @@ def test_a_download_ends_when_asked_to_and_says_so(far_mini, workspace):
         if not asked:
             asked.append(intake.ask_to_stop(folder))
 
-    with pytest.raises(WeightsError, match="Stopped, as asked"):
+    with pytest.raises(WeightsError, match="Stopped as requested"):
         pretrained.fetch(variant, ast, workspace, tell=tell)
-    assert "Stopped, as asked" in intake.look(folder).error
+    assert "Stopped as requested" in intake.look(folder).error
     assert pretrained.fetch(variant, ast, workspace).available  # the wish does not outlive it
 
 

@@ -86,7 +86,7 @@ def test_the_missing_weights_of_each_family_are_named_with_their_mini_and_the_im
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ((), "A sweep needs something that differs: --models, --targets, --ablate or --axis"),
+        ((), "A sweep must vary something: add --models, --targets, --ablate or --axis"),
         (("--axis", "training.rl=1,2"), "Nearest: training.lr"),
         (("--axis", "training.lr=1e-3..1e-2"), "A grid needs listed values for training.lr"),
         (("--models", "ast-mini", "--sampler", "tpe"), "Set how many trials tpe samples"),
@@ -136,7 +136,7 @@ def test_seeds_and_values_are_added_to_a_sweep(sousa, store):
     assert "2 runs queued" in sousa("sweeps", "add-seeds", "last", "5")
     assert "6 runs queued" in sousa("sweeps", "extend", "last", "targets=default")
     assert "a grid needs listed values" in sousa("sweeps", "extend", "last", "training.lr=1..2", code=2)
-    assert "A grid has all its combinations" in sousa("sweeps", "add-trials", "last", "3", code=2)
+    assert "A grid already has all its combinations" in sousa("sweeps", "add-trials", "last", "3", code=2)
 
 
 @pytest.mark.parametrize(

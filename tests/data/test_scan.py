@@ -392,9 +392,9 @@ def test_preflight_says_what_is_still_to_be_decoded(drums, workspace):
     def said():
         return next(check.detail for check in preflight.preflight(settings, workspace).checks if check.title == "Files")
 
-    assert said().startswith("12 of 12 files are still to be decoded")
+    assert said().startswith("12 of 12 files have not been scanned")
     scan.scan(data(drums), workspace)
-    assert said() == "All 12 files were scanned."
+    assert said() == "All 12 files have been scanned."
 
 
 # The command

@@ -32,7 +32,7 @@ _CHUNKS = 16
 
 
 def loss(step: int) -> float:
-    """What it measures at a step, in every launch the same: so the suite can tell a row from a made-up one."""
+    """What it measures at a step, the same in every attempt: so the suite can tell a row from a made-up one."""
     return 1 / step
 
 

@@ -73,7 +73,7 @@ class Ground:
         self.options = ["--grace-s", "60", "--idle-exit-s", "60"]
         self.supervisors: list[subprocess.Popen] = []
         self.store = Store.open(self.workspace)
-        self.launch_s, self.train_s, self.rows_s = 1.0, 0.5, 0.5  # see `measure`
+        self.start_s, self.train_s, self.rows_s = 1.0, 0.5, 0.5  # see `measure`
 
     def __enter__(self) -> Ground:
         return self
@@ -110,7 +110,7 @@ class Ground:
                 self.workspace.supervisor_lock.unlink()  # as someone did who tidied up
 
     def measure(self) -> None:
-        """How long a launch, a training and its rows take here and now: random moments are spread over them.
+        """How long a start, a training and its rows take here and now: random moments are spread over them.
 
         Nothing is done to this run, so it must finish and all its rows must be counted: else no count could be trusted.
         """
@@ -125,7 +125,7 @@ class Ground:
         ended = time.monotonic()
         assert run.status is RunStatus.FINISHED, f"{run.status.value}: {run.reason}; {self.log()}"
         assert self.ledger(run_id) == dict.fromkeys(self.rows(run_id), 1) and len(self.ledger(run_id)) == 100
-        self.launch_s, self.train_s, self.rows_s = launched - began, ended - launched, ended - first_row
+        self.start_s, self.train_s, self.rows_s = launched - began, ended - launched, ended - first_row
 
     # Looking and killing
 
@@ -229,9 +229,9 @@ class Ground:
             expected = set(range(1, 1 + int(dict(word.split("=") for word in run.config.name.split())["steps"])))
         lost = [step for step in expected if rows.get(step) != loss(step)]
         self._wrong("lost", run, len(lost), f"steps {lost[:5]}")
-        unmeasured = len(set(rows) - set(acknowledged))  # a kill between the write and the ledger leaves one a launch
-        launches = 1 + len(run.earlier_ms) + run.attempts
-        self._wrong("doubled", run, max(0, unmeasured - launches), "rows that nobody acknowledged")
+        unmeasured = len(set(rows) - set(acknowledged))  # a kill between write and ledger leaves one per attempt
+        attempts = 1 + len(run.earlier_ms) + run.attempts
+        self._wrong("doubled", run, max(0, unmeasured - attempts), "rows that nobody acknowledged")
         for width, count in self.counted(run.id).items():
             self._wrong("doubled", run, abs(count - len(rows)), f"{count} in buckets of {width}, {len(rows)} rows")
         told = self._told_twice(run.id)

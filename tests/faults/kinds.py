@@ -22,7 +22,7 @@ from tests.faults.ground import KEEPER, SUPERVISOR, TRAINER, Ground, Tally
 
 SLOW_SAVES = "steps=64 pause_s=0.005 every=8 save_s=0.15"
 LONGER = "steps=200 pause_s=0.005 every=8"
-_MANY_ROUNDS = 20  # from here on, every step of a launch gets its crash
+_MANY_ROUNDS = 20  # from here on, every step of an attempt gets its crash
 _DISK_MIB = 8
 _DAY_MS = 86_400_000
 
@@ -77,7 +77,7 @@ def fill_disk(ground: Ground) -> None:
     ground.supervise()
     if ground.random.random() < 0.7:
         ground.pid(TRAINER, run_id)
-    ground.moment(ground.launch_s + 1)
+    ground.moment(ground.start_s + 1)
     ballast = ground.workspace.root / "ballast"
     _fill(ballast)
     if ground.random.random() < 0.3:
@@ -87,7 +87,7 @@ def fill_disk(ground: Ground) -> None:
     ballast.unlink()
     ground.settle(
         run_id,
-        lambda run: _finished(run) or "disk is full" in run.reason.lower() or "Not started in 3 tries" in run.reason,
+        lambda run: _finished(run) or "disk is full" in run.reason.lower() or "in 3 attempts" in run.reason,
     )
 
 
@@ -96,13 +96,13 @@ def two_supervisors(ground: Ground) -> None:
     ground.supervise(more=1)
     run_id = ground.queue()
     if ground.random.random() < 0.5:
-        ground.moment(ground.launch_s + ground.train_s)
+        ground.moment(ground.start_s + ground.train_s)
         ground.kill(ground.random.choice(ground.processes(SUPERVISOR) or [None]))
     ground.settle(run_id, lambda run: _finished(run) and _was_trained_once(ground, run))
 
 
 def crash_at_a_step(ground: Ground, module: str, step: str) -> None:
-    """One process of a launch kills itself right before this step of it, and only the first that comes there."""
+    """One process of an attempt kills itself right before this step of it, and only the first that comes there."""
     mark = ground.ledgers / f"{ground.workspace.root.name}.crashed"
     mark.unlink(missing_ok=True)
     ground.kill_everything()
@@ -116,11 +116,11 @@ def crash_at_a_step(ground: Ground, module: str, step: str) -> None:
 
 
 def move_clock(ground: Ground) -> None:
-    """To the past or the future, by a second or by years, once or twice while a run is launched and trains."""
+    """To the past or the future, by a second or by years, once or twice while a run starts and trains."""
     run_id = ground.queue()
     ground.supervise()
     for _ in range(ground.random.randint(1, 2)):
-        ground.moment(0.6 * (ground.launch_s + ground.train_s))
+        ground.moment(0.6 * (ground.start_s + ground.train_s))
         days = ground.random.choice([1 / 86400, 1 / 24, 1, 400, 4000]) * ground.random.choice([-1, 1])
         _set_clock(ground, round(days * _DAY_MS))
     asked = ground.random.random() < 0.3
@@ -232,7 +232,7 @@ class NoDisk(Exception):
     """A small disk cannot be made here: why."""
 
 
-def steps_of_a_launch(folder: Path) -> list[tuple[str, str]]:
+def steps_of_an_attempt(folder: Path) -> list[tuple[str, str]]:
     """(module, step) of the three processes, as a run without faults takes them, from its claim to its end."""
     (folder / "trace").mkdir()
     (folder / "clean").mkdir()
@@ -250,7 +250,7 @@ def _rounds(name: str, rounds: int, seed: str, folder: Path) -> list[Callable[[G
         action = KINDS[name].play
         assert action is not None
         return [action] * rounds
-    found = steps_of_a_launch(folder)
+    found = steps_of_an_attempt(folder)
     random.Random(seed).shuffle(found)
     count = rounds if rounds < _MANY_ROUNDS else max(rounds, len(found))  # a short cut takes some steps only
     chosen = [found[number % len(found)] for number in range(count)]
@@ -325,7 +325,7 @@ def _at_a_moment(ground: Ground, run_id: str) -> None:
         ground.pid(TRAINER, run_id)
         ground.moment_of_training(run_id)
     else:
-        ground.moment(ground.launch_s)
+        ground.moment(ground.start_s)
 
 
 def _in_a_checkpoint(ground: Ground, run_id: str) -> bool:

@@ -1,4 +1,4 @@
-"""`db check` and `db backup`: what is wrong is found and said with its cure; a copy is whole or not there."""
+"""`db check` and `db backup`: what is wrong is found and named with its fix; a copy is whole or not there."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_missing_database_beside_folders_is_found(workspace):
     run = Training.begin(workspace).finish()
     workspace.db.unlink()
     (line,) = problems(workspace)
-    assert "no runs.db, but 1 run folder" in line and run.id in line and "db rebuild" in line
+    assert "runs.db is missing, but there is 1 run folder" in line and run.id in line and "db rebuild" in line
 
 
 def test_an_empty_database_beside_folders_is_found(workspace):
@@ -64,7 +64,7 @@ def test_an_empty_database_beside_folders_is_found(workspace):
         path.unlink()
     workspace.db.touch()
     (line,) = problems(workspace)
-    assert "empty, but 1 run folder" in line
+    assert "empty, but there is 1 run folder" in line
 
 
 def test_garbage_and_newer_files_are_told_in_a_sentence(workspace):
@@ -89,7 +89,7 @@ def test_an_older_schema_is_a_fact_and_is_not_migrated(workspace):
     migrations.migrate(old, workspace, before, latest=2)
     old.close()
     found = db(workspace, "check")
-    assert found.exit_code == 0 and "schema 2, brought to" in found.output
+    assert found.exit_code == 0 and "schema 2 (upgraded to" in found.output
     assert db(workspace, "backup").exit_code == 0
     with sqlite3.connect(workspace.db) as plain:
         assert plain.execute("PRAGMA user_version").fetchone() == (2,)
@@ -113,7 +113,7 @@ def test_lines_of_no_run_are_found(workspace):
         plain.execute("INSERT INTO events (run_number, at_ms, kind, message) VALUES (77, 1, 'x', 'y')")
     plain.close()
     (line,) = problems(workspace)
-    assert "1 line of events belong to a run or a sweep that is not there" in line
+    assert "Run or sweep missing for 1 row of events" in line
 
 
 def test_a_list_that_differs_from_the_runs_is_found(workspace):
@@ -134,7 +134,7 @@ def test_a_run_without_its_folder_and_a_folder_without_its_run_are_found(workspa
         plain.execute("DELETE FROM runs WHERE id = ?", [unknown.id])
     without, strange = problems(workspace)
     assert gone.id in without and "without a folder" in without
-    assert unknown.id in strange and "does not know" in strange
+    assert unknown.id in strange and "not in runs.db" in strange
 
 
 def test_spools_ahead_of_and_behind_the_database_are_found(workspace):
@@ -152,7 +152,7 @@ def test_spools_ahead_of_and_behind_the_database_are_found(workspace):
     running, ahead, behind = problems(workspace)
     assert live.run.id in running and "Open the studio" in running
     assert over.run.id in ahead and "db rebuild" in ahead
-    assert cut.run.id in behind and "was cut" in behind
+    assert cut.run.id in behind and "is lost" in behind
 
 
 def test_a_line_torn_at_a_spools_end_is_no_finding(workspace):

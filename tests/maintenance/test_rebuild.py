@@ -250,7 +250,7 @@ def test_lines_that_the_database_never_took_are_in_the_new_one(workspace):
         writer.event("checkpoint", "Saved at step 11.")
     with (training.folder / run_files.SPOOL).open("ab") as file:
         file.write(b'{"k":"metrics","t":1,"st')  # torn by a power cut
-    assert "measured more" in check.check(workspace).findings[0]
+    assert "metrics missing in runs.db" in check.check(workspace).findings[0]
     rebuild(workspace)
     with Store.open(workspace) as store:
         assert store.metrics.summaries([training.run.id])[training.run.id]["train/loss"].last_step == 11
@@ -260,7 +260,7 @@ def test_lines_that_the_database_never_took_are_in_the_new_one(workspace):
 
 def test_a_new_database_beside_old_folders_is_told_and_rebuilt_with_what_may_be_missing(workspace, week_of_work):
     workspace.db.unlink()
-    assert check.forgotten(workspace).startswith(f"runs.db knows no run, but {len(week_of_work)} run folders")
+    assert check.forgotten(workspace).startswith(f"runs.db has no runs, but there are {len(week_of_work)} run folders")
     with Store.open(workspace):  # as any command does: it makes an empty one
         pass
     assert "runs that never started" in " ".join(rebuild(workspace).lost)
@@ -299,7 +299,7 @@ def test_folders_that_make_no_run_are_named_and_left_alone(workspace):
     spoil_by_deletion(workspace.db)
     made = rebuild(workspace)
     assert made.from_files == (good.id,)
-    assert len(made.left_out) == 2 and "training.lr" in made.left_out[0] and "is no JSON" in made.left_out[1]
+    assert len(made.left_out) == 2 and "training.lr" in made.left_out[0] and "is not JSON" in made.left_out[1]
     assert odd.exists() and torn.exists()
 
 
@@ -321,7 +321,7 @@ def test_refused_while_a_supervisor_lives_with_the_way_to_end_it(workspace):
         fcntl.flock(lock, fcntl.LOCK_EX)
         lock.write("4711\n")
         lock.flush()
-        with pytest.raises(WorkspaceError, match=r"A supervisor works in .* Close the studio; .* kill 4711"):
+        with pytest.raises(WorkspaceError, match=r"A supervisor is running in .* Close the studio; .* kill 4711"):
             rebuild(workspace)
     assert workspace.db.read_bytes() == before
 
@@ -348,7 +348,7 @@ def test_what_an_open_studio_writes_meanwhile_is_not_lost(workspace, monkeypatch
         finish(self)
 
     monkeypatch.setattr(rebuilding.New, "finish", note_something_first)
-    with pytest.raises(WorkspaceError, match=r"wrote to runs\.db meanwhile.* Close the studio"):
+    with pytest.raises(WorkspaceError, match=r"wrote to runs\.db during the rebuild.* Close the studio"):
         rebuild(workspace)
     assert not list(workspace.root.glob(".runs.rebuilt*")) and not list(workspace.root.glob("runs.before-*"))
     monkeypatch.undo()

@@ -130,12 +130,12 @@ def overwrite(path):
     [
         (lambda path: path.unlink(), "There is no file"),
         (lambda path: path.unlink() or path.mkdir(), "There is no file"),
-        (lambda path: path.write_bytes(b""), "is no copy of a runs.db"),
+        (lambda path: path.write_bytes(b""), "is not a copy of a runs.db"),
         (lambda path: path.write_bytes(b"no database" * 1000), "is not a readable SQLite database"),
-        (cut, "Name another copy."),
+        (cut, "Choose another copy."),
         (overwrite, "is damaged ("),
         (lambda path: spoil(path, "PRAGMA user_version = 99"), "schema version 99"),
-        (lambda path: spoil(path, "PRAGMA application_id = 7"), "is no copy of a runs.db"),
+        (lambda path: spoil(path, "PRAGMA application_id = 7"), "is not a copy of a runs.db"),
         (lambda path: spoil(path, "ALTER TABLE runs RENAME TO walks"), "has no table of runs"),
     ],
     ids=["missing", "folder", "empty", "garbage", "cut", "damaged", "newer", "foreign", "tables"],
@@ -157,7 +157,7 @@ def test_refused_while_a_supervisor_lives_or_a_run_trains(workspace, copy):
     before = workspace.db.read_bytes()
     with workspace.supervisor_lock.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert "A supervisor works in" in db(workspace, "restore", copy, code=1)
+        assert "A supervisor is running in" in db(workspace, "restore", copy, code=1)
     (run,) = runs(workspace)
     with (workspace.run_dir(run.id) / run_files.KEEPER_LOCK).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -125,7 +125,7 @@ def studio(store):
     return Studio(store)
 
 
-# Claiming and launching
+# Claiming and starting
 
 
 def test_a_queued_run_is_started_seen_and_ended(studio):
@@ -165,33 +165,33 @@ def test_a_device_that_is_not_here_fails_the_run_with_a_sentence(studio):
     other = studio.queue()
     studio.round()
     assert studio.status(run_id) is RunStatus.FAILED
-    assert "cuda:3 is not on this machine. Here are: " in studio.reason(run_id)
+    assert "cuda:3 is not available on this machine. Available: " in studio.reason(run_id)
     assert studio.status(other) is RunStatus.STARTING
 
 
-def test_a_launch_that_comes_to_nothing_is_tried_three_times_and_then_failed_with_the_cause(studio):
+def test_an_attempt_that_comes_to_nothing_is_repeated_three_times_and_then_failed_with_the_cause(studio):
     studio.executor.refusal = OSError(28, "No space left on device")
     run_id = studio.queue()
     for _ in range(8):
         studio.round()
     assert studio.executor.submitted == [run_id] * 3 and not studio.round()
     assert studio.status(run_id) is RunStatus.FAILED
-    assert studio.reason(run_id) == "Not started in 3 tries: [Errno 28] No space left on device."
+    assert studio.reason(run_id) == "Could not be started in 3 attempts: [Errno 28] No space left on device."
 
 
-def test_a_run_is_not_started_beside_an_earlier_launch_that_still_lives(studio):
-    studio.executor.refusal = RunError("An earlier launch still lives.")
+def test_a_run_is_not_started_beside_an_earlier_attempt_that_is_still_running(studio):
+    studio.executor.refusal = RunError("An earlier attempt is still running.")
     run_id = studio.queue()
     studio.round()
     studio.executor.refusal = None
     studio.round()
     assert studio.store.runs.get(run_id).attempts == 2
-    assert any("An earlier launch still lives" in event.message for event in studio.store.runs.events(run_id))
+    assert any("An earlier attempt is still running" in event.message for event in studio.store.runs.events(run_id))
 
 
-def test_a_launch_refused_for_what_still_lives_does_not_hold_its_slot_for_ever(studio):
-    """What holds the keeper's lock is of an earlier launch, so the executor sees something alive that never starts."""
-    studio.executor.refusal = RunError("An earlier launch still lives.")
+def test_an_attempt_refused_for_an_earlier_one_does_not_hold_its_slot_for_ever(studio):
+    """What holds the keeper's lock is of an earlier attempt, so the executor sees something alive that never starts."""
+    studio.executor.refusal = RunError("An earlier attempt is still running.")
     run_id = studio.queue()
     studio.executor.sightings[run_id] = Sighting(is_alive=True)
     for _ in range(3):
@@ -201,7 +201,7 @@ def test_a_launch_refused_for_what_still_lives_does_not_hold_its_slot_for_ever(s
         studio.now += 11
         studio.round()
     assert studio.executor.submitted == [run_id] * 3 and not studio.store.queue.live()
-    assert studio.reason(run_id) == "Not started in 3 tries: An earlier launch still lives."
+    assert studio.reason(run_id) == "Could not be started in 3 attempts: An earlier attempt is still running."
     second = studio.queue()
     studio.executor.sightings[second] = Sighting(is_alive=True)
     studio.round()
@@ -391,13 +391,13 @@ def test_each_step_of_a_stop_is_told_when_it_was_taken_and_once(studio):
     studio.see(run_id, Sighting(is_alive=True, trainer_started=True, started_at_ms=5, steps=steps))
     told = [event for event in studio.store.runs.events(run_id) if event.kind == "keeper"]
     assert [(event.at_ms, event.message.split(":")[0]) for event in told] == [
-        (6, "The trainer was started."),
-        (7, "SIGTERM to the trainer"),
+        (6, "Started the trainer."),
+        (7, "Asked the trainer (SIGTERM) to save a checkpoint and exit."),
     ]
     studio.restart()  # another supervisor reads the same steps
     studio.see(run_id, ended(number=9, steps=["SIGTERM", "SIGKILL"]))
     told = [event for event in studio.store.runs.events(run_id) if event.kind == "keeper"]
-    assert [event.at_ms for event in told] == [6, 7, 8] and told[-1].message.startswith("SIGKILL")
+    assert [event.at_ms for event in told] == [6, 7, 8] and "(SIGKILL)" in told[-1].message
 
 
 def test_stop_now_ends_a_trainer_without_its_keeper_too(studio):
@@ -450,7 +450,7 @@ def test_everything_a_dead_run_left_is_taken_before_its_end_is_written(studio):
     assert studio.store.runs.get(run_id).weights_label == "random weights"
     assert studio.store.runs.predictions(run_id, "test") == (clip,)
     (torn,) = [event for event in studio.store.runs.events(run_id) if event.kind == "unreadable"]
-    assert torn.message.startswith("The last 18 bytes of spool.jsonl")
+    assert torn.message.startswith("Ignored the last 18 bytes of spool.jsonl")
 
 
 def test_predictions_that_cannot_be_read_do_not_keep_a_run_from_ending(studio):
@@ -511,7 +511,7 @@ def test_a_run_lost_before_its_first_step_says_how_far_it_had_come(studio):
     assert studio.reason(run_id).endswith(" preparing, 3 of 40.")
     silent = studio.launched()
     studio.see(silent, ABSENT)
-    assert studio.reason(silent).endswith(" It had measured nothing yet.")
+    assert studio.reason(silent).endswith(" It had not measured anything yet.")
 
 
 def test_one_runs_trouble_does_not_hold_up_the_others(store, capfd):
@@ -588,10 +588,10 @@ def test_a_full_disk_is_waited_out_and_nothing_is_missing(studio, capfd):
     assert studio.store.metrics.summaries([run_id])[run_id]["train/loss"].last_step == 6000
     assert [event.kind for event in studio.store.runs.events(run_id)].count("storage") == 1
     told = capfd.readouterr().err
-    assert told.count("is full: free some space") == 1 and "nothing is missing" in told
+    assert told.count("is full: free some space") == 1 and "nothing was lost" in told
 
 
-# The end of a launch, from what it left
+# How an attempt ended, from what it left
 
 
 @pytest.mark.parametrize(
@@ -600,31 +600,31 @@ def test_a_full_disk_is_waited_out_and_nothing_is_missing(studio, capfd):
         (ended(0, result={"outcome": "finished", "reason": "No better valid accuracy."}), "finished", "No better"),
         (ended(0), "failed", "result.json is missing"),
         (ended(2, result={"outcome": "failed", "reason": "r=0 will not do."}), "failed", "r=0 will not do."),
-        (ended(1), "failed", "exit code 1. Its last word: KeyError: 3"),
+        (ended(1), "failed", "exit code 1. Last line of its log: KeyError: 3"),
         (ended(1, result={"outcome": "failed", "reason": "The disk is full."}), "failed", "The disk is full."),
         (ended(127), "failed", "exit code 127"),
         (ended(3), "stopped", "Stopped."),
         (ended(4), "failed", "The disk is full. Free some space"),
-        (ended(number=9), "failed", "signal 9 (SIGKILL). Most often"),
-        (ended(number=9, oom_kills=0), "failed", "sent by someone: not for memory"),
+        (ended(number=9), "failed", "signal 9 (SIGKILL). The usual cause"),
+        (ended(number=9, oom_kills=0), "failed", "but not for lack of memory: its cgroup"),
         (ended(number=9, oom_kills=1), "failed", "Out of memory: the system killed the trainer (SIGKILL; its cgroup"),
         (ended(number=9, oom_kills=1, whose="machine"), "failed", "Most likely out of memory: the trainer was killed"),
-        (ended(number=9, oom_kills=0, whose="machine"), "failed", "not for memory, as the machine counted"),
+        (ended(number=9, oom_kills=0, whose="machine"), "failed", "but not for lack of memory: the machine"),
         (ended(number=11, oom_kills=1), "failed", "signal 11 (SIGSEGV)"),
         (ended(number=40), "failed", "The trainer died: signal 40 (a real-time signal)."),
-        (ended(1, oom_kills=2, result={"outcome": "failed", "reason": "A worker went."}), "failed", "killed something"),
+        (ended(1, oom_kills=2, result={"outcome": "failed", "reason": "A worker went."}), "failed", "another process"),
         (ended(number=11), "failed", "signal 11 (SIGSEGV)"),
         (ended(number=15), "failed", "signal 15 (SIGTERM)"),
         (ended(number=6, result={"outcome": "failed", "reason": "The GPU ran out."}), "failed", "The GPU ran out."),
         (ended(number=9, steps=["SIGTERM", "SIGKILL"]), "stopped", "did not stop in time"),
-        (ended(number=9, steps=["SIGTERM", "SIGKILL now"], oom_kills=0), "stopped", "Stopped at once, as asked"),
+        (ended(number=9, steps=["SIGTERM", "SIGKILL now"], oom_kills=0), "stopped", "Stopped at once, as requested"),
         (ended(number=9, result={"outcome": "finished", "reason": None}), "finished", None),
         (Sighting(is_alive=False, result={"outcome": "finished", "reason": None}), "finished", None),
         (Sighting(is_alive=False, result={"outcome": "stopped", "reason": "Stopped at 4."}), "stopped", "keeper was"),
         (Sighting(is_alive=False, result={"outcome": "failed", "reason": "No."}), "failed", "No."),
-        (Sighting(is_alive=False), "lost", "neither wrote how it ended: both were killed, or the machine lost power"),
-        (Sighting(is_alive=False, was_rebooted=False), "lost", "neither wrote how it ended: both were killed."),
-        (Sighting(is_alive=False, was_rebooted=True), "lost", "The machine was started again while it trained."),
+        (Sighting(is_alive=False), "lost", "recorded how it ended: both were killed, or the machine lost power"),
+        (Sighting(is_alive=False, was_rebooted=False), "lost", "neither recorded how it ended: both were killed."),
+        (Sighting(is_alive=False, was_rebooted=True), "lost", "The machine was restarted during training."),
     ],
 )
 def test_the_end_of_a_run_is_told_from_what_it_left(store, sighting, status, words):
@@ -686,7 +686,7 @@ def test_a_second_supervisor_is_refused_in_a_sentence(workspace):
     workspace.runs.mkdir(parents=True)
     lock = locks.take(workspace.supervisor_lock)
     assert lock is not None and locks.take(workspace.supervisor_lock) is None
-    with pytest.raises(SystemExit, match="is running already"):
+    with pytest.raises(SystemExit, match="is already running"):
         supervisor.main([str(workspace.root)])
 
 
@@ -717,7 +717,7 @@ def test_slots_are_the_devices_that_pytorch_can_use(monkeypatch):
     assert local.devices(fresh=True)[:2] == ("cuda:0", "cuda:1") and local.devices()[-1] == "cpu"
 
 
-def test_the_config_of_a_launch_names_the_device_it_was_given(workspace, store, monkeypatch):
+def test_the_config_of_an_attempt_names_the_device_it_was_given(workspace, store, monkeypatch):
     monkeypatch.setattr(local.subprocess, "Popen", lambda *args, **options: None)
     store.runs.enqueue(build({"seed": 4}))
     run = Ledger(store).claim("cpu", "n1")
@@ -728,8 +728,8 @@ def test_the_config_of_a_launch_names_the_device_it_was_given(workspace, store, 
     assert executor.poll(run, "n1") == ABSENT  # nobody took the lock over
 
 
-def test_what_a_launch_before_left_says_nothing_of_the_next_one(studio):
-    """A supervisor claims a resumed run and dies before it removes the notes of the launch before."""
+def test_what_an_earlier_attempt_left_says_nothing_of_the_next_one(studio):
+    """A supervisor claims a resumed run and dies before it removes the notes of the attempt before."""
     folder = studio.folder(run_id := studio.queue())
     for nonce, wanted in (("n1", True), ("n2", False)):
         run_files.write_json(folder / run_files.RESULT, {"outcome": "stopped", "reason": "Stopped at step 3."})
@@ -788,7 +788,7 @@ def test_a_pid_that_was_given_to_another_program_is_neither_adopted_nor_signalle
         assert not executor.stop(run, "n1") and not executor.stop(run, "n1", now=True)
         with (folder / run_files.KEEPER_LOCK).open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            assert executor.poll(run, "n1").is_orphan  # somebody of the launch lives, and this is not its keeper
+            assert executor.poll(run, "n1").is_orphan  # a process of this attempt lives, and this is not its keeper
         assert stranger.poll() is None
         stranger.kill()
 

@@ -27,6 +27,7 @@ from sousa_engine.workspace import PROJECT_ROOT, run_files
 
 pytestmark = pytest.mark.process
 DOUBLE = ("--trainer-module", "tests.fake_trainer")
+SAVE = "Asked the trainer (SIGTERM) to save a checkpoint and exit."
 
 
 class Studio:
@@ -172,7 +173,7 @@ def test_a_stopped_run_keeps_metrics_up_to_its_last_step(studio):
     assert (run.status, run.reason) == (RunStatus.STOPPED, f"Stopped at {studio.acknowledged(run_id)}.")
     assert_nothing_lost_or_doubled(studio, run_id)
     assert {"stop requested", "checkpoint", "stopped"} <= set(studio.kinds(run_id))
-    assert studio.ladder(run_id) == ["The trainer was started.", "SIGTERM to the trainer"]
+    assert studio.ladder(run_id) == ["Started the trainer.", SAVE]
 
 
 def test_a_trainer_that_ignores_the_stop_is_killed_and_the_run_says_so(studio):
@@ -183,9 +184,9 @@ def test_a_trainer_that_ignores_the_stop_is_killed_and_the_run_says_so(studio):
     run = studio.over(run_id)
     assert run.status is RunStatus.STOPPED and "did not stop in time" in run.reason
     assert studio.ladder(run_id) == [
-        "The trainer was started.",
-        "SIGTERM to the trainer",
-        "SIGKILL to the trainer and all it started",
+        "Started the trainer.",
+        SAVE,
+        "Killed the trainer and its child processes (SIGKILL)",
     ]
     assert_nothing_lost_or_doubled(studio, run_id)
 
@@ -199,17 +200,17 @@ def test_stop_now_ends_a_trainer_that_does_not_listen_and_its_stop_so_far_is_tol
     assert studio.run(run_id).status is RunStatus.STOPPING
     studio.store.runs.request_stop(run_id, at_once=True)
     run = studio.over(run_id)
-    assert run.status is RunStatus.STOPPED and run.reason.startswith("Stopped at once, as asked")
+    assert run.status is RunStatus.STOPPED and run.reason.startswith("Stopped at once, as requested")
     asked = [
         event for event in studio.store.runs.events(run_id) if event.kind in ("stop requested", "keeper", "stopped")
     ]
     assert [event.message.split(":")[0] for event in asked] == [
-        "The trainer was started.",
+        "Started the trainer.",
         "Stop and save was asked for.",
-        "SIGTERM to the trainer",
+        SAVE,
         "Stop now was asked for",
-        "SIGKILL to the trainer and all it started, at once.",
-        "Stopped at once, as asked",
+        "Killed the trainer and its child processes (SIGKILL) without waiting.",
+        "Stopped at once, as requested; progress since the last checkpoint is lost.",
     ]
     assert_nothing_lost_or_doubled(studio, run_id)
 
@@ -236,7 +237,7 @@ def test_runs_share_the_cpu_in_slots_of_their_own(studio):
     [
         ("kill", RunStatus.FAILED, "The trainer died: signal 9 (SIGKILL)"),
         ("torn", RunStatus.FAILED, "The trainer died: signal 9 (SIGKILL)"),
-        ("crash", RunStatus.FAILED, "Its last word: RuntimeError: the double was told to crash"),
+        ("crash", RunStatus.FAILED, "Last line of its log: RuntimeError: the double was told to crash"),
         ("user", RunStatus.FAILED, "r=0 will not do."),
         ("quit", RunStatus.FAILED, "result.json is missing"),
         ("nan", RunStatus.FINISHED, None),

@@ -175,7 +175,7 @@ def test_the_ablation_of_a_run_differs_from_it_in_its_targets_alone(workspace):
 def test_a_probe_that_fails_says_why(workspace):
     (config,) = sweep_plan.plan(sweep_spec.build({**GRID, "axes": {"model": ["beats-mini"]}}), workspace).untimed
     missing = config.model_copy(update={"data": config.data.model_copy(update={"dataset": "/nowhere"})})
-    with pytest.raises(RunError, match=r"The probe of beats-mini failed: .*/nowhere"):
+    with pytest.raises(RunError, match=r"Timing beats-mini failed: .*/nowhere"):
         timing.measure(workspace, [missing])
 
 
@@ -229,7 +229,7 @@ def test_a_stopped_sweep_takes_its_runs_off_the_queue_and_asks_the_running_one_t
     assert sweep_orders.stop(store, made.id) and not sweep_orders.stop(store, made.id)
     statuses = [run.status for run in store.sweeps.runs(made.id)]
     assert statuses.count(RunStatus.STOPPED) == 7 and store.runs.get(running.id).status is RunStatus.STOPPING
-    assert store.sweeps.get(made.id).reason == "Stopped by hand."
+    assert store.sweeps.get(made.id).reason == "Stopped by the user."
 
 
 def test_more_seeds_train_every_setting_again_and_a_finished_sweep_runs_again(store):
@@ -255,7 +255,7 @@ def test_an_axis_is_extended_by_the_settings_that_are_new(store):
         (5, "beats-mini · all-linear", 0),
         (5, "beats-mini · all-linear", 1),
     ]
-    with pytest.raises(PreflightError, match=r"training\.lr is no axis of this sweep\. It has model, lora\.targets"):
+    with pytest.raises(PreflightError, match=r"training\.lr is not an axis .*: model, lora\.targets"):
         sweep_orders.extend(store, store.sweeps.get(made.id), "training.lr", [0.1], created_by="test")
     with pytest.raises(PreflightError, match="Nearest"):
         sweep_orders.extend(store, store.sweeps.get(made.id), "targets", ["qproj"], created_by="test")
@@ -355,7 +355,7 @@ def test_a_random_sweep_draws_the_same_settings_from_the_same_seed_and_more_of_t
 
 def test_more_trials_than_combinations_are_refused(workspace):
     spec = sweep_spec.build({"axes": {"training.lr": [0.1, 0.2]}, "sampler": "random", "trials": 3, "base": TINY})
-    with pytest.raises(PreflightError, match="only 2 combinations, and 3 trials were asked for: use a grid"):
+    with pytest.raises(PreflightError, match="3 trials were requested, but there are only 2 combinations: use a grid"):
         sweep_plan.plan(spec, workspace)
 
 
@@ -372,7 +372,7 @@ def test_tpe_draws_near_what_went_well(store):
 def test_two_seeds_of_a_drawn_setting_are_told_as_their_mean(store):
     made = started(store, **RATES | {"sampler": "tpe", "trials": 3, "seeds": [0, 1]})
     Trainers(store, lambda config: 0.5 + 0.2 * config.seed).play(made.id)
-    study = sweep_learner._study(store.workspace, made, sweep_spec.build(made.spec))
+    study = sweep_learner.study(store.workspace, made, sweep_spec.build(made.spec))
     assert [round(trial.value, 3) for trial in study.trials] == [round(0.6 * (1 - 0.5**9), 3)] * 3
 
 
@@ -388,7 +388,7 @@ def test_asha_gives_the_weaker_trials_up_early_and_says_when_and_why(store):
     assert len({runs[0].config.training.lr for runs in found.values()}) == 18
     assert len(found) == 18 and len(pruned) >= 6 and kept
     assert all(len(runs) == 1 for runs in pruned) and all(len(runs) == 2 for runs in kept)
-    assert pruned[0][0].reason.startswith("Pruned after epoch ") and "better third" in pruned[0][0].reason
+    assert pruned[0][0].reason.startswith("Pruned after epoch ") and "top third" in pruned[0][0].reason
     assert pruned[0][0].pruned_at_step in (10, 30)
     best_pruned = max(by_rate(runs[0].config) for runs in pruned)
     assert max(by_rate(runs[0].config) for runs in kept) > best_pruned
@@ -416,11 +416,11 @@ def test_a_setting_that_was_drawn_and_not_queued_before_a_crash_is_queued_by_the
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(store.sweeps.all, "extend", crash)
+        patch.setattr(store.sweeps, "extend", crash)
         with pytest.raises(KeyboardInterrupt):
             sweep_learner.step(store, made, 1)
     assert store.sweeps.runs(made.id) == ()
-    drawn = sweep_learner._study(store.workspace, made, sweep_spec.build(made.spec)).trials
+    drawn = sweep_learner.study(store.workspace, made, sweep_spec.build(made.spec)).trials
     sweep_learner.step(store, made, 1)
     (run,) = store.sweeps.runs(made.id)
     assert len(drawn) == 1 and run.config.training.lr == drawn[0].params["training.lr"]
@@ -431,7 +431,7 @@ def test_a_sweep_that_draws_nothing_but_nonsense_fails_and_says_why(store):
     values = RATES | {"sampler": "tpe", "trials": 40, "axes": {"lora.r": {"low": 190, "high": 1024}}}
     made = store.sweeps.add("ranks", sweep_spec.build(values).model_dump(mode="json"), (), created_by="test")
     over = Trainers(store, lambda config: 0.5).play(made.id)
-    assert over.status is SweepStatus.FAILED and "could only fail" in over.reason and "lora.r" in over.reason
+    assert over.status is SweepStatus.FAILED and "were invalid" in over.reason and "lora.r" in over.reason
     assert all(run.config.lora.r <= 192 for run in store.sweeps.runs(made.id))
 
 
@@ -447,7 +447,7 @@ def test_a_failed_run_is_told_as_failed_and_the_sweep_goes_on(store):
     sweep_learner.step(store, made, 1)
     trainers.end(trainers.claim(), RunStatus.FAILED, "The loss became nan.")
     assert trainers.play(made.id).status is SweepStatus.FINISHED
-    states = [t.state.name for t in sweep_learner._study(store.workspace, made, sweep_spec.build(made.spec)).trials]
+    states = [t.state.name for t in sweep_learner.study(store.workspace, made, sweep_spec.build(made.spec)).trials]
     assert states == ["FAIL", "COMPLETE", "COMPLETE", "COMPLETE"]
 
 

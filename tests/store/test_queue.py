@@ -264,11 +264,10 @@ def test_a_clone_has_the_settings_of_its_run_but_what_was_changed(workspace, sto
 
 
 def test_of_several_clones_all_are_queued_or_none(workspace, store, ensured):
-    good = store.runs.enqueue(prepare.prepare({"data": {"dataset": "micro"}}).config)
-    bad = store.runs.enqueue(
-        prepare.prepare({"data": {"dataset": "micro"}}).config.model_copy(update={"device": "cuda:77"})
-    )
-    with pytest.raises(PreflightError, match=rf"{bad.id} \(.*cuda:77 is not on this machine"):
+    config = prepare.prepare({"data": {"dataset": "micro"}}).config
+    good = store.runs.enqueue(config)
+    bad = store.runs.enqueue(config.model_copy(update={"device": "cuda:77"}))
+    with pytest.raises(PreflightError, match=rf"{bad.id} \(.*cuda:77 is not available on this machine"):
         orders.clone(workspace, [good, bad], created_by="cli")
     with pytest.raises(ConfigError, match=r"training\.lr"):
         orders.clone(workspace, [good], ["training.lr=-1"], created_by="cli")
@@ -354,8 +353,8 @@ def test_a_failed_run_is_queued_again_once(sousa, store):
     assert [event.message for event in store.runs.events(a) if event.kind == "retry of"] == [first]
     nothing, said = retried()
     assert not nothing and said[:2] == [
-        f"{first} is passed over: its clone {a} is queued.",
-        f"{second} is passed over: its clone {b} is queued.",
+        f"{first} is skipped: its clone {a} is queued.",
+        f"{second} is skipped: its clone {b} is queued.",
     ]
     assert "clone RUN" in said[2]
     end(a, RunStatus.FAILED)  # it alone goes on for the first one
@@ -363,11 +362,11 @@ def test_a_failed_run_is_queued_again_once(sousa, store):
     (c,), said = retried()
     assert [event.message for event in store.runs.events(c) if event.kind == "retry of"] == [a]
     assert said[:2] == [
-        f"{first} is passed over for its clone {a}, which failed too.",
-        f"{second} is passed over: its clone {b} is finished.",
+        f"{first} is skipped in favour of its clone {a}, which failed too.",
+        f"{second} is skipped: its clone {b} is finished.",
     ]
     nothing, said = retried()
-    assert not nothing and f"{first} is passed over: its clone {c} is queued." in said
+    assert not nothing and f"{first} is skipped: its clone {c} is queued." in said
     sousa("stop", c)  # taken out: nobody makes up for the second try any more
     (d,), _ = retried()
     end(d, RunStatus.FAILED)

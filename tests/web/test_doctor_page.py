@@ -10,7 +10,7 @@ from sousa_engine.workspace import PROJECT_ROOT
 
 MAIN = PROJECT_ROOT / "sousa_engine" / "web" / "main.py"
 FINE = Finding(name="Python", level="ok", text="3.12, /opt/<b>me</b>/[x](javascript:alert(1))")
-BAD = Finding(name="Database", level="problem", text="runs.db is torn", cure="Make it *again*.")
+BAD = Finding(name="Database", level="problem", text="runs.db is torn", fix="Make it *again*.")
 
 
 @pytest.fixture

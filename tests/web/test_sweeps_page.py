@@ -127,8 +127,8 @@ def test_the_defaults_can_be_started_at_once_and_lead_to_the_sweep(visit, store)
         ({"sweep.axes": [0], "sweep.axis.0.training.lr": "1e-4..1e-2"}, "A grid needs listed values for training.lr"),
         ({"sweep.seeds": " ".join(map(str, range(1001)))}, "a sweep has at most 1,000"),
         ({"sweep.targets": ["qproj"]}, "Nearest"),
-        ({"sweep.data": fields.OWN_DATA, "sweep.data.own": "/no/such"}, "/no/such"),
-        ({"sweep.sampler": "random", "sweep.trials": 5}, "only 1 combinations, and 5 trials were asked for"),
+        ({"sweep.data": "my own: a folder or a CSV file", "sweep.data.own": "/no/such"}, "/no/such"),
+        ({"sweep.sampler": "random", "sweep.trials": 5}, "5 trials were requested, but there is only 1 combination"),
     ],
 )
 def test_what_cannot_be_run_is_said_and_blocks_the_start(visit, state, said):
@@ -283,9 +283,9 @@ def test_a_probe_that_fails_is_a_sentence_and_can_be_tried_again(visit, workspac
         intake.taking_in(timing.folder(workspace)) as tell,
     ):
         tell("ast-mini · default", 0, 1)
-        raise RunError("The probe of ast-mini failed: out of memory.")
+        raise RunError("Timing ast-mini failed: out of memory.")
     app = visit(state=FORM)
-    assert "The probe of ast-mini failed: out of memory." in words(app)
+    assert "Timing ast-mini failed: out of memory." in words(app)
     assert app.button(key="sweep.measure").label == "Estimate time (1 short test)" and not app.get("progress")
 
 
@@ -394,7 +394,8 @@ def test_a_sweep_is_paused_resumed_and_stopped_after_a_second_press(visit, store
     assert store.sweeps.get(made.id).status is SweepStatus.RUNNING
     app = checked(app.button(key="sweep.stop").click().run())
     assert store.sweeps.get(made.id).status is SweepStatus.STOPPED
-    assert "Stopped by hand." in words(app) and not [b for b in app.button if b.key in ("sweep.pause", "sweep.stop")]
+    assert "Stopped by the user." in words(app)
+    assert not [b for b in app.button if b.key in ("sweep.pause", "sweep.stop")]
 
 
 def test_seeds_and_values_are_added_and_a_refusal_is_said_beside_the_field(visit, store):

@@ -25,9 +25,9 @@ def mounts(monkeypatch):
     """mounts("/mnt/nas", "nfs4"): there is such a mount, among the usual ones."""
     made = [Mount("/dev/sda1", "/", "ext4", ""), Mount("proc", "/proc", "proc", "")]
     monkeypatch.setattr(psutil, "disk_partitions", lambda all: list(made))
-    file_systems._trouble.cache_clear()
+    file_systems.network_trouble.cache_clear()
     yield lambda point, kind: made.append(Mount("nas:/export", str(point), kind, "rw"))
-    file_systems._trouble.cache_clear()
+    file_systems.network_trouble.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_where_mounts_cannot_be_read_nothing_is_refused(monkeypatch, tmp_path):
 def test_a_workspace_on_a_network_file_system_is_refused_by_every_verb(mounts, workspace):
     mounts(workspace.root, "nfs4")
     for verb in (Store.open, lambda w: Store.open(w, readonly=True), check.check, check.backup, rebuild.rebuild):
-        with pytest.raises(WorkspaceError, match=r"lies on nfs4, .* Set SOUSA_WORKSPACE .*=runs-may-be-lost"):
+        with pytest.raises(WorkspaceError, match=r"is on nfs4, .* Set SOUSA_WORKSPACE .*=runs-may-be-lost"):
             verb(workspace)
     assert list(workspace.root.iterdir()) == []
 
@@ -86,7 +86,7 @@ def test_runs_moved_to_a_network_drive_by_a_link_are_refused_too(mounts, tmp_pat
     root.mkdir()
     (root / "runs").symlink_to(nas)
     mounts(nas, "fuse.sshfs")
-    with pytest.raises(WorkspaceError, match=r"here/runs lies on fuse\.sshfs"):
+    with pytest.raises(WorkspaceError, match=r"here/runs is on fuse\.sshfs"):
         Store.open(Workspace(root=root))
 
 
@@ -94,7 +94,7 @@ def test_runs_moved_to_a_network_drive_by_a_link_are_refused_too(mounts, tmp_pat
 def test_a_word_that_does_not_say_the_risk_changes_nothing(mounts, workspace, monkeypatch, value):
     mounts(workspace.root, "9p")
     monkeypatch.setenv("SOUSA_NETWORK_WORKSPACE", value)
-    with pytest.raises(WorkspaceError, match="lies on 9p"):
+    with pytest.raises(WorkspaceError, match="is on 9p"):
         Store.open(workspace)
 
 
@@ -105,10 +105,10 @@ def test_who_says_the_risk_may_go_on_and_is_told_so_on_every_page_and_in_the_ter
     with Store.open(workspace) as store:
         store.runs.enqueue(RunConfig(name="on the NAS"))
     app = AppTest.from_file(str(PROJECT_ROOT / "sousa_engine" / "web" / "main.py"), default_timeout=60).run()
-    assert any("lies on cifs" in warning.value for warning in app.warning)
+    assert any("is on cifs" in warning.value for warning in app.warning)
     listed = CliRunner().invoke(main.main, ["runs"])
     assert listed.exit_code == 0 and "on the NAS" in listed.output
-    assert "warning: " in listed.stderr and "lies on cifs" in listed.stderr
+    assert "warning: " in listed.stderr and "is on cifs" in listed.stderr
 
 
 def test_the_pages_of_a_refused_workspace_say_why(mounts, workspace, monkeypatch):
@@ -117,7 +117,7 @@ def test_the_pages_of_a_refused_workspace_say_why(mounts, workspace, monkeypatch
     app = AppTest.from_file(str(PROJECT_ROOT / "sousa_engine" / "web" / "main.py"), default_timeout=60).run()
     app.switch_page(str(PROJECT_ROOT / "pages" / "runs.py")).run()
     assert not app.exception
-    assert any("lies on nfs" in error.value for error in app.error)
+    assert any("is on nfs" in error.value for error in app.error)
 
 
 def test_this_very_workspace_can_be_used():

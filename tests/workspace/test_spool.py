@@ -84,7 +84,7 @@ def test_an_unreadable_line_is_reported_and_the_rest_is_read(tmp_path):
     batch = read_batch(path, 0)
     assert len(batch.points) == 2
     assert [event.kind for event in batch.events] == ["unreadable"] * 3
-    assert f"bytes at {len(good)}" in batch.events[0].message
+    assert f"bytes of spool.jsonl at {len(good)}" in batch.events[0].message
     assert batch.end == path.stat().st_size
 
 

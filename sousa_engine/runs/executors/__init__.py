@@ -1,4 +1,4 @@
-"""Where runs are carried out. Local processes now; anything with the same three verbs later: submit, poll, stop."""
+"""Where runs are carried out: local processes, or anything else with the verbs submit, poll and stop."""
 
 from sousa_engine.runs.executors.base import Executor, Sighting, device_of, slots
 

@@ -1,4 +1,4 @@
-"""Where runs are carried out. Local processes now; anything with the same three verbs later: submit, poll, stop."""
+"""Where runs are carried out: local processes, or anything else with the verbs submit, poll and stop."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from sousa_engine.core.records import Run
 
 @dataclass(frozen=True, kw_only=True)
 class Sighting:
-    """What can be seen of one launch, from the outside. Notes of other launches are not in it.
+    """What can be seen of one attempt from the outside. Notes of other attempts are left out.
 
-    is_alive: trainer or keeper lives. Taken first, so that a launch not alive has written all it ever will.
-    is_orphan: the trainer lives and its keeper does not.
-    trainer_started: it got as far as a trainer.
-    was_rebooted: the machine was started again since; None where that is not known.
-    steps: {"at_ms", "step"} each, as its keeper took them so far: see run_files.
+    is_alive: its trainer or its keeper is alive. Looked at first: an attempt not alive has written all it ever will.
+    is_orphan: its trainer is alive, its keeper is not.
+    trainer_started: whether it got as far as a trainer.
+    was_rebooted: the machine was restarted since; None if unknown.
+    steps: {"at_ms", "step"} for each step that its keeper took so far: see run_files.
     exit: {"exit_code", "signal", "started_ms", "ended_ms", "oom_kills", ...}, or None if not recorded.
-    result: {"outcome": "finished" | "stopped" | "failed", "reason", ...}, or None if the trainer left none.
+    result: {"outcome": "finished" | "stopped" | "failed", "reason", ...}, or None if the trainer wrote none.
     """
 
     is_alive: bool
@@ -34,25 +34,27 @@ class Sighting:
 
 class Executor(Protocol):
     def devices(self, *, fresh: bool = False) -> tuple[str, ...]:
-        """The devices that are really there, best first. fresh: look again."""
+        """The devices that can be used, best first. fresh: look again."""
         ...
 
     def submit(self, run: Run, nonce: str, *, cpu_slots: int = 1) -> None:
-        """Start launch `nonce` of a run in slot `run.device`. Raises RunError or OSError if it cannot be.
+        """Start attempt `nonce` of a run in slot `run.device`. Raises RunError or OSError if that fails.
 
-        cpu_slots: how many runs share the CPU; one in such a slot gets its share of threads.
+        cpu_slots: how many runs share the CPU; a run in such a slot gets its share of threads.
         """
         ...
 
-    def poll(self, run: Run, nonce: str) -> Sighting: ...
+    def poll(self, run: Run, nonce: str) -> Sighting:
+        """Look at attempt `nonce`."""
+        ...
 
     def stop(self, run: Run, nonce: str, *, now: bool = False) -> bool:
-        """Ask for a checkpoint and an end; now: kill it and all it started. False if there is nobody to ask yet."""
+        """Ask it to save and exit; now: kill it and its child processes. False if there is no process to ask yet."""
         ...
 
 
 def slots(devices: Sequence[str], cpu_slots: int) -> tuple[str, ...]:
-    """Where runs can train beside each other: one a device, but for the CPU: cpu, cpu:1, ... as many as asked for."""
+    """Where runs can train at the same time: one slot per device, and `cpu_slots` on the CPU: cpu, cpu:1, ..."""
     more = [f"cpu:{number}" for number in range(1, cpu_slots)] if "cpu" in devices else []
     return (*devices, *more)
 

@@ -1,4 +1,4 @@
-"""Runs on this machine: one keeper and one trainer a run, found again by lock and nonce after any restart."""
+"""Runs on this machine: one keeper and one trainer per attempt, found again by lock and nonce after any restart."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from sousa_engine.workspace import Workspace, locks, processes, run_files
 
 TRAINER_MODULE = "sousa_engine.runs.trainer"
 KEEPER_MODULE = "sousa_engine.runs.keeper"
-# Names before the modules moved (until version 0.1.0): what an earlier version started is adopted and stopped as well.
+# Module names until version 0.1.0: runs that an earlier version started are adopted and stopped as well.
 _FORMER_TRAINER, _FORMER_KEEPER = "sousa_engine.trainer", "sousa_engine.keeper"
-GRACE_S = 60.0  # from the request to stop to the end of patience
+GRACE_S = 60.0  # between SIGTERM and SIGKILL
 _DEVICES_KEPT_S = 60.0
 _seen_devices: tuple[float, tuple[str, ...]] | None = None
 
 
 class LocalExecutor:
-    """trainer_module: what `python -m` runs with the run's folder as its argument. Tests put a double there."""
+    """trainer_module: run by `python -m` with the run's folder as its argument. Tests put a double there."""
 
     def __init__(self, workspace: Workspace, *, trainer_module: str = TRAINER_MODULE, grace_s: float = GRACE_S):
         self._workspace = workspace
@@ -56,9 +56,9 @@ class LocalExecutor:
             with (folder / run_files.LOG).open("ab") as log:
                 env = {**os.environ, "SOUSA_WORKSPACE": str(self._workspace.root)}
                 if config.device.startswith("cuda:"):
-                    env |= {"CUDA_VISIBLE_DEVICES": _only_gpu(config.device)}  # Accelerate takes the first it sees
+                    env |= {"CUDA_VISIBLE_DEVICES": _only_gpu(config.device)}  # Accelerate takes the first one it sees
                 if cpu_slots > 1 and device_of(run.device) == "cpu":
-                    env |= {"OMP_NUM_THREADS": str(share_of_threads(cpu_slots))}  # PyTorch's own count follows it
+                    env |= {"OMP_NUM_THREADS": str(share_of_threads(cpu_slots))}  # also PyTorch's count
                 self._keepers[nonce] = processes.start_detached([*keeper, *trainer], log=log, lock=lock, env=env)
 
     def poll(self, run: Run, nonce: str) -> Sighting:
@@ -66,8 +66,8 @@ class LocalExecutor:
             del self._keepers[nonce]  # reaped
         folder = self._workspace.run_dir(run.id)
         held = locks.is_held(folder / run_files.KEEPER_LOCK)  # before the notes: see Sighting
-        note = _of_launch(run_files.read_json(folder / run_files.KEEPER), nonce)
-        exit_note = _of_launch(run_files.read_json(folder / run_files.EXIT), nonce)
+        note = _of_attempt(run_files.read_json(folder / run_files.KEEPER), nonce)
+        exit_note = _of_attempt(run_files.read_json(folder / run_files.EXIT), nonce)
         # An exit is an end even while something that escaped the trainer's group still holds the lock.
         is_alive = held and not exit_note
         started = exit_note or (note if note and note["trainer_pid"] else None)
@@ -79,20 +79,20 @@ class LocalExecutor:
             was_rebooted=_was_rebooted(note),
             steps=(exit_note or note or {}).get("steps", ()),
             exit=exit_note,
-            # It names no launch, but submit removed the one before: under a note of this launch, it is of this launch.
+            # It names no attempt, but submit removed the one before: beside a note of this attempt, it is its own.
             result=run_files.read_json(folder / run_files.RESULT) if note or exit_note else None,
         )
 
     def stop(self, run: Run, nonce: str, *, now: bool = False) -> bool:
         folder = self._workspace.run_dir(run.id)
-        note = _of_launch(run_files.read_json(folder / run_files.KEEPER), nonce)
-        told = note is not None and _signal(note["pid"], nonce, signal.SIGUSR1 if now else signal.SIGTERM)
-        if told and not now:
+        note = _of_attempt(run_files.read_json(folder / run_files.KEEPER), nonce)
+        reached = note is not None and _signal(note["pid"], nonce, signal.SIGUSR1 if now else signal.SIGTERM)
+        if reached and not now:
             return True
-        # To a trainer without its keeper; and where no time is to be lost, for a keeper that hangs.
+        # A trainer without its keeper; and for a stop at once, also in case its keeper hangs.
         for leader in _group_leaders(self._trainer_module, str(folder)):
-            told |= _kill_group(leader) if now else _signal(leader, str(folder), signal.SIGTERM)
-        return told
+            reached |= _kill_group(leader) if now else _signal(leader, str(folder), signal.SIGTERM)
+        return reached
 
 
 def devices(*, fresh: bool = False) -> tuple[str, ...]:
@@ -108,22 +108,22 @@ def devices(*, fresh: bool = False) -> tuple[str, ...]:
 
 
 def absence(device: str) -> str:
-    """Why `device` cannot be used here, as a sentence with its cure."""
-    here = f"Here are: {', '.join(devices())}."
+    """Why `device` cannot be used here, with the fix."""
+    here = f"Available: {', '.join(devices())}."
     if device.startswith("cuda") and _gpus() and not _torch_has_cuda():
-        return f"{device} cannot be used: there is a GPU, but this PyTorch is a CPU build. Install one for CUDA. {here}"
-    return f"{device} is not on this machine. {here} Set device=auto, or start the run where it is."
+        return f"{device} cannot be used: this PyTorch is a CPU build. Install PyTorch for CUDA. {here}"
+    return f"{device} is not available on this machine. {here} Set device=auto, or use another machine."
 
 
 def share_of_threads(cpu_slots: int) -> int:
-    """Threads of a run where `cpu_slots` of them share the processors that we may use; no more than the user set."""
+    """Threads for each of `cpu_slots` runs that share our cores; at most what OMP_NUM_THREADS says."""
     ours = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     asked = os.environ.get("OMP_NUM_THREADS", "")
     return max(1, min(ours // cpu_slots, int(asked) if asked.isdecimal() and int(asked) else ours))
 
 
 def _gpus() -> int:
-    """NVIDIA GPUs that the driver shows, cut to CUDA_VISIBLE_DEVICES."""
+    """Number of NVIDIA GPUs that the driver shows, limited by CUDA_VISIBLE_DEVICES."""
     visible = _visible_gpus()
     if visible is not None:
         return len(visible)
@@ -138,20 +138,20 @@ def _gpus() -> int:
 
 
 def _visible_gpus() -> list[str] | None:
-    """Those that CUDA_VISIBLE_DEVICES names, by number or by id; None where it is not set."""
+    """GPUs that CUDA_VISIBLE_DEVICES names, by number or by id; None if it is not set."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     return None if visible is None else [word.strip() for word in visible.split(",") if word.strip() not in ("", "-1")]
 
 
 def _only_gpu(device: str) -> str:
-    """CUDA_VISIBLE_DEVICES for a run on `device` alone. With 2,3 visible to us, cuda:1 is 3."""
+    """CUDA_VISIBLE_DEVICES for a run that gets only `device`. With 2,3 visible to us, cuda:1 is 3."""
     number = int(device.removeprefix("cuda:"))
     visible = _visible_gpus()
     return str(number) if visible is None or number >= len(visible) else visible[number]
 
 
 def _torch_has_cuda() -> bool:
-    """What PyTorch was built for, read from its version file: importing it would cost seconds and 300 MiB."""
+    """Whether PyTorch was built for CUDA, read from its version file: importing it would cost seconds and 300 MiB."""
     spec = find_spec("torch")
     if spec is None or not spec.origin:
         return False
@@ -161,17 +161,17 @@ def _torch_has_cuda() -> bool:
 
 @contextlib.contextmanager
 def _taken(path: Path) -> Iterator[int]:
-    """The lock file's descriptor, locked. Whoever inherits it keeps the lock when ours is closed."""
+    """The descriptor of the locked file. A process that inherits it keeps the lock when ours is closed."""
     lock = locks.take(path)
     if lock is None:
-        raise RunError(f"An earlier launch still lives: {path} is locked. It must end first.")
+        raise RunError(f"An earlier attempt is still running: {path} is locked.")
     try:
         yield lock
     finally:
-        os.close(lock)  # no LOCK_UN: that would take it from the keeper too
+        os.close(lock)  # no LOCK_UN: that would release it for the keeper too
 
 
-def _of_launch(note: dict | None, nonce: str) -> dict | None:
+def _of_attempt(note: dict | None, nonce: str) -> dict | None:
     return note if note and note.get("nonce") == nonce else None
 
 
@@ -181,7 +181,7 @@ def _was_rebooted(note: dict | None) -> bool | None:
 
 
 def _is_process(pid: int, word: str) -> bool:
-    """Does `pid` still run the command line with `word` in it? A pid alone may have been given to another program."""
+    """Whether `pid` still has `word` in its command line: another program may have that pid by now."""
     try:
         return word in psutil.Process(pid).cmdline()  # a zombie's is empty
     except psutil.Error:
@@ -189,7 +189,7 @@ def _is_process(pid: int, word: str) -> bool:
 
 
 def _group_leaders(trainer_module: str, folder: str) -> list[int]:
-    """Trainers of this folder, each the leader of its process group. The keeper leads one too: it is left out."""
+    """Trainers of this folder, each the leader of its process group. Its keeper, which also leads one, is left out."""
     trainers = [["-m", name] for name in (trainer_module, _FORMER_TRAINER)]
     found = []
     for process in psutil.process_iter(["pid", "cmdline"]):
@@ -207,11 +207,11 @@ def _leads_group(pid: int) -> bool:
 
 
 def _signal(pid: int, word: str, number: int) -> bool:
-    """Send a signal to a process with `word` in its command line; to no other that was given its pid meanwhile."""
+    """Send a signal to a process with `word` in its command line, never to another that has its pid by now."""
     try:
         if not hasattr(os, "pidfd_open"):
             return _is_process(pid, word) and os.kill(pid, number) is None
-        handle = os.pidfd_open(pid)  # of this very process, whatever becomes of its number
+        handle = os.pidfd_open(pid)  # of this very process, even if its pid is reused
         try:
             return _is_process(pid, word) and signal.pidfd_send_signal(handle, number) is None
         finally:
