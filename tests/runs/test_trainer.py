@@ -26,7 +26,7 @@ from sousa_engine.core.errors import PreflightError, RunError
 from sousa_engine.core.records import UPDATE
 from sousa_engine.data import manifest as manifests
 from sousa_engine.data.features import feature_cache
-from sousa_engine.runs import preflight, prepare, trainer
+from sousa_engine.runs import preflight, prepare, stages, trainer
 from sousa_engine.training import adapters as loras
 from sousa_engine.training.statistics import measure_statistics
 from sousa_engine.workspace import PROJECT_ROOT, Workspace, run_files
@@ -209,13 +209,13 @@ def test_a_full_disk_is_named_however_torch_wraps_it():
         finally:
             raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 1411200 vs 1411092")
     except RuntimeError as error:
-        assert trainer._known_cause(error, Path("/no/runs/folder")).startswith("The disk is full.")
+        assert trainer.known_cause(error, Path("/no/runs/folder")).startswith("The disk is full.")
 
 
 def test_a_full_disk_is_named_where_torch_says_nothing_of_it(tmp_path, full_disk):
     error = RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 1411200 vs 1411092")
-    assert trainer._known_cause(error, tmp_path / "runs" / "a").startswith("The disk is full.")
-    assert trainer._known_cause(KeyError("a bug"), tmp_path / "runs" / "a") == ""
+    assert trainer.known_cause(error, tmp_path / "runs" / "a").startswith("The disk is full.")
+    assert trainer.known_cause(KeyError("a bug"), tmp_path / "runs" / "a") == ""
 
 
 def test_the_exit_code_tells_of_a_full_disk_where_no_result_finds_room(workspace, monkeypatch):
@@ -237,20 +237,20 @@ def test_the_exit_code_tells_of_a_full_disk_where_no_result_finds_room(workspace
 
 def test_memory_that_ran_out_is_named_by_the_type_of_its_error(tmp_path):
     text = "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 79.11 GiB"
-    said = trainer._known_cause(torch.OutOfMemoryError(text), tmp_path)
-    assert said.startswith("The GPU ran out of memory at a request for 20.00 GiB. Lower training.batch_size")
+    said = trainer.known_cause(torch.OutOfMemoryError(text), tmp_path)
+    assert said.startswith("The GPU ran out of memory while allocating 20.00 GiB. Lower training.batch_size")
     for error in (
         MemoryError(),
         RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"),
         RuntimeError("MPS backend out of memory (MPS allocated: 8.1 GB)"),
     ):
-        assert trainer._known_cause(error, tmp_path).startswith("This machine ran out of memory.")
+        assert trainer.known_cause(error, tmp_path).startswith("This machine ran out of memory.")
     for text in (
         "CUDA error: out of memory\nCUDA kernel errors might be",
         "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when",
     ):
-        assert trainer._known_cause(RuntimeError(text), tmp_path).startswith("The GPU has no memory left")
-    assert trainer._known_cause(RuntimeError("an index out of memory bounds"), tmp_path) == ""
+        assert trainer.known_cause(RuntimeError(text), tmp_path).startswith("The GPU has no free memory")
+    assert trainer.known_cause(RuntimeError("an index out of memory bounds"), tmp_path) == ""
 
 
 def test_a_workspace_that_cannot_be_used_is_one_line_as_reason(workspace, train):
@@ -315,7 +315,7 @@ def test_a_run_killed_and_stopped_and_resumed_equals_one_never_stopped(workspace
     assert measured(folder) == measured(never_stopped)
     assert read_predictions(folder / run_files.PREDICTIONS) == read_predictions(never_stopped / run_files.PREDICTIONS)
     kinds = [event.kind for event in read_batch(folder / run_files.SPOOL, 0).events]
-    assert kinds.count("goes on") == 2 and "not the same" not in kinds
+    assert kinds.count("continued") == 2 and "environment changed" not in kinds
 
 
 @pytest.mark.parametrize(
@@ -340,27 +340,24 @@ def test_every_family_goes_on_bit_for_bit(workspace, recordings, variant, lora):
 
 
 def test_a_stop_before_it_goes_on_does_not_say_that_it_never_trained(workspace, never_stopped, monkeypatch):
-    def stopped(*words, **more):
-        raise trainer._StopRequested
-
     folder = workspace.run_dir("20260101-aaaa")
     shutil.copytree(never_stopped, folder)
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(trainer, "run", stopped)
+    monkeypatch.setattr(trainer, "run", lambda *words, **more: None)
     try:
         assert trainer.main([str(folder)]) == run_files.EXIT_STOPPED
     finally:
         signal.signal(signal.SIGTERM, before)
-    assert "its last checkpoint is as it was" in run_files.read_json(folder / run_files.RESULT)["reason"]
+    assert "its last checkpoint is unchanged" in run_files.read_json(folder / run_files.RESULT)["reason"]
 
 
 def test_data_that_changed_since_forbid_to_go_on_and_versions_only_warn(workspace, never_stopped, monkeypatch):
     folder = workspace.run_dir("20260101-aaaa")
     shutil.copytree(never_stopped, folder)
     settings = draft(lora=LORA, training={"max_epochs": 2})
-    monkeypatch.setattr(trainer, "_versions", lambda: {"torch": "0.1"})
+    monkeypatch.setattr(stages, "versions", lambda: {"torch": "0.1"})
     in_process(folder, settings)
-    (told,) = [e.message for e in read_batch(folder / run_files.SPOOL, 0).events if e.kind == "not the same"]
+    (told,) = [e.message for e in read_batch(folder / run_files.SPOOL, 0).events if e.kind == "environment changed"]
     assert "torch" in told and "0.1 now" in told
     monkeypatch.setattr(manifests, "fingerprint", lambda manifest: "another")
     with pytest.raises(PreflightError, match=r"data set has changed.*new run"):
