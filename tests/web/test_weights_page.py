@@ -5,8 +5,8 @@ from streamlit.testing.v1 import AppTest
 
 from sousa_engine import backbones
 from sousa_engine.backbones import downloads, pretrained
-from sousa_engine.cli import weights as weights_cli
 from sousa_engine.core.errors import WeightsError
+from sousa_engine.runs import background
 from sousa_engine.workspace import PROJECT_ROOT, intake
 
 MAIN = PROJECT_ROOT / "sousa_engine" / "web" / "main.py"
@@ -16,7 +16,9 @@ MAIN = PROJECT_ROOT / "sousa_engine" / "web" / "main.py"
 def started(monkeypatch):
     """The words of every process that the page would have started."""
     words = []
-    monkeypatch.setattr(weights_cli, "start", lambda workspace, variant, w: words.append((variant.name, *w)) or True)
+    monkeypatch.setattr(
+        background, "take_in_weights", lambda workspace, variant, w: words.append((variant.name, *w)) or True
+    )
     return words
 
 
@@ -125,7 +127,7 @@ def test_a_workspace_that_cannot_be_written_to_is_told(open_page, monkeypatch):
     def refuse(*_):
         raise WeightsError("runs/.weights cannot be written to: Read-only file system.")
 
-    monkeypatch.setattr(weights_cli, "start", refuse)
+    monkeypatch.setattr(background, "take_in_weights", refuse)
     page = open_page("ast-base")
     buttons(page)["Download"].click().run()
     assert not page.exception and "cannot be written to" in page.error[0].value
