@@ -327,7 +327,7 @@ class _Folder:
             Event(at_ms=self.created_at_ms, kind="rebuilt", message="Restored from its folder: runs.db had lost it.")
         ]
         if self.sighting.started_at_ms:
-            seen = "The keeper of its trainer was seen."
+            seen = "The trainer has started."
             found.append(Event(at_ms=self.sighting.started_at_ms, kind="started", message=seen))
         found += of_the_spool
         for step in (self.exit or {}).get("steps", ()):

@@ -41,11 +41,11 @@ class Old:
         if not path.is_file() or not path.stat().st_size:
             return cls(None, damaged=True)
         try:
-            db = migrations._connect_readonly(path)
+            db = migrations.connect_readonly(path)
         except WorkspaceError:
             return cls(None, damaged=True)
         try:
-            if migrations._version(db, path):
+            if migrations.version_of(db, path):
                 return cls(db, damaged=False)
         except sqlite3.DatabaseError:
             pass
@@ -205,7 +205,7 @@ class New:
 
     def finish(self) -> None:
         """Raises WorkspaceError if the new database is not intact; nothing was replaced then."""
-        with migrations._sentences(self.path):
+        with migrations.explained(self.path):
             damage = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
             broken = self._db.execute("PRAGMA foreign_key_check").fetchone()
             if damage != "ok" or broken:

@@ -22,7 +22,7 @@ from sousa_engine.store.ledger import Ledger
 from sousa_engine.workspace import PROJECT_ROOT, Workspace, file_systems
 from sousa_engine.workspace.spool import SpoolBatch, SpoolPoint
 
-LATEST = migrations._LATEST
+LATEST = migrations.LATEST
 _OPEN_AT_ONCE = """
 import sys, threading
 from pathlib import Path
@@ -127,7 +127,7 @@ newer(name="9999_remark")(change)
 db = migrations.open_database(workspace)
 if sys.argv[2] == "copying":
     sys.addaudithook(lambda event, arguments: die() if event == "os.link" else None)
-migrations.migrate(db, workspace, newer, latest=migrations._LATEST + 1)
+migrations.migrate(db, workspace, newer, latest=migrations.LATEST + 1)
 """
 
 
@@ -358,7 +358,7 @@ def test_a_workspace_that_may_not_be_looked_into_is_refused_in_a_sentence():
     assert len(lines) == 3, lines
     assert lines[2] == kind
     for line in lines[:2]:
-        assert line.startswith(f"{root} cannot be looked into: Permission denied.") and "SOUSA_WORKSPACE" in line
+        assert line.startswith(f"{root} cannot be read: Permission denied.") and "SOUSA_WORKSPACE" in line
 
 
 def test_reading_where_nothing_was_ever_stored_is_an_error_with_a_sentence(workspace):
