@@ -42,7 +42,7 @@ def check(workspace: Workspace) -> Check:
     folders = run_folders(workspace)
     if not workspace.db.is_file():
         if not folders:
-            return Check(facts=(f"no runs.db and no run folder in {workspace.root}: nothing was ever queued here",))
+            return Check(facts=(f"no runs.db and no run folder in {workspace.root}: no run was ever queued here",))
         lost = f"runs.db is missing, but {_there_are(folders)}. {migrations.REBUILD}"
         return Check(findings=(lost,))
     with reading(workspace.db) as db, migrations.explained(workspace.db):
@@ -165,7 +165,7 @@ def run_folders(workspace: Workspace) -> tuple[str, ...]:
         return ()
     except OSError as error:
         raise WorkspaceError(
-            f"{workspace.runs} cannot be read: {error.strerror}. Set SOUSA_WORKSPACE to a folder of your own."
+            f"{workspace.runs} cannot be read: {error.strerror}. Set SOUSA_WORKSPACE to your own folder."
         ) from None
     return tuple(place.name for place in found if _is_run(workspace, place))
 

@@ -129,9 +129,9 @@ def _words(spec: SweepSpec) -> list[str]:
     if spec.sets:
         outline = targets.load_outline(backbones.variant(_only_model(spec.base, spec.axes)).name)
         paths = targets.resolve_sets(outline, [entry for entries in spec.sets.values() for entry in entries]).paths
-        whole = targets.short_names(outline, paths)
-        words += ["--ablate", ",".join(whole)]
-        made = list(sweep_plan.ablation(outline.variant, whole))
+        parts = targets.short_names(outline, paths)
+        words += ["--ablate", ",".join(parts)]
+        made = list(sweep_plan.ablation(outline.variant, parts))
     target_words: list[str] = []
     if spec.axes[-1].field == "lora.targets" and all(
         len(value) > 1 if isinstance(value, list) else "," not in value for value in spec.axes[-1].values

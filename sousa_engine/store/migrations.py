@@ -407,7 +407,7 @@ def create(path: Path) -> Database:
     return db
 
 
-def bring_to_today(path: Path) -> None:
+def upgrade_file(path: Path) -> None:
     """Upgrade a database that no other process has open, and empty its log. Raises WorkspaceError."""
     with contextlib.closing(Database(_connect(str(path)))) as db, explained(path):
         if version_of(db, path) < LATEST:

@@ -1,4 +1,4 @@
-"""What pages leave for each other in the session: ticks of the module tree, and drafts that fill a form.
+"""Data that pages leave for each other in the session: ticks of the module tree, and drafts that fill a form.
 
 This module alone knows the keys. Ticks are kept, and each page takes new ones over once; a draft is taken once.
 """

@@ -523,7 +523,7 @@ def look(spec: str, workspace_root: str, paces: int) -> sweep_plan.Plan:
 
 
 def preview(asked: Asked, spec: SweepSpec | None) -> None:
-    """What the sweep will do; the Start button says which fields to fix."""
+    """A preview of the sweep. The Start button names the fields to fix."""
     top = st.container()
     if spec is None:
         for place, said in asked.problems.items():

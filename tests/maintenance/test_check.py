@@ -36,7 +36,7 @@ def test_a_sound_workspace_passes(workspace):
 
 def test_an_empty_workspace_passes_and_nothing_is_made(workspace):
     found = db(workspace, "check")
-    assert found.exit_code == 0 and "nothing was ever queued here" in found.output
+    assert found.exit_code == 0 and "no run was ever queued here" in found.output
     assert list(workspace.root.iterdir()) == []
 
 

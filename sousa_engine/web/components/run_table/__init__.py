@@ -35,7 +35,7 @@ _component = st.components.v2.component(
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What the browser requests. ticked: run ids in the order of ticking; unverified, like all input from a browser."""
+    """A request of the browser. ticked: run ids in the order of ticking; unverified, like all input from a browser."""
 
     sort: str = "created"
     descending: bool = True
