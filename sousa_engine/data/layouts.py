@@ -163,7 +163,7 @@ def list_csv(path: Path) -> Recordings:
 def as_now(paths: Iterable[Path], *known: Mapping[str, Soundness]) -> dict[str, Soundness]:
     """Path -> soundness of the current file: the first of `known` for its present size and time.
 
-    A file that the file system makes unusable has that as its error. One that nothing is known of is missing.
+    A file that the file system makes unusable has that as its error. One without known facts is missing.
     """
     found: dict[str, Soundness] = {}
     for path in paths:

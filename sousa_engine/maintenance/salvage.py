@@ -177,7 +177,7 @@ class New:
         try:
             with self._writing():
                 self._insert("runs", row)
-            found = self._store.runs.get(row["id"])  # a row that pages cannot read must not stay
+            found = self._store.runs.get(row["id"])  # a row that pages cannot read must not be kept
             return found is not None
         except (sqlite3.DatabaseError, ValueError, TypeError, KeyError):
             with self._writing():

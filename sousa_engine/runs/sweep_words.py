@@ -83,7 +83,7 @@ def laid_over(
     if ablate is not None:
         axis = sweep_spec.build({"axes": {"model": made["model"]}}).axes if "model" in made else ()
         sets = sweep_plan.ablation(_only_model(base, axis), grammar.entries(ablate))
-        if not isinstance(made.get("lora.targets"), list):  # the command line's own list stays, the file's does not
+        if not isinstance(made.get("lora.targets"), list):  # keep the list of the command line, drop that of the file
             made["lora.targets"] = list(sets)
     if not made:
         raise ConfigError("A sweep must vary something: add --models, --targets, --ablate or --axis FIELD=A,B.")

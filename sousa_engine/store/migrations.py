@@ -268,12 +268,12 @@ def _queue(db: Database) -> None:
         INSERT INTO queue (the_only_row) VALUES (1);
 
         ALTER TABLE runs ADD COLUMN kill_requested_at_ms INTEGER;     -- stop now: without a checkpoint
-        ALTER TABLE runs ADD COLUMN form_token TEXT;          -- of the form that was sent: however often, one run
+        ALTER TABLE runs ADD COLUMN form_token TEXT;          -- of the submitted form: sent again, it adds no run
         CREATE UNIQUE INDEX one_run_per_form ON runs (form_token) WHERE form_token IS NOT NULL;
         ALTER TABLE sweeps ADD COLUMN form_token TEXT;
         CREATE UNIQUE INDEX one_sweep_per_form ON sweeps (form_token) WHERE form_token IS NOT NULL;
 
-        -- Places in the queue are counted, no clock is asked: one that is set back lets nobody push in.
+        -- Places are consecutive numbers, not times, so that a clock that is set back does not change the order.
         WITH placed AS (SELECT run_number, row_number() OVER (ORDER BY queue_position, run_number) AS place FROM runs)
         UPDATE runs SET queue_position = place FROM placed WHERE placed.run_number = runs.run_number;
         CREATE INDEX runs_by_place ON runs (queue_position);

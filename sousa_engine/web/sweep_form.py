@@ -613,7 +613,7 @@ def time_unknown(untimed: Sequence[RunConfig], was_running: bool) -> None:
         key="sweep.measure", on_click=measure, args=(untimed,),
         help=f"Times {timing.STEPS} training steps of each setting on noise, in a separate process that takes some "
         "seconds to start; needs neither data nor weights. Continues if you close this page. The estimate is too long "
-        "if other runs are training meanwhile.",
+        "if other runs are training at the same time.",
     )  # fmt: skip
     if doing:
         stopped = doing.error == intake.STOPPED
