@@ -61,7 +61,7 @@ def test_a_database_of_a_newer_program_is_refused_and_left_alone(workspace):
     plain.close()
     for readonly in (False, True):
         with pytest.raises(
-            WorkspaceError, match=rf"schema version 99; this program knows versions up to {LATEST}\. Update"
+            WorkspaceError, match=rf"schema version 99; this program supports versions up to {LATEST}\. Update"
         ):
             Store.open(workspace, readonly=readonly)
 
@@ -149,7 +149,7 @@ def test_killed_in_the_middle_of_a_migration_the_database_is_as_it_was(workspace
 
 
 def test_the_last_three_copies_are_kept(workspace, monkeypatch):
-    monkeypatch.setattr(migrations, "_LATEST", LATEST + 9)  # later programs know later schemas
+    monkeypatch.setattr(migrations, "LATEST", LATEST + 9)  # later programs know later schemas
     with contextlib.closing(old_database(workspace, LATEST)) as db:
         for version in range(LATEST + 1, LATEST + 6):
             newer = history_and(lambda db: None)
@@ -168,7 +168,7 @@ def test_a_disk_without_room_for_the_copy_refuses_the_migration_and_changes_noth
         for _ in range(3):
             store.connection.db.execute("INSERT INTO filling VALUES (randomblob(700000))")
             Ledger(store).checkpoint_wal()
-        with pytest.raises(WorkspaceError, match=r"no room for a copy of runs\.db: free some space"):
+        with pytest.raises(WorkspaceError, match=r"too full for a copy of runs\.db: free some space"):
             migrations.migrate(
                 store.connection.db, workspace, history_and(lambda db: pytest.fail("applied")), latest=LATEST + 1
             )

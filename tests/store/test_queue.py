@@ -102,7 +102,7 @@ def test_runs_that_share_a_place_as_of_old_are_drawn_apart(store):
 def test_only_what_waits_can_be_moved(store):
     first, second = queued(store, 2)
     Ledger(store).claim("cpu", "n")
-    with pytest.raises(UserError, match=f"Run {first} is starting: only a run that waits"):
+    with pytest.raises(UserError, match=f"Run {first} is starting: only queued runs"):
         store.queue.move(first, 2)
     with pytest.raises(UnknownNameError):
         store.queue.move("nobody", 1)
@@ -295,7 +295,7 @@ def test_the_queue_is_shown_ordered_paused_and_gone_on_with(sousa, store, ensure
     assert "2 CPU slots" in sousa("queue", "slots", "2") and store.queue.settings().cpu_slots == 2
     assert "free" in sousa("queue").splitlines()[1]
     assert "must be 1 to 64; 0 is" in sousa("queue", "slots", "0", code=2)
-    assert "only a run that waits" in (sousa("stop", first) and sousa("queue", "move", first, "--to", "1", code=2))
+    assert "only queued runs" in (sousa("stop", first) and sousa("queue", "move", first, "--to", "1", code=2))
 
 
 def test_a_run_in_the_queue_is_named_by_any_part_that_says_which_as_elsewhere(sousa, store):
