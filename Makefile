@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.installed
-# Python compiles what it imports, once: also where that is switched off, else each process would do it anew.
+# Cache compiled modules even where that is switched off; otherwise each process would compile them again.
 export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: app test faults check bench screenshots clean
@@ -35,7 +35,7 @@ $(READY): requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	@echo "installing the packages of requirements.txt into $(VENV) (some minutes, the first time)"
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-compile -r requirements.txt
-	@echo "compiling what the studio imports, and its audio views, once (a minute)"
+	@echo "compiling the studio's packages and audio views, once (a minute)"
 	@$(PY) -c 'import optuna, sousa_engine.backbones.ast_network, sousa_engine.cli.main, sousa_engine.training.loop, streamlit.web.server.starlette'
 	@$(PY) -m sousa_engine.analysis.listen
 	@touch $(READY)

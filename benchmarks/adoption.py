@@ -41,7 +41,7 @@ def main() -> None:
             trainer = run_files.read_json(workspace.run_dir(run.id) / run_files.KEEPER)["trainer_pid"]
             seconds = [adopted(workspace, store, run.id, before) for before in range(options.tries)]
             same = run_files.read_json(workspace.run_dir(run.id) / run_files.KEEPER)["trainer_pid"] == trainer
-            assert same and store.runs.get(run.id).status is RunStatus.RUNNING, "the training was to notice nothing"
+            assert same and store.runs.get(run.id).status is RunStatus.RUNNING, "the run must not be affected"
             store.runs.request_stop(run.id, at_once=True)
             wait(lambda: store.runs.get(run.id).status.is_over, "the end")
     print(f"adopted after {statistics.median(seconds):.2f} s (median of {options.tries}; longest {max(seconds):.2f} s)")

@@ -31,7 +31,7 @@ class Recipe:
     players: int = 300
     seed: int = 20_261_123
     steps: int = 3000
-    batch: int = 64  # two renderings of batch / 2 patterns, whole families
+    batch: int = 64  # two renderings of batch / 2 patterns, complete families
     lr: float = 1e-3
     weight_decay: float = 0.05
     muon_lr_factor: float = 2.0  # of the blocks' matrices against everything else

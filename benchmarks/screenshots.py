@@ -46,7 +46,7 @@ def main() -> None:
     options = parser.parse_args()
     asked = options.pages or list(PAGES)
     if unknown := set(asked) - PAGES.keys():
-        parser.error(f"no page is called {', '.join(sorted(unknown))}")
+        parser.error(f"no page is named {', '.join(sorted(unknown))}")
     workspace = Workspace(root=options.workspace.resolve())
     workspace.root.mkdir(parents=True, exist_ok=True)
     FOLDER.mkdir(exist_ok=True)

@@ -175,7 +175,7 @@ def clicked(browser: Browser, url: str) -> float:
 
 def curves(count: int, browser: Browser, url: str, steps: int) -> dict[str, list[float]]:
     """From the request, or from the click on the run in the table, to the painted curve."""
-    asked, whole = [], []
+    asked, complete = [], []
     for attempt in range(count + 1):
         with tab(browser) as page:
             page.goto(f"{url}/runs")
@@ -189,9 +189,9 @@ def curves(count: int, browser: Browser, url: str, steps: int) -> dict[str, list
             )
             if attempt:  # the first compiles the page
                 asked.append(answer["painted"] - answer["asked"])
-                whole.append(answer["painted"] - answer["clicked"])
+                complete.append(answer["painted"] - answer["clicked"])
     assert steps > 0.99 * LONG_STEPS, f"the newest run has {steps} steps"  # the first of its last bucket
-    return {"curve": asked, "curve, clicked": whole}
+    return {"curve": asked, "curve, clicked": complete}
 
 
 @contextmanager

@@ -120,7 +120,7 @@ def _periods(pattern) -> tuple[int, int]:
 
 
 class Batches:
-    """Batches of whole families, two renderings of each pattern: a function of the step number alone."""
+    """Batches of complete families, two renderings of each pattern. They depend on the step number only."""
 
     def __init__(self, recipe: Recipe, folder: Path):
         import torch
@@ -160,6 +160,6 @@ class Batches:
 
 
 def normalisation(recipe: Recipe, facts: dict) -> tuple[float, float]:
-    """Mean and standard deviation for the front end: those of the corpus, unless the network normalises by itself."""
+    """Mean and standard deviation for the front end: those of the corpus, unless the network has its own."""
     spec = variant(recipe).front_end
     return (spec.mean, spec.std) if spec.kind == "htsat" else (facts["mean"], facts["std"])

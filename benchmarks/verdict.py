@@ -204,7 +204,7 @@ def summary() -> str:
 def rates(world: World, repeats: int, draws: int, *, mixed: bool = False) -> dict:
     """Share of comparisons in which a rule names a false winner, and of true leads that it finds (None without any).
 
-    mixed: the repeats go through KINDS, whatever the world's own kind.
+    mixed: the repeats cycle through KINDS instead of using the kind of the world.
     """
     random = np.random.default_rng([world.seeds, world.clips, *(int(10 * x) for x in (*world.sd, *world.leads))])
     false, found = dict.fromkeys(RULES, 0), dict.fromkeys(RULES, 0)

@@ -17,7 +17,7 @@ from sousa_engine.core.methods import METHODS
 from sousa_engine.core.records import Prediction, Run, Summary
 
 MOST_NAMED = 3  # runs listed in a note; of more, only the number is given
-LONGEST_NAME = 60  # characters; a setting with a longer name is called by the title of a run
+LONGEST_NAME = 60  # characters; a setting with a longer name is named by the title of a run
 _NOT_A_SETTING = ("name", "seed", "device", "wandb.mode", "wandb.project", "lora.target_set")
 _SAME_CLIPS = ("data.dataset", "data.clip_s", "data.valid_fraction", "data.test_fraction", "data.split_seed")
 
@@ -92,7 +92,7 @@ def setting_names(runs: Sequence[Run]) -> dict[str, str]:
     """Result.setting -> a short name that distinguishes it from the other settings: "r=4", "random weights".
 
     The name has all fields that differ between settings, and no others; alpha only if alpha / r differs. If it would be
-    longer than LONGEST_NAME or not unique, the setting is called by the title of its first run, without the seed.
+    longer than LONGEST_NAME or not unique, the setting is named by the title of its first run, without the seed.
     """
     firsts: dict[str, Run] = {}
     for run in runs:
@@ -124,7 +124,7 @@ def conclude(
 ) -> Conclusion:
     """The conclusion that these results support about settings. A single seed of a setting never makes a winner.
 
-    predictions: run id -> its predictions on the test split. names: setting_names(); by default, settings are called by
+    predictions: run id -> its predictions on the test split. names: setting_names(); by default, settings are named by
     the title of their first run. excluded: run id -> the reason why it does not compete (pruned); such runs are only
     listed in a note.
     """

@@ -126,9 +126,9 @@ def seconds_left(runs: Sequence[Run], to_come: int, now_ms: int) -> float | None
     for run in latest(runs):
         if run.status.is_over:
             continue
-        whole = fmean(took.get(run.config.model.variant, [usual]))
+        total = fmean(took.get(run.config.model.variant, [usual]))
         gone = (now_ms - run.started_at_ms) / 1000 if run.started_at_ms else 0.0
-        left += max(0.0, whole - gone)
+        left += max(0.0, total - gone)
         at_a_time += run.status is not RunStatus.QUEUED
     return left / max(1, at_a_time)
 

@@ -229,7 +229,7 @@ def _matrices(groups: Sequence[Group]) -> dict[str, np.ndarray]:
     found: dict[str, np.ndarray] = {}
     for group in groups:
         if group.name in found:
-            raise ValueError(f"Two groups are called {group.name!r}; a verdict needs distinct names.")
+            raise ValueError(f"Two groups are named {group.name!r}; a verdict needs distinct names.")
         if not group.right:
             raise ValueError(f"{group.name!r} has no seed; leave it out.")
         for seed, by_clip in group.right.items():

@@ -1,3 +1,3 @@
-"""What things are: errors, configs, records and the words of the command line."""
+"""Errors, settings and their validation, records, and the grammar of the command line."""
 
 __all__ = ["config", "errors", "grammar", "inputs", "methods", "records", "rudiments", "sweep_spec"]

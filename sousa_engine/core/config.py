@@ -1,4 +1,4 @@
-"""What a run is asked to do: validated when built, frozen, JSON both ways.
+"""The settings of a run: validated when built, frozen, JSON both ways.
 
 One source for validation, forms, help and the command line: every field has a label (`title`), a line of help
 (`description`), a default and bounds.
@@ -325,7 +325,7 @@ def fields(part: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[tupl
 
 
 def field_label(dotted: str) -> str:
-    """What the field is called on a form and in a sentence: "Learning rate" for training.lr."""
+    """The name of the field on a form and in a sentence: "Learning rate" for training.lr."""
     return dict(fields())[dotted].title or dotted
 
 
@@ -380,7 +380,7 @@ def _problems(error: ValidationError) -> dict[str, str]:
 
 
 def sentence(field: str, item: ErrorDetails) -> str:
-    """What pydantic found wrong with a field, as a sentence that starts with its name."""
+    """An error of pydantic about a field, as a sentence that starts with its name."""
     if item["type"] == "missing":
         return f"{field} is missing."
     if item["type"] == "value_error":
@@ -389,7 +389,7 @@ def sentence(field: str, item: ErrorDetails) -> str:
 
 
 def _wanted(kind: str, bounds: Mapping[str, Any], message: str) -> str:
-    """What pydantic expected, as the predicate of a sentence about the field."""
+    """The expectation of pydantic, as the predicate of a sentence about the field."""
     if kind.startswith("int_"):
         return "must be a whole number"
     if kind.startswith("float_") or kind == "finite_number":

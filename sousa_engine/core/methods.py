@@ -34,7 +34,7 @@ class Method:
 
     @property
     def sentence(self) -> str:
-        """What the method does: "LoRA adds a low-rank update ..."."""
+        """A sentence about the method: "LoRA adds a low-rank update ..."."""
         return f"{self.title} {self.help}."
 
     @property

@@ -1,4 +1,4 @@
-"""A data set, opened once and handed on: its manifest, the soundness of its files, and the findings on it."""
+"""A data set, opened once and shared: its manifest, the soundness of its files, and the findings on it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class DataSet:
     """A data set as it was when it was opened; later changes of its files do not show.
 
     recordings: the files that it lists; None for an embedded set. soundness: by path, what is known of each file;
-    a file that nothing is known of is missing.
+    a file without known facts is missing.
     """
 
     config: DataConfig

@@ -1,6 +1,6 @@
 """The two layouts of a user's own data: a folder of classes, and a CSV file. At most headers are read.
 
-`list_folder` and `list_csv` list the recordings by name; `as_now` takes what is known of their files; `read_headers`
+`list_folder` and `list_csv` list the recordings by name; `as_now` takes the known facts of their files; `read_headers`
 separates the usable ones from the rest.
 """
 
@@ -161,9 +161,9 @@ def list_csv(path: Path) -> Recordings:
 
 
 def as_now(paths: Iterable[Path], *known: Mapping[str, Soundness]) -> dict[str, Soundness]:
-    """Path -> soundness of the file as it is now: the first of `known` for its present size and time.
+    """Path -> soundness of the current file: the first of `known` for its present size and time.
 
-    A file that the file system makes unusable has that as its error. One that nothing is known of is missing.
+    A file that the file system makes unusable has that as its error. One without known facts is missing.
     """
     found: dict[str, Soundness] = {}
     for path in paths:

@@ -48,7 +48,7 @@ _headers: dict[str, Soundness] = {}  # of files that were not scanned, while thi
 
 
 def soundness(config: DataConfig, recordings: Recordings, workspace: Workspace) -> dict[str, Soundness]:
-    """Path -> soundness of each file as it is now: from a scan if there was one, else from its header alone.
+    """Path -> soundness of each current file: from a scan if there was one, else from its header alone.
 
     Worker processes read the headers, so that no page or supervisor opens a file of unknown origin itself. A file that
     disappears meanwhile is missing. Raises WorkspaceError if no worker can be started.
@@ -71,7 +71,7 @@ def cached(config: DataConfig, workspace: Workspace) -> dict[str, Soundness]:
 
 
 def is_sound(path: Path, soundness: Mapping[str, Soundness]) -> bool:
-    """Whether a scan decoded this file as it is now to its end and found no error."""
+    """Whether a scan decoded the current file to its end and found no error."""
     known = layouts.as_now([path], soundness).get(str(path))
     return known is not None and known.whole and not known.error
 
@@ -106,7 +106,7 @@ def scan(
     fresh: bool = False,
     workers: int | None = None,
 ) -> dict[str, Soundness]:
-    """Decode every file that was not scanned as it is now. Returns the soundness of all files ever scanned, by path.
+    """Decode every file that is new or has changed since its scan. Returns the soundness of all scanned files, by path.
 
     Embedded sets need no scan. recordings: of this data set, if the caller has listed them. tell(SCANNING, done, total)
     counts files; an exception from it ends the scan, and the results so far are kept. While another process scans the

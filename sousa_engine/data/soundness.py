@@ -9,7 +9,7 @@ from sousa_engine.data.headers import AudioHeader
 
 @dataclass(frozen=True, kw_only=True)
 class Soundness:
-    """What is known of one file, which had this size and mtime_ns.
+    """The known facts of one file, which had this size and mtime_ns.
 
     error: why it cannot be used, a clause without the file's name; "" if it can be used. kind: the error in one word.
     warnings: (kind, clause) for oddities of a usable file. duration_s, sample_rate_hz, channels: from the header; 0 for

@@ -42,11 +42,11 @@ def check(workspace: Workspace) -> Check:
     folders = run_folders(workspace)
     if not workspace.db.is_file():
         if not folders:
-            return Check(facts=(f"no runs.db and no run folder in {workspace.root}: nothing was ever queued here",))
+            return Check(facts=(f"no runs.db and no run folder in {workspace.root}: no run was ever queued here",))
         lost = f"runs.db is missing, but {_there_are(folders)}. {migrations.REBUILD}"
         return Check(findings=(lost,))
-    with reading(workspace.db) as db, migrations._sentences(workspace.db):
-        version = migrations._version(db, workspace.db)
+    with reading(workspace.db) as db, migrations.explained(workspace.db):
+        version = migrations.version_of(db, workspace.db)
         found = damage(db)
         if found:
             return Check(findings=(f"runs.db is damaged: {_some(found)}. {migrations.REBUILD}",))
@@ -67,9 +67,7 @@ def check(workspace: Workspace) -> Check:
         *_folder_findings(rows, folders),
         *_spool_findings(workspace, rows),
     ]
-    newer = (
-        "" if version == migrations._LATEST else f" (upgraded to {migrations._LATEST} when the studio next opens it)"
-    )
+    newer = "" if version == migrations.LATEST else f" (upgraded to {migrations.LATEST} when the studio next opens it)"
     facts = (
         f"schema {version}{newer}",
         "SQLite integrity check: ok",
@@ -93,8 +91,8 @@ def backup(workspace: Workspace, target: Path | None = None) -> Path:
     if not target.parent.is_dir():
         raise UserError(f"There is no folder {target.parent}. Create it, or choose another one.")
     with reading(workspace.db) as db:
-        with migrations._sentences(workspace.db):
-            migrations._version(db, workspace.db)
+        with migrations.explained(workspace.db):
+            migrations.version_of(db, workspace.db)
         migrations.copy_into(db, target)
     return target
 
@@ -115,7 +113,7 @@ def copies(workspace: Workspace) -> tuple[Copy, ...]:
         if path == workspace.db or path.name.startswith("runs.before-"):
             continue
         with contextlib.suppress(WorkspaceError, sqlite3.DatabaseError, OSError), reading(path) as db:
-            if migrations._version(db, path):
+            if migrations.version_of(db, path):
                 (runs,) = db.execute("SELECT count(*) FROM runs").fetchone()
                 found.append(Copy(path=path, made_s=path.stat().st_mtime, runs=runs))
     return tuple(sorted(found, key=lambda copy: copy.made_s, reverse=True))
@@ -144,9 +142,9 @@ def sound(file: Path) -> Iterator[migrations.Database]:
             raise UserError(f"{file} is not a readable SQLite database. Choose another copy.") from None
         if program != migrations.APPLICATION_ID or not version:
             raise UserError(f"{file} is not a copy of a runs.db. Choose one made by db backup.")
-        if version > migrations._LATEST:
+        if version > migrations.LATEST:
             raise UserError(
-                f"{file} has schema version {version}; this program supports versions up to {migrations._LATEST}. "
+                f"{file} has schema version {version}; this program supports versions up to {migrations.LATEST}. "
                 "Update the program, or choose another copy."
             )
         if found := damage(db):
@@ -167,7 +165,7 @@ def run_folders(workspace: Workspace) -> tuple[str, ...]:
         return ()
     except OSError as error:
         raise WorkspaceError(
-            f"{workspace.runs} cannot be read: {error.strerror}. Set SOUSA_WORKSPACE to a folder of your own."
+            f"{workspace.runs} cannot be read: {error.strerror}. Set SOUSA_WORKSPACE to your own folder."
         ) from None
     return tuple(place.name for place in found if _is_run(workspace, place))
 
@@ -175,7 +173,7 @@ def run_folders(workspace: Workspace) -> tuple[str, ...]:
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[migrations.Database]:
     """Open a database read-only. Raises WorkspaceError for a file that SQLite cannot read."""
-    db = migrations._connect_readonly(path)
+    db = migrations.connect_readonly(path)
     try:
         yield db
     finally:

@@ -1,9 +1,9 @@
 """Rebuild runs.db from the run folders: `python -m sousa_engine db rebuild`.
 
-Files are the truth: metrics, facts, predictions and how a run ended are read from its folder. What is in no file (tags,
-notes, sweeps, saved target sets, who queued a run) comes from the old runs.db as far as it can be read, and is named as
-lost otherwise. The old file is kept next to the new one and replaced in one step: interrupted at any moment, either the
-old one or the new one is there.
+Files are the truth: metrics, facts, predictions and how a run ended are read from its folder. Data that is in no
+file (tags, notes, sweeps, saved target sets, the creator of a run) comes from the old runs.db as far as it can be read,
+and is reported as lost otherwise. The old file is kept next to the new one and replaced in one step: if interrupted,
+either the old one or the new one is there.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sousa_engine.core.config import RunConfig
 from sousa_engine.core.errors import ConfigError, WorkspaceError
 from sousa_engine.core.records import Event, Prediction, Run, RunStatus
 from sousa_engine.maintenance import check
-from sousa_engine.maintenance.salvage import New, Old, beside
+from sousa_engine.maintenance.salvage import New, Old, database_files
 from sousa_engine.runs import ending
 from sousa_engine.runs.executors import Sighting
 from sousa_engine.runs.executors.local import LocalExecutor
@@ -33,7 +33,7 @@ from sousa_engine.workspace.spool import SpoolBatch
 
 _END_BYTES = 65536
 _IN_NO_FOLDER = (
-    "tags, notes, names given later, archive marks, who queued it and when exactly, the device it asked for, "
+    "tags, notes, names given later, archive marks, its creator and exact time of creation, the requested device, "
     "its sweep, the run that it was cloned from"
 )
 
@@ -177,7 +177,7 @@ def _fill(workspace: Workspace, old: Old, new: New) -> Rebuilt:
 def _take_in(old: Old, new: New, row: Mapping[str, Any] | None, folder: _Folder | None) -> Iterator[str]:
     """Add points, facts, progress, events and predictions of a run that has its row. Yields what was lost."""
     run_id = row["id"] if row else folder.id if folder else ""
-    told = old.events(row["run_number"]) if row else []
+    recorded = old.events(row["run_number"]) if row else []
     if folder and folder.spool.exists():
         events, offset = [], 0
         was_cut = row is not None and folder.spool.stat().st_size < row["spool_bytes_ingested"]
@@ -187,10 +187,10 @@ def _take_in(old: Old, new: New, row: Mapping[str, Any] | None, folder: _Folder 
             offset = batch.end
         if row and was_cut:  # the old file ingested all of it: its points are newer
             new.ingest(run_id, SpoolBatch(start=offset, end=offset, points=old.points(row["run_number"])))
-        new.add_events(run_id, told, events) if told else new.add_events(run_id, folder.story(events))
+        new.add_events(run_id, recorded, events) if recorded else new.add_events(run_id, folder.story(events))
     elif row:
         new.ingest(run_id, SpoolBatch(start=0, end=row["spool_bytes_ingested"], points=old.points(row["run_number"])))
-        new.add_events(run_id, told)
+        new.add_events(run_id, recorded)
     predictions: tuple[Prediction, ...] | list[Prediction] = ()
     if folder:
         try:
@@ -327,7 +327,7 @@ class _Folder:
             Event(at_ms=self.created_at_ms, kind="rebuilt", message="Restored from its folder: runs.db had lost it.")
         ]
         if self.sighting.started_at_ms:
-            seen = "The keeper of its trainer was seen."
+            seen = "The trainer has started."
             found.append(Event(at_ms=self.sighting.started_at_ms, kind="started", message=seen))
         found += of_the_spool
         for step in (self.exit or {}).get("steps", ()):
@@ -375,15 +375,15 @@ def put_in_place(new: Path, path: Path, what: str) -> Path | None:
     with new.open("rb") as file:
         os.fsync(file.fileno())
     kept = None
-    if any(old.exists() for old in beside(path)[:2]):
+    if any(old.exists() for old in database_files(path)[:2]):
         stamp, more = time.strftime("%y%m%d-%H%M%S"), ""
         while (kept := path.with_name(f"runs.before-{what}.{stamp}{more}.db")).exists():
             more = f"-{1 + int(more[1:] or 0)}"
-        for old, name in zip(beside(path)[:2], beside(kept)[:2], strict=True):
+        for old, name in zip(database_files(path)[:2], database_files(kept)[:2], strict=True):
             if old.exists():
                 _keep(old, name)
         run_files.sync_folder(path.parent)
-    for log in beside(path)[1:]:
+    for log in database_files(path)[1:]:
         log.unlink(missing_ok=True)
     new.replace(path)
     run_files.sync_folder(path.parent)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sousa_engine.core.errors import UserError, WorkspaceError
 from sousa_engine.maintenance import check, rebuild
-from sousa_engine.maintenance.salvage import Old, beside, pause_queue
+from sousa_engine.maintenance.salvage import Old, database_files, pause_queue
 from sousa_engine.store import migrations
 from sousa_engine.workspace import Workspace, file_systems
 
@@ -39,10 +39,10 @@ def restore(workspace: Workspace, file: Path) -> Restored:
         with rebuild.alone(workspace):
             new_file = workspace.root / ".runs.restored.db"
             try:
-                for stale in beside(new_file):
+                for stale in database_files(new_file):
                     stale.unlink(missing_ok=True)  # of a restore that was killed
                 migrations.copy_into(copy, new_file)
-                migrations.bring_to_today(new_file)
+                migrations.upgrade_file(new_file)
                 with Old.open(new_file) as new:
                     rows = new.rows("runs")
                 behind = rebuild.behind(workspace, rows)
@@ -52,6 +52,6 @@ def restore(workspace: Workspace, file: Path) -> Restored:
             except OSError as error:
                 raise WorkspaceError(f"runs.db is unchanged: {error.filename}: {error.strerror}.") from error
             finally:
-                for torn in beside(new_file):
+                for torn in database_files(new_file):
                     torn.unlink(missing_ok=True)
     return Restored(runs=len(rows), behind=behind, kept=kept)

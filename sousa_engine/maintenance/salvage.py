@@ -41,11 +41,11 @@ class Old:
         if not path.is_file() or not path.stat().st_size:
             return cls(None, damaged=True)
         try:
-            db = migrations._connect_readonly(path)
+            db = migrations.connect_readonly(path)
         except WorkspaceError:
             return cls(None, damaged=True)
         try:
-            if migrations._version(db, path):
+            if migrations.version_of(db, path):
                 return cls(db, damaged=False)
         except sqlite3.DatabaseError:
             pass
@@ -140,7 +140,7 @@ class New:
 
     def __init__(self, path: Path, workspace: Workspace):
         self.path = path
-        for stale in beside(path):
+        for stale in database_files(path):
             stale.unlink(missing_ok=True)  # of a rebuild that was killed
         self._db = migrations.create(path)
         self._db.execute("PRAGMA wal_autocheckpoint = 10000")
@@ -153,7 +153,7 @@ class New:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._db.close()
         if error is not None:
-            for torn in beside(self.path):
+            for torn in database_files(self.path):
                 torn.unlink(missing_ok=True)
 
     def take_over(self, old: Old) -> None:
@@ -177,7 +177,7 @@ class New:
         try:
             with self._writing():
                 self._insert("runs", row)
-            found = self._store.runs.get(row["id"])  # a row that pages cannot read must not stay
+            found = self._store.runs.get(row["id"])  # a row that pages cannot read must not be kept
             return found is not None
         except (sqlite3.DatabaseError, ValueError, TypeError, KeyError):
             with self._writing():
@@ -190,22 +190,22 @@ class New:
 
     def add_events(self, run_id: str, *groups: Iterable[Event]) -> None:
         """Add events in the given order, without those that an earlier group has."""
-        told: Counter[Event] = Counter()
+        added: Counter[Event] = Counter()
         with self._writing():
             for group in groups:
                 here = Counter[Event]()
                 for event in group:
                     here[event] += 1
-                    if here[event] > told[event]:
+                    if here[event] > added[event]:
                         events.add(self._store.connection, run_id, event.kind, event.message, event.at_ms)
-                told |= here
+                added |= here
 
     def save_predictions(self, run_id: str, predictions: Iterable[Prediction]) -> None:
         self._ledger.save_predictions(run_id, predictions)
 
     def finish(self) -> None:
         """Raises WorkspaceError if the new database is not intact; nothing was replaced then."""
-        with migrations._sentences(self.path):
+        with migrations.explained(self.path):
             damage = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
             broken = self._db.execute("PRAGMA foreign_key_check").fetchone()
             if damage != "ok" or broken:
@@ -233,6 +233,6 @@ def pause_queue(path: Path) -> None:
         plain.execute("UPDATE queue SET paused_at_ms = coalesce(paused_at_ms, ?)", [now_ms()])
 
 
-def beside(path: Path) -> tuple[Path, ...]:
+def database_files(path: Path) -> tuple[Path, ...]:
     """A database's file, its write-ahead log and the log's index."""
     return tuple(path.with_name(path.name + end) for end in ("", "-wal", "-shm"))

@@ -1,4 +1,4 @@
-"""What PyTorch reports about this machine, as JSON: `python -m sousa_engine.maintenance.torch_facts`.
+"""Facts about PyTorch and this machine, as JSON: `python -m sousa_engine.maintenance.torch_facts`.
 
 A separate process, because importing PyTorch costs seconds and 300 MiB, and can crash the process.
 """
@@ -78,11 +78,11 @@ def main() -> None:
 def _cuda(index: int) -> Device:
     import torch
 
-    free, whole = torch.cuda.mem_get_info(index)
+    free, total = torch.cuda.mem_get_info(index)
     with torch.cuda.device(index):
         bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     title = torch.cuda.get_device_name(index)
-    return Device(name=f"cuda:{index}", title=title, memory_mib=whole >> 20, free_mib=free >> 20, bf16=bf16)
+    return Device(name=f"cuda:{index}", title=title, memory_mib=total >> 20, free_mib=free >> 20, bf16=bf16)
 
 
 def _torchaudio() -> str:

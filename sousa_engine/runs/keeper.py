@@ -157,7 +157,7 @@ class Keeper:
                 run_files.write_json(self._run_dir / run_files.KEEPER, note)
             except OSError as error:
                 if self._trainer is None:
-                    raise  # nobody could find this attempt: better not to start it
+                    raise  # without its note, the attempt could not be found: do not start it
                 with contextlib.suppress(OSError):  # the log is on the same full disk
                     print(f"{run_files.KEEPER} could not be written: {error}", file=sys.stderr)
 

@@ -139,7 +139,7 @@ def _head_check(run_config: RunConfig, outline: Outline, counts: Counts) -> Chec
 
 
 def _files_checks(found: Findings, manifest: Manifest) -> list[Check]:
-    """What scans found so far, so that skipped files do not show in the counts alone. Embedded sets have no files."""
+    """Findings of earlier scans, so that skipped files do not show in the counts alone. Embedded sets have no files."""
     checks = []
     if found.refusal:
         checks.append(Check(level="error", title="Data", detail=found.refusal))

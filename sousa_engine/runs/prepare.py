@@ -139,15 +139,15 @@ def _entries(outline: Outline, written: Any) -> list[str]:
 def _for_method(outline: Outline, entries: list[str], method: Method) -> tuple[list[str], list[str]]:
     """Entries with target sets expanded to the modules that the method can adapt, and a note on those left out."""
     found, notes = [], []
-    whole, able = targets.named_sets(outline), targets.named_sets(outline, method)
+    complete, able = targets.named_sets(outline), targets.named_sets(outline, method)
     for entry in entries:
-        if entry not in whole:
+        if entry not in complete:
             found.append(entry)
             continue
         taken = able.get(entry, ())
-        if left := [path for path in whole[entry] if path not in taken]:
+        if left := [path for path in complete[entry] if path not in taken]:
             reason = method.reason(outline.node(left[0]).kind)
-            notes.append(f"{entry}: {len(left)} of its {len(whole[entry])} modules are skipped. {reason}")
+            notes.append(f"{entry}: {len(left)} of its {len(complete[entry])} modules are skipped. {reason}")
         found += taken
     return found, notes
 

@@ -1,4 +1,4 @@
-"""What is wrong with a draft, field by field, so that a form can say it at each field. Never imports torch."""
+"""The problems of a draft, field by field, so that a form can show them at each field. Never imports torch."""
 
 from __future__ import annotations
 

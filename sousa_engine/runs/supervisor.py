@@ -246,11 +246,11 @@ class Supervisor:
     def _record_steps(self, run: Run, nonce: str, sighting: Sighting) -> None:
         """Record the keeper's steps as events, at the keeper's times, and each once whoever supervises."""
         if len(sighting.steps) > self._steps_recorded.get(nonce, 0):
-            told = [
+            steps = [
                 Event(at_ms=step["at_ms"], kind="keeper", message=_STEPS.get(step["step"], f"Trainer: {step['step']}."))
                 for step in sighting.steps
             ]
-            self._ledger.add_events_once(run.id, told)
+            self._ledger.add_events_once(run.id, steps)
             self._steps_recorded[nonce] = len(sighting.steps)
 
     def _attempt_failed(self, run: Run, nonce: str) -> None:
@@ -295,7 +295,7 @@ class Supervisor:
         self._submitted.add(nonce)  # from here on, an attempt that is not alive will never be
 
     def _ingest(self, run: Run, attempt: Attempt, batches: int | None = None) -> int:
-        """Ingest the whole spool, or that many batches. Returns the offset reached."""
+        """Ingest the rest of the spool, or that many batches. Returns the offset reached."""
         spool = self._store.workspace.run_dir(run.id) / run_files.SPOOL
         offset = attempt.spool_offset
         for _ in itertools.count() if batches is None else range(batches):

@@ -1,4 +1,4 @@
-"""What a sweep would do, before it starts: its runs, their time and disk, and combinations that cannot work."""
+"""The plan of a sweep, before it starts: its runs, their time and disk, and combinations that cannot work."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Problem:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a sweep would do. runs: those known by now; a sweep that learns samples the rest as it goes.
+    """The plan of a sweep. runs: those known by now; a sweep that learns samples the rest as it goes.
 
     seconds: of all runs in sequence, from earlier runs and timings; None while there are `untimed` ones: one config of
     each kind that was neither trained nor timed here. disk_bytes: the approximate size of the run folders.

@@ -83,7 +83,7 @@ def laid_over(
     if ablate is not None:
         axis = sweep_spec.build({"axes": {"model": made["model"]}}).axes if "model" in made else ()
         sets = sweep_plan.ablation(_only_model(base, axis), grammar.entries(ablate))
-        if not isinstance(made.get("lora.targets"), list):  # the command line's own list stays, the file's does not
+        if not isinstance(made.get("lora.targets"), list):  # keep the list of the command line, drop that of the file
             made["lora.targets"] = list(sets)
     if not made:
         raise ConfigError("A sweep must vary something: add --models, --targets, --ablate or --axis FIELD=A,B.")
@@ -129,9 +129,9 @@ def _words(spec: SweepSpec) -> list[str]:
     if spec.sets:
         outline = targets.load_outline(backbones.variant(_only_model(spec.base, spec.axes)).name)
         paths = targets.resolve_sets(outline, [entry for entries in spec.sets.values() for entry in entries]).paths
-        whole = targets.short_names(outline, paths)
-        words += ["--ablate", ",".join(whole)]
-        made = list(sweep_plan.ablation(outline.variant, whole))
+        parts = targets.short_names(outline, paths)
+        words += ["--ablate", ",".join(parts)]
+        made = list(sweep_plan.ablation(outline.variant, parts))
     target_words: list[str] = []
     if spec.axes[-1].field == "lora.targets" and all(
         len(value) > 1 if isinstance(value, list) else "," not in value for value in spec.axes[-1].values

@@ -1,4 +1,4 @@
-"""What was run and measured, in runs.db: a Store has a part for each subject. All SQL of the engine is here."""
+"""Runs and their results in runs.db: a Store with one part per subject. All SQL of the engine is in this package."""
 
 from sousa_engine.store.connection import now_ms
 from sousa_engine.store.runs import not_resumable

@@ -1,4 +1,4 @@
-"""One connection to runs.db: reads, transactions and ids. The parts of a Store share it."""
+"""A connection to runs.db, shared by the parts of a Store: reads, transactions and ids."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from sousa_engine.core.errors import UnknownNameError
 from sousa_engine.store import listing, migrations
 from sousa_engine.workspace import Workspace
 
-THESE = "(SELECT value FROM json_each(?))"  # a JSON list of ids
-_ID_LETTERS = "23456789abcdefghjkmnpqrstuvwxyz"  # without look-alikes: 0 o, 1 i l
+THESE = "(SELECT value FROM json_each(?))"  # bound to a JSON list of ids
+_ID_LETTERS = "23456789abcdefghjkmnpqrstuvwxyz"  # without characters that look alike: 0 o, 1 i l
 _OF_THE_FILE = sqlite3.DatabaseError
 _OF_THE_VALUES = (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.DataError)
 
@@ -24,7 +24,7 @@ def now_ms() -> int:
 
 
 class Connection:
-    """Belongs to one thread. db: an open, migrated database. clock_ms: what time it is, in ms since 1970."""
+    """Belongs to one thread. db: an open, migrated database. clock_ms: returns the current time in ms since 1970."""
 
     def __init__(self, db: migrations.Database, workspace: Workspace, clock_ms: Callable[[], int] = now_ms):
         self.db = db
@@ -48,9 +48,9 @@ class Connection:
 
     @contextmanager
     def writing(self, *, durable: bool = True) -> Iterator[migrations.Database]:
-        """BEGIN IMMEDIATE: waits for its turn, then cannot fail half-way for another writer's sake.
+        """A transaction (BEGIN IMMEDIATE): waits for other writers first, so they cannot make it fail half-way.
 
-        durable: on disk before it returns. Metrics need not be: their spool still has them.
+        durable: the data is on disk when this returns. Not needed for metrics, which are still in their spool.
         """
         db = self.db
         try:
@@ -65,17 +65,17 @@ class Connection:
             raise
 
     def number(self, run_id: str) -> int:
-        """A run's integer key. Raises UnknownNameError."""
+        """The integer key of a run. Raises UnknownNameError."""
         found = self.query("SELECT run_number FROM runs WHERE id = ?", [run_id])
         if not found:
             raise UnknownNameError(f"No run has the id {run_id!r}.")
         return found[0]["run_number"]
 
     def new_id(self, table: str, at_ms: int) -> str:
-        """An id that no row of `table` has."""
+        """An id that is not in `table` yet."""
         found = _new_id(at_ms)
         while self.db.execute(f"SELECT 1 FROM {table} WHERE id = ?", [found]).fetchone():
-            found = _new_id(at_ms)  # alike in one second: one in 900,000
+            found = _new_id(at_ms)  # two ids of the same second collide once in 900,000
         return found
 
 

@@ -1,4 +1,4 @@
-"""What happened to a run, with the time: written by whoever changes its state, in the same transaction."""
+"""The event log of each run. An event is written in the same transaction as the change it describes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sousa_engine.store.connection import Connection
 
 
 def add(connection: Connection, run_id: str, kind: str, message: str, at_ms: int) -> None:
-    """Within a transaction."""
+    """Add an event. Call it within a transaction."""
     connection.db.execute(
         "INSERT INTO events (run_number, at_ms, kind, message)"
         " SELECT run_number, :at, :kind, :message FROM runs WHERE id = :id",
@@ -19,7 +19,7 @@ def add(connection: Connection, run_id: str, kind: str, message: str, at_ms: int
 
 
 def change(connection: Connection, run_id: str, sql: str, values: Mapping[str, Any], *events: Event) -> bool:
-    """Compare and set: the statement says which state it leaves; the events are written only if it did."""
+    """Compare and set: `sql` names the status that it replaces. Adds the events only if the row was changed."""
     with connection.writing() as db:
         changed = db.execute(sql, {"id": run_id, **values}).rowcount > 0
         for event in events if changed else ():
@@ -28,6 +28,6 @@ def change(connection: Connection, run_id: str, sql: str, values: Mapping[str, A
 
 
 def of_run(connection: Connection, run_id: str) -> tuple[Event, ...]:
-    """Oldest first."""
+    """The events of a run, oldest first. Raises UnknownNameError."""
     sql = "SELECT at_ms, kind, message FROM events WHERE run_number = ? ORDER BY at_ms, event_number"
     return tuple(Event(**row) for row in connection.query(sql, [connection.number(run_id)]))

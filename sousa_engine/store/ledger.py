@@ -1,4 +1,4 @@
-"""The supervisor's verbs: claim, mark, ingest, finish. Pages and commands never use them."""
+"""Changes that only the supervisor makes: claim, ingest, finish. Pages and commands never use them."""
 
 from __future__ import annotations
 
@@ -16,22 +16,26 @@ from sousa_engine.workspace.spool import SpoolBatch
 
 
 class Ledger:
-    """Who may change a run's status is said at each verb; each change is one statement that checks the old status."""
+    """Takes runs through their attempts: claims them, records their progress and ends them.
+
+    Each change of status is one statement that checks the old status, so concurrent changes cannot overwrite each
+    other.
+    """
 
     def __init__(self, store: Store):
         self._connection = store.connection
 
     def claim(self, slot: str, nonce: str, devices: Collection[str] | None = None) -> Run | None:
-        """The next queued run that may use `slot`, now STARTING on it; None if there is none or the slot is held.
+        """Set the next queued run for `slot` to STARTING and return it; None if there is none or the slot is taken.
 
-        devices: what such a run may have asked for; the slot itself or "auto" if not said.
+        nonce: names the new attempt. devices: requested devices that fit the slot; default: the slot itself and "auto".
         """
         wanted = [slot, "auto"] if devices is None else list(devices)
         with self._connection.writing() as db:
             # One UPDATE, not atomic(): a deferred BEGIN cannot upgrade once another writer committed.
             rows = db.execute(
                 "UPDATE runs SET status = 'starting', slot = ?, launch_nonce = ?, claimed_at_ms = ?,"
-                " stop_requested_at_ms = NULL, kill_requested_at_ms = NULL,"  # of an earlier launch
+                " stop_requested_at_ms = NULL, kill_requested_at_ms = NULL,"  # of an earlier attempt
                 " launches = launches + 1 WHERE run_number = (SELECT run_number FROM runs WHERE status = 'queued'"
                 f" AND wanted_device IN ({', '.join('?' * len(wanted))}) AND {NOT_PAUSED}"
                 " ORDER BY queue_position, run_number LIMIT 1)"
@@ -43,7 +47,7 @@ class Ledger:
         return get(self._connection, rows[0][0]) if rows else None
 
     def attempt(self, run_id: str) -> Attempt:
-        """Raises UnknownNameError."""
+        """The latest attempt of a run. Raises UnknownNameError."""
         sql = "SELECT launch_nonce AS nonce, spool_bytes_ingested AS spool_offset FROM runs WHERE id = ?"
         found = self._connection.query(sql, [run_id])
         if not found:
@@ -51,7 +55,7 @@ class Ledger:
         return Attempt(**found[0])
 
     def mark_running(self, run_id: str, nonce: str, *, started_at_ms: int) -> bool:
-        """starting -> running, once the keeper of this launch was seen. A stop asked for meanwhile stays."""
+        """starting -> running, once the keeper of this attempt is seen. A stop requested since then is kept."""
         return change(
             self._connection,
             run_id,
@@ -59,11 +63,11 @@ class Ledger:
             " WHERE id = :id AND launch_nonce = :nonce AND started_at_ms IS NULL"
             " AND status IN ('starting', 'stopping')",
             {"nonce": nonce, "started": started_at_ms},
-            Event(at_ms=started_at_ms, kind="started", message="The keeper of its trainer was seen."),
+            Event(at_ms=started_at_ms, kind="started", message="The trainer has started."),
         )
 
     def requeue(self, run_id: str, nonce: str, message: str) -> bool:
-        """starting -> queued: the launch came to nothing."""
+        """starting -> queued: the attempt failed to start."""
         return change(
             self._connection,
             run_id,
@@ -83,7 +87,7 @@ class Ledger:
         ended_at_ms: int | None = None,
         events: Collection[Event] = (),
     ) -> bool:
-        """The end of a run: of launch `nonce`, or (nonce None) of a run still queued. False if it was over already."""
+        """End attempt `nonce` of a run or, with nonce None, a run still queued. False if it had ended already."""
         assert status.is_over
         return change(
             self._connection,
@@ -97,7 +101,7 @@ class Ledger:
         )
 
     def prune(self, run_id: str, step: int, reason: str) -> bool:
-        """A sweep gives a run up: it becomes STOPPING, and its reason stays. False if it does not run any more."""
+        """Set a run that its sweep gives up to STOPPING, and keep the reason. False if it is not active any more."""
         return change(
             self._connection,
             run_id,
@@ -108,9 +112,10 @@ class Ledger:
         )
 
     def ingest(self, run_id: str, batch: SpoolBatch) -> bool:
-        """Take a batch whole, and remember its end: points, progress, events and facts in one transaction.
+        """Store the points, progress, events and facts of a batch, and its end, in one transaction.
 
-        False, and nothing changes, if the batch does not start where the last one ended: each line counts once.
+        Returns False and changes nothing if the batch does not start where the last one ended, so that no line is
+        counted twice.
         """
         with self._connection.writing(durable=False) as db:
             taken = db.execute(
@@ -137,8 +142,8 @@ class Ledger:
         return True
 
     def read_spool_again_from(self, run_id: str, offset: int) -> None:
-        """Its spool became shorter than what was taken of it. Only between two launches, while nobody writes there."""
-        lost = "The end of its spool is gone, and was taken in before: nothing measured is missing."
+        """Move the read position back when a spool is shorter than the ingested part. Only between two attempts."""
+        lost = "The end of the spool file is missing, but it was already ingested: no measurement is lost."
         change(
             self._connection,
             run_id,
@@ -148,7 +153,7 @@ class Ledger:
         )
 
     def save_predictions(self, run_id: str, predictions: Iterable[Prediction]) -> None:
-        """Replaces those of the same run."""
+        """Store the predictions of a run; they replace its earlier ones."""
         number = self._connection.number(run_id)
         with self._connection.writing() as db:
             db.execute("DELETE FROM predictions WHERE run_number = ?", [number])
@@ -159,7 +164,7 @@ class Ledger:
             add(self._connection, run_id, kind, message, self._connection.clock_ms())
 
     def add_events_once(self, run_id: str, events: Iterable[Event]) -> None:
-        """Those that the run does not have yet, by time, kind and message."""
+        """Add the events that the run does not have yet, compared by time, kind and message."""
         with self._connection.writing() as db:
             for event in events:
                 known = db.execute(
@@ -171,5 +176,5 @@ class Ledger:
                     add(self._connection, run_id, event.kind, event.message, event.at_ms)
 
     def checkpoint_wal(self) -> None:
-        """Fold the WAL into runs.db as far as readers allow."""
+        """Move the write-ahead log into runs.db, as far as readers allow."""
         self._connection.query("PRAGMA wal_checkpoint(TRUNCATE)")

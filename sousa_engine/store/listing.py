@@ -1,6 +1,7 @@
-"""Lists of runs: which match a filter, in which order, as light rows; called by store.py alone, and speaks SQL for it.
+"""Lists of runs: filtered, sorted, as light rows. Used by the parts of the store.
 
-Reads `listed_runs`, which triggers keep beside `runs`: no config is parsed, so 10,000 runs are sorted in milliseconds.
+Reads the table `listed_runs`, which triggers keep up to date. No config is parsed, so sorting 10,000 runs takes
+milliseconds.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from sousa_engine.core.records import Progress, RunFilter, RunRow, RunStatus
 from sousa_engine.store.migrations import Database
 
 _STATUSES = " ".join(RunStatus)
-SORTS = {  # what a list can be sorted by; missing values come last either way
+SORTS = {  # sort orders; missing values come last in both directions
     "created": "run.created_at_ms",
     "title": "run.title COLLATE NOCASE",
     "status": f"instr('{_STATUSES}', run.status)",
@@ -23,19 +24,19 @@ SORTS = {  # what a list can be sorted by; missing values come last either way
     "trainable": "run.trainable_parameters",
     "took": "run.ended_at_ms - run.started_at_ms + {earlier}",
 }
-_OF_AN_ID = 4  # characters: fewer are in every id, as the 1 of "seed 1" is in its date
-UP_FIRST = ("title", "status")  # read from their beginning; the rest from its highest
+_OF_AN_ID = 4  # characters: shorter words occur in every id, as the 1 of "seed 1" does in a date
+UP_FIRST = ("title", "status")  # ascending by default; the others descending
 
 
 def prepare(db: Database) -> None:
-    """SQLite knows upper and lower case of ASCII alone; a title may hold any letter."""
+    """Register our own search function: SQLite ignores case for ASCII letters only."""
     db.conn.create_function("has_words", -1, _has_words, deterministic=True)
 
 
 def matching(db: Database, wanted: RunFilter, sort: str, descending: bool) -> list[int]:
-    """The numbers of all runs that match, in order. Raises UnknownNameError for the sort.
+    """The numbers of all matching runs, in order. Raises UnknownNameError for an unknown sort order.
 
-    Runs that are alike come newest first; by the time of creation, those of one millisecond in the direction asked for.
+    Ties are broken by age, newest first; when sorted by time of creation, in the requested direction.
     """
     if sort not in SORTS:
         raise unknown("sort order", sort, SORTS)
@@ -51,26 +52,27 @@ def matching(db: Database, wanted: RunFilter, sort: str, descending: bool) -> li
 
 
 def rows(db: Database, numbers: Sequence[int]) -> tuple[RunRow, ...]:
-    """In the order given; a run deleted meanwhile is left out."""
+    """The rows of these runs, in the given order, without runs that were deleted in the meantime."""
     return tuple(_row(row) for row in db.query(_ROWS, [json.dumps(numbers)]))
 
 
 def numbers_of(db: Database, run_ids: Iterable[str]) -> list[int]:
-    """In the order given, without what is no run's id."""
+    """The numbers of these runs, in the given order, without unknown ids."""
     sql = "SELECT run_number FROM json_each(?) AS wanted JOIN listed_runs AS run ON run.id = wanted.value ORDER BY key"
     return [number for (number,) in db.execute(sql, [json.dumps(list(run_ids))])]
 
 
 def tags(db: Database) -> dict[str, int]:
+    """Each tag, in alphabetical order, with its number of runs."""
     sql = "SELECT value, count(*) FROM listed_runs, json_each(tags_json) GROUP BY value ORDER BY value COLLATE NOCASE"
     return dict(db.execute(sql))
 
 
 def sparklines(db: Database, run_ids: Iterable[str], metric: str, points: int) -> dict[str, tuple[float | None, ...]]:
-    """A metric of each run in at most `points` means over equal spans of steps, for a line the size of a word."""
+    """A metric of each run as at most `points` means over equal spans of steps, to be drawn as a small line."""
     found: dict[str, list[float | None]] = {}
     key = {"ids": json.dumps(list(run_ids)), "metric": metric, "points": points}
-    for run_id, mean in db.execute(_OUTLINES, key):
+    for run_id, mean in db.execute(_SPARKLINES, key):
         found.setdefault(run_id, []).append(mean)
     return {run_id: tuple(values) for run_id, values in found.items()}
 
@@ -86,7 +88,7 @@ def _tests(wanted: RunFilter) -> tuple[list[str], dict[str, Any]]:
         tests.append("run.status IN (SELECT value FROM json_each(:statuses))")
         values["statuses"] = json.dumps(list(wanted.statuses))
     for i, tag in enumerate(wanted.tags):
-        # Most lists of tags are seen not to hold the quoted word at all, which is ten times cheaper than to read them.
+        # Most lists of tags do not contain the quoted tag at all: checking that first is ten times as fast as parsing.
         tests.append(f"instr(run.tags_json, :quoted{i}) AND :tag{i} IN (SELECT value FROM json_each(run.tags_json))")
         values |= {f"tag{i}": tag, f"quoted{i}": json.dumps(tag, ensure_ascii=False)}
     if words := wanted.words.casefold().split():
@@ -113,7 +115,7 @@ def _row(row: Mapping[str, Any]) -> RunRow:
     )
 
 
-# Milliseconds that a run ran before it was resumed.
+# Milliseconds of training before the run was resumed.
 _EARLIER = """(SELECT coalesce(sum(json_extract(value, '$[1]') - json_extract(value, '$[0]')), 0)
         FROM runs, json_each(runs.facts_json, '$.earlier') WHERE runs.run_number = run.run_number)"""
 
@@ -136,7 +138,7 @@ JOIN listed_runs AS run ON run.run_number = wanted.value
 ORDER BY wanted.key
 """
 
-_OUTLINES = """
+_SPARKLINES = """
 SELECT run.id, avg(point.value)
 FROM json_each(:ids) AS wanted
 JOIN listed_runs AS run ON run.id = wanted.value

@@ -1,4 +1,4 @@
-"""Tags, notes and the archive of runs, and their deletion."""
+"""Tags, notes, archiving and deletion of runs."""
 
 from __future__ import annotations
 
@@ -13,41 +13,44 @@ from sousa_engine.store.runs import existing, rows, rows_of
 
 
 class Marks:
-    """What people say of runs, and deleting them: `store.marks`."""
+    """`store.marks`: organises runs by tags, notes and the archive, and deletes runs for good."""
 
     def __init__(self, connection: Connection):
         self._connection = connection
 
     def tags(self) -> dict[str, int]:
-        """Every tag, in alphabetical order, and how many runs have it."""
+        """Each tag, in alphabetical order, with its number of runs."""
         with self._connection.reading() as db:
             return listing.tags(db)
 
     def set_tags(self, run_id: str, tags: Collection[str]) -> Run:
-        """Exactly these. Raises UserError for a text that cannot be a tag, UnknownNameError."""
+        """Replace the tags of a run. Raises UserError for an invalid tag, UnknownNameError."""
         wanted = checked_tags(tags)
         self._retag([run_id], lambda old: wanted)
         return existing(self._connection, run_id)
 
     def add_tags(self, run_ids: Iterable[str], tags: Collection[str]) -> None:
-        """Raises UserError for a text that cannot be a tag, UnknownNameError; nothing is changed then."""
+        """Add tags to all runs or, on an error, to none. Raises UserError for an invalid tag, UnknownNameError."""
         more = checked_tags(tags)
         self._retag(run_ids, lambda old: checked_tags([*old, *more]))
 
     def remove_tags(self, run_ids: Iterable[str], tags: Collection[str]) -> None:
-        """What a run does not have, it does not lose. Raises UnknownNameError; nothing is changed then."""
+        """Remove tags from the runs that have them. Changes nothing if it raises UnknownNameError."""
         less = {tag.strip() for tag in tags}
         self._retag(run_ids, lambda old: tuple(tag for tag in old if tag not in less))
 
     def set_note(self, run_id: str, text: str) -> Run:
-        """ "" for none. Raises UserError if it is too long, UnknownNameError."""
+        """Set the note of a run; "" removes it. Raises UserError if it is too long, UnknownNameError."""
         note = checked_note(text)
         with self._connection.writing() as db:
             db.execute("UPDATE runs SET note = ? WHERE id = ?", [note, run_id])
         return existing(self._connection, run_id)
 
     def archive(self, run_ids: Iterable[str]) -> None:
-        """Out of the lists, and kept. Raises UnknownNameError; UserError for a run that is not over. All or none."""
+        """Hide runs from lists without deleting them: all of them, or none if it raises.
+
+        Raises UnknownNameError; UserError for a run that has not ended.
+        """
         ids = list(run_ids)
         with self._connection.writing() as db:
             _check_over(self._connection, ids, "archived")
@@ -61,10 +64,10 @@ class Marks:
             db.execute(f"UPDATE runs SET archived_at_ms = NULL WHERE id IN {THESE}", [json.dumps(list(run_ids))])
 
     def delete(self, run_ids: Iterable[str]) -> None:
-        """Remove runs, all that was measured of them, and their folders; all of them or none.
+        """Delete runs with their measurements and folders: all of them, or none if it raises.
 
-        Raises UnknownNameError; UserError for a run that is not over, or whose sweep is not: it would train it again.
-        Cut short at any point, it is made whole where the store is opened next: see trash.py.
+        Raises UnknownNameError; UserError for a run that has not ended, or whose sweep is still open and would train
+        it again. If the process dies half-way, the next opening of the store completes or reverts it: see trash.py.
         """
         ids = list(dict.fromkeys(run_ids))
         with trash.alone(self._connection.workspace, wait=True):
@@ -72,9 +75,9 @@ class Marks:
             try:
                 trash.put_in(self._connection.workspace, ids)
                 with self._connection.writing() as db:
-                    self._check_deletable(ids)  # again: meanwhile a sweep may have been taken up
+                    self._check_deletable(ids)  # again: a sweep may have been continued in the meantime
                     of_these = f"run_number IN (SELECT run_number FROM runs WHERE id IN {THESE})"
-                    for table in ("events", "predictions", "runs"):  # all else goes with runs
+                    for table in ("events", "predictions", "runs"):  # the other tables cascade
                         db.execute(f"DELETE FROM {table} WHERE {of_these}", [json.dumps(ids)])
             finally:
                 settle_trash(self._connection)
@@ -95,12 +98,12 @@ class Marks:
         if found:
             raise UserError(
                 f"{found[0]['id']} belongs to sweep {found[0]['sweep']}, which is {found[0]['status']} and could train "
-                "it again. Stop the sweep first, or wait for its end."
+                "it again. Stop the sweep first, or wait until it has finished."
             )
 
 
 def settle_trash(connection: Connection) -> None:
-    """By its row, each folder in the trash goes back or goes for good. Only while nobody else deletes."""
+    """Restore the folders in the trash whose runs still have a row and remove the others. Needs the lock of trash."""
     lying = trash.found(connection.workspace)
     kept = {row.id for row in rows(connection, lying)}
     trash.put_back(connection.workspace, kept)
@@ -112,4 +115,4 @@ def _check_over(connection: Connection, run_ids: Iterable[str], what: str) -> No
     if alive:
         named = ", ".join(f"{row.id} is {row.status.value}" for row in alive[:5])
         more = f" and {len(alive) - 5} more" if len(alive) > 5 else ""
-        raise UserError(f"Only a run that is over can be {what}: {named}{more}. Stop it first.")
+        raise UserError(f"Only runs that have ended can be {what}: {named}{more}. Stop them first.")

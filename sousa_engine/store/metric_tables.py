@@ -1,6 +1,6 @@
-"""The metric tables: points, levels of detail prepared from them, summaries. The half of the store that counts.
+"""The tables of metrics: points, levels of detail computed from them, and summaries.
 
-Called by store.py alone, inside its transactions; speaks SQL for it.
+Used by Ledger and Metrics, inside their transactions.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from sousa_engine.core.records import UPDATE, Curve
 from sousa_engine.store.migrations import Database
 from sousa_engine.workspace.spool import SpoolPoint
 
-LEVEL_SHIFTS = (3, 6, 9, 12)  # curves are prepared in buckets of 8, 64, 512 and 4096 steps
+LEVEL_SHIFTS = (3, 6, 9, 12)  # curves are precomputed in buckets of 8, 64, 512 and 4096 steps
 
 
 def add_points(db: Database, run_number: int, points: Iterable[SpoolPoint]) -> None:
@@ -34,7 +34,7 @@ def add_points(db: Database, run_number: int, points: Iterable[SpoolPoint]) -> N
             "INSERT OR REPLACE INTO metric_points VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             [(run_number, metric, p.step, *_finite(p.value), p.epoch, p.n, p.at_ms) for p in found],
         )
-        # Levels are a function of the points, made anew where points came: a repeated step cannot count twice.
+        # Levels are recomputed from the points wherever points were added: a repeated step cannot count twice.
         finer = 0
         for shift in LEVEL_SHIFTS:
             key = {"run": run_number, "metric": metric, "width": 1 << shift, "group": shift - finer}
@@ -45,7 +45,7 @@ def add_points(db: Database, run_number: int, points: Iterable[SpoolPoint]) -> N
 
 
 def curve(db: Database, run_number: int, metric: str, *, first: int | None, last: int | None, max_points: int) -> Curve:
-    """See Store.curve."""
+    """See Metrics.curve."""
     key = {"run": run_number, "metric": _numbers(db, [metric]).get(metric)}
     span = db.execute(_SPAN, {**key, "first": first, "last": last, "width": 1 << LEVEL_SHIFTS[-1]})
     count, low_step, high_step = span.fetchone()
@@ -57,7 +57,7 @@ def curve(db: Database, run_number: int, metric: str, *, first: int | None, last
             shift += 1
     prepared = max((s for s in LEVEL_SHIFTS if s <= shift), default=0)
     key |= {"width": 1 << prepared, "group": shift - prepared}
-    low, high = low_step >> shift << shift, ((high_step >> shift) + 1 << shift) - 1  # whole buckets, also at the ends
+    low, high = low_step >> shift << shift, ((high_step >> shift) + 1 << shift) - 1  # complete buckets at both ends
     key |= {"first": low >> prepared, "last": high >> prepared}
     columns = list(zip(*db.execute(_CURVE_FROM_LEVELS if prepared else _CURVE_FROM_POINTS, key), strict=True))
     steps, mean, low, high = columns if columns else ((), (), (), ())
@@ -65,7 +65,7 @@ def curve(db: Database, run_number: int, metric: str, *, first: int | None, last
 
 
 def moments(db: Database, run_number: int, metric: str, steps: Iterable[int]) -> dict[int, int]:
-    """See Store.moments."""
+    """See Metrics.moments."""
     key = {"run": run_number, "metric": _numbers(db, [metric]).get(metric), "steps": json.dumps(list(steps))}
     return dict(db.execute(_MOMENTS, key))
 
@@ -78,7 +78,7 @@ def _summarise(db: Database, run_number: int, metric: int, name: str, found: lis
         key,
     ).fetchone()
     last_step, best_value, best_step, gap = old or (None, None, None, None)
-    if last_step is not None and found[0].step <= last_step:  # steps were repeated: look at all points again
+    if last_step is not None and found[0].step <= last_step:  # steps were repeated: summarise all points again
         rows = db.execute(
             "SELECT step, coalesce(value, not_finite), epoch, clip_count, at_ms FROM metric_points"
             " WHERE run_number = ? AND metric_number = ? ORDER BY step",
@@ -101,13 +101,13 @@ def _summarise(db: Database, run_number: int, metric: int, name: str, found: lis
 
 
 def _numbers(db: Database, names: Iterable[str]) -> dict[str, int]:
-    """Of these metrics alone: each module of each backbone that was ever adapted has a name in the table."""
+    """The numbers of these metrics only: the table has a row for every module that was ever adapted."""
     sql = "SELECT metric, metric_number FROM json_each(?) AS wanted JOIN metric_names ON metric = wanted.value"
     return dict(db.execute(sql, [json.dumps(list(names))]))
 
 
 def _finite(value: float) -> tuple[float | None, str | None]:
-    """(value, None), or (None, which) for nan, inf and -inf: SQLite would make nan NULL and forget which it was."""
+    """(value, None), or (None, name) for nan, inf and -inf, because SQLite would store nan as NULL."""
     return (value, None) if math.isfinite(value) else (None, str(value))
 
 
@@ -115,8 +115,8 @@ def _lower_is_better(metric: str) -> bool:
     return "loss" in metric
 
 
-# The widest level counts points and bounds their steps in a handful of rows. Its bounds are whole buckets,
-# which is right for choosing a width, and the range asked for is cut afterwards.
+# The widest level counts points and bounds their steps with a few rows. Its bounds are complete buckets, which is good
+# enough to choose a width; the requested range is cut afterwards.
 _SPAN = """
 SELECT sum(point_count) AS point_count,
        max(min(first_step), coalesce(:first, min(first_step))) AS first_step,
@@ -164,8 +164,8 @@ GROUP BY bucket >> :group
 """
 
 _UPDATES = f"metric GLOB '{UPDATE}*'"
-# Metrics that are listed and summarised for people: not one for each module. Seeks by number, so that a list of 1,000
-# runs does not read the rows of their modules only to drop them.
+# The metrics shown in lists and summaries, without those of single modules. Selected by number, so that a list of
+# 1,000 runs does not read the rows of their modules only to drop them.
 LISTED = f"metric_number IN (SELECT metric_number FROM metric_names WHERE NOT {_UPDATES})"
 
 SUMMARIES = f"""

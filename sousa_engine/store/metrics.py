@@ -1,4 +1,4 @@
-"""What runs measured. The supervisor writes it (ledger.py)."""
+"""The measurements of runs, to be read. The supervisor writes them (ledger.py)."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from sousa_engine.store.connection import Connection
 
 
 class Metrics:
-    """Curves and summaries, for reading: `store.metrics`."""
+    """`store.metrics`: reads curves, summaries and the updates of single modules."""
 
     def __init__(self, connection: Connection):
         self._connection = connection
 
     def names(self, run_id: str) -> tuple[str, ...]:
-        """By name, without those of single modules: see `updates`."""
+        """The metrics of a run in alphabetical order, without those of single modules (see `updates`)."""
         sql = (
             "SELECT metric FROM metric_summaries JOIN metric_names USING (metric_number)"
             f" WHERE run_number = ? AND {metric_tables.LISTED} ORDER BY metric"
@@ -27,10 +27,10 @@ class Metrics:
     def curve(
         self, run_id: str, metric: str, *, first: int | None = None, last: int | None = None, max_points: int = 500
     ) -> Curve:
-        """The metric over the steps first..last, in at most about `max_points` buckets of a power of two of steps.
+        """A metric over the steps first..last, in at most about `max_points` buckets; their width is a power of two.
 
-        A bucket's step is the first one in it with a point; mean, low and high are None where nothing was finite.
-        A metric the run does not have is an empty curve.
+        The step of a bucket is the first one with a point; mean, low and high are None if no value is finite. The
+        curve is empty if the run does not have this metric.
         """
         with self._connection.reading() as db:
             return metric_tables.curve(
@@ -38,12 +38,12 @@ class Metrics:
             )
 
     def moments(self, run_id: str, metric: str, steps: Iterable[int]) -> dict[int, int]:
-        """Step -> when its value of this metric was measured, in ms since 1970; steps without one are not in it."""
+        """Step -> time at which this metric was measured, in ms since 1970; without the steps that have no value."""
         with self._connection.reading() as db:
             return metric_tables.moments(db, self._connection.number(run_id), metric, steps)
 
     def summaries(self, run_ids: Iterable[str]) -> dict[str, dict[str, Summary]]:
-        """Last and best value of every metric (`names`) of every run asked for. nan and inf are None here."""
+        """Last and best value of each metric (see `names`) of each run. Values that are not finite are None."""
         found: dict[str, dict[str, Summary]] = {run_id: {} for run_id in run_ids}
         for row in self._connection.query(metric_tables.SUMMARIES, [json.dumps(list(found))]):
             run_id = row.pop("id")
@@ -51,15 +51,15 @@ class Metrics:
         return found
 
     def updates(self, run_id: str, step: int | None = None) -> tuple[MetricPoint, ...]:
-        """How far training had moved each target by this step, or by the last one that was measured: a point each.
+        """Relative update of each target module at this step (default: the last measured one), one point per module.
 
-        metric: "update/<path of the module>". Empty where nothing was measured then.
+        Their metric is "update/<path of the module>". Empty if nothing was measured at this step.
         """
         found = self._connection.query(metric_tables.UPDATES_AT, {"run": self._connection.number(run_id), "step": step})
         return tuple(MetricPoint(**{**row, "value": float(row["value"])}) for row in found)
 
     def first_divergence(self, run_id: str) -> tuple[str, int] | None:
-        """The metric that was the first to be nan or inf, and the step."""
+        """The first metric that became NaN or infinite, and the step; None if all values are finite."""
         found = self._connection.query(
             "SELECT metric, first_not_finite_step AS step FROM metric_summaries JOIN metric_names USING (metric_number)"
             f" WHERE run_number = ? AND first_not_finite_step IS NOT NULL AND {metric_tables.LISTED}"
@@ -71,6 +71,6 @@ class Metrics:
     def sparklines(
         self, run_ids: Iterable[str], metric: str, *, points: int = 20
     ) -> dict[str, tuple[float | None, ...]]:
-        """The metric of each run that has it, in at most `points` means over its steps; None where none was finite."""
+        """A metric as at most `points` means over its steps, for each run that has it; None if no value is finite."""
         with self._connection.reading() as db:
             return listing.sparklines(db, run_ids, metric, points)

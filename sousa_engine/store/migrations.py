@@ -1,7 +1,7 @@
-"""The schema's history, and opening runs.db: made at first use, migrated under a lock, refused if it is not ours.
+"""The history of the schema, and opening runs.db: creates it, upgrades it under a lock, refuses other databases.
 
-Names of tables and columns explain themselves, for people with Datasette or a SQL prompt: start at `runs_overview`.
-Never edit a migration that was released: append one. `PRAGMA user_version` counts them.
+Names of tables and columns are self-explanatory, for use with Datasette or a SQL prompt: start at `runs_overview`.
+Never edit a released migration; append a new one. `PRAGMA user_version` counts them.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ from sousa_engine.workspace.run_files import sync_folder
 
 @contextmanager
 def _without(*packages: str) -> Iterator[None]:
-    """sqlite-utils imports pandas and numpy where they are, to know their types: 0.8 s and 60 MiB a process.
+    """Hide packages from an import. sqlite-utils imports pandas and numpy for their types: 0.8 s and 60 MiB a process.
 
-    We hand it neither, so supervisor and command line do without. Only while no other thread could want them too.
+    We pass it neither, so the supervisor and the commands save that. Does nothing while other threads run, as they
+    may import the same packages.
     """
     hidden = [name for name in packages if name not in sys.modules] if threading.active_count() == 1 else []
     for name in hidden:
-        sys.modules[name] = None  # type: ignore[assignment]  # Python's own way to make an import fail
+        sys.modules[name] = None  # type: ignore[assignment]  # makes the import fail
     try:
         yield
     finally:
@@ -45,9 +46,9 @@ with _without("pandas", "numpy"):
 
 APPLICATION_ID = 0x534F5553  # "SOUS"
 BUSY_TIMEOUT_S = 30.0
-REBUILD = "Close the studio, then make it again from the runs' folders: python -m sousa_engine db rebuild"
-COPIES_KEPT = 3  # of databases as they were before a migration
-_LATEST = 4
+REBUILD = "Close the studio, then rebuild it from the run folders: python -m sousa_engine db rebuild"
+COPIES_KEPT = 3  # copies of the database from before a migration
+LATEST = 4
 
 history = Migrations("sousa_engine")
 
@@ -267,12 +268,12 @@ def _queue(db: Database) -> None:
         INSERT INTO queue (the_only_row) VALUES (1);
 
         ALTER TABLE runs ADD COLUMN kill_requested_at_ms INTEGER;     -- stop now: without a checkpoint
-        ALTER TABLE runs ADD COLUMN form_token TEXT;          -- of the form that was sent: however often, one run
+        ALTER TABLE runs ADD COLUMN form_token TEXT;          -- of the submitted form: sent again, it adds no run
         CREATE UNIQUE INDEX one_run_per_form ON runs (form_token) WHERE form_token IS NOT NULL;
         ALTER TABLE sweeps ADD COLUMN form_token TEXT;
         CREATE UNIQUE INDEX one_sweep_per_form ON sweeps (form_token) WHERE form_token IS NOT NULL;
 
-        -- Places in the queue are counted, no clock is asked: one that is set back lets nobody push in.
+        -- Places are consecutive numbers, not times, so that a clock that is set back does not change the order.
         WITH placed AS (SELECT run_number, row_number() OVER (ORDER BY queue_position, run_number) AS place FROM runs)
         UPDATE runs SET queue_position = place FROM placed WHERE placed.run_number = runs.run_number;
         CREATE INDEX runs_by_place ON runs (queue_position);
@@ -315,37 +316,37 @@ ORDER BY r.created_at_ms DESC, r.run_number DESC
 
 
 def open_database(workspace: Workspace, *, readonly: bool = False, checkpoints: bool = False) -> Database:
-    """A connection to runs.db at today's schema, for the calling thread alone. Raises WorkspaceError.
+    """A connection to runs.db at the current schema, for the calling thread only. Raises WorkspaceError.
 
-    checkpoints: this connection may checkpoint the WAL. The supervisor's does; a page must never pay for it.
+    checkpoints: this connection may checkpoint the WAL. Only the supervisor's does, so that pages never wait for it.
     """
     if sqlite3.sqlite_version_info < (3, 35):
         raise WorkspaceError(
-            f"SQLite {sqlite3.sqlite_version} is too old: 3.35 or newer is needed (UPDATE..RETURNING)."
+            f"SQLite {sqlite3.sqlite_version} is too old: version 3.35 or newer is required (UPDATE..RETURNING)."
         )
     path = workspace.db
     try:
         path.exists()
     except OSError as error:
         raise WorkspaceError(
-            f"{workspace.root} cannot be looked into: {error.strerror}. "
-            "Give yourself the right to, or set SOUSA_WORKSPACE to another folder."
+            f"{workspace.root} cannot be read: {error.strerror}. "
+            "Change its permissions, or set SOUSA_WORKSPACE to another folder."
         ) from None
     file_systems.refuse_network(workspace)
     if not readonly:
         make_folders(workspace)
     elif not path.is_file():
-        raise WorkspaceError(f"There is no runs.db in {workspace.root}: nothing was ever queued here.")
-    db = _connect_readonly(path) if readonly else _connect_to_write(path, checkpoints)
+        raise WorkspaceError(f"There is no runs.db in {workspace.root}: no run was ever queued here.")
+    db = connect_readonly(path) if readonly else _connect_to_write(path, checkpoints)
     try:
-        with _sentences(path):
-            if _version(db, path) < _LATEST:
+        with explained(path):
+            if version_of(db, path) < LATEST:
                 if readonly:
-                    raise WorkspaceError(f"{path} has an older schema and cannot be migrated: it is read-only here.")
+                    raise WorkspaceError(f"{path} has an older schema and cannot be upgraded: it is opened read-only.")
                 db.close()
                 with alone(workspace):
-                    db = _connect_to_write(path, checkpoints)  # anew: while we waited, runs.db may have been replaced
-                    _migrate(db, path, history, _LATEST)
+                    db = _connect_to_write(path, checkpoints)  # runs.db may have been replaced while we waited
+                    _migrate(db, path, history, LATEST)
     except BaseException:
         db.close()
         raise
@@ -355,7 +356,7 @@ def open_database(workspace: Workspace, *, readonly: bool = False, checkpoints: 
 def _connect_to_write(path: Path, checkpoints: bool) -> Database:
     db = Database(_connect(str(path)))
     try:
-        with _sentences(path):
+        with explained(path):
             db.execute(f"PRAGMA wal_autocheckpoint = {1000 if checkpoints else 0}")
             db.execute("PRAGMA foreign_keys = ON")
     except BaseException:
@@ -364,27 +365,27 @@ def _connect_to_write(path: Path, checkpoints: bool) -> Database:
     return db
 
 
-def migrate(db: Database, workspace: Workspace, migrations: Migrations = history, latest: int = _LATEST) -> None:
-    """Bring runs.db to schema `latest`; an older one is copied aside first, and the last three copies are kept.
+def migrate(db: Database, workspace: Workspace, migrations: Migrations = history, latest: int = LATEST) -> None:
+    """Upgrade runs.db to schema `latest`; an older one is backed up first, and the last three backups are kept.
 
-    Safe from any number of processes, and cut short at any moment: it is migrated whole, or as it was. Raises
-    WorkspaceError, also for a disk that has no room for the copy: then nothing is changed.
+    Several processes may call it at once, and it may be interrupted at any moment: all of the upgrade happens, or
+    nothing. Raises WorkspaceError, also if the disk has no room for the backup.
     """
     with alone(workspace):
         _migrate(db, workspace.db, migrations, latest)
 
 
 def _migrate(db: Database, path: Path, migrations: Migrations, latest: int) -> None:
-    # The file lock orders processes and threads: switching to WAL and VACUUM INTO cannot stand inside a transaction.
-    version = _version(db, path)
+    # A file lock, as switching to WAL and VACUUM INTO are not possible inside a transaction.
+    version = version_of(db, path)
     if version >= latest:
         return
     copy = _copy_aside(db, path, version) if version > 0 else None
     try:
-        _apply(db, migrations, latest)
+        apply(db, migrations, latest)
     except BaseException:
         if copy:
-            copy.unlink(missing_ok=True)  # runs.db is as it was: tried again and again, copies would fill the disk
+            copy.unlink(missing_ok=True)  # runs.db is unchanged: repeated attempts would fill the disk with copies
         raise
     for old in _copies(path)[:-COPIES_KEPT]:
         old.unlink(missing_ok=True)
@@ -392,33 +393,33 @@ def _migrate(db: Database, path: Path, migrations: Migrations, latest: int) -> N
 
 @contextmanager
 def alone(workspace: Workspace) -> Iterator[None]:
-    """Nobody migrates meanwhile; waits for who does."""
+    """Hold the lock of migrations, waiting for it first. Raises WorkspaceError if it cannot be opened."""
     with _open_lock(workspace.runs / ".migrate.lock") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
 def create(path: Path) -> Database:
-    """A new, empty database at today's schema, in a file that is not there yet; for the calling thread alone."""
+    """A new, empty database at the current schema, for the calling thread only. The file must not exist yet."""
     assert not path.exists()
     db = Database(_connect(str(path)))
-    _apply(db, history, _LATEST)
+    apply(db, history, LATEST)
     return db
 
 
-def bring_to_today(path: Path) -> None:
-    """A database of ours that nobody else has open: at today's schema, without a log. Raises WorkspaceError."""
-    with contextlib.closing(Database(_connect(str(path)))) as db, _sentences(path):
-        if _version(db, path) < _LATEST:
-            _apply(db, history, _LATEST)
-        db.enable_wal()  # a copy may have been made without
+def upgrade_file(path: Path) -> None:
+    """Upgrade a database that no other process has open, and empty its log. Raises WorkspaceError."""
+    with contextlib.closing(Database(_connect(str(path)))) as db, explained(path):
+        if version_of(db, path) < LATEST:
+            apply(db, history, LATEST)
+        db.enable_wal()  # copies are made without WAL
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
 def copy_into(db: Database, target: Path) -> None:
-    """The database as it is now in a new file, checked: whole, or not there at all.
+    """Copy the database into a new file and check the copy; `target` appears only once it is complete.
 
-    Raises WorkspaceError: `target` exists, its disk is full, its folder is missing, or the database is damaged.
+    Raises WorkspaceError if `target` exists, its disk is full, its folder is missing or the database is damaged.
     """
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
@@ -428,46 +429,46 @@ def copy_into(db: Database, target: Path) -> None:
             with contextlib.closing(sqlite3.connect(part)) as copy:
                 (said,) = copy.execute("PRAGMA quick_check(1)").fetchone()
             if said != "ok":
-                raise WorkspaceError(f"The copy {target} came out damaged ({said}), so it was thrown away. Try again.")
+                raise WorkspaceError(f"The copy {target} was damaged ({said}) and has been deleted. Try again.")
             with part.open("rb") as file:
                 os.fsync(file.fileno())
-            _name_it(part, target)
+            _rename_new(part, target)
             sync_folder(target.parent)
         finally:
             part.unlink(missing_ok=True)
     except FileExistsError:
-        raise WorkspaceError(f"{target} exists already: a copy never replaces a file. Choose another name.") from None
+        raise WorkspaceError(f"{target} already exists and is not replaced. Choose another name.") from None
     except sqlite3.DatabaseError as error:
-        raise _uncopied(error, target) from error
+        raise _copy_error(error, target) from error
     except OSError as error:
         raise WorkspaceError(f"{target} cannot be written: {error.strerror}.") from error
 
 
-def _uncopied(error: sqlite3.DatabaseError, target: Path) -> WorkspaceError:
+def _copy_error(error: sqlite3.DatabaseError, target: Path) -> WorkspaceError:
     text = str(error)
     if "full" in text:
-        return WorkspaceError(f"The disk of {target.parent} has no room for a copy of runs.db: free some space.")
+        return WorkspaceError(f"The disk of {target.parent} is too full for a copy of runs.db: free some space.")
     if "unable to open" in text:
-        return WorkspaceError(f"{target} cannot be written: is {target.parent} a folder that you may write to?")
+        return WorkspaceError(f"{target} cannot be written: check that {target.parent} is a folder and writable.")
     if "malformed" in text or "not a database" in text:
-        return WorkspaceError(f"runs.db is damaged and cannot be copied whole ({text}). {REBUILD}")
+        return WorkspaceError(f"runs.db is damaged and cannot be copied ({text}). {REBUILD}")
     return WorkspaceError(f"runs.db could not be copied to {target}: {text}.")
 
 
-def _name_it(part: Path, target: Path) -> None:
-    """Rename, never over a file that is there: a link fails then, a rename does not."""
+def _rename_new(part: Path, target: Path) -> None:
+    """Rename without replacing an existing file: a link fails in that case, a rename does not."""
     try:
         target.hardlink_to(part)
     except FileExistsError:
         raise
-    except OSError:  # a disk that knows no links
+    except OSError:  # a file system without hard links
         if target.exists():
             raise FileExistsError(target) from None
         part.rename(target)
 
 
 def _copy_aside(db: Database, path: Path, version: int) -> Path:
-    for torn in path.parent.glob(".runs.schema-*.part"):  # of a migration that was killed: under its lock we are alone
+    for torn in path.parent.glob(".runs.schema-*.part"):  # from a killed migration: we hold its lock
         torn.unlink(missing_ok=True)
     stamp = time.strftime("%y%m%d-%H%M%S")
     copy, more = path.with_name(f"runs.schema-{version}.{stamp}.db"), 1
@@ -478,13 +479,14 @@ def _copy_aside(db: Database, path: Path, version: int) -> Path:
 
 
 def _copies(path: Path) -> list[Path]:
-    """Oldest first."""
+    """Copies from before migrations, oldest first."""
     return sorted(path.parent.glob("runs.schema-*.db"), key=lambda copy: (copy.stat().st_mtime_ns, copy.name))
 
 
-def _apply(db: Database, migrations: Migrations, latest: int) -> None:
+def apply(db: Database, migrations: Migrations, latest: int) -> None:
+    """Run the missing migrations in one transaction. The caller holds the lock, or has the only connection."""
     db.enable_wal()
-    # apply() alone is a deferred transaction, which another writer (a SQL prompt, say) could make fail.
+    # apply() only opens a deferred transaction, which another writer (such as a SQL prompt) could make fail.
     db.execute("BEGIN IMMEDIATE")
     try:
         migrations.apply(db)
@@ -504,7 +506,7 @@ def _open_lock(path: Path) -> IO[str]:
 
 
 class Look(NamedTuple):
-    """What runs.db is. trouble: what SQLite's quick check said, "" if it is whole."""
+    """The state of runs.db. ids: of its runs. trouble: the answer of SQLite's quick check, "" if it found nothing."""
 
     version: int
     latest: int
@@ -517,66 +519,76 @@ class Look(NamedTuple):
 
 
 def look(workspace: Workspace) -> Look:
-    """Read-only, whatever the schema: nothing is migrated. Raises WorkspaceError for what is no database of ours."""
+    """Inspect runs.db read-only, at any known schema. Raises WorkspaceError for another program's database."""
     path = workspace.db
-    db = _connect_readonly(path)
+    db = connect_readonly(path)
     try:
-        with _sentences(path):
-            version = _version(db, path)
+        with explained(path):
+            version = version_of(db, path)
             said = db.execute("PRAGMA quick_check(1)").fetchone()[0]
             ids = frozenset(row[0] for row in db.execute("SELECT id FROM runs")) if version else frozenset()
     finally:
         db.close()
-    return Look(version, _LATEST, ids, "" if said == "ok" else said)
+    return Look(version, LATEST, ids, "" if said == "ok" else said)
 
 
-def _version(db: Database, path: Path) -> int:
-    """0 for an empty file. Raises WorkspaceError for another program's database and for a newer schema."""
+def version_of(db: Database, path: Path) -> int:
+    """The version of its schema, 0 for an empty file.
+
+    Raises WorkspaceError for another program's database and for a newer schema.
+    """
     version, program, tables = db.execute(
         "SELECT (SELECT user_version FROM pragma_user_version), (SELECT application_id FROM pragma_application_id),"
         " (SELECT count(*) FROM sqlite_master)"
     ).fetchone()
     if program != APPLICATION_ID and (program or tables):
-        raise WorkspaceError(f"{path} is another program's SQLite database. Move it away, or set SOUSA_WORKSPACE.")
-    if version > _LATEST:
         raise WorkspaceError(
-            f"{path} has schema version {version}; this program knows versions up to {_LATEST}. "
+            f"{path} is another program's SQLite database. Move it, or set SOUSA_WORKSPACE to another folder."
+        )
+    if version > LATEST:
+        raise WorkspaceError(
+            f"{path} has schema version {version}; this program supports versions up to {LATEST}. "
             "Update the program, or set SOUSA_WORKSPACE to another folder."
         )
     return version
 
 
 def read_only(workspace: Workspace) -> str:
-    """A sentence if the workspace, as far as it is there, cannot be written to; else ""."""
+    """A sentence for the user if an existing part of the workspace is not writable; else ""."""
     for place in (workspace.root, workspace.runs, workspace.db):
         if place.exists() and not os.access(place, os.W_OK):
             return (
                 f"{place} is read-only, so no run can be stored. "
-                "Give yourself the right to write there, or set SOUSA_WORKSPACE to another folder."
+                "Make it writable, or set SOUSA_WORKSPACE to another folder."
             )
     return ""
 
 
 def make_folders(workspace: Workspace) -> None:
-    """The folder of runs, if it is not there. Raises WorkspaceError for a workspace that cannot be written to."""
+    """Create the folder of runs if it is missing. Raises WorkspaceError if the workspace is not writable."""
     try:
         workspace.runs.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise WorkspaceError(f"{workspace.runs} cannot be made: {error.strerror}. Set SOUSA_WORKSPACE.") from None
+        raise WorkspaceError(
+            f"{workspace.runs} cannot be created: {error.strerror}. Set SOUSA_WORKSPACE to another folder."
+        ) from None
     if trouble := read_only(workspace):
         raise WorkspaceError(trouble)
 
 
 def _connect(name: str, *, uri: bool = False) -> sqlite3.Connection:
-    # isolation_level None: each statement commits itself, unless we said BEGIN IMMEDIATE.
+    # isolation_level None: each statement commits at once, except after BEGIN IMMEDIATE.
     try:
         return sqlite3.connect(name, timeout=BUSY_TIMEOUT_S, isolation_level=None, uri=uri)
     except sqlite3.OperationalError as error:
         raise WorkspaceError(f"{name} cannot be opened: {error}.") from None
 
 
-def _connect_readonly(path: Path) -> Database:
-    """Reading a WAL database needs its -shm file; in a folder we cannot write to it may be missing: then read as is."""
+def connect_readonly(path: Path) -> Database:
+    """A read-only connection. Raises WorkspaceError.
+
+    A WAL database needs its -shm file. If that is missing and cannot be created, the file is opened as immutable.
+    """
     location = quote(str(path))
     database = Database(_connect(f"file:{location}?mode=ro", uri=True))
     try:
@@ -586,7 +598,7 @@ def _connect_readonly(path: Path) -> Database:
         database.close()
         log = path.with_name(path.name + "-wal")
         if log.exists() and log.stat().st_size:
-            raise WorkspaceError(f"{path} has unsaved changes in {log.name} and cannot be read read-only.") from None
+            raise WorkspaceError(f"{path} has changes in {log.name}, which need write access to be read.") from None
         return Database(_connect(f"file:{location}?mode=ro&immutable=1", uri=True))
     except sqlite3.DatabaseError:
         database.close()
@@ -594,7 +606,8 @@ def _connect_readonly(path: Path) -> Database:
 
 
 @contextmanager
-def _sentences(path: Path) -> Iterator[None]:
+def explained(path: Path) -> Iterator[None]:
+    """Turn errors of SQLite into WorkspaceError: see `explain`."""
     try:
         yield
     except sqlite3.DatabaseError as error:
@@ -602,14 +615,14 @@ def _sentences(path: Path) -> Iterator[None]:
 
 
 def explain(error: sqlite3.Error, path: Path) -> WorkspaceError:
-    """What SQLite could not do, as a sentence with its cure."""
+    """The error of SQLite as a sentence that says how to fix it."""
     text = str(error)
     if "full" in text:
-        return WorkspaceError(f"The disk of {path.parent} is full: free some space. Nothing stored so far is lost.")
+        return WorkspaceError(f"The disk of {path.parent} is full: free some space. No stored data is lost.")
     if "readonly" in text or "read-only" in text:
-        return WorkspaceError(f"{path} is read-only: give yourself the right to write there, or set SOUSA_WORKSPACE.")
+        return WorkspaceError(f"{path} is read-only: make it writable, or set SOUSA_WORKSPACE to another folder.")
     if "locked" in text:
-        return WorkspaceError(f"{path} was locked by another program for {BUSY_TIMEOUT_S:.0f} s. Close it, then retry.")
+        return WorkspaceError(f"Another program locked {path} for {BUSY_TIMEOUT_S:.0f} s. Close it, then try again.")
     if "not a database" in text or "malformed" in text:
         return _not_sqlite(path)
     return WorkspaceError(f"{path}: {text}.")

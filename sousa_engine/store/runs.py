@@ -1,4 +1,4 @@
-"""Runs in runs.db: queue, find, list, stop and resume them. Each change is one statement that checks the old status."""
+"""Queue, find, list, stop and resume runs. Each change of status is one statement that checks the old status."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from sousa_engine.store import events, listing
 from sousa_engine.store.connection import Connection
 
 SLOT_HELD = "status IN ('starting', 'running', 'stopping')"
-RETRY = "retry of"  # an event of a clone; its message is the id of the run that failed
+RETRY = "retry of"  # kind of an event; its message is the id of the failed run
 LAST_PLACE = "coalesce((SELECT max(queue_position) FROM runs), 0) + 1"
 _INSERT_RUN = f"""
 INSERT INTO runs (id, name, status, wanted_device, queue_position, created_by, created_at_ms, config_json,
@@ -40,22 +40,22 @@ VALUES (:id, :name, 'queued', :wanted_device, {LAST_PLACE}, :created_by,
 
 
 def not_resumable(run: Run) -> str:
-    """Why the status of a run forbids to resume it; "" where it does not."""
+    """The reason why a run cannot be resumed in its status; "" if it can."""
     if run.status is RunStatus.FINISHED:
-        return f"Run {run.id} is finished. To train longer, launch it again with more epochs."
-    return "" if run.status.is_over else f"Run {run.id} is {run.status.value}: it is not over."
+        return f"Run {run.id} is finished. To train longer, start a new run with more epochs."
+    return "" if run.status.is_over else f"Run {run.id} is {run.status.value}: only ended runs can be resumed."
 
 
 class Runs:
-    """Queued, running and finished runs: `store.runs`."""
+    """`store.runs`: queues, finds, lists, stops and resumes runs, and reads their events and predictions."""
 
     def __init__(self, connection: Connection):
         self._connection = connection
 
     def enqueue(self, config: RunConfig, *, created_by: str = "page", form_token: str | None = None) -> Run:
-        """A new QUEUED run behind all others. The supervisor does the rest: call `ensure.ensure` next.
+        """Add a run at the end of the queue. The caller then starts a supervisor.
 
-        form_token: names a form that was sent; sent again, it is answered with the run that it made the first time.
+        form_token: identifies a submitted form; submitting it again returns the run that it created the first time.
         """
         return self.enqueue_all([config], created_by=created_by, form_token=form_token)[0]
 
@@ -67,7 +67,7 @@ class Runs:
         form_token: str | None = None,
         origins: Sequence[Origin] = (),
     ) -> tuple[Run, ...]:
-        """New QUEUED runs in this order, all or none; form_token as `enqueue` has it. origins: of clones, one each."""
+        """Add runs in this order, all or none. form_token: see `enqueue`. origins: of clones, one per config."""
         with self._connection.writing():
             ids = [
                 insert(self._connection, config, created_by, form_token=of_form(form_token, number), origin=origin)
@@ -79,14 +79,14 @@ class Runs:
         return get(self._connection, run_id)
 
     def find(self, text: str) -> Run:
-        """The run with this id, or the only one of this name, or whose id starts or ends so; "last" is the newest.
+        """The run with this id, or the only one with this name or this start or end of its id; "last": the newest.
 
-        Raises UnknownNameError, with the ids and names that come near.
+        Raises UnknownNameError, which suggests similar ids and names.
         """
         if text == "last":
             newest = self.all(limit=1)
             if not newest:
-                raise UnknownNameError("There is no last run: nothing was ever queued here.")
+                raise UnknownNameError("There is no last run: no run was ever queued here.")
             return newest[0]
         found = self._connection.query("SELECT * FROM runs WHERE id = ?", [text])
         found = found or self._connection.query(
@@ -101,11 +101,11 @@ class Runs:
             return run_of(found[0])
         if found:
             raise UnknownNameError(
-                f"{text!r} could be any of {', '.join(row['id'] for row in found)}. Write more of it."
+                f"{text!r} matches several runs: {', '.join(row['id'] for row in found)}. Enter more characters."
             )
         newest = self._connection.query("SELECT id, name FROM runs ORDER BY run_number DESC LIMIT 200")
         if not newest:
-            raise UnknownNameError(f"No run named {text!r}: nothing was ever queued here.")
+            raise UnknownNameError(f"There is no run named {text!r}: no run was ever queued here.")
         raise errors.unknown(
             "run", text, [row["id"] for row in newest] + [row["name"] for row in newest if row["name"]]
         )
@@ -116,6 +116,7 @@ class Runs:
         limit: int | None = None,
         newest_first: bool = True,
     ) -> tuple[Run, ...]:
+        """All runs with this status (default: any), sorted by time of creation."""
         wanted = [status] if isinstance(status, str) else list(status) if status is not None else list(RunStatus)
         order = "DESC" if newest_first else "ASC"
         sql = (
@@ -133,9 +134,9 @@ class Runs:
         limit: int | None = None,
         offset: int = 0,
     ) -> Listing:
-        """Lines of the list of runs, without their configs: milliseconds among 10,000. sort: one of listing.SORTS.
+        """Rows of the list of runs, without configs; takes milliseconds for 10,000 runs. sort: a key of listing.SORTS.
 
-        Without a filter, all that are not archived. Raises UnknownNameError.
+        Without a filter, all runs that are not archived. Raises UnknownNameError for an unknown sort order.
         """
         with self._connection.reading() as db:
             found = listing.matching(db, wanted or RunFilter(), sort, descending)
@@ -143,21 +144,21 @@ class Runs:
             return Listing(rows=listing.rows(db, shown), total=len(found))
 
     def rows(self, run_ids: Iterable[str]) -> tuple[RunRow, ...]:
-        """The lines of these runs, in the order given; ids of no run are left out."""
+        """The rows of these runs, in the given order, without unknown ids."""
         return rows(self._connection, run_ids)
 
     def count(self) -> int:
         return self._connection.query("SELECT count(*) AS n FROM listed_runs")[0]["n"]
 
     def request_stop(self, run_id: str, *, at_once: bool = False) -> Run:
-        """A queued run is STOPPED at once; one on a slot becomes STOPPING, and the supervisor sees to it.
+        """Set a queued run to STOPPED and an active one to STOPPING, which the supervisor then stops.
 
-        at_once: it is killed, without a checkpoint; one that is STOPPING already, too. A run that is over stays as it
-        is. Raises UnknownNameError.
+        at_once: kill an active run without a checkpoint, even if it is already STOPPING. A run that has ended is not
+        changed. Raises UnknownNameError.
         """
         now = self._connection.clock_ms()
         with self._connection.writing() as db:
-            # Each UPDATE checks the status it leaves: a supervisor that claims meanwhile wins or loses whole.
+            # Each UPDATE checks the old status, in case a supervisor claims the run at the same time.
             stopped = db.execute(
                 "UPDATE runs SET status = 'stopped', ended_at_ms = ?, stop_requested_at_ms = ?,"
                 " reason = 'Stopped before it started.' WHERE id = ? AND status = 'queued'",
@@ -178,23 +179,23 @@ class Runs:
             )
             if killing:
                 events.add(
-                    self._connection, run_id, "stop requested", "Stop now was asked for: nothing more is saved.", now
+                    self._connection, run_id, "stop requested", "Stop now requested: nothing more is saved.", now
                 )
             elif stopping:
-                events.add(self._connection, run_id, "stop requested", "Stop and save was asked for.", now)
+                events.add(self._connection, run_id, "stop requested", "Stop and save requested.", now)
             elif stopped:
-                events.add(self._connection, run_id, "stop requested", "Taken out of the queue.", now)
+                events.add(self._connection, run_id, "stop requested", "Removed from the queue.", now)
         return existing(self._connection, run_id)
 
     def resume(self, run_id: str, message: str) -> Run:
-        """A stopped, failed or lost run is QUEUED again, behind all others, as the same run: `launch.resume` asks.
+        """Queue a stopped, failed or lost run again, behind all others, as the same run. message: for its event log.
 
-        Its earlier ends stay as events, and in its facts as "earlier": [start, end] of each launch, in ms. Raises
-        UserError if it is not over or finished, UnknownNameError.
+        Its earlier ends are kept as events, and in its facts as "earlier": [start, end] of each attempt, in ms. Raises
+        UserError if it is finished or has not ended, UnknownNameError.
         """
         now = self._connection.clock_ms()
         with self._connection.writing() as db:
-            # All that belongs to the launch before goes, its nonce first: no note of it counts for the next one.
+            # Clear everything of the last attempt, with its nonce: the files it left must not count for the next one.
             resumed = db.execute(
                 f"UPDATE runs SET status = 'queued', queue_position = {LAST_PLACE}, slot = NULL, launch_nonce = NULL,"
                 " launches = 0, claimed_at_ms = NULL, started_at_ms = NULL, stop_requested_at_ms = NULL,"
@@ -212,7 +213,7 @@ class Runs:
         return run
 
     def rename(self, run_id: str, name: str) -> Run:
-        """Give a run another name to be shown by; "" is the one made of model, data and seed.
+        """Set the name under which a run is shown; "" means the automatic one, from model, data and seed.
 
         Raises ConfigError for a name that is too long, UnknownNameError.
         """
@@ -222,10 +223,11 @@ class Runs:
         return existing(self._connection, run_id)
 
     def events(self, run_id: str) -> tuple[Event, ...]:
-        """Oldest first. Raises UnknownNameError."""
+        """The event log of a run, oldest first. Raises UnknownNameError."""
         return events.of_run(self._connection, run_id)
 
     def predictions(self, run_id: str, split: str) -> tuple[Prediction, ...]:
+        """The predictions of a run on a split, by clip. Raises UnknownNameError."""
         sql = (
             "SELECT clip_id, split, label, predicted, probability, label_probability FROM predictions"
             " WHERE run_number = ? AND split = ? ORDER BY clip_id"
@@ -233,7 +235,7 @@ class Runs:
         return tuple(_prediction(row) for row in self._connection.query(sql, [self._connection.number(run_id), split]))
 
     def clip_scores(self, run_ids: Iterable[str], split: str) -> tuple[ClipScore, ...]:
-        """How many of these runs got each clip right, by clip; clips that none of them was asked are left out."""
+        """The number of these runs that got each clip right, for the clips that have a prediction."""
         sql = (
             "SELECT clip_id, label, sum(predicted = label), count(*) FROM runs JOIN predictions USING (run_number)"
             " WHERE id IN (SELECT value FROM json_each(?)) AND split = ? GROUP BY clip_id, label ORDER BY clip_id"
@@ -242,7 +244,7 @@ class Runs:
             return tuple(map(ClipScore._make, db.execute(sql, [json.dumps(list(run_ids)), split])))
 
     def retries(self) -> dict[str, str]:
-        """Id of each run that is the retry of a failed one -> id of that one, which may have been deleted since."""
+        """Id of each retry -> id of the failed run that it replaces, which may have been deleted since."""
         sql = "SELECT id, message AS origin FROM events JOIN runs USING (run_number) WHERE kind = ? ORDER BY run_number"
         return {row["id"]: row["origin"] for row in self._connection.query(sql, [RETRY])}
 
@@ -284,7 +286,10 @@ def insert(
     form_token: str | None = None,
     origin: Origin | None = None,
 ) -> str:
-    """Within a transaction. The run of a form that was sent before is the one it made then."""
+    """Add a queued run and return its id; for a known form_token, the id of the run that it created the first time.
+
+    Call it within a transaction.
+    """
     made = connection.db.execute("SELECT id FROM runs WHERE form_token = ?", [form_token]).fetchone()
     if made:
         return made[0]
@@ -341,7 +346,7 @@ def run_of(row: Mapping[str, Any]) -> Run:
 
 @lru_cache(maxsize=4096)
 def _config(text: str, name: str) -> RunConfig:
-    """Frozen, so that rows share it: validating 73 targets each would cost a list of 1,000 runs 0.1 s."""
+    """Cached and shared, as it is frozen: validating 73 targets per run would cost a list of 1,000 runs 0.1 s."""
     config = RunConfig.model_validate_json(text)
     return config if config.name == name else config.model_copy(update={"name": name})
 

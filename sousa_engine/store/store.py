@@ -1,6 +1,6 @@
-"""What was run and measured, in runs.db. All SQL of the engine is in this package, through sqlite-utils.
+"""The store of runs and their results: runs.db, opened through sqlite-utils.
 
-A Store is a connection: it belongs to one thread and is closed after use. Opening one costs under a millisecond.
+A Store has its own connection, belongs to one thread and is closed after use. Opening one takes under a millisecond.
 
     with Store.open(workspace) as store:
         run = store.runs.enqueue(config)
@@ -25,7 +25,7 @@ from sousa_engine.workspace import Workspace
 
 
 class Store:
-    """runs, queue, sweeps, marks, metrics, target_sets: its parts, on one connection."""
+    """The parts runs, queue, sweeps, marks, metrics and target_sets, on one connection."""
 
     def __init__(self, connection: Connection):
         self.connection = connection
@@ -46,18 +46,22 @@ class Store:
         checkpoints: bool = False,
         clock_ms: Callable[[], int] = now_ms,
     ) -> Store:
-        """Raises WorkspaceError: read-only folder (unless `readonly`), newer schema, not our database."""
+        """Open runs.db, and create or upgrade it first if needed (unless `readonly`).
+
+        checkpoints: see `migrations.open_database`. Raises WorkspaceError for a read-only folder (unless `readonly`),
+        a newer schema or another program's database.
+        """
         db = migrations.open_database(workspace, readonly=readonly, checkpoints=checkpoints)
         store = cls(Connection(db, workspace, clock_ms))
         if not readonly and trash.found(workspace):
-            with trash.alone(workspace, wait=False) as nobody_deletes:
-                if nobody_deletes:
-                    settle_trash(store.connection)  # a deletion was cut short
+            with trash.alone(workspace, wait=False) as acquired:
+                if acquired:
+                    settle_trash(store.connection)  # a deletion was interrupted
         return store
 
     @classmethod
     def open_to_read(cls, workspace: Workspace) -> Store:
-        """As `open`, for who only reads: a workspace that cannot be written to is read all the same."""
+        """Like `open`, but falls back to read-only access."""
         try:
             return cls.open(workspace)
         except WorkspaceError:

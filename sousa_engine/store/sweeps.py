@@ -1,4 +1,4 @@
-"""Sweeps in runs.db: what was asked, and the runs that came of it."""
+"""Sweeps in runs.db: their definitions and their runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sousa_engine.store.runs import insert, of_form, run_of
 
 
 class Sweeps:
-    """Sweeps and their runs: `store.sweeps`."""
+    """`store.sweeps`: adds, finds, extends and closes sweeps, and lists their runs."""
 
     def __init__(self, connection: Connection):
         self._connection = connection
@@ -28,7 +28,7 @@ class Sweeps:
         created_by: str,
         form_token: str | None = None,
     ) -> Sweep:
-        """A new RUNNING sweep and the runs it begins with, all or nothing; form_token as `enqueue` has it."""
+        """Add a RUNNING sweep with its first runs, all or nothing. form_token: see `Runs.enqueue`."""
         now = self._connection.clock_ms()
         with self._connection.writing() as db:
             made = db.execute("SELECT id FROM sweeps WHERE form_token = ?", [form_token]).fetchone()
@@ -52,9 +52,9 @@ class Sweeps:
         spec: Mapping[str, Any] | None = None,
         form_token: str | None = None,
     ) -> tuple[str, ...]:
-        """More runs for a sweep (and what it then asks); one that was over is RUNNING again. Returns their ids.
+        """Add runs to a sweep, with its new definition if given; a sweep that had ended is RUNNING again.
 
-        form_token as `enqueue_all` has it.
+        form_token: see `Runs.enqueue`. Returns the ids of the runs. Raises UnknownNameError.
         """
         with self._connection.writing() as db:
             changed = db.execute(
@@ -73,20 +73,20 @@ class Sweeps:
         return get(self._connection, sweep_id)
 
     def all(self, status: Collection[SweepStatus] | None = None) -> tuple[Sweep, ...]:
-        """Newest first."""
+        """Sweeps with one of these statuses (default: any), newest first."""
         wanted = list(SweepStatus if status is None else status)
         marks = ", ".join("?" * len(wanted))
         sql = f"SELECT * FROM sweeps WHERE status IN ({marks}) ORDER BY created_at_ms DESC, id DESC"
         return tuple(_sweep_of(row) for row in self._connection.query(sql, wanted))
 
     def find(self, text: str) -> Sweep:
-        """The sweep with this id, or the only one whose id starts or ends so, or whose name it is; "last": the newest.
+        """The sweep with this id, or the only one with this name or this start or end of its id; "last": the newest.
 
-        Raises UnknownNameError, with the ids that come near.
+        Raises UnknownNameError, which suggests similar ids and names.
         """
         every = self.all()
         if not every:
-            raise UnknownNameError("There is no sweep yet. Start one: python -m sousa_engine sweep --help")
+            raise UnknownNameError("There are no sweeps yet. To start one, see: python -m sousa_engine sweep --help")
         if text == "last":
             return every[0]
         found = [sweep for sweep in every if text in (sweep.id, sweep.name)]
@@ -94,23 +94,25 @@ class Sweeps:
         if len(found) == 1:
             return found[0]
         if found:
-            raise UnknownNameError(f"{text!r} could be any of {', '.join(s.id for s in found[:9])}. Write more of it.")
+            raise UnknownNameError(
+                f"{text!r} matches several sweeps: {', '.join(s.id for s in found[:9])}. Enter more characters."
+            )
         raise errors.unknown("sweep", text, [s.id for s in every] + [s.name for s in every if s.name])
 
     def runs(self, sweep_id: str) -> tuple[Run, ...]:
-        """By trial, then in the order they were queued."""
+        """The runs of a sweep, by trial, then in the order in which they were created."""
         sql = "SELECT * FROM runs WHERE sweep_id = ? ORDER BY trial_number, run_number"
         return tuple(run_of(row) for row in self._connection.query(sql, [sweep_id]))
 
     def open_run_count(self, sweep_id: str) -> int:
-        """Runs of a sweep that are not over."""
+        """The number of runs of a sweep that have not ended."""
         sql = "SELECT count(*) AS n FROM runs WHERE sweep_id = ? AND ended_at_ms IS NULL"
         return self._connection.query(sql, [sweep_id])[0]["n"]
 
     def set_status(
         self, sweep_id: str, status: SweepStatus, *, leaving: Collection[SweepStatus], reason: str | None = None
     ) -> bool:
-        """Compare and set; False if its status was none of `leaving`. The queued runs of a paused sweep wait."""
+        """Compare and set: returns False if the old status is not in `leaving`. Queued runs of a PAUSED sweep wait."""
         ended = self._connection.clock_ms() if status.is_over else None
         with self._connection.writing() as db:
             marks = ", ".join("?" * len(leaving))

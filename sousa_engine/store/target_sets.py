@@ -1,4 +1,4 @@
-"""Named selections of target modules, for each backbone."""
+"""Named selections of target modules, saved per variant of a backbone."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from sousa_engine.store.connection import Connection
 
 
 class TargetSets:
-    """Named selections of target modules: `store.target_sets`."""
+    """`store.target_sets`: saves, lists and deletes named selections of target modules."""
 
     def __init__(self, connection: Connection):
         self._connection = connection
 
     def save(self, name: str, variant: str, paths: Iterable[str], head: str) -> TargetSet:
-        """A set of the same name for the same variant is replaced. Raises UserError for what cannot be a name."""
+        """Save a set; it replaces one with the same name and variant. Raises UserError for an invalid name."""
         row = {
             "name": checked_set_name(name),
             "variant": variant,
@@ -30,7 +30,7 @@ class TargetSets:
         return _target_set(row)
 
     def all(self, variant: str | None = None) -> tuple[TargetSet, ...]:
-        """Newest first."""
+        """The sets of a variant (default: of all), newest first."""
         sql = "SELECT * FROM target_sets WHERE :variant IS NULL OR variant = :variant ORDER BY saved_at_ms DESC, name"
         return tuple(_target_set(row) for row in self._connection.query(sql, {"variant": variant}))
 

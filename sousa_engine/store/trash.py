@@ -1,8 +1,8 @@
-"""Folders of runs that are being deleted; for Store.delete, so that a deletion is whole wherever it is cut short.
+"""The folders of runs that are being deleted. Makes a deletion atomic, even if its process dies half-way.
 
-Three steps: each folder is renamed to runs/.trash/<id>, the rows go in one transaction, the folders are removed. What
-lies in the trash without anybody at work there tells how far a deletion came: a run that still has its row gets its
-folder back, the others are removed. Store.open sees to that, so nobody ever reads half a deletion.
+Three steps: each folder is renamed to runs/.trash/<id>, the rows are deleted in one transaction, the folders are
+removed. Folders in the trash while the lock is free come from an interrupted deletion: a run that still has its row
+gets its folder back, the other folders are removed. Store.open does that, so half a deletion is never seen.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from sousa_engine.workspace.run_files import sync_folder
 
 @contextlib.contextmanager
 def alone(workspace: Workspace, *, wait: bool) -> Iterator[bool]:
-    """Nobody else deletes meanwhile. wait=False: yields False at once if somebody does.
+    """Hold the lock of deletions and yield True. wait=False: yield False at once if another process holds it.
 
-    The kernel drops the lock with its process: who finds it free and folders in the trash finds a deletion cut short.
+    The kernel releases the lock when its process dies. Raises WorkspaceError if the lock file cannot be opened.
     """
     path = workspace.runs / ".trash.lock"
     try:
         lock = path.open("a")
     except OSError as error:
-        raise WorkspaceError(f"Nothing can be deleted: {path} cannot be written: {error.strerror}.") from None
+        raise WorkspaceError(f"Nothing can be deleted because {path} cannot be written: {error.strerror}.") from None
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -40,7 +40,7 @@ def alone(workspace: Workspace, *, wait: bool) -> Iterator[bool]:
 
 
 def found(workspace: Workspace) -> list[str]:
-    """Ids of the runs whose folders lie in the trash. Microseconds where there is none."""
+    """Ids of the runs whose folders are in the trash. Takes microseconds if there are none."""
     try:
         names = [place.name for place in workspace.trash.iterdir()]
     except FileNotFoundError:
@@ -49,9 +49,9 @@ def found(workspace: Workspace) -> list[str]:
 
 
 def put_in(workspace: Workspace, run_ids: Iterable[str]) -> None:
-    """Rename the runs' folders into the trash, for good even in a power cut. A run without a folder is passed over.
+    """Move the folders of runs into the trash, safe against a power cut. Runs without a folder are skipped.
 
-    Raises WorkspaceError; some may have been renamed by then.
+    Raises WorkspaceError; some folders may have been moved by then.
     """
     folder = workspace.runs
     try:
@@ -67,25 +67,25 @@ def put_in(workspace: Workspace, run_ids: Iterable[str]) -> None:
 
 
 def put_back(workspace: Workspace, run_ids: Iterable[str]) -> None:
-    """Rename folders back to where they were; what cannot be now is when the store is opened next."""
+    """Move folders back to where they were; one that cannot be moved now is moved when the store is next opened."""
     for run_id in run_ids:
         with contextlib.suppress(OSError):
             (workspace.trash / run_id).rename(workspace.run_dir(run_id))
 
 
 def empty(workspace: Workspace, run_ids: Iterable[str]) -> None:
-    """Remove folders for good; what cannot be removed now is when the store is opened next."""
+    """Delete folders; one that cannot be deleted now is deleted when the store is next opened."""
     for run_id in run_ids:
         folder = workspace.trash / workspace.run_dir(run_id).name
         if not folder.is_symlink():
             shutil.rmtree(folder, ignore_errors=True)
             continue
         with contextlib.suppress(OSError):
-            folder.unlink()  # somebody moved the run to another disk: what is there is theirs
+            folder.unlink()  # the user moved the run to another disk: keep the files there
 
 
 def size_bytes(workspace: Workspace, run_ids: Iterable[str]) -> int:
-    """What the runs' folders hold on disk, by the sizes of their files."""
+    """The sum of the sizes of all files in the folders of these runs."""
     return sum(_size(workspace.run_dir(run_id)) for run_id in run_ids)
 
 

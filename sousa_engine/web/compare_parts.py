@@ -34,7 +34,7 @@ SAME, OTHER = "color: rgba(128,128,128,0.8)", "background-color: rgba(27,156,144
 
 @dataclass(frozen=True, kw_only=True)
 class Compared:
-    """What the page compares. rows: all settings; shown: those with a colour, a curve and a matrix.
+    """The compared runs and settings. rows: all settings; shown: those with a colour, a curve and a matrix.
 
     baselines: computed on the same clips that all settings were tested on; None if not computed.
     """

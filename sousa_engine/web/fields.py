@@ -1,4 +1,4 @@
-"""What the forms of Launch and Sweeps share: how a field and its choices are named."""
+"""Names of fields and of their choices, for the forms of Launch and Sweeps."""
 
 from __future__ import annotations
 

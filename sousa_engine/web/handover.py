@@ -1,4 +1,4 @@
-"""What pages leave for each other in the session: ticks of the module tree, and drafts that fill a form.
+"""Data that pages leave for each other in the session: ticks of the module tree, and drafts that fill a form.
 
 This module alone knows the keys. Ticks are kept, and each page takes new ones over once; a draft is taken once.
 """
@@ -75,7 +75,7 @@ def held_ticks(variant: str) -> Ticks | None:
 
 
 def new_ticks(page: str, variant: str | None = None) -> Ticks | None:
-    """The ticks left last, unless `page` has seen them; now it has. variant: only ticks of this backbone."""
+    """The latest ticks, unless `page` has already taken them. variant: take only ticks of this backbone."""
     ticks: Ticks | None = st.session_state.get(TICKS)
     if ticks is None or ticks is st.session_state.get(_seen(page)) or variant not in (None, ticks.variant):
         return None

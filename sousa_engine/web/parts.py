@@ -131,7 +131,7 @@ def hundred(share: float | None) -> float | None:
 def say_again(key: str, default: Any) -> Any:
     """Send a widget's value to the browser again. Call this before the widget is drawn. Returns the value.
 
-    Otherwise a widget that the browser draws anew, for example when a page change overtakes a typed value, would show
+    Otherwise a widget that the browser draws again, for example when a page change overtakes a typed value, would show
     0 or the first option while the session holds another value.
     """
     st.session_state[key] = st.session_state.get(key, default)

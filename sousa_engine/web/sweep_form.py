@@ -523,7 +523,7 @@ def look(spec: str, workspace_root: str, paces: int) -> sweep_plan.Plan:
 
 
 def preview(asked: Asked, spec: SweepSpec | None) -> None:
-    """What the sweep will do; the Start button says which fields to fix."""
+    """A preview of the sweep. The Start button names the fields to fix."""
     top = st.container()
     if spec is None:
         for place, said in asked.problems.items():
@@ -613,7 +613,7 @@ def time_unknown(untimed: Sequence[RunConfig], was_running: bool) -> None:
         key="sweep.measure", on_click=measure, args=(untimed,),
         help=f"Times {timing.STEPS} training steps of each setting on noise, in a separate process that takes some "
         "seconds to start; needs neither data nor weights. Continues if you close this page. The estimate is too long "
-        "if other runs are training meanwhile.",
+        "if other runs are training at the same time.",
     )  # fmt: skip
     if doing:
         stopped = doing.error == intake.STOPPED

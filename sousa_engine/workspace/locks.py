@@ -29,7 +29,7 @@ def take(path: Path) -> int | None:
             if _is_held(lock) or time.monotonic() > end:
                 os.close(lock)
                 return None
-        time.sleep(0.0005)  # somebody only looked whether it is held
+        time.sleep(0.0005)  # another process only checked whether it is held
 
 
 def sign(lock: int) -> None:

@@ -55,7 +55,7 @@ class SpoolWriter:
         self._clock_ms = clock_ms or (lambda: time.time_ns() // 1_000_000)
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         self._size = _end_of_last_line(self._file)
-        os.ftruncate(self._file, self._size)  # an incomplete line of an attempt that was killed: nobody has read it
+        os.ftruncate(self._file, self._size)  # an incomplete line of a killed attempt, which was never ingested
 
     def metrics(self, step: int, values: Mapping[str, float], epoch: int | None = None, n: int | None = None) -> None:
         """Values after optimiser step `step` (from 1). nan and inf are kept; None is left out."""
@@ -152,7 +152,7 @@ def read_batch(path: Path, offset: int, max_bytes: int = _CHUNK_BYTES) -> SpoolB
             elif kind == "unreadable":
                 events.append(_unreadable(now, entry["offset"], entry["length"], path))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            # Values that the store cannot take must not reach it: one bad line would block the whole run forever.
+            # Values that the store cannot take must not reach it: one bad line would block the run forever.
             events.append(
                 Event(at_ms=now, kind="unreadable", message=f"Ignored a {_text(kind)} line of {path.name}: {error!r}")
             )

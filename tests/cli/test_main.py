@@ -276,13 +276,13 @@ def test_a_run_that_waits_is_neither_archived_nor_deleted(sousa):
     assert sousa("train", "data=micro", "--detach").exit_code == 0
     for words in (["archive", "last"], ["delete", "last", "--yes"]):
         result = sousa(*words)
-        assert result.exit_code == 2 and "Stop it first" in result.stderr
+        assert result.exit_code == 2 and "Stop them first" in result.stderr
 
 
 def test_resume_says_from_where_or_why_not(sousa, workspace):
     assert sousa("train", "data=micro", "--detach").exit_code == 0
     result = sousa("resume", "last", "--detach")
-    assert result.exit_code == 2 and "it is not over" in result.stderr
+    assert result.exit_code == 2 and "only ended runs" in result.stderr
     assert sousa("stop", "last").exit_code == 0
     result = sousa("resume", "last", "--detach")
     assert result.exit_code == 2 and "no checkpoint" in result.stderr and "Launch a new run" in result.stderr

@@ -29,14 +29,14 @@ def test_a_sound_workspace_passes(workspace):
     seed(workspace)
     found = db(workspace, "check")
     assert found.exit_code == 0, found.output
-    assert f"schema {migrations._LATEST}" in found.output and "integrity check: ok" in found.output
+    assert f"schema {migrations.LATEST}" in found.output and "integrity check: ok" in found.output
     assert "11 runs, 10 run folders" in found.output
     assert "PROBLEM" not in found.output
 
 
 def test_an_empty_workspace_passes_and_nothing_is_made(workspace):
     found = db(workspace, "check")
-    assert found.exit_code == 0 and "nothing was ever queued here" in found.output
+    assert found.exit_code == 0 and "no run was ever queued here" in found.output
     assert list(workspace.root.iterdir()) == []
 
 

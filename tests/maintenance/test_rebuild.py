@@ -418,7 +418,7 @@ _REBUILD = """
 from pathlib import Path
 from sousa_engine.maintenance import rebuild
 from sousa_engine.workspace import Workspace
-rebuild.beside  # all is imported
+rebuild.database_files  # all is imported
 watched()
 rebuild.rebuild(Workspace(root=Path(sys.argv[1])))
 """

@@ -99,10 +99,10 @@ def test_a_copy_of_an_older_schema_is_brought_to_todays_before_it_is_put_in_plac
         before(name=migration.name)(migration.fn)
     old = workspace.root / "old.db"
     plain = migrations.Database(old)
-    migrations._apply(plain, before, 2)
+    migrations.apply(plain, before, 2)
     plain.close()
     db(workspace, "restore", old)
-    assert f"schema {migrations._LATEST}\n" in db(workspace, "check", code=1) and runs(workspace) == ()
+    assert f"schema {migrations.LATEST}\n" in db(workspace, "check", code=1) and runs(workspace) == ()
     assert not list(workspace.root.glob("runs.schema-*"))
 
 

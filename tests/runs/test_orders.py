@@ -305,7 +305,7 @@ def test_a_stopped_run_is_queued_again_and_says_from_where(workspace, stopped):
     assert (run.id, run.status, found.step, found.epoch, found.note) == (stopped, RunStatus.QUEUED, 12, 1, "")
     with Store.open(workspace) as store:
         assert store.runs.events(stopped)[-1].message == "Continues from step 12, epoch 1."
-        with pytest.raises(PreflightError, match="it is not over"):
+        with pytest.raises(PreflightError, match="only ended runs"):
             orders.resume(workspace, stopped)
 
 

@@ -206,9 +206,9 @@ def test_stop_now_ends_a_trainer_that_does_not_listen_and_its_stop_so_far_is_tol
     ]
     assert [event.message.split(":")[0] for event in asked] == [
         "Started the trainer.",
-        "Stop and save was asked for.",
+        "Stop and save requested.",
         SAVE,
-        "Stop now was asked for",
+        "Stop now requested",
         "Killed the trainer and its child processes (SIGKILL) without waiting.",
         "Stopped at once, as requested; progress since the last checkpoint is lost.",
     ]

@@ -455,7 +455,7 @@ def test_a_failed_run_is_told_as_failed_and_the_sweep_goes_on(store):
 
 
 def test_a_sweep_is_found_by_id_name_and_last(store):
-    with pytest.raises(UnknownNameError, match="There is no sweep yet"):
+    with pytest.raises(UnknownNameError, match="There are no sweeps yet"):
         store.sweeps.find("last")
     first = started(store, **GRID, name="first")
     second = started(store, **GRID, name="second")

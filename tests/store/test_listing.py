@@ -262,7 +262,7 @@ def test_archived_runs_are_out_of_the_list_and_kept(store, over):
 def test_a_run_that_is_not_over_can_neither_be_archived_nor_deleted(store, over):
     done, waiting = over(), store.runs.enqueue(RunConfig())
     for verb, word in ((store.marks.archive, "archived"), (store.marks.delete, "deleted")):
-        with pytest.raises(UserError, match=f"over can be {word}: {waiting.id} is queued. Stop it first."):
+        with pytest.raises(UserError, match=f"ended can be {word}: {waiting.id} is queued. Stop them first."):
             verb([done.id, waiting.id])
     assert store.runs.get(done.id) == done and store.workspace.run_dir(done.id).is_dir()
 

@@ -22,7 +22,7 @@ from sousa_engine.store.ledger import Ledger
 from sousa_engine.workspace import PROJECT_ROOT, Workspace, file_systems
 from sousa_engine.workspace.spool import SpoolBatch, SpoolPoint
 
-LATEST = migrations._LATEST
+LATEST = migrations.LATEST
 _OPEN_AT_ONCE = """
 import sys, threading
 from pathlib import Path
@@ -61,7 +61,7 @@ def test_a_database_of_a_newer_program_is_refused_and_left_alone(workspace):
     plain.close()
     for readonly in (False, True):
         with pytest.raises(
-            WorkspaceError, match=rf"schema version 99; this program knows versions up to {LATEST}\. Update"
+            WorkspaceError, match=rf"schema version 99; this program supports versions up to {LATEST}\. Update"
         ):
             Store.open(workspace, readonly=readonly)
 
@@ -127,7 +127,7 @@ newer(name="9999_remark")(change)
 db = migrations.open_database(workspace)
 if sys.argv[2] == "copying":
     sys.addaudithook(lambda event, arguments: die() if event == "os.link" else None)
-migrations.migrate(db, workspace, newer, latest=migrations._LATEST + 1)
+migrations.migrate(db, workspace, newer, latest=migrations.LATEST + 1)
 """
 
 
@@ -149,7 +149,7 @@ def test_killed_in_the_middle_of_a_migration_the_database_is_as_it_was(workspace
 
 
 def test_the_last_three_copies_are_kept(workspace, monkeypatch):
-    monkeypatch.setattr(migrations, "_LATEST", LATEST + 9)  # later programs know later schemas
+    monkeypatch.setattr(migrations, "LATEST", LATEST + 9)  # later programs know later schemas
     with contextlib.closing(old_database(workspace, LATEST)) as db:
         for version in range(LATEST + 1, LATEST + 6):
             newer = history_and(lambda db: None)
@@ -168,7 +168,7 @@ def test_a_disk_without_room_for_the_copy_refuses_the_migration_and_changes_noth
         for _ in range(3):
             store.connection.db.execute("INSERT INTO filling VALUES (randomblob(700000))")
             Ledger(store).checkpoint_wal()
-        with pytest.raises(WorkspaceError, match=r"no room for a copy of runs\.db: free some space"):
+        with pytest.raises(WorkspaceError, match=r"too full for a copy of runs\.db: free some space"):
             migrations.migrate(
                 store.connection.db, workspace, history_and(lambda db: pytest.fail("applied")), latest=LATEST + 1
             )
@@ -358,7 +358,7 @@ def test_a_workspace_that_may_not_be_looked_into_is_refused_in_a_sentence():
     assert len(lines) == 3, lines
     assert lines[2] == kind
     for line in lines[:2]:
-        assert line.startswith(f"{root} cannot be looked into: Permission denied.") and "SOUSA_WORKSPACE" in line
+        assert line.startswith(f"{root} cannot be read: Permission denied.") and "SOUSA_WORKSPACE" in line
 
 
 def test_reading_where_nothing_was_ever_stored_is_an_error_with_a_sentence(workspace):

@@ -89,7 +89,7 @@ def test_a_run_moves_to_any_place_and_claims_follow(store):
     assert Ledger(store).claim("cpu", "n").id == c
     assert [event.message for event in store.runs.events(d) if event.kind == "moved"][
         -1
-    ] == "Moved to place 2 of the queue."
+    ] == "Moved to place 2 in the queue."
 
 
 def test_runs_that_share_a_place_as_of_old_are_drawn_apart(store):
@@ -102,7 +102,7 @@ def test_runs_that_share_a_place_as_of_old_are_drawn_apart(store):
 def test_only_what_waits_can_be_moved(store):
     first, second = queued(store, 2)
     Ledger(store).claim("cpu", "n")
-    with pytest.raises(UserError, match=f"Run {first} is starting: only a run that waits"):
+    with pytest.raises(UserError, match=f"Run {first} is starting: only queued runs"):
         store.queue.move(first, 2)
     with pytest.raises(UnknownNameError):
         store.queue.move("nobody", 1)
@@ -139,7 +139,7 @@ def test_nothing_is_claimed_while_the_queue_is_paused(store):
     assert store.queue.settings().is_paused and store.queue.waiting_devices() == ()
     assert Ledger(store).claim("cpu", "n") is None
     assert store.runs.request_stop(run_id, at_once=True).status is RunStatus.STOPPED  # a paused run can be taken out
-    assert store.runs.events(run_id)[-1].message == "Taken out of the queue."  # nothing was there to be saved
+    assert store.runs.events(run_id)[-1].message == "Removed from the queue."  # nothing was there to be saved
     (other,) = queued(store, 1)
     store.queue.resume()
     assert store.queue.settings().paused_at_ms is None and Ledger(store).claim("cpu", "n").id == other
@@ -148,7 +148,7 @@ def test_nothing_is_claimed_while_the_queue_is_paused(store):
 def test_the_number_of_cpu_slots_has_bounds(store):
     store.queue.set_cpu_slots(4)
     for wrong in (0, -1, 65):
-        with pytest.raises(UserError, match=f"{wrong} CPU slots will not do: 1 to 64"):
+        with pytest.raises(UserError, match=f"must be 1 to 64; {wrong} is"):
             store.queue.set_cpu_slots(wrong)
     assert store.queue.settings().cpu_slots == 4
 
@@ -294,8 +294,8 @@ def test_the_queue_is_shown_ordered_paused_and_gone_on_with(sousa, store, ensure
     assert sousa("queue", "resume") == "Queue resumed.\n" and len(ensured) == before + 1
     assert "2 CPU slots" in sousa("queue", "slots", "2") and store.queue.settings().cpu_slots == 2
     assert "free" in sousa("queue").splitlines()[1]
-    assert "0 CPU slots will not do" in sousa("queue", "slots", "0", code=2)
-    assert "only a run that waits" in (sousa("stop", first) and sousa("queue", "move", first, "--to", "1", code=2))
+    assert "must be 1 to 64; 0 is" in sousa("queue", "slots", "0", code=2)
+    assert "only queued runs" in (sousa("stop", first) and sousa("queue", "move", first, "--to", "1", code=2))
 
 
 def test_a_run_in_the_queue_is_named_by_any_part_that_says_which_as_elsewhere(sousa, store):
@@ -303,7 +303,7 @@ def test_a_run_in_the_queue_is_named_by_any_part_that_says_which_as_elsewhere(so
     for name, run_id in ((third[-4:], third), (second[-6:], second), ("last", third), (first, first)):
         assert sousa("queue", "move", name, "--to", "1") == f"run {run_id}: position 1 of 3\n"
         assert order(store)[0] == run_id
-    assert "could be any of" in sousa("queue", "move", first[:6], "--to", "1", code=2)
+    assert "matches several runs:" in sousa("queue", "move", first[:6], "--to", "1", code=2)
     assert "No run named 'nobody'" in sousa("queue", "move", "nobody", "--to", "1", code=2)
     assert sousa("stop", second[-4:]) == f"run {second}: stopped\n" and second not in order(store)
 

@@ -58,7 +58,7 @@ def test_a_run_is_found_by_any_part_that_names_only_it(store):
     tail = runs[1].id[-4:]
     assert store.runs.find(tail).id == runs[1].id
     assert store.runs.find(runs[1].id[:-1]).id == runs[1].id
-    with pytest.raises(UnknownNameError, match="could be any of"):
+    with pytest.raises(UnknownNameError, match="matches several runs:"):
         store.runs.find(runs[0].id[:3])
     for nothing in ("", "%", "' OR 1=1 --", "nope"):
         with pytest.raises(UnknownNameError):
@@ -74,14 +74,14 @@ def test_a_run_is_found_by_its_name_where_only_one_has_it(store):
     with pytest.raises(UnknownNameError, match="Nearest: close mic"):
         store.runs.find("close mik")
     store.runs.rename(plain.id, "close mic")
-    with pytest.raises(UnknownNameError, match=f"could be any of {plain.id}, {named.id}"):
+    with pytest.raises(UnknownNameError, match=f"matches several runs: {plain.id}, {named.id}"):
         store.runs.find("close mic")
 
 
 def test_an_empty_workspace_has_no_last_run(store):
-    with pytest.raises(UnknownNameError, match="nothing was ever queued"):
+    with pytest.raises(UnknownNameError, match="no run was ever queued"):
         store.runs.find("last")
-    with pytest.raises(UnknownNameError, match="nothing was ever queued"):
+    with pytest.raises(UnknownNameError, match="no run was ever queued"):
         store.runs.find("abcd")
     assert store.runs.all() == () and store.queue.live() == ()
 

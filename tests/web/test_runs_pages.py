@@ -588,7 +588,7 @@ def test_stop_now_is_asked_for_and_its_steps_are_told(visit, workspace, ensured)
     training.steps(5)
     app = visit("run", id=training.run.id)
     app = checked(app.button(key="stop").click().run())
-    assert "Stop and save was asked for" in words(app)
+    assert "Stop and save requested" in words(app)
     assert "if it has not stopped" not in words(app)  # the keeper has not told the trainer yet
     with Store.open(workspace) as store:
         asked_ms = store.runs.get(training.run.id).stop_requested_at_ms
@@ -603,7 +603,7 @@ def test_stop_now_is_asked_for_and_its_steps_are_told(visit, workspace, ensured)
     with Store.open(workspace) as store:
         run = store.runs.get(training.run.id)
     assert run is not None and run.kill_requested_at_ms and run.status is RunStatus.STOPPING
-    assert "Stop now was asked for" in words(app) and app.button(key="kill").disabled
+    assert "Stop now requested" in words(app) and app.button(key="kill").disabled
     assert "if it has not stopped" not in words(app)
     assert ensured == [workspace, workspace]
 

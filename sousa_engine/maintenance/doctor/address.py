@@ -17,7 +17,7 @@ HOST, PORT = "STREAMLIT_SERVER_ADDRESS", "STREAMLIT_SERVER_PORT"
 
 
 def address(host: str, port: int, answering: str, *, has_token: bool) -> Finding:
-    """answering: "studio", "" if nothing answers, else what does."""
+    """answering: "studio", "" if nothing answers, else a description of the server that does."""
     shown = "localhost" if host in ("", "0.0.0.0", "::") else f"[{host}]" if ":" in host else host
     url = f"http://{shown}:{port}"
     if host not in LOOPBACK and not host.startswith("127.") and not has_token:
@@ -45,7 +45,7 @@ def studio_address(config: Path, environment: Mapping[str, str]) -> tuple[str, i
 
 
 def who_answers(host: str, port: int) -> str:
-    """What answers there, for `address`. A studio answers its health check with "ok", or asks for its token."""
+    """`answering` for `address`. A studio answers its health check with "ok", or asks for its token."""
     near = host if host not in ("", "0.0.0.0", "::") else "127.0.0.1"
     url = f"http://{f'[{near}]' if ':' in near else near}:{port}/_stcore/health"
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -57,8 +57,8 @@ def who_answers(host: str, port: int) -> str:
         return "studio" if error.headers.get("WWW-Authenticate", "").startswith("SOUSA") else "a web server"
     except (urllib.error.URLError, OSError) as error:
         reason = getattr(error, "reason", error)
-        is_nobody = isinstance(reason, OSError) and reason.errno in (errno.ECONNREFUSED, errno.EADDRNOTAVAIL)
-        return "" if is_nobody or isinstance(reason, TimeoutError) else "not a web server"
+        is_refused = isinstance(reason, OSError) and reason.errno in (errno.ECONNREFUSED, errno.EADDRNOTAVAIL)
+        return "" if is_refused or isinstance(reason, TimeoutError) else "not a web server"
     except ValueError:
         return ""
     except Exception as error:  # http.client: not HTTP at all

@@ -28,7 +28,7 @@ REPORT_LIMIT_S = 150.0
 
 
 def examine(workspace: Workspace) -> tuple[Finding, ...]:
-    """Run all checks, in the order of the report. Takes seconds: PyTorch is imported, the network is asked."""
+    """Run all checks, in the order of the report. Takes seconds: PyTorch is imported, the network is queried."""
     return (*_installation(workspace), *_storage(workspace), *_surroundings(workspace))
 
 

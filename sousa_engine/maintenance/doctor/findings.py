@@ -1,4 +1,4 @@
-"""What a check found, as lines of text and as JSON."""
+"""Findings of a check, as lines of text and as JSON."""
 
 from __future__ import annotations
 

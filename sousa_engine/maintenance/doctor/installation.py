@@ -81,20 +81,20 @@ def torch_build(facts: TorchFacts | None, trouble: str, *, gpus: int) -> Finding
 
 
 def torchaudio(facts: TorchFacts) -> Finding:
-    told = {
+    texts = {
         "": "works",
         "without extension": "works; its compiled extension does not match this PyTorch (not needed)",
     }
-    if facts.torchaudio in told:
-        return Finding(name="torchaudio", level="ok", text=told[facts.torchaudio])
+    if facts.torchaudio in texts:
+        return Finding(name="torchaudio", level="ok", text=texts[facts.torchaudio])
     text = f"cannot be imported: {facts.torchaudio}"
     return Finding(name="torchaudio", level="problem", text=text, fix=f"AST backbones need it. {_INSTALL}")
 
 
 def devices(facts: TorchFacts, memory: object) -> Finding:
     """memory: as returned by psutil.virtual_memory()."""
-    whole, free = (getattr(memory, name) >> 20 for name in ("total", "available"))
-    cpu = f"cpu: {whole:,} MiB of memory, {free:,} MiB free"
+    total, free = (getattr(memory, name) >> 20 for name in ("total", "available"))
+    cpu = f"cpu: {total:,} MiB of memory, {free:,} MiB free"
     text = "; ".join([*map(_device_text, facts.devices), cpu])
     if free < 1024:
         fix = "A run needs at least 1 GiB: close other programs, or stop other runs."
@@ -109,9 +109,9 @@ def _device_text(device: Device) -> str:
 
 def bf16(facts: TorchFacts) -> Finding:
     """Always ok: float32 runs everywhere. The text says where training.precision=bf16 is worth it."""
-    told = {True: "in hardware", False: "not in hardware (use float32)", None: "unknown"}
+    texts = {True: "in hardware", False: "not in hardware (use float32)", None: "unknown"}
     known = [*((device.name, device.bf16) for device in facts.devices), ("cpu", facts.cpu_bf16)]
-    return Finding(name="bf16", level="ok", text="; ".join(f"{name}: {told[has]}" for name, has in known))
+    return Finding(name="bf16", level="ok", text="; ".join(f"{name}: {texts[has]}" for name, has in known))
 
 
 def threads(used: int | None, cores: int, environment: Mapping[str, str]) -> Finding:

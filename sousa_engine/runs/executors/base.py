@@ -11,7 +11,7 @@ from sousa_engine.core.records import Run
 
 @dataclass(frozen=True, kw_only=True)
 class Sighting:
-    """What can be seen of one attempt from the outside. Notes of other attempts are left out.
+    """The visible state of one attempt. Notes of other attempts are left out.
 
     is_alive: its trainer or its keeper is alive. Looked at first: an attempt not alive has written all it ever will.
     is_orphan: its trainer is alive, its keeper is not.

@@ -79,7 +79,7 @@ class LocalExecutor:
             was_rebooted=_was_rebooted(note),
             steps=(exit_note or note or {}).get("steps", ()),
             exit=exit_note,
-            # It names no attempt, but submit removed the one before: beside a note of this attempt, it is its own.
+            # It names no attempt, but submit removed the earlier one, so it belongs to the attempt of the note.
             result=run_files.read_json(folder / run_files.RESULT) if note or exit_note else None,
         )
 

@@ -45,7 +45,7 @@ NOTHING = Choice(paths=(), ranks={})
 
 @dataclass(frozen=True, kw_only=True)
 class _Memory:
-    """What a session knows about the ticks in one outline. seed, seed_rev: what Python last sent to the browser."""
+    """The ticks of a session in one outline. seed, seed_rev: what Python last sent to the browser."""
 
     seed: Choice
     seed_rev: int  # 0: the initial ticks, which the tab's memory of an earlier visit overrides

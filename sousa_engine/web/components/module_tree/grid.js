@@ -86,7 +86,7 @@ class Grid {
     this.note.innerHTML = `<b>${escape(name)}</b> ${escape(more.join(" · "))}`;
   }
 
-  // ---- hands
+  // ---- input
 
   buttonAt(target) {
     return this.buttons[target.closest("button")?.dataset.k];

@@ -245,7 +245,7 @@ class View {
     return n.why === "none" ? "Nothing here can be adapted." : n.why;
   }
 
-  // ---- hands
+  // ---- input
 
   act(what) {
     const { model, active } = this;

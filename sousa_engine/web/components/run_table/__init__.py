@@ -1,7 +1,7 @@
 """The table of runs in the browser: one page of rows, ticks by run id, headings that sort on the server.
 
 The browser owns the ticks, also those of hidden rows, and requests an order and a page. Python reads both with
-`asked`, fetches the rows and draws them. A tick stays with its run whatever arrives or moves.
+`asked`, fetches the rows and draws them. A tick follows its run when rows are added or move.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _component = st.components.v2.component(
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What the browser requests. ticked: run ids in the order of ticking; unverified, like all input from a browser."""
+    """A request of the browser. ticked: run ids in the order of ticking; unverified, like all input from a browser."""
 
     sort: str = "created"
     descending: bool = True

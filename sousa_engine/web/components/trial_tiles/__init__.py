@@ -106,13 +106,13 @@ def _sparklines(rows: Sequence[TrialRow], curves: Mapping[str, Curve]) -> Iterab
 
 def _sparkline(run: Run, curve: Curve) -> list[int | None]:
     """x, y, x, y, ...: x = 1,000 is the last planned epoch; y is None if there is no value."""
-    whole = curve.steps[0] * run.config.training.max_epochs  # every epoch is validated, also the first one
+    total = curve.steps[0] * run.config.training.max_epochs  # every epoch is validated, also the first one
     points = list(zip(curve.steps, curve.mean, strict=True))
     stride = -(-len(points) // MOST_POINTS)
     kept = points[::-stride][::-1]  # from the end, to keep the newest point
     flat: list[int | None] = []
     for step, value in kept:
-        flat += [min(UNITS, round(UNITS * step / whole)), None if value is None else round(UNITS * value)]
+        flat += [min(UNITS, round(UNITS * step / total)), None if value is None else round(UNITS * value)]
     return flat
 
 
@@ -127,7 +127,7 @@ def _status(run: Run) -> str:
 
 
 def _count(row: TrialRow) -> str:
-    """What the mean test accuracy is based on: "3 seeds × 200 clips"."""
+    """The sample behind the mean test accuracy: "3 seeds × 200 clips"."""
     if not row.test:
         return ""
     seeds = f"{len(row.test)} {'seed' if len(row.test) == 1 else 'seeds'}"
