@@ -12,6 +12,7 @@ import pytest
 import yaml
 from seeding import train_next
 from streamlit.testing.v1 import AppTest
+from visiting import checked
 
 from sousa_engine import targets
 from sousa_engine.analysis.sweeps import trial_rows
@@ -59,11 +60,6 @@ def visit(workspace, monkeypatch):
         return checked(app.run())
 
     return open_page
-
-
-def checked(app):
-    assert not app.exception, app.exception
-    return app
 
 
 def words(app):
