@@ -24,7 +24,7 @@ TRIES = 3  # in a row that bring nothing
 PAUSE_S = 1.0  # between two of them
 _ANSWER_HOLDS_S = 60.0
 _BLOCK = 1 << 18
-_answers: dict[str, tuple[float, str]] = {}
+answers: dict[str, tuple[float, str]] = {}  # of servers lately: when they were asked, and why they cannot be reached
 
 Progress = Callable[[int, int | None], None]  # bytes here, bytes in all if known
 
@@ -69,7 +69,7 @@ def unreachable(url: str, *, fresh: bool = False) -> str:
         return "HF_HUB_OFFLINE is set, so nothing is asked of the network"
     place = _place(url)
     for known in (host(url), place):
-        asked_s, reason = _answers.get(known, (-_ANSWER_HOLDS_S, ""))
+        asked_s, reason = answers.get(known, (-_ANSWER_HOLDS_S, ""))
         if not fresh and time.monotonic() - asked_s < _ANSWER_HOLDS_S:
             return reason
     found: list[tuple[bool, str]] = []
@@ -79,8 +79,8 @@ def unreachable(url: str, *, fresh: bool = False) -> str:
     answered, reason = found[0] if found else (False, f"in {PATIENCE_S:g} s")
     if not answered:
         reason = f"{host(url)} does not answer ({reason}): this machine seems to be offline"
-    _answers.pop(host(url), None)
-    _answers[place if answered else host(url)] = time.monotonic(), reason
+    answers.pop(host(url), None)
+    answers[place if answered else host(url)] = time.monotonic(), reason
     return reason
 
 

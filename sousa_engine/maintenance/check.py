@@ -67,9 +67,7 @@ def check(workspace: Workspace) -> Check:
         *_folder_findings(rows, folders),
         *_spool_findings(workspace, rows),
     ]
-    newer = (
-        "" if version == migrations._LATEST else f" (upgraded to {migrations._LATEST} when the studio next opens it)"
-    )
+    newer = "" if version == migrations.LATEST else f" (upgraded to {migrations.LATEST} when the studio next opens it)"
     facts = (
         f"schema {version}{newer}",
         "SQLite integrity check: ok",
@@ -144,9 +142,9 @@ def sound(file: Path) -> Iterator[migrations.Database]:
             raise UserError(f"{file} is not a readable SQLite database. Choose another copy.") from None
         if program != migrations.APPLICATION_ID or not version:
             raise UserError(f"{file} is not a copy of a runs.db. Choose one made by db backup.")
-        if version > migrations._LATEST:
+        if version > migrations.LATEST:
             raise UserError(
-                f"{file} has schema version {version}; this program supports versions up to {migrations._LATEST}. "
+                f"{file} has schema version {version}; this program supports versions up to {migrations.LATEST}. "
                 "Update the program, or choose another copy."
             )
         if found := damage(db):

@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
         _result(folder, outcome="failed", reason=str(error))
         return run_files.EXIT_USER_ERROR
     except Exception as error:
-        reason = _known_cause(error, folder)
+        reason = known_cause(error, folder)
         _last_word(f"error: {reason}" if reason else traceback.format_exc().rstrip())
         _result(folder, outcome="failed", reason=reason or _first_line(error))
         return run_files.EXIT_DISK_FULL if reason == DISK_FULL else EXIT_CRASHED
@@ -79,7 +79,7 @@ def run(folder: Path, run_config: RunConfig, *, stop: Callable[[], bool]) -> Out
     with closing(reporters.open_reporter(folder, run_config)) as reporter:
         # The first report comes before the heavy imports, so that the page shows at once that something happens.
         reporter.progress(Progress(phase="preparing", done=0, total=1))
-        return _train(folder, run_config, device, reporter, stop, _resume_point(folder, reporter))
+        return train(folder, run_config, device, reporter, stop, _resume_point(folder, reporter))
 
 
 def _resume_point(folder: Path, reporter: reporters.RunReporter) -> ResumePoint | None:
@@ -118,7 +118,7 @@ def _tell(reporter: reporters.RunReporter, kind: str, message: str) -> None:
     print(f"{kind}: {message}", flush=True)
 
 
-def _train(
+def train(
     folder: Path,
     run_config: RunConfig,
     device: str,
@@ -126,6 +126,7 @@ def _train(
     stop: Callable[[], bool],
     resumed: ResumePoint | None,
 ) -> Outcome:
+    """The training that `run` reports on; from `resumed` if the run has a checkpoint. Raises SousaError."""
     workspace = Workspace(root=folder.parent.parent)
     began = time.monotonic()
 
@@ -350,7 +351,7 @@ def _last_word(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
-def _known_cause(error: Exception, folder: Path) -> str:
+def known_cause(error: Exception, folder: Path) -> str:
     """A sentence for what is no bug of ours; "" where only the traceback can tell."""
     if isinstance(error, SousaError):
         return str(error)

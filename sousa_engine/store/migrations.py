@@ -47,7 +47,7 @@ APPLICATION_ID = 0x534F5553  # "SOUS"
 BUSY_TIMEOUT_S = 30.0
 REBUILD = "Close the studio, then make it again from the runs' folders: python -m sousa_engine db rebuild"
 COPIES_KEPT = 3  # of databases as they were before a migration
-_LATEST = 4
+LATEST = 4
 
 history = Migrations("sousa_engine")
 
@@ -339,13 +339,13 @@ def open_database(workspace: Workspace, *, readonly: bool = False, checkpoints: 
     db = _connect_readonly(path) if readonly else _connect_to_write(path, checkpoints)
     try:
         with _sentences(path):
-            if _version(db, path) < _LATEST:
+            if _version(db, path) < LATEST:
                 if readonly:
                     raise WorkspaceError(f"{path} has an older schema and cannot be migrated: it is read-only here.")
                 db.close()
                 with alone(workspace):
                     db = _connect_to_write(path, checkpoints)  # anew: while we waited, runs.db may have been replaced
-                    _migrate(db, path, history, _LATEST)
+                    _migrate(db, path, history, LATEST)
     except BaseException:
         db.close()
         raise
@@ -364,7 +364,7 @@ def _connect_to_write(path: Path, checkpoints: bool) -> Database:
     return db
 
 
-def migrate(db: Database, workspace: Workspace, migrations: Migrations = history, latest: int = _LATEST) -> None:
+def migrate(db: Database, workspace: Workspace, migrations: Migrations = history, latest: int = LATEST) -> None:
     """Bring runs.db to schema `latest`; an older one is copied aside first, and the last three copies are kept.
 
     Safe from any number of processes, and cut short at any moment: it is migrated whole, or as it was. Raises
@@ -402,15 +402,15 @@ def create(path: Path) -> Database:
     """A new, empty database at today's schema, in a file that is not there yet; for the calling thread alone."""
     assert not path.exists()
     db = Database(_connect(str(path)))
-    _apply(db, history, _LATEST)
+    _apply(db, history, LATEST)
     return db
 
 
 def bring_to_today(path: Path) -> None:
     """A database of ours that nobody else has open: at today's schema, without a log. Raises WorkspaceError."""
     with contextlib.closing(Database(_connect(str(path)))) as db, _sentences(path):
-        if _version(db, path) < _LATEST:
-            _apply(db, history, _LATEST)
+        if _version(db, path) < LATEST:
+            _apply(db, history, LATEST)
         db.enable_wal()  # a copy may have been made without
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
@@ -527,7 +527,7 @@ def look(workspace: Workspace) -> Look:
             ids = frozenset(row[0] for row in db.execute("SELECT id FROM runs")) if version else frozenset()
     finally:
         db.close()
-    return Look(version, _LATEST, ids, "" if said == "ok" else said)
+    return Look(version, LATEST, ids, "" if said == "ok" else said)
 
 
 def _version(db: Database, path: Path) -> int:
@@ -538,9 +538,9 @@ def _version(db: Database, path: Path) -> int:
     ).fetchone()
     if program != APPLICATION_ID and (program or tables):
         raise WorkspaceError(f"{path} is another program's SQLite database. Move it away, or set SOUSA_WORKSPACE.")
-    if version > _LATEST:
+    if version > LATEST:
         raise WorkspaceError(
-            f"{path} has schema version {version}; this program knows versions up to {_LATEST}. "
+            f"{path} has schema version {version}; this program knows versions up to {LATEST}. "
             "Update the program, or set SOUSA_WORKSPACE to another folder."
         )
     return version

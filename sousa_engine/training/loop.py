@@ -146,7 +146,7 @@ def train(
         schedule.load_state_dict(state["schedule"])
         if at.best:
             best = _evaluation(checkpoint.load(folder / BEST / at.best)[0]["valid"])
-        _set_randomness(state["randomness"], device)
+        set_randomness(state["randomness"], device)
         del state
     earlier_s, began = at.train_s, time.monotonic()
     saved_at = began
@@ -293,7 +293,8 @@ def _randomness(device: torch.device) -> dict[str, Any]:
     return found
 
 
-def _set_randomness(state: Mapping[str, Any], device: torch.device) -> None:
+def set_randomness(state: Mapping[str, Any], device: torch.device) -> None:
+    """Put the generators of Python, NumPy and PyTorch back into the state that a checkpoint keeps."""
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
     name, keys, *rest = state["numpy"]

@@ -40,7 +40,7 @@ main()
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch):
     monkeypatch.setattr(downloads, "PAUSE_S", 0.0)
-    monkeypatch.setattr(downloads, "_answers", {})
+    monkeypatch.setattr(downloads, "answers", {})
     for name in ("HF_HUB_OFFLINE", "HF_ENDPOINT"):
         monkeypatch.delenv(name, raising=False)
 

@@ -87,5 +87,5 @@ def _write_slowly(state, file, save_s: float) -> None:
 
 if __name__ == "__main__":
     sys.modules["torch"] = SimpleNamespace(save=None, OutOfMemoryError=MemoryError)  # type: ignore[assignment]
-    trainer._train = _train
+    trainer.train = _train
     sys.exit(trainer.main())

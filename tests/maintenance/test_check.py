@@ -29,7 +29,7 @@ def test_a_sound_workspace_passes(workspace):
     seed(workspace)
     found = db(workspace, "check")
     assert found.exit_code == 0, found.output
-    assert f"schema {migrations._LATEST}" in found.output and "integrity check: ok" in found.output
+    assert f"schema {migrations.LATEST}" in found.output and "integrity check: ok" in found.output
     assert "11 runs, 10 run folders" in found.output
     assert "PROBLEM" not in found.output
 

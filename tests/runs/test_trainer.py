@@ -209,13 +209,13 @@ def test_a_full_disk_is_named_however_torch_wraps_it():
         finally:
             raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 1411200 vs 1411092")
     except RuntimeError as error:
-        assert trainer._known_cause(error, Path("/no/runs/folder")).startswith("The disk is full.")
+        assert trainer.known_cause(error, Path("/no/runs/folder")).startswith("The disk is full.")
 
 
 def test_a_full_disk_is_named_where_torch_says_nothing_of_it(tmp_path, full_disk):
     error = RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 1411200 vs 1411092")
-    assert trainer._known_cause(error, tmp_path / "runs" / "a").startswith("The disk is full.")
-    assert trainer._known_cause(KeyError("a bug"), tmp_path / "runs" / "a") == ""
+    assert trainer.known_cause(error, tmp_path / "runs" / "a").startswith("The disk is full.")
+    assert trainer.known_cause(KeyError("a bug"), tmp_path / "runs" / "a") == ""
 
 
 def test_the_exit_code_tells_of_a_full_disk_where_no_result_finds_room(workspace, monkeypatch):
@@ -237,20 +237,20 @@ def test_the_exit_code_tells_of_a_full_disk_where_no_result_finds_room(workspace
 
 def test_memory_that_ran_out_is_named_by_the_type_of_its_error(tmp_path):
     text = "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 79.11 GiB"
-    said = trainer._known_cause(torch.OutOfMemoryError(text), tmp_path)
+    said = trainer.known_cause(torch.OutOfMemoryError(text), tmp_path)
     assert said.startswith("The GPU ran out of memory at a request for 20.00 GiB. Lower training.batch_size")
     for error in (
         MemoryError(),
         RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"),
         RuntimeError("MPS backend out of memory (MPS allocated: 8.1 GB)"),
     ):
-        assert trainer._known_cause(error, tmp_path).startswith("This machine ran out of memory.")
+        assert trainer.known_cause(error, tmp_path).startswith("This machine ran out of memory.")
     for text in (
         "CUDA error: out of memory\nCUDA kernel errors might be",
         "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when",
     ):
-        assert trainer._known_cause(RuntimeError(text), tmp_path).startswith("The GPU has no memory left")
-    assert trainer._known_cause(RuntimeError("an index out of memory bounds"), tmp_path) == ""
+        assert trainer.known_cause(RuntimeError(text), tmp_path).startswith("The GPU has no memory left")
+    assert trainer.known_cause(RuntimeError("an index out of memory bounds"), tmp_path) == ""
 
 
 def test_a_workspace_that_cannot_be_used_is_one_line_as_reason(workspace, train):
@@ -340,13 +340,11 @@ def test_every_family_goes_on_bit_for_bit(workspace, recordings, variant, lora):
 
 
 def test_a_stop_before_it_goes_on_does_not_say_that_it_never_trained(workspace, never_stopped, monkeypatch):
-    def stopped(*words, **more):
-        raise trainer._StopRequested
-
     folder = workspace.run_dir("20260101-aaaa")
     shutil.copytree(never_stopped, folder)
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(trainer, "run", stopped)
+    run = trainer.run
+    monkeypatch.setattr(trainer, "run", lambda *words, stop: run(*words, stop=lambda: True))
     try:
         assert trainer.main([str(folder)]) == run_files.EXIT_STOPPED
     finally:
@@ -358,7 +356,7 @@ def test_data_that_changed_since_forbid_to_go_on_and_versions_only_warn(workspac
     folder = workspace.run_dir("20260101-aaaa")
     shutil.copytree(never_stopped, folder)
     settings = draft(lora=LORA, training={"max_epochs": 2})
-    monkeypatch.setattr(trainer, "_versions", lambda: {"torch": "0.1"})
+    monkeypatch.setattr(trainer, "version", lambda package: "0.1")
     in_process(folder, settings)
     (told,) = [e.message for e in read_batch(folder / run_files.SPOOL, 0).events if e.kind == "not the same"]
     assert "torch" in told and "0.1 now" in told

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from types import SimpleNamespace
@@ -149,8 +150,8 @@ def whole(tmp_path_factory):
 def test_a_generator_that_is_not_restored_would_be_seen(whole, tmp_path, monkeypatch, forgotten):
     """The network of these tests draws from every generator: otherwise they would prove nothing."""
     story = Story(tmp_path).launch(stop_at=6)
-    restore = loop._set_randomness
-    monkeypatch.setattr(loop, "_set_randomness", lambda *words: (restore(*words), forgotten()))
+    restore = loop.set_randomness
+    monkeypatch.setattr(loop, "set_randomness", lambda *words: (restore(*words), forgotten()))
     assert story.launch().measured() != whole("lora").measured()
 
 
@@ -318,7 +319,7 @@ def test_what_forbids_to_go_on_is_a_sentence(tmp_path):
 
 def test_a_quick_look_reads_no_state(tmp_path, monkeypatch):
     Story(tmp_path).launch(stop_at=6)
-    monkeypatch.setattr(checkpoint, "_sha256", lambda path: pytest.fail("read"))
+    monkeypatch.setattr(hashlib, "file_digest", lambda *_: pytest.fail("read"))
     assert resume.find(tmp_path, thorough=False).step == 6
 
 
