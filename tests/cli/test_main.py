@@ -68,6 +68,13 @@ def anchors(file: Path) -> set[str]:
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
+def test_every_file_that_readme_names_for_developers_is_there():
+    section = README.read_text().partition("## For developers")[2]
+    named = set(re.findall(r"`([\w./]+(?:\.py|/))`", section))
+    roots = (README.parent, README.parent / "sousa_engine", README.parent / "sousa_engine" / "runs" / "executors")
+    assert len(named) > 20 and [name for name in named if not any((root / name).exists() for root in roots)] == []
+
+
 def test_library_example_of_readme_works():
     example = re.search(r"```python\n(.+?)```", README.read_text(), re.DOTALL)[1]
     lines = [line for line in example.splitlines() if "load_official" not in line]  # needs the published file
