@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -231,9 +232,16 @@ def content_key(spec: SynthSpec) -> str:
         "synth": SYNTH_VERSION,
         "spec": asdict(spec),
         "tiers": {name: asdict(tier) for name, tier in TIERS.items()},
-        "rudiments": [asdict(r) for r in rudiments.RUDIMENTS],
+        "rudiments": [_as_recorded(r) for r in rudiments.RUDIMENTS],
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _as_recorded(rudiment: rudiments.Rudiment) -> dict[str, Any]:
+    """Under the names that content keys have used from the start: a key must not change with a name in the code."""
+    facts = asdict(rudiment)
+    facts["family"] = facts.pop("group")
+    return facts
 
 
 def render_pattern(

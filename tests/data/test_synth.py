@@ -99,6 +99,20 @@ def test_seed_changes_every_clip_and_the_content_key():
     assert not np.array_equal(synth.render(synth.plan(other)[0]), synth.render(TINY[0]))
 
 
+@pytest.mark.parametrize(
+    ("preset", "key"),
+    [
+        ("micro", "e40e04b541f8966148a42b7224b5ebc0"),
+        ("tiny", "52533df41728a632053f63188c4e16c4"),
+        ("small", "d3470afa4fa0c214dbbd469cac4dbd1b"),
+        ("medium", "f6061261ec448a2810c3dc482e5d1ae2"),
+    ],
+)
+def test_embedded_sets_keep_their_content_key_whatever_the_code_calls_its_parts(preset, key):
+    """Checkpoints and caches are found by it. Another key is right only where other sounds are: SYNTH_VERSION."""
+    assert synth.content_key(synth.PRESETS[preset]) == key
+
+
 def test_content_key_follows_what_is_heard(monkeypatch):
     spec = synth.PRESETS["tiny"]
     before = synth.content_key(spec)
