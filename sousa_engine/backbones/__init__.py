@@ -1,8 +1,8 @@
-"""The backbones one can choose, and the door to build them. Importing this never imports torch.
+"""The available backbones, and the functions that build them. Importing this never imports torch.
 
 network = backbones.build("mn10_as", num_classes=40)              # fresh random weights
 network = backbones.build("ast-mini", num_classes=40, weights="pretrained")
-network = backbones.load_official("mn10_as", "mn10_as_mAP_471.pt")  # the file's own head
+network = backbones.load_official("mn10_as", "mn10_as_mAP_471.pt")  # with the file's own head
 logits = network(waveforms)                                       # (batch, samples) -> (batch, classes)
 """
 
@@ -56,7 +56,7 @@ def variant(name: str) -> Variant:
 
 
 def family(variant: Variant) -> ModuleType:
-    """The module of a variant's family: roles, old names, translate, and networks() for the half with torch."""
+    """The module of a variant's family: roles, old names, translate, and networks() for the half that needs torch."""
     return FAMILIES[variant.family]
 
 
@@ -66,8 +66,8 @@ def build(
     """A backbone with a new head for num_classes classes, in float32 on the CPU, in training mode. Imports torch.
 
     Called with waveforms (batch, samples) in [-1, 1] at its front_end.sample_rate_hz, it returns logits (batch,
-    classes). weights: None for fresh random ones, "pretrained" (embedded, imported or downloaded), or a path to a file
-    or folder. The head is always new, drawn from `seed`. Raises UnknownNameError, WeightsError.
+    classes). weights: None for fresh random weights, "pretrained" (embedded, imported or downloaded), or a path to a
+    file or folder. The head is always new, drawn from `seed`. Raises UnknownNameError, WeightsError.
     """
     return open_network(
         name,
@@ -81,18 +81,18 @@ def build(
 def load_official(
     name: str, file: str | Path | Mapping[str, Any], *, num_classes: int | None = None, seed: int = 0
 ) -> TakesWaveforms:
-    """A backbone with everything a published file holds, its head too, in eval mode. Imports torch.
+    """A backbone with everything that a published file holds, including its head, in eval mode. Imports torch.
 
-    file: the path of a published file, or the object that torch.load makes of it, in its own envelope and names. With
-    num_classes, the head is a new one instead (a file without a head needs that). Raises WeightsError if tensors are
-    missing, of another shape, or unknown.
+    file: the path of a published file, or the object that torch.load returns for it, with its own envelope and names.
+    With num_classes, the head is new instead (required for a file without a head). Raises WeightsError if tensors are
+    missing, have another shape, or are unknown.
     """
     chosen = variant(name)
     return key_tree.official_network(chosen, family(chosen), file, num_classes=num_classes, seed=seed)
 
 
 def weights_state(name: str, workspace: Workspace, weights: str = "pretrained") -> WeightsState:
-    """What `open_network` would load, or a sentence that names the ways out. Asks the network for at most 3 s."""
+    """The weights that `open_network` would load, or a sentence with the options. Waits at most 3 s for the network."""
     return pretrained.weights_state(variant(name), workspace, weights)
 
 
@@ -105,11 +105,11 @@ def open_network(
     seed: int = 0,
     tell: Tell | None = None,
 ) -> Network:
-    """A backbone with a new head, and what it was built from: the trainer's door. Imports torch.
+    """A backbone with a new head, and what it was built from: the trainer's entry. Imports torch.
 
     weights: "pretrained", "random" (a control), or a path to a weights file or folder. The head is always new, drawn
-    from `seed`: AudioSet's 527 classes, or whatever a file brings, are left away. Raises WeightsError; there is no
-    fallback from one kind of weights to another. tell: hears of a download, and may end it by raising.
+    from `seed`: the head in a file, such as that for AudioSet's 527 classes, is dropped. Raises WeightsError; there is
+    no fallback from one kind of weights to another. tell: called during a download, which it may end by raising.
     """
     chosen = variant(name)
     state = pretrained.weights_state(chosen, workspace, weights)

@@ -2,7 +2,7 @@
 
 Gong, Chung, Glass: "AST: Audio Spectrogram Transformer", Interspeech 2021. The network is transformers' own
 ASTForAudioClassification (ast_network.py). Transformers 5.9 renamed its modules; files on the hub keep the old names,
-and the file the authors published has names of its own. `translate` reads all three.
+and the authors' own file uses different names again. `translate` reads all three.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sousa_engine.frontends import FrontEndSpec
 LONGEST = 6000
 """Frames. Beyond the table's length (1024 frames in AST base) the position embeddings are stretched."""
 
-# Path in today's transformers -> path before 5.9; an empty replacement: there was no such module.
+# Path in current transformers -> path before 5.9; an empty replacement: the module did not exist.
 OLD_NAMES = (
     (r"\.attention\.q_proj$", ".attention.attention.query"),
     (r"\.attention\.k_proj$", ".attention.attention.key"),
@@ -47,7 +47,7 @@ ROLES = {
 
 
 def role(path: str) -> tuple[str, int | None]:
-    """Role of the module at `path`, and the number of its layer."""
+    """The role of the module at `path`, and the number of its layer."""
     layer = re.search(r"\.layers\.(\d+)(?=\.|$)", path)
     found = "head" if path.split(".")[0] == "classifier" else ROLES.get(path.rpartition(".")[2], "")
     return found, int(layer[1]) if layer else None
@@ -75,10 +75,10 @@ def variants() -> tuple[Variant, ...]:
             url="https://huggingface.co/MIT/ast-finetuned-audioset-10-10-0.4593/resolve/main/model.safetensors",
             size_bytes=346_404_948,
             sha256="ae0c1e2ad4e1381d851fa9bf298ba13ebc9c5a914cdee2dbe427a6583869924d",
-            note="The authors' own audioset_10_10_0.4593.pth works too, as a file.",
+            note="The authors' own audioset_10_10_0.4593.pth can be imported too.",
         ),
         embedded=False,
-        needs="346 MB of AudioSet weights: a file you import, or the Hugging Face hub.",
+        needs="346 MB of AudioSet weights: import a file, or download them from the Hugging Face hub.",
         head_path="classifier",
         front_end=FrontEndSpec(
             sample_rate_hz=16000,
@@ -112,10 +112,10 @@ def variants() -> tuple[Variant, ...]:
 
 
 def translate(state: Mapping[str, Any]) -> dict[str, Any]:
-    """A state dict in any of AST's three namings -> today's names. Tensors are split, never copied or converted.
+    """A state dict in any of AST's three naming schemes -> current names. Tensors are split, never copied or converted.
 
     In the authors' file q, k and v are one matrix of 3 x width rows, in this order; `v.head` and `v.head_dist` are
-    leftovers of ImageNet training that the network never uses.
+    remnants of ImageNet training that the network never uses.
     """
     today: dict[str, Any] = {}
     for key, value in state.items():

@@ -1,4 +1,4 @@
-"""AST's network: transformers' ASTForAudioClassification that takes waveforms of any length. Imports torch."""
+"""AST's network: transformers' ASTForAudioClassification for waveforms of any length. Imports torch."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from sousa_engine.backbones.spec import Variant
 from sousa_engine.backbones.waveforms import TakesWaveforms
 from sousa_engine.frontends import import_torchaudio
 
-import_torchaudio()  # must stand before transformers
+import_torchaudio()  # must run before transformers is imported
 
 from transformers import ASTConfig, ASTForAudioClassification  # noqa: E402
 from transformers.models.audio_spectrogram_transformer import modeling_audio_spectrogram_transformer as upstream  # noqa: E402
 
 
 class ASTEmbeddings(upstream.ASTEmbeddings):
-    """Position embeddings fitted to the time patches that exist; parameters and names are transformers' own.
+    """Position embeddings fitted to the clip's number of time patches; parameters and names are transformers' own.
 
     The table has one row for each of F x T patches (frequency first, time second) after the two special tokens. A clip
-    with t < T time patches gets the t columns in the middle, T//2 - t//2 onwards; for t > T the table is stretched
-    linearly in time. Both are what the authors' code does for other lengths. With t = T the sum is transformers' own.
+    with t < T time patches gets the t columns in the middle, from T//2 - t//2 on; for t > T the table is stretched
+    linearly in time. The authors' code does the same for other lengths. With t = T the sum equals transformers' own.
     """
 
     def forward(self, input_values: Tensor) -> Tensor:
@@ -31,7 +31,7 @@ class ASTEmbeddings(upstream.ASTEmbeddings):
         return self.dropout(torch.cat((specials, patches), dim=1) + positions)
 
     def positions(self, patches: int) -> Tensor:
-        """Rows of the table for so many patches, special tokens first: (1, 2 + patches, hidden size)."""
+        """Rows of the table for this many patches, special tokens first: (1, 2 + patches, hidden size)."""
         rows, columns = self.get_shape(self.config)
         wanted = patches // rows
         if wanted == columns:
@@ -61,7 +61,7 @@ class AST(TakesWaveforms, ASTForAudioClassification):
 
 
 def network(variant: Variant, num_classes: int, seed: int) -> nn.Module:
-    """A freshly initialised network, the same for the same seed; the global random state is left as it was."""
+    """A newly initialised network, the same for the same seed; the global random state is unchanged."""
     config = ASTConfig(**{**variant.architecture, "num_labels": num_classes})
     config._attn_implementation = "sdpa"
     with torch.random.fork_rng(devices=[]):
@@ -70,8 +70,8 @@ def network(variant: Variant, num_classes: int, seed: int) -> nn.Module:
         module.front_end = variant.front_end
         embeddings = ASTEmbeddings(config)
         embeddings.load_state_dict(module.audio_spectrogram_transformer.embeddings.state_dict(), assign=True)
-        # transformers leaves these at zero, which a frozen random backbone would keep: it could not tell when a
-        # stroke falls. The authors' code draws them.
+        # transformers leaves these at zero, and a frozen random backbone would keep them there: it could not tell when
+        # a stroke occurs. The authors' code initialises them randomly.
         for token in (embeddings.cls_token, embeddings.distillation_token, embeddings.position_embeddings):
             nn.init.trunc_normal_(token, std=0.02)
     module.audio_spectrogram_transformer.embeddings = embeddings

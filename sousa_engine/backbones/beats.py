@@ -1,8 +1,8 @@
 """BEATs: variants, roles of its modules, names in the authors' files. Facts only, no torch.
 
 Chen, Wu, Wang, Liu, Tompkins, Chen, Wei: "BEATs: Audio Pre-Training with Acoustic Tokenizers", ICML 2023,
-arXiv:2212.09058. The network is our own (beats_network.py); its modules have the names of the authors' files, which are
-{"cfg": settings, "model": state dict[, "label_dict": classes]}.
+arXiv:2212.09058. The network is our own (beats_network.py); its modules have the names in the authors' files, which
+contain {"cfg": settings, "model": state dict[, "label_dict": classes]}.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ ROLES = {
     "final_layer_norm": "norm",
 }
 
-# The files list the one table of relative positions under every layer, our network has it in layer 0 alone.
+# The files list the one table of relative positions under every layer; our network has it in layer 0 only.
 TABLE = "encoder.layers.{}.self_attn.relative_attention_bias.weight"
 
-# Weight norm of the positional convolution, in the files and in torch today.
+# Weight norm of the positional convolution: name in the files -> name in current torch.
 RENAMED = {
     "encoder.pos_conv.0.weight_g": "encoder.pos_conv.0.parametrizations.weight.original0",
     "encoder.pos_conv.0.weight_v": "encoder.pos_conv.0.parametrizations.weight.original1",
@@ -46,7 +46,7 @@ RENAMED = {
 
 
 def role(path: str) -> tuple[str, int | None]:
-    """Role of the module at `path`, and the number of its layer."""
+    """The role of the module at `path`, and the number of its layer."""
     layer = re.search(r"\.layers\.(\d+)(?=\.|$)", path)
     if path.split(".")[0] == "predictor":
         found = "head"
@@ -91,20 +91,20 @@ def variants() -> tuple[Variant, ...]:
             name="beats-iter3-plus",
             aliases=("beats",),
             title="BEATs iter3+",
-            description="Transformer over 16 x 16 patches, trained on AudioSet to guess masked sounds.",
+            description="Transformer over 16 x 16 patches, trained on AudioSet to predict masked sounds.",
             source="Chen et al. 2023, arXiv:2212.09058; self-supervised weights BEATs_iter3+ (AS2M)",
             download=_download(
                 "BEATs_iter3_plus_AS2M.pt",
                 361_499_833,
                 "d43cbfad4d7b56381c061d7a24774f908d4d94c72961f6eb1d9090ff18cd8d34",
             ),
-            needs="361 MB of AudioSet weights: a file you import, or a download from a third party's mirror.",
+            needs="361 MB of AudioSet weights: import a file, or download them from a third party's mirror.",
             **same,
         ),
         Variant(
             name="beats-iter3",
             title="BEATs iter3, fine-tuned",
-            description="The same Transformer from another round of such training, fine-tuned on AudioSet's labels.",
+            description="The same Transformer from another round of that training, fine-tuned on AudioSet's labels.",
             source="Chen et al. 2023, arXiv:2212.09058; weights BEATs_iter3 fine-tuned on AS2M (cpt1)",
             download=_download(
                 "BEATs_iter3_finetuned_on_AS2M_cpt1.pt",
@@ -112,7 +112,7 @@ def variants() -> tuple[Variant, ...]:
                 "379369a41d0b3749f746cdcea8036de506cb3aedecce84de7db0a75fda2a4fe7",
                 " The link is unverified.",
             ),
-            needs="363 MB of AudioSet weights: a file you import, or a download from a third party's mirror.",
+            needs="363 MB of AudioSet weights: import a file, or download them from a third party's mirror.",
             **same,
         ),
     )
@@ -120,13 +120,13 @@ def variants() -> tuple[Variant, ...]:
         published[0],
         "beats-mini",
         title="BEATs mini",
-        description="A small BEATs: 4 layers x 160, a token each 80 ms, pre-trained by us on drum strokes.",
+        description="A small BEATs: 4 layers x 160, one token every 80 ms, pre-trained by us on drum strokes.",
     )
     return (*published, small)
 
 
 def front_end(mel_bins: int, *, min_frames: int) -> FrontEndSpec:
-    """Section 4.2 of the paper, mean and deviation from the authors' code; min_frames: of one patch."""
+    """Section 4.2 of the paper; mean and standard deviation from the authors' code. min_frames: of one patch."""
     return FrontEndSpec(
         sample_rate_hz=16000,
         mel_bins=mel_bins,
@@ -141,9 +141,9 @@ def front_end(mel_bins: int, *, min_frames: int) -> FrontEndSpec:
 
 
 def translate(state: Mapping[str, Any]) -> dict[str, Any]:
-    """A state dict in the authors' names or in ours -> our names; the tensors themselves are left alone.
+    """A state dict in the authors' names or in ours -> our names; the tensors are unchanged.
 
-    Raises WeightsError if the layers have different tables of relative positions: BEATs has one for all of them.
+    Raises WeightsError if the layers have different tables of relative positions: in BEATs all layers share one.
     """
     ours: dict[str, Any] = {}
     table, first = TABLE.format(0), None
@@ -154,23 +154,23 @@ def translate(state: Mapping[str, Any]) -> dict[str, Any]:
             first, ours[table] = key, value
         elif not _same(ours[table], value):
             raise WeightsError(
-                f"{key} differs from {first}; in BEATs all layers share one table of relative positions."
+                f"{key} differs from {first}, but in BEATs all layers share one table of relative positions."
             )
     return ours
 
 
 def cfg_differences(cfg: Mapping[str, Any], architecture: Mapping[str, Any]) -> list[str]:
-    """What a file's `cfg` says that this network does not do, a phrase each; [] if its weights mean what they should.
+    """Settings in a file's `cfg` that differ from this network's, one phrase each; [] if the file fits.
 
-    A setting that `cfg` lacks has the default of the authors' code. Settings of training (dropout, layer drop, decay of
-    gradients) and of the head are not compared: they change nothing that a loaded backbone computes.
+    A setting missing from `cfg` has the default of the authors' code. Settings of training (dropout, layer drop,
+    decay of gradients) and of the head are not compared: they do not affect the output of a loaded backbone.
     """
     theirs = {**_DEFAULTS, **cfg}
     ours = {**_FIXED, **architecture}
     return [f"{key} is {theirs[key]!r} in the file, not {ours[key]!r}" for key in _DEFAULTS if theirs[key] != ours[key]]
 
 
-# What the authors' BEATsConfig says where a file's cfg says nothing, and what our network always does.
+# The defaults of the authors' BEATsConfig, for settings that a file's cfg lacks, and the settings of our network.
 _DEFAULTS = {
     "input_patch_size": -1,
     "embed_dim": 512,
@@ -207,7 +207,7 @@ def _download(file: str, size_bytes: int, sha256: str, more: str = "") -> Downlo
         url=f"{page}/resolve/main/{file}",
         size_bytes=size_bytes,
         sha256=sha256,
-        note=f"A mirror by a third party, since the authors' own links are dead; the file is checked by sha256.{more}",
+        note=f"A third party's mirror, because the authors' links are dead; the file is checked by its sha256.{more}",
     )
 
 

@@ -1,11 +1,12 @@
-"""BEATs' network: a Transformer over patches of a log-mel spectrogram that hears how far apart they are. Imports torch.
+"""BEATs' network: a Transformer over log-mel patches whose attention depends on their distance. Imports torch.
 
 Chen et al. 2023, arXiv:2212.09058, section 3.3; its gated relative position bias is that of Chi et al. 2022 ("XLM-E"),
 its residual weights and initialisation (deep norm) are those of Wang et al. 2022 ("DeepNet"). Modules and parameters
-have the names of the authors' files.
+have the names in the authors' files.
 
-The authors' training also used dropout, layer drop, and gradients that shrink by 0.6 a layer from the top down. None of
-it is here: the last would leave layer 0 with 0.0036 of its gradient, and LoRA in the lower layers untrained.
+The authors' training also used dropout, layer drop, and gradients scaled by 0.6 per layer from the top down. None of
+these is implemented here: the last would leave layer 0 with 0.0036 of its gradient, and LoRA in the lower layers
+untrained.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from sousa_engine.backbones.waveforms import TakesWaveforms
 
 
 def network(variant: Variant, num_classes: int, seed: int) -> nn.Module:
-    """A freshly initialised network, the same for the same seed; the global random state is left as it was."""
+    """A newly initialised network, the same for the same seed; the global random state is unchanged."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return BEATs(variant, num_classes)
@@ -34,11 +35,11 @@ def network(variant: Variant, num_classes: int, seed: int) -> nn.Module:
 class BEATs(TakesWaveforms):
     """Patches -> tokens -> Transformer -> mean of the tokens -> classes.
 
-    Settings of variant.architecture: input_patch_size (an edge, or frames and mel bins), time_stride (frames from patch
-    to patch, if they overlap in time), embed_dim (of a patch), num_mel_bins, and those of `Encoder`.
+    Settings of variant.architecture: input_patch_size (edge length, or frames and mel bins), time_stride (frames from
+    patch to patch, if patches overlap in time), embed_dim (of a patch), num_mel_bins, and those of `Encoder`.
 
-    Takes clips of any length of at least one patch: positions enter as distances only, and all distances from
-    max_distance on count as equal. Frames and mel bins at the end that fill no patch are dropped.
+    Accepts clips of any length of at least one patch: positions enter as distances only, and all distances from
+    max_distance on count as equal. Frames and mel bins at the end that do not fill a patch are dropped.
     """
 
     def __init__(self, variant: Variant, num_classes: int):
@@ -60,22 +61,22 @@ class BEATs(TakesWaveforms):
     def classify(self, x: Tensor) -> Tensor:
         """x: (batch, frames, mel bins), normalised log-mel. Returns logits (batch, classes).
 
-        The authors average the classes' logits over tokens and give out probabilities, the sigmoid of these. Here the
-        tokens are averaged first: the head is linear, so that the logits are the same.
+        The authors average the class logits over tokens and return probabilities, the sigmoid of these. Here the
+        tokens are averaged first: the head is linear, so the logits are the same.
         """
         return self.predictor(self.represent(x)[1])
 
     def embed(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x as for classify. Returns the tokens' means over frequency (batch, time steps, width) and over all
-        (batch, width)."""
+        """x as for classify. Returns the means of the tokens over frequency (batch, time steps, width) and over both
+        axes (batch, width)."""
         tokens, pooled = self.represent(x)
         return tokens.unflatten(1, (-1, self.rows)).mean(2), pooled
 
     def represent(self, x: Tensor, *, padding: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """x as for classify. Returns all tokens (batch, tokens, width), time by time from the low frequencies up, and
-        their mean (batch, width).
+        """x as for classify. Returns all tokens (batch, tokens, width), by time and then from low to high frequencies,
+        and their mean (batch, width).
 
-        padding: (batch, frames), True where a clip was filled up; such tokens are neither attended to nor averaged.
+        padding: (batch, frames), True where a clip was padded; such tokens are neither attended to nor averaged.
         """
         tokens = self.patch_embedding(x.unsqueeze(1)).flatten(2).mT
         tokens = self.post_extract_proj(self.layer_norm(tokens))
@@ -89,17 +90,17 @@ class BEATs(TakesWaveforms):
 
 
 def coarser(padding: Tensor, parts: int) -> Tensor:
-    """A mask of fewer parts, as the authors make it: (batch, n) -> (batch, parts), True where n // parts entries in a
-    row are all True; what remains at the end is dropped."""
+    """A mask with fewer parts, as in the authors' code: (batch, n) -> (batch, parts), True where n // parts entries in
+    a row are all True; the remainder at the end is dropped."""
     length = padding.shape[1] // parts
     return padding[:, : parts * length].unflatten(1, (parts, length)).all(2)
 
 
 class Encoder(nn.Module):
-    """Adds a convolution over neighbouring tokens, then runs the layers.
+    """Add a convolution over neighbouring tokens, then run the layers.
 
     Settings: encoder_layers, encoder_embed_dim, encoder_ffn_embed_dim, encoder_attention_heads; conv_pos and
-    conv_pos_groups, kernel and groups of that convolution; num_buckets, max_distance.
+    conv_pos_groups (kernel and groups of that convolution); num_buckets, max_distance.
     """
 
     def __init__(self, settings: Mapping[str, Any]):
@@ -117,7 +118,7 @@ class Encoder(nn.Module):
         if padding is not None:
             tokens = tokens.masked_fill(padding.unsqueeze(2), 0.0)
         count = tokens.shape[1]
-        tokens = self.layer_norm(tokens + self.pos_conv(tokens.mT)[..., :count].mT)  # an even kernel makes one more
+        tokens = self.layer_norm(tokens + self.pos_conv(tokens.mT)[..., :count].mT)  # an even kernel adds one
         bias = self.layers[0].self_attn.position_bias(count, tokens.device)
         if padding is not None:
             bias = bias.masked_fill(padding[:, None, None], -math.inf)
@@ -127,7 +128,7 @@ class Encoder(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention, then two linear layers; each sum is normalised after adding, its residual weighed up (deep norm)."""
+    """Attention, then two linear layers, each with a scaled-up residual and a norm after the sum (deep norm)."""
 
     def __init__(self, settings: Mapping[str, Any], *, first: bool):
         super().__init__()
@@ -156,9 +157,9 @@ class Layer(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention with a bias by distance; every query opens or closes it with a gate of its own.
+    """Self-attention with a bias that depends on distance; every query scales it with its own gate.
 
-    first: owns the table of biases, a row a bucket of distances, which all layers use.
+    first: holds the table of biases, one row per bucket of distances, which all layers use.
     """
 
     def __init__(self, settings: Mapping[str, Any], *, first: bool):
@@ -178,13 +179,13 @@ class Attention(nn.Module):
             nn.init.normal_(self.relative_attention_bias.weight, std=0.02)
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
-        """x: (batch, tokens, width); bias: (heads, tokens, tokens), or one a clip."""
+        """x: (batch, tokens, width); bias: (heads, tokens, tokens), or one per clip."""
         q, k, v = (project(x).unflatten(2, (self.heads, -1)) for project in (self.q_proj, self.k_proj, self.v_proj))
         gates = self.grep_linear(q).unflatten(3, (2, 4)).sum(4).sigmoid().transpose(1, 2)
         opened, reset = gates[..., :1], gates[..., 1:]
         gate = opened * (reset * self.grep_a - 1.0) + 2.0  # (batch, heads, tokens, 1)
         mask = (gate * bias).to(q.dtype)
-        if mask.requires_grad:  # if it alone does, torch's CUDA kernel reads stray memory (pytorch issue 148476)
+        if mask.requires_grad:  # if only the mask does, torch's CUDA kernel reads stray memory (pytorch issue 148476)
             v.requires_grad_()
         heard = scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask)
         return self.out_proj(heard.transpose(1, 2).flatten(2))
@@ -200,9 +201,9 @@ class Attention(nn.Module):
 def distance_buckets(tokens: int, buckets: int, max_distance: int, device: str) -> Tensor:
     """The bucket of every distance from 1 - tokens to tokens - 1, key minus query: (2 * tokens - 1,), int64.
 
-    Half of the buckets are for keys that follow the query. In each half, the first half has one distance a bucket, the
-    rest is logarithmic up to max_distance; farther ones share the last. As in T5 (Raffel et al. 2020, section 2.1).
-    Kept for the next call, on the device it was asked for.
+    Half of the buckets are for keys after the query. In each half, the first half has one distance per bucket, the
+    rest is logarithmic up to max_distance; larger distances share the last one. As in T5 (Raffel et al. 2020, section
+    2.1). Cached for the next call, on the requested device.
     """
     with torch.inference_mode(False):
         distances = torch.arange(1 - tokens, tokens, device="cpu")

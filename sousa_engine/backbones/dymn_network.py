@@ -1,7 +1,7 @@
 """EfficientAT's dynamic networks: filters that depend on the clip, under the authors' module names. Imports torch.
 
 Schmid, Koutini, Widmer: "Dynamic Convolutional Neural Networks as Efficient Pre-trained Audio Models", IEEE/ACM TASLP
-2024, arXiv:2310.15648. The blocks are MobileNetV3's. Each makes a short context vector of its input, and draws from it
+2024, arXiv:2310.15648. The blocks are MobileNetV3's. Each computes a short context vector from its input, and from it
 the mixture of its filters (dynamic convolution), its activation (Dy-ReLU-B) and, from the same layer, factors for every
 frequency and time step (coordinate attention).
 """
@@ -26,15 +26,15 @@ from sousa_engine.backbones.mobile_blocks import (
     trunk,
 )
 
-FILTERS = 4  # filter sets that a dynamic convolution mixes
-CONTEXT = (32, 128)  # least and largest size of the context vector, before it is multiplied by the width
+FILTERS = 4  # sets of filters that a dynamic convolution mixes
+CONTEXT = (32, 128)  # smallest and largest size of the context vector, before scaling by the width
 
 
 class DyMN(EfficientAT):
     """MobileNetV3-large with dynamic blocks: the stem `in_c`, 15 blocks in `layers`, the last convolution `out_c`.
 
-    dynamic: "all" blocks, or "replace_se": only those that have squeeze-excitation in MobileNetV3. temperature: of the
-    softmax over filter sets; 1 is what the authors' training arrives at, and no part of a state dict.
+    dynamic: "all" blocks, or "replace_se": only those with squeeze-excitation in MobileNetV3. temperature: of the
+    softmax over filter sets; the authors' training ends at 1, and a state dict does not contain it.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class DyMN(EfficientAT):
 
 
 class DynamicBlock(nn.Module):
-    """An inverted residual block made for each clip anew. Schmid et al. 2024."""
+    """An inverted residual block that adapts to each clip. Schmid et al. 2024."""
 
     def __init__(self, settings: BlockSettings, width: float, temperature: float):
         super().__init__()
@@ -98,7 +98,7 @@ class DynamicBlock(nn.Module):
 
 
 class ContextGenerator(nn.Module):
-    """What a block adapts itself to: the means over time and those over frequency, through one small layer."""
+    """The context that a block adapts to: the means over time and those over frequency, through one small layer."""
 
     def __init__(self, inputs: int, context: int, expanded: int, stride: tuple[int, int]):
         super().__init__()
@@ -113,7 +113,7 @@ class ContextGenerator(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x: (batch, inputs, F, T). Returns the context (batch, size) and the factors of coordinate attention in
-        (0, 1), (batch, expanded, F', 1) and (batch, expanded, 1, T'), of the size that the block's stride leaves.
+        (0, 1), (batch, expanded, F', 1) and (batch, expanded, 1, T'), with the size after the block's stride.
 
         Hou, Zhou, Feng: "Coordinate Attention for Efficient Mobile Network Design", CVPR 2021.
         """
@@ -129,7 +129,7 @@ class DynamicConv(nn.Module):
     """A convolution without bias whose filters are mixed for each clip: softmax(residuals(context) / temperature).
 
     weight: (1, 1, filter sets, outputs * inputs / groups * kernel * kernel). Chen et al.: "Dynamic Convolution", CVPR
-    2020. A convolution with kernel 1 is one matrix product a clip; another one runs as a grouped convolution.
+    2020. A convolution with kernel 1 is one matrix product per clip; others run as a grouped convolution.
     """
 
     def __init__(
@@ -158,7 +158,7 @@ class DynamicConv(nn.Module):
         if kernel == 1 and self.groups == 1:
             return (mixed.view(-1, outputs, inputs) @ x.flatten(2)).unflatten(2, x.shape[2:])
         y = nn.functional.conv2d(
-            x.reshape(1, -1, *x.shape[2:]),  # each clip's channels are groups of their own
+            x.reshape(1, -1, *x.shape[2:]),  # each clip's channels form separate groups
             mixed.view(-1, inputs, kernel, kernel),
             stride=self.stride,
             padding=kernel // 2,
@@ -168,11 +168,11 @@ class DynamicConv(nn.Module):
 
 
 class DynamicReLU(nn.Module):
-    """The larger of two lines whose slopes and offsets are drawn for each clip and channel.
+    """The maximum of two lines whose slopes and offsets are computed for each clip and channel.
 
-    Chen et al.: "Dynamic ReLU", ECCV 2020, its form B. Coefficients are init_v + lambdas * a number in (-1, 1), for
-    each channel two slopes, then two offsets; where that number is 0 it is the ordinary ReLU. Both are constants that
-    stand in the authors' files.
+    Chen et al.: "Dynamic ReLU", ECCV 2020, form B. Coefficients are init_v + lambdas * a number in (-1, 1): for each
+    channel two slopes, then two offsets; if that number is 0 it is the ordinary ReLU. init_v and lambdas are constants
+    that the authors' files contain.
     """
 
     lambdas: Tensor

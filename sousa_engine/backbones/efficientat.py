@@ -1,9 +1,8 @@
-"""EfficientAT: convolutional networks that learnt from transformers. Variants, roles of modules. Facts only, no torch.
+"""EfficientAT: convolutional networks distilled from transformers. Variants, roles of modules. Facts only, no torch.
 
 Schmid, Koutini, Widmer: "Efficient Large-scale Audio Tagging via Transformer-to-CNN Knowledge Distillation", ICASSP
 2023 (mn), and "Dynamic Convolutional Neural Networks as Efficient Pre-trained Audio Models", IEEE/ACM TASLP 2024
-(dymn).
-Module and parameter names are the authors'; their files load as they are.
+(dymn). Module and parameter names are the authors'; their files load unchanged.
 """
 
 from __future__ import annotations
@@ -18,16 +17,16 @@ from sousa_engine.backbones.spec import Download, Variant
 from sousa_engine.frontends import FrontEndSpec
 
 OLD_NAMES = ()
-LEFTOVERS: dict[str, tuple[int, ...]] = {}  # tensors in the authors' files that our network lacks: none
+LEFTOVERS: dict[str, tuple[int, ...]] = {}  # tensors in the authors' files that our network does not have
 
 RELEASE = "https://github.com/fschmid56/EfficientAT/releases"
 
-ROLES = (  # of the first pattern that is the whole path
+ROLES = (  # the first pattern that matches the complete path counts
     (r"classifier\.2", "mlp.in"),
     (r"classifier(\.[015])?", "head"),
     (r"features\.0\.0|in_c\.0", "conv"),
     (r"features\.16\.0|out_c\.0", "pointwise"),
-    (r"(features\.1|layers\.0)\.block\.0\.0", "depthwise"),  # the first block widens nothing: one convolution less
+    (r"(features\.1|layers\.0)\.block\.0\.0", "depthwise"),  # the first block does not widen: one conv fewer
     (r"(features\.1|layers\.0)\.block\.1\.0", "pointwise"),
     (r".*\.(block\.1\.0|depth_conv)", "depthwise"),
     (r".*\.(block\.[023]\.0|exp_conv|proj_conv|joint_conv|conv_[ft])", "pointwise"),
@@ -38,7 +37,7 @@ ROLES = (  # of the first pattern that is the whole path
 
 
 def role(path: str) -> tuple[str, int | None]:
-    """Role of the module at `path`, and the number of its block, 0 to 14; for networks of width 0.2 and more."""
+    """The role of the module at `path`, and the number of its block, 0 to 14; for networks of width 0.2 and more."""
     found = next((role for pattern, role in ROLES if re.fullmatch(pattern, path)), "")
     block = re.match(r"(features|layers)\.(\d+)(?=\.|$)", path)
     number = int(block[2]) - (block[1] == "features") if block else -1
@@ -62,7 +61,7 @@ def variants() -> tuple[Variant, ...]:
             "mn10_as_fc",
             "mn10_as_fc_mAP_465.pt",
             14,
-            "MobileNetV3's own width, a head that is one convolution",
+            "MobileNetV3's own width, with a single convolution as its head",
             {"width": 1.0, "head": "fc"},
         ),
         _variant("dymn04_as", "dymn04_as.pt", 8, "0.4 of MobileNetV3's width", {"width": 0.4} | _DYNAMIC),
@@ -97,14 +96,14 @@ def _variant(
         aliases=aliases,
         title=f"EfficientAT {name}",
         description=(
-            f"Convolutional network{' with filters that depend on the clip' if dynamic else ''}, {width}, taught by "
-            f"transformers on AudioSet{f' (mAP 0.{precision[1]})' if precision else ''}."
+            f"Convolutional network{' with filters that depend on the clip' if dynamic else ''}, {width}, "
+            f"distilled from transformers on AudioSet{f' (mAP 0.{precision[1]})' if precision else ''}."
         ),
         licence="MIT",
         source=f"Schmid et al. {'2024, arXiv:2310.15648' if dynamic else '2023, arXiv:2211.04772'}; weights {file}",
         download=Download(page=f"{RELEASE}/tag/v0.0.1", file=file, url=f"{RELEASE}/download/v0.0.1/{file}"),
         embedded=False,
-        needs=f"About {megabytes} MB of AudioSet weights: downloaded from GitHub, or a file you import.",
+        needs=f"About {megabytes} MB of AudioSet weights: download them from GitHub, or import a file.",
         head_path="classifier" if architecture.get("head") == "fc" else "classifier.5",
         front_end=FrontEndSpec(
             kind="efficientat",

@@ -2,7 +2,7 @@
 
 Howard et al.: "Searching for MobileNetV3", ICCV 2019, table 1, with what Schmid et al. 2023 changed: one input channel,
 squeeze-excitation with a plain sigmoid, BatchNorm with eps 0.001, a last convolution six times as wide as its input.
-Everything is convolution, and the head averages over the whole map: a clip of any length is heard as it is, nothing is
+Everything is a convolution, and the head averages over the complete map: clips of any length are used unchanged, not
 cut, tiled or padded.
 """
 
@@ -19,11 +19,11 @@ from sousa_engine.backbones.spec import Variant
 
 
 def network(variant: Variant, num_classes: int, seed: int) -> EfficientAT:
-    """A freshly initialised network, the same for the same seed; the global random state is left as it was.
+    """A newly initialised network, the same for the same seed; the global random state is unchanged.
 
     variant.architecture: width (multiplies all channels), head ("mlp" or "fc"), head_width (of the mlp's hidden layer;
     by default 1280 times width), stem_stride and strides (of the four strided stages; 2 by default), each a number or
-    (frequency, time). With dynamic it is a DyMN (dymn_network.py), which has a temperature too.
+    (frequency, time). With `dynamic` it is a DyMN (dymn_network.py), which also takes a temperature.
     """
     kind = DyMN if "dynamic" in variant.architecture else MN
     with torch.random.fork_rng(devices=[]):

@@ -1,4 +1,4 @@
-"""The small backbones whose weights are in this package: a published class in a small size. Facts only, no torch."""
+"""The small backbones whose weights come with this package: small versions of published ones. Facts only, no torch."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 from sousa_engine.backbones.spec import Variant
 
 FOLDER = Path(__file__).parent / "weights"
-"""One folder a backbone: model.safetensors, its card config.json, the log of its pre-training."""
+"""One folder per backbone: model.safetensors, its card config.json, the log of its pre-training."""
 
 
 def mini(published: Variant, name: str, *, title: str, description: str) -> Variant:
-    """`published` in the size, and with the front end, that the card of the embedded backbone `name` states."""
+    """`published` with the size and the front end that are given in the card of the embedded backbone `name`."""
     card = json.loads((FOLDER / name / "config.json").read_text())
     return replace(
         published,

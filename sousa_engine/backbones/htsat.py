@@ -1,8 +1,8 @@
 """HTS-AT, the Hierarchical Token-Semantic Audio Transformer: variants, roles of its modules, names. No torch.
 
 Chen, Du, Zhu, Ma, Berg-Kirkpatrick, Dubnov: "HTS-AT: A Hierarchical Token-Semantic Audio Transformer for Sound
-Classification and Detection", ICASSP 2022. The network is our own (htsat_network.py) under the authors' names, so that
-`translate` has only a prefix to take off.
+Classification and Detection", ICASSP 2022. The network is our own (htsat_network.py) under the authors' names, so
+`translate` only has to remove a prefix.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from sousa_engine.frontends import FrontEndSpec
 
 OLD_NAMES = ()
 
-# In the authors' file, not in our state dict: their front end's tables, of shapes (513, 1, 1024) twice and (513, 64);
-# a linear head, classes x classes, that they never call; and tables of the blocks that follow from the architecture.
+# In the authors' file but not in our state dict: the tables of their front end, of shapes (513, 1, 1024) twice and
+# (513, 64); a linear head, classes x classes, which they never call; and tables that follow from the architecture.
 LEFTOVERS = (
     "spectrogram_extractor.stft.conv_real.weight",
     "spectrogram_extractor.stft.conv_imag.weight",
@@ -30,7 +30,7 @@ LEFTOVERS = (
 DERIVED = ("attn_mask", "relative_position_index")
 
 FIRST_BLOCKS = (0, 2, 4, 10)
-"""Number of each stage's first block, counted through the network: depths 2, 2, 6. Shallower stages leave a gap."""
+"""Number of each stage's first block, counted through a network of depths 2, 2, 6. Shallower stages leave gaps."""
 
 ROLES = {
     "bn0": "norm",
@@ -48,7 +48,7 @@ ROLES = {
 
 
 def role(path: str) -> tuple[str, int | None]:
-    """Role of the module at `path`, and the number of its block."""
+    """The role of the module at `path`, and the number of its block."""
     names = path.split(".")
     found = ROLES.get(names[-1]) or ROLES.get(".".join(names[-2:]), "")
     block = re.match(r"layers\.(\d+)\.blocks\.(\d+)(?=\.|$)", path)
@@ -78,18 +78,18 @@ def variants() -> tuple[Variant, ...]:
             family="htsat",
             aliases=("htsat",),
             title="HTS-AT",
-            description="Transformer whose attention looks through shifted windows and whose patches merge from stage "
-            "to stage, trained on ImageNet and AudioSet.",
+            description="Transformer with attention in shifted windows and patches that merge from stage to stage, "
+            "trained on ImageNet and AudioSet.",
             licence="MIT",
             source="Chen et al. 2022, arXiv:2202.00874; AudioSet weights HTSAT_AudioSet_Saved_1",
             download=Download(
                 page="https://drive.google.com/drive/folders/1f5VYMk0uos_YnuBshgmaTVioXbs7Kmz6",
                 file="HTSAT_AudioSet_Saved_1.ckpt",
                 url=None,
-                note="Any of HTSAT_AudioSet_Saved_1.ckpt to HTSAT_AudioSet_Saved_6.ckpt fits.",
+                note="Any file from HTSAT_AudioSet_Saved_1.ckpt to HTSAT_AudioSet_Saved_6.ckpt fits.",
             ),
             embedded=False,
-            needs="AudioSet weights: a file you fetch by hand from the authors' Google Drive and import.",
+            needs="AudioSet weights: download a file by hand from the authors' Google Drive and import it.",
             head_path="tscam_conv",
             front_end=front_end(audioset["num_mel_bins"]),
             architecture=audioset,
@@ -124,7 +124,7 @@ def front_end(mel_bins: int, hop_ms: float = 10.0) -> FrontEndSpec:
 
 
 def translate(state: Mapping[str, Any]) -> dict[str, Any]:
-    """A state dict under the authors' names, with or without Lightning's `sed_model.`, without what we do not use."""
+    """A state dict in the authors' names, with or without Lightning's `sed_model.` -> the tensors that we use."""
     named = {key.removeprefix("sed_model."): value for key, value in state.items()}
     return {
         key: value for key, value in named.items() if key not in LEFTOVERS and key.rpartition(".")[2] not in DERIVED

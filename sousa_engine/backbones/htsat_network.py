@@ -1,7 +1,7 @@
-"""HTS-AT's network, our own code under the authors' parameter names. Imports torch.
+"""HTS-AT's network: our own code, with the authors' parameter names. Imports torch.
 
 Chen et al. 2022, section 2; windows, shifts and merging: Liu et al. 2021, "Swin Transformer", arXiv:2103.14030.
-Stochastic depth (0.1 in the authors' training) is left out: it would act on a backbone that LoRA freezes.
+Stochastic depth (0.1 in the authors' training) is left out: LoRA freezes the backbone that it would act on.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from sousa_engine.backbones.waveforms import TakesWaveforms
 
 
 def network(variant: Variant, num_classes: int, seed: int) -> nn.Module:
-    """A freshly initialised network, the same for the same seed; the global random state is left as it was."""
+    """A newly initialised network, the same for the same seed; the global random state is unchanged."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return HTSAT(variant, num_classes)
@@ -24,14 +24,15 @@ def network(variant: Variant, num_classes: int, seed: int) -> nn.Module:
 class HTSAT(TakesWaveforms):
     """A square picture of the spectrogram, stages of windowed attention on it, and a convolution over time as head.
 
-    The picture has spec_size x spec_size points: `parts` = spec_size / mel bins stretches of time stand one above the
-    other, each of spec_size frames. So the network hears parts * spec_size frames at once (AudioSet: 4 * 256 = 1024):
+    The picture has spec_size x spec_size points: `parts` = spec_size / mel bins stretches of time, each of spec_size
+    frames, are stacked one above the other. So the network sees parts * spec_size frames at once (AudioSet: 4 * 256 =
+    1024):
 
-    - a shorter clip is repeated as often as it fits whole and then stretched to the full length (bicubically): what the
-      authors do at inference, here in training too;
-    - a longer clip is heard through windows of the full length, evenly spaced, each overlapping the next by half or
-      more, and their logits are averaged: our decision, where the authors crop at random in training and average
-      over windows of half the clip at inference.
+    - a shorter clip is repeated as often as it fits completely, then stretched to the full length (bicubic): the
+      authors do this at inference, we do it in training too;
+    - a longer clip is split into evenly spaced windows of the full length, each overlapping the next by half or more,
+      and their logits are averaged. This is our decision: the authors crop at random in training, and average over
+      windows of half the clip at inference.
     """
 
     def __init__(self, variant: Variant, num_classes: int):
@@ -67,19 +68,19 @@ class HTSAT(TakesWaveforms):
     def framewise(self, x: Tensor) -> Tensor:
         """Logits over time, (batch, time steps, classes), of which `classify` takes the mean. AudioSet: 32 steps.
 
-        The steps are those of the repeated and stretched clip; the windows of a longer clip follow one another.
+        Steps refer to the repeated and stretched clip; the windows of a longer clip follow one another.
         """
         logits = self.tscam_conv(self.grid(x)).squeeze(2).mT
         return logits.reshape(len(x), -1, logits.shape[2])
 
     def embed(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(batch, time steps, width), the mean over frequency, with steps as in `framewise`; and their mean."""
+        """The means over frequency (batch, time steps, width), steps as in `framewise`; their mean (batch, width)."""
         steps = self.grid(x).mean(dim=2).mT
         steps = steps.reshape(len(x), -1, steps.shape[2])
         return steps, steps.mean(dim=1)
 
     def grid(self, x: Tensor) -> Tensor:
-        """x: (batch, frames, mel bins). Returns what the head sees: (batch * windows, width, frequencies, steps)."""
+        """x: (batch, frames, mel bins). Returns the head's input (batch * windows, width, frequencies, steps)."""
         x = self.bn0(x.mT.unsqueeze(3)).squeeze(3).mT
         x = self.norm(self.stages(self.picture(self.fitted(x))))  # (batch * windows, side, side, width)
         x = x.unflatten(1, (self.parts, -1))
@@ -110,7 +111,7 @@ class HTSAT(TakesWaveforms):
 
 
 class PatchEmbed(nn.Module):
-    """Each patch of the picture as one vector."""
+    """Turns each patch of the picture into one vector."""
 
     def __init__(self, patch: int, width: int):
         super().__init__()
@@ -123,7 +124,7 @@ class PatchEmbed(nn.Module):
 
 
 class Stage(nn.Module):
-    """Blocks at one resolution, every second one with shifted windows; then, but for the last stage, the merging."""
+    """Blocks at one resolution, every second one with shifted windows; then merging, except in the last stage."""
 
     def __init__(self, width: int, depth: int, heads: int, side: int, window: int, merges: bool):
         super().__init__()
@@ -139,9 +140,9 @@ class Stage(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention inside windows, then an MLP, each with a LayerNorm in front and the input added.
+    """Attention inside windows, then an MLP, each after a LayerNorm and with the input added.
 
-    attn_mask: of shifted windows, (windows, points, points), -100 between points that were no neighbours before the
+    attn_mask: for shifted windows, (windows, points, points); -100 between points that were not neighbours before the
     picture was rolled around its edges.
     """
 
@@ -186,7 +187,7 @@ class WindowAttention(nn.Module):
         bias = functional.embedding(self.relative_position_index, self.relative_position_bias_table).permute(2, 0, 1)
         if mask is None:
             rows = (batch * across**2, self.heads)
-        else:  # one mask for each window: windows and heads share an axis, batches stay apart
+        else:  # one mask per window: windows and heads share an axis, batches are kept apart
             rows = (batch, across**2 * self.heads)
             bias = (bias + mask.unsqueeze(1)).flatten(0, 1)
         q, k, v = qkv.reshape(3, *rows, points, -1).unbind()
@@ -196,7 +197,7 @@ class WindowAttention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two layers with the exact GELU between, four times as wide inside."""
+    """Two layers with the exact GELU between them; the hidden layer is four times as wide."""
 
     def __init__(self, width: int):
         super().__init__()

@@ -1,7 +1,7 @@
-"""Reading a weights file, and matching its tensors with a network by their key tree: names and shapes.
+"""Read a weights file, and match its tensors with a network's by their key tree: names and shapes.
 
-A file is safetensors, or a PyTorch file that loads with weights_only=True; nothing else is ever opened. It fits when it
-has every tensor of the backbone, of the right shape, and no other. Torch is imported where tensors are read.
+A file is safetensors, or a PyTorch file that loads with weights_only=True; nothing else is ever opened. It fits if it
+has every tensor of the backbone, with the right shape, and no other. Torch is imported only when tensors are read.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class KeysDiffer(WeightsError):
-    """The file is whole, but another network's. differing: how many tensors are."""
+    """The file is complete, but belongs to another network. differing: number of tensors that differ."""
 
     differing = 0
 
@@ -35,7 +35,7 @@ def official_network(
     num_classes: int | None,
     seed: int,
 ) -> TakesWaveforms:
-    """`backbones.load_official`: a network with all that a published file holds, its head too, in eval mode."""
+    """`backbones.load_official`: a network with all that a published file holds, including its head, in eval mode."""
     state: Mapping[str, Any] = file if isinstance(file, Mapping) else read(Path(file).expanduser())
     head_path = None if num_classes is None else variant.head_path
     if num_classes is None:
@@ -53,18 +53,18 @@ def official_network(
 def load_official(
     module: TakesWaveforms, state: Mapping[str, Any], family: ModuleType, *, head_path: str | None = None
 ) -> None:
-    """Load a state dict in any naming that `family` can read, from the file's envelope if it has one.
+    """Load a state dict in any naming scheme that `family` can read, from the file's envelope if it has one.
 
-    head_path: a head that stays as it is, whatever the file has for it; None loads the head as well. Raises
-    WeightsError if tensors are missing, of another shape, or unknown; the module is then unchanged.
+    head_path: a head to leave unchanged, whatever the file has for it; None loads the head as well. Raises WeightsError
+    if tensors are missing, have another shape, or are unknown; the module is then unchanged.
     """
     module.load_state_dict(_matched(module, state, family, head_path), strict=False)
 
 
 def fitted(module: TakesWaveforms, state: Mapping[str, Any], family: ModuleType, variant: Variant) -> dict[str, Any]:
-    """What of a file goes into all of the module but its head; raises KeysDiffer if it is not this backbone's.
+    """The tensors of a file for everything in the module but its head. Raises KeysDiffer if it is not this backbone's.
 
-    A BEATs file says with which settings it was trained, some of which no tensor's shape would show.
+    A BEATs file also names the settings that it was trained with, some of which no tensor's shape would show.
     """
     found = _matched(module, state, family, variant.head_path)
     _check_settings(state, family, variant)
@@ -72,27 +72,25 @@ def fitted(module: TakesWaveforms, state: Mapping[str, Any], family: ModuleType,
 
 
 def _check_settings(state: Mapping[str, Any], family: ModuleType, variant: Variant) -> None:
-    """Raise KeysDiffer if a file says that it was trained with other settings than the variant's."""
+    """Raise KeysDiffer if a file names other settings than the variant's."""
     settings = state.get("cfg")
     if isinstance(settings, Mapping) and hasattr(family, "cfg_differences"):
         others = family.cfg_differences(settings, variant.architecture)
         if others:
-            raise KeysDiffer(f"its tensors would fit, but it was trained with other settings: {'; '.join(others)}.")
+            raise KeysDiffer(f"its tensors fit, but it was trained with other settings: {'; '.join(others)}.")
 
 
 def _matched(
     module: TakesWaveforms, state: Mapping[str, Any], family: ModuleType, head_path: str | None
 ) -> dict[str, Any]:
-    """The state dict in today's names, seen to have exactly the module's keys and shapes (but for the head)."""
+    """The state dict in current names, checked to have exactly the module's keys and shapes (except for the head)."""
     tensors, wanted = unwrap(state), module.state_dict()
     try:
         found = family.translate(tensors)
-    except (ValueError, RuntimeError) as error:  # a known name on a tensor that cannot be split as it should be
+    except (ValueError, RuntimeError) as error:  # a known name on a tensor that cannot be split as expected
         if isinstance(error, WeightsError):
             raise
-        raise KeysDiffer(
-            f"its tensors cannot be read in {family.__name__.rpartition('.')[2]}'s way ({error})."
-        ) from None
+        raise KeysDiffer(f"its tensors cannot be read as {family.__name__.rpartition('.')[2]}'s ({error}).") from None
     if head_path is not None:
         found = {key: value for key, value in found.items() if not key.startswith(f"{head_path}.")}
         wanted = {key: value for key, value in wanted.items() if not key.startswith(f"{head_path}.")}
@@ -104,7 +102,7 @@ def _matched(
 
 
 def unwrap(state: Mapping[str, Any]) -> dict[str, Any]:
-    """The tensors of a checkpoint: out of {"state_dict": ...} or {"model": ...}, without DataParallel's `module.`."""
+    """The tensors of a checkpoint: from {"state_dict": ...} or {"model": ...}, without DataParallel's `module.`."""
     for key in ("state_dict", "model"):
         if isinstance(state.get(key), Mapping):
             return unwrap(state[key])
@@ -115,7 +113,7 @@ def unwrap(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """All tensors of a file, on the CPU. Raises WeightsError for a file that is truncated or no weights file."""
+    """All tensors of a file, on the CPU. Raises WeightsError if it is truncated or not a weights file."""
     import pickle
 
     import torch
@@ -127,7 +125,7 @@ def read(path: Path) -> dict[str, Any]:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror or error}.") from None
-    except Exception as error:  # on bytes that are no weights, torch's reader stumbles over anything
+    except Exception as error:  # on other bytes, torch's reader may raise anything
         if isinstance(error, pickle.UnpicklingError) and _begins(path).startswith((b"PK", b"\x80")):
             raise WeightsError(_refusal(path, error)) from None
         first = (str(error).splitlines() or [type(error).__name__])[0]
@@ -138,7 +136,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def _refusal(path: Path, error: Exception) -> str:
-    """Why a file that would run code is not read, and how to make one that can be."""
+    """Why a file that could run code is not read, and how to convert it."""
     code = re.search(r"GLOBAL (\S+)", str(error))
     source, made = (json.dumps(str(p), ensure_ascii=False) for p in (path, path.with_suffix(".safetensors")))
     recipe = (
@@ -148,15 +146,15 @@ def _refusal(path: Path, error: Exception) -> str:
     )
     return (
         f"{path} holds more than tensors{f' ({code[1]})' if code else ''}; it is refused, because reading it could run "
-        f"code. If you trust where it comes from, convert it in an environment that you trust it with, and take the "
-        f"new file: python -c {shlex.quote(recipe)}"
+        f"code. If you trust its source, convert it in an isolated environment, and use the new file: "
+        f"python -c {shlex.quote(recipe)}"
     )
 
 
 def _no_weights(path: Path, why: str) -> str:
     if _begins(path).lstrip().startswith(b"<"):
-        return f"{path} is a web page, not the weights file: download it with a browser, by the link on its page."
-    return f"{path} is truncated or no weights file ({why}). Download it again."
+        return f"{path} is a web page, not the weights file. Download the file in a browser, by the link on that page."
+    return f"{path} is truncated or not a weights file ({why}). Download it again."
 
 
 def _begins(path: Path) -> bytes:
@@ -165,7 +163,7 @@ def _begins(path: Path) -> bytes:
 
 
 def _classes_in(variant: Variant, family: ModuleType, state: Mapping[str, Any]) -> int:
-    """How many classes the head in a file tells apart: the size that differs between heads for 2 and for 3."""
+    """Number of classes of the head in a file: the size that differs between heads for 2 and for 3 classes."""
     found = family.translate(unwrap(state))
     two, three = blank(variant, family, 2).state_dict(), blank(variant, family, 3).state_dict()
     for key, value in two.items():
@@ -173,7 +171,7 @@ def _classes_in(variant: Variant, family: ModuleType, state: Mapping[str, Any]) 
             if size != more and key in found and len(found[key].shape) == value.ndim:
                 return int(found[key].shape[axis])
     raise WeightsError(
-        f"There is no head for {variant.name} in this file ({variant.head_path}.*). Give num_classes to get a new one."
+        f"This file has no head for {variant.name} ({variant.head_path}.*). Pass num_classes to get a new one."
     )
 
 
@@ -186,7 +184,7 @@ def blank(variant: Variant, family: ModuleType, num_classes: int = 2) -> TakesWa
 
 
 def _check(found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise WeightsError unless both have the same keys and shapes; counts what differs and names the first."""
+    """Raise KeysDiffer unless both have the same keys and shapes, with the number of differences and the first one."""
     missing = [key for key in wanted if key not in found]
     unknown = [key for key in found if key not in wanted]
     other = [key for key in wanted if key in found and found[key] != wanted[key]]
@@ -196,7 +194,7 @@ def _check(found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int,
         hint = f"; the file has {near[0]}" if near else ""
         reasons.append(f"{len(missing)} of {len(wanted)} tensors are missing (first: {missing[0]}{hint})")
     if unknown:
-        reasons.append(f"{len(unknown)} are not of this network (first: {unknown[0]})")
+        reasons.append(f"{len(unknown)} do not belong to this network (first: {unknown[0]})")
     if other:
         key = other[0]
         reasons.append(f"{len(other)} have another shape (first: {key} {found[key]}, not {wanted[key]})")

@@ -1,4 +1,4 @@
-"""What static and dynamic EfficientAT share: MobileNetV3's blocks, under the authors' module names. Imports torch."""
+"""Shared by static and dynamic EfficientAT: MobileNetV3's blocks, with the authors' module names. Imports torch."""
 
 from __future__ import annotations
 
@@ -27,22 +27,15 @@ BLOCKS = (
     (5, 960, 160, True, True, False),
     (5, 960, 160, True, True, False),
 )
-
-
 STEM, HIDDEN = 16, 1280  # channels after the first convolution, and in the head's hidden layer
-
-
-LAST = 6  # how much wider the last convolution is than what it gets
-
-
+LAST = 6  # the last convolution's width as a multiple of its input's
 DROPOUT = 0.2
 
-
-Stride = int | Sequence[int]  # (frequency, time), or both
+Stride = int | Sequence[int]  # (frequency, time), or one number for both
 
 
 class EfficientAT(TakesWaveforms):
-    """What static and dynamic networks share: a spectrogram becomes a map of features, that becomes logits."""
+    """Base of static and dynamic networks: spectrogram -> map of features -> logits."""
 
     head: str
     classifier: nn.Sequential
@@ -55,9 +48,9 @@ class EfficientAT(TakesWaveforms):
         return self.classifier(self.maps(x.mT.unsqueeze(1))).flatten(1)
 
     def embed(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The last features averaged over frequency (batch, time steps, width), and the vector in front of the head.
+        """The last features averaged over frequency (batch, time steps, width), and the vector before the last layer.
 
-        That is the mlp's hidden layer after its dropout (batch, head width), or, with the fc head, which averages last,
+        That is the mlp's hidden layer after its dropout (batch, head width) or, for the fc head, which averages last,
         the average of the features (batch, width).
         """
         maps = self.maps(x.mT.unsqueeze(1))
@@ -76,7 +69,7 @@ def trunk(
 
 
 def classifier(head: str, num_classes: int, width: float, head_width: int | None) -> nn.Sequential:
-    """From the last features to logits (batch, classes), in the "fc" head with two more axes of 1."""
+    """From the last features to logits (batch, classes); the "fc" head adds two axes of size 1."""
     channels = LAST * scaled(BLOCKS[-1][2], width)
     if head == "fc":
         convolution = nn.Conv2d(channels, num_classes, 1, bias=False)
@@ -131,9 +124,9 @@ def block_settings(width: float, strides: Sequence[Stride]) -> list[BlockSetting
 
 
 class InvertedResidual(nn.Module):
-    """Widen, filter each channel, weigh the channels, narrow again; added to the input where the shapes agree.
+    """Widen, filter each channel, weight the channels, narrow again; added to the input if the shapes agree.
 
-    Howard et al. 2019, figure 4. The parts stand in `block` in this order; the first is absent where nothing widens.
+    Howard et al. 2019, figure 4. `block` holds the parts in this order; the first is absent if nothing is widened.
     """
 
     def __init__(self, settings: BlockSettings):
@@ -154,7 +147,7 @@ class InvertedResidual(nn.Module):
 
 
 class ConcurrentSE(nn.Module):
-    """Squeeze-excitation under the authors' name for it: theirs can weigh other axes at the same time."""
+    """Squeeze-excitation with the authors' name for it: theirs can weight other axes at the same time."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -165,7 +158,7 @@ class ConcurrentSE(nn.Module):
 
 
 class SqueezeExcitation(nn.Module):
-    """Each channel times a factor in (0, 1) made from the means of all channels. Hu, Shen, Sun 2018, section 3."""
+    """Each channel times a factor in (0, 1) computed from the means of all channels. Hu, Shen, Sun 2018, section 3."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -197,7 +190,7 @@ def batch_norm(channels: int) -> nn.BatchNorm2d:
 
 
 def initialise(module: nn.Module) -> None:
-    """The authors' initialisation: He's for convolutions, by what goes out of them; small numbers for linear layers."""
+    """The authors' initialisation: He's for convolutions, by fan-out; small random numbers for linear layers."""
     for part in module.modules():
         if isinstance(part, nn.Conv2d):
             nn.init.kaiming_normal_(part.weight, mode="fan_out")

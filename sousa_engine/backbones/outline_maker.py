@@ -1,6 +1,6 @@
 """Write the committed outlines from the real networks: python -m sousa_engine.backbones.outline_maker [VARIANT ...]
 
-Run it after a change of an architecture or of transformers; the diff of the JSON shows what was renamed.
+Run it after an architecture or transformers has changed; the diff of the JSON shows what was renamed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ NUM_CLASSES = 40
 
 
 def outline(variant: Variant) -> dict[str, Any]:
-    """The outline of `variant` as it is committed. Built without memory for the weights."""
+    """The outline of `variant` as committed. Built without memory for the weights."""
     import torch
 
     family = backbones.family(variant)
@@ -46,14 +46,14 @@ def outline(variant: Variant) -> dict[str, Any]:
 
 
 def text(data: dict[str, Any]) -> str:
-    """JSON with one module a line, so that a diff names the modules that changed."""
+    """JSON with one module per line, so that a diff names the modules that changed."""
     head = "".join(f"{json.dumps(key)}: {json.dumps(value)},\n" for key, value in data.items() if key != "nodes")
     rows = ",\n".join(json.dumps(row, separators=(",", ":")) for row in data["nodes"])
     return f'{{\n{head}"nodes": [\n{rows}\n]\n}}\n'
 
 
 def _row(path: str, module: nn.Module, role: str, layer: int | None) -> list[Any]:
-    """One line of the outline; empty columns at its end are left away."""
+    """One line of the outline, without the empty columns at its end."""
     weight = _weight(module)
     name = _class_name(module)
     own = sum(parameter.numel() for parameter in module.parameters(recurse=False))
@@ -74,7 +74,7 @@ def _row(path: str, module: nn.Module, role: str, layer: int | None) -> list[Any
 
 
 def _reason(module: nn.Module) -> str:
-    """Why LoRA cannot adapt a module that has a weight; "" if it can, or if there is nothing to adapt."""
+    """Why LoRA cannot adapt a module that has a weight; "" if it can, or if the module has no weight."""
     name, weight = _class_name(module), _weight(module)
     if weight is None:
         return ""
@@ -83,7 +83,7 @@ def _reason(module: nn.Module) -> str:
     if name not in ADAPTED:
         if weight.ndim == 1:
             return f"LoRA adapts matrices; the weight of {name} is a vector."
-        return f"{name} mixes its filters anew for each clip: LoRA adapts weights that stay."
+        return f"{name} mixes its filters for each clip; LoRA can only adapt fixed weights."
     return ""
 
 
@@ -91,11 +91,11 @@ def _weight(module: nn.Module) -> Tensor | None:
     from torch import Tensor
 
     weight = getattr(module, "weight", None)
-    return weight if isinstance(weight, Tensor) else None  # the container of a weight norm has a module of that name
+    return weight if isinstance(weight, Tensor) else None  # a weight norm's container has a module named weight
 
 
 def _class_name(module: nn.Module) -> str:
-    return type(module).__name__.removeprefix("Parametrized")  # weight norm makes a class of its own
+    return type(module).__name__.removeprefix("Parametrized")  # weight norm creates a separate class
 
 
 def _size(module: nn.Module) -> int:

@@ -1,6 +1,6 @@
-"""Weights of backbones: where they are, what they are, taking them in. Imports torch only where tensors are read.
+"""Weights of backbones: find, download, import, verify and load them. Imports torch only when tensors are read.
 
-A file is accepted by its key tree (key_tree.py). Nothing falls back silently.
+A file is accepted if its key tree fits (key_tree.py). There are no silent fallbacks.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 EMBEDDED = embedded.FOLDER
 FILE_NAMES = ("model.safetensors", "model.pth", "pytorch_model.bin")  # looked for in a folder, in this order
-ORIGIN = "origin.json"  # beside an imported file: its own name, where it came from, its sha256
+ORIGIN = "origin.json"  # next to an imported file: its original name, its source, its sha256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class Stored:
     """A weights file on this machine.
 
     origin: "embedded", "imported from ...", "downloaded from ...", "hub cache" or "put there by hand". recorded: its
-    sha256 when it was taken in, or as published; None where nobody wrote it down.
+    sha256 when it was installed, or as published; None if it is unknown.
     """
 
     path: Path
@@ -48,22 +48,20 @@ class Stored:
 
     @property
     def is_published(self) -> bool:
-        """Whether it is the file that `fetch` would bring."""
+        """Whether it is the file that `fetch` would download."""
         return self.origin == "hub cache" or self.origin.startswith("downloaded")
 
 
 def weights_state(variant: Variant, workspace: Workspace, weights: str = "pretrained") -> WeightsState:
-    """What `build` would load for `weights` (pretrained, random, or a path), or a sentence that names the ways out.
+    """The weights that `build` loads for `weights` (pretrained, random or a path), or a sentence with the options.
 
-    Looks, in this order: in the package, in the workspace, in the Hugging Face cache of this machine, on the network.
+    Looks in this order: the package, the workspace, this machine's Hugging Face cache, the network.
     """
     if weights == "random":
         return WeightsState(available=True, label="random weights", path=None, message="")
     if weights != "pretrained":
         state = _file_state(inputs.typed_path(weights, WeightsError))
-        hint = (
-            "" if state.available else " Set model.weights to a weights file or a folder, to pretrained or to random."
-        )
+        hint = "" if state.available else " Set model.weights to a weights file, a folder, pretrained or random."
         return replace(state, message=state.message + hint)
     here = stored(variant, workspace)
     if here is not None:
@@ -75,12 +73,12 @@ def weights_state(variant: Variant, workspace: Workspace, weights: str = "pretra
             label = f"pretrained: {variant.download.file}, downloaded when the run starts"
             return WeightsState(available=True, label=label, path=None, message="")
     else:
-        why = "they have no direct link"
-    return WeightsState(available=False, label="", path=None, message=ways_out(variant, workspace, why))
+        why = "there is no direct link"
+    return WeightsState(available=False, label="", path=None, message=options(variant, workspace, why))
 
 
 def stored(variant: Variant, workspace: Workspace) -> Stored | None:
-    """The file that "pretrained" means on this machine, if there is one; never asks the network."""
+    """The file that "pretrained" means on this machine, if there is one; never uses the network."""
     packed = _file_in(EMBEDDED / variant.name)
     if packed is not None:
         card = json.loads((packed.parent / "config.json").read_text())
@@ -104,7 +102,7 @@ def stored(variant: Variant, workspace: Workspace) -> Stored | None:
 
 
 def intake_folder(variant: Variant, workspace: Workspace) -> Path:
-    """Where a variant's download or import is under way: intake.look tells how far it is."""
+    """The folder of a variant's running download or import; intake.look reads its progress."""
     return workspace.weights / ".intake" / variant.name
 
 
@@ -116,15 +114,15 @@ def fetch(
     tell: intake.Tell | None = None,
     lock_fd: int | None = None,
 ) -> WeightsState:
-    """Download a variant's published weights into the workspace, once they are seen to fit. Raises WeightsError.
+    """Download a variant's published weights into the workspace, if they fit. Raises WeightsError.
 
-    If they are here and whole, nothing is asked of the network. Of several callers at once one downloads, the others
-    wait for it. tell, lock_fd: see intake.taking_in.
+    If they are already installed and complete, the network is not used. Of several callers at once, one downloads and
+    the others wait for it. tell, lock_fd: see intake.taking_in.
     """
     folder = intake_folder(variant, workspace)
     with _writing(folder), intake.taking_in(folder, lock_fd=lock_fd, tell=tell) as tell:
         if variant.download is None:
-            raise WeightsError(f"{variant.name} needs no download: its weights are part of this package.")
+            raise WeightsError(f"{variant.name} needs no download: its weights come with this package.")
         here = stored(variant, workspace)
         if here and here.is_published and here.recorded in (None, sha256(here.path)):
             return weights_state(variant, workspace)
@@ -134,7 +132,7 @@ def fetch(
             _check_fits(file, variant, family)
         except WeightsError as error:
             file.unlink()
-            raise WeightsError(f"{error} It is not kept.") from None
+            raise WeightsError(f"{error} The file was deleted.") from None
         return _put(variant, file, workspace, came=f"downloaded from {variant.download.url}", move=True)
 
 
@@ -148,10 +146,10 @@ def import_weights(
     tell: intake.Tell | None = None,
     lock_fd: int | None = None,
 ) -> WeightsState:
-    """Copy a file (or a folder's file) into the workspace, once its key tree is seen to be this backbone's.
+    """Copy a file (or the file in a folder) into the workspace, if its key tree is this backbone's.
 
-    known: a file that is the published one of another of these, by its sha256, is refused although it would fit. tell,
-    lock_fd: see intake.taking_in.
+    known: if the file is the published one of another of these variants, by its sha256, it is refused even if it fits.
+    tell, lock_fd: see intake.taking_in.
     """
     folder = intake_folder(variant, workspace)
     with _writing(folder), intake.taking_in(folder, lock_fd=lock_fd, tell=tell) as tell:
@@ -159,21 +157,21 @@ def import_weights(
         here = stored(variant, workspace)
         if here and here.origin == "embedded":
             raise WeightsError(
-                f"{variant.name} has its weights in this package, and an imported file would never be used. To train "
-                f"from {file}, set model.weights to it."
+                f"The weights of {variant.name} come with this package, so an imported file would never be used. To "
+                f"train from {file}, set model.weights to it."
             )
         path = _file(file)
         other = _published(path, [one for one in known if one.name != variant.name])
         if other is not None:
-            raise WeightsError(f"{path} is the published file of {other.name}, by its sha256, not {variant.name}.")
+            raise WeightsError(f"{path} is the published file of {other.name} (by its sha256), not of {variant.name}.")
         _check_fits(path, variant, family)
         return _put(variant, path, workspace, came=f"imported from {path.resolve()}", move=False)
 
 
 def recognise(file: Path, choices: Sequence[tuple[Variant, ModuleType]]) -> list[Variant]:
-    """The variants whose key tree a file has; raises WeightsError, naming the nearest, if it is none of theirs.
+    """The variants whose key tree a file has. Raises WeightsError with the nearest one if it fits none.
 
-    Of several, those whose published sha256 it has, or else those whose head it has too, whatever its classes.
+    If several fit: the one with this published sha256, or else those whose head fits too, with any number of classes.
     """
     path = _file(file)
     tensors = key_tree.read(path)
@@ -189,22 +187,22 @@ def recognise(file: Path, choices: Sequence[tuple[Variant, ModuleType]]) -> list
         if family.translate(key_tree.unwrap(tensors)).keys() == blank.state_dict().keys():
             with_head.append(variant)
     if not fits:
-        raise WeightsError(f"{path} is of no backbone known here. Nearest is {closest[1]}")
+        raise WeightsError(f"{path} does not fit any known backbone. The nearest is {closest[1]}")
     if len(fits) > 1 and (exact := _published(path, fits)):
         return [exact]
     return with_head or fits
 
 
 def _published(path: Path, variants: Sequence[Variant]) -> Variant | None:
-    """Whose published file this is, by its sha256; read only if one of them is known by it."""
+    """The variant whose published file this is, by sha256; the file is read only if one of their checksums is known."""
     known = {variant.download.sha256: variant for variant in variants if variant.download and variant.download.sha256}
     return known.get(sha256(path)) if known else None
 
 
 def verify(variant: Variant, family: ModuleType, here: Stored) -> str:
-    """ "" if a stored file is what was taken in and fits its backbone; else a sentence."""
+    """ "" if a stored file is unchanged since it was installed and fits its backbone; else a sentence."""
     if here.recorded and (found := sha256(here.path)) != here.recorded:
-        return f"{here.path} has changed: sha256 {found[:12]}..., taken in as {here.recorded[:12]}..."
+        return f"{here.path} has changed: its sha256 is {found[:12]}..., but was {here.recorded[:12]}..."
     try:
         _check_fits(_file(here.path), variant, family)
     except WeightsError as error:
@@ -220,11 +218,10 @@ def load_pretrained(
     workspace: Workspace,
     tell: intake.Tell | None = None,
 ) -> str:
-    """Load what `weights_state` found into all of `module` but its head; returns the label to record.
+    """Load the weights that `weights_state` found into all of `module` except its head; returns the label to record.
 
-    tell: hears of a download, if there has to be one, and ends it by raising.
-
-    Raises WeightsError if there is nothing to load, or if it is not this backbone's; then the module is unchanged.
+    tell: called during a download, if one is needed, which it may end by raising. Raises WeightsError if there are no
+    weights, or if they are not this backbone's; then the module is unchanged.
     """
     if not state.available:
         raise WeightsError(state.message)
@@ -246,7 +243,7 @@ def _check_fits(file: Path, variant: Variant, family: ModuleType) -> None:
 
 
 def _put(variant: Variant, file: Path, workspace: Workspace, *, came: str, move: bool) -> WeightsState:
-    """Move or copy a file that fits into its place in the workspace."""
+    """Move or copy a file that fits to its place in the workspace."""
     folder = workspace.weights / variant.name
     final = folder / ("model.safetensors" if file.suffix == ".safetensors" else "model.pth")
     new = file if move else folder / f".import-{os.getpid()}"
@@ -255,7 +252,7 @@ def _put(variant: Variant, file: Path, workspace: Workspace, *, came: str, move:
         if not move:
             _copy(file, new)
         facts = {"file": file.name, "from": came, "sha256": sha256(new), "at": time.strftime("%Y-%m-%d %H:%M:%S")}
-        # A crash between two of these lines leaves weights of unknown origin, never of a wrong one.
+        # A crash between two of these lines leaves weights of unknown origin, never with a wrong one.
         (folder / ORIGIN).unlink(missing_ok=True)
         new.replace(final)
         for other in FILE_NAMES:
@@ -263,11 +260,11 @@ def _put(variant: Variant, file: Path, workspace: Workspace, *, came: str, move:
                 (folder / other).unlink(missing_ok=True)
         run_files.write_json(folder / ORIGIN, facts)
     except OSError as error:
-        raise WeightsError(f"{file.name} could not be put into {folder}: {error.strerror or error}.") from None
+        raise WeightsError(f"{file.name} could not be copied to {folder}: {error.strerror or error}.") from None
     finally:
         if not move:
             with contextlib.suppress(OSError):
-                new.unlink(missing_ok=True)  # where it did not become `final`
+                new.unlink(missing_ok=True)  # unless it has become `final`
     return weights_state(variant, workspace)
 
 
@@ -280,7 +277,7 @@ def _writing(folder: Path) -> Iterator[None]:
 
 
 def _cached(variant: Variant) -> Path | None:
-    """The file in the Hugging Face cache of this machine, if it was downloaded before; never asks the network."""
+    """The file in this machine's Hugging Face cache, if it was downloaded before; never uses the network."""
     url = variant.download.url if variant.download else None
     on_hub = re.fullmatch(r"https://huggingface\.co/([^/]+/[^/]+)/resolve/main/(.+)", url or "")
     if not on_hub:
@@ -291,21 +288,21 @@ def _cached(variant: Variant) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
-def ways_out(variant: Variant, workspace: Workspace, why: str) -> str:
-    """That there are no weights, why none can be downloaded, and everything one can do about it."""
+def options(variant: Variant, workspace: Workspace, why: str) -> str:
+    """A message for missing weights: why they cannot be downloaded, and everything that the user can do."""
     folder, found = workspace.weights / variant.name, variant.download
     if found is None:
         return (
-            f"The embedded weights of {variant.name} are missing from {EMBEDDED / variant.name}: restore the file, "
-            f"or set model.weights to a file, or to random."
+            f"The embedded weights of {variant.name} are missing from {EMBEDDED / variant.name}. Restore the file, "
+            f"or set model.weights to a file or to random."
         )
     own_mini = f"{variant.family}-mini"
     mini = own_mini if (EMBEDDED / own_mini).is_dir() else "ast-mini"
     return (
-        f"No weights for {variant.name}: none were imported, and {why}. Ways out: get {found.file} from {found.page}, "
-        f"and import it (python -m sousa_engine weights import FILE), or name it (model.weights=FILE), or put it into "
-        f"{folder}; another backbone (model={mini}: its weights are embedded); "
-        f"or random weights, a control (model.weights=random)."
+        f"The weights of {variant.name} are not installed, and {why}. You can: download {found.file} from {found.page} "
+        f"and import it (python -m sousa_engine weights import FILE), name it (model.weights=FILE) or copy it to "
+        f"{folder}; use another backbone (model={mini}, whose weights are embedded); "
+        f"or train from random weights as a control (model.weights=random)."
     )
 
 
@@ -318,11 +315,11 @@ def _own_name(file: Path) -> str:
 
 
 def _file_state(path: Path, name: str = "") -> WeightsState:
-    """State of a file or of the weights file in a folder; a safetensors file is checked for being whole."""
+    """State of a file, or of the weights file in a folder; a safetensors file is checked to be complete."""
     file = _file_in(path) if path.is_dir() else path
     problem = ""
     if file is None:
-        problem = f"{path} holds no weights file. It needs one of: {', '.join(FILE_NAMES)}."
+        problem = f"{path} contains no weights file. It needs one of: {', '.join(FILE_NAMES)}."
     elif not file.is_file():
         problem = f"There is no file {file}."
     elif file.suffix == ".safetensors":
@@ -332,7 +329,7 @@ def _file_state(path: Path, name: str = "") -> WeightsState:
 
 
 def _file(path: Path) -> Path:
-    """The weights file that a user names; raises WeightsError if there is none, or half a one."""
+    """The weights file that a user names. Raises WeightsError if it is missing or incomplete."""
     state = _file_state(inputs.typed_path(path, WeightsError))
     if not state.available:
         raise WeightsError(state.message)
@@ -345,7 +342,7 @@ def _file_in(folder: Path) -> Path | None:
 
 
 def _broken(file: Path) -> str:
-    """Why a safetensors file cannot be whole, read from its header and length alone; "" if it can."""
+    """Why a safetensors file cannot be complete, by its header and length alone; "" if it can."""
     try:
         with file.open("rb") as opened:
             (length,) = struct.unpack("<Q", opened.read(8))
@@ -355,12 +352,12 @@ def _broken(file: Path) -> str:
         ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
         wanted, size = 8 + length + max(ends, default=0), file.stat().st_size
     except (struct.error, ValueError, LookupError, TypeError, AttributeError, OSError):
-        return f"{file} is no safetensors file, or its beginning is missing. Download it again."
-    return "" if size == wanted else f"{file} has {size:,} bytes of {wanted:,}: it is truncated. Download it again."
+        return f"{file} is not a safetensors file, or its beginning is missing. Download it again."
+    return "" if size == wanted else f"{file} is truncated: it has {size:,} of {wanted:,} bytes. Download it again."
 
 
 def _copy(source: Path, copy: Path) -> None:
-    """Copy, and see that it is on the disk."""
+    """Copy, and flush the copy to the disk."""
     with source.open("rb") as file, copy.open("wb") as out:
         shutil.copyfileobj(file, out, length=1 << 20)
         out.flush()

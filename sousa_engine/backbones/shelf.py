@@ -1,4 +1,4 @@
-"""Which weights are here and which could be: a line for each backbone."""
+"""Weights lists in words: for each backbone, which weights are installed and where others come from."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def size_text(size_bytes: int | None) -> str:
 
 
 def here_text(variant: Variant, workspace: Workspace) -> str:
-    """Whether weights are here, in a word or three: "embedded", "downloaded", "not here", "5.1 MB of it"."""
+    """Whether weights are installed, in a few words: "embedded", "downloaded", "not here", "5.1 MB of it"."""
     here = pretrained.stored(variant, workspace)
     if here is not None:
         return here.origin.partition(" from ")[0]
@@ -30,7 +30,7 @@ def here_text(variant: Variant, workspace: Workspace) -> str:
 
 
 def source_text(variant: Variant) -> str:
-    """Where the published weights are: a host, with a word if they have to be fetched by hand."""
+    """Where published weights come from: a host, with "by hand" if there is no direct link."""
     if variant.download is None:
         return "this package"
     if variant.download.url is None:

@@ -1,4 +1,4 @@
-"""What a backbone is, as frozen records: variants, front ends, networks. Never imports torch."""
+"""What a backbone is, as frozen records: variants, downloads, networks. Never imports torch."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sousa_engine.frontends import FrontEndSpec
+from sousa_engine.targets import load_outline
 
 if TYPE_CHECKING:
     from sousa_engine.backbones.waveforms import TakesWaveforms
@@ -15,9 +16,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Download:
-    """Where published weights are. url: the file itself, None where it has to be fetched by hand from `page`.
+    """Where published weights are. url: of the file itself, None if it must be downloaded by hand from `page`.
 
-    file: its name there. size_bytes, sha256: where they are known; a download is checked against them.
+    file: its name there. size_bytes, sha256: if they are known; a download is checked against them.
     """
 
     page: str
@@ -30,10 +31,10 @@ class Download:
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """One backbone one can choose. architecture: the settings its network is built with.
+    """One selectable backbone. architecture: the settings that its network is built with.
 
-    embedded: its weights are part of this package; download: where the published ones are, if there are any. needs: one
-    sentence on what pretrained weights need.
+    embedded: its weights come with this package; download: where published weights are, if there are any. needs: one
+    sentence on how to get pretrained weights.
     """
 
     name: str
@@ -53,8 +54,6 @@ class Variant:
     @property
     def parameters(self) -> int:
         """Of the network with 40 classes, from its outline."""
-        from sousa_engine.targets import load_outline
-
         return load_outline(self.name).total_parameters
 
     @property
@@ -68,7 +67,7 @@ class Variant:
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsState:
-    """What weights a network would get. path: the file, or None for the hub. message: the ways out if unavailable."""
+    """The weights that a network would get. path: None before a download. message: the options if unavailable."""
 
     available: bool
     label: str

@@ -1,4 +1,4 @@
-"""What every network of ours shares: waveforms in, logits out, its front end inside. Imports torch."""
+"""The base of every network: waveforms in, logits out, with the front end inside. Imports torch."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from sousa_engine.frontends import FrontEndSpec
 
 
 class TakesWaveforms(nn.Module):
-    """A network with its front end: `network(waveforms)`, or `network(features=log_mel)` where that is cached.
+    """A network with its front end: `network(waveforms)`, or `network(features=log_mel)` if features are cached.
 
-    A family writes `classify` and `embed`; the front end has no parameters and runs where the waveforms are.
+    Families implement `classify` and `embed`; the front end has no parameters and runs on the waveforms' device.
     """
 
     front_end: FrontEndSpec
 
     def train(self, mode: bool = True):
-        """As nn.Module's, but a BatchNorm whose weight is frozen keeps the statistics it was pre-trained with."""
+        """Like nn.Module.train, but a BatchNorm with a frozen weight keeps the statistics from pre-training."""
         super().train(mode)
         for module in self.modules():
             if isinstance(module, _BatchNorm) and module.weight is not None and not module.weight.requires_grad:
@@ -30,12 +30,12 @@ class TakesWaveforms(nn.Module):
         """Logits (batch, classes).
 
         waveforms: (batch, samples) in [-1, 1] at front_end.sample_rate_hz; or features: (batch, frames, mel bins), raw
-        log-mel as frontends.log_mel gives it. Raises DataError for clips shorter or longer than the network takes.
+        log-mel from frontends.log_mel. Raises DataError for clips shorter or longer than the network accepts.
         """
         if features is None:
             if waveforms is None or waveforms.ndim != 2:
                 given = "nothing" if waveforms is None else tuple(waveforms.shape)
-                raise DataError(f"Waveforms are expected as (batch, samples), given was {given}.")
+                raise DataError(f"Expected waveforms as (batch, samples), got {given}.")
             features = frontends.log_mel(waveforms, self.front_end)
         else:
             self.front_end.check(features.shape[1])
@@ -46,5 +46,5 @@ class TakesWaveforms(nn.Module):
         raise NotImplementedError
 
     def embed(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x as for classify. Returns steps in time (batch, steps, width), and the clip as a whole (batch, width)."""
+        """x as for classify. Returns steps in time (batch, steps, width), and one vector per clip (batch, width)."""
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""From a waveform to the log-mel frames of a backbone. Torch is imported with the first call, not with the package."""
+"""From waveforms to the log-mel frames of a backbone. Torch is imported by the first call, not with the package."""
 
 from __future__ import annotations
 

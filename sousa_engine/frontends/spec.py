@@ -1,4 +1,4 @@
-"""A front end as data: rates, frames, mel bins, and which clips a network can take. No torch."""
+"""A front end as data: rates, frames, mel bins, and the clip lengths that a network accepts. No torch."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from sousa_engine.core.errors import DataError
 
 @dataclass(frozen=True, kw_only=True)
 class FrontEndSpec:
-    """How a waveform becomes the log-mel frames a backbone was trained on.
+    """How a waveform becomes the log-mel frames that a backbone was trained on.
 
-    kind: "kaldi-fbank" (AST, BEATs): frames of frame_ms every hop_ms, none beyond the edges, each without its mean and
-    pre-emphasised; natural logarithm of at least `floor`. "efficientat": the clip pre-emphasised, frames centred on
-    every hop; logarithm of power + floor. "htsat": centred frames, Slaney's mel scale; decibels, at least `floor`.
-    mel_bins triangles from low_hz to high_hz. window: "hann" or "povey" (Hann to the power of 0.85). scale: waveforms
-    are multiplied by it first. remove_mean: each clip's mean is taken off. normalised = (log-mel - mean) / (2 * std).
-    min_frames, max_frames: the shortest and longest input of the network.
+    kind: "kaldi-fbank" (AST, BEATs): frames of frame_ms every hop_ms, none beyond the edges, mean removed and
+    pre-emphasised per frame; natural logarithm of at least `floor`. "efficientat": the clip pre-emphasised, frames
+    centred on every hop; logarithm of power + floor. "htsat": centred frames, Slaney's mel scale; decibels of at least
+    `floor`. mel_bins: triangles from low_hz to high_hz. window: "hann" or "povey" (Hann to the power of 0.85). scale:
+    multiplies the waveform first. remove_mean: subtract each clip's mean. mean, std: normalised = (log-mel - mean) /
+    (2 * std). min_frames, max_frames: the shortest and longest input that the network accepts.
     """
 
     kind: str = "kaldi-fbank"
@@ -27,7 +27,7 @@ class FrontEndSpec:
     hop_ms: float = 10.0
     low_hz: float = 20.0
     high_hz: float = 8000.0
-    floor: float = 2.0**-23  # the float32 epsilon, as Kaldi's reference front end in torchaudio has it
+    floor: float = 2.0**-23  # float32's epsilon, as in torchaudio's port of Kaldi
     window: str = "hann"
     scale: float = 1.0
     remove_mean: bool = True
@@ -50,16 +50,16 @@ class FrontEndSpec:
 
     @property
     def silence(self) -> float:
-        """What digital silence is in the log-mel."""
+        """The log-mel value of digital silence."""
         return 10 * math.log10(self.floor) if self.kind == "htsat" else math.log(self.floor)
 
     @property
     def ln_units(self) -> float:
-        """How many units of the log-mel a factor of e in power makes: 1, or 4.34 in decibels."""
+        """Log-mel units per factor of e in power: 1, or 4.34 in decibels."""
         return 10 / math.log(10) if self.kind == "htsat" else 1.0
 
     def frames(self, samples: int) -> int:
-        """Frames of a clip of so many samples; raises DataError if the network cannot take it."""
+        """Frames of a clip with this many samples. Raises DataError if the network does not accept it."""
         if self.kind == "kaldi-fbank":
             frames = 1 + (samples - self.frame_samples) // self.hop_samples
         else:
@@ -69,24 +69,24 @@ class FrontEndSpec:
         return frames
 
     def check(self, frames: int, samples: int | None = None) -> None:
-        """Raises DataError unless the network takes so many frames."""
+        """Raises DataError unless the network accepts this many frames."""
         if self.min_frames <= frames <= self.max_frames:
             return
         word = "short" if frames < self.min_frames else "long"
         shortest, longest = self.samples(self.min_frames), self.samples(self.max_frames + 1) - 1
         at_least = math.ceil(10 * shortest / self.sample_rate_hz) / 10
-        cure = (
-            f"Set data.clip_s={at_least:g}: shorter recordings are followed by silence."
+        fix = (
+            f"Set data.clip_s={at_least:g}; shorter recordings are padded with silence."
             if word == "short"
             else f"Set data.clip_s to at most {self._seconds(longest)}."
         )
         raise DataError(
-            f"A clip of {self._seconds(samples or self.samples(frames))} s is too {word}: this backbone takes "
-            f"{self._seconds(shortest)} to {self._seconds(longest)} s. {cure}"
+            f"A clip of {self._seconds(samples or self.samples(frames))} s is too {word}: this backbone accepts "
+            f"{self._seconds(shortest)} to {self._seconds(longest)} s. {fix}"
         )
 
     def samples(self, frames: int) -> int:
-        """The fewest samples that make so many frames."""
+        """The smallest number of samples that makes this many frames."""
         if self.kind == "kaldi-fbank":
             return self.frame_samples + (frames - 1) * self.hop_samples
         return (frames - 1) * self.hop_samples + (self.kind == "efficientat")

@@ -1,9 +1,9 @@
 """Import torchaudio on a CPU-only torch. Call `import_torchaudio` before transformers is first imported.
 
-The torchaudio wheel of the default index carries a compiled extension linked to CUDA. Beside a CPU-only torch that
-extension cannot be loaded, and then `import torchaudio` fails, and with it transformers' AST, which looks whether the
-package is there. Nothing here needs the extension, and torchaudio runs without it: its loader answers False where the
-file is absent. On a healthy installation this is a plain import.
+The torchaudio wheel of the default index contains a compiled extension linked to CUDA. With a CPU-only torch that
+extension cannot be loaded, so `import torchaudio` fails, and with it transformers' AST, which checks for the package.
+Nothing here needs the extension, and torchaudio works without it: its loader returns False if the file is absent. On a
+healthy installation this is a plain import.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from types import ModuleType
 
 
 def import_torchaudio() -> ModuleType:
-    """The torchaudio package, imported; without its compiled extension where that cannot be loaded."""
+    """Import the torchaudio package, without its compiled extension if that cannot be loaded."""
     try:
         return importlib.import_module("torchaudio")
     except OSError:

@@ -21,7 +21,7 @@ from typing import Any
 
 from sousa_engine.core.config import RunConfig
 from sousa_engine.core.errors import RunError
-from sousa_engine.workspace import Workspace, intake, run_files
+from sousa_engine.workspace import Workspace, intake, processes, run_files
 
 STEPS, WARM_UP = 6, 2
 
@@ -130,7 +130,6 @@ def _timed(config: RunConfig, workspace: Workspace, began: float) -> Pace:
 
     from sousa_engine import backbones, frontends
     from sousa_engine.data.dataset import DataSet
-    from sousa_engine.runs.trainer import peak_memory_mib
     from sousa_engine.training import adapters, precision
 
     accelerator = Accelerator(
@@ -166,7 +165,7 @@ def _timed(config: RunConfig, workspace: Workspace, began: float) -> Pace:
             start_s = time.monotonic() - began
         elif step > WARM_UP:
             times.append(time.monotonic() - at)
-    return Pace(step_s=float(np.median(times)), start_s=start_s, peak_memory_mib=peak_memory_mib())
+    return Pace(step_s=float(np.median(times)), start_s=start_s, peak_memory_mib=processes.peak_memory_mib())
 
 
 if __name__ == "__main__":

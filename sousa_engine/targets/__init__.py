@@ -1,4 +1,4 @@
-"""Module picking: the outline of a network, what a list of names matches in it, what a choice costs. No torch."""
+"""Module picking: the outline of a network, the modules that names match in it, what a selection costs. No torch."""
 
 from sousa_engine.targets.count import Counts, count
 from sousa_engine.targets.match import EntryMatch, Resolution, grep, resolve, resolve_strict, to_yaml

@@ -1,4 +1,4 @@
-"""What a choice of targets trains: parameters of adapters and head, by each method's own formula."""
+"""How many parameters a selection of targets trains, in adapters and head, by each method's own formula."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from sousa_engine.targets.outline import ModuleNode, Outline
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """What a choice trains. layers: modules that get LoRA, the head's included. adapter_parameters: LoRA outside the
-    head; head_parameters: trained in the head, fully or through LoRA. total: the network without any adapter.
-    percent: trainable per cent of total."""
+    """What a selection trains. layers: modules that get an adapter, including the head's. adapter_parameters: those
+    outside the head; head_parameters: trained in the head, fully or through LoRA. total: of the network without
+    adapters. percent: trainable as per cent of total."""
 
     layers: int
     adapter_parameters: int
@@ -37,9 +37,9 @@ def count(
 ) -> Counts:
     """What a method of rank `r` on `paths` trains, with a head for `num_classes` classes under policy `head`.
 
-    ranks: paths with a rank of their own. The head belongs to its policy alone: paths inside it are not counted twice.
-    LoRA on a weight of shape (out, in, ...) has r * (out + in * ...) parameters; other methods as methods.cost
-    says. BitFit trains the body's biases, full fine-tuning all of the body; both take no paths.
+    ranks: ranks of single paths. The head follows its policy alone: paths inside it are not counted twice. LoRA on a
+    weight of shape (out, in, ...) has r * (out + in * ...) parameters; for other methods see Method.cost. BitFit trains
+    the body's biases, full fine-tuning the complete body; neither takes paths.
     """
     chosen, ranks = METHODS[method], ranks or {}
     adapted = {path for path in paths if not outline.in_head(path)}
@@ -69,9 +69,9 @@ def count(
 
 
 def _bias(node: ModuleNode) -> int:
-    """Parameters of a module's bias: as many as its weight has rows, where it has more than its weight."""
+    """Parameters of a module's bias: as many as its weight has rows, if it has more parameters than its weight."""
     if not node.shape:
         return 0
     weight = math.prod(node.shape)
-    more = node.own_parameters - (weight if node.own_parameters >= weight else 0)  # a weight norm holds its own weight
+    more = node.own_parameters - (weight if node.own_parameters >= weight else 0)  # a weight norm's is elsewhere
     return node.shape[0] if more == node.shape[0] else 0

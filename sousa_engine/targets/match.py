@@ -1,4 +1,4 @@
-"""What an entry of a target list means in an outline: a path, its end, a search, or a name of an older release."""
+"""The modules that an entry of a target list matches: by path, by its end, by search, or by an old name."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Via = Literal["path", "suffix", "regex", "old name", "all-linear", "none"]
 
 @dataclass(frozen=True, kw_only=True)
 class EntryMatch:
-    """What one entry of a target list means. today: short names to write instead, where the entry is an old name.
+    """What one entry of a target list means. today: short names to use instead, if the entry is an old name.
 
     nearest: names close to an entry that matches nothing. note: a sentence for the user, or "".
     """
@@ -58,8 +58,8 @@ def resolve(outline: Outline, entries: Sequence[str]) -> Resolution:
     """Match every entry against the tree; an entry that matches nothing is in `.unmatched`, with the nearest names.
 
     An entry is a full path, the end of a path at a dot (PEFT's own rule), `/text to find/` as a regular expression,
-    a regular expression for the whole path, `all-linear`, or one of the first two in the library's old names. A name
-    that means other modules today than it did (`dense`) is read as old if another entry of the list is old.
+    a regular expression for the complete path, `all-linear`, or one of the first two in the library's old names. A name
+    that now means other modules than before (`dense`) is read as old if another entry of the list is old.
     """
     cleaned = [entry.strip() for entry in entries]
     speaks_old = any(not named(outline, entry, path_today) and named(outline, entry, path_before) for entry in cleaned)
@@ -77,7 +77,7 @@ def resolve_strict(outline: Outline, entries: Sequence[str]) -> Resolution:
 
 
 def to_yaml(outline: Outline, paths: Iterable[str]) -> str:
-    """A `peft_target_modules:` list that means exactly these modules: short names where one is enough, else paths."""
+    """A `peft_target_modules:` list for exactly these modules: short names if they suffice, otherwise paths."""
     ticked = set(paths)
     entries: dict[str, None] = {}
     for path in (node.path for node in outline.nodes if node.path in ticked):
@@ -86,7 +86,7 @@ def to_yaml(outline: Outline, paths: Iterable[str]) -> str:
 
 
 def grep(outline: Outline, text: str) -> tuple[ModuleNode, ...]:
-    """Modules whose path, class or role contains `text`, or is found by `/regex/`. Raises TargetError for a bad one."""
+    """Modules whose path, class or role contains `text` or matches `/regex/`. Raises TargetError if that is invalid."""
     if len(text) > 1 and text.startswith("/") and text.endswith("/"):
         try:
             pattern = re.compile(text[1:-1], re.IGNORECASE)
@@ -114,7 +114,8 @@ def _match(outline: Outline, entry: str, speaks_old: bool) -> EntryMatch:
         if more:
             names = ", ".join(leaf_names(more))
             note = (
-                f"Only {_list(today)}. In older releases {entry!r} also meant {len(more)} modules now called {names}."
+                f"Matches {_list(today)} only. "
+                f"In older releases {entry!r} also meant {len(more)} modules, now named {names}."
             )
         via: Via = "path" if any(node.path == entry for node in today) else "suffix"
         return _usable(outline, entry, today, via=via, today=leaf_names(more), note=note)
@@ -133,14 +134,14 @@ def _match_regex(outline: Outline, entry: str) -> EntryMatch:
     nodes = [node for node in outline.nodes if find(node.path)]
     usable = tuple(node.path for node in nodes if node.adaptable)
     if not usable:
-        return _nothing(outline, entry, "It finds only modules that LoRA cannot adapt." if nodes else "")
+        return _nothing(outline, entry, "It matches only modules that LoRA cannot adapt." if nodes else "")
     return EntryMatch(entry=entry, paths=usable, via="regex")
 
 
 def _usable(
     outline: Outline, entry: str, nodes: list[ModuleNode], *, via: Via, today: tuple[str, ...], note: str
 ) -> EntryMatch:
-    """A match of the modules LoRA can adapt; where there are none, say what was hit and what lies inside it."""
+    """A match of the modules that LoRA can adapt; if there are none, the reason and the modules inside those named."""
     paths = tuple(node.path for node in nodes if node.adaptable)
     if paths:
         left = len(nodes) - len(paths)
@@ -156,7 +157,7 @@ def _nothing(outline: Outline, entry: str, note: str) -> EntryMatch:
 
 
 def _relative(path: str, hits: Iterable[ModuleNode]) -> str:
-    """`path` seen from the module that was named: the shortest thing to write for what lies inside it."""
+    """`path` relative to the module that was named: the shortest name for a module inside it."""
     for hit in hits:
         if path.startswith(f"{hit.path}."):
             return f"{hit.name}.{path[len(hit.path) + 1 :]}"
@@ -164,11 +165,11 @@ def _relative(path: str, hits: Iterable[ModuleNode]) -> str:
 
 
 def _list(nodes: Sequence[ModuleNode]) -> str:
-    return nodes[0].path if len(nodes) == 1 else f"{len(nodes)} modules called {', '.join(leaf_names(nodes))}"
+    return nodes[0].path if len(nodes) == 1 else f"{len(nodes)} modules named {', '.join(leaf_names(nodes))}"
 
 
 def _shortest(outline: Outline, path: str, ticked: set[str]) -> str:
-    """The shortest end of `path` without a number in it that names ticked modules only, else the path."""
+    """The shortest end of `path` that has no number and names ticked modules only, else the path."""
     parts = path.split(".")
     for start in range(len(parts) - 1, 0, -1):
         end = parts[start:]

@@ -1,7 +1,7 @@
-"""The module tree of a backbone as data: which modules LoRA can adapt, what a list of names means, what it costs.
+"""The module tree of a backbone as data, with the modules that LoRA can adapt. Never imports torch.
 
-Read from a committed outline (JSON, made from the real network and tested equal to it), so that a page or the command
-line never builds the network: that costs 8 s and 360 MiB, an outline some milliseconds. Never imports torch.
+Read from a committed outline (JSON, made from the real network and tested to equal it), so that neither a page nor the
+command line builds the network: that costs 8 s and 360 MiB, an outline some milliseconds.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ OUTLINES = Path(__file__).with_name("outlines")
 class ModuleNode:
     """One module of the network.
 
-    path: dotted, "" for the root. kind: "Linear", "Conv2d", ... where the module has a weight LoRA knows, else "".
-    shape: of its weight, () if none. parameters: of the whole subtree; own_parameters: of the module itself.
+    path: dotted, "" for the root. kind: "Linear", "Conv2d", ... if LoRA supports the module's weight, else "".
+    shape: of its weight, () if none. parameters: of the complete subtree; own_parameters: of the module alone.
     role: "attention.query", "mlp.in", "patch", "norm", "head", ... or "". layer: number of its block, or None.
     reason: why a module with a weight cannot be adapted, else "". old_path: its name in older releases of the
-    library, "" where it never changed.
+    library, "" if it never changed.
     """
 
     path: str
@@ -50,7 +50,7 @@ class ModuleNode:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Outline:
-    """All modules of one variant in pre-order, root first. Sizes are those of a network with num_classes classes."""
+    """All modules of one variant in pre-order, root first. Sizes are those of a network for num_classes classes."""
 
     variant: str
     family: str
@@ -69,7 +69,7 @@ class Outline:
         return self._by_path[path]
 
     def targets(self, paths: Iterable[str]) -> tuple[TargetModule, ...]:
-        """What a run stores of its ticks: path, kind and shape. Raises TargetError for what cannot be adapted."""
+        """The targets that a run stores for ticked paths. Raises TargetError for a module that cannot be adapted."""
         found = []
         for path in paths:
             node = self.node(path)
@@ -79,7 +79,7 @@ class Outline:
         return tuple(found)
 
     def alike(self, path: str) -> tuple[str, ...]:
-        """Paths of the same module in every layer, in tree order, `path` included."""
+        """Paths of the same module in every layer, in tree order, including `path`."""
         like = self.node(path)
         mask = _without_numbers(path)
         return tuple(
@@ -93,7 +93,7 @@ class Outline:
 
     @property
     def head_layer(self) -> ModuleNode:
-        """The layer of the head that has one row a class: what LoRA adapts under head=lora."""
+        """The layer of the head with one row per class, which LoRA adapts under head=lora."""
         layers = [n for n in self.nodes if self.in_head(n.path) and n.kind and n.shape[0] == self.num_classes]
         return layers[-1]
 
@@ -108,7 +108,7 @@ def load_outline(variant_or_family: str) -> Outline:
 
 @functools.cache
 def _outline_names() -> dict[str, Path]:
-    """Every name an outline answers to -> its file: variants, and families for their published variant."""
+    """Every name of an outline -> its file: variants, and families for their published variant."""
     names: dict[str, Path] = {}
     for path in sorted(OUTLINES.glob("*.json")):
         names[path.stem] = path
@@ -120,7 +120,7 @@ def _outline_names() -> dict[str, Path]:
 @functools.cache
 def _read_outline(path: Path) -> Outline:
     data = json.loads(path.read_text())
-    empty: list[Any] = ["", "", (), 0, "", None, ""]  # columns after the path, left away at the end of a row
+    empty: list[Any] = ["", "", (), 0, "", None, ""]  # columns after the path; a row omits empty ones at its end
     rows: list[list[Any]] = [row + empty[len(row) - 1 :] for row in data["nodes"]]
     sizes = [row[4] for row in rows]
     ends = _subtree_ends([row[0] for row in rows])
@@ -154,7 +154,7 @@ def _read_outline(path: Path) -> Outline:
 
 
 def _subtree_ends(paths: list[str]) -> list[int]:
-    """Index just past the subtree of each path; the list is in pre-order, so a subtree is one stretch of it."""
+    """Index after the subtree of each path; the list is in pre-order, so a subtree is contiguous."""
     ends = [len(paths)] * len(paths)
     for i, path in enumerate(paths):
         for j in range(i + 1, len(paths)):
@@ -165,7 +165,7 @@ def _subtree_ends(paths: list[str]) -> list[int]:
 
 
 def _old_path(path: str, old_names: Sequence[Sequence[str]]) -> str:
-    """The name of `path` before the library renamed it; a rule with an empty replacement: it had no such module."""
+    """The name of `path` before the library renamed it; an empty replacement in a rule: the module did not exist."""
     old = path
     for pattern, replacement in old_names:
         if re.search(pattern, old):
@@ -184,27 +184,26 @@ def path_before(node: ModuleNode) -> str:
 
 
 def named(outline: Outline, entry: str, naming: Callable[[ModuleNode], str]) -> list[ModuleNode]:
-    """Modules that `entry` names by PEFT's rule: the whole path, or its end at a dot."""
+    """Modules that `entry` names by PEFT's rule: the complete path, or its end at a dot."""
     if not entry:
         return []
     return [node for node in outline.nodes if f".{naming(node)}".endswith(f".{entry}")]
 
 
 def near_names(outline: Outline, entry: str) -> tuple[str, ...]:
-    """Names in today's naming closest to `entry`, whether it was meant as one name, two, a full path or an old one."""
+    """Current names closest to `entry`, whether that is one name, two, a full path or an old name."""
     names: dict[str, str] = {}
     for node in (node for node in outline.nodes if node.adaptable):
         parts, old = node.path.split("."), path_before(node).split(".")
         short = leaf_names([node])[0]
         names |= {short: short, old[-1]: short, ".".join(old[-2:]): short, ".".join(parts[-2:]): ".".join(parts[-2:])}
         names[node.path] = node.path
-    names = {
-        name: short for name, short in names.items() if not short.isdecimal()
-    }  # a place in a Sequential is no name
+    # An index in a Sequential is not a name.
+    names = {name: short for name, short in names.items() if not short.isdecimal()}
     parts = entry.split(".")
     plain = [k for k in names if k.count(".") < 2] if len(parts) < 3 else names
     found = nearest(entry, plain, n=6) or nearest(parts[-1], plain, n=6)
-    if not found:  # nothing like it: all short names of the tree
+    if not found:  # nothing similar: all short names of the tree
         every = leaf_names(node for node in outline.nodes if node.adaptable)
         return tuple(name for name in every if not name.isdecimal())[:8]
     return tuple(dict.fromkeys(names[name] for name in found))[:4]
@@ -215,19 +214,20 @@ def leaf_names(nodes: Iterable[ModuleNode]) -> tuple[str, ...]:
 
 
 def missing(outline: Outline, path: str, *, nearest: Sequence[str] = (), note: str = "") -> str:
-    """The sentence for a name that matches nothing. nearest: names to offer, by default those closest to `path`."""
+    """The message for a name that matches nothing. nearest: names to offer, by default those closest to `path`."""
     version = ", ".join(f"{name} {number}" for name, number in outline.versions.items())
     near = nearest or near_names(outline, path)
     why = f" {note}" if note else ""
     return (
-        f"{path!r} is no module of {outline.variant} ({version}) that LoRA can adapt.{why} Nearest: {', '.join(near)}."
+        f"{path!r} is not a module of {outline.variant} ({version}) that LoRA can adapt.{why} "
+        f"Nearest: {', '.join(near)}."
     )
 
 
 def why_not(outline: Outline, node: ModuleNode) -> str:
     if node.reason:
         return node.reason
-    return f"{node.path or 'the root'} is {_article(node.class_name)}: it has no weight of its own that LoRA can adapt."
+    return f"{node.path or 'The root'} is {_article(node.class_name)} without a weight that LoRA can adapt."
 
 
 def _article(class_name: str) -> str:

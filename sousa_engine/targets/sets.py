@@ -1,4 +1,4 @@
-"""Named sets of targets: what a backbone recommends, and the names that stand for them. No torch."""
+"""Named sets of targets: those recommended for a backbone, and their names. No torch."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ def expand_sets(outline: Outline, entries: list[str]) -> list[str]:
 def named_sets(outline: Outline, method: Method | None = None) -> dict[str, tuple[str, ...]]:
     """The recommended sets, and two names that every backbone knows.
 
-    core: the first one (attention, or squeeze-excitation where there is none); default: what runs get by themselves.
+    core: the first one (attention, or squeeze-excitation if there is none); default: for runs that name no targets.
     """
     sets = recommended_sets(outline, method)
     return sets | {"core": next(iter(sets.values()), ()), "default": sets.get(default_set(outline), ())}
 
 
 def recommended_sets(outline: Outline, method: Method | None = None) -> dict[str, tuple[str, ...]]:
-    """Name -> full paths in tree order, made from the roles of the modules; the head is never among them.
+    """Name -> full paths in tree order, by the roles of the modules; the head is never included.
 
-    Only sets that have members, and attention+mlp only where there are both. method: only what it can adapt.
+    Only sets with members, and attention+mlp only if there are both. method: only modules that it can adapt.
     """
     body = [node for node in outline.nodes if node.adaptable and not outline.in_head(node.path)]
     groups = {node.role.partition(".")[0] for node in body}
@@ -51,13 +51,13 @@ def recommended_sets(outline: Outline, method: Method | None = None) -> dict[str
 
 
 def default_set(outline: Outline) -> str:
-    """The recommended set that a run gets which names none."""
+    """The recommended set for a run that names no targets."""
     sets = recommended_sets(outline)
     return next(name for name in ("attention+mlp", "attention", "se+pointwise", *sets) if name in sets)
 
 
 def short_names(outline: Outline, paths: Sequence[str]) -> list[str]:
-    """A recommended set, else the shortest names, that mean exactly these modules to `resolve_sets`."""
+    """The recommended set, else the shortest names, that `resolve_sets` turns into exactly these modules."""
     name = set_name(outline, paths)
     if name or not paths:
         return [name] if name else []
@@ -66,6 +66,6 @@ def short_names(outline: Outline, paths: Sequence[str]) -> list[str]:
 
 
 def set_name(outline: Outline, paths: Sequence[str]) -> str:
-    """The first recommended set that holds exactly these modules, or nothing."""
+    """The first recommended set of exactly these modules, or ""."""
     named = (name for name, members in recommended_sets(outline).items() if set(members) == set(paths))
     return next(named, "")

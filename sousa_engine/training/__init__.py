@@ -1,3 +1,13 @@
-"""The training loop: features in, curves and a checkpoint out. Knows no database and no page."""
+"""The training loop: features in; curves, checkpoints and an adapter out. Knows no database and no page."""
 
-__all__ = ["adapters", "checkpoint", "evaluate", "loop", "precision", "reporters", "resume", "statistics"]
+__all__ = [
+    "adapters",
+    "checkpoint",
+    "evaluate",
+    "loop",
+    "precision",
+    "randomness",
+    "reporters",
+    "resume",
+    "statistics",
+]

@@ -1,7 +1,7 @@
-"""Attach adapters to chosen modules, count, save, load and merge them. The only file that knows PEFT. Imports torch.
+"""Attach adapters to chosen modules; count, save, load and merge them. The only file that knows PEFT. Imports torch.
 
-The head belongs to its policy alone, whatever the targets say: "train" trains it fully (PEFT keeps the untrained
-original beside the copy that trains), "lora" adapts its last layer, "freeze" leaves its new weights as they are.
+The head follows its policy alone, whatever the targets say: "train" trains it fully (PEFT keeps the untrained original
+next to the trained copy), "lora" adapts its last layer, "freeze" leaves its new weights unchanged.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ from sousa_engine.core.config import LoraConfig, TargetModule  # noqa: E402
 from sousa_engine.core.errors import TargetError, WeightsError, nearest  # noqa: E402
 from sousa_engine.core.methods import first_rank  # noqa: E402
 
-TRAINED_FILE = "trained.safetensors"  # what is saved where there is no adapter: a linear probe, BitFit, all of it
+TRAINED_FILE = "trained.safetensors"  # what is saved without an adapter: linear probe, BitFit, full fine-tuning
 
 
 def attach(network: Network, lora: LoraConfig, *, total_steps: int = 1000) -> nn.Module:
-    """The network with an adapter on its targets and its head as the policy says; everything else is frozen.
+    """The network with an adapter on each target and the head as its policy says; everything else is frozen.
 
-    Changes network.module itself. Every target is matched again: TargetError if the path is gone, or its kind or
-    shape is another one. Without an adapter (no targets, BitFit, full fine-tuning) it is the plain module. Every
-    adapter is an identity until the first step. total_steps: of the training, which AdaLoRA's schedule is made for.
+    Changes network.module in place. Every target is matched again: TargetError if its path is gone, or its kind or
+    shape has changed. Without an adapter (no targets, BitFit, full fine-tuning) it is the plain module. Adapters start
+    as a no-op. total_steps: of the run; AdaLoRA's schedule needs it.
     """
     targets = [t for t in lora.targets if not _within(t.path, network.head_path)]
     for target in targets:
@@ -57,10 +57,10 @@ def attach(network: Network, lora: LoraConfig, *, total_steps: int = 1000) -> nn
         return _without_adapter(network, lora)
     config = _peft_config(lora, ranks, network.head_path, total_steps)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers by a name that goes away in its v6
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT uses a name that transformers 6 will remove
         module = get_peft_model(network.module, config)  # pyright: ignore[reportArgumentType]
     adapted = counts(module)[2]
-    assert adapted == len(ranks), f"{len(ranks)} targets, but {adapted} modules were adapted."
+    assert adapted == len(ranks), f"{len(ranks)} targets, but {adapted} adapted modules"
     if lora.method == "pissa":
         _remember_start(module)
     return module
@@ -69,8 +69,8 @@ def attach(network: Network, lora: LoraConfig, *, total_steps: int = 1000) -> nn
 def counts(module: nn.Module) -> tuple[int, int, int]:
     """(trainable parameters, total parameters, modules that have an adapter).
 
-    The total is that of the plain network: without adapters, and with one head, not PEFT's frozen original beside its
-    copy. So 100 * trainable / total is the percentage that targets.count gives.
+    The total is that of the plain network: without adapters, and with one head, not PEFT's frozen original and its
+    copy. So 100 * trainable / total is the percentage that targets.count returns.
     """
     trainable = total = 0
     for name, parameter in module.named_parameters():
@@ -87,7 +87,7 @@ _NOT_OF_THE_NETWORK = {
 
 
 def extra_loss(module: nn.Module) -> Tensor | None:
-    """What a method adds to the loss: AdaLoRA keeps A and B near orthogonal (Zhang et al. 2023, equation 4)."""
+    """A method's own term of the loss: AdaLoRA keeps A and B nearly orthogonal (Zhang et al. 2023, equation 4)."""
     if not _is_adalora(module):
         return None
     apart = []
@@ -99,18 +99,18 @@ def extra_loss(module: nn.Module) -> Tensor | None:
 
 
 def after_step(module: nn.Module, step: int) -> None:
-    """After the optimiser's step, gradients still there: AdaLoRA gives ranks away. step: from 1."""
+    """Call after the optimiser's step and before gradients are cleared: AdaLoRA prunes ranks. step: from 1."""
     if _is_adalora(module):
         module.base_model.update_and_allocate(step)  # pyright: ignore[reportCallIssue]
 
 
 def update_norms(module: nn.Module) -> dict[str, float]:
-    """How far training moved each adapted module: ||W' - W|| / ||W||, by its path as the targets name it.
+    """How far training moved each adapted module: path, as targets name it -> ||W' - W|| / ||W||.
 
-    Frobenius norms. W: the weight the network came with; W': what `merge` would make of it, so that alpha / r, DoRA's
-    magnitude and PiSSA's start are counted in. A share, not per cent; 0 before the first step; nan if a value is. Not
-    counted: what IA3 does to a bias. Left out: a weight of zeros, which has no share. The head's layer is among them
-    if it is adapted. Empty where nothing is (linear probe, BitFit, full fine-tuning).
+    Frobenius norms. W: the weight before training; W': the weight that `merge` would write, so alpha / r, DoRA's
+    magnitude and PiSSA's start are included. A fraction, not per cent; 0 before the first step; NaN if a weight is NaN.
+    IA3's effect on a bias is not counted, and a weight of zeros is left out. Includes the head's layer if it is
+    adapted. Empty if no module is (linear probe, BitFit, full fine-tuning).
     """
     squares: dict[str, tuple[float, float]] = {}
     start = getattr(module, _START, {})
@@ -123,11 +123,11 @@ def update_norms(module: nn.Module) -> dict[str, float]:
 
 
 def save(module: nn.Module, folder: Path) -> None:
-    """Write the trained parts: a PEFT adapter (with the head, if it trains), or whatever trained without one.
+    """Write the trained parts: a PEFT adapter (with the head, if it trains), or the plain parameters that trained.
 
-    The folder appears whole or not at all. A PEFT adapter opens with peft.PeftModel.from_pretrained(plain, folder):
-    PiSSA's, which changed the weights it stands beside, is written as the LoRA of rank 2 r that does the same to the
-    plain network; AdaLoRA's with the zeros in place of the ranks it gave away.
+    The folder appears complete or not at all. A PEFT adapter opens with peft.PeftModel.from_pretrained(plain, folder).
+    PiSSA changed the weights next to it, so its adapter is written as the LoRA of rank 2 r that has the same effect on
+    the plain network; AdaLoRA's has zeros in place of the ranks it pruned.
     """
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -137,7 +137,7 @@ def save(module: nn.Module, folder: Path) -> None:
         module.save_pretrained(str(unfinished), save_embedding_layers=False)
         if hasattr(module, _START):
             _write_as_lora(module, unfinished)
-        (unfinished / "README.md").unlink(missing_ok=True)  # PEFT's empty form
+        (unfinished / "README.md").unlink(missing_ok=True)  # PEFT's empty template
     else:
         unfinished.mkdir(parents=True)
         save_file(trained_state(module), unfinished / TRAINED_FILE)
@@ -146,10 +146,10 @@ def save(module: nn.Module, folder: Path) -> None:
 
 
 def load(network: Network, folder: Path) -> nn.Module:
-    """The network with what `save` wrote, frozen, in eval mode. Changes network.module itself.
+    """The network with what `save` wrote, frozen, in eval mode. Changes network.module in place.
 
-    The network must have been built with the weights it was trained on. Raises WeightsError if the folder is no
-    adapter, or one of another network or number of classes.
+    The network must have been built with the weights it was trained on. Raises WeightsError if the folder holds no
+    adapter, or one for another network or another number of classes.
     """
     if (folder / TRAINED_FILE).is_file():
         state: dict[str, Any] = load_file(folder / TRAINED_FILE)
@@ -162,7 +162,7 @@ def load(network: Network, folder: Path) -> nn.Module:
     stored = _shapes(load_file(folder / "adapter_model.safetensors"))
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what does not fit is an error below
+            warnings.simplefilter("ignore")  # tensors that do not fit raise an error below
             module = PeftModel.from_pretrained(network.module, str(folder))  # pyright: ignore[reportArgumentType]
     except (RuntimeError, ValueError) as error:
         first = str(error).strip().splitlines()[-1].strip()
@@ -172,13 +172,13 @@ def load(network: Network, folder: Path) -> nn.Module:
 
 
 def merge(module: nn.Module) -> nn.Module:
-    """The plain network with the adapters added into its weights. Changes the module itself.
+    """The plain network with the adapters merged into its weights. Changes the module in place.
 
-    Raises ValueError if an adapter holds a value that is not finite.
+    Raises ValueError if an adapter holds NaN or an infinite value.
     """
     if not isinstance(module, PeftModel):
         return module
-    for path, child in list(module.named_modules()):  # PEFT's IA3 and LoKr stumble over a head of several layers
+    for path, child in list(module.named_modules()):  # PEFT's IA3 and LoKr fail on a head of several layers
         if isinstance(child, ModulesToSaveWrapper):
             parent, _, name = path.rpartition(".")
             setattr(module.get_submodule(parent), name, child.modules_to_save[child.active_adapters[0]])
@@ -188,7 +188,7 @@ def merge(module: nn.Module) -> nn.Module:
 def parameter_groups(
     module: nn.Module, head_path: str, *, lr: float, head_lr: float, weight_decay: float, plus_ratio: float = 1.0
 ) -> list[dict[str, Any]]:
-    """Optimiser groups of what trains: adapters at lr, the head (its LoRA too) at head_lr; no decay on vectors.
+    """Optimiser groups of all that trains: adapters at lr, the head and its LoRA at head_lr; no decay on vectors.
 
     plus_ratio: how much faster B learns than A (LoRA+).
     """
@@ -212,9 +212,9 @@ def parameter_groups(
 
 
 def trained_state(module: nn.Module) -> dict[str, Tensor]:
-    """What training changes, on the CPU: all that a checkpoint has to keep of the network.
+    """Everything in the network that training changes, copied to the CPU; a checkpoint needs no more of it.
 
-    Parameters that train, and the statistics of each BatchNorm whose weight trains.
+    Trainable parameters, and the statistics of each BatchNorm whose weight trains.
     """
     state = {name: p for name, p in module.named_parameters() if p.requires_grad}
     for path, child in module.named_modules():
@@ -224,7 +224,7 @@ def trained_state(module: nn.Module) -> dict[str, Tensor]:
 
 
 def load_trained(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Put back what `trained_state` took."""
+    """Restore what `trained_state` returned."""
     own = dict(module.named_parameters()) | dict(module.named_buffers())
     with torch.no_grad():
         for name, value in state.items():
@@ -232,7 +232,7 @@ def load_trained(module: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def method_state(module: nn.Module) -> dict[str, Any]:
-    """What a method remembers between steps beside its parameters: AdaLoRA's scores and the ranks it gave away."""
+    """What a method keeps between steps besides its parameters: AdaLoRA's scores and the ranks it pruned."""
     if not _is_adalora(module):
         return {}
     tuner: Any = module.base_model
@@ -244,7 +244,7 @@ def method_state(module: nn.Module) -> dict[str, Any]:
 
 
 def load_method_state(module: nn.Module, state: Mapping[str, Any]) -> None:
-    """Put back what `method_state` took."""
+    """Restore what `method_state` returned."""
     if not state:
         return
     tuner: Any = module.base_model
@@ -258,16 +258,16 @@ _SCORES = ("ipt", "exp_avg_ipt", "exp_avg_unc")  # of PEFT's RankAllocator
 
 
 def _peft_config(lora: LoraConfig, ranks: Mapping[str, int], head_path: str, total_steps: int) -> Any:
-    """PEFT's own config. ranks: every module that is adapted. Paths are patterns to PEFT, so they are escaped."""
+    """PEFT's own config. ranks: of every adapted module. PEFT reads paths as patterns, so they are escaped."""
     shared: dict[str, Any] = {
         "target_modules": list(ranks),
         "modules_to_save": [head_path] if lora.head == "train" else None,
     }
     if lora.method == "ia3":
-        return IA3Config(**shared, feedforward_modules=[])  # a factor for each output, in every module
+        return IA3Config(**shared, feedforward_modules=[])  # one factor per output, in every module
     own = {path: rank for path, rank in ranks.items() if rank != lora.r}
     pattern = {re.escape(path): rank for path, rank in own.items()}
-    # alpha / r, the scaling, is the same everywhere; rsLoRA's alpha / sqrt(r) is its own remedy.
+    # Keep the scaling alpha / r the same for all modules; rsLoRA's alpha / sqrt(r) needs no such correction.
     alphas = {} if lora.method == "rslora" else {re.escape(p): lora.alpha * rank / lora.r for p, rank in own.items()}
     shared |= {"r": lora.r, "rank_pattern": pattern, "alpha_pattern": alphas}
     if lora.method == "lokr":
@@ -279,7 +279,7 @@ def _peft_config(lora: LoraConfig, ranks: Mapping[str, int], head_path: str, tot
             **shared,
             init_r=first_rank(lora.r),
             target_r=lora.r,
-            tinit=total_steps // 10,  # ranks are given away between these two
+            tinit=total_steps // 10,  # ranks are pruned between these two steps
             tfinal=total_steps // 2,
             deltaT=max(1, total_steps // 100),
             total_step=max(total_steps, 2),
@@ -293,9 +293,11 @@ def _peft_config(lora: LoraConfig, ranks: Mapping[str, int], head_path: str, tot
 
 
 def _without_adapter(network: Network, lora: LoraConfig) -> nn.Module:
-    """The plain network, of which the head, the biases or everything trains."""
+    """The plain network, in which only the head, the biases or everything trains."""
     if lora.head == "freeze" and lora.method not in ("bitfit", "full"):
-        raise TargetError("Nothing would train: no targets and a frozen head. Tick modules, or set lora.head=train.")
+        raise TargetError(
+            "Nothing would train: there are no targets and the head is frozen. Select modules, or set lora.head=train."
+        )
     for name, parameter in network.module.named_parameters():
         trains = lora.method == "full" or (lora.method == "bitfit" and name.rpartition(".")[2] == "bias")
         parameter.requires_grad_(lora.head == "train" if _within(name, network.head_path) else trains)
@@ -306,13 +308,13 @@ _START = "_pissa_start"
 
 
 def _remember_start(module: nn.Module) -> None:
-    """PiSSA took its first A and B out of the weights; the plain network still has them."""
+    """Keep PiSSA's first A and B: it took them out of the weights, and the plain network still contains them."""
     start = {k: v.detach().clone() for k, v in module.named_parameters() if ".lora_A." in k or ".lora_B." in k}
     object.__setattr__(module, _START, start)
 
 
 def _write_as_lora(module: nn.Module, folder: Path) -> None:
-    """B A - B0 A0 as one LoRA on the plain network: A and -A0 stacked, B and B0 side by side, of twice the rank."""
+    """Write B A - B0 A0 as one LoRA of twice the rank on the plain network: A and -A0 stacked, B and B0 joined."""
     start, adapter = getattr(module, _START), load_file(folder / "adapter_model.safetensors")
     for name, first in start.items():
         key = name.replace(".default.", ".")
@@ -329,7 +331,7 @@ def _write_as_lora(module: nn.Module, folder: Path) -> None:
 
 
 def _squares(layer: Any, first: Sequence[Tensor] | None) -> tuple[float, float]:
-    """(||W' - W||^2, ||W||^2) of one adapted layer. first: the B and A that PiSSA took out of its weight, if it did."""
+    """(||W' - W||^2, ||W||^2) of one adapted layer. first: the B and A that PiSSA took out of its weight, else None."""
     weight = layer.get_base_layer().weight.flatten(1)
     whole = weight.square().sum().item()
     is_low_rank = isinstance(layer, LoraLayer) and not isinstance(layer, AdaLoraLayer)
@@ -349,16 +351,16 @@ def _squares(layer: Any, first: Sequence[Tensor] | None) -> tuple[float, float]:
 
 
 def _square_of_product(b: Tensor, a: Tensor) -> float:
-    """||B A||^2 = trace((A A^T)(B^T B)): two matrices of rank x rank instead of one as large as the weight.
+    """||B A||^2 = trace((A A^T)(B^T B)): two rank x rank matrices instead of one as large as the weight.
 
-    In float64, so on the CPU (MPS has none): small differences of large products are what is left of PiSSA.
+    In float64, so on the CPU (MPS has no float64): PiSSA leaves small differences of large products.
     """
     b, a = b.cpu().double(), a.cpu().double()
     return ((a @ a.T) * (b.T @ b)).sum().item()
 
 
 def _change(layer: Any, weight: Tensor) -> Tensor:
-    """W' - W as (out, in * ...), of the methods whose norm has no such short form."""
+    """W' - W as (out, in * ...), for methods whose norm has no such short form."""
     if isinstance(layer, IA3Layer):
         return weight * (layer.ia3_l["default"].flatten()[:, None] - 1)
     change = layer.get_delta_weight("default").flatten(1)
@@ -378,19 +380,19 @@ def _match(network: Network, target: TargetModule) -> None:
     name = network.variant.name
     if target.path not in modules:
         near = ", ".join(nearest(target.path, modules))
-        raise TargetError(f"{target.path!r} is no module of {name}. Nearest: {near}. Tick it again in the tree.")
+        raise TargetError(f"{target.path!r} is not a module of {name}. Nearest: {near}. Select it again in the tree.")
     found = modules[target.path]
     weight = getattr(found, "weight", None)
     shape = tuple(weight.shape) if weight is not None else ()
     if (type(found).__name__, shape) != (target.kind, target.shape):
         raise TargetError(
-            f"{target.path!r} of {name} is {type(found).__name__} {shape}, the run was made for "
-            f"{target.kind} {target.shape}. Tick it again in the tree."
+            f"{target.path!r} of {name} is {type(found).__name__} {shape}, but the run expects "
+            f"{target.kind} {target.shape}. Select it again in the tree."
         )
 
 
 def _head_layer(network: Network) -> str:
-    """Path of the head's layer with one row a class."""
+    """Path of the head's layer that has one row per class."""
     layers = [
         path
         for path, child in network.module.named_modules()

@@ -1,6 +1,6 @@
-"""Checkpoints that are whole or absent: written to a temporary folder, fsynced, renamed; read back by checksum.
+"""Checkpoints that are complete or absent: written to a temporary folder, fsynced, renamed; verified by checksum.
 
-Finding and checking them needs no torch, so that pages can say whether a run can be resumed.
+Finding and checking them needs no torch, so pages can show whether a run can be resumed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 from sousa_engine.core.errors import RunError
 
-FORMAT = 2  # 1 kept no place in the epoch and no randomness: nothing can go on from it exactly
+FORMAT = 2  # format 1 kept neither the position in the epoch nor random states, so no run can continue from it exactly
 STATE, FACTS = "state.pt", "facts.json"
 _NAME = re.compile(r"step-(\d+)(?:-(\d+))?")
 
@@ -25,14 +25,14 @@ def save(folder: Path, step: int, state: dict[str, Any], facts: dict[str, Any], 
     """Write folder/step-<step>/ (state.pt, facts.json with its sha256) and drop all but the newest `keep`.
 
     state: tensors and plain values only, so that it loads with weights_only=True. keep: None drops nothing. A second
-    one of the same step stands beside the first, step-<step>-2: to replace it would be a moment without any.
+    checkpoint of the same step goes to step-<step>-2: replacing the first would leave a moment without any.
     """
     import torch
 
     folder.mkdir(parents=True, exist_ok=True)
     final = _unused(folder, step)
     for left in folder.glob(".step-*.tmp"):
-        _clear(left)  # of a trainer that was killed while it wrote
+        _clear(left)  # by a trainer that was killed while writing
     temporary = folder / f".{final.name}.tmp"
     temporary.mkdir()
     try:
@@ -40,14 +40,14 @@ def save(folder: Path, step: int, state: dict[str, Any], facts: dict[str, Any], 
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
-        facts = {**facts, "format": FORMAT, "step": step, "sha256": _sha256(temporary / STATE)}
+        facts = {**facts, "format": FORMAT, "step": step, "sha256": sha256(temporary / STATE)}
         facts["bytes"] = (temporary / STATE).stat().st_size
         with (temporary / FACTS).open("w") as file:
             json.dump(facts, file, indent=1)
             file.flush()
             os.fsync(file.fileno())
     except BaseException:
-        _clear(temporary)  # on a full disk, half a checkpoint takes the room that telling of it needs
+        _clear(temporary)  # on a full disk, half a checkpoint takes the space needed to report the error
         raise
     temporary.rename(final)
     _sync_folder(folder)
@@ -58,12 +58,12 @@ def save(folder: Path, step: int, state: dict[str, Any], facts: dict[str, Any], 
 
 
 def steps(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, oldest first. Copies that someone made beside them are none."""
+    """The checkpoints in a folder, oldest first. Manual copies are ignored."""
     return sorted((path for path in folder.glob("step-*") if _NAME.fullmatch(path.name) and path.is_dir()), key=_place)
 
 
 def facts_of(path: Path) -> dict[str, Any]:
-    """What stands beside a checkpoint, its state not yet read. Raises RunError if it cannot be whole."""
+    """A checkpoint's facts, without reading its state. Raises RunError if the checkpoint cannot be complete."""
     try:
         facts = json.loads((path / FACTS).read_bytes())
     except FileNotFoundError:
@@ -77,21 +77,21 @@ def facts_of(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise RunError(f"Checkpoint {path.name} is damaged: it has no {STATE}.") from None
     if size != facts.get("bytes", size):
-        raise RunError(f"Checkpoint {path.name} is damaged: {size:,} bytes of {facts['bytes']:,} are there.")
+        raise RunError(f"Checkpoint {path.name} is damaged: it has {size:,} of {facts['bytes']:,} bytes.")
     return facts
 
 
 def check(path: Path) -> dict[str, Any]:
-    """Its facts, once every byte was read and compared. Raises RunError when the file is not what was written."""
+    """A checkpoint's facts, after its state was read and verified. Raises RunError if the state has changed."""
     facts = facts_of(path)
-    found = _sha256(path / STATE)
+    found = sha256(path / STATE)
     if found != facts["sha256"]:
-        raise RunError(f"Checkpoint {path.name} is damaged: sha256 {found[:12]}, written as {facts['sha256'][:12]}.")
+        raise RunError(f"Checkpoint {path.name} is damaged: its sha256 is {found[:12]}, not {facts['sha256'][:12]}.")
     return facts
 
 
 def load(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(state, facts). Raises RunError when the file is not what was written."""
+    """(state, facts). Raises RunError if the state has changed since it was written."""
     import torch
 
     facts = check(path)
@@ -99,31 +99,31 @@ def load(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def drop(folder: Path, *, but: Collection[str]) -> None:
-    """Remove the checkpoints of a folder that are not named."""
+    """Remove all checkpoints of a folder except those named in `but`."""
     for path in steps(folder):
         if path.name not in but:
             _clear(path)
 
 
 def drop_newer(path: Path) -> None:
-    """Remove the checkpoints beside this one that are newer."""
+    """Remove the checkpoints of the same folder that are newer than this one."""
     drop(path.parent, but=[other.name for other in steps(path.parent) if _place(other) <= _place(path)])
 
 
 def _place(path: Path) -> tuple[int, int]:
-    """(step, number among those of this step): the order in which they were written."""
+    """(step, number within this step): the order in which checkpoints were written."""
     found = _NAME.fullmatch(path.name)
     assert found is not None
     return int(found[1]), int(found[2] or 1)
 
 
 def _unused(folder: Path, step: int) -> Path:
-    """Behind all of this step, though older ones were dropped: a number that is given again would not be the newest."""
+    """A path after all others of this step, even if older ones were dropped: a reused number would not be newest."""
     last = max((number for at, number in map(_place, steps(folder)) if at == step), default=0)
     return folder / (f"step-{step:08d}" + (f"-{last + 1}" if last else ""))
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -1,4 +1,4 @@
-"""Measure a network on one split: every clip once, in order, without augmentation."""
+"""Evaluate a network on one split: every clip once, in order, without augmentation."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 Forward = Callable[[nn.Module, Tensor], Tensor]
-"""(module, raw log-mel (batch, frames, mels)) -> logits (batch, classes)."""
+"""(module, raw log-mel (batch, frames, mel bins)) -> logits (batch, classes)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """loss: mean of the training criterion. probabilities: (clips, classes) float32. n: clips measured."""
+    """loss: mean of the training loss. predicted: (clips,) class index. probabilities: (clips, classes). n: clips."""
 
     n: int
     loss: float
@@ -44,9 +44,9 @@ def evaluate(
     label_smoothing: float,
     stop: Callable[[], bool] = lambda: False,
 ) -> Evaluation | None:
-    """None if stop(), asked before each batch, says so.
+    """Evaluate the clips `indices`; None if stop(), which is asked before each batch, returns True.
 
-    Source: accuracy and macro-F1 by scikit-learn; F1 is averaged over the classes present in `labels`.
+    Accuracy and macro-F1 are scikit-learn's; F1 is averaged over the classes that these clips have.
     """
     was_training = module.training
     module.eval()
@@ -65,7 +65,7 @@ def evaluate(
     module.train(was_training)
     if stopped:
         return None
-    from sklearn.metrics import accuracy_score, f1_score  # seconds, which the first losses need not wait for
+    from sklearn.metrics import accuracy_score, f1_score  # takes seconds; the first losses need not wait for it
 
     probabilities = np.concatenate(rows)
     predicted = probabilities.argmax(1)

@@ -1,17 +1,16 @@
-"""Train a network with adapters: AdamW, warm-up and cosine, clipping, best and last checkpoint, early stop.
+"""Train a network with adapters: AdamW, warm-up and cosine decay, gradient clipping, checkpoints, early stopping.
 
-Plain PyTorch on Accelerate, to be read from top to bottom. Randomness comes from (seed, epoch) alone, so that the
-order of clips and their augmentation do not depend on when a run was stopped. A checkpoint keeps all the rest that
-the next step depends on: a training that goes on from one gives what one that was never stopped gives.
+Plain PyTorch on Accelerate, to be read from top to bottom. The order of clips and their augmentation depend on (seed,
+epoch) alone, so they are the same whenever a run was stopped. A checkpoint keeps everything else that the next step
+depends on: a run that continues from one gives the same result as a run that was never stopped.
 """
 
 from __future__ import annotations
 
 import math
-import random
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,38 +23,38 @@ from sousa_engine.core.config import AugmentConfig, TrainingConfig
 from sousa_engine.core.errors import RunError
 from sousa_engine.core.records import UPDATE, Progress
 from sousa_engine.data.augment import augment
-from sousa_engine.training import adapters, checkpoint
+from sousa_engine.training import adapters, checkpoint, randomness
 from sousa_engine.training.evaluate import Evaluation, Forward, evaluate
 from sousa_engine.training.resume import BEST, CHECKPOINTS
 
-SAVE_EVERY_S = 300.0  # within an epoch: what a killed trainer loses at most
+SAVE_EVERY_S = 300.0  # within an epoch: the most that a killed trainer loses
 
 
 class Reporter(Protocol):
-    """Where the loop tells what happens; the trainer hands in one that writes the run's spool."""
+    """Where the loop reports to; the trainer passes one that writes the run's spool."""
 
     def metrics(
         self, step: int, values: Mapping[str, float], *, epoch: int | None = None, n: int | None = None
     ) -> None: ...
     def progress(self, progress: Progress) -> None: ...
     def event(self, kind: str, message: str) -> None: ...
-    def sync(self) -> None: ...  # all that was told outlives the machine from here on
+    def sync(self) -> None: ...  # everything reported so far now survives a crash of the machine
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingData:
-    """features: (clips, frames, mels) raw log-mel. labels: (clips,) class index. splits: name -> clip indices."""
+    """features: (clips, frames, mel bins) raw log-mel. labels: (clips,) class index. splits: name -> clip indices."""
 
     features: np.ndarray
     labels: np.ndarray
     splits: Mapping[str, np.ndarray]
-    floor: float  # what silence is in a feature, to fill what a shift uncovers
-    ln_units: float = 1.0  # units of a feature that make a factor of e in power
+    floor: float  # feature value of silence; pads shifted clips
+    ln_units: float = 1.0  # feature units per factor of e in power
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """stopped: a stop was asked for. test: measured once, on the best checkpoint; None when stopped."""
+    """stopped: by request. test: evaluated once, on the best checkpoint; None if stopped."""
 
     stopped: bool
     step: int
@@ -67,243 +66,295 @@ class Outcome:
     test: Evaluation | None
 
 
-def train(
-    module: nn.Module,
-    forward: Forward,
-    groups: list[dict[str, Any]],
-    data: TrainingData,
-    training: TrainingConfig,
-    augmentation: AugmentConfig,
-    *,
-    seed: int,
-    accelerator: Accelerator,
-    folder: Path,
-    reporter: Reporter,
-    stop: Callable[[], bool],
-    resume_from: Path | None = None,
-    facts: Mapping[str, Any] | None = None,
-    save_every_s: float = SAVE_EVERY_S,
-) -> Outcome:
-    """Train `module` on data.splits["train"], watch "valid" after every epoch, measure "test" once.
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """Everything that one training run needs.
 
-    How far each target was moved (lora.update_norms) is reported after every epoch too, and where a stop ends one.
-
-    groups: AdamW parameter groups. folder: receives checkpoints/ (last two) and best/ (the best by valid accuracy).
-    stop(): asked after every step, and before every batch that is measured; True ends the run after a checkpoint.
-    resume_from: a checkpoint of the same run: it goes on as if it had never ended, on the CPU bit for bit. facts: kept
-    in every checkpoint, see resume.ResumePoint. Raises RunError when a loss is no number, or the checkpoint is damaged.
+    forward(module, raw log-mel (batch, frames, mel bins)) returns logits (batch, classes). groups: AdamW parameter
+    groups. folder: receives checkpoints/ (the last two) and best/ (the best by valid accuracy). stop(): asked after
+    every step and before every batch that is evaluated; True ends the run after a checkpoint. resume_from: a checkpoint
+    of the same run, which then continues as if it had never stopped; on the CPU, bit for bit. facts: kept in every
+    checkpoint, see resume.ResumePoint.
     """
-    device = accelerator.device
-    order = data.splits["train"]
-    steps_per_epoch = training.steps_per_epoch(len(order))
-    total_steps = steps_per_epoch * training.max_epochs
 
-    optimizer = torch.optim.AdamW(groups)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_cosine(total_steps, training.warmup))
-    module, optimizer, schedule = accelerator.prepare(module, optimizer, schedule)
-    plain = accelerator.unwrap_model(module)
-    trainable = [p for p in module.parameters() if p.requires_grad]
+    module: nn.Module
+    forward: Forward
+    groups: list[dict[str, Any]]
+    data: TrainingData
+    training: TrainingConfig
+    augment: AugmentConfig
+    seed: int
+    accelerator: Accelerator
+    folder: Path
+    reporter: Reporter
+    stop: Callable[[], bool]
+    resume_from: Path | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    save_every_s: float = SAVE_EVERY_S
 
-    def measure(split: str) -> Evaluation | None:
-        """None: a stop was asked for meanwhile. It may not wait for thousands of clips: its patience is a minute."""
-        return evaluate(
-            module, forward, data.features, data.labels, data.splits[split],
-            device=device, batch_size=4 * training.batch_size, label_smoothing=training.label_smoothing,
-            stop=stop,
-        )  # fmt: skip
 
-    def report_updates() -> None:
-        norms = adapters.update_norms(plain)
-        if norms:
-            reporter.metrics(at.step, {f"{UPDATE}{path}": norm for path, norm in norms.items()}, epoch=at.epoch)
+def train(setup: Setup) -> Outcome:
+    """Train setup.module on the train split, evaluate valid after every epoch, and test once, on the best checkpoint.
 
-    def save(**more: Any) -> float:
-        at.train_s = earlier_s + time.monotonic() - began
-        state = {
-            "at": vars(at),
-            "trainable": adapters.trained_state(plain),
-            "method": adapters.method_state(plain),
-            "optimizer": optimizer.state_dict(),
-            "schedule": schedule.state_dict(),
-            "randomness": _randomness(device),
-        }
-        reporter.sync()  # what it says was measured must not be younger than what is on disk
-        told = {"epoch": at.epoch, "best": at.best, "run": dict(facts or {}), **more}
-        checkpoint.save(folder / CHECKPOINTS, at.step, state, told)
-        checkpoint.drop(
-            folder / BEST, but=[checkpoint.facts_of(p)["best"] for p in checkpoint.steps(folder / CHECKPOINTS)]
-        )
-        return time.monotonic()
+    Reports how far each target has moved (adapters.update_norms) after every epoch, and where a stop ends one. Raises
+    RunError if a loss becomes NaN or infinite, or if the checkpoint is damaged.
+    """
+    training = _Training(setup)
+    training.resume()
+    while training.begin_epoch():
+        training.train_epoch()
+        training.report_updates()
+        training.validate()
+    train_s = training.elapsed_s()
+    training.restore_best()
+    test = training.test()
+    return training.outcome(train_s, test)
 
-    at, best, stopped = _Place(), None, False
-    if resume_from is not None:
-        state, _ = checkpoint.load(resume_from)
-        checkpoint.drop_newer(resume_from)  # it was found damaged
-        at = _Place(**state["at"])
-        adapters.load_trained(plain, state["trainable"])
-        adapters.load_method_state(plain, state["method"])
-        optimizer.load_state_dict(state["optimizer"])
-        schedule.load_state_dict(state["schedule"])
-        if at.best:
-            best = _evaluation(checkpoint.load(folder / BEST / at.best)[0]["valid"])
-        set_randomness(state["randomness"], device)
-        del state
-    earlier_s, began = at.train_s, time.monotonic()
-    saved_at = began
-    while not stopped:
-        if at.validated:
-            if at.epoch >= training.max_epochs:
-                break
-            if training.patience and at.epoch - at.best_epoch >= training.patience:
-                text = f"No better valid accuracy for {training.patience} epochs; best at {at.best_epoch}."
-                reporter.event("early stop", text)
-                break
-            at.epoch, at.batches, at.validated, at.generator = at.epoch + 1, 0, False, None
-        module.train()
-        # One generator an epoch, on the CPU: the same clips and the same augmentation on every device.
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + at.epoch)
-        shuffled = order[torch.randperm(len(order), generator=generator).numpy()]
+
+class _Training:
+    """The stages of `train`, in the order in which it calls them, and the state that they share.
+
+    at: the progress that a checkpoint keeps. best: the evaluation of the best epoch on valid. stopped: a stop was asked
+    for, and no further stage trains or evaluates.
+    """
+
+    def __init__(self, setup: Setup):
+        self.setup = setup
+        self.device = setup.accelerator.device
+        self.order = setup.data.splits["train"]
+        self.total_steps = setup.training.steps_per_epoch(len(self.order)) * setup.training.max_epochs
+        optimizer = torch.optim.AdamW(setup.groups)
+        factor = warmup_cosine(self.total_steps, setup.training.warmup)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        self.module, self.optimizer, self.schedule = setup.accelerator.prepare(setup.module, optimizer, schedule)
+        self.plain = setup.accelerator.unwrap_model(self.module)
+        self.trainable = [p for p in self.module.parameters() if p.requires_grad]
+        self.at = _Place()
+        self.best: Evaluation | None = None
+        self.stopped = False
+        self._start_clock()
+
+    def resume(self) -> None:
+        """Continue from setup.resume_from, if there is one."""
+        path = self.setup.resume_from
+        if path is None:
+            return
+        state, _ = checkpoint.load(path)
+        checkpoint.drop_newer(path)  # found damaged
+        self.at = _Place(**state["at"])
+        adapters.load_trained(self.plain, state["trainable"])
+        adapters.load_method_state(self.plain, state["method"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        if self.at.best:
+            self.best = _evaluation(self._load_best()["valid"])
+        randomness.restore(state["randomness"], self.device)
+        self._start_clock()
+
+    def begin_epoch(self) -> bool:
+        """Move on to the next epoch, or stay in one that was interrupted; False if no more training is due."""
+        at, training = self.at, self.setup.training
+        if self.stopped:
+            return False
+        if not at.validated:
+            return True
+        if at.epoch >= training.max_epochs:
+            return False
+        if training.patience and at.epoch - at.best_epoch >= training.patience:
+            text = f"Valid accuracy has not improved for {training.patience} epochs; best at epoch {at.best_epoch}."
+            self.setup.reporter.event("early stop", text)
+            return False
+        at.epoch, at.batches, at.validated, at.generator = at.epoch + 1, 0, False, None
+        return True
+
+    def train_epoch(self) -> None:
+        """Take the remaining steps of the epoch; a stop ends it after any of them."""
+        setup, at, batch_size = self.setup, self.at, self.setup.training.batch_size
+        self.module.train()
+        # One generator per epoch, on the CPU: the same clips and the same augmentation on every device.
+        generator = torch.Generator().manual_seed(setup.seed * 1_000_003 + at.epoch)
+        shuffled = self.order[torch.randperm(len(self.order), generator=generator).numpy()]
         if at.generator is not None:
             generator.set_state(at.generator)
-        for start in range(at.batches * training.batch_size, len(shuffled), training.batch_size):
-            rows = shuffled[start : start + training.batch_size]
-            clips = torch.from_numpy(data.features[rows].astype(np.float32))
-            clips = augment(clips, augmentation, floor=data.floor, ln_units=data.ln_units, generator=generator).to(
-                device
-            )
-            target = torch.from_numpy(data.labels[rows]).to(device)
+        for start in range(at.batches * batch_size, len(shuffled), batch_size):
+            self._step(shuffled[start : start + batch_size], generator)
+            self._report_progress()
+            if setup.stop():
+                self.stopped = True
+                return
+            if time.monotonic() - self.saved_at >= setup.save_every_s:
+                self._save()
 
-            logits = forward(module, clips).float()
-            loss = nn.functional.cross_entropy(logits, target, label_smoothing=training.label_smoothing)
-            step = at.step + 1
-            values = {
-                "train/loss": loss.item(),
-                "train/accuracy": (logits.argmax(-1) == target).float().mean().item(),
-                "train/lr": schedule.get_last_lr()[0],
-            }
-            reporter.metrics(step, values, epoch=at.epoch, n=len(rows))
-            if not math.isfinite(values["train/loss"]):
-                raise _no_number("loss", values["train/loss"], step, training)
-            added = adapters.extra_loss(plain)
-            accelerator.backward(loss if added is None else loss + added)
-            accelerator.clip_grad_norm_(trainable, training.grad_clip)
-            optimizer.step()
-            adapters.after_step(plain, step)
-            schedule.step()
-            optimizer.zero_grad(set_to_none=True)
+    def _step(self, rows: np.ndarray, generator: torch.Generator) -> None:
+        """One optimiser step on the clips `rows`, augmented by `generator`."""
+        setup, at, data = self.setup, self.at, self.setup.data
+        clips = torch.from_numpy(data.features[rows].astype(np.float32))
+        clips = augment(clips, setup.augment, floor=data.floor, ln_units=data.ln_units, generator=generator)
+        clips, target = clips.to(self.device), torch.from_numpy(data.labels[rows]).to(self.device)
 
-            at.step, at.batches, at.generator = step, at.batches + 1, generator.get_state()
-            at.loss = values["train/loss"]
-            elapsed = earlier_s + time.monotonic() - began
-            reporter.progress(
-                Progress(
-                    phase="training",
-                    done=step,
-                    total=total_steps,
-                    epoch=at.epoch,
-                    max_epochs=training.max_epochs,
-                    eta_s=elapsed / step * (total_steps - step),
-                )
-            )
-            if stop():
-                stopped = True
-                break
-            if time.monotonic() - saved_at >= save_every_s:
-                saved_at = save()
-        report_updates()
-        valid = None if stopped else measure("valid")
+        logits = setup.forward(self.module, clips).float()
+        loss = nn.functional.cross_entropy(logits, target, label_smoothing=setup.training.label_smoothing)
+        step = at.step + 1
+        values = {
+            "train/loss": loss.item(),
+            "train/accuracy": (logits.argmax(-1) == target).float().mean().item(),
+            "train/lr": self.schedule.get_last_lr()[0],
+        }
+        setup.reporter.metrics(step, values, epoch=at.epoch, n=len(rows))
+        if not math.isfinite(values["train/loss"]):
+            raise _diverged("loss", values["train/loss"], step, setup.training)
+        added = adapters.extra_loss(self.plain)
+        setup.accelerator.backward(loss if added is None else loss + added)
+        setup.accelerator.clip_grad_norm_(self.trainable, setup.training.grad_clip)
+        self.optimizer.step()
+        adapters.after_step(self.plain, step)
+        self.schedule.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+        at.step, at.batches, at.generator = step, at.batches + 1, generator.get_state()
+        at.loss = values["train/loss"]
+
+    def report_updates(self) -> None:
+        norms = adapters.update_norms(self.plain)
+        if norms:
+            values = {f"{UPDATE}{path}": norm for path, norm in norms.items()}
+            self.setup.reporter.metrics(self.at.step, values, epoch=self.at.epoch)
+
+    def validate(self) -> None:
+        """Evaluate valid at the end of the epoch and save a checkpoint; after a stop, only save."""
+        setup, at = self.setup, self.at
+        valid = None if self.stopped else self._evaluate("valid")
         if valid is None:
-            stopped = True
-            save(stopped=True)
-            break
-        reporter.metrics(at.step, valid.as_metrics("valid"), epoch=at.epoch, n=valid.n)
+            self.stopped = True
+            self._save(stopped=True)
+            return
+        setup.reporter.metrics(at.step, valid.as_metrics("valid"), epoch=at.epoch, n=valid.n)
         if not math.isfinite(valid.loss):
-            raise _no_number("valid loss", valid.loss, at.step, training)
+            raise _diverged("valid loss", valid.loss, at.step, setup.training)
         print(
-            f"epoch {at.epoch}/{training.max_epochs}  step {at.step}  train loss {at.loss:.3f}  "
+            f"epoch {at.epoch}/{setup.training.max_epochs}  step {at.step}  train loss {at.loss:.3f}  "
             f"valid loss {valid.loss:.3f}  valid accuracy {valid.accuracy:.3f} (n={valid.n})",
             flush=True,
         )
         at.validated = True
-        told = {"epoch": at.epoch, "valid_accuracy": valid.accuracy, "valid_n": valid.n}
+        facts = {"epoch": at.epoch, "valid_accuracy": valid.accuracy, "valid_n": valid.n}
         if (valid.accuracy, -valid.loss) > at.best_key:
-            at.best_key, at.best_step, at.best_epoch, best = (valid.accuracy, -valid.loss), at.step, at.epoch, valid
-            kept = {"trainable": adapters.trained_state(plain), "valid": _plain(valid)}
-            # Those before stay until no checkpoint names them: the newest one may turn out to be damaged.
-            at.best = checkpoint.save(folder / BEST, at.step, kept, told, keep=None).name
-        saved_at = save(**told)
-        stopped = stop()
+            self._keep_best(valid, facts)
+        self._save(**facts)
+        self.stopped = setup.stop()
 
-    train_s = earlier_s + time.monotonic() - began
-    if at.best:
-        adapters.load_trained(plain, checkpoint.load(folder / BEST / at.best)[0]["trainable"])
-    test = None
-    if not stopped:
+    def restore_best(self) -> None:
+        if self.at.best:
+            adapters.load_trained(self.plain, self._load_best()["trainable"])
+
+    def test(self) -> Evaluation | None:
+        """Evaluate test on the best checkpoint; None after a stop."""
+        reporter, at = self.setup.reporter, self.at
+        if self.stopped:
+            return None
         reporter.progress(Progress(phase="testing", done=0, total=1))
-        test = measure("test")
-        stopped = test is None
-    if test is not None:
+        test = self._evaluate("test")
+        if test is None:
+            self.stopped = True
+            return None
         reporter.metrics(at.step, test.as_metrics("test"), epoch=at.best_epoch, n=test.n)
         print(f"test accuracy {test.accuracy:.3f} (n={test.n}), on the checkpoint of epoch {at.best_epoch}", flush=True)
         reporter.progress(Progress(phase="testing", done=1, total=1))
-    if stopped:
-        reporter.event("checkpoint", f"Saved at step {at.step} before stopping.")
-    return Outcome(
-        stopped=stopped, step=at.step, epochs=at.epoch, best_step=at.best_step,
-        best_accuracy=None if best is None else best.accuracy, train_s=train_s, valid=best, test=test,
-    )  # fmt: skip
+        return test
+
+    def outcome(self, train_s: float, test: Evaluation | None) -> Outcome:
+        at, best = self.at, self.best
+        if self.stopped:
+            self.setup.reporter.event("checkpoint", f"Saved at step {at.step} before stopping.")
+        return Outcome(
+            stopped=self.stopped, step=at.step, epochs=at.epoch, best_step=at.best_step,
+            best_accuracy=None if best is None else best.accuracy, train_s=train_s, valid=best, test=test,
+        )  # fmt: skip
+
+    def elapsed_s(self) -> float:
+        """Training time of this attempt and of those before it."""
+        return self.earlier_s + time.monotonic() - self.began
+
+    def _start_clock(self) -> None:
+        self.earlier_s, self.began = self.at.train_s, time.monotonic()
+        self.saved_at = self.began
+
+    def _report_progress(self) -> None:
+        step, total = self.at.step, self.total_steps
+        progress = Progress(
+            phase="training",
+            done=step,
+            total=total,
+            epoch=self.at.epoch,
+            max_epochs=self.setup.training.max_epochs,
+            eta_s=self.elapsed_s() / step * (total - step),
+        )
+        self.setup.reporter.progress(progress)
+
+    def _evaluate(self, split: str) -> Evaluation | None:
+        """None after a stop, which is asked for before each batch: a split may have thousands of clips, and a stopped
+        run has a minute until it is killed."""
+        data, training = self.setup.data, self.setup.training
+        return evaluate(
+            self.module, self.setup.forward, data.features, data.labels, data.splits[split],
+            device=self.device, batch_size=4 * training.batch_size, label_smoothing=training.label_smoothing,
+            stop=self.setup.stop,
+        )  # fmt: skip
+
+    def _keep_best(self, valid: Evaluation, facts: Mapping[str, Any]) -> None:
+        at = self.at
+        at.best_key, at.best_step, at.best_epoch = (valid.accuracy, -valid.loss), at.step, at.epoch
+        self.best = valid
+        kept = {"trainable": adapters.trained_state(self.plain), "valid": _plain(valid)}
+        # Earlier ones are kept while a checkpoint names them: the newest checkpoint may turn out to be damaged.
+        at.best = checkpoint.save(self.setup.folder / BEST, at.step, kept, dict(facts), keep=None).name
+
+    def _load_best(self) -> dict[str, Any]:
+        assert self.at.best is not None
+        return checkpoint.load(self.setup.folder / BEST / self.at.best)[0]
+
+    def _save(self, **more: Any) -> None:
+        """Write a checkpoint, and drop every best one that no checkpoint names any more."""
+        at, folder = self.at, self.setup.folder
+        at.train_s = self.elapsed_s()
+        state = {
+            "at": vars(at),
+            "trainable": adapters.trained_state(self.plain),
+            "method": adapters.method_state(self.plain),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "randomness": randomness.state(self.device),
+        }
+        self.setup.reporter.sync()  # a checkpoint must not be newer than the metrics on disk
+        facts = {"epoch": at.epoch, "best": at.best, "run": dict(self.setup.facts), **more}
+        checkpoint.save(folder / CHECKPOINTS, at.step, state, facts)
+        named = [checkpoint.facts_of(path)["best"] for path in checkpoint.steps(folder / CHECKPOINTS)]
+        checkpoint.drop(folder / BEST, but=named)
+        self.saved_at = time.monotonic()
 
 
 @dataclass(kw_only=True)
 class _Place:
-    """Where a training stands, as a checkpoint keeps it. Plain values and one tensor: it loads with weights_only."""
+    """How far training has come, as a checkpoint keeps it: plain values and a tensor, so it loads with weights_only."""
 
     step: int = 0
     epoch: int = 0
-    batches: int = 0  # of this epoch, trained on
-    validated: bool = True  # this epoch is over, its validation included
-    generator: torch.Tensor | None = None  # state of the epoch's own, behind the last batch
+    batches: int = 0  # done in this epoch
+    validated: bool = True  # the epoch is finished, including its validation
+    generator: torch.Tensor | None = None  # state of the epoch's generator after the last batch
     loss: float = math.nan  # of the last batch
     train_s: float = 0.0
     best_key: tuple[float, float] = (-1.0, -math.inf)
     best_step: int | None = None
     best_epoch: int = 0
-    best: str | None = None  # name of its folder in best/
+    best: str | None = None  # name of the folder in best/
 
 
-def _no_number(what: str, value: float, step: int, training: TrainingConfig) -> RunError:
+def _diverged(name: str, value: float, step: int, training: TrainingConfig) -> RunError:
     return RunError(
-        f"The {what} became {value} at step {step}. "
+        f"The {name} became {'NaN' if math.isnan(value) else 'infinite'} at step {step}. "
         f"Lower training.lr (now {training.lr:g}) or training.head_lr (now {training.head_lr:g})."
     )
-
-
-def _randomness(device: torch.device) -> dict[str, Any]:
-    """Every generator that a network may draw from: dropout, drop-path."""
-    name, keys, position, has_gauss, gauss = np.random.get_state()
-    found: dict[str, Any] = {
-        "python": random.getstate(),
-        "numpy": (name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss),
-        "torch": torch.get_rng_state(),
-    }
-    if device.type == "cuda":
-        found["cuda"] = torch.cuda.get_rng_state(device)
-    elif device.type == "mps":
-        found["mps"] = torch.mps.get_rng_state()
-    return found
-
-
-def set_randomness(state: Mapping[str, Any], device: torch.device) -> None:
-    """Put the generators of Python, NumPy and PyTorch back into the state that a checkpoint keeps."""
-    version, numbers, gauss = state["python"]
-    random.setstate((version, tuple(numbers), gauss))
-    name, keys, *rest = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
-    torch.set_rng_state(state["torch"])
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)
-    elif device.type == "mps" and "mps" in state:
-        torch.mps.set_rng_state(state["mps"])
 
 
 def _plain(found: Evaluation) -> dict[str, Any]:
@@ -311,11 +362,12 @@ def _plain(found: Evaluation) -> dict[str, Any]:
 
 
 def _evaluation(state: Mapping[str, Any]) -> Evaluation:
-    return Evaluation(**{k: v.numpy() if isinstance(v, torch.Tensor) else v for k, v in state.items()})
+    values: dict[str, Any] = {k: v.numpy() if isinstance(v, torch.Tensor) else v for k, v in state.items()}
+    return Evaluation(**values)
 
 
 def warmup_cosine(total_steps: int, warmup: float) -> Callable[[int], float]:
-    """Factor of the peak rate at a step: linear from near 0 over `warmup` of all steps, then cosine to 0."""
+    """Step -> fraction of the peak learning rate: a linear rise over `warmup` of all steps, then a cosine to 0."""
     warm = max(1, round(total_steps * warmup)) if warmup else 0
 
     def factor(step: int) -> float:

@@ -1,18 +1,18 @@
-"""Let float32 matrix products run through the fast path of this machine, where a self-test shows float32's error."""
+"""Use this machine's fast path for float32 matrix products if a self-test shows that it keeps float32's precision."""
 
 from __future__ import annotations
 
 import torch
 
 LARGEST_ERROR = 1e-5
-"""Relative error of a 512-wide product that still counts as float32 (plain float32 shows some 3e-7, bf16 2e-3)."""
+"""Largest relative error of a 512-wide product that still counts as float32 (float32: about 3e-7, bf16: 2e-3)."""
 
 
 def use_fast_float32() -> str:
-    """Try PyTorch's "medium" matmul precision on the CPU; keep it only where products stay float32.
+    """Try PyTorch's "medium" matmul precision on the CPU; keep it only if products remain float32.
 
-    Returns a sentence for the log. On this path oneDNN may pick faster kernels; a CPU with bf16 units would
-    round to bf16 instead, which the test sees, and then nothing is changed.
+    Returns a line for the log. On this path oneDNN may choose faster kernels. A CPU with bf16 units would round to
+    bf16 instead; the self-test notices that, and nothing is changed.
     """
     before = torch.get_float32_matmul_precision()
     generator = torch.Generator().manual_seed(0)
@@ -23,4 +23,4 @@ def use_fast_float32() -> str:
     if error <= LARGEST_ERROR:
         return f"float32 matmul: medium (self-test error {error:.1e})"
     torch.set_float32_matmul_precision(before)
-    return f"float32 matmul: {before} (medium would err by {error:.1e})"
+    return f"float32 matmul: {before} (medium has self-test error {error:.1e})"

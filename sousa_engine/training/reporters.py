@@ -1,4 +1,4 @@
-"""Where a trainer tells what happens: the run's spool, and Weights & Biases as well if the config asks for it."""
+"""Where a trainer reports to: the run's spool, and Weights & Biases as well if the config asks for it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sousa_engine.workspace.spool import SpoolWriter
 
 
 class RunReporter(Protocol):
-    """training.loop.Reporter, and what the trainer itself has to say."""
+    """training.loop.Reporter, plus what the trainer itself reports."""
 
     def metrics(
         self, step: int, values: Mapping[str, float], epoch: int | None = None, n: int | None = None
@@ -27,10 +27,16 @@ class RunReporter(Protocol):
 
 
 def open_reporter(folder: Path, run_config: RunConfig) -> RunReporter:
-    """Raises PreflightError when W&B is asked for and cannot start."""
+    """Raises PreflightError if W&B is asked for and cannot start."""
     if run_config.wandb.mode == "disabled":
         return SpoolWriter(folder / run_files.SPOOL)
     return _WandbReporter(folder, run_config)
+
+
+def log_event(reporter: RunReporter, kind: str, message: str) -> None:
+    """Report an event, and print it to the run's log as well."""
+    reporter.event(kind, message)
+    print(f"{kind}: {message}", flush=True)
 
 
 def wandb_missing(mode: str) -> str:
@@ -38,7 +44,7 @@ def wandb_missing(mode: str) -> str:
 
 
 class _WandbReporter:
-    """Writes the spool first, then the same to W&B. offline: a directory in the run's folder for `wandb sync`."""
+    """Writes to the spool first, then the same to W&B. Offline, that is a folder for `wandb sync`."""
 
     def __init__(self, folder: Path, run_config: RunConfig):
         settings = run_config.wandb
@@ -54,10 +60,10 @@ class _WandbReporter:
                 dir=str(folder),
                 name=run_config.title,
                 id=folder.name,
-                resume="allow",  # a run that was stopped goes on as the same one
+                resume="allow",  # a resumed run continues the same W&B run
                 config=run_config.model_dump(mode="json"),
             )
-        except Exception as error:  # W&B raises errors of its own, of its server and of the network
+        except Exception as error:  # its own errors, the server's and the network's
             self._spool.close()
             first = (str(error).splitlines() or [type(error).__name__])[0]
             raise PreflightError(

@@ -1,4 +1,4 @@
-"""From where a run can go on: its newest checkpoint that is whole, or a sentence why there is none. No torch."""
+"""Where a run can continue: its newest complete checkpoint, or a sentence that says why there is none. No torch."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 from sousa_engine.core.errors import RunError
 from sousa_engine.training import checkpoint
 
-CHECKPOINTS, BEST = "checkpoints", "best"  # folders in the run's own
+CHECKPOINTS, BEST = "checkpoints", "best"  # folders inside a run's folder
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResumePoint:
-    """facts: what the run knew of itself there (data, weights, versions, device). damaged: a sentence each, of newer
-    checkpoints that had to be passed over."""
+    """facts: the data, weights, versions and device that the run had there. damaged: a sentence for each newer
+    checkpoint that had to be skipped."""
 
     path: Path
     step: int
@@ -30,9 +30,9 @@ def has_checkpoints(run_dir: Path) -> bool:
 
 
 def find(run_dir: Path, *, thorough: bool = True) -> ResumePoint:
-    """The newest good checkpoint of a run. thorough: by checksum; otherwise by what its folder looks like.
+    """The newest good checkpoint of a run. thorough: verify checksums; otherwise look at names and sizes only.
 
-    Raises RunError, saying why the run cannot go on: no checkpoint, none that is whole, or one of an older version.
+    Raises RunError with the reason if the run cannot continue: no checkpoint, none complete, or one of another version.
     """
     look: Callable[[Path], dict[str, Any]] = checkpoint.check if thorough else checkpoint.facts_of
     damaged: list[str] = []
@@ -41,7 +41,8 @@ def find(run_dir: Path, *, thorough: bool = True) -> ResumePoint:
             facts = look(path)
             if facts.get("format") != checkpoint.FORMAT:
                 raise _OtherVersion(
-                    f"Its checkpoint {path.name} was written by another version, which kept too little to go on from."
+                    f"Its checkpoint {path.name} was written by another version of this program, "
+                    "and holds too little to continue from."
                 )
             if facts["best"]:
                 look(run_dir / BEST / facts["best"])
@@ -54,17 +55,17 @@ def find(run_dir: Path, *, thorough: bool = True) -> ResumePoint:
             path=path, step=facts["step"], epoch=facts["epoch"], facts=facts.get("run", {}), damaged=tuple(damaged)
         )
     if damaged:
-        raise RunError(f"It cannot go on: {' '.join(damaged)}")
+        raise RunError(f"None of its checkpoints can be used. {' '.join(damaged)}")
     raise RunError("It has no checkpoint: it ended before the first one was written.")
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """(what forbids to go on, what only makes the result not the same bit for bit), a sentence each."""
+    """(changes that prevent a run from continuing, changes that may alter the last digits of its results), in words."""
     forbids, loosens = [], []
     if then.get("data") != now.get("data"):
-        forbids.append("The data set is another one since then: its clips, labels or splits changed.")
+        forbids.append("The data set has changed since then: its clips, labels or splits are different.")
     if then.get("weights") != now.get("weights"):
-        forbids.append(f"The backbone's weights are others: {now.get('weights')}, and then {then.get('weights')}.")
+        forbids.append(f"The backbone's weights have changed: {then.get('weights')} then, {now.get('weights')} now.")
     for what in ("device", "threads"):
         if then.get(what) != now.get(what):
             loosens.append(f"{what} {then.get(what)} then, {now.get(what)} now")
@@ -74,4 +75,4 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list[s
 
 
 class _OtherVersion(RunError):
-    """Whole, and of no use: an older one beside it would be no better."""
+    """A complete checkpoint that cannot be used; older ones would be no better."""

@@ -1,4 +1,4 @@
-"""BatchNorm statistics for random weights: measured once on clips, since no pre-training left any."""
+"""BatchNorm statistics for random weights: measured once on clips, because there was no pre-training."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ BATCHES = 8
 def measure_statistics(module: nn.Module, features: np.ndarray, rows: np.ndarray, *, batch_size: int) -> int:
     """Set each BatchNorm's mean and variance to the average over the first BATCHES batches of these clips.
 
-    Without this a random network with frozen statistics (mean 0, variance 1) fades to nothing within a few layers, and
-    a control on it would be none. features: (clips, frames, mel bins) raw log-mel. Returns the number of BatchNorms.
+    Otherwise the signal of a random network with frozen statistics (mean 0, variance 1) fades out within a few layers,
+    and the network would be no fair control. features: (clips, frames, mel bins) raw log-mel. Returns the number of
+    BatchNorms.
     """
     norms = [child for child in module.modules() if isinstance(child, _BatchNorm)]
     if not norms:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
+import sys
 import threading
 from collections.abc import Mapping, Sequence
 from typing import BinaryIO
@@ -33,3 +35,9 @@ def start_detached(
 def reap(process: subprocess.Popen[bytes]) -> None:
     """Collect the process when it exits, so that it leaves no zombie."""
     threading.Thread(target=process.wait, daemon=True).start()
+
+
+def peak_memory_mib() -> float:
+    """The most memory that this process has held so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (1024 * 1024 if sys.platform == "darwin" else 1024), 1)

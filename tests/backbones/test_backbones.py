@@ -236,7 +236,7 @@ def test_clip_length_never_changes_the_parameters(mini):
 def test_more_or_fewer_frames_than_the_network_takes_are_refused(mini):
     spec = backbones.variant("ast-mini").front_end
     for frames in (spec.min_frames - 1, spec.max_frames + 1):
-        with pytest.raises(DataError, match="this backbone takes"):
+        with pytest.raises(DataError, match="this backbone accepts"):
             forward(mini, torch.randn(1, frames, spec.mel_bins), "ast-mini")
 
 

@@ -169,7 +169,7 @@ def test_waveforms_give_the_same_as_their_features(trained):
         wanted = trained.plain(features=frontends.log_mel(waveforms, trained.spec))
     assert found.shape == (2, CLASSES) and torch.equal(found, wanted)
     for wrong in (None, waveforms[0]):
-        with pytest.raises(DataError, match=r"Waveforms are expected as \(batch, samples\)"):
+        with pytest.raises(DataError, match=r"Expected waveforms as \(batch, samples\)"):
             trained.plain(wrong)
 
 

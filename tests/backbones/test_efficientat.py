@@ -172,7 +172,7 @@ def test_short_and_long_clips_are_heard_from_end_to_end(kind, frames):
 
 @pytest.mark.parametrize("frames", [15, 6001])
 def test_clips_beyond_the_limits_are_refused(frames):
-    with pytest.raises(DataError, match="this backbone takes"):
+    with pytest.raises(DataError, match="this backbone accepts"):
         small("mlp")(features=features(1, frames))
 
 

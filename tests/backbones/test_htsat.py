@@ -210,7 +210,7 @@ def test_logits_over_time_and_embeddings_belong_to_the_logits(small):
 def test_waveforms_too_short_or_too_long_are_refused(small):
     assert small(torch.zeros(1, 15 * 320)).shape == (1, 5)
     for samples in (15 * 320 - 1, 6000 * 320):
-        with pytest.raises(DataError, match="this backbone takes"):
+        with pytest.raises(DataError, match="this backbone accepts"):
             small(torch.zeros(1, samples))
 
 

@@ -214,7 +214,7 @@ def test_the_grid_is_one_stop_for_tab_and_arrows_move_in_it(alone):
     [
         ("ast-base", "All norm", "layers.0, norm", "the weight of LayerNorm is a vector"),
         ("mn10_as", "All depthwise", "features.4, depthwise", "its LoRA could not be merged back"),
-        ("dymn10_as", "All depthwise", "layers.0, depthwise", "mixes its filters anew for each clip"),
+        ("dymn10_as", "All depthwise", "layers.0, depthwise", "mixes its filters for each clip"),
     ],
 )
 def test_cells_of_what_cannot_be_adapted_are_disabled_and_say_why(alone, variant, column, cell, why):

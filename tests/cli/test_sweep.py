@@ -72,7 +72,7 @@ def test_a_dry_run_prints_the_sweep_as_yaml_that_starts_the_same(sousa, store, t
 def test_the_missing_weights_of_each_family_are_named_with_their_mini_and_the_import(sousa, store):
     said = sousa("sweep", "--data", "micro", "--models", "ast", "efficientat", "htsat", "beats", code=2)
     for family in ("ast", "efficientat", "htsat", "beats"):
-        assert f"another backbone (model={family}-mini: its weights are embedded)" in said
+        assert f"another backbone (model={family}-mini, whose weights are embedded)" in said
     assert said.count("weights import FILE") == 4 and store.sweeps.all() == ()
 
 

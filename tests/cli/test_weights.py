@@ -164,7 +164,7 @@ def read_pty(handle):
     ("words", "named"),
     [
         (["fetch", "ast-mni"], "ast-mini"),
-        (["fetch", "ast-mini"], "part of this package"),
+        (["fetch", "ast-mini"], "come with this package"),
         (["fetch", "htsat"], "no direct link"),
         (["fetch"], "BACKBONE"),
         (["import", "/no/such/file.ckpt"], "/no/such/file.ckpt"),
@@ -240,7 +240,7 @@ def test_verify_says_ok_of_everything_here_and_exits_1_once_a_byte_is_wrong(weig
         wrong.output.splitlines()[-1].startswith(f"1 of {len(embedded) + 1} are wrong")
         and "WRONG  far-mini" in wrong.output
     )
-    assert "has changed: sha256" in wrong.output
+    assert "has changed: its sha256" in wrong.output
     assert weights("verify", "ast-mini").exit_code == 0
 
 

@@ -36,12 +36,13 @@ def loss(step: int) -> float:
     return 1 / step
 
 
-def _train(folder: Path, run_config, device, reporter, stop, resumed) -> SimpleNamespace:
-    words = dict(word.split("=", 1) for word in run_config.name.split())
+def _train(context: SimpleNamespace) -> SimpleNamespace:
+    folder, reporter, resumed = context.folder, context.reporter, context.resumed
+    words = dict(word.split("=", 1) for word in context.config.name.split())
     steps, every = int(words["steps"]), int(words["every"])
     sys.modules["torch"].save = lambda state, file: _write_slowly(state, file, float(words.get("save_s", 0)))
     ledger = _ledger(folder.name)
-    reporter.facts({"weights_label": "none: a double", "device": device})
+    reporter.facts({"weights_label": "none: a double", "device": context.config.device})
     best = None
     if resumed:
         checkpoint.drop_newer(resumed.path)
@@ -59,7 +60,7 @@ def _train(folder: Path, run_config, device, reporter, stop, resumed) -> SimpleN
         reporter.progress(Progress(phase="training", done=step, total=steps, epoch=1, max_epochs=1))
         if step % 4 == 0:
             reporter.event("double", f"Step {step}, process {os.getpid()}.")
-        if stop():
+        if context.stop():
             save(step)
             return SimpleNamespace(stopped=True, step=step, best_step=None)
         if step % every == 0:
@@ -87,5 +88,5 @@ def _write_slowly(state, file, save_s: float) -> None:
 
 if __name__ == "__main__":
     sys.modules["torch"] = SimpleNamespace(save=None, OutOfMemoryError=MemoryError)  # type: ignore[assignment]
-    trainer.train = _train
+    sys.modules["sousa_engine.runs.stages"] = SimpleNamespace(Context=SimpleNamespace, train=_train)  # type: ignore[assignment]
     sys.exit(trainer.main())

@@ -38,9 +38,10 @@ def test_filter_bank_and_normalised_input_equal_the_authors(oracle, clip):
     assert oracle.difference(f"{clip}/input_normalised", normalised) <= oracle.tolerance(f"{clip}/input_normalised")
 
 
-def test_another_window_would_be_noticed(oracle):
-    assert SPEC.window == "hann"
-    features = frontends.log_mel(torch.from_numpy(oracle.clip("B"))[None], replace(SPEC, window="povey"))
+def test_another_window_would_be_noticed(oracle, monkeypatch):
+    povey = torch.hann_window(SPEC.frame_samples, periodic=False) ** 0.85
+    monkeypatch.setattr(mel, "tables", lambda *a, own=mel.tables: (own(*a)[0], povey))
+    features = frontends.log_mel(torch.from_numpy(oracle.clip("B"))[None], SPEC)
     assert oracle.difference("B/fbank_raw", features[0]) > 10 * oracle.tolerance("B/fbank_raw")
 
 
@@ -151,7 +152,7 @@ def test_every_front_end_lets_gradients_through(name):
 @pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_gradients_pass_after_features_were_computed_in_inference_mode(name):
     spec = backbones.variant(name).front_end
-    spec = replace(spec, low_hz=spec.low_hz + 1)  # whose tables nothing has made yet
+    mel.tables.cache_clear()
     clip = 0.1 * torch.randn(1, spec.sample_rate_hz, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         frontends.log_mel(clip, spec)

@@ -247,7 +247,7 @@ def test_weights_that_are_cut_off_are_told_with_the_way_to_have_them_again(works
     file = workspace.weights / "ast-base" / "model.safetensors"
     file.parent.mkdir(parents=True)
     file.write_bytes(b"garbage")
-    assert "no safetensors file" in weights.what_is_wrong("ast-base", workspace)
+    assert "not a safetensors file" in weights.what_is_wrong("ast-base", workspace)
     monkeypatch.setattr(pretrained, "EMBEDDED", tmp_path)
     (tmp_path / "ast-mini").mkdir()
     for name in ("config.json", "model.safetensors"):

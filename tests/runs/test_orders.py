@@ -242,7 +242,7 @@ def test_a_rank_of_its_own_is_named_like_a_target_and_survives_yaml_and_command(
     assert prepare.prepare(grammar.parse(words)).config == found
     with pytest.raises(TargetError, match="fc1 is a module of ast-mini, but not a target"):
         prepared("lora=attention", "lora.rank_pattern={fc1: 2}")
-    with pytest.raises(TargetError, match="'q_prj' is no module"):
+    with pytest.raises(TargetError, match="'q_prj' is not a module"):
         prepared("lora=attention", "lora.rank_pattern={q_prj: 2}")
 
 

@@ -26,7 +26,7 @@ from sousa_engine.core.errors import PreflightError, RunError
 from sousa_engine.core.records import UPDATE
 from sousa_engine.data import manifest as manifests
 from sousa_engine.data.features import feature_cache
-from sousa_engine.runs import preflight, prepare, trainer
+from sousa_engine.runs import preflight, prepare, stages, trainer
 from sousa_engine.training import adapters as loras
 from sousa_engine.training.statistics import measure_statistics
 from sousa_engine.workspace import PROJECT_ROOT, Workspace, run_files
@@ -238,7 +238,7 @@ def test_the_exit_code_tells_of_a_full_disk_where_no_result_finds_room(workspace
 def test_memory_that_ran_out_is_named_by_the_type_of_its_error(tmp_path):
     text = "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 79.11 GiB"
     said = trainer.known_cause(torch.OutOfMemoryError(text), tmp_path)
-    assert said.startswith("The GPU ran out of memory at a request for 20.00 GiB. Lower training.batch_size")
+    assert said.startswith("The GPU ran out of memory while allocating 20.00 GiB. Lower training.batch_size")
     for error in (
         MemoryError(),
         RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"),
@@ -249,7 +249,7 @@ def test_memory_that_ran_out_is_named_by_the_type_of_its_error(tmp_path):
         "CUDA error: out of memory\nCUDA kernel errors might be",
         "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when",
     ):
-        assert trainer.known_cause(RuntimeError(text), tmp_path).startswith("The GPU has no memory left")
+        assert trainer.known_cause(RuntimeError(text), tmp_path).startswith("The GPU has no free memory")
     assert trainer.known_cause(RuntimeError("an index out of memory bounds"), tmp_path) == ""
 
 
@@ -315,7 +315,7 @@ def test_a_run_killed_and_stopped_and_resumed_equals_one_never_stopped(workspace
     assert measured(folder) == measured(never_stopped)
     assert read_predictions(folder / run_files.PREDICTIONS) == read_predictions(never_stopped / run_files.PREDICTIONS)
     kinds = [event.kind for event in read_batch(folder / run_files.SPOOL, 0).events]
-    assert kinds.count("goes on") == 2 and "not the same" not in kinds
+    assert kinds.count("continued") == 2 and "environment changed" not in kinds
 
 
 @pytest.mark.parametrize(
@@ -343,22 +343,21 @@ def test_a_stop_before_it_goes_on_does_not_say_that_it_never_trained(workspace, 
     folder = workspace.run_dir("20260101-aaaa")
     shutil.copytree(never_stopped, folder)
     before = signal.getsignal(signal.SIGTERM)
-    run = trainer.run
-    monkeypatch.setattr(trainer, "run", lambda *words, stop: run(*words, stop=lambda: True))
+    monkeypatch.setattr(trainer, "run", lambda *words, **more: None)
     try:
         assert trainer.main([str(folder)]) == run_files.EXIT_STOPPED
     finally:
         signal.signal(signal.SIGTERM, before)
-    assert "its last checkpoint is as it was" in run_files.read_json(folder / run_files.RESULT)["reason"]
+    assert "its last checkpoint is unchanged" in run_files.read_json(folder / run_files.RESULT)["reason"]
 
 
 def test_data_that_changed_since_forbid_to_go_on_and_versions_only_warn(workspace, never_stopped, monkeypatch):
     folder = workspace.run_dir("20260101-aaaa")
     shutil.copytree(never_stopped, folder)
     settings = draft(lora=LORA, training={"max_epochs": 2})
-    monkeypatch.setattr(trainer, "version", lambda package: "0.1")
+    monkeypatch.setattr(stages, "versions", lambda: {"torch": "0.1"})
     in_process(folder, settings)
-    (told,) = [e.message for e in read_batch(folder / run_files.SPOOL, 0).events if e.kind == "not the same"]
+    (told,) = [e.message for e in read_batch(folder / run_files.SPOOL, 0).events if e.kind == "environment changed"]
     assert "torch" in told and "0.1 now" in told
     monkeypatch.setattr(manifests, "fingerprint", lambda manifest: "another")
     with pytest.raises(PreflightError, match=r"data set has changed.*new run"):

@@ -92,5 +92,5 @@ def test_sets_without_members_are_not_offered():
 def test_the_name_of_a_set_is_a_target_where_the_family_has_it():
     mn = targets.load_outline("mn10_as")
     assert targets.resolve_sets(mn, ["se"]).paths == targets.recommended_sets(mn)["se"]
-    with pytest.raises(UserError, match=r"'attention' is no module of mn10_as"):
+    with pytest.raises(UserError, match=r"'attention' is not a module of mn10_as"):
         targets.resolve_sets(mn, ["attention"])

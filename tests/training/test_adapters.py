@@ -158,7 +158,7 @@ def test_a_ticked_head_is_left_to_its_policy(workspace):
     [
         (QUERY.replace("q_proj", "query"), "Linear", SQUARE, "Nearest: .*q_proj"),
         (QUERY, "Conv2d", SQUARE, "is Linear"),
-        (QUERY, "Linear", (99, 99), "is Linear .* made for Linear"),
+        (QUERY, "Linear", (99, 99), "is Linear .* expects Linear"),
         (QUERY.rpartition(".")[0], "Linear", SQUARE, "is ASTAttention"),
     ],
 )

@@ -66,21 +66,20 @@ def clips(n=60, seed=0) -> loop.TrainingData:
 def run(folder, *, stop=lambda: False, seed=0, lr=0.05, data=None, make=Network, **training):
     torch.manual_seed(seed)
     network, recorder = make(), Recorder()
-    settings = TrainingConfig(**{"max_epochs": 4, "batch_size": 8, **training})
-    outcome = loop.train(
-        network,
-        lambda module, features: module(features),
-        [{"params": [p for p in network.parameters() if p.requires_grad], "lr": lr}],
-        data or clips(),
-        settings,
-        AugmentConfig(shift=0, gain_db=0, time_mask=0, mel_mask=0),
+    setup = loop.Setup(
+        module=network,
+        forward=lambda module, features: module(features),
+        groups=[{"params": [p for p in network.parameters() if p.requires_grad], "lr": lr}],
+        data=data or clips(),
+        training=TrainingConfig(**{"max_epochs": 4, "batch_size": 8, **training}),
+        augment=AugmentConfig(shift=0, gain_db=0, time_mask=0, mel_mask=0),
         seed=seed,
         accelerator=Accelerator(cpu=True),
         folder=folder,
         reporter=recorder,
         stop=stop,
     )
-    return outcome, recorder, network
+    return loop.train(setup), recorder, network
 
 
 def test_training_learns_and_measures_test_once(tmp_path):
@@ -156,14 +155,14 @@ def test_without_adapters_nothing_is_said_of_targets(tmp_path):
 def test_a_loss_that_is_no_number_fails_with_its_step_and_the_cure(tmp_path):
     data = clips()
     data.features[:] = np.nan
-    with pytest.raises(RunError, match=r"nan at step 1.*training\.lr"):
+    with pytest.raises(RunError, match=r"NaN at step 1.*training\.lr"):
         run(tmp_path, data=data)
 
 
 def test_a_last_step_that_ruins_the_network_is_told_by_the_valid_loss(tmp_path):
     data = clips()
     data.features[data.splits["valid"]] = np.nan
-    with pytest.raises(RunError, match=r"valid loss became nan at step 4.*training\.lr"):
+    with pytest.raises(RunError, match=r"valid loss became NaN at step 4.*training\.lr"):
         run(tmp_path, data=data, max_epochs=1)
 
 

@@ -18,7 +18,7 @@ from sousa_engine.core.config import AugmentConfig, LoraConfig, TargetModule, Tr
 from sousa_engine.core.errors import RunError
 from sousa_engine.core.methods import METHODS as METHODS_OF_LORA
 from sousa_engine.core.records import UPDATE
-from sousa_engine.training import adapters, checkpoint, loop, resume
+from sousa_engine.training import adapters, checkpoint, loop, randomness, resume
 from tests.training.test_loop import CLASSES, MELS, Recorder, clips
 
 STEPS, PER_EPOCH = 20, 4  # of a whole training, of an epoch
@@ -90,19 +90,21 @@ class Story:
         )
         try:
             self.outcome = loop.train(
-                self.module,
-                lambda module, features: module(features),
-                groups,
-                clips(),
-                self.settings,
-                AugmentConfig(),
-                seed=5,
-                accelerator=Accelerator(cpu=True),
-                folder=self.folder,
-                reporter=self.recorder,
-                stop=lambda: stop_at is not None and done[0] >= stop_at,
-                resume_from=resumed.path if resumed else None,
-                save_every_s=save_every_s,
+                loop.Setup(
+                    module=self.module,
+                    forward=lambda module, features: module(features),
+                    groups=groups,
+                    data=clips(),
+                    training=self.settings,
+                    augment=AugmentConfig(),
+                    seed=5,
+                    accelerator=Accelerator(cpu=True),
+                    folder=self.folder,
+                    reporter=self.recorder,
+                    stop=lambda: stop_at is not None and done[0] >= stop_at,
+                    resume_from=resumed.path if resumed else None,
+                    save_every_s=save_every_s,
+                )
             )
         except Killed:
             self.outcome = None
@@ -150,8 +152,8 @@ def whole(tmp_path_factory):
 def test_a_generator_that_is_not_restored_would_be_seen(whole, tmp_path, monkeypatch, forgotten):
     """The network of these tests draws from every generator: otherwise they would prove nothing."""
     story = Story(tmp_path).launch(stop_at=6)
-    restore = loop.set_randomness
-    monkeypatch.setattr(loop, "set_randomness", lambda *words: (restore(*words), forgotten()))
+    restore = randomness.restore
+    monkeypatch.setattr(randomness, "restore", lambda *words: (restore(*words), forgotten()))
     assert story.launch().measured() != whole("lora").measured()
 
 
@@ -262,7 +264,7 @@ def truncate(path):
 
 DAMAGE = {
     "one bit": (flip, "sha256"),
-    "truncated": (truncate, "100 bytes of"),
+    "truncated": (truncate, "it has 100 of"),
     "no state": (lambda path: (path / checkpoint.STATE).unlink(), "no state.pt"),
     "no facts": (lambda path: (path / checkpoint.FACTS).unlink(), "no facts.json"),
     "half the facts": (lambda path: (path / checkpoint.FACTS).write_text('{"sha'), "cannot be read"),
@@ -297,7 +299,7 @@ def test_a_checkpoint_is_good_only_with_the_best_that_it_names(whole, tmp_path):
     assert {path.name for path in checkpoint.steps(tmp_path / "best")} == in_use
     for name in in_use:
         flip(tmp_path / "best" / name)
-    with pytest.raises(RunError, match=r"cannot go on.*damaged"):
+    with pytest.raises(RunError, match=r"None of its checkpoints.*damaged"):
         resume.find(tmp_path)
 
 
@@ -313,13 +315,13 @@ def test_what_forbids_to_go_on_is_a_sentence(tmp_path):
         resume.find(tmp_path)
     for path in checkpoint.steps(tmp_path / "checkpoints"):
         truncate(path)
-    with pytest.raises(RunError, match=r"cannot go on.*damaged.*damaged"):
+    with pytest.raises(RunError, match=r"None of its checkpoints.*damaged.*damaged"):
         resume.find(tmp_path)
 
 
 def test_a_quick_look_reads_no_state(tmp_path, monkeypatch):
     Story(tmp_path).launch(stop_at=6)
-    monkeypatch.setattr(hashlib, "file_digest", lambda *_: pytest.fail("read"))
+    monkeypatch.setattr(checkpoint, "sha256", lambda path: pytest.fail("read"))
     assert resume.find(tmp_path, thorough=False).step == 6
 
 
@@ -327,6 +329,6 @@ def test_what_changed_since_then_is_told_apart():
     then = {"data": "a", "weights": "w", "device": "cpu", "threads": 1, "versions": {"torch": "1"}}
     assert resume.differences(then, then) == ([], [])
     forbids, loosens = resume.differences(then, {**then, "data": "b", "weights": "v"})
-    assert len(forbids) == 2 and "data set" in forbids[0] and "v, and then w" in forbids[1] and not loosens
+    assert len(forbids) == 2 and "data set" in forbids[0] and "w then, v now" in forbids[1] and not loosens
     forbids, loosens = resume.differences(then, {**then, "threads": 2, "versions": {"torch": "2"}})
     assert not forbids and loosens == ["threads 1 then, 2 now", "torch 1 then, 2 now"]
