@@ -88,8 +88,8 @@ def test_private_names_of_ours_are_not_touched_from_outside(path):
     ["mel.{}(1)", "from mel import {}", "patch.setattr(mel, '{}', 1)", "run('print(mel.{}())')", "object.{} = 1"],
 )
 def test_a_private_name_that_is_touched_is_seen(source):
-    name = "_tables"
-    assert name in private_names() and touched(source.format(name)) == {(1, name)}
+    name = min(private_names())
+    assert touched(source.format(name)) == {(1, name)}
     assert not touched(f"self.{name} = {name}(1)")
 
 

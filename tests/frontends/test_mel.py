@@ -1,7 +1,6 @@
 import math
 import subprocess
 import sys
-from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +8,7 @@ from parity.oracle import Oracle
 
 from sousa_engine import backbones, frontends
 from sousa_engine.core.errors import DataError
-from sousa_engine.frontends import import_torchaudio
+from sousa_engine.frontends import import_torchaudio, mel
 
 import_torchaudio()
 
