@@ -8,7 +8,9 @@ import os
 import shutil
 import sys
 from collections import namedtuple
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # before anything imports torch: workers beside each other, one thread each
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -16,6 +18,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # before anything imports torch: worker
 import pytest
 
 from sousa_engine.workspace import Workspace
+
+if TYPE_CHECKING:
+    from sousa_engine.store import Store
 
 
 def pytest_xdist_auto_num_workers() -> int:
@@ -61,6 +66,25 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def workspace(tmp_path) -> Workspace:
     """An empty workspace of its own for each test."""
     return Workspace(root=tmp_path)
+
+
+@pytest.fixture
+def store(workspace) -> Iterator[Store]:
+    """The store of `workspace`, open."""
+    from sousa_engine.store import Store
+
+    with Store.open(workspace) as opened:
+        yield opened
+
+
+@pytest.fixture
+def ensured(monkeypatch) -> list[Workspace]:
+    """The workspaces that a supervisor was started for; none really starts."""
+    from sousa_engine.runs import ensure
+
+    found: list[Workspace] = []
+    monkeypatch.setattr(ensure, "ensure", lambda workspace: bool(found.append(workspace)) or True)
+    return found
 
 
 @pytest.fixture(scope="session")

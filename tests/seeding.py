@@ -23,11 +23,11 @@ from typing import IO, Any
 import numpy as np
 
 from sousa_engine import targets
-from sousa_engine.core.config import RunConfig
+from sousa_engine.core.config import RunConfig, build
 from sousa_engine.core.records import UPDATE, Prediction, Progress, Run, RunStatus, SweepRun, SweepStatus
 from sousa_engine.core.rudiments import RUDIMENTS
 from sousa_engine.data import synth
-from sousa_engine.store import Store
+from sousa_engine.store import Store, migrations
 from sousa_engine.store.ledger import Ledger
 from sousa_engine.workspace import PROJECT_ROOT, Workspace, run_files, spool
 from sousa_engine.workspace.spool import SpoolBatch, SpoolPoint
@@ -306,6 +306,16 @@ class Training:
         self.taken = batch.end
 
 
+def queued(store: Store, count: int = 5) -> list[str]:
+    """The ids of `count` runs that were queued now, in their order."""
+    return [store.runs.enqueue(build({"seed": seed, "data": {"dataset": "micro"}})).id for seed in range(count)]
+
+
+def queue_order(store: Store) -> list[str]:
+    """The ids of the runs that wait, the next one first."""
+    return [row.id for row in store.queue.waiting()]
+
+
 def train_next(
     store: Store,
     *,
@@ -435,6 +445,17 @@ def seed_sweep(
     with Store.open(workspace) as store:
         store.sweeps.set_status(sweep.id, SweepStatus.FINISHED, leaving=[SweepStatus.RUNNING])
     return sweep.id
+
+
+def old_database(workspace: Workspace, version: int) -> migrations.Database:
+    """The open runs.db of a new workspace, made by a program that knew `version` migrations."""
+    before = migrations.Migrations("sousa_engine")
+    for migration in migrations.history.pending(migrations.Database(memory=True))[:version]:
+        before(name=migration.name)(migration.fn)
+    workspace.runs.mkdir(parents=True)
+    old = migrations.Database(workspace.db)
+    migrations.migrate(old, workspace, before, latest=version)
+    return old
 
 
 def begin_at_once(program: str, workspace: Workspace, *, timeout_s: float, count: int = 2) -> None:

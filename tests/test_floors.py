@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,8 @@ ROOT = Path(__file__).resolve().parent.parent
 ENGINE = ROOT / "sousa_engine"
 PAGES = [ROOT / "app.py", *sorted((ROOT / "pages").glob("*.py"))]
 PACKAGES = sorted(path.parent.name for path in ENGINE.glob("*/__init__.py"))
+OUTSIDE = sorted(path for folder in ("tests", "benchmarks") for path in (ROOT / folder).rglob("*.py"))
+NOT_OURS = {"_run"}  # Streamlit's AppTest has one too, for clicks that reach a page one after another
 
 
 def imports(path: Path) -> set[str]:
@@ -30,6 +34,63 @@ def imports(path: Path) -> set[str]:
 
 def room(path: Path) -> str:
     return path.relative_to(ENGINE).parts[0] if path.is_relative_to(ENGINE) else ""
+
+
+def is_private(name: str) -> bool:
+    return re.match("_[A-Za-z]", name) is not None
+
+
+def is_own(node: ast.expr) -> bool:
+    return isinstance(node, ast.Name) and node.id in ("self", "cls")
+
+
+@cache
+def private_names() -> set[str]:
+    """The underscore names that the engine and the pages define: functions, classes, variables, attributes of self."""
+    found: set[str] = set()
+    for path in [*ENGINE.rglob("*.py"), *PAGES]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                found.add(node.name)
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                found.add(node.id)
+            elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and is_own(node.value):
+                found.add(node.attr)
+    return {name for name in found if is_private(name)} - NOT_OURS
+
+
+def touched(source: str) -> set[tuple[int, str]]:
+    """(line, name) of each underscore name that is used from outside: as an attribute, in an import, in a call such as
+    setattr(module, "_name"), or after a dot or an import within a string, which may be a program or a dotted path.
+    """
+    found: set[tuple[int, str]] = set()
+    for node in ast.walk(ast.parse(source)):
+        names: list[str] = []
+        if isinstance(node, ast.Attribute) and not is_own(node.value):
+            names = [node.attr]
+        elif isinstance(node, ast.ImportFrom):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("attr", "patch.object")):
+            names = [str(word.value) for word in node.args if isinstance(word, ast.Constant)]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            names = re.findall(r"(?:\w\.|\bimport )(_\w+)", node.value)
+        found |= {(node.lineno, name) for name in names if is_private(name)}
+    return found
+
+
+@pytest.mark.parametrize("path", OUTSIDE, ids=lambda path: str(path.relative_to(ROOT)))
+def test_private_names_of_ours_are_not_touched_from_outside(path):
+    assert not {(line, name) for line, name in touched(path.read_text()) if name in private_names()}
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["mel.{}(1)", "from mel import {}", "patch.setattr(mel, '{}', 1)", "run('print(mel.{}())')", "object.{} = 1"],
+)
+def test_a_private_name_that_is_touched_is_seen(source):
+    name = min(private_names())
+    assert touched(source.format(name)) == {(1, name)}
+    assert not touched(f"self.{name} = {name}(1)")
 
 
 def test_every_contract_of_pyproject_is_kept():

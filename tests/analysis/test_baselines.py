@@ -70,7 +70,7 @@ def workspace_of_all(tmp_path_factory, recordings):
     """A workspace that has the baselines of such drums; for tests that only read."""
     workspace = Workspace(root=tmp_path_factory.mktemp("computed"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(baselines, "_TREES", 40)
+        patch.setattr(baselines, "TREES", 40)
         baselines.compute(opened(written(tmp_path_factory.mktemp("of all") / "drums", recordings)), workspace)
     return workspace
 

@@ -1,6 +1,7 @@
 """A real studio in a real browser: `streamlit run app.py` on a free port, in a temporary workspace, and Chromium.
 
 studio   a running server (one per test file); .url, .workspace, .stop(), .kill(), .start()
+nobody_supervises   for usefixtures: the runs of that studio are played by the tests
 browser  one Chromium for the whole session
 page     an empty tab (1400 x 900) that knows the address: page.goto("/backbones"); fails the test on page errors
 settled  settled(page): wait until the script of that tab has run
@@ -21,6 +22,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from seeding import no_supervisor
 from tree_page import Tree
 
 from sousa_engine import targets
@@ -129,6 +131,13 @@ def studio(tmp_path_factory):
     yield studio
     studio.stop()
     end_workers(studio.workspace)
+
+
+@pytest.fixture(scope="module")
+def nobody_supervises(studio):
+    """The tests of a file are the supervisor of its studio."""
+    with no_supervisor(studio.workspace):
+        yield
 
 
 @pytest.fixture

@@ -2,18 +2,12 @@
 
 import pytest
 from playwright.sync_api import expect
-from seeding import Training, config, no_supervisor
+from seeding import Training, config
 
 from sousa_engine.core.records import Progress, RunStatus
 from sousa_engine.store import Store
 
-pytestmark = pytest.mark.browser
-
-
-@pytest.fixture(scope="module", autouse=True)
-def nobody_supervises(studio):
-    with no_supervisor(studio.workspace):
-        yield
+pytestmark = [pytest.mark.browser, pytest.mark.usefixtures("nobody_supervises")]
 
 
 @pytest.fixture

@@ -4,18 +4,12 @@ import re
 
 import pytest
 from playwright.sync_api import expect
-from seeding import Training, config, no_supervisor
+from seeding import Training, config
 
 from sousa_engine.core.records import RunStatus
 from sousa_engine.store import Store
 
-pytestmark = pytest.mark.browser
-
-
-@pytest.fixture(scope="module", autouse=True)
-def nobody_supervises(studio):
-    with no_supervisor(studio.workspace):
-        yield
+pytestmark = [pytest.mark.browser, pytest.mark.usefixtures("nobody_supervises")]
 
 
 @pytest.fixture(scope="module")

@@ -4,25 +4,19 @@ import re
 
 import pytest
 from playwright.sync_api import expect
-from seeding import no_supervisor, train_next
+from seeding import train_next
 
 from sousa_engine.core import sweep_spec
 from sousa_engine.runs import ensure, sweep_orders
 from sousa_engine.store import Store
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.usefixtures("nobody_supervises")]
 ASKED = {
     "name": "which rank",
     "axes": {"lora.r": [2, 4, 8]},
     "seeds": [0],
     "base": {"data": {"dataset": "micro"}, "training": {"max_epochs": 3}},
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def nobody_supervises(studio):
-    with no_supervisor(studio.workspace):
-        yield
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ from sousa_engine.core import sweep_spec
 from sousa_engine.core.errors import ConfigError, UserError
 from sousa_engine.core.records import RunStatus, SweepStatus
 from sousa_engine.runs import ensure, sweep_plan, sweep_words
-from sousa_engine.store import Store
 from sousa_engine.store.ledger import Ledger
 
 MINIS = ("sweep", "--data", "micro", "--max-epochs", "1", "--models", "ast-mini", "beats-mini", "--seeds", "0", "1")
@@ -28,12 +27,6 @@ def sousa(workspace, monkeypatch):
         return result.output
 
     return call
-
-
-@pytest.fixture
-def store(workspace):
-    with Store.open(workspace) as opened:
-        yield opened
 
 
 def end_all(store, status=RunStatus.FINISHED, reason=None):

@@ -15,14 +15,6 @@ from sousa_engine.runs import preflight, prepare
 
 
 @pytest.fixture
-def drums(tmp_path):
-    for at, label in enumerate(("roll", "tap")):
-        for i in range(6):
-            bad_audio.write(tmp_path / "drums" / label / f"{i}.wav", 10 * at + i)
-    return tmp_path / "drums"
-
-
-@pytest.fixture
 def visits(monkeypatch):
     """How often each folder is listed and each file is looked at by this process."""
     found: Counter = Counter()

@@ -39,14 +39,6 @@ def bad(tmp_path_factory):
     return root, scanned(root, workspace), workspace
 
 
-@pytest.fixture
-def drums(tmp_path):
-    for at, label in enumerate(("roll", "tap")):
-        for i in range(6):
-            bad_audio.write(tmp_path / "drums" / label / f"{i}.wav", 10 * at + i)
-    return tmp_path / "drums"
-
-
 # Files
 
 

@@ -10,14 +10,14 @@ import sqlite3
 
 import pytest
 from click.testing import CliRunner
-from seeding import Training, config, killed_before_change
+from seeding import Training, config, killed_before_change, old_database
 
 from sousa_engine.cli import main
 from sousa_engine.core.records import RunStatus
 from sousa_engine.maintenance import check, restore
 from sousa_engine.store import Store, migrations
 from sousa_engine.store.ledger import Ledger
-from sousa_engine.workspace import run_files
+from sousa_engine.workspace import Workspace, run_files
 
 
 def db(workspace, *words, code=0):
@@ -93,15 +93,10 @@ def test_what_was_trained_since_the_copy_is_named_and_taken_in_by_a_rebuild(work
     assert {run.id: run.status for run in runs(workspace)} == dict.fromkeys((waited, late.id), RunStatus.FINISHED)
 
 
-def test_a_copy_of_an_older_schema_is_brought_to_todays_before_it_is_put_in_place(workspace, copy):
-    before = migrations.Migrations("sousa_engine")
-    for migration in migrations.history.pending(migrations.Database(memory=True))[:2]:
-        before(name=migration.name)(migration.fn)
-    old = workspace.root / "old.db"
-    plain = migrations.Database(old)
-    migrations.apply(plain, before, 2)
-    plain.close()
-    db(workspace, "restore", old)
+def test_a_copy_of_an_older_schema_is_brought_to_todays_before_it_is_put_in_place(workspace, copy, tmp_path):
+    elsewhere = Workspace(root=tmp_path / "elsewhere")
+    old_database(elsewhere, 2).close()
+    db(workspace, "restore", elsewhere.db)
     assert f"schema {migrations.LATEST}\n" in db(workspace, "check", code=1) and runs(workspace) == ()
     assert not list(workspace.root.glob("runs.schema-*"))
 

@@ -8,10 +8,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from waiting import wait_for
 
 from sousa_engine.workspace import PROJECT_ROOT
 
@@ -67,15 +67,6 @@ class Kept:
     def exit(self):
         assert self.process.wait(timeout=120) is not None
         return self.read("exit.json")
-
-
-def wait_for(condition, timeout_s=120):
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        if found := condition():
-            return found
-        time.sleep(0.01)
-    raise AssertionError(f"not within {timeout_s} s")
 
 
 def alive(pid):
@@ -240,9 +231,10 @@ def test_what_the_trainer_leaves_behind_is_ended_with_it(keep):
 
 def test_a_stop_before_the_trainer_starts_starts_none(keep):
     early = (
-        "import os, signal\nfrom sousa_engine.runs import keeper\nwrite = keeper.Keeper._write_note\n"
-        "def write_then_stop(self):\n    write(self)\n    os.kill(os.getpid(), signal.SIGTERM)\n"
-        "keeper.Keeper._write_note = write_then_stop\nkeeper.main()"
+        "import os, signal\nfrom sousa_engine.runs import keeper\nfrom sousa_engine.workspace import run_files\n"
+        "write = run_files.write_json\n"
+        "def write_then_stop(path, note):\n    write(path, note)\n    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "run_files.write_json = write_then_stop\nkeeper.main()"
     )
     kept = keep(ENDLESS, keeper=("-c", early))
     note = kept.exit()

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -20,7 +21,7 @@ from sousa_engine.runs import ensure, supervisor
 from sousa_engine.runs.ending import read
 from sousa_engine.runs.executors import Sighting, local
 from sousa_engine.runs.supervisor import Supervisor
-from sousa_engine.store import Store, now_ms
+from sousa_engine.store import now_ms
 from sousa_engine.store.ledger import Ledger
 from sousa_engine.workspace import locks, run_files
 from sousa_engine.workspace.spool import SpoolWriter, write_predictions
@@ -112,12 +113,6 @@ class Studio:
 
 def kinds(studio, run_id):
     return [event.kind for event in studio.store.runs.events(run_id)]
-
-
-@pytest.fixture
-def store(workspace):
-    with Store.open(workspace) as opened:
-        yield opened
 
 
 @pytest.fixture
@@ -707,13 +702,21 @@ def test_ensure_where_nothing_can_be_written_is_an_error_with_a_sentence(tmp_pat
 # This machine
 
 
-def test_slots_are_the_devices_that_pytorch_can_use(monkeypatch):
-    monkeypatch.setattr(local, "_seen_devices", None)  # and what was seen before comes back behind this test
-    monkeypatch.setattr(local, "_torch_has_cuda", lambda: False)
-    monkeypatch.setattr(local, "_gpus", lambda: 2)
+@pytest.fixture
+def devices_forgotten():
+    """The devices that a test pretends to have are forgotten behind it; to be named before monkeypatch."""
+    yield
+    local.devices(fresh=True)
+
+
+def test_slots_are_the_devices_that_pytorch_can_use(devices_forgotten, monkeypatch, tmp_path):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    monkeypatch.setattr(local, "find_spec", lambda name: SimpleNamespace(origin=str(tmp_path / "__init__.py")))
+    version = tmp_path / "version.py"
+    version.write_text("__version__ = '2.13.0+cpu'\ncuda: Optional[str] = None\n")
     assert not [slot for slot in local.devices(fresh=True) if slot.startswith("cuda")]
     assert "this PyTorch is a CPU build" in local.absence("cuda:0")
-    monkeypatch.setattr(local, "_torch_has_cuda", lambda: True)
+    version.write_text("__version__ = '2.13.0+cu130'\ncuda: Optional[str] = '13.0'\n")
     assert local.devices(fresh=True)[:2] == ("cuda:0", "cuda:1") and local.devices()[-1] == "cpu"
 
 

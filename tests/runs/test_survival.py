@@ -18,6 +18,7 @@ import time
 
 import psutil
 import pytest
+from waiting import wait_for
 
 from sousa_engine.core.config import build
 from sousa_engine.core.records import RunStatus
@@ -115,15 +116,6 @@ class Studio:
 
     def kinds(self, run_id):
         return [event.kind for event in self.store.runs.events(run_id)]
-
-
-def wait_for(condition, timeout_s=120):
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        if found := condition():
-            return found
-        time.sleep(0.02)
-    raise AssertionError(f"not within {timeout_s} s")
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ from sousa_engine.core.config import differences
 from sousa_engine.core.errors import ConfigError, PreflightError, RunError, TargetError, UnknownNameError
 from sousa_engine.core.records import Progress, RunStatus, SweepStatus
 from sousa_engine.runs import ensure, preflight, prepare, sweep_learner, sweep_orders, sweep_plan, timing
-from sousa_engine.store import Store
 from sousa_engine.store.ledger import Ledger
 from sousa_engine.workspace import intake
 from sousa_engine.workspace.spool import SpoolBatch, SpoolPoint
@@ -29,12 +28,6 @@ RATES = {"axes": {"training.lr": {"low": 1e-4, "high": 1e-2, "log": True}}, "bas
 def nobody_supervises(monkeypatch):
     """The tests are the supervisor."""
     monkeypatch.setattr(ensure, "ensure", lambda workspace, options=(): False)
-
-
-@pytest.fixture
-def store(workspace):
-    with Store.open(workspace) as opened:
-        yield opened
 
 
 def started(store, **values):

@@ -10,10 +10,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import psutil
 import pytest
+from waiting import wait_for
 
 from sousa_engine.core.config import build
 from sousa_engine.core.records import RunStatus
@@ -79,15 +79,6 @@ class Earlier:
     def over(self):
         wait_for(lambda: self.run().status.is_over)
         return self.run()
-
-
-def wait_for(condition, timeout_s=120):
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        if found := condition():
-            return found
-        time.sleep(0.02)
-    raise AssertionError(f"not within {timeout_s} s")
 
 
 @pytest.fixture

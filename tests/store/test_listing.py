@@ -25,12 +25,6 @@ from sousa_engine.workspace.spool import SpoolBatch, SpoolPoint
 
 
 @pytest.fixture
-def store(workspace):
-    with Store.open(workspace) as opened:
-        yield opened
-
-
-@pytest.fixture
 def over(store):
     """over(name=...): a run that is over, with a folder; cheap, because nothing was trained."""
 

@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from seeding import begin_at_once
+from seeding import begin_at_once, old_database
 
 from sousa_engine.core.config import RunConfig
 from sousa_engine.core.errors import WorkspaceError
@@ -99,17 +99,6 @@ def test_many_processes_at_once_migrate_an_older_database_once(workspace):
     assert len(list(workspace.root.glob("runs.schema-1.*.db"))) == 1
 
 
-def old_database(workspace, version):
-    """An open database of an earlier schema."""
-    before = migrations.Migrations("sousa_engine")
-    for migration in migrations.history.pending(migrations.Database(memory=True))[:version]:
-        before(name=migration.name)(migration.fn)
-    workspace.runs.mkdir(parents=True)
-    old = migrations.Database(workspace.db)
-    migrations.migrate(old, workspace, before, latest=version)
-    return old
-
-
 _KILLED = """
 import os, signal, sys
 from pathlib import Path
@@ -189,12 +178,7 @@ def small_disk(tmp_path):
 
 
 def test_a_database_from_before_sweeps_keeps_its_runs(workspace):
-    before = migrations.Migrations("sousa_engine")
-    first, *_ = migrations.history.pending(migrations.Database(memory=True))
-    before(name=first.name)(first.fn)
-    workspace.runs.mkdir(parents=True)
-    old = migrations.Database(workspace.db)
-    migrations.migrate(old, workspace, before, latest=1)
+    old = old_database(workspace, 1)
     values = ["260131-142305-k7mq", RunConfig().model_dump_json()]
     old.execute(
         "INSERT INTO runs (id, name, status, wanted_device, queue_position, created_by, created_at_ms, config_json)"
@@ -211,12 +195,7 @@ def test_a_database_from_before_sweeps_keeps_its_runs(workspace):
 
 
 def test_a_database_from_before_tags_lists_its_runs(workspace):
-    before = migrations.Migrations("sousa_engine")
-    for migration in migrations.history.pending(migrations.Database(memory=True))[:2]:
-        before(name=migration.name)(migration.fn)
-    workspace.runs.mkdir(parents=True)
-    old = migrations.Database(workspace.db)
-    migrations.migrate(old, workspace, before, latest=2)
+    old = old_database(workspace, 2)
     config = RunConfig.model_validate({"seed": 7, "data": {"dataset": "/clips/own set/"}})
     old.execute(
         "INSERT INTO runs (id, name, status, wanted_device, queue_position, created_by, created_at_ms, ended_at_ms,"

@@ -17,12 +17,6 @@ from sousa_engine.store.ledger import Ledger
 from sousa_engine.workspace.spool import SpoolBatch, SpoolPoint
 
 
-@pytest.fixture
-def store(workspace):
-    with Store.open(workspace) as opened:
-        yield opened
-
-
 def points(metric, values, *, n=None, first=1):
     return [SpoolPoint(metric, step, value, None, n, 1000 + step) for step, value in enumerate(values, first)]
 

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from seeding import train_next
 from streamlit.testing.v1 import AppTest
+from visiting import checked
 
 from sousa_engine import targets
 from sousa_engine.analysis.sweeps import trial_rows
@@ -20,7 +21,6 @@ from sousa_engine.core.config import RunConfig
 from sousa_engine.core.errors import RunError
 from sousa_engine.core.records import Curve, RunStatus, SweepStatus
 from sousa_engine.runs import ensure, preflight, sweep_orders, sweep_plan, timing
-from sousa_engine.store import Store
 from sousa_engine.store.ledger import Ledger
 from sousa_engine.web import fields, handover, parts
 from sousa_engine.web.components.trial_tiles import MOST_POINTS, tiles_data
@@ -35,12 +35,6 @@ GRID = {"axes": {"model": ["ast-mini", "beats-mini"], "targets": ["core"]}, "see
 @pytest.fixture(autouse=True)
 def nobody_supervises(monkeypatch):
     monkeypatch.setattr(ensure, "ensure", lambda workspace, options=(): False)
-
-
-@pytest.fixture
-def store(workspace):
-    with Store.open(workspace) as opened:
-        yield opened
 
 
 @pytest.fixture
@@ -59,11 +53,6 @@ def visit(workspace, monkeypatch):
         return checked(app.run())
 
     return open_page
-
-
-def checked(app):
-    assert not app.exception, app.exception
-    return app
 
 
 def words(app):
