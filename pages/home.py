@@ -50,6 +50,12 @@ def main() -> None:
             st.markdown(text)
             st.space("stretch")
             st.page_link(parts.page_path(page), label=f":primary[{label}]", icon=":material/arrow_forward:")
+    st.page_link(
+        parts.page_path("data"),
+        label=":primary[Use your own recordings]",
+        icon=":material/library_music:",
+        width="content",
+    )
     with parts.open_store() as store:
         runs = store.runs.listing(limit=NEWEST).rows
         st.subheader("Newest runs", anchor=False)

@@ -1,4 +1,4 @@
-"""QueueSettings: which run uses which slot, and which runs wait in which order. Move, remove and pause."""
+"""Queue: which run uses which slot, and which runs wait in which order. Move, remove and pause."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def main() -> None:
     with parts.open_store() as store:
         state, active = store.queue.settings(), bool(store.queue.live() or store.queue.waiting_devices())
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
-        st.title("QueueSettings", anchor=False, width="content")
+        st.title("Queue", anchor=False, width="content")
         if state.is_paused:
             st.button(
                 "Resume the queue",

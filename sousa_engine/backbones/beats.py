@@ -120,7 +120,7 @@ def variants() -> tuple[Variant, ...]:
         published[0],
         "beats-mini",
         title="BEATs mini",
-        description="A small BEATs: 4 layers x 160, one token every 80 ms, pre-trained by us on drum strokes.",
+        description="A small BEATs: 4 layers × 160, one token every 80 ms, trained for this project on drum strokes.",
     )
     return (*published, small)
 

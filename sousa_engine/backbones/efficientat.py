@@ -72,7 +72,7 @@ def variants() -> tuple[Variant, ...]:
         published[1],
         "efficientat-mini",
         title="EfficientAT mini",
-        description="A small EfficientAT: 0.3 of MobileNetV3's width, pre-trained by us on drum strokes.",
+        description="A small EfficientAT: 0.3 of MobileNetV3's width, trained for this project on drum strokes.",
     )
     return (*published, small)
 

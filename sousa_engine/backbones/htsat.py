@@ -99,7 +99,7 @@ def variants() -> tuple[Variant, ...]:
         published[0],
         "htsat-mini",
         title="HTS-AT mini",
-        description="A small HTS-AT: two stages of 2 and 4 blocks, pre-trained by us on drum strokes.",
+        description="A small HTS-AT: two stages of 2 and 4 blocks, trained for this project on drum strokes.",
     )
     return (*published, small)
 

@@ -80,6 +80,8 @@ def _asked(store: Store, sweep: str | None, runs: Sequence[str]) -> tuple[Sweep 
     if runs:
         return None, tuple({run.id: run for run in map(store.runs.find, runs)}.values())
     if sweep or store.sweeps.all():
+        if sweep and store.runs.get(sweep):
+            raise UserError(f"{sweep} is a run, not a sweep. For a report on runs: --run {sweep}")
         return store.sweeps.find(sweep or "last"), ()
     found = [run for run in store.runs.all(newest_first=False) if run.archived_at_ms is None]
     if not found:

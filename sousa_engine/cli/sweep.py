@@ -80,7 +80,7 @@ class _TakesMany(click.Command):
     "--probe",
     "measure",
     is_flag=True,
-    help="First time the settings that are new on this machine, for a few seconds each.",
+    help="Before starting, measure the speed of settings that are new to this machine, a few seconds each.",
 )
 @click.option("--skip-invalid", is_flag=True, help="Leave out invalid combinations and start the others.")
 @click.option("--dry-run", is_flag=True, help="Show what would run, without starting it.")
@@ -246,7 +246,7 @@ def rerun_failed(workspace: Workspace, name: str, targets: str | None) -> None:
 
 def _echo_plan(found: sweep_plan.Plan) -> None:
     spec = found.spec
-    click.echo(f"{spec.title}: {spec.sampler}, {len(spec.seeds)} seeds, {found.run_count} runs")
+    click.echo(f"{spec.title}: {spec.sampler}, {_count(len(spec.seeds), 'seed')}, {_count(found.run_count, 'run')}")
     for note in found.notes:
         click.echo(f"note: {note}")
     if found.seconds is not None:
@@ -343,3 +343,7 @@ def _duration(seconds: float) -> str:
 
 def _megabytes(size: int) -> str:
     return f"about {size / 1e6:,.0f} MB on disk" if size < 1e9 else f"about {size / 1e9:,.1f} GB on disk"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

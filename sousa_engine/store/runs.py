@@ -29,6 +29,7 @@ from sousa_engine.store import events, listing
 from sousa_engine.store.connection import Connection
 
 SLOT_HELD = "status IN ('starting', 'running', 'stopping')"
+_QUEUED = {"cli": "Queued from the command line.", "page": "Queued from the studio."}
 RETRY = "retry of"  # kind of an event; its message is the id of the failed run
 LAST_PLACE = "coalesce((SELECT max(queue_position) FROM runs), 0) + 1"
 _INSERT_RUN = f"""
@@ -101,7 +102,7 @@ class Runs:
             return run_of(found[0])
         if found:
             raise UnknownNameError(
-                f"{text!r} matches several runs: {', '.join(row['id'] for row in found)}. Enter more characters."
+                f"{text!r} matches several runs: {', '.join(row['id'] for row in found)}. Use an id."
             )
         newest = self._connection.query("SELECT id, name FROM runs ORDER BY run_number DESC LIMIT 200")
         if not newest:
@@ -307,7 +308,7 @@ def insert(
         "token": form_token,
     }
     connection.db.execute(_INSERT_RUN, row)
-    events.add(connection, row["id"], "queued", f"Queued by the {created_by}.", now)
+    events.add(connection, row["id"], "queued", _QUEUED.get(created_by, f"Queued by {created_by}."), now)
     if origin:
         events.add(connection, row["id"], RETRY if origin.is_retry else "clone of", origin.run_id, now)
     return row["id"]

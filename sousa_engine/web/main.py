@@ -25,10 +25,10 @@ PAGES = [
     page("data", "Data", "library_music", "Browse a data set: classes, splits, players and every clip."),
     page("launch", "Launch", "rocket_launch", "Set up a run, check it and start it."),
     page("runs", "Runs", "monitoring", "All runs: queued, running and finished."),
-    page("queue", "Queue", "low_priority", "Which run uses which slot, and which runs wait."),
+    page("queue", "Queue", "low_priority", "What is running in each slot, and what is waiting."),
     page("sweeps", "Sweeps", "grid_view", "Many settings at once, with several seeds each."),
     page("compare", "Compare", "compare_arrows", "Two or more runs side by side."),
-    page("doctor", "Doctor", "stethoscope", "Checks of this installation, each problem with its fix."),
+    page("doctor", "Doctor", "stethoscope", "Checks this installation and says how to fix each problem."),
     page("run", "Run", "show_chart", "One run: curves, progress, log and settings.", visibility="hidden"),
 ]
 

@@ -325,6 +325,12 @@ def test_a_workspace_without_runs_has_nothing_to_report(sousa):
     assert "no sweep yet" in sousa("last", code=2)
 
 
+def test_a_run_in_the_place_of_a_sweep_is_told_apart(sousa, workspace, store):
+    run = Training.begin(workspace, config(seed=1)).run
+    store.sweeps.add("ranks", {}, (), created_by="test")
+    assert f"--run {run.id}" in sousa(run.id, code=2)
+
+
 def test_classes_of_the_matrix_are_those_of_the_test_clips(found):
     chart = figures(found, ["confusion"])["confusion"]
     assert len(chart.figure.data[0].z) == len(CLASSES)

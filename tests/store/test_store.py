@@ -34,7 +34,7 @@ def test_a_queued_run_comes_back_as_it_was_asked_for(store):
     assert store.runs.get(run.id) == run
     assert (run.config, run.title, run.status, run.attempts) == (config, "first try", RunStatus.QUEUED, 0)
     assert run.device is None and run.ended_at_ms is None and run.progress is None and run.facts == {}
-    assert [event.message for event in store.runs.events(run.id)] == ["Queued by the cli."]
+    assert [event.message for event in store.runs.events(run.id)] == ["Queued from the command line."]
 
 
 def test_ids_sort_by_age_and_fit_a_url_and_a_folder(workspace):

@@ -19,6 +19,7 @@ def test_the_queue_is_ordered_on_its_page(visit, workspace, ensured):
             return [row.id for row in store.queue.waiting()]
 
     app = visit("queue")
+    assert app.title[0].value == "Queue"
     assert "Waiting: 3" in words(app)
     assert app.button(key=f"front-{a}").disabled and app.button(key=f"down-{c}").disabled
     click(app, f"front-{c}")

@@ -30,7 +30,11 @@ def address(host: str, port: int, answering: str, *, has_token: bool) -> Finding
         text = f"{url} is used by another program ({answering})"
         fix = "The studio will use the next free port and print it. To choose one: --server.port 8600"
         return Finding(name="Browser address", level="warning", text=text, fix=fix)
-    return Finding(name="Browser address", level="ok", text=f"{url}: the studio is not running (to start it: make app)")
+    return Finding(
+        name="Browser address",
+        level="ok",
+        text=f"nothing answers at {url} (start the studio with: make app), unless it runs on another port",
+    )
 
 
 def studio_address(config: Path, environment: Mapping[str, str]) -> tuple[str, int]:
