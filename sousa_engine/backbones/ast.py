@@ -106,7 +106,7 @@ def variants() -> tuple[Variant, ...]:
             base,
             "ast-mini",
             title="AST mini",
-            description="A small Audio Spectrogram Transformer: 4 layers × 192, trained for this project on drum strokes.",
+            description="A small Audio Spectrogram Transformer, 4 × 192, trained for this project on drum strokes.",
         ),
     )
 

@@ -322,7 +322,7 @@ def test_baselines_stand_beside_runs_of_the_very_same_clips_alone(sousa, workspa
 
 def test_a_workspace_without_runs_has_nothing_to_report(sousa):
     assert "There is nothing to report" in sousa(code=2)
-    assert "no sweep yet" in sousa("last", code=2)
+    assert "no sweeps yet" in sousa("last", code=2)
 
 
 def test_a_run_in_the_place_of_a_sweep_is_told_apart(sousa, workspace, store):
