@@ -360,7 +360,7 @@ def test_runs_that_cannot_be_compared_are_left_out_by_name():
 
 
 def test_groups_that_cannot_be_told_apart_or_differ_in_clips_are_refused():
-    with pytest.raises(ValueError, match="Two groups are called 'A'"):
+    with pytest.raises(ValueError, match="Two groups are named 'A'"):
         said(group("A", 1, 2), group("A", 3, 4))
     with pytest.raises(ValueError, match="'B' has no seed"):
         said(group("A", 1, 2), Group(name="B", right={}))

@@ -222,7 +222,7 @@ def test_a_resumed_run_whose_spool_lost_its_end_loses_no_new_line(studio):
     studio.see(run_id, ALIVE)
     assert studio.store.metrics.curve(run_id, "train/loss").mean == (1.0, 1.0, 0.5, 1.0)
     assert [e.message for e in studio.store.runs.events(run_id) if e.kind == "storage"] == [
-        "The end of its spool is gone, and was taken in before: nothing measured is missing."
+        "The end of the spool file is missing, but it was already ingested: no measurement is lost."
     ]
 
 
