@@ -49,6 +49,6 @@ def test_readme_says_what_was_measured():
     speed = json.loads(run.RESULTS.read_text())
     assert f"{speed[1]['factor']:.2g} times cheaper than padding" in text
     painted = json.loads(storage.RESULTS.read_text())["measured"]["table, clicked"]["median_ms"]
-    assert f"painted {painted / 1000:.1f} s after the click" in text
+    assert f"appears {painted / 1000:.1f} s after the click" in text
     total = json.loads(FAULTS.read_text())["total"]
     assert total["lost"] == 0 and f"{total['rounds']} rounds" in text
