@@ -15,7 +15,7 @@ from starlette.middleware import Middleware
 
 from sousa_engine.core.errors import SousaError
 from sousa_engine.runs import ensure
-from sousa_engine.web import guard, late_timers, tell, terminal
+from sousa_engine.web import guard, late_timers, overtaken_values, tell, terminal
 from sousa_engine.web.routes import routes
 from sousa_engine.workspace import default_workspace
 
@@ -49,6 +49,7 @@ except guard.UnsafeSetting as error:
     sys.exit(f"error: {error}")
 
 late_timers.pass_over()
+overtaken_values.keep()
 logging.getLogger(terminal.LOGGER).addFilter(terminal.OneLine())
 
 app = st.App(

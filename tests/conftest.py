@@ -34,15 +34,21 @@ def pytest_collection() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The first file of each folder, then the second of each, and so on: browsers, trainings and arithmetic side by
-    side, since workers that all drive a browser at once would wait for each other.
+    """A file of the browser's, then another, and so on, the others by turns from each folder. Workers that all drive a
+    browser would wait for each other; and a browser's file takes minutes, in which at the end the others would be idle.
     """
-    files: dict[Path, list[Path]] = {}
+    folders: dict[Path, list[Path]] = {}
     for item in items:
-        of_folder = files.setdefault(item.path.parent, [])
+        of_folder = folders.setdefault(item.path.parent, [])
         if item.path not in of_folder:
             of_folder.append(item.path)
-    items.sort(key=lambda item: files[item.path.parent].index(item.path))
+    browser = [path for folder, paths in folders.items() if folder.name == "browser" for path in paths]
+    place = {path: 2 * number for number, path in enumerate(browser)}
+    turns = sorted(
+        (index, str(path)) for paths in folders.values() for index, path in enumerate(paths) if path not in place
+    )
+    place |= {Path(path): 2 * number + 1 for number, (_, path) in enumerate(turns)}
+    items.sort(key=lambda item: place[item.path])
 
 
 def pytest_collection_finish() -> None:

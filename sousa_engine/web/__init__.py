@@ -17,6 +17,7 @@ __all__ = [
     "late_timers",
     "layers_view",
     "manage",
+    "overtaken_values",
     "parts",
     "report_view",
     "routes",

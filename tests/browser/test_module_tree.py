@@ -172,7 +172,7 @@ def test_what_was_typed_on_launch_is_kept_while_another_page_is_shown(page, sett
     ("form", "role", "name", "typed", "said", "beside"),
     [
         ("Launch", "spinbutton", "Seed", "5", "seed=5", {"Epochs": "10", "Batch size": "16"}),
-        ("Sweeps", "textbox", "Seeds", "0 1", "--seeds 0 1", {"Epochs": "10"}),
+        ("Sweeps", "textbox", "Seeds", "4 5", "--seeds 4 5", {"Epochs": "10"}),
     ],
 )
 @pytest.mark.own_tab
