@@ -69,7 +69,8 @@ def plan(spec: SweepSpec, workspace: Workspace) -> Plan:
         except UserError as error:
             causes.setdefault(str(error), []).append(setting)
             continue
-        notes |= dict.fromkeys(prepared.notes)
+        defaults = preflight.whose_defaults(prepared.config, besides=[axis.field for axis in spec.axes])
+        notes |= dict.fromkeys(note for note in (*prepared.notes, defaults) if note)
         if found.errors:
             causes.setdefault(" ".join(check.detail for check in found.errors), []).append(setting)
         else:
