@@ -234,11 +234,6 @@ class _Learner:
         return True
 
 
-def study_file(workspace: Workspace, sweep_id: str) -> Path:
-    """Optuna's own database of one sweep."""
-    return workspace.runs / ".sweeps" / f"{sweep_id}.db"
-
-
 def study(workspace: Workspace, found: Sweep, spec: SweepSpec) -> optuna.Study:
     """A sweep's Optuna study. Only the supervisor writes to it.
 
@@ -247,7 +242,7 @@ def study(workspace: Workspace, found: Sweep, spec: SweepSpec) -> optuna.Study:
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    file = study_file(workspace, found.id)
+    file = workspace.study(found.id)
     file.parent.mkdir(exist_ok=True)
     pruner: Any = optuna.pruners.NopPruner()
     if spec.sampler == "asha":
