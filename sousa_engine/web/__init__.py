@@ -5,6 +5,7 @@ import streamlit as st
 from sousa_engine.core.errors import SousaError, UserError
 
 __all__ = [
+    "addresses",
     "baselines_view",
     "clip_view",
     "compare_baselines",
@@ -26,6 +27,7 @@ __all__ = [
     "sweep_view",
     "tell",
     "terminal",
+    "titles",
     "weights_view",
 ]
 
