@@ -12,6 +12,7 @@ __all__ = [
     "compare_parts",
     "compare_sweep",
     "components",
+    "drafts",
     "fields",
     "guard",
     "handover",
