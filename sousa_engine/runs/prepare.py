@@ -61,7 +61,7 @@ def prepare(draft: Mapping[str, Any]) -> Prepared:
         notes.append(f"{outline.head_path}: controlled by lora.head={policy}, not by the targets.")
     draft["lora"]["targets"] = [target.model_dump() for target in outline.targets(paths)]
     if draft["lora"].get("rank_pattern"):
-        draft["lora"]["rank_pattern"], overlaps = _ranks(outline, draft["lora"]["rank_pattern"], paths)
+        draft["lora"]["rank_pattern"], overlaps = ranks_of(outline, draft["lora"]["rank_pattern"], paths)
         notes += overlaps
     if not draft["lora"].get("target_set"):
         draft["lora"]["target_set"] = targets.set_name(outline, paths)
@@ -158,11 +158,11 @@ def _for_method(outline: Outline, entries: list[str], method: Method) -> tuple[l
     return found, notes
 
 
-def _ranks(outline: Outline, written: Any, paths: Sequence[str]) -> tuple[dict[str, int], list[str]]:
+def ranks_of(outline: Outline, written: Any, paths: Sequence[str]) -> tuple[dict[str, int], list[str]]:
     """Full path -> rank from rank_pattern, whose keys name modules as targets do, and a note on keys that overlap.
 
     The most specific key wins: the full path, then the longest end of it, then a pattern or the name of a set. Between
-    equals the first one wins, as in PEFT.
+    equals the first one wins, as in PEFT. Raises ConfigError, TargetError.
     """
     pairs = list(written.items()) if isinstance(written, Mapping) else written
     are_pairs = isinstance(pairs, list | tuple) and all(isinstance(p, list | tuple) and len(p) == 2 for p in pairs)
