@@ -175,8 +175,11 @@ def trial_row(
 
 
 def best_first(rows: Sequence[TrialRow]) -> list[TrialRow]:
-    """By mean test accuracy, then untested ones by valid accuracy, then those without results."""
-    return sorted(rows, key=lambda row: (row.mean_test or -1.0, row.mean_valid or -1.0), reverse=True)
+    """Highest mean valid accuracy first; those without one last. Ties keep their order.
+
+    Test accuracy is never used: a setting chosen by its test clips would look better on them than it is.
+    """
+    return sorted(rows, key=lambda row: -1.0 if row.mean_valid is None else row.mean_valid, reverse=True)
 
 
 def failures(runs: Sequence[Run], *, stopped: bool = False) -> tuple[Failure, ...]:

@@ -74,7 +74,7 @@ class _TakesMany(click.Command):
 @click.option("--sampler", type=click.Choice(list(sweep_spec.SAMPLERS)), help="Search strategy. [grid]")
 @click.option("--trials", type=int, help="Number of settings that random, tpe or asha samples.")
 @click.option("--sampler-seed", type=int, help="Seed of the sampler. [0]")
-@click.option("--name", default="", help="Name of the sweep in lists.")
+@click.option("--name", help="Name of the sweep in lists.")
 @click.option(
     "--probe",
     "measure",

@@ -15,7 +15,6 @@ A setting is one value for each axis. A trial is one setting; each of its seeds 
 
 from __future__ import annotations
 
-import copy
 import itertools
 import json
 import math
@@ -165,6 +164,11 @@ class SweepSpec(Part):
             return axes
         return [_axis(str(field), what) for field, what in axes.items()]
 
+    @field_validator("base", mode="before")
+    @classmethod
+    def _read(cls, base: Any) -> Any:
+        return grammar.read(base) if isinstance(base, Mapping) else base
+
     @field_validator("name")
     @classmethod
     def _one_line(cls, name: str) -> str:
@@ -256,6 +260,9 @@ def build(values: Mapping[str, Any]) -> SweepSpec:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
+        inner = first.get("ctx", {}).get("error")
+        if where == "base" and isinstance(inner, ConfigError):
+            where = f"base.{inner.field}"
         raise ConfigError(config.sentence(where or "axes", first), field=where) from None
 
 
@@ -264,7 +271,8 @@ def read(file: Path) -> SweepSpec:
     values = inputs.yaml_file(file)
     if not isinstance(values, dict) or "axes" not in values:
         raise ConfigError(f"{file} has no axes; expected lines like `axes: {{training.lr: [1e-3, 1e-2]}}`.")
-    return build(values)
+    with inputs.lines_of(file):
+        return build(values)
 
 
 def to_yaml(spec: SweepSpec) -> str:
@@ -310,26 +318,16 @@ def axis_fields() -> list[str]:
 
 
 def draft(base: Mapping[str, Any], setting: Setting, sets: Mapping[str, Sequence[str]] | None = None) -> grammar.Draft:
-    """The draft of one run: base, then the presets of the setting, then its fields.
+    """The draft of one run: base, with the presets and then the fields of the setting in place of its own.
 
-    Everything else in a model's preset (a learning rate, say) is a default that the base overrides. sets: the modules
-    behind the sweep's own names of target sets.
+    sets: the modules behind the sweep's own names of target sets.
     """
-    model = grammar.preset("model", str(setting["model"])) if "model" in setting else {}
-    made: grammar.Draft = {}
-    grammar.merge(made, model)
-    grammar.merge(made, copy.deepcopy(dict(base)))
-    grammar.merge(made, {"model": model.get("model", {})})
-    for field, value in setting.items():
-        if field in grammar.PRESET_GROUPS and field != "model":
-            grammar.merge(made, grammar.preset(field, str(value)))
-    for field, value in setting.items():
-        if field == "lora.targets" and isinstance(value, str) and value in (sets or {}):
-            grammar.set_field(made, field, list((sets or {})[value]))
-            grammar.set_field(made, "lora.target_set", value)
-        elif field not in grammar.PRESET_GROUPS:
-            grammar.set_field(made, field, value)
-    return made
+    asked = grammar.read({field: _as_read(field, value) for field, value in setting.items()})
+    named = setting.get("lora.targets")
+    if isinstance(named, str) and named in (sets or {}):
+        grammar.set_field(asked, "lora.targets", list((sets or {})[named]))
+        grammar.set_field(asked, "lora.target_set", named)
+    return grammar.laid_over(dict(base), asked)
 
 
 def full_name(field: str) -> str:
@@ -411,6 +409,12 @@ def _axis(field: str, what: Any) -> dict[str, Any]:
     if isinstance(what, Mapping):
         return {"field": field, **what}
     return {"field": field, "values": [_number(item) for item in what] if isinstance(what, list | tuple) else [what]}
+
+
+def _as_read(field: str, value: Any) -> Any:
+    """A value of an axis in the form in which a file gives it: a name or a path of digits was read as a number."""
+    is_name = field in grammar.PRESET_GROUPS or grammar.is_text(field)
+    return str(value) if is_name and isinstance(value, int | float) else value
 
 
 def _number(item: Any) -> Any:

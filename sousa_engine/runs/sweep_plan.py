@@ -98,7 +98,8 @@ def plan(spec: SweepSpec, workspace: Workspace, before: Before | None = None) ->
             if found.errors:
                 raise PreflightError(" ".join(check.detail for check in found.errors))
             runs += replicates(spec, number, setting, prepared.config)
-            notes |= dict.fromkeys(prepared.notes)
+            defaults = preflight.whose_defaults(prepared.config, besides=[axis.field for axis in spec.axes])
+            notes |= dict.fromkeys(note for note in (*prepared.notes, defaults) if note)
         except UserError as error:
             causes.setdefault(str(error), []).append(setting)
     problems = tuple(Problem(message=cause, settings=tuple(where)) for cause, where in causes.items())
