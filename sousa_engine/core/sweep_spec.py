@@ -45,6 +45,7 @@ SAMPLERS: dict[str, str] = {
     "tpe": "tree-structured Parzen estimator: later trials are sampled near the better of the earlier ones",
     "asha": "random sampling, with the weaker trials pruned early (asynchronous successive halving)",
 }
+LEARNING = ("tpe", "asha")  # samplers whose later settings depend on the results of earlier ones
 _SHORT = {"targets": "lora.targets", "data": "data.dataset"}
 _NO_AXIS = {
     "seed": "Seeds are replicates of each trial, not an axis: list them under seeds.",
@@ -240,7 +241,7 @@ class SweepSpec(Part):
     @property
     def learns(self) -> bool:
         """Whether later settings depend on the results of earlier ones."""
-        return self.sampler in ("tpe", "asha")
+        return self.sampler in LEARNING
 
     def axis(self, field: str) -> Axis:
         return next(axis for axis in self.axes if axis.field == field)
