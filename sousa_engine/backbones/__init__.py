@@ -34,6 +34,7 @@ __all__ = [
     "build",
     "downloads",
     "family",
+    "inspection",
     "load_official",
     "open_network",
     "pretrained",
