@@ -17,7 +17,12 @@ from sousa_engine.backbones.spec import Download, Variant
 from sousa_engine.core.errors import WeightsError
 from sousa_engine.frontends import FrontEndSpec
 
-OLD_NAMES = ()
+# Path here -> path in transformers' WavLM and its relatives.
+OLD_NAMES = (
+    (r"\.self_attn\.(q|k|v|out)_proj$", r".attention.\1_proj"),
+    (r"\.fc1$", ".feed_forward.intermediate_dense"),
+    (r"\.fc2$", ".feed_forward.output_dense"),
+)
 
 ROLES = {
     "patch_embedding": "patch",

@@ -16,7 +16,8 @@ from sousa_engine.backbones.embedded import mini
 from sousa_engine.backbones.spec import Download, Variant
 from sousa_engine.frontends import FrontEndSpec
 
-OLD_NAMES = ()
+# Path here -> path in torchvision's MobileNetV3, whose squeeze-excitation is one module fewer.
+OLD_NAMES = ((r"\.conc_se_layers\.0\.(fc[12])$", r".\1"),)
 LEFTOVERS: dict[str, tuple[int, ...]] = {}  # tensors in the authors' files that our network does not have
 
 RELEASE = "https://github.com/fschmid56/EfficientAT/releases"

@@ -16,7 +16,12 @@ from sousa_engine.backbones.embedded import mini
 from sousa_engine.backbones.spec import Download, Variant
 from sousa_engine.frontends import FrontEndSpec
 
-OLD_NAMES = ()
+# Path here -> path in transformers' ClapAudioModel, whose query, key and value are one matrix here.
+OLD_NAMES = (
+    (r"\.attn\.proj$", ".attention.output.dense"),
+    (r"\.mlp\.fc1$", ".intermediate.dense"),
+    (r"\.mlp\.fc2$", ".output.dense"),
+)
 
 # In the authors' file but not in our state dict: the tables of their front end, of shapes (513, 1, 1024) twice and
 # (513, 64); a linear head, classes x classes, which they never call; and tables that follow from the architecture.

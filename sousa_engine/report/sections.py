@@ -122,8 +122,8 @@ def definition(report: Report) -> tuple[tuple[str, str], ...]:
         started = [run for run in report.runs if run.facts.get("data")] or report.runs  # the others know less
         found.append(("weights", ", ".join(_each(_weights(run) for run in started))))
         found.append(("data set", "; ".join(_each(_data(run) for run in started))))
-        devices = cost.devices(report.rows)
-        found += [("trained on", ", ".join(devices))] if devices else []
+        trained_on = cost.all_conditions(report.rows)
+        found += [("trained on", "; ".join(trained_on))] if trained_on else []
         versions = _each(
             ", ".join(f"{name} {run.facts['versions'][name]}" for name in run.facts["versions"])
             for run in report.runs
@@ -279,9 +279,8 @@ def _cost(report: Report) -> Section:
         "On the frontier, no cheaper setting is as accurate. Settings are listed cheapest first; random weights are a "
         "control and are never on the frontier."
     ]
-    devices = cost.devices(report.rows)
-    if len(devices) > 1:
-        small.append(f"Devices differ ({', '.join(devices)}), so times and memory are not comparable.")
+    if others := cost.other_conditions(report.rows, "train_s"):
+        small.append(f"Times and memory: {others[0].lower()}{others[1:]}")
     if "peak_memory_mib" in found:
         small.append("Memory is that of the trainer process, not of the accelerator.")
     return Section(

@@ -5,6 +5,7 @@ The only file that joins data, backbones and training.
 
 from __future__ import annotations
 
+import os
 import platform
 import time
 from collections.abc import Callable
@@ -249,6 +250,7 @@ def _conditions(manifest: Manifest, network: Network, accelerator: Accelerator) 
         "versions": versions(),
         "device": str(accelerator.device),
         "threads": torch.get_num_threads(),
+        "cpu_slots": int(os.environ.get(run_files.CPU_SLOTS, "1")),
         "weights": network.weights_label,
         "data": manifests.fingerprint(manifest),
     }
@@ -279,12 +281,19 @@ def _report_facts(context: Context, conditions: dict[str, Any], adapted: Adapted
         {
             "versions": conditions["versions"],
             "device": conditions["device"],
+            **_shared_cores(context, conditions),
             "weights_label": conditions["weights"],
             "parameters": {"trainable": adapted.trainable, "total": adapted.total, "lora_modules": adapted.layers},
             "data": data_facts,
             "prepare_s": round(time.monotonic() - context.began, 2),
         }
     )
+
+
+def _shared_cores(context: Context, now: dict[str, Any]) -> dict[str, int | None]:
+    """The threads and CPU slots that a run's times depend on; None where they changed between its attempts."""
+    then = context.resumed.facts if context.resumed else now
+    return {name: now[name] if then.get(name, now[name]) == now[name] else None for name in ("threads", "cpu_slots")}
 
 
 def _check_unchanged(resumed: ResumePoint, now: dict[str, Any], reporter: RunReporter) -> None:

@@ -13,6 +13,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from sousa_engine import backbones, targets
+from sousa_engine.analysis.cost import Conditions, conditions
 from sousa_engine.analysis.layers import ablations
 from sousa_engine.core import config as configs
 from sousa_engine.core import grammar, identity, sweep_spec
@@ -105,7 +106,8 @@ def plan(spec: SweepSpec, workspace: Workspace, before: Before | None = None) ->
     problems = tuple(Problem(message=cause, settings=tuple(where)) for cause, where in causes.items())
     with _store_if_any(workspace) as store:
         earlier = store.runs.all(RunStatus.FINISHED, limit=500) if store else ()
-    seconds, untimed = _predicted(runs, earlier, checked, workspace)
+        cpu_slots = store.queue.settings().cpu_slots if store else 1
+    seconds, untimed = _predicted(runs, earlier, checked, workspace, cpu_slots)
     run_count = len(runs)
     if spec.learns:
         run_count = min(spec.run_count, len(runs)) if settings.is_complete and not problems else spec.run_count
@@ -420,21 +422,34 @@ def _checked(config: RunConfig, workspace: Workspace, checked: dict[str, preflig
 
 
 def _predicted(
-    runs: Sequence[SweepRun], earlier: Collection[Run], checked: dict[str, preflight.Preflight], workspace: Workspace
+    runs: Sequence[SweepRun],
+    earlier: Collection[Run],
+    checked: dict[str, preflight.Preflight],
+    workspace: Workspace,
+    cpu_slots: int,
 ) -> tuple[float | None, tuple[RunConfig, ...]]:
-    """Seconds of all runs, and the untimed ones: from the steps and the overhead of earlier runs, else from timings."""
+    """Seconds of all runs, and the untimed ones: from the steps and the overhead of earlier runs, else from timings.
+
+    Of the earlier runs of a kind, only those under the conditions of the latest one count, and on the CPU only those
+    that shared it with as many others as now.
+    """
     paces: dict[str, list[tuple[float, float]]] = {
         kind: [(pace.step_s, pace.start_s)] for kind, pace in timing.known(workspace).items()
     }
-    trained: dict[str, list[tuple[float, float]]] = {}
-    for run in earlier:
+    trained: dict[str, tuple[Conditions, list[tuple[float, float]]]] = {}
+    for run in earlier:  # the newest first
         train_s, epochs = run.facts.get("train_s"), run.facts.get("epochs")
         clips = run.facts.get("data", {}).get("clips", {}).get("train")
         if train_s and epochs and clips and run.seconds:
             steps = run.config.training.steps_per_epoch(clips) * epochs
             overhead = max(0.0, run.seconds - train_s)
-            trained.setdefault(timing.key(run.config), []).append((train_s / steps, overhead))
-    paces |= trained
+            where = conditions(run)
+            if where.device == "cpu" and where.cpu_slots not in (cpu_slots, None):
+                continue
+            alike, found = trained.setdefault(timing.key(run.config), (where, []))
+            if where == alike:  # other threads take other times
+                found.append((train_s / steps, overhead))
+    paces |= {kind: found for kind, (_, found) in trained.items()}
     total, untimed = 0.0, {}
     for run in runs:
         known = paces.get(timing.key(run.config))

@@ -103,7 +103,7 @@ def _match(outline: Outline, entry: str, speaks_old: bool) -> EntryMatch:
         return EntryMatch(entry=entry, paths=paths, via="all-linear")
     today = named(outline, entry, path_today)
     before = named(outline, entry, path_before)
-    if before and (speaks_old or not today):
+    if before and before != today and (speaks_old or not today):
         adaptable = {node.path for node in before if node.adaptable}
         names = tuple(dict.fromkeys(_shortest(outline, n.path, adaptable) for n in before if n.adaptable))
         note = f"Old name, now {', '.join(names)}." if names else ""

@@ -200,7 +200,12 @@ def _endings(outline: Outline, naming: Callable[[ModuleNode], str]) -> dict[str,
 
 
 def near_names(outline: Outline, entry: str) -> tuple[str, ...]:
-    """Current names closest to `entry`, whether that is one name, two, a full path or an old name."""
+    """Current names closest to `entry`, whether that is one name, two, a full path or an old name.
+
+    A name that other networks use for a role (`attention.self.query`, `qkv`) is answered with the modules of that role.
+    """
+    if same := _same_role(outline, entry):
+        return same
     names: dict[str, str] = {}
     for node in (node for node in outline.nodes if node.adaptable):
         parts, old = node.path.split("."), path_before(node).split(".")
@@ -208,14 +213,45 @@ def near_names(outline: Outline, entry: str) -> tuple[str, ...]:
         names |= {short: short, old[-1]: short, ".".join(old[-2:]): short, ".".join(parts[-2:]): ".".join(parts[-2:])}
         names[node.path] = node.path
     # An index in a Sequential is not a name.
-    names = {name: short for name, short in names.items() if not short.isdecimal()}
+    names = {name: short for name, short in names.items() if not _is_number(short)}
     parts = entry.split(".")
     plain = [k for k in names if k.count(".") < 2] if len(parts) < 3 else names
     found = nearest(entry, plain, n=6) or nearest(parts[-1], plain, n=6)
     if not found:  # nothing similar: all short names of the tree
         every = leaf_names(node for node in outline.nodes if node.adaptable)
-        return tuple(name for name in every if not name.isdecimal())[:8]
+        return tuple(name for name in every if not _is_number(name))[:8]
     return tuple(dict.fromkeys(names[name] for name in found))[:4]
+
+
+# The end of a module's name in other networks -> the roles of modules that do the same work, the best choice first.
+_ELSEWHERE: tuple[tuple[str, tuple[tuple[str, ...], ...]], ...] = (
+    (r"query(_proj)?|q(_proj|_lin)?|to_q|linear_q|wq", (("attention.query",), ("attention.qkv",))),
+    (r"key(_proj)?|k(_proj|_lin)?|to_k|linear_k|wk", (("attention.key",), ("attention.qkv",))),
+    (r"value(_proj)?|v(_proj|_lin)?|to_v|linear_v|wv", (("attention.value",), ("attention.qkv",))),
+    (
+        r"qkv(_proj)?|in_proj|c_attn|to_qkv|query_key_value",
+        (("attention.qkv",), ("attention.query", "attention.key", "attention.value")),
+    ),
+    (r"out_proj|o_proj|out_lin|to_out|linear_out|wo|attention\.output\.dense|attn\.proj", (("attention.out",),)),
+    (r"fc1|intermediate(\.|_)dense|lin1|linear1|up_proj|mlp\.0|c_fc", (("mlp.in",),)),
+    (r"fc2|output(\.|_)dense|lin2|linear2|down_proj|mlp\.2", (("mlp.out",),)),
+)
+
+
+def _same_role(outline: Outline, entry: str) -> tuple[str, ...]:
+    """Names of the modules of the role that `entry` has in other networks; () if it has none, or none is here."""
+    for names, choices in _ELSEWHERE:
+        if re.search(rf"(?:^|\.)(?:{names})$", entry):
+            for roles in choices:
+                found = [n for n in outline.nodes if n.adaptable and n.role in roles and not outline.in_head(n.path)]
+                short = tuple(name for name in leaf_names(found) if not _is_number(name))
+                if short:
+                    return short
+    return ()
+
+
+def _is_number(name: str) -> bool:
+    return all(part.isdecimal() for part in name.split("."))
 
 
 def leaf_names(nodes: Iterable[ModuleNode]) -> tuple[str, ...]:

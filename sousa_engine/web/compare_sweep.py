@@ -129,9 +129,8 @@ def costs(compared: Compared) -> None:
         )
     if measure == "peak_memory_mib":
         said.append("This is the memory of the trainer process, not of the accelerator.")
-    used = cost.devices(compared.rows)
-    if measure != "trainable" and len(used) > 1:
-        said.append(f"Devices differ ({', '.join(used)}), so these values are not comparable.")
+    if others := cost.other_conditions(compared.rows, measure):
+        said.append(others)
     st.caption(" ".join(said))
 
 

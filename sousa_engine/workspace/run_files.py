@@ -26,6 +26,8 @@ EXIT_STOPPED = 3
 EXIT_INTERRUPTED = 130  # of a command ended by Ctrl-C, as in shells; its run may continue
 EXIT_DISK_FULL = 4  # known even if there was no room for result.json
 
+CPU_SLOTS = "SOUSA_CPU_SLOTS"  # environment variable of a trainer on the CPU: how many runs could train there
+
 # Steps of an attempt, as the keeper records them
 STARTED, COULD_NOT_START, SAVE, GRACE_OVER, AT_ONCE = "started", "could not start", "SIGTERM", "SIGKILL", "SIGKILL now"
 

@@ -210,17 +210,36 @@ def test_the_frontier_holds_what_nothing_cheaper_reaches():
     assert points[1].score.n == 200 and points[1].score.low < 0.5 < points[1].score.high
 
 
-def test_costs_are_means_over_finished_seeds_and_devices_are_named():
+def test_costs_are_means_over_the_finished_seeds_of_one_device():
     def seed(number, train_s, device, status=RunStatus.FINISHED):
         facts = {"train_s": train_s, "device": device}
         return run(number, trial=0, seed=number, facts=facts, status=status)
 
-    runs = [seed(0, 10.0, "cpu"), seed(1, 30.0, "cuda:0"), seed(2, 999.0, "mps", RunStatus.STOPPED)]
+    runs = [
+        seed(0, 10.0, "cpu"),
+        seed(1, 20.0, "cpu"),
+        seed(2, 300.0, "cuda:0"),
+        seed(3, 999.0, "mps", RunStatus.STOPPED),
+    ]
     rows = rows_of(*runs)
     (point,) = cost.cost_points(rows, "train_s")
-    assert point.cost == 20.0 and point.score.seeds == 2
-    assert cost.devices(rows) == ("cpu", "cuda:0")
+    assert point.cost == 15.0 and point.score.seeds == 3
+    assert cost.all_conditions(rows) == ("cpu", "cuda:0")
+    assert "Only runs on cpu are included: 1 run" in cost.other_conditions(rows, "train_s")
+    assert cost.other_conditions(rows, "trainable") == ""
     assert cost.cost_points(rows, "peak_memory_mib") == ()
+
+
+def test_times_under_other_numbers_of_threads_or_slots_are_not_mixed():
+    def timed(number, train_s, **shared):
+        return run(number, trial=number % 2, seed=number, facts={"train_s": train_s, "device": "cpu", **shared})
+
+    one, two = {"threads": 1, "cpu_slots": 2}, {"threads": 2, "cpu_slots": 1}
+    runs = [timed(0, 10.0, **two), timed(1, 20.0, **two), timed(2, 90.0, **one), timed(4, 30.0, **two), timed(3, 70.0)]
+    rows = rows_of(*runs)
+    assert [point.cost for point in cost.cost_points(rows, "train_s")] == [20.0, 20.0]
+    said = cost.other_conditions(rows, "train_s")
+    assert "Only runs on cpu, 2 threads are included: 2 runs" in said and "cpu, 1 thread, 2 slots" in said
 
 
 # Parts of the test split

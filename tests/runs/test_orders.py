@@ -216,6 +216,23 @@ def test_the_legacy_preset_says_which_modules_its_names_became():
 
 
 @pytest.mark.parametrize(
+    ("preset", "variant", "layers", "old", "parameters"),
+    [
+        ("htsat_fixed", "htsat-audioset", 48, 3, 1_130_496),
+        ("beats_fixed", "beats-iter3-plus", 72, 6, 2_654_208),
+        ("efficientat_fixed", "mn10_as", 46, 0, 376_832),
+    ],
+)
+def test_the_other_families_have_a_legacy_preset_too(preset, variant, layers, old, parameters):
+    found = prepared(f"model={preset}")
+    lora = found.config.lora
+    assert (found.config.model.variant, lora.r, len(lora.targets)) == (variant, 16, layers)
+    assert sum("Old name, now " in note for note in found.notes) == old
+    counts = targets.count(found.outline, [t.path for t in lora.targets], r=16, head="freeze", num_classes=40)
+    assert counts.adapter_parameters == parameters
+
+
+@pytest.mark.parametrize(
     ("variant", "entries", "layers", "parameters"),
     [
         ("htsat", "[qkv, attn.proj]", 24, 423_936),

@@ -194,6 +194,15 @@ def test_earlier_runs_tell_how_long_a_sweep_takes(store):
     found = sweep_plan.plan(sweep_spec.build(values), store.workspace)
     steps = 40 * found.runs[0].config.training.max_epochs
     assert found.seconds == pytest.approx(len(found.runs) * (0.5 * steps + max(0.0, around)))
+    store.queue.set_cpu_slots(2)  # these runs did not record how many shared the CPU
+    assert sweep_plan.plan(sweep_spec.build(values), store.workspace).seconds == found.seconds
+    for run in runs:
+        told(store, run, Progress(phase="testing", done=1, total=1), {"device": "cpu", "threads": 2, "cpu_slots": 1})
+    assert sweep_plan.plan(sweep_spec.build(values), store.workspace).seconds is None, "none trained beside another"
+    store.queue.set_cpu_slots(1)
+    told(store, runs[0], Progress(phase="testing", done=1, total=1), {"threads": 1, "train_s": 4_000.0})
+    again = sweep_plan.plan(sweep_spec.build(values), store.workspace)
+    assert again.seconds == pytest.approx(found.seconds, rel=1e-6), "the time with another thread does not count"
 
 
 # A grid

@@ -222,3 +222,42 @@ def test_reading_outlines_and_naming_backbones_never_imports_torch():
         "print([m for m in ('torch', 'transformers', 'peft', 'torchaudio') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("variant", "entry", "names"),
+    [
+        ("htsat", "attention.self.query", ("qkv",)),
+        ("htsat-mini", "layers.0.blocks.0.attention.self.value", ("qkv",)),
+        ("ast", "v.blocks.3.attn.qkv", ("q_proj", "k_proj", "v_proj")),
+        ("ast", "attn.proj", ("o_proj",)),
+        ("beats", "query", ("q_proj",)),
+        ("beats", "in_proj", ("q_proj", "k_proj", "v_proj")),
+        ("beats", "mlp.0", ("fc1",)),
+    ],
+)
+def test_a_name_of_another_network_is_answered_with_the_modules_of_its_role(variant, entry, names):
+    (match,) = resolve(load_outline(variant), [entry]).unmatched
+    assert match.nearest == names
+
+
+@pytest.mark.parametrize("variant", ["efficientat", "efficientat-mini", "dymn10_as"])
+@pytest.mark.parametrize("entry", ["attention_pool.0", "0.0", "1", "query", "block.9.9"])
+def test_no_bare_number_is_offered_as_a_name(variant, entry):
+    for match in resolve(load_outline(variant), [entry]).unmatched:
+        assert match.nearest and not any(name.replace(".", "").isdecimal() for name in match.nearest)
+
+
+@pytest.mark.parametrize(
+    ("variant", "entry", "layers"),
+    [
+        ("htsat", "attention.output.dense", 12),
+        ("htsat", "layers.2.blocks.5.intermediate.dense", 1),
+        ("beats", "attention.k_proj", 12),
+        ("beats", "encoder.layers.0.feed_forward.output_dense", 1),
+        ("efficientat", "features.4.block.2.fc1", 1),
+    ],
+)
+def test_names_of_transformers_and_torchvision_are_read_as_old_names(variant, entry, layers):
+    (match,) = resolve(load_outline(variant), [entry]).matches
+    assert (match.via, len(match.paths)) == ("old name", layers)

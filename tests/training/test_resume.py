@@ -259,8 +259,8 @@ def flip(path):
 
 def flip_a_fact(path):
     facts = (path / checkpoint.FACTS).read_text()
-    assert '"epoch": 2' in facts
-    (path / checkpoint.FACTS).write_text(facts.replace('"epoch": 2', '"epoch": 3'))
+    assert '"epoch": 3' in facts
+    (path / checkpoint.FACTS).write_text(facts.replace('"epoch": 3', '"epoch": 2'))
 
 
 def truncate(path):

@@ -57,6 +57,8 @@ class LocalExecutor:
                 env = processes.environment({"SOUSA_WORKSPACE": str(self._workspace.root)})
                 if config.device.startswith("cuda:"):
                     env |= {"CUDA_VISIBLE_DEVICES": _only_gpu(config.device)}  # Accelerate takes the first one it sees
+                if device_of(run.device) == "cpu":
+                    env |= {run_files.CPU_SLOTS: str(cpu_slots)}
                 if cpu_slots > 1 and device_of(run.device) == "cpu":
                     env |= {"OMP_NUM_THREADS": str(share_of_threads(cpu_slots))}  # also PyTorch's count
                 self._keepers[nonce] = processes.start_detached([*keeper, *trainer], log=log, lock=lock, env=env)
