@@ -443,6 +443,11 @@ def summary(values: dict[str, Any], problems: dict[str, str]) -> None:
     with st.container(border=True, gap="small"):
         for item in found.checks:
             report(item)
+        with parts.open_store() as store:
+            earlier = orders.trained_before(store, settings)
+        if earlier:
+            detail = f"{earlier.title} ({earlier.id}) has trained this already, with the same settings and seed."
+            report(preflight.Check(level="note", title="Trained before", detail=detail))
     st.markdown("**Run this from a terminal**")
     st.code(prepare.to_command(settings), language="bash", wrap_lines=True)
     with st.expander("Resolved config (YAML)"):

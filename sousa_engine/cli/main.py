@@ -131,6 +131,11 @@ def train(workspace: Workspace, words: tuple[str, ...], file: Path | None, detac
     for note in prepared.notes:
         click.echo(f"note: {note}")
     _echo_preflight(prepared, found)
+    if workspace.has_db:
+        with Store.open_to_read(workspace) as store:
+            earlier = orders.trained_before(store, prepared.config)
+        if earlier:
+            click.echo(f"note: run {earlier.id} has trained this already, with the same settings and seed.")
     if dry_run:
         if found.errors:
             raise UserError(" ".join(check.detail for check in found.errors))

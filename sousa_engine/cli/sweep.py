@@ -146,8 +146,11 @@ def sweeps(ctx: click.Context, archived: bool) -> None:
     with Store.open_to_read(ctx.obj) as store:
         every = store.sweeps.all(archived=archived)
         if not every:
-            if hidden := archived or len(store.sweeps.all(archived=True)):
-                click.echo("No sweep is archived." if archived else f"All {hidden} sweeps are archived: --archived.")
+            if archived:
+                click.echo("No sweep is archived.")
+                return
+            if store.sweeps.all(archived=True):
+                click.echo("All sweeps are archived. To list them: python -m sousa_engine sweeps --archived")
                 return
             click.echo("No sweeps yet. Try: python -m sousa_engine sweep --data tiny --models ast-mini beats-mini")
             return

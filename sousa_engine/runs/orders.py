@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sousa_engine.core import identity
 from sousa_engine.core.config import DataConfig, RunConfig
 from sousa_engine.core.errors import (
     PreflightError,
@@ -40,6 +41,15 @@ def start(workspace: Workspace, run_config: RunConfig, *, created_by: str, form_
         run = store.runs.enqueue(run_config, created_by=created_by, form_token=form_token)
     ensure.ensure(workspace)
     return run
+
+
+def trained_before(store: Store, config: RunConfig) -> Run | None:
+    """The newest of the last finished runs that read the same settings with the same seed, if there is one."""
+    wanted = identity.key(config)
+    for run in store.runs.all(RunStatus.FINISHED, limit=500):
+        if run.config.seed == config.seed and identity.key(run.config) == wanted:
+            return run
+    return None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from sousa_engine.cli.main import main
 from sousa_engine.core import sweep_spec
 from sousa_engine.core.errors import ConfigError, UserError
 from sousa_engine.core.records import RunStatus, SweepStatus
-from sousa_engine.runs import ensure, sweep_plan, sweep_words
+from sousa_engine.runs import ensure, prepare, sweep_plan, sweep_words
 from sousa_engine.store.ledger import Ledger
 
 MINIS = ("sweep", "--data", "micro", "--max-epochs", "1", "--models", "ast-mini", "beats-mini", "--seeds", "0", "1")
@@ -86,6 +86,8 @@ def test_the_missing_weights_of_each_family_are_named_with_their_mini_and_the_im
         (("--models", "ast-mni"), "Nearest: ast-mini"),
         (("--models", "ast-mini", "--targets", "qproj"), "Nearest"),
         (("--models", "ast-mini", "--seeds", "1", "1"), "lists one twice"),
+        (("--models", "ast-mini", "--seeds", "3000000000"), "seed must be at most 2,147,483,647"),
+        (("--axis", "lora.r=1..3", "--sampler", "random", "--trials", "5"), "there are only 3 combinations"),
     ],
 )
 def test_a_mistake_costs_one_line_and_exit_code_2(sousa, words, message):
@@ -126,10 +128,52 @@ def test_failed_runs_are_shown_by_cause_and_trained_again(sousa, store):
 
 def test_seeds_and_values_are_added_to_a_sweep(sousa, store):
     sousa(*MINIS, "--targets", "core", "--detach")
-    assert "2 runs queued" in sousa("sweeps", "add-seeds", "last", "5")
-    assert "6 runs queued" in sousa("sweeps", "extend", "last", "targets=default")
+    assert "2 runs queued: ast-mini · core, beats-mini · core." in sousa("sweeps", "add-seeds", "last", "5")
+    assert "6 runs queued: ast-mini · default, beats-mini · default." in sousa(
+        "sweeps", "extend", "last", "targets=default"
+    )
     assert "a grid needs listed values" in sousa("sweeps", "extend", "last", "training.lr=1..2", code=2)
     assert "A grid already has all its combinations" in sousa("sweeps", "add-trials", "last", "3", code=2)
+
+
+def test_a_sweep_is_renamed_noted_archived_and_deleted(sousa, store):
+    sousa(*MINIS, "--detach")
+    made = store.sweeps.find("last")
+    assert f"{made.id}: which backbone" in sousa("sweeps", "rename", "last", "which backbone")
+    assert "no note" in sousa("sweeps", "note", "which backbone")
+    sousa("sweeps", "note", "last", "for the talk")
+    assert "for the talk" in sousa("sweeps", "note", "last") and "note: for the talk" in sousa("sweeps", "show", "last")
+    for verb in ("archive", "delete"):
+        assert "is running. Stop it first" in sousa("sweeps", verb, "last", *["--yes"] * (verb == "delete"), code=2)
+    sousa("sweeps", "stop", "last")
+    assert "1 sweep archived" in sousa("sweeps", "archive", "last")
+    assert "All sweeps are archived" in sousa("sweeps")
+    assert "which backbone" in sousa("sweeps", "--archived") and "None of 4 runs" in sousa("runs")
+    sousa("sweeps", "archive", "last", "--undo")
+    assert "which backbone" in sousa("sweeps") and made.id not in sousa("sweeps", "--archived")
+    assert "No terminal to confirm: add --yes" in sousa("sweeps", "delete", "last", code=2)
+    assert "1 sweep with 4 runs deleted" in sousa("sweeps", "delete", "last", "--yes")
+    assert store.sweeps.all() == () and store.runs.all() == ()
+
+
+def test_a_sweep_that_cannot_be_read_is_listed_as_such_and_can_be_deleted(sousa, store):
+    sousa(*MINIS, "--detach")
+    spec = {"axes": [], "sampler": "tpe", "of_next_year": 1}
+    odd = store.sweeps.add("of next year", spec, (), created_by="test")
+    said = sousa("sweeps")
+    assert "of next year  (cannot be read: A sweep has no field 'of_next_year'" in said and "0/4" in said
+    sousa("sweeps", "stop", odd.id)
+    sousa("sweeps", "delete", odd.id, "--yes")
+    assert len(store.sweeps.all()) == 1
+
+
+def test_a_run_that_was_trained_before_is_named(sousa, store):
+    run = store.runs.enqueue(prepare.prepare({"data": {"dataset": "micro"}, "seed": 4}).config)
+    words = ("train", "data=micro", "lora.target_set=mine", "--dry-run")
+    assert "trained this already" not in sousa(*words, "seed=4"), "it has not finished"
+    end_all(store)
+    assert f"run {run.id} has trained this already" in sousa(*words, "seed=4")
+    assert "trained this already" not in sousa(*words, "seed=5")
 
 
 @pytest.mark.parametrize(

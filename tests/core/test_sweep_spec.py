@@ -111,6 +111,14 @@ def test_what_is_no_axis_is_refused_with_an_example(text):
         ({"axes": TWO, "sampler": "tpe"}, "Set how many trials tpe samples"),
         ({"axes": TWO, "seeds": [1, 1]}, "lists one twice, which would repeat a run"),
         ({"axes": TWO, "seeds": [-1]}, "seeds must be 0 or above"),
+        ({"axes": TWO, "seeds": [3_000_000_000]}, r"seed must be at most 2,147,483,647 \(you entered 3000000000\)"),
+        ({"axes": TWO, "sampler_seed": 2**31}, "sampler_seed must be at most 2,147,483,647"),
+        ({"axes": {"targets": ["a\u202eb"]}, "sets": {"a\u202eb": ["qkv"]}}, r"sets: the name .* U\+202E"),
+        ({"axes": {"training.lr": [1, 1.0, 2]}}, "training.lr lists 1 twice"),
+        (
+            {"axes": {"training.lr": [i % 45_000 for i in range(90_000)]}},
+            "has 90,000 values; an axis has at most",
+        ),
         ({"axes": {**TWO, "lora.targets": ["qkv"]}}, "lora.targets: each axis can be listed only once"),
         ({"axes": {"training.lr": [i / 1000 for i in range(1, 402)]}}, "are 1,203 runs; a sweep has at most 1,000"),
         (
@@ -126,6 +134,38 @@ def test_what_is_no_axis_is_refused_with_an_example(text):
 def test_what_cannot_be_swept_is_refused_with_the_cure(values, message):
     with pytest.raises(ConfigError, match=message):
         sweep_spec.build(values)
+
+
+def test_values_that_differ_after_six_digits_are_different():
+    axis = sweep_spec.build({"axes": {"training.lr": [0.00123456, 0.001234561]}}).axes[0]
+    assert len(set(axis.names)) == 2
+    one, two = sweep_spec.combinations([axis])
+    assert sweep_spec.same(one) != sweep_spec.same(two) and sweep_spec.same(one) == sweep_spec.same(dict(one))
+
+
+def test_too_many_values_are_refused_before_they_are_read(monkeypatch):
+    monkeypatch.setattr(grammar, "value", lambda *args: pytest.fail("it was read"))
+    with pytest.raises(ConfigError, match=r"training\.lr has 90,000 values"):
+        sweep_spec.parse_axis("training.lr=" + ",".join(map(str, range(90_000))))
+
+
+def test_settings_are_counted_and_numbered_without_building_them():
+    spec = sweep_spec.build(
+        {"axes": {"lora.r": {"low": 3, "high": 5}, "targets": ["core", "qkv"]}, "sampler": "random", "trials": 2}
+    )
+    count = sweep_spec.setting_count(spec.axes)
+    assert count == 6
+    assert [list(sweep_spec.setting_at(spec.axes, number).values()) for number in range(count)] == [
+        [r, name] for r in (3, 4, 5) for name in ("core", "qkv")
+    ]
+    rate = sweep_spec.Axis(field="training.lr", low=0.1, high=0.2)
+    assert sweep_spec.setting_count([*spec.axes, rate]) is None
+
+
+def test_a_sampler_that_learns_has_no_more_trials_than_settings():
+    values = {"axes": {"lora.r": {"low": 3, "high": 5}}, "trials": 12, "seeds": [0]}
+    assert sweep_spec.build({**values, "sampler": "tpe"}).run_count == 3
+    assert sweep_spec.build({**values, "sampler": "random"}).run_count == 12
 
 
 def test_a_file_that_is_no_sweep_is_refused(tmp_path):

@@ -446,6 +446,52 @@ def test_clone_fills_the_form_and_leaves_the_sweep(visit, store):
     assert asked(app).axes == sweep_spec.build(made.spec).axes
 
 
+# Its life
+
+
+def test_a_sweep_is_renamed_archived_and_deleted_after_a_typed_word(visit, store):
+    made = started(store)
+    app = visit(id=made.id)
+    assert not [b for b in app.button if b.key in ("sweep.archive", "sweep.delete")], "it has not ended"
+    app.text_input(key=f"sweep.name.{made.id}").set_value("which backbone")
+    app.text_area(key=f"sweep.note.{made.id}").set_value("for the talk")
+    app = checked(app.button(key="sweep.edit.save").click().run())
+    assert app.title[0].value == "which backbone" and "for the talk" in words(app)
+    sweep_orders.stop(store, made.id)
+    app = checked(visit(id=made.id).button(key="sweep.archive").click().run())
+    assert store.sweeps.get(made.id).archived_at_ms and "archived" in words(visit(id=made.id))
+    app = checked(visit(id=made.id).button(key="sweep.delete").click().run())
+    assert "**which backbone** and its 4 runs" in words(app) and app.button(key="sweep.delete.now").disabled
+    app = checked(app.button(key="sweep.delete.cancel").click().run())
+    app = checked(app.button(key="sweep.delete").click().run())
+    app = checked(app.text_input(key="sweep.delete.word").set_value("delete 4").run())
+    app = checked(app.button(key="sweep.delete.now").click().run())
+    assert store.sweeps.all() == () and store.runs.all() == ()
+
+
+def test_archived_sweeps_are_listed_apart(visit, store):
+    for name in ("kept", "hidden"):
+        made = started(store, name=name)
+        sweep_orders.stop(store, made.id)
+    store.sweeps.archive([made.id])
+
+    def names(app):
+        return [link.proto.label for link in app.get("page_link")]
+
+    app = visit()
+    assert ":primary[kept]" in names(app) and ":primary[hidden]" not in names(app)
+    app = checked(next(t for t in app.toggle if t.key == "sweeps.archived").set_value(True).run())
+    assert ":primary[kept]" not in names(app) and ":primary[hidden]" in names(app)
+
+
+def test_a_definition_that_cannot_be_read_is_said_and_the_sweep_can_be_deleted(visit, store):
+    odd = store.sweeps.add("odd", {"axes": [], "sampler": "grid", "of_next_year": 1}, (), created_by="test")
+    store.sweeps.set_status(odd.id, SweepStatus.STOPPED, leaving=[SweepStatus.RUNNING])
+    app = visit(id=odd.id)
+    assert "cannot be read: A sweep has no field" in app.error[0].value
+    assert app.button(key="sweep.delete") and "odd" in words(app)
+
+
 # Ways to it
 
 
