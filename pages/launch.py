@@ -297,7 +297,7 @@ def take_defaults_of(variant: str) -> None:
     hold("defaults_of", variant)
     if before == variant:
         return
-    for name, (was, now) in grammar.preset_changes("model", before, variant).items():
+    for name, (was, now) in backbones.default_changes(before, variant).items():
         old = as_widget(name, was)
         if name != "model.variant" and held(name, old) == old:
             hold(name, as_widget(name, now))

@@ -220,7 +220,7 @@ def sweep_line(found: Sweep, count: Tally, best: str = "") -> None:
         failed = f", {count.failed} failed" if count.failed else ""
         st.caption(f"{count.over} of {count.expected} runs done{failed}", width="content")
         if best:
-            st.caption(f"best: {best}", width="content")
+            st.caption(f"best by valid: {best}", width="content")
         st.caption(when(found.created_at_ms), width="content")
 
 

@@ -16,7 +16,7 @@ from sousa_engine import backbones, targets
 from sousa_engine.backbones.shelf import size_text
 from sousa_engine.core import config, grammar, sweep_spec
 from sousa_engine.core.config import RunConfig
-from sousa_engine.core.errors import ConfigError, SousaError, UserError
+from sousa_engine.core.errors import ConfigError, SousaError, UnknownNameError, UserError
 from sousa_engine.core.records import TargetSet
 from sousa_engine.core.sweep_spec import SweepSpec
 from sousa_engine.data import synth
@@ -362,7 +362,10 @@ def fill_in_ablation(variant: str, name: str, sets: Mapping[str, Sequence[str]])
 
 
 def is_backbone(name: str) -> bool:
-    return name in backbones.VARIANTS or any(name in one.aliases for one in backbones.VARIANTS.values())
+    try:
+        return bool(backbones.variant(name))
+    except UnknownNameError:
+        return False
 
 
 def target_options(outlines: Sequence[Outline], saved: Sequence[TargetSet]) -> dict[str, str | list[str]]:
