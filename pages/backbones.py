@@ -295,7 +295,7 @@ def saved_sets(outline: Outline, saved: Mapping[str, TargetSet]) -> None:
         st.button("Load", icon=":material/download:", on_click=load_saved, args=(outline, key, saved))
         with st.popover("Delete", icon=":material/delete:"):
             st.write(f"Delete {parts.plain(repr(chosen))}? Runs that used it keep a copy.")
-            if st.button("Delete it", type="primary") and changed(
+            if parts.danger_button("Delete it", icon=":material/delete:", key="delete_set") and changed(
                 lambda store: store.target_sets.delete(chosen, outline.variant)
             ):
                 st.rerun()

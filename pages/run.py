@@ -24,6 +24,7 @@ from sousa_engine.workspace import run_files
 REFRESH_S = 2
 CAUSE_LINES, LOG_LINES = 40, 200
 MOST_OFFERED = 200
+STOP_WIDTH, ARCHIVE_WIDTH = 190, 135  # pixels for the longest label, so that another label moves no other button
 STOP_STEPS = ("stop requested", "pruned", "keeper", "keeper lost", "checkpoint")  # how the run ended is shown elsewhere
 
 
@@ -89,10 +90,9 @@ def header(run: Run, of_sweep: Sweep | None, known_tags: list[str], resumable: o
                 query_params={"id": of_sweep.id},
                 width="content",
             )
-    with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
-        st.title(parts.plain(run.title), anchor=False, width="content")
-        with st.container(horizontal=True, width="content", vertical_alignment="center"):
-            actions(run, known_tags, resumable)
+    st.title(parts.plain(run.title), anchor=False)
+    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+        actions(run, known_tags, resumable)
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         if run.status.is_over:  # until then the chart shows it, updated every second
             parts.status_badge(run.status)
@@ -114,46 +114,37 @@ def header(run: Run, of_sweep: Sweep | None, known_tags: list[str], resumable: o
 
 
 def actions(run: Run, known_tags: list[str], resumable: orders.Resumable | None) -> None:
-    if run.status is RunStatus.QUEUED:
-        label = "Remove from queue"
-        st.button(label, icon=":material/cancel:", on_click=manage.stop, args=([run.id],), key="stop")
-        st.button(
-            "Move to front",
-            icon=":material/vertical_align_top:",
-            on_click=manage.move,
-            args=(run.id, 1),
-            help="Start this run next.",
-            key="front",
-        )
-    elif not run.status.is_over:
-        st.button(
-            "Stopping" if run.status is RunStatus.STOPPING else "Stop and save",
-            icon=":material/stop_circle:",
-            on_click=manage.stop,
-            args=([run.id],),
-            disabled=run.status is RunStatus.STOPPING,
-            help="Saves a checkpoint, then stops. All metrics are kept.",
-            key="stop",
-        )
-        st.button(
-            "Stop now",
-            icon=":material/dangerous:",
-            on_click=manage.ask,
-            args=("kill", [run.id]),
-            disabled=run.kill_requested_at_ms is not None,
-            help="Kills the run now; progress since the last checkpoint is lost.",
-            key="kill",
-        )
-    if resumable:
-        st.button(
-            "Resume",
-            icon=":material/resume:",
-            on_click=manage.resume,
-            args=(run.id,),
-            disabled=bool(resumable.why_not),
-            help="Continues from the last checkpoint, as the same run with the same curves.",
-            key="resume",
-        )
+    """A button keeps its place whatever happens to the run, so that a click never meets another one."""
+    is_queued, is_over = run.status is RunStatus.QUEUED, run.status.is_over
+    stopping = run.status is RunStatus.STOPPING
+    st.button(
+        "Remove from queue" if is_queued else "Stopping" if stopping else "Stop and save",
+        icon=":material/cancel:" if is_queued else ":material/stop_circle:",
+        on_click=manage.stop,
+        args=([run.id],),
+        disabled=is_over or stopping,
+        help=None if is_queued else "Saves a checkpoint, then stops. All metrics are kept.",
+        key="stop",
+        width=STOP_WIDTH,
+    )
+    st.button(
+        "Stop now",
+        icon=":material/dangerous:",
+        on_click=manage.ask,
+        args=("kill", [run.id]),
+        disabled=is_queued or is_over or run.kill_requested_at_ms is not None,
+        help="Kills the run now; progress since the last checkpoint is lost.",
+        key="kill",
+    )
+    st.button(
+        "Resume",
+        icon=":material/resume:",
+        on_click=manage.resume,
+        args=(run.id,),
+        disabled=resumable is None or bool(resumable.why_not),
+        help="Continues a run that did not finish from its last checkpoint, as the same run with the same curves.",
+        key="resume",
+    )
     # The run is part of the key: a late click must not clone the clone.
     pressed = st.button(
         "Clone", icon=":material/replay:", help="Queue another run with these settings.", key=f"clone-{run.id}"
@@ -176,21 +167,33 @@ def actions(run: Run, known_tags: list[str], resumable: orders.Resumable | None)
         )
         st.text_area("Note", run.note, key=f"note-{run.id}", max_chars=LONGEST_NOTE, height=140)
         st.button("Save", on_click=save, args=(run.id,), key="rename", type="primary")
-    if not run.status.is_over:
-        return
-    if run.archived_at_ms:
-        label = "Unarchive"
-        st.button(label, icon=":material/unarchive:", on_click=manage.unarchive, args=([run.id],), key="unarchive")
-    else:
+    st.button(
+        "Unarchive" if run.archived_at_ms else "Archive",
+        icon=":material/unarchive:" if run.archived_at_ms else ":material/archive:",
+        on_click=manage.unarchive if run.archived_at_ms else manage.archive,
+        args=([run.id],),
+        disabled=not is_over,
+        help=None if run.archived_at_ms else "Hidden from lists, not deleted.",
+        key="unarchive" if run.archived_at_ms else "archive",
+        width=ARCHIVE_WIDTH,
+    )
+    st.button(
+        "Delete",
+        icon=":material/delete:",
+        on_click=manage.ask,
+        args=("delete", [run.id]),
+        disabled=not is_over,
+        key="delete",
+    )
+    if is_queued:  # last, so that nothing moves when the run starts
         st.button(
-            "Archive",
-            icon=":material/archive:",
-            on_click=manage.archive,
-            args=([run.id],),
-            help="Hidden from lists, not deleted.",
-            key="archive",
+            "Move to front",
+            icon=":material/vertical_align_top:",
+            on_click=manage.move,
+            args=(run.id, 1),
+            help="Start this run next.",
+            key="front",
         )
-    st.button("Delete", icon=":material/delete:", on_click=manage.ask, args=("delete", [run.id]), key="delete")
 
 
 def save(run_id: str) -> None:

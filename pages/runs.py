@@ -16,6 +16,7 @@ from sousa_engine.web.components.run_table import PAGE_ROWS, Asked, asked, run_t
 from sousa_engine.workspace import default_workspace
 
 REFRESH_S, IDLE_S = 2, 15
+STOP_WIDTH, ARCHIVE_WIDTH = 110, 135  # pixels for the longest label, so that another label moves no other button
 
 
 def main() -> None:
@@ -161,24 +162,16 @@ def toolbar(picked: Sequence[RunRow], wanted: RunFilter, look: Asked) -> None:
             args=(partial(manage.ask, "tag"),),
             key="tag_runs",
         )
-        if are_archived:
-            st.button(
-                "Unarchive",
-                icon=":material/unarchive:",
-                on_click=of_ticked,
-                args=(manage.unarchive,),
-                key="unarchive_runs",
-            )
-        else:
-            st.button(
-                "Archive",
-                icon=":material/archive:",
-                disabled=not ids or bool(alive),
-                on_click=of_ticked,
-                args=(manage.archive,),
-                help=unfinished if alive else "Hidden from the list, not deleted.",
-                key="archive_runs",
-            )
+        st.button(
+            "Unarchive" if are_archived else "Archive",
+            icon=":material/unarchive:" if are_archived else ":material/archive:",
+            disabled=not ids or bool(alive),
+            on_click=of_ticked,
+            args=(manage.unarchive if are_archived else manage.archive,),
+            help=unfinished if alive else None if are_archived else "Hidden from the list, not deleted.",
+            key="unarchive_runs" if are_archived else "archive_runs",
+            width=ARCHIVE_WIDTH,
+        )
         st.button(
             "Delete",
             icon=":material/delete:",
@@ -188,25 +181,27 @@ def toolbar(picked: Sequence[RunRow], wanted: RunFilter, look: Asked) -> None:
             help=unfinished if alive else None,
             key="delete_runs",
         )
-        if alive:
-            st.button(
-                f"Stop {len(alive)}" if len(alive) > 1 else "Stop",
-                icon=":material/stop_circle:",
-                on_click=of_ticked,
-                args=(manage.stop,),
-                kwargs={"alive": True},
-                help="Running ones save a checkpoint first.",
-                key="stop_runs",
-            )
-            st.button(
-                "Stop now",
-                icon=":material/dangerous:",
-                on_click=of_ticked,
-                args=(partial(manage.ask, "kill"),),
-                kwargs={"alive": True},
-                help="Kills them now; progress since their last checkpoint is lost.",
-                key="kill_runs",
-            )
+        st.button(
+            f"Stop {len(alive)}" if len(alive) > 1 else "Stop",
+            icon=":material/stop_circle:",
+            disabled=not alive,
+            on_click=of_ticked,
+            args=(manage.stop,),
+            kwargs={"alive": True},
+            help="Running ones save a checkpoint first.",
+            key="stop_runs",
+            width=STOP_WIDTH,
+        )
+        st.button(
+            "Stop now",
+            icon=":material/dangerous:",
+            disabled=not alive,
+            on_click=of_ticked,
+            args=(partial(manage.ask, "kill"),),
+            kwargs={"alive": True},
+            help="Kills them now; progress since their last checkpoint is lost.",
+            key="kill_runs",
+        )
         pressed = st.button(
             "Clone",
             icon=":material/replay:",

@@ -6,10 +6,9 @@ command, but not the run.
 
 from __future__ import annotations
 
-import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -202,16 +201,17 @@ def resume(workspace: Workspace, run: str, detach: bool) -> None:
 
 @main.command()
 @click.argument("variant", metavar="BACKBONE")
-@click.option("--grep", "pattern", default="", help="Only modules whose path matches this text or regular expression.")
+@click.option(
+    "--grep",
+    "pattern",
+    default="",
+    help="Only modules that match these words, or this regular expression.",
+)
 @click.option("--adaptable", is_flag=True, help="Only modules that can get LoRA.")
 def modules(variant: str, pattern: str, adaptable: bool) -> None:
     """List the modules of a backbone with path, class, weight shape, parameters and role."""
     outline = targets.load_outline(variant)
-    try:
-        matches: Callable[[str], Any] = re.compile(pattern, re.IGNORECASE).search
-    except re.error as error:
-        raise UserError(f"--grep {pattern!r} is not a regular expression: {error}.") from None
-    shown = [n for n in outline.nodes if matches(n.path) and (n.adaptable or not adaptable)]
+    shown = [node for node in targets.grep(outline, pattern) if node.adaptable or not adaptable]
     if not shown:
         raise UserError(f"No module of {outline.variant} matches {pattern!r}. Omit --grep to list all modules.")
     width = max(len(node.path) for node in shown)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,6 +20,9 @@ from sousa_engine.targets.outline import (
     path_today,
     why_not,
 )
+
+_SPECIAL = re.compile(r"[\\^$*+?()\[\]{}|]")  # a name contains none of these
+_WORD = re.compile(r"[A-Z]*[a-z]+|[A-Z]+")  # of q_proj, LayerNorm: q, proj, Layer, Norm
 
 Via = Literal["path", "suffix", "regex", "old name", "all-linear", "none"]
 
@@ -86,15 +89,37 @@ def to_yaml(outline: Outline, paths: Iterable[str]) -> str:
 
 
 def grep(outline: Outline, text: str) -> tuple[ModuleNode, ...]:
-    """Modules whose path, class or role contains `text` or matches `/regex/`. Raises TargetError if that is invalid."""
-    if len(text) > 1 and text.startswith("/") and text.endswith("/"):
-        try:
-            pattern = re.compile(text[1:-1], re.IGNORECASE)
-        except re.error as error:
-            raise TargetError(f"{text} is not a regular expression: {error}.") from None
-    else:
-        pattern = re.compile(re.escape(text), re.IGNORECASE)
-    return tuple(n for n in outline.nodes if any(pattern.search(s) for s in (n.path, n.class_name, n.role, n.old_path)))
+    """Modules whose path, class, role or old path match a search. Raises TargetError for a bad regular expression.
+
+    Every word of the search must occur in one of the names; `mlp`, `in`, `out` and other parts of roles only as a whole
+    word, so that `mlp in` does not find every Linear of an MLP. A text in slashes, or with a letter that no name
+    contains, is a regular expression. The tree in the browser follows the same rule (components/module_tree/model.js).
+    """
+    if text.startswith("/") or _SPECIAL.search(text):
+        pattern = _search_pattern(text)
+        return tuple(n for n in outline.nodes if any(pattern.search(name) for name in _names(n)))
+    words = text.casefold().split()
+    role_words = {part for node in outline.nodes for part in node.role.split(".")}
+    return tuple(node for node in outline.nodes if _has_words(node, words, role_words))
+
+
+def _search_pattern(text: str) -> re.Pattern[str]:
+    try:
+        if text.startswith("/") and (len(text) < 2 or not text.endswith("/")):
+            raise re.error("the closing / is missing")
+        return re.compile(text[1:-1] if text.startswith("/") else text, re.IGNORECASE)
+    except re.error as error:
+        raise TargetError(f"{text!r} is not a regular expression: {error}.") from None
+
+
+def _has_words(node: ModuleNode, words: Sequence[str], role_words: Collection[str]) -> bool:
+    written = "\n".join(_names(node)).casefold()
+    whole = {word.casefold() for name in _names(node) for word in _WORD.findall(name)}
+    return all(word in (whole if word in role_words else written) for word in words)
+
+
+def _names(node: ModuleNode) -> list[str]:
+    return [name for name in (node.path, node.class_name, node.role, node.old_path) if name]
 
 
 def _match(outline: Outline, entry: str, speaks_old: bool) -> EntryMatch:

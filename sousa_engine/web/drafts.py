@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-import math
 import zlib
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -59,7 +58,7 @@ def fits(value: Any, like: Any, options: Collection[Any] | None = None) -> bool:
     if isinstance(like, int):
         return type(value) is int and abs(value) <= _SAFE_INTEGER
     if isinstance(like, float):
-        return type(value) in (int, float) and math.isfinite(value) and abs(value) <= _SAFE_INTEGER
+        return type(value) in (int, float) and abs(value) <= _SAFE_INTEGER  # so neither NaN nor infinite
     return is_text(value)
 
 

@@ -211,7 +211,7 @@ def _kill(rows: Sequence[RunRow]) -> None:
         "will be killed now. Progress since the last checkpoint is lost; metrics are kept. "
         "*Stop and save* loses nothing and takes at most a minute."
     )
-    if st.button("Stop now", type="primary", icon=":material/dangerous:", key="kill_now"):
+    if _sure("Stop now", icon=":material/dangerous:", key="kill_now"):
 
         def work(store: Store) -> str:
             for row in rows:
@@ -240,7 +240,7 @@ def _delete(rows: Sequence[RunRow], size_bytes: int, after_deletion: Callable[[S
         word = f"delete {len(rows)}"
         typed = st.text_input(f"Type `{word}` to confirm", key="delete_word", live=True, autocomplete="off")
         sure = typed.strip() == word
-    if st.button("Delete", type="primary", icon=":material/delete:", disabled=not sure, key="delete_now"):
+    if _sure("Delete", icon=":material/delete:", key="delete_now", disabled=not sure):
         run_ids = [row.id for row in rows]
 
         def work(store: Store) -> str:
@@ -251,6 +251,16 @@ def _delete(rows: Sequence[RunRow], size_bytes: int, after_deletion: Callable[[S
             _close()
             after_deletion(run_ids)
             st.rerun()
+
+
+def _sure(label: str, *, icon: str, key: str, disabled: bool = False) -> bool:
+    """Draw the button of a dialog that cannot be undone, and Cancel. Returns whether the first was pressed."""
+    with st.container(horizontal=True, vertical_alignment="center"):
+        pressed = parts.danger_button(label, icon=icon, key=key, disabled=disabled)
+        if st.button("Cancel", key=f"{key}_not"):
+            _close()
+            st.rerun()
+    return pressed
 
 
 def _do(work: Callable[[Store], str], icon: str) -> bool:

@@ -102,6 +102,17 @@ def hide_streamlits_download() -> None:
     st.html(f"<style>{button}{{display:none}}</style>")
 
 
+def danger_button(label: str, *, key: str, icon: str, disabled: bool = False) -> bool:
+    """A red button, for what cannot be undone. White on this red has a contrast of 5.6 in both themes."""
+    red = f".st-key-danger-{key} button:enabled"
+    st.html(
+        f"<style>{red}{{background:#b8402f;border-color:#b8402f;color:#fff}}"
+        f"{red}:is(:hover,:focus-visible){{background:#98301f;border-color:#98301f;color:#fff}}</style>"
+    )
+    with st.container(key=f"danger-{key}", width="content"):
+        return st.button(label, icon=icon, disabled=disabled, key=key)
+
+
 def by_width() -> None:
     """Call this once on a page that uses `desk` or `phone`."""
     st.html(

@@ -216,3 +216,15 @@ def test_the_last_label_below_a_chart_is_whole(page, watch, training):
         page.wait_for_function("drawn.some(label => label.text === '1,000')")
         labels = page.evaluate("drawn.filter(label => label.text === '1,000')")
         assert all(label["right"] <= label["width"] for label in labels), labels
+
+
+def test_a_comparison_and_a_tab_follow_a_run_that_measures_and_ends(studio, page, settled, training):
+    done = Training.begin(studio.workspace, config(seed=1, max_epochs=1), slot="cpu:1").finish()
+    training.steps(20)
+    page.goto(f"/run?id={training.run.id}")
+    expect(page).to_have_title(f"0 % · {training.run.title} · {training.run.id[-4:]} · SOUSA")
+    page.goto(f"/compare?run={done.id}&run={training.run.id}")
+    settled(page)
+    expect(page.get_by_text("running", exact=False).first).to_be_visible()
+    training.finish()
+    expect(page.get_by_text("One seed each: no conclusion about the settings.")).to_be_visible()

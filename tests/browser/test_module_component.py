@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -106,8 +107,16 @@ def test_search_finds_by_words_by_regex_and_by_old_names(alone):
     tree.until(layers=4)
     tree.search.fill("intermediate.dense")  # today's mlp.fc1
     tree.page.get_by_text("12 found").wait_for()
-    tree.search.fill("/(/")
-    tree.page.get_by_text("not a regular expression").wait_for()
+    for text in ("mlp in", "In  mlp", "fc(1)$"):  # by the rule of targets.grep
+        tree.search.fill(text)
+        tree.page.get_by_text(f"{len(targets.grep(targets.load_outline('ast-base'), text))} found").wait_for()
+    for text, said in (
+        ("/(/", "Unterminated group"),
+        ("fc[1", "Unterminated"),
+        ("/q_proj", "the closing / is missing"),
+    ):
+        tree.search.fill(text)
+        tree.page.get_by_text(re.compile(f"not a regular expression: {said}", re.IGNORECASE)).wait_for()
     tree.search.fill("no such module")
     tree.page.get_by_text("Nothing matches this search.").wait_for()
     tree.press("Escape")

@@ -157,6 +157,30 @@ def test_a_heading_ticks_all_and_a_title_is_a_link(table, runs):
     link.click()
     table.page.wait_for_url(re.compile(rf"/run\?id={first.id}"))
     expect(table.page.get_by_role("heading", name="run 1")).to_be_visible()
+    expect(table.page).to_have_title(f"run 1 · {first.id[-4:]} · SOUSA")
+
+
+def test_back_leads_to_the_filters_to_the_run_and_to_the_comparison_that_were_left(table, runs):
+    first, second, _ = runs
+    page = table.open().page
+    page.get_by_role("textbox", name="Search").fill("run 1")
+    page.get_by_role("textbox", name="Search").press("Enter")
+    table.order(first)
+    table.row(first).get_by_role("link").click()
+    page.get_by_role("button", name="Edit and launch").click()
+    expect(page.get_by_role("heading", name="Launch")).to_be_visible()
+    page.go_back()
+    expect(page.get_by_role("heading", name="run 1")).to_be_visible()
+    page.go_back()
+    expect(page.get_by_role("textbox", name="Search")).to_have_value("run 1")
+    table.order(first)
+    page.goto(f"/compare?run={first.id}&run={second.id}")
+    expect(page.get_by_role("heading", name="Results")).to_be_visible()
+    page.get_by_role("link", name="Queue").click()
+    page.wait_for_url(re.compile("/queue$"))
+    page.go_back()
+    expect(page.get_by_role("heading", name="Results")).to_be_visible()
+    assert re.findall(r"run=([\w-]+)", page.url) == [first.id, second.id]
 
 
 def test_a_dialog_stays_open_while_the_list_refreshes_and_deletes_what_it_names(studio, table, runs):

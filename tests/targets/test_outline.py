@@ -210,8 +210,29 @@ def test_copied_yaml_is_short_where_a_short_name_says_it(ast):
 def test_search_finds_text_and_regular_expressions(ast):
     assert len(targets.grep(ast, "q_PROJ")) == 12
     assert len(targets.grep(ast, r"/layers\.(0|1)\.mlp\.fc/")) == 4
-    with pytest.raises(TargetError, match="regular expression"):
-        targets.grep(ast, "/[/")
+    assert targets.grep(ast, r"layers\.(0|1)\.mlp\.fc") == targets.grep(ast, r"/layers\.(0|1)\.mlp\.fc/")
+    assert targets.grep(ast, "") == ast.nodes
+
+
+@pytest.mark.parametrize("variant", ["ast-base", "htsat", "beats"])
+def test_words_of_a_role_find_the_modules_of_that_role(variant):
+    outline = targets.load_outline(variant)
+    roles = {node.role for node in outline.nodes if node.role.startswith("mlp.")}
+    assert roles == {"mlp.in", "mlp.out"}
+    for role in roles:
+        group, part = role.split(".")
+        for text in (f"{group} {part}", f"{part.upper()}  {group}"):
+            assert {node.role for node in targets.grep(outline, text)} == {role}, text
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("/[/", "unterminated character set"), ("fc[1", "unterminated character set"), ("(", "unterminated subpattern"),
+     ("*", "nothing to repeat"), ("/q_proj", "the closing / is missing"), ("/", "the closing / is missing")],
+)  # fmt: skip
+def test_a_broken_regular_expression_says_what_is_broken(ast, text, said):
+    with pytest.raises(TargetError, match=f"is not a regular expression: .*{said}"):
+        targets.grep(ast, text)
 
 
 def test_reading_outlines_and_naming_backbones_never_imports_torch():

@@ -12,7 +12,7 @@ from sousa_engine.analysis import baselines
 from sousa_engine.core.config import DataConfig
 from sousa_engine.data import rhythm
 from sousa_engine.data.manifest import open_dataset
-from sousa_engine.workspace import Workspace
+from sousa_engine.workspace import PROJECT_ROOT, Workspace
 
 
 def section(app, name):
@@ -282,3 +282,15 @@ def test_baselines_of_other_clips_are_not_shown(visit_week, week, baselines_of_t
     app = section(visit_week("compare", run=chosen), "Cost")
     assert "majority class" not in words(app) and "Dashed" not in words(app) and "Compute baselines" not in links(app)
     assert not any(figure["layout"].get("shapes") for figure in figures(app))
+
+
+def test_choices_come_back_from_the_address_after_another_page(visit_week, week):
+    chosen = [week[1]["finished"].id, week[1]["attention"].id]
+    app = visit_week("compare", run=chosen)
+    app.switch_page(str(PROJECT_ROOT / "pages" / "queue.py"))
+    checked(app.run())
+    app.query_params["run"] = chosen  # as Back does
+    app.switch_page(str(PROJECT_ROOT / "pages" / "compare.py"))
+    app = checked(app.run())
+    assert app.multiselect(key="compare_choice").value == chosen
+    assert outcomes(app)["n test"].tolist() == [200, 200]

@@ -7,12 +7,12 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from sousa_engine import targets
-from sousa_engine.core import grammar
+from sousa_engine.core import config, grammar
 from sousa_engine.core.config import DataConfig
 from sousa_engine.data import scan
 from sousa_engine.runs import ensure, prepare
 from sousa_engine.store import Store
-from sousa_engine.web import fields, handover
+from sousa_engine.web import drafts, fields, handover
 from sousa_engine.web.handover import Draft, Ticks
 from sousa_engine.workspace import PROJECT_ROOT
 
@@ -220,3 +220,100 @@ def test_strict_is_a_switch_beside_a_path_of_ones_own_and_refuses_bad_files(page
     assert any("errors, and strict mode" in text.value and "data.strict=false" in text.value for text in page.text)
     page.selectbox(key="launch.data").set_value("micro").run()
     assert not start_button(page).disabled and not any(t.key == "launch.data.strict" for t in page.toggle)
+
+
+def opened(page, draft):
+    """The page in a new session, at an address with this draft."""
+    page.query_params["draft"] = draft
+    page.run()
+    assert not page.exception
+    return page
+
+
+def link(page, **state):
+    """The draft in the address after these widgets were filled in."""
+    page.run()
+    for name, value in state.items():
+        page.session_state[f"launch.{name.replace('__', '.')}"] = value
+    page.run()
+    assert not page.exception
+    return address(page)
+
+
+def address(page):
+    """The draft in the address."""
+    found = page.query_params["draft"]
+    return found if isinstance(found, str) else found[0]
+
+
+def test_what_was_typed_is_in_the_address_and_fills_the_form_of_a_new_session(page, visit):
+    bad = "7e-4,"  # what cannot be used yet is kept too
+    found = link(page, name="mine", training__lr=bad, training__max_epochs=3, model__variant="beats-mini", lora__r=4)
+    other = visit("launch", draft=found)
+    held = {name: other.session_state[f"launch.{name}"] for name in ("name", "training.lr", "model.variant", "lora.r")}
+    assert held == {"name": "mine", "training.lr": bad, "model.variant": "beats-mini", "lora.r": 4}
+    assert address(other) == found and not other.warning
+    assert drafts.unpack(found).keys() == {"name", "training.lr", "training.max_epochs", "model.variant", "lora.r"}
+
+
+def test_a_field_that_holds_the_default_of_another_backbone_is_part_of_the_draft(page, visit):
+    page.run()
+    usual = page.session_state["launch.training.lr"]
+    link(page, model__variant="ast-base")
+    assert page.session_state["launch.training.lr"] != usual
+    found = link(page, training__lr=usual)
+    assert visit("launch", draft=found).session_state["launch.training.lr"] == usual
+
+
+def test_ticked_modules_are_part_of_the_draft(page, visit):
+    outline = targets.load_outline("ast-mini")
+    paths = targets.recommended_sets(outline)["attention"][:3]
+    ticks = Ticks(variant="ast-mini", paths=paths, ranks={paths[0]: 3}, r=8, head="train", method="lora")
+    page.session_state[handover.TICKS] = ticks
+    found = link(page)
+    other = visit("launch", draft=found)
+    assert other.session_state[handover.TICKS] == ticks and other.session_state["launch.set"] == "ticks"
+    gone = drafts.unpack(found)
+    gone["ticks"]["paths"].append("no.such.module")
+    other = visit("launch", draft=drafts.pack(gone))
+    assert other.session_state[handover.TICKS].paths == paths and "no.such.module" in other.warning[0].value
+
+
+def test_values_that_do_not_fit_are_left_out_and_named_and_the_others_are_kept(page):
+    bad = {
+        "name": "mine", "model.variant": ["ast-mini"], "lora.head": "tail", "data.strict": 3, "seed": [1], "set": {},
+        "training.lr": None, "ticks": 5, "no.field": 1, "device": "cuda:99",
+    }  # fmt: skip
+    opened(page, drafts.pack(bad))
+    assert page.session_state["launch.name"] == "mine" and start_button(page).label == "Start training"
+    said = page.warning[0].value
+    for label in ("Backbone", "Head", "Learning rate", "Seed", "Device", "no.field", "Ticked modules"):
+        assert label in said.replace("\\", ""), label
+    opened(page, "cut")
+    assert page.session_state["launch.name"] == "" and "cannot be read" in page.warning[0].value
+
+
+def test_the_form_is_empty_after_a_reset_and_after_a_start(page):
+    link(page, name="mine", training__max_epochs=3)
+    page.button(key="launch.reset").click().run()
+    assert not page.exception and "draft" not in page.query_params and page.session_state["launch.name"] == ""
+    assert page.button(key="launch.reset").disabled
+    link(page, name="mine")
+    start_button(page).click().run()
+    page.switch_page(str(PROJECT_ROOT / "pages" / "launch.py")).run()
+    assert not page.exception and page.session_state["launch.name"] == "" and "draft" not in page.query_params
+
+
+def test_every_field_with_a_widget_is_part_of_the_draft(page):
+    """A field that is added to the form and not to the draft would be lost by a reload."""
+    page.session_state["launch.data"] = fields.OWN_DATA
+    page.session_state["launch.weights_kind"] = "file"
+    page.session_state["launch.model.weights"] = "/nowhere"
+    page.run()
+    names = {name for name, _ in config.fields()}
+    drawn = {one.key.removeprefix("launch.") for one in (*page.number_input, *page.text_input) if one.key} & names
+    assert len(drawn) > 15
+    for name in drawn:
+        value = page.session_state[f"launch.{name}"]
+        page.session_state[f"launch.{name}"] = f"{value}1" if isinstance(value, str) else value + 1
+    assert drawn <= drafts.unpack(link(page)).keys()

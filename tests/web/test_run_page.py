@@ -192,7 +192,7 @@ def test_failed_run_shows_the_cause_the_step_and_the_last_lines(visit_week, week
     assert "The loss became nan at step 120" in app.error[0].value
     assert not app.warning
     assert "sousa_engine.core.errors.RunError" in said and "\x1b" not in said
-    assert app.get("button") and not [b for b in app.button if b.key == "stop"]
+    assert app.button(key="stop").disabled and app.button(key="kill").disabled
 
 
 def test_divergence_that_the_reason_does_not_name_is_told_with_its_step(visit, workspace):
@@ -336,7 +336,37 @@ def test_a_run_is_archived_and_deleted_on_its_page(visit, workspace):
 
 def test_a_run_that_trains_can_neither_be_archived_nor_deleted(visit, workspace):
     app = visit("run", id=Training.begin(workspace).run.id)
-    assert not {"archive", "unarchive", "delete"} & {button.key for button in app.button}
+    assert app.button(key="archive").disabled and app.button(key="delete").disabled
+
+
+def test_a_button_keeps_its_place_whatever_happens_to_the_run(visit, workspace):
+    """A click that was meant for Stop must not meet Clone, because the run ended meanwhile."""
+
+    def places(run_id):
+        return [
+            b.key for b in visit("run", id=run_id).button if b.key and b.key not in ("front", "unarchive", "archive")
+        ]
+
+    with Store.open(workspace) as store:
+        run = store.runs.enqueue(config(max_epochs=1))
+    seen = [places(run.id)]
+    training = Training.take(workspace, run)
+    seen.append(places(run.id))
+    with Store.open(workspace) as store:
+        store.runs.request_stop(run.id)
+    seen.append(places(run.id))
+    training.end(RunStatus.STOPPED, "Stopped.")
+    seen.append(places(run.id))
+    assert {"stop", "kill", "resume", f"clone-{run.id}", "delete"} <= {*seen[0]}
+    assert all(keys == seen[0] for keys in seen)
+
+
+def test_what_cannot_be_undone_can_be_cancelled(visit, workspace):
+    run = Training.begin(workspace, config(max_epochs=1)).finish()
+    app = click(click(visit("run", id=run.id), "delete"), "delete_now_not")
+    assert not [button for button in app.button if button.key == "delete_now"]
+    with Store.open(workspace) as store:
+        assert store.runs.get(run.id)
 
 
 def test_title_is_shown_as_it_was_written_never_as_markup(visit, workspace):
@@ -367,7 +397,7 @@ def test_a_stopped_run_is_resumed_by_a_button_that_says_from_where(visit, worksp
     app = checked(app.button(key="resume").click().run())
     with Store.open(workspace) as store:
         assert store.runs.get(stopped.id).status is RunStatus.QUEUED
-    assert ensured == [workspace] and "resume" not in {button.key for button in app.button}
+    assert ensured == [workspace] and app.button(key="resume").disabled
     assert "continues from step 50" in app.toast[0].value
 
 
@@ -378,6 +408,6 @@ def test_a_run_that_cannot_be_resumed_says_why(visit, workspace, stopped):
     assert app.button(key="resume").disabled
 
 
-def test_a_finished_run_has_no_button_to_resume(visit_week, week):
+def test_a_finished_run_cannot_be_resumed(visit_week, week):
     app = visit_week("run", id=week[1]["finished"].id)
-    assert "resume" not in {button.key for button in app.button} and "resumed" not in words(app)
+    assert app.button(key="resume").disabled and "resumed" not in words(app)

@@ -2,7 +2,7 @@
 
 import pytest
 from seeding import Training, config
-from visiting import chart, checked, click, ids, table, words
+from visiting import chart, checked, click, components, ids, table, words
 
 from sousa_engine.core.records import RunStatus, SweepRun
 from sousa_engine.store import Store
@@ -32,7 +32,7 @@ def leave(app, **state):
 def test_empty_workspace_invites_to_launch(visit):
     app = visit("runs")
     assert "Nothing trained yet" in words(app)
-    assert not app.get("bidi_component")
+    assert not components(app)
 
 
 def test_every_run_is_listed_newest_first_with_its_n(visit_week, week):
@@ -233,7 +233,7 @@ def test_runs_that_are_not_over_can_be_stopped_and_nothing_else(visit, workspace
         run = store.runs.get(queued.id)
     assert run is not None and run.status is RunStatus.STOPPED
     assert not app.button(key="delete_runs").disabled
-    assert not [button for button in app.button if button.key == "stop_runs"]
+    assert app.button(key="stop_runs").disabled and app.button(key="kill_runs").disabled
 
 
 def test_a_button_acts_on_what_is_ticked_when_it_is_clicked_not_when_it_was_drawn(visit, workspace, ensured, two):

@@ -178,15 +178,20 @@ class Model {
     return /[^.]+\.\d+(\..*)?$/.exec(path)?.[0] ?? path;
   }
 
-  // ---- search: words that all occur in path, class, role or old name; or /regex/. Returns false for a bad regex.
+  // ---- search, by the rule of sousa_engine.targets.match.grep. bad: what is wrong with a regular expression, or "".
 
   find(text) {
-    const test = matcher(text);
+    this.bad = "";
+    let test;
+    try {
+      test = matcher(text, this.roleWords ??= new Set(this.nodes.flatMap((node) => node.role.split("."))));
+    } catch (error) {
+      this.bad = error.message.split(": ").at(-1);
+    }
     this.hits = text && test ? new Set(this.nodes.filter((node) => node.i && test(node)).map((node) => node.i)) : null;
     this.shown = new Set();
     this.shut = new Set();
     for (let i of this.hits ?? []) for (; i >= 0 && !this.shown.has(i); i = this.nodes[i].parent) this.shown.add(i);
-    return Boolean(test);
   }
 
   // ---- the rows
@@ -211,24 +216,25 @@ class Model {
       lines.push(i);
       if (this.isOpen(i)) for (const kid of this.nodes[i].kids) if (!this.hits || this.shown.has(kid)) walk(kid);
     };
-    if (!this.hits || this.hits.size) walk(0);
+    if (!this.bad && (!this.hits || this.hits.size)) walk(0);
     return lines;
   }
 }
 
-function matcher(text) {
-  const regex = /^\/(.+)\/$/.exec(text);
-  if (regex) {
-    try {
-      const pattern = new RegExp(regex[1], "i");
-      return (node) => [node.path, node.klass, node.role, node.old].some((name) => name && pattern.test(name));
-    } catch {
-      return null;
-    }
+const inWords = (name) => name.replace(/([a-z])(?=[A-Z])/g, "$1 ").toLowerCase().match(/[a-z]+/g) ?? [];
+
+function matcher(text, roleWords) { // throws an error that says why a regular expression is none
+  const namesOf = (node) => [node.path, node.klass, node.role, node.old];
+  if (text.startsWith("/") || /[\\^$*+?()[\]{}|]/.test(text)) { // no name contains these letters
+    if (text.startsWith("/") && (text.length < 2 || !text.endsWith("/"))) throw new Error("the closing / is missing");
+    const pattern = new RegExp(text.startsWith("/") ? text.slice(1, -1) : text, "i");
+    return (node) => namesOf(node).some((name) => name && pattern.test(name));
   }
-  const words = text.toLowerCase().split(/\s+/);
+  const words = text.toLowerCase().split(/\s+/).filter(Boolean);
   return (node) => {
-    const names = `${node.path}\n${node.klass}\n${node.role}\n${node.old}`.toLowerCase();
-    return words.every((word) => names.includes(word));
+    const names = namesOf(node).filter(Boolean);
+    const written = names.join("\n").toLowerCase();
+    const whole = new Set(names.flatMap(inWords));
+    return words.every((word) => (roleWords.has(word) ? whole.has(word) : written.includes(word)));
   };
 }

@@ -138,8 +138,8 @@ class View {
     this.$("[data-act=untick-matches]").disabled = on === 0;
     this.$(".matches").hidden = !model.hits;
     this.$(".wipe").hidden = !this.input.value;
-    this.$(".found").textContent = this.bad ? "not a regular expression" : model.hits ? `${number(model.hits.size)} found` : "";
-    this.$(".search").classList.toggle("bad", this.bad ?? false);
+    this.$(".found").textContent = model.bad ? "invalid" : model.hits ? `${number(model.hits.size)} found` : "";
+    this.$(".search").classList.toggle("bad", model.bad !== "");
     this.$("[data-act=clear]").disabled = model.on[0] === 0;
   }
 
@@ -180,7 +180,9 @@ class View {
       for (const { name, value } of row.attributes) before.setAttribute(name, value);
       return Object.assign(before, { html });
     });
-    const kept = new Set(rows.length ? rows : [elementOf('<div class="none">Nothing matches this search.</div>')]);
+    const { bad } = this.model;
+    const none = bad ? `This is not a regular expression: ${bad[0].toLowerCase()}${bad.slice(1)}.` : "Nothing matches this search.";
+    const kept = new Set(rows.length ? rows : [elementOf(`<div class="none">${escape(none)}</div>`)]);
     for (const row of [...this.rows.children]) if (!kept.has(row)) row.remove();
     [...kept].forEach((row, k) => { if (this.rows.children[k] !== row) this.rows.insertBefore(row, this.rows.children[k]); });
     if (activeElement?.matches(".rank") && !activeElement.isConnected) this.scroll.focus({ preventScroll: true });
@@ -276,7 +278,7 @@ class View {
 
   search(text = this.input.value) {
     this.input.value = text;
-    this.bad = !this.model.find(text.trim());
+    this.model.find(text.trim());
     if (this.model.hits?.size) this.active = Math.min(...this.model.hits);
     this.refresh();
     this.activate(this.active);
