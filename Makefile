@@ -35,10 +35,10 @@ screenshots: $(DEV_READY)
 $(READY): requirements.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else "SOUSA engine needs Python 3.11, 3.12 or 3.13; this is %d.%d. Try: make app PYTHON=python3.12" % v)'
 	$(PYTHON) -m venv $(VENV)
-	@echo "installing the packages of requirements.txt into $(VENV), once: some minutes; 1 to 2 GB with a CPU build of PyTorch, several GB with CUDA"
+	@echo "installing the packages of requirements.txt into $(VENV), once: 2 minutes or more; 1.8 GB with a CPU build of PyTorch, several GB with CUDA"
 	$(PIP) -r requirements.txt
 	$(PIP) --quiet --no-deps --no-build-isolation --editable .
-	$(PY) -m sousa_engine.core.torchaudio_guard
+	$(PY) -m sousa_engine.maintenance.torchaudio_repair
 	@echo "compiling the studio's packages and audio views, once (a minute)"
 	@$(PY) -c 'import optuna, sousa_engine.backbones.ast_network, sousa_engine.cli.main, sousa_engine.training.loop, streamlit.web.server.starlette'
 	@$(PY) -m sousa_engine.analysis.listen

@@ -123,7 +123,12 @@ def test_torch_that_does_not_fit_is_told():
 def test_torchaudio_may_do_without_its_extension_but_not_fail():
     healthy(installation.torchaudio(FACTS))
     healthy(installation.torchaudio(replace(FACTS, torchaudio="without extension")))
-    wrong(installation.torchaudio(replace(FACTS, torchaudio="guarded")), "warning", "core.torchaudio_guard", "peft")
+    wrong(
+        installation.torchaudio(replace(FACTS, torchaudio="guarded")),
+        "warning",
+        "maintenance.torchaudio_repair",
+        "peft",
+    )
     wrong(installation.torchaudio(replace(FACTS, torchaudio="No module named 'torchaudio'")), "problem", "No module")
 
 

@@ -85,7 +85,7 @@ def torchaudio(facts: TorchFacts) -> Finding:
             "works here; its compiled extension does not match this PyTorch, so a script that imports peft or "
             "transformers before sousa_engine fails"
         )
-        fix = "Remove the extension, which is not needed: python -m sousa_engine.core.torchaudio_guard"
+        fix = "Remove the extension, which is not needed: python -m sousa_engine.maintenance.torchaudio_repair"
         return Finding(name="torchaudio", level="warning", text=text, fix=fix)
     text = f"cannot be imported: {facts.torchaudio}"
     return Finding(name="torchaudio", level="problem", text=text, fix=f"AST backbones need it. {_INSTALL}")
