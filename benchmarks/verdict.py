@@ -117,6 +117,25 @@ def plain_two_level(right: np.ndarray, said: Verdict) -> Claims:
     return _claims(by_clip.mean(1), p)
 
 
+def welch_over_seeds(right: np.ndarray, said: Verdict) -> Claims:
+    """Welch's t-test on the accuracies of the seeds, with Holm: treats the test clips as the whole population."""
+    by_seed = right.mean(2)
+    return _claims(by_seed.mean(1), lambda i, j: _welch(by_seed[i], by_seed[j]))
+
+
+def welch_and_clips(right: np.ndarray, said: Verdict) -> Claims:
+    """A difference that holds in Welch's t-test over seeds and in the paired t-test over clips, each with Holm."""
+    return welch_over_seeds(right, said) & clips_paired(right, said)
+
+
+def _welch(a: np.ndarray, b: np.ndarray) -> float:
+    errors = np.array([a.var(ddof=1) / len(a), b.var(ddof=1) / len(b)])
+    if not errors.any():
+        return float(a.mean() == b.mean())
+    freedom = errors.sum() ** 2 / ((errors**2) / (len(a) - 1)).sum()
+    return 2 * float(special.stdtr(freedom, -abs(a.mean() - b.mean()) / np.sqrt(errors.sum())))
+
+
 def two_seeds_allowed(right: np.ndarray, said: Verdict) -> Claims:
     """The p of the engine, with Holm, without its rule that a claim needs three seeds."""
     by_pair = {frozenset((int(pair.first), int(pair.second))): pair.p for pair in said.pairs}
@@ -132,6 +151,8 @@ RULES: dict[str, Callable[[np.ndarray, Verdict], Claims]] = {
     "mcnemar_one_seed": mcnemar_one_seed,
     "clips_paired": clips_paired,
     "plain_two_level": plain_two_level,
+    "welch_over_seeds": welch_over_seeds,
+    "welch_and_clips": welch_and_clips,
     "two_seeds_allowed": two_seeds_allowed,
     "engine": engine,
 }
@@ -140,6 +161,8 @@ TITLES = {
     "mcnemar_one_seed": "McNemar's test on one seed",
     "clips_paired": "paired t-test over clips, seeds averaged",
     "plain_two_level": "plain two-level bootstrap (seeds and clips)",
+    "welch_over_seeds": "Welch's t-test over seeds",
+    "welch_and_clips": "both t-tests, over seeds and over clips",
     "engine": "the engine's verdict",
 }
 

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from transformers import ASTConfig, ASTForAudioClassification
+from transformers.models.audio_spectrogram_transformer import modeling_audio_spectrogram_transformer as upstream
 
 from sousa_engine.backbones.spec import Variant
 from sousa_engine.backbones.waveforms import TakesWaveforms
-from sousa_engine.frontends import import_torchaudio
-
-import_torchaudio()  # must run before transformers is imported
-
-from transformers import ASTConfig, ASTForAudioClassification  # noqa: E402
-from transformers.models.audio_spectrogram_transformer import modeling_audio_spectrogram_transformer as upstream  # noqa: E402
 
 
 class ASTEmbeddings(upstream.ASTEmbeddings):

@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from sousa_engine import report
+from sousa_engine.cli import complete
 from sousa_engine.core.errors import UserError
 from sousa_engine.core.records import Run, Sweep
 from sousa_engine.report import encoded, of_workspace
@@ -18,7 +19,7 @@ from sousa_engine.workspace import Workspace
 
 
 @click.command("analyze", short_help="Write a report on a sweep or on runs: verdict, tables, charts.")
-@click.argument("sweep", required=False)
+@click.argument("sweep", required=False, shell_complete=complete.sweeps)
 @click.option(
     "--run", "runs", multiple=True, metavar="RUN", help="Report on this run instead of a sweep; repeat for several."
 )

@@ -18,12 +18,14 @@ import click
 from tqdm import tqdm
 
 from sousa_engine import __version__, targets
+from sousa_engine.cli import complete
 from sousa_engine.cli import queue as queue_cli
 from sousa_engine.cli import runs as runs_cli
 from sousa_engine.cli.analyze import analyze_command
 from sousa_engine.cli.baselines import baselines_command
 from sousa_engine.cli.db import db
 from sousa_engine.cli.doctor import doctor_command
+from sousa_engine.cli.progress import epoch_lines
 from sousa_engine.cli.scan import scan_command
 from sousa_engine.cli.sweep import sweep_command, sweeps
 from sousa_engine.cli.weights import weights
@@ -109,7 +111,7 @@ def _field_list() -> str:
 
 
 @main.command(epilog=_field_list(), short_help="Train a run and follow it here.")
-@click.argument("words", nargs=-1, metavar="[GROUP=NAME | FIELD=VALUE]...")
+@click.argument("words", nargs=-1, metavar="[GROUP=NAME | FIELD=VALUE]...", shell_complete=complete.words)
 @click.option(
     "--config",
     "file",
@@ -146,7 +148,7 @@ def train(workspace: Workspace, words: tuple[str, ...], file: Path | None, detac
 
 
 @main.command()
-@click.argument("run")
+@click.argument("run", shell_complete=complete.runs)
 @click.option("--log", "log_lines", default=0, help="Also print this many of the last lines of the training log.")
 @click.pass_obj
 def show(workspace: Workspace, run: str, log_lines: int) -> None:
@@ -185,7 +187,7 @@ def show(workspace: Workspace, run: str, log_lines: int) -> None:
 
 
 @main.command()
-@click.argument("run")
+@click.argument("run", shell_complete=complete.runs)
 @click.option("--detach", is_flag=True, help="Queue the run and return immediately.")
 @click.pass_obj
 def resume(workspace: Workspace, run: str, detach: bool) -> None:
@@ -200,7 +202,7 @@ def resume(workspace: Workspace, run: str, detach: bool) -> None:
 
 
 @main.command()
-@click.argument("variant", metavar="BACKBONE")
+@click.argument("variant", metavar="BACKBONE", shell_complete=complete.backbones)
 @click.option(
     "--grep",
     "pattern",
@@ -224,7 +226,7 @@ def modules(variant: str, pattern: str, adaptable: bool) -> None:
 
 
 @main.command("targets")
-@click.argument("variant", metavar="BACKBONE")
+@click.argument("variant", metavar="BACKBONE", shell_complete=complete.backbones)
 @click.argument("entries", nargs=-1, required=True)
 @click.option("--r", default=config.LoraConfig().r, show_default=True, help="Rank, for the parameter count.")
 @click.option(
@@ -305,12 +307,15 @@ def _follow(workspace: Workspace, run: Run) -> Run:
     asked = False
     warned = ""
     form = "{desc} {percentage:3.0f} %|{bar}| {n_fmt}/{total_fmt}{postfix}"
-    lines = not sys.stderr.isatty()  # in a file or a pipe: one line per epoch instead of a bar
+    lines = not sys.stderr.isatty()  # in a file or a pipe: a line for each stage instead of a bar
     shown = None
+    told = None  # epochs of which a line was printed; None where a bar alone is enough
     with (
         tqdm(total=1, desc="queued", leave=False, bar_format=form, disable=lines) as bar,
         Store.open(workspace) as store,
     ):
+        if lines or not sys.stdout.isatty():
+            told = len(epoch_lines(store, run))  # of an earlier attempt
         while True:
             try:
                 found = store.runs.get(run.id)
@@ -322,6 +327,10 @@ def _follow(workspace: Workspace, run: Run) -> Run:
                 with suppress(WorkspaceError):  # possibly temporary, and the progress shown is still correct
                     ensure.revive(workspace)
                 _draw(bar, found)
+                if told is not None:
+                    for line in (new := epoch_lines(store, found, skip=told)):
+                        click.echo(line)
+                    told += len(new)
                 if found.status.is_over:
                     return found
                 if (trouble := workspace.full_disk()) != warned:
@@ -353,13 +362,13 @@ def _stage(run: Run) -> str:
     progress = run.progress
     if progress is None or run.status.is_over:
         return run.status.value
-    epoch = f" epoch {progress.epoch}/{progress.max_epochs}" if progress.epoch else ""
-    return f"{run.status.value}: {progress.phase}{epoch}"
+    return f"{run.status.value}: {progress.phase}"
 
 
 def _draw(bar: tqdm, run: Run) -> None:
     progress = run.progress
-    bar.set_description_str(_stage(run), refresh=progress is None)
+    epoch = f" epoch {progress.epoch}/{progress.max_epochs}" if progress and progress.epoch else ""
+    bar.set_description_str(f"{_stage(run)}{epoch}", refresh=progress is None)
     if progress is None:
         return
     bar.total = progress.total

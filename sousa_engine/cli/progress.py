@@ -1,4 +1,4 @@
-"""Progress of slow work on stderr: a bar on a terminal, a line for each tenth in a file or a pipe."""
+"""Progress of slow work: a bar on a terminal; in a file or a pipe, a line for each tenth or for each epoch."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from collections.abc import Callable, Iterator, Mapping
 import click
 from tqdm import tqdm
 
+from sousa_engine.core.records import Run
+from sousa_engine.store import Store
 from sousa_engine.workspace import intake
 
+_ALL = 1_000_000  # points: each value of its own, as far as a run can have
 STEP = 50_000_000  # between two lines, where the total is unknown: bytes of a download
 
 
@@ -43,3 +46,25 @@ def progress(name: str, line: Callable[[str, int, int | None], str], units: Mapp
             bar.update(0)
 
         yield tell
+
+
+def epoch_lines(store: Store, run: Run, skip: int = 0) -> list[str]:
+    """A line for each validated epoch of the run after the first `skip`, such as
+
+    epoch 3/10  train loss 1.204  valid loss 1.311  valid accuracy 54.3 %
+    """
+    accuracy, loss = (store.metrics.curve(run.id, f"valid/{name}", max_points=_ALL) for name in ("accuracy", "loss"))
+    losses = dict(zip(loss.steps, loss.mean, strict=True))
+    lines = []
+    for epoch, (step, value) in enumerate(zip(accuracy.steps, accuracy.mean, strict=True), start=1):
+        if epoch <= skip:
+            continue
+        first = accuracy.steps[epoch - 2] + 1 if epoch > 1 else 1
+        trained = store.metrics.curve(run.id, "train/loss", first=first, last=step, max_points=_ALL).mean
+        known = [one for one in trained if one is not None]
+        parts = [f"epoch {epoch}/{run.config.training.max_epochs}"]
+        parts += [f"train loss {sum(known) / len(known):.3f}"] if known else []
+        parts += [] if (at := losses.get(step)) is None else [f"valid loss {at:.3f}"]
+        parts += [] if value is None else [f"valid accuracy {value:.1%}".replace("%", " %")]
+        lines.append("  ".join(parts))
+    return lines

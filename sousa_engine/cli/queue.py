@@ -7,6 +7,7 @@ from datetime import datetime
 
 import click
 
+from sousa_engine.cli import complete
 from sousa_engine.core.errors import UserError
 from sousa_engine.core.records import RunStatus
 from sousa_engine.runs import ensure, orders
@@ -54,7 +55,7 @@ def show(workspace: Workspace, limit: int) -> None:
 
 
 @queue.command()
-@click.argument("run")
+@click.argument("run", shell_complete=complete.runs)
 @click.option("--to", "place", type=click.IntRange(min=1), required=True, metavar="N", help="New position; 1 is next.")
 @click.pass_obj
 def move(workspace: Workspace, run: str, place: int) -> None:
@@ -101,7 +102,7 @@ def cpu_slots(workspace: Workspace, count: int) -> None:
 
 
 @click.command()
-@click.argument("run")
+@click.argument("run", shell_complete=complete.runs)
 @click.option("--now", is_flag=True, help="Kill it now; progress since the last checkpoint is lost.")
 @click.option("--yes", is_flag=True, help="With --now: do not ask for confirmation.")
 @click.pass_obj
@@ -124,7 +125,7 @@ def stop(workspace: Workspace, run: str, now: bool, yes: bool) -> None:
 
 
 @click.command()
-@click.argument("words", nargs=-1, metavar="RUN... [FIELD=VALUE]...")
+@click.argument("words", nargs=-1, metavar="RUN... [FIELD=VALUE]...", shell_complete=complete.runs)
 @click.option(
     "--failed",
     is_flag=True,

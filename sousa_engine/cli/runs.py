@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import click
 
 from sousa_engine.analysis.significance import wilson
+from sousa_engine.cli import complete
 from sousa_engine.core.errors import UserError
 from sousa_engine.core.records import Run, RunFilter, RunRow, RunStatus, Summary
 from sousa_engine.maintenance import check
@@ -77,7 +78,7 @@ def runs(
 
 # A tag may begin with any letter: "-h" removes the tag h here, and only --help shows the help.
 @click.command(context_settings={"ignore_unknown_options": True, "help_option_names": ["--help"]})
-@click.argument("run")
+@click.argument("run", shell_complete=complete.runs)
 @click.argument("changes", nargs=-1, type=click.UNPROCESSED, metavar="[+TAG | -TAG]...")
 @click.pass_obj
 def tag(workspace: Workspace, run: str, changes: tuple[str, ...]) -> None:
@@ -94,7 +95,7 @@ def tag(workspace: Workspace, run: str, changes: tuple[str, ...]) -> None:
 
 
 @click.command()
-@click.argument("run")
+@click.argument("run", shell_complete=complete.runs)
 @click.argument("text", required=False)
 @click.pass_obj
 def note(workspace: Workspace, run: str, text: str | None) -> None:
@@ -107,7 +108,7 @@ def note(workspace: Workspace, run: str, text: str | None) -> None:
 
 
 @click.command()
-@click.argument("names", metavar="RUN...", nargs=-1, required=True)
+@click.argument("names", metavar="RUN...", nargs=-1, required=True, shell_complete=complete.runs)
 @click.option("--undo", is_flag=True, help="Show the runs in the lists again.")
 @click.pass_obj
 def archive(workspace: Workspace, names: tuple[str, ...], undo: bool) -> None:
@@ -119,7 +120,7 @@ def archive(workspace: Workspace, names: tuple[str, ...], undo: bool) -> None:
 
 
 @click.command()
-@click.argument("names", metavar="RUN...", nargs=-1, required=True)
+@click.argument("names", metavar="RUN...", nargs=-1, required=True, shell_complete=complete.runs)
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @click.pass_obj
 def delete(workspace: Workspace, names: tuple[str, ...], yes: bool) -> None:

@@ -11,6 +11,7 @@ import click
 from tqdm import tqdm
 
 from sousa_engine.analysis.sweeps import TrialRow, best_first, failures, tally, trial_rows, trials
+from sousa_engine.cli import complete
 from sousa_engine.core import grammar, sweep_spec
 from sousa_engine.core.errors import ConfigError, UserError
 from sousa_engine.core.records import RunFilter, RunStatus, Sweep
@@ -39,7 +40,7 @@ class _TakesMany(click.Command):
 
 
 @click.command("sweep", cls=_TakesMany, short_help="Train all combinations of the listed values, several seeds each.")
-@click.argument("words", nargs=-1, metavar="[GROUP=NAME | FIELD=VALUE]...")
+@click.argument("words", nargs=-1, metavar="[GROUP=NAME | FIELD=VALUE]...", shell_complete=complete.words)
 @click.option(
     "--file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="YAML file that defines the sweep."
 )
@@ -167,7 +168,7 @@ def sweeps(ctx: click.Context, archived: bool) -> None:
 
 
 @sweeps.command("show")
-@click.argument("name", metavar="SWEEP")
+@click.argument("name", metavar="SWEEP", shell_complete=complete.sweeps)
 @click.option("--yaml", "as_yaml", is_flag=True, help="Print its definition, in the format of `sweep --file`.")
 @click.pass_obj
 def show(workspace: Workspace, name: str, as_yaml: bool) -> None:
@@ -181,7 +182,7 @@ def show(workspace: Workspace, name: str, as_yaml: bool) -> None:
 
 
 @sweeps.command("pause")
-@click.argument("name", metavar="SWEEP")
+@click.argument("name", metavar="SWEEP", shell_complete=complete.sweeps)
 @click.pass_obj
 def pause(workspace: Workspace, name: str) -> None:
     """Hold the queued runs of a sweep; active runs continue."""
@@ -189,7 +190,7 @@ def pause(workspace: Workspace, name: str) -> None:
 
 
 @sweeps.command("resume")
-@click.argument("name", metavar="SWEEP")
+@click.argument("name", metavar="SWEEP", shell_complete=complete.sweeps)
 @click.pass_obj
 def resume(workspace: Workspace, name: str) -> None:
     """Resume a paused sweep."""
@@ -197,7 +198,7 @@ def resume(workspace: Workspace, name: str) -> None:
 
 
 @sweeps.command("stop")
-@click.argument("name", metavar="SWEEP")
+@click.argument("name", metavar="SWEEP", shell_complete=complete.sweeps)
 @click.pass_obj
 def stop(workspace: Workspace, name: str) -> None:
     """Remove its runs from the queue; active runs save a checkpoint and stop."""
@@ -205,7 +206,7 @@ def stop(workspace: Workspace, name: str) -> None:
 
 
 @sweeps.command("add-seeds")
-@click.argument("name", metavar="SWEEP")
+@click.argument("name", metavar="SWEEP", shell_complete=complete.sweeps)
 @click.argument("seeds", nargs=-1, type=int, required=True)
 @click.pass_obj
 def add_seeds(workspace: Workspace, name: str, seeds: tuple[int, ...]) -> None:
@@ -215,7 +216,7 @@ def add_seeds(workspace: Workspace, name: str, seeds: tuple[int, ...]) -> None:
 
 
 @sweeps.command("extend")
-@click.argument("name", metavar="SWEEP")
+@click.argument("name", metavar="SWEEP", shell_complete=complete.sweeps)
 @click.argument("axis", metavar="FIELD=A,B")
 @click.pass_obj
 def extend(workspace: Workspace, name: str, axis: str) -> None:
@@ -228,7 +229,7 @@ def extend(workspace: Workspace, name: str, axis: str) -> None:
 
 
 @sweeps.command("add-trials")
-@click.argument("name", metavar="SWEEP")
+@click.argument("name", metavar="SWEEP", shell_complete=complete.sweeps)
 @click.argument("count", type=click.IntRange(min=1))
 @click.pass_obj
 def add_trials(workspace: Workspace, name: str, count: int) -> None:
@@ -243,7 +244,7 @@ def add_trials(workspace: Workspace, name: str, count: int) -> None:
 
 
 @sweeps.command("rerun-failed")
-@click.argument("name", metavar="SWEEP")
+@click.argument("name", metavar="SWEEP", shell_complete=complete.sweeps)
 @click.option("--targets", help="Other targets for these runs: the name of a set, or comma-separated names.")
 @click.pass_obj
 def rerun_failed(workspace: Workspace, name: str, targets: str | None) -> None:

@@ -13,6 +13,7 @@ import click
 from sousa_engine import backbones
 from sousa_engine.backbones import Variant, downloads, pretrained
 from sousa_engine.backbones.shelf import COLUMNS, here_text, row, size_text
+from sousa_engine.cli import complete
 from sousa_engine.cli.progress import progress
 from sousa_engine.core.errors import UserError, WeightsError
 from sousa_engine.workspace import Workspace, intake, run_files
@@ -30,7 +31,7 @@ def weights(ctx: click.Context) -> None:
 
 
 @weights.command("list")
-@click.argument("names", nargs=-1, metavar="[BACKBONE]...")
+@click.argument("names", nargs=-1, metavar="[BACKBONE]...", shell_complete=complete.backbones)
 @click.option("-v", "--verbose", is_flag=True, help="Show the page, link, sha256 and more for each.")
 @click.pass_obj
 def list_(workspace: Workspace, names: tuple[str, ...], verbose: bool) -> None:
@@ -48,7 +49,7 @@ def list_(workspace: Workspace, names: tuple[str, ...], verbose: bool) -> None:
 
 
 @weights.command()
-@click.argument("name", metavar="BACKBONE")
+@click.argument("name", metavar="BACKBONE", shell_complete=complete.backbones)
 @_lock_fd
 @click.pass_obj
 def fetch(workspace: Workspace, name: str, lock_fd: int | None) -> None:
@@ -96,7 +97,7 @@ def import_(workspace: Workspace, file: Path, name: str | None, lock_fd: int | N
 
 
 @weights.command()
-@click.argument("names", nargs=-1, metavar="[BACKBONE]...")
+@click.argument("names", nargs=-1, metavar="[BACKBONE]...", shell_complete=complete.backbones)
 @click.pass_obj
 def verify(workspace: Workspace, names: tuple[str, ...]) -> None:
     """Check the sha256 and tensors of all installed weights. Exit code 1 if any have changed."""

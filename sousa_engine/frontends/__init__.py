@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sousa_engine.frontends.spec import FrontEndSpec
-from sousa_engine.frontends.torchaudio_guard import import_torchaudio
 
 if TYPE_CHECKING:
     from sousa_engine.frontends.mel import log_mel, normalise
 
-__all__ = ["FrontEndSpec", "import_torchaudio", "log_mel", "normalise"]
+__all__ = ["FrontEndSpec", "log_mel", "normalise"]
 
 
 def __getattr__(name: str) -> Any:

@@ -8,13 +8,9 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torchaudio.compliance import kaldi
 
 from sousa_engine.frontends.spec import FrontEndSpec
-from sousa_engine.frontends.torchaudio_guard import import_torchaudio
-
-import_torchaudio()
-
-from torchaudio.compliance import kaldi  # noqa: E402
 
 PRE_EMPHASIS = 0.97
 

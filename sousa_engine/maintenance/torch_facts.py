@@ -5,10 +5,13 @@ A separate process, because importing PyTorch costs seconds and 300 MiB, and can
 
 from __future__ import annotations
 
+import importlib
 import json
 import platform
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from sousa_engine.core import torchaudio_guard
 
 _BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16", "avx10_1"}  # x86 and ARM, as Linux names them
 
@@ -28,7 +31,8 @@ class Device:
 class TorchFacts:
     """cuda: the CUDA version that PyTorch was built for, None for a CPU build. cpu_bf16: None if unknown.
 
-    torchaudio: "" if it works, "without extension" if only its compiled extension is missing, else what went wrong.
+    torchaudio: "" if it works, "without extension" if only its compiled extension is missing, "guarded" if the
+    extension is there and cannot be loaded (then it works after `import sousa_engine` alone), else what went wrong.
     """
 
     version: str
@@ -86,12 +90,12 @@ def _cuda(index: int) -> Device:
 
 
 def _torchaudio() -> str:
-    from sousa_engine.frontends import import_torchaudio
-
     try:
-        package = import_torchaudio()
+        package = importlib.import_module("torchaudio")
     except Exception as error:  # the error of the import is the finding
         return " ".join(str(error).split()) or type(error).__name__
+    if torchaudio_guard.failures:
+        return "guarded"
     return "" if package._extension._IS_TORCHAUDIO_EXT_AVAILABLE else "without extension"
 
 

@@ -16,26 +16,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import AdaLoraConfig, IA3Config, LoKrConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import LoraConfig as PeftConfig
+from peft.tuners.adalora import AdaLoraLayer
+from peft.tuners.ia3 import IA3Layer
+from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import ModulesToSaveWrapper
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sousa_engine.backbones.spec import Network
-from sousa_engine.frontends import import_torchaudio
-
-import_torchaudio()  # PEFT imports transformers
-
-from peft import AdaLoraConfig, IA3Config, LoKrConfig, PeftModel, get_peft_model, get_peft_model_state_dict  # noqa: E402
-from peft import LoraConfig as PeftConfig  # noqa: E402
-from peft.tuners.adalora import AdaLoraLayer  # noqa: E402
-from peft.tuners.ia3 import IA3Layer  # noqa: E402
-from peft.tuners.lora import LoraLayer  # noqa: E402
-from peft.tuners.tuners_utils import BaseTunerLayer  # noqa: E402
-from peft.utils.other import ModulesToSaveWrapper  # noqa: E402
-from safetensors.torch import load_file, save_file  # noqa: E402
-
-from sousa_engine.core.config import LoraConfig, TargetModule  # noqa: E402
-from sousa_engine.core.errors import TargetError, WeightsError, nearest  # noqa: E402
-from sousa_engine.core.methods import first_rank  # noqa: E402
+from sousa_engine.core.config import LoraConfig, TargetModule
+from sousa_engine.core.errors import TargetError, WeightsError, nearest
+from sousa_engine.core.methods import first_rank
 
 TRAINED_FILE = "trained.safetensors"  # what is saved without an adapter: linear probe, BitFit, full fine-tuning
 

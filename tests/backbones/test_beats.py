@@ -7,16 +7,12 @@ import json
 import pytest
 import torch
 from parity.oracle import Oracle
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from sousa_engine import frontends
 from sousa_engine.backbones import beats, key_tree
 from sousa_engine.core.errors import WeightsError
-from sousa_engine.frontends import import_torchaudio
-
-import_torchaudio()  # PEFT imports transformers
-
-from peft import LoraConfig, get_peft_model  # noqa: E402
 
 VARIANTS = {variant.name: variant for variant in beats.variants() if not variant.embedded}
 PLUS = VARIANTS["beats-iter3-plus"]

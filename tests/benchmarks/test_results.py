@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import adoption, controls, probe, run, storage, verdict
+from benchmarks import adoption, controls, probe, run, storage, threads, verdict
 from tests.faults.__main__ import RESULTS as FAULTS
 
 PAGE = Path(controls.__file__).with_name("RESULTS.md")
@@ -16,7 +16,7 @@ def measured(model):
     return json.loads((controls.RESULTS / f"controls-{model}.json").read_text())
 
 
-@pytest.mark.parametrize("summary", [probe.summary, run.summary, storage.summary, verdict.summary])
+@pytest.mark.parametrize("summary", [probe.summary, run.summary, storage.summary, threads.summary, verdict.summary])
 def test_page_shows_the_table_of_the_results_on_disk(summary):
     assert summary() in PAGE.read_text()
 

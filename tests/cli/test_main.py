@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import signal
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from seeding import Training
 
 from sousa_engine.cli import main as cli
 from sousa_engine.cli.main import main
+from sousa_engine.cli.progress import epoch_lines
 from sousa_engine.cli.runs import metric_text
 from sousa_engine.core import sweep_spec
 from sousa_engine.core.config import RunConfig
@@ -28,6 +31,7 @@ from sousa_engine.store import Store
 from sousa_engine.store.ledger import Ledger
 from sousa_engine.store.runs import Runs
 from sousa_engine.training import checkpoint
+from sousa_engine.workspace.spool import SpoolBatch, SpoolPoint
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 
@@ -303,6 +307,7 @@ _TRAIN = """
 import signal, sys
 from sousa_engine.runs import ensure
 from sousa_engine.cli.main import main
+from sousa_engine.cli.progress import epoch_lines
 from sousa_engine.cli.runs import metric_text
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, where the tests run in a shell's background
 ensure.ensure = ensure.revive = lambda workspace: False
@@ -395,3 +400,28 @@ def test_a_run_that_ended_before_its_first_step_names_the_phase_and_one_that_nev
     with Store.open(workspace) as store:
         store.runs.request_stop(store.runs.enqueue(RunConfig()).id)
     assert sousa("runs").output.splitlines()[1].split()[1:4] == ["stopped", "-", "-"]
+
+
+def test_each_epoch_gets_its_line_once_and_a_resumed_run_only_its_new_ones(workspace):
+    with Store.open(workspace) as store:
+        run = store.runs.enqueue(RunConfig.model_validate({"training": {"max_epochs": 3}}))
+        values = {"train/loss": [3.0, 1.0, 2.0, 4.0], "valid/loss": [None, 1.5, None, float("nan")]}
+        values |= {"valid/accuracy": [None, 0.25, None, 0.5]}
+        points = [
+            SpoolPoint(name, step, value, (step + 1) // 2, 8, step)
+            for name, series in values.items()
+            for step, value in enumerate(series, start=1)
+            if value is not None
+        ]
+        assert epoch_lines(store, run) == []
+        Ledger(store).ingest(run.id, SpoolBatch(start=0, end=1, points=points))
+        first, second = epoch_lines(store, run)
+        assert first == "epoch 1/3  train loss 2.000  valid loss 1.500  valid accuracy 25.0 %"
+        assert second == "epoch 2/3  train loss 3.000  valid accuracy 50.0 %"
+        assert epoch_lines(store, run, skip=1) == [second] and epoch_lines(store, run, skip=2) == []
+
+
+def test_the_command_sousa_is_this_command_line():
+    scripts = tomllib.loads((README.parent / "pyproject.toml").read_text())["project"]["scripts"]
+    module, _, name = scripts["sousa"].partition(":")
+    assert getattr(importlib.import_module(module), name) is main

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import json
 import os
@@ -65,28 +66,47 @@ def test_another_python_is_a_problem(version):
     wrong(installation.python(version, "/usr/bin/python"), "problem", "3.12", ".".join(map(str, version)))
 
 
-REQUIREMENTS = "# Runtime\ntorch==2.13.0\npeft==0.21.2\n# Development: tests\nruff==0.17.6\n"
+REQUIREMENTS = "# Exact versions\ntorch==2.13.0\npeft==0.21.2  # methods\n"
 
 
 def test_packages_as_pinned_are_one_line_and_a_builds_mark_does_not_count():
-    here = {"torch": "2.13.0+cpu", "peft": "0.21.2", "ruff": "0.17.6"}
+    here = {"torch": "2.13.0+cpu", "peft": "0.21.2"}
     (only,) = installation.packages(REQUIREMENTS, here.get)
-    assert "3 of 3" in healthy(only).text
+    assert "2 of 2" in healthy(only).text
 
 
-def test_another_version_a_missing_package_and_a_missing_tool_are_told_apart():
-    whole, torch, peft, ruff = installation.packages(REQUIREMENTS, {"torch": "2.1.0"}.get)
-    assert "0 of 3" in whole.text
+def test_another_version_and_a_missing_package_are_told_apart():
+    whole, torch, peft = installation.packages(REQUIREMENTS, {"torch": "2.1.0"}.get)
+    assert "0 of 2" in whole.text
     wrong(torch, "warning", "torch 2.1.0", "2.13.0", "requirements.txt")
     wrong(peft, "problem", "peft 0.21.2 is not installed")
-    wrong(ruff, "warning", "tests and checks only")
+
+
+def pins(name):
+    lines = [line.partition("#")[0].strip() for line in (PROJECT_ROOT / name).read_text().splitlines()]
+    return [line for line in lines if line]
 
 
 def test_every_line_of_our_requirements_is_a_pin():
-    text = (PROJECT_ROOT / "requirements.txt").read_text()
-    (whole,) = installation.packages(text, dict(line.split("==") for line in text.splitlines() if "==" in line).get)
-    pins = [line for line in text.splitlines() if line and not line.startswith("#")]
-    assert whole.text.startswith(f"{len(pins)} of {len(pins)} ")
+    names = ("requirements.txt", "requirements-dev.txt")
+    runtime, (first, *development) = (pins(name) for name in names)
+    assert first == "-r requirements.txt"
+    for name, wanted in zip(names, (runtime, development), strict=True):
+        here = dict(line.split("==") for line in wanted)
+        (whole,) = installation.packages((PROJECT_ROOT / name).read_text(), here.get)
+        assert whole.text.startswith(f"{len(wanted)} of {len(wanted)} ")
+    assert not {line.partition("==")[0] for line in runtime} & {line.partition("==")[0] for line in development}
+
+
+def test_the_studio_is_installed_without_the_tools_that_test_it():
+    imported = set()
+    for file in [*PROJECT_ROOT.glob("sousa_engine/**/*.py"), *PROJECT_ROOT.glob("pages/*.py"), PROJECT_ROOT / "app.py"]:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+            imported |= {name.partition(".")[0] for name in names}
+    development = {line.partition("==")[0].replace("-", "_") for line in pins("requirements-dev.txt")[1:]}
+    assert "torch" in imported and not imported & (development | {"importlinter", "xdist", "benchmarks", "tests"})
 
 
 def test_torch_that_fits_its_machine_is_fine():
@@ -103,6 +123,12 @@ def test_torch_that_does_not_fit_is_told():
 def test_torchaudio_may_do_without_its_extension_but_not_fail():
     healthy(installation.torchaudio(FACTS))
     healthy(installation.torchaudio(replace(FACTS, torchaudio="without extension")))
+    wrong(
+        installation.torchaudio(replace(FACTS, torchaudio="guarded")),
+        "warning",
+        "maintenance.torchaudio_repair",
+        "peft",
+    )
     wrong(installation.torchaudio(replace(FACTS, torchaudio="No module named 'torchaudio'")), "problem", "No module")
 
 
@@ -132,6 +158,12 @@ def test_threads_are_held_against_cores():
     healthy(installation.threads(None, 4, {}))
     wrong(installation.threads(8, 4, {}), "warning", "OMP_NUM_THREADS=4")
     wrong(installation.threads(1, 16, {"OMP_NUM_THREADS": "1"}), "warning", "OMP_NUM_THREADS=1")
+
+
+def test_a_load_above_the_cores_is_a_warning():
+    healthy(installation.load(None, 2))
+    healthy(installation.load(2.0, 2))
+    wrong(installation.load(2.1, 2), "warning", "2.1 on 2 cores", "queue slots")
 
 
 @pytest.mark.parametrize(
@@ -339,7 +371,7 @@ def test_torch_is_looked_at_here():
     facts, trouble = installation.look_at_torch([sys.executable, "-m", "sousa_engine.maintenance.torch_facts"])
     assert trouble == "" and facts is not None
     assert facts.version == installation.installed_version("torch")
-    assert facts.torchaudio in ("", "without extension") and facts.threads >= 1
+    assert facts.torchaudio in ("", "without extension", "guarded") and facts.threads >= 1
 
 
 # The report
@@ -354,7 +386,7 @@ def test_the_whole_report_of_this_machine(workspace, monkeypatch):
     assert result.exit_code == (1 if report["level"] == "problem" else 0)
     names = [finding.name for finding in findings if not finding.name.startswith("Package ")]
     assert names == [
-        "SOUSA engine", "Python", "Packages", "PyTorch", "torchaudio", "Devices", "bf16", "CPU",
+        "SOUSA engine", "Python", "Packages", "PyTorch", "torchaudio", "Devices", "bf16", "CPU", "Load",
         "Disk of the workspace", "Disk for temporary files", "Workspace", "File system", "Database", "Supervisor",
         "Weights", "Browser address", "Network", "Text encoding",
     ]  # fmt: skip

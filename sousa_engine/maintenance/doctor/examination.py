@@ -33,6 +33,7 @@ def examine(workspace: Workspace) -> tuple[Finding, ...]:
 
 
 def _installation(workspace: Workspace) -> tuple[Finding, ...]:
+    load = installation.load_of_last_minute()  # before we add to it
     facts, trouble = installation.look_at_torch([sys.executable, "-m", "sousa_engine.maintenance.torch_facts"])
     requirements = (PROJECT_ROOT / "requirements.txt").read_text(encoding="utf-8")
     of_torch = (
@@ -51,6 +52,7 @@ def _installation(workspace: Workspace) -> tuple[Finding, ...]:
         installation.torch_build(facts, trouble, gpus=len(list(Path("/dev").glob("nvidia[0-9]*")))),
         *of_torch,
         installation.threads(facts and facts.threads, installation.cores(), os.environ),
+        installation.load(load, installation.cores()),
     )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sousa_engine.maintenance import torch_facts
 from sousa_engine.maintenance.doctor import child
-from sousa_engine.maintenance.doctor.findings import Finding, Level
+from sousa_engine.maintenance.doctor.findings import Finding
 from sousa_engine.maintenance.torch_facts import Device, TorchFacts
 
 _INSTALL = "Run `make app`, or: python -m pip install -r requirements.txt"
@@ -32,25 +32,18 @@ def python(version: Sequence[int], executable: str) -> Finding:
 
 
 def packages(requirements: str, installed: Callable[[str], str | None]) -> tuple[Finding, ...]:
-    """One line for all packages that match their pin, and one for each that does not.
-
-    Packages below the line "# Development" are needed for tests only. A build tag (+cpu) does not count.
-    """
+    """One line for all packages that match their pin, and one for each that does not. A build tag (+cpu) is ignored."""
     found, right = [], 0
-    runtime, _, development = requirements.partition("# Development")
-    levels: tuple[Level, Level] = ("problem", "warning")
-    for part, level in zip((runtime, development), levels, strict=True):
-        for name, pin in _PINNED.findall(part):
-            here = installed(name)
-            if here == pin or (here or "").partition("+")[0] == pin:
-                right += 1
-            elif here is None:
-                why = "is not installed" + ("" if level == "problem" else "; needed for tests and checks only")
-                text = f"{name} {pin} {why}"
-                found.append(Finding(name=f"Package {name}", level=level, text=text, fix=_INSTALL))
-            else:
-                text = f"{name} {here} is installed; this program was tested with {pin}"
-                found.append(Finding(name=f"Package {name}", level="warning", text=text, fix=_INSTALL))
+    for name, pin in _PINNED.findall(requirements):
+        here = installed(name)
+        if here == pin or (here or "").partition("+")[0] == pin:
+            right += 1
+        elif here is None:
+            text = f"{name} {pin} is not installed"
+            found.append(Finding(name=f"Package {name}", level="problem", text=text, fix=_INSTALL))
+        else:
+            text = f"{name} {here} is installed; this program was tested with {pin}"
+            found.append(Finding(name=f"Package {name}", level="warning", text=text, fix=_INSTALL))
     text = f"{right} of {right + len(found)} match requirements.txt"
     return (Finding(name="Packages", level="ok", text=text), *found)
 
@@ -83,10 +76,17 @@ def torch_build(facts: TorchFacts | None, trouble: str, *, gpus: int) -> Finding
 def torchaudio(facts: TorchFacts) -> Finding:
     texts = {
         "": "works",
-        "without extension": "works; its compiled extension does not match this PyTorch (not needed)",
+        "without extension": "works, without its compiled extension (not needed)",
     }
     if facts.torchaudio in texts:
         return Finding(name="torchaudio", level="ok", text=texts[facts.torchaudio])
+    if facts.torchaudio == "guarded":
+        text = (
+            "works here; its compiled extension does not match this PyTorch, so a script that imports peft or "
+            "transformers before sousa_engine fails"
+        )
+        fix = "Remove the extension, which is not needed: python -m sousa_engine.maintenance.torchaudio_repair"
+        return Finding(name="torchaudio", level="warning", text=text, fix=fix)
     text = f"cannot be imported: {facts.torchaudio}"
     return Finding(name="torchaudio", level="problem", text=text, fix=f"AST backbones need it. {_INSTALL}")
 
@@ -123,6 +123,28 @@ def threads(used: int | None, cores: int, environment: Mapping[str, str]) -> Fin
         fix = f"OMP_NUM_THREADS={environment['OMP_NUM_THREADS']} limits PyTorch: unset it for runs on the CPU."
         return Finding(name="CPU", level="warning", text=text, fix=fix)
     return Finding(name="CPU", level="ok", text=text)
+
+
+def load(per_minute: float | None, cores: int) -> Finding:
+    """per_minute: processes that computed or waited for a core, on average over the last minute; None if unknown."""
+    name = "Load"
+    if per_minute is None:
+        return Finding(name=name, level="ok", text="unknown: this system does not count it")
+    text = f"{per_minute:.1f} on {cores} {'core' if cores == 1 else 'cores'} in the last minute, active runs included"
+    if per_minute <= cores:
+        return Finding(name=name, level="ok", text=text)
+    fix = (
+        "More programs compute than there are cores, so runs on the CPU take longer. Close other programs, or let "
+        "fewer runs train at once: python -m sousa_engine queue slots 1"
+    )
+    return Finding(name=name, level="warning", text=text, fix=fix)
+
+
+def load_of_last_minute() -> float | None:
+    try:
+        return os.getloadavg()[0]
+    except (AttributeError, OSError):
+        return None
 
 
 def text_encoding(files: str, preferred: str) -> Finding:
