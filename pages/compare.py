@@ -107,14 +107,14 @@ def follow_address(store: Store) -> None:
     if st.session_state.get(ADDRESS) == asked:
         return
     sweep = store.sweeps.get(asked["sweep"]) if asked["sweep"] else None
-    found = [run_id for run_id in asked["run"] if store.runs.get(run_id)]
+    found = [run_id for run_id in asked["run"] if (run := store.runs.get(run_id)) and not run.unreadable]
     st.session_state[SWEEP] = sweep.id if sweep else None
     st.session_state[CHOICE] = found[: parts.MOST_COMPARED]
     if asked["sweep"] and not sweep:
         st.warning(parts.plain(f"No sweep has the id {asked['sweep']}."), icon=":material/help:")
     unknown = [run_id for run_id in asked["run"] if run_id not in found]
     if unknown:
-        st.warning(parts.plain(f"No run has the id {', '.join(unknown)}."), icon=":material/help:")
+        st.warning(parts.plain(f"No run that can be read has the id {', '.join(unknown)}."), icon=":material/help:")
 
 
 def write_address(sweep: str = "", runs: Sequence[str] = ()) -> None:

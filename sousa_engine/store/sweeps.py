@@ -10,7 +10,8 @@ from sousa_engine.core import errors
 from sousa_engine.core.errors import UnknownNameError
 from sousa_engine.core.records import Run, Sweep, SweepRun, SweepStatus
 from sousa_engine.store.connection import Connection
-from sousa_engine.store.runs import insert, of_form, run_of
+from sousa_engine.store.rows import run_of
+from sousa_engine.store.runs import insert, of_form
 
 
 class Sweeps:
