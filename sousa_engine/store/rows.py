@@ -86,6 +86,11 @@ def prediction_of(row: Row) -> Prediction:
     return Prediction(**values)
 
 
+def facts_of(text: str) -> dict[str, Any]:
+    """The facts in a row; none if they cannot be read."""
+    return _or({}, _facts, text)
+
+
 def _settings(row: Row) -> tuple[RunConfig, str]:
     """The settings and "", or their substitute and why they cannot be read."""
     try:
