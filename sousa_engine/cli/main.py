@@ -22,6 +22,7 @@ from sousa_engine import __version__, targets
 from sousa_engine.analysis import log
 from sousa_engine.cli import queue as queue_cli
 from sousa_engine.cli import runs as runs_cli
+from sousa_engine.cli import terminal
 from sousa_engine.cli.analyze import analyze_command
 from sousa_engine.cli.baselines import baselines_command
 from sousa_engine.cli.db import db
@@ -45,6 +46,10 @@ class _Commands(click.Group):
     """Print the engine's errors as one line on stderr. Exit code 2: the user's mistake; 1: any other expected error."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        with terminal.cleaned():
+            return self._invoke(ctx)
+
+    def _invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except click.UsageError as error:

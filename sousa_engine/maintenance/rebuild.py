@@ -178,6 +178,8 @@ def _take_in(old: Old, new: New, row: Mapping[str, Any] | None, folder: _Folder 
     """Add points, facts, progress, events and predictions of a run that has its row. Yields what was lost."""
     run_id = row["id"] if row else folder.id if folder else ""
     recorded = old.events(row["run_number"]) if row else []
+    if row and folder and folder.trouble:
+        yield f"What the folder of run {run_id} holds: {folder.trouble}."
     if folder and not folder.trouble and folder.spool.exists():
         events, offset = [], 0
         was_cut = row is not None and spool.end_of(folder.spool) < row["spool_bytes_ingested"]
@@ -228,10 +230,8 @@ class _Folder:
             if said is None:
                 trouble = f"{run_files.CONFIG} is not JSON"
             found = config.build(said or {})
-            keeper, exit_note = (
-                run_files.read_keeper(path / run_files.KEEPER),
-                run_files.read_exit(path / run_files.EXIT),
-            )
+            keeper = run_files.read_keeper(path / run_files.KEEPER)
+            exit_note = run_files.read_exit(path / run_files.EXIT)
             nonce = (exit_note or keeper or {}).get("nonce", "")
             first_ms, last_ms = _span(path / run_files.SPOOL)
             run = Run(id=run_id, config=found, status=RunStatus.LOST, created_at_ms=0)

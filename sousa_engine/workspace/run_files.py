@@ -89,7 +89,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 def read_keeper(path: Path) -> dict[str, Any] | None:
     """The note of a keeper, checked; None if it is missing, incomplete or not one."""
-    return _note(path, {"nonce": str, "pid": int, "started_ms": int, "trainer_pid": int | None})
+    return _note(path, {"nonce": str, "started_ms": int, "pid": int | None, "trainer_pid": int | None})
 
 
 def read_exit(path: Path) -> dict[str, Any] | None:

@@ -191,10 +191,10 @@ def _was_rebooted(note: dict | None) -> bool | None:
     return None if now is None or then is None else now != then
 
 
-def _is_process(pid: int, word: str) -> bool:
+def _is_process(pid: int | None, word: str) -> bool:
     """Whether `pid` still has `word` in its command line: another program may have that pid by now."""
     try:
-        return word in psutil.Process(pid).cmdline()  # a zombie's is empty
+        return pid is not None and word in psutil.Process(pid).cmdline()  # a zombie's is empty
     except psutil.Error:
         return False
 
@@ -217,8 +217,10 @@ def _leads_group(pid: int) -> bool:
         return False
 
 
-def _signal(pid: int, word: str, number: int) -> bool:
+def _signal(pid: int | None, word: str, number: int) -> bool:
     """Send a signal to a process with `word` in its command line, never to another that has its pid by now."""
+    if pid is None:
+        return False
     try:
         if not hasattr(os, "pidfd_open"):
             return _is_process(pid, word) and os.kill(pid, number) is None
