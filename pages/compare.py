@@ -15,11 +15,14 @@ from sousa_engine.analysis.significance import paired
 from sousa_engine.analysis.sweeps import TrialRow, latest, out_of_competition
 from sousa_engine.core.records import Prediction, Run, Sweep
 from sousa_engine.store import Store
-from sousa_engine.web import parts
+from sousa_engine.web import guard, parts
 from sousa_engine.web.compare_baselines import reference, remark
 from sousa_engine.web.compare_parts import Compared, curves, differences, matrices, setting_table
 from sousa_engine.web.compare_sweep import axes, costs, parts_of_the_test
 from sousa_engine.web.report_view import report_downloads
+
+if __name__ == "compare":  # `streamlit run` of this file, past app.py and its guard
+    app = st.App(guard.refuse())
 
 ADDRESS, CHOICE, SWEEP = "compare_address", "compare_choice", "compare_sweep"
 

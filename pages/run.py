@@ -15,11 +15,14 @@ from sousa_engine.core.records import LONGEST_NOTE, Prediction, Run, RunFilter, 
 from sousa_engine.runs import orders, prepare
 from sousa_engine.runs.executors.local import GRACE_S
 from sousa_engine.store import Store, not_resumable
-from sousa_engine.web import handover, manage, parts
+from sousa_engine.web import guard, handover, manage, parts
 from sousa_engine.web.components.code_block import code_block
 from sousa_engine.web.components.live_chart import live_chart
 from sousa_engine.web.layers_view import layers_section
 from sousa_engine.workspace import run_files
+
+if __name__ == "run":  # `streamlit run` of this file, past app.py and its guard
+    app = st.App(guard.refuse())
 
 REFRESH_S = 2
 CAUSE_LINES, LOG_LINES = 40, 200

@@ -7,7 +7,10 @@ import streamlit as st
 from sousa_engine.analysis.sweeps import best_first, tally, trial_rows
 from sousa_engine.core.records import Sweep
 from sousa_engine.store import Store
-from sousa_engine.web import parts, sweep_form, sweep_view
+from sousa_engine.web import guard, parts, sweep_form, sweep_view
+
+if __name__ == "sweeps":  # `streamlit run` of this file, past app.py and its guard
+    app = st.App(guard.refuse())
 
 REFRESH_S, IDLE_S = 4, 20
 SHOWN = 8

@@ -6,10 +6,13 @@ import streamlit as st
 
 from sousa_engine.core.errors import SousaError
 from sousa_engine.store import migrations
-from sousa_engine.web import parts, tell
+from sousa_engine.web import guard, parts, tell
 from sousa_engine.web.parts import READ_ONLY, plain
 from sousa_engine.workspace import PROJECT_ROOT, default_workspace
 from sousa_engine.workspace.file_systems import taken_risk
+
+if __name__ == "main":  # `streamlit run` of this file, past app.py and its guard
+    app = st.App(guard.refuse())
 
 ASSETS = Path(__file__).resolve().parent / "assets"
 
