@@ -23,7 +23,7 @@ from sousa_engine.data.splits import split_name
 
 GROUP_COLUMNS = ("player", "group")
 _MAX_CSV_MIB = 64
-_MOST_FILES = 2_000_000  # below a folder; listing them takes half a minute
+MOST_FILES = 2_000_000  # below a folder; listing them takes half a minute
 _DEVICES = ("/proc", "/sys", "/dev")
 _SYSTEM = tuple(
     map(Path, ("/bin", "/boot", "/etc", "/home", "/lib", "/lib64", "/mnt", "/media", "/opt", "/root", "/run", "/sbin"))
@@ -336,9 +336,9 @@ def _audio_files(folder: Path, others: list[Path]) -> Iterator[Path]:
         heard = {n for n in names if _is_audio(n)}
         others += (Path(place) / n for n in sorted(set(names) - heard))
         seen += len(heard)
-        if seen + len(others) > _MOST_FILES:
+        if seen + len(others) > MOST_FILES:
             raise DataError(
-                f"{folder} holds more than {_MOST_FILES:,} files, up to {place}: more than a data set can have. "
+                f"{folder} holds more than {MOST_FILES:,} files, up to {place}: more than a data set can have. "
                 "Name the folder that holds the folders of classes."
             )
         yield from (Path(place) / name for name in sorted(heard | odd))
