@@ -11,12 +11,13 @@ from sousa_engine.analysis.export import runs_csv
 from sousa_engine.core.errors import SousaError
 from sousa_engine.core.records import RunFilter, RunRow, RunStatus
 from sousa_engine.store import Store
-from sousa_engine.web import guard, manage, parts
+from sousa_engine.web import manage, parts
 from sousa_engine.web.components.run_table import PAGE_ROWS, Asked, asked, run_table, tick
+from sousa_engine.web.guard import refuse
 from sousa_engine.workspace import default_workspace
 
 if __name__ == "runs":  # `streamlit run` of this file, past app.py and its guard
-    app = st.App(guard.refuse())
+    app = st.App(refuse())
 
 REFRESH_S, IDLE_S = 2, 15
 

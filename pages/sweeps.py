@@ -7,10 +7,11 @@ import streamlit as st
 from sousa_engine.analysis.sweeps import best_first, tally, trial_rows
 from sousa_engine.core.records import Sweep
 from sousa_engine.store import Store
-from sousa_engine.web import guard, parts, sweep_form, sweep_view
+from sousa_engine.web import parts, sweep_form, sweep_view, titles
+from sousa_engine.web.guard import refuse
 
 if __name__ == "sweeps":  # `streamlit run` of this file, past app.py and its guard
-    app = st.App(guard.refuse())
+    app = st.App(refuse())
 
 REFRESH_S, IDLE_S = 4, 20
 SHOWN = 8
@@ -24,10 +25,10 @@ def main() -> None:
         with parts.open_store() as store:
             found = store.sweeps.get(sweep_id)
         if found:
+            parts.name_tab(titles.of_page(found.name))
             sweep_view.one_sweep(found)
             return
-    else:
-        st.query_params.clear()
+    parts.name_tab(titles.of_page("Sweeps"))
     st.title("Sweeps", anchor=False)
     if sweep_id:
         st.error(parts.plain(f"No sweep has the id {sweep_id!r}. Choose one below."), icon=":material/error:")
@@ -40,7 +41,6 @@ def main() -> None:
     if there:
         moving = any(not found.status.is_over for found in there)
         st.fragment(listed, run_every=REFRESH_S if moving else IDLE_S)()
-    st.subheader("New sweep", anchor=False)
     sweep_form.new_sweep()
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from sousa_engine.analysis.compare import Result, describe_targets, results, setting_fields, setting_names, shown
 from sousa_engine.analysis.sweeps import TrialRow, trial_row, trial_rows
+from sousa_engine.analysis.sweeps import best_first as by_valid
 from sousa_engine.core import config as configs
 from sousa_engine.core import sweep_spec
 from sousa_engine.core.config import RunConfig
@@ -108,10 +109,7 @@ def competing(
 
 
 def best(rows: Sequence[TrialRow], limit: int) -> tuple[TrialRow, ...]:
-    """All rows in their order, if there are at most `limit`; otherwise the best by mean valid accuracy, best first.
-
-    Test accuracy is never used: a setting chosen by its test clips would look better on them than it is.
-    """
+    """All rows in their order, if there are at most `limit`; otherwise the best by mean valid accuracy, best first."""
     return tuple(rows) if len(rows) <= limit else tuple(by_valid(rows)[:limit])
 
 
@@ -124,11 +122,6 @@ def names_in_verdict(rows: Sequence[TrialRow], found: Sequence[Result]) -> dict[
 def has_axes(rows: Sequence[TrialRow], of_sweep: bool) -> bool:
     """Whether there are enough runs to estimate which axis matters."""
     return of_sweep or (len(rows) >= 3 and sum(len(row.runs) for row in rows) >= 6)
-
-
-def by_valid(rows: Sequence[TrialRow]) -> list[TrialRow]:
-    """Highest mean valid accuracy first; those without one last."""
-    return sorted(rows, key=lambda row: -1.0 if row.mean_valid is None else row.mean_valid, reverse=True)
 
 
 def reached(row: TrialRow, summaries: Summaries, split: str) -> tuple[float, ...]:

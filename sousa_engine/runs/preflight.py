@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Literal
 
 from sousa_engine import backbones, targets
+from sousa_engine.core import config
 from sousa_engine.core.config import RunConfig
 from sousa_engine.core.errors import (
     DataError,
@@ -77,6 +78,7 @@ def preflight(run_config: RunConfig, workspace: Workspace, data: DataSet | None 
         _targets_check(run_config, outline, counts),
         _head_check(run_config, outline, counts),
         _classes_check(manifest),
+        Check(level="note", title="Defaults", detail=whose_defaults(run_config)),
         *_length_check(run_config, manifest),
         _device_check(run_config),
         *([] if run_config.wandb.mode == "disabled" else [_wandb_check(run_config)]),
@@ -94,6 +96,28 @@ def preflight(run_config: RunConfig, workspace: Workspace, data: DataSet | None 
         majority=majority,
         weights_label=weights.detail,
     )
+
+
+def whose_defaults(run_config: RunConfig, besides: Collection[str] = ()) -> str:
+    """A sentence on the settings that depend on the backbone: which have its defaults, which have other values.
+
+    besides: fields to leave out; "" if no others are left.
+    """
+    usual = config.build(backbones.defaults(run_config.model.variant))
+    kept, changed = [], []
+    for name in (name for name in backbones.DEFAULTED if name not in besides):
+        value, default = (config.value_of(one, name) for one in (run_config, usual))
+        said = f"{config.field_label(name).lower()} {value:g}"
+        if value == default:
+            kept.append(said)
+        else:
+            changed.append(f"{said} (not {default:g})")
+    parts = []
+    if changed:
+        parts.append(f"Set instead of the defaults of {run_config.model.variant}: {', '.join(changed)}.")
+    if kept:
+        parts.append(f"The defaults of {run_config.model.variant}: {', '.join(kept)}.")
+    return " ".join(parts)
 
 
 def _weights_check(run_config: RunConfig, workspace: Workspace) -> Check:

@@ -9,14 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from sousa_engine import backbones, targets
 from sousa_engine.core import config, grammar
-from sousa_engine.core.config import RunConfig
-from sousa_engine.core.errors import (
-    ConfigError,
-    TargetError,
-)
+from sousa_engine.core.config import RunConfig, TargetModule
+from sousa_engine.core.errors import ConfigError, TargetError, shown
 from sousa_engine.core.methods import METHODS, Method
 from sousa_engine.data import manifest as manifests
 from sousa_engine.targets import Outline, Resolution
@@ -33,13 +31,15 @@ class Prepared:
 
 
 def prepare(draft: Mapping[str, Any]) -> Prepared:
-    """Resolve a draft (grammar.parse, a form, a YAML file) into a RunConfig.
+    """Resolve settings (grammar.parse, a form, a YAML file: see grammar.read) into a RunConfig.
 
-    Raises ConfigError (a field), UnknownNameError (a backbone) or TargetError (a target entry that matches nothing).
+    Fields that they leave out have the defaults of the backbone. Raises ConfigError (a field), UnknownNameError (a
+    backbone, a preset) or TargetError (a target entry that matches nothing).
     """
-    draft = {**draft, "model": {**(draft.get("model") or {})}, "lora": {**(draft.get("lora") or {})}}
-    usual = config.build({})
-    name = backbones.variant(str(draft["model"].get("variant", usual.model.variant))).name
+    asked, usual = grammar.read(draft), config.build({})
+    usual_of_it = backbones.defaults(asked.get("model", {}).get("variant", usual.model.variant))
+    name = usual_of_it["model"]["variant"]
+    draft = {"lora": {}, **grammar.laid_over(usual_of_it, asked)}
     draft["model"]["variant"] = name
     _make_paths_absolute(draft)
     outline = targets.load_outline(name)
@@ -105,35 +105,39 @@ def _words(run_config: RunConfig) -> list[str]:
 
 def changed(run_config: RunConfig, changes: Sequence[str]) -> grammar.Draft:
     """The draft of a config with some fields changed, in words such as "lora.r=16"."""
-    asked = grammar.parse(changes)
-    draft = grammar.parse([*_words(run_config), *changes])
-    if "targets" in asked.get("lora", {}) and "target_set" not in asked["lora"]:
-        draft["lora"].pop("target_set", None)  # it names the targets before
-    return draft
+    return grammar.laid_over(to_draft(run_config), grammar.parse(changes))
 
 
 def _make_paths_absolute(draft: dict[str, Any]) -> None:
     """Make the data-set and weights paths absolute: the trainer has another working directory."""
-    data = {**(draft.get("data") or {})}
+    data = draft.get("data", {})
     if "dataset" in data:
-        draft["data"] = {**data, "dataset": manifests.absolute(str(data["dataset"]))}
-    weights = str(draft["model"].get("weights", "pretrained"))
+        draft["data"] = {**data, "dataset": manifests.absolute(data["dataset"])}
+    weights = draft["model"].get("weights", "pretrained")
     if weights not in ("pretrained", "random") and Path(weights).expanduser().exists():
         draft["model"]["weights"] = str(Path(weights).expanduser().resolve())
 
 
 def _entries(outline: Outline, written: Any) -> list[str]:
     """Targets as written: names, or {path, kind, shape} of an earlier run, which must not have changed."""
-    if isinstance(written, list | tuple) and any(isinstance(item, Mapping) for item in written):
-        for item in written:
-            today = outline.targets([str(item["path"])])[0]
-            if (today.kind, list(today.shape)) != (item["kind"], list(item["shape"])):
-                raise TargetError(
-                    f"{today.path!r} is now {today.kind} {today.shape}, but the config says {item['kind']} "
-                    f"{tuple(item['shape'])}. Select it again in the tree of {outline.variant}."
-                )
-        return [str(item["path"]) for item in written]
-    return grammar.entries(written)
+    if not (isinstance(written, list | tuple) and any(isinstance(item, Mapping) for item in written)):
+        return grammar.entries(written)
+    for item in written:
+        try:
+            then = TargetModule.model_validate(item)
+        except ValidationError:
+            raise ConfigError(
+                f"lora.targets: {shown(item)} is not a target. Write the name of a module, or all of its path, kind "
+                "and shape.",
+                field="lora.targets",
+            ) from None
+        today = outline.targets([then.path])[0]
+        if today != then:
+            raise TargetError(
+                f"{today.path!r} is now {today.kind} {today.shape}, but the config says {then.kind} {then.shape}. "
+                f"Select it again in the tree of {outline.variant}."
+            )
+    return [str(item["path"]) for item in written]
 
 
 def _for_method(outline: Outline, entries: list[str], method: Method) -> tuple[list[str], list[str]]:

@@ -198,7 +198,8 @@ def wall(sweep_id: str, drawn: tuple[object, ...]) -> None:
     wish = trial_tiles(sweep_id, best_first(rows) if order == ORDERS[1] else rows, curves)
     top = max((value for row in rows for value in row.valid), default=None)
     st.caption(
-        "Valid and test accuracy are means over seeds; valid uses the best epoch of each seed."
+        "Valid and test accuracy are means over seeds; valid uses the best epoch of each seed and chooses the best "
+        "setting."
         + (f" Sparklines: valid accuracy per epoch, one per seed, from 0 to {parts.percent(top)}." if top else "")
     )
     with comparing:

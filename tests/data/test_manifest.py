@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import re
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +13,8 @@ import soundfile
 
 from sousa_engine.core.config import DataConfig
 from sousa_engine.core.errors import DataError, UnknownNameError
+from sousa_engine.data import layouts, splits
 from sousa_engine.data import manifest as manifests
-from sousa_engine.data import splits
 
 
 def write_wav(path, seconds=0.5, rate_hz=8000):
@@ -318,6 +319,7 @@ def test_csv_rows_without_file_or_label_are_excluded_by_line(tmp_path):
         ("path,label,split\na.wav,x,treno\n", "line 2: 'treno' is not a split"),
         ("path,label,split\na.wav,x,train\nb.wav,x,\n", "line 3: the split is empty"),
         ("path,label\na.wav,x\na.wav,y\n", "lines 2 and 3 name the same file"),
+        ("path,label\na.wav,x\n./b/../a.wav,y\n", "same file 'a.wav', written './b/../a.wav' the second time"),
         ("path,label\na.wav,x,oops\n", "line 2: more values than columns"),
         ("path,label\n", "lists no clips"),
         ('path,label\n"a.wav,x\n', "unexpected end of data"),

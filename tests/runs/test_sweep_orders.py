@@ -240,13 +240,13 @@ def test_more_seeds_train_every_setting_again_and_a_finished_sweep_runs_again(st
 
 def test_an_axis_is_extended_by_the_settings_that_are_new(store):
     made = started(store, **GRID)
-    new = sweep_orders.extend(store, store.sweeps.get(made.id), "targets", ["all-linear"], created_by="test")
+    new = sweep_orders.extend(store, store.sweeps.get(made.id), "targets", ["q_proj"], created_by="test")
     runs = [store.runs.get(run_id) for run_id in new]
     assert [(run.trial, run.title, run.config.seed) for run in runs] == [
-        (4, "ast-mini · all-linear", 0),
-        (4, "ast-mini · all-linear", 1),
-        (5, "beats-mini · all-linear", 0),
-        (5, "beats-mini · all-linear", 1),
+        (4, "ast-mini · q_proj", 0),
+        (4, "ast-mini · q_proj", 1),
+        (5, "beats-mini · q_proj", 0),
+        (5, "beats-mini · q_proj", 1),
     ]
     with pytest.raises(PreflightError, match=r"training\.lr is not an axis .*: model, lora\.targets"):
         sweep_orders.extend(store, store.sweeps.get(made.id), "training.lr", [0.1], created_by="test")

@@ -230,5 +230,5 @@ def test_a_server_of_a_page_alone_ends_before_it_serves_anything(script):
     assert (found.is_asgi_app, found.import_string) == (True, f"{script.stem}:app")
     (condition,) = [node for node in ast.parse(script.read_text()).body if isinstance(node, ast.If)][:1]
     module = ast.Module([condition], type_ignores=[])
-    with pytest.raises(SystemExit, match="streamlit run app.py"):
-        exec(compile(module, str(script), "exec"), {"__name__": script.stem, "st": streamlit, "guard": guard})
+    with pytest.raises(SystemExit, match=r"streamlit run app\.py"):
+        exec(compile(module, str(script), "exec"), {"__name__": script.stem, "st": streamlit, "refuse": guard.refuse})
