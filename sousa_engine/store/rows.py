@@ -123,7 +123,7 @@ def _progress(text: str | None) -> Progress | None:
 def _object(text: str | None) -> dict[str, Any]:
     found = json.loads(text) if text else {}
     if not isinstance(found, dict):
-        raise TypeError(f"{text[:60]!r} is not an object.")
+        raise TypeError(f"{found!r:.60} is not an object.")
     return found
 
 

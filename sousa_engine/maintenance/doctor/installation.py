@@ -16,7 +16,7 @@ from sousa_engine.maintenance.torch_facts import Device, TorchFacts
 
 _INSTALL = "Run `make app`, or: python -m pip install -r requirements.txt"
 TORCH_LIMIT_S = 90.0
-_REPAIRED_SQLITE = {(3, 44): (3, 44, 6), (3, 50): (3, 50, 7)}
+_REPAIRED_SQLITE: dict[tuple[int, ...], tuple[int, ...]] = {(3, 44): (3, 44, 6), (3, 50): (3, 50, 7)}
 _PINNED = re.compile(r"([\w.-]+)==([\w.+!-]+)")
 
 
