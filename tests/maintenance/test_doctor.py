@@ -357,7 +357,7 @@ def test_the_whole_report_of_this_machine(workspace, monkeypatch):
     assert result.exit_code == (1 if report["level"] == "problem" else 0)
     names = [finding.name for finding in findings if not finding.name.startswith("Package ")]
     assert names == [
-        "SOUSA engine", "Python", "Packages", "PyTorch", "torchaudio", "Devices", "bf16", "CPU",
+        "SOUSA engine", "Python", "SQLite", "Packages", "PyTorch", "torchaudio", "Devices", "bf16", "CPU",
         "Disk of the workspace", "Disk for temporary files", "Workspace", "File system", "Database", "Supervisor",
         "Weights", "Browser address", "Network", "Text encoding",
     ]  # fmt: skip
