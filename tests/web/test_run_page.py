@@ -72,7 +72,7 @@ def test_a_run_that_cannot_be_read_says_why_and_can_be_stopped_and_deleted(visit
             db.execute("UPDATE runs SET config_json = json_set(config_json, '$.training.of_next_year', 1)")
         app = visit("run", id=run.id)
         assert "cannot be read" in app.error[0].value and r"of\_next\_year" in app.error[0].value
-        app = checked(click(app, "Stop"))
+        app = click(app, "stop")
         assert store.runs.get(run.id).status is RunStatus.STOPPED
         assert [button.label for button in app.button if button.key == "delete"] == ["Delete"]
 
