@@ -22,9 +22,13 @@ from sousa_engine.targets import EntryMatch, Outline, Resolution
 from sousa_engine.web import handover, parts
 from sousa_engine.web.components.module_tree import Choice, choose, ticked
 from sousa_engine.web.components.module_tree import module_tree as draw_tree
+from sousa_engine.web.guard import refuse
 from sousa_engine.web.handover import Ticks
 from sousa_engine.web.weights_view import weights_section
 from sousa_engine.workspace import default_workspace
+
+if __name__ == "backbones":  # `streamlit run` of this file, past app.py and its guard
+    app = st.App(refuse())
 
 PRESETS: dict[str, tuple[str, HeadPolicy]] = {  # recommended set -> its button, and the head policy it sets
     "attention": ("Attention", "train"),

@@ -19,7 +19,11 @@ from sousa_engine.web import addresses, parts, titles
 from sousa_engine.web.compare_baselines import reference, remark
 from sousa_engine.web.compare_parts import Compared, curves, differences, matrices, setting_table
 from sousa_engine.web.compare_sweep import axes, costs, parts_of_the_test
+from sousa_engine.web.guard import refuse
 from sousa_engine.web.report_view import report_downloads
+
+if __name__ == "compare":  # `streamlit run` of this file, past app.py and its guard
+    app = st.App(refuse())
 
 CHOICE, SWEEP = "compare_choice", "compare_sweep"
 REFRESH_S = 2
@@ -126,14 +130,14 @@ def follow_address(store: Store) -> None:
         return
     addresses.note((sweep_id, run_ids))
     sweep = store.sweeps.get(sweep_id) if sweep_id else None
-    found = [run_id for run_id in run_ids if store.runs.get(run_id)]
+    found = [run_id for run_id in run_ids if (run := store.runs.get(run_id)) and not run.unreadable]
     st.session_state[SWEEP] = sweep.id if sweep else None
     st.session_state[CHOICE] = found[: parts.MOST_COMPARED]
     if sweep_id and not sweep:
         st.warning(parts.plain(f"No sweep has the id {sweep_id}."), icon=":material/help:")
     unknown = [run_id for run_id in run_ids if run_id not in found]
     if unknown:
-        st.warning(parts.plain(f"No run has the id {', '.join(unknown)}."), icon=":material/help:")
+        st.warning(parts.plain(f"No run that can be read has the id {', '.join(unknown)}."), icon=":material/help:")
 
 
 def address() -> tuple[str, tuple[str, ...]]:

@@ -16,7 +16,11 @@ from sousa_engine.data.splits import SPLITS
 from sousa_engine.web import parts, scan_view
 from sousa_engine.web.baselines_view import baselines_section
 from sousa_engine.web.clip_view import SPLIT_COLORS, rudiment_card, rudiment_of, show_clip
+from sousa_engine.web.guard import refuse
 from sousa_engine.workspace import default_workspace
+
+if __name__ == "data":  # `streamlit run` of this file, past app.py and its guard
+    app = st.App(refuse())
 
 OWN = "my own data"
 FOLDER_EXAMPLE = """\

@@ -9,7 +9,11 @@ import streamlit as st
 from sousa_engine.maintenance import doctor
 from sousa_engine.maintenance.doctor import Finding
 from sousa_engine.web import parts
+from sousa_engine.web.guard import refuse
 from sousa_engine.workspace import Workspace, default_workspace
+
+if __name__ == "doctor":  # `streamlit run` of this file, past app.py and its guard
+    app = st.App(refuse())
 
 ICONS = {"ok": ":green[:material/check_circle:]", "warning": ":orange[:material/warning:]"}
 ICONS |= {"problem": ":red[:material/error:]"}

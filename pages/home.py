@@ -8,6 +8,10 @@ from sousa_engine.analysis.sweeps import tally
 from sousa_engine.core.records import RunRow
 from sousa_engine.store import Store
 from sousa_engine.web import parts
+from sousa_engine.web.guard import refuse
+
+if __name__ == "home":  # `streamlit run` of this file, past app.py and its guard
+    app = st.App(refuse())
 
 STEPS = (  # page, icon, title, text, link
     (

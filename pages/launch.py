@@ -17,8 +17,12 @@ from sousa_engine.runs import orders, preflight, prepare
 from sousa_engine.runs.executors import local
 from sousa_engine.runs.problems import problems as problems_of
 from sousa_engine.web import drafts, fields, handover, parts
+from sousa_engine.web.guard import refuse
 from sousa_engine.web.handover import Ticks
 from sousa_engine.workspace import default_workspace
+
+if __name__ == "launch":  # `streamlit run` of this file, past app.py and its guard
+    app = st.App(refuse())
 
 WEIGHTS = {"pretrained": "pretrained", "random": "random (a control)", "file": "from a file or folder"}
 SAVED = "saved:"

@@ -9,6 +9,10 @@ import streamlit as st
 from sousa_engine.core.records import MOST_CPU_SLOTS, QueueSettings, Run, RunRow, RunStatus
 from sousa_engine.runs.executors import local, slots
 from sousa_engine.web import manage, parts, titles
+from sousa_engine.web.guard import refuse
+
+if __name__ == "queue":  # `streamlit run` of this file, past app.py and its guard
+    app = st.App(refuse())
 
 REFRESH_S, IDLE_S = 2, 15
 MOST_SHOWN = 50

@@ -18,8 +18,12 @@ from sousa_engine.store import Store, not_resumable
 from sousa_engine.web import handover, manage, parts, titles
 from sousa_engine.web.components.code_block import code_block
 from sousa_engine.web.components.live_chart import live_chart
+from sousa_engine.web.guard import refuse
 from sousa_engine.web.layers_view import layers_section
 from sousa_engine.workspace import run_files
+
+if __name__ == "run":  # `streamlit run` of this file, past app.py and its guard
+    app = st.App(refuse())
 
 REFRESH_S = 2
 CAUSE_LINES, LOG_LINES = 40, 200
@@ -35,6 +39,9 @@ def main() -> None:
         run = store.runs.get(run_id)
         if run is None:
             choose(store, run_id)
+            return
+        if run.unreadable:
+            unreadable(run)
             return
         divergence = store.metrics.first_divergence(run.id)
         predictions = {split: store.runs.predictions(run.id, split) for split in ("test", "valid")}
@@ -74,6 +81,21 @@ def choose(store: Store, run_id: str) -> None:
     if picked:
         st.query_params["id"] = picked.id
         st.rerun()
+
+
+def unreadable(run: Run) -> None:
+    """A run that this version cannot read: why, and what can be done with it all the same."""
+    st.page_link(parts.page_path("runs"), label=":primary[All runs]", icon=":material/arrow_back:", width="content")
+    st.title(parts.plain(run.title), anchor=False)
+    parts.status_badge(run.status)
+    st.error(parts.plain(run.unreadable), icon=":material/error:")
+    if run.reason:
+        st.caption(parts.plain(run.reason))
+    if not run.status.is_over:
+        st.button("Stop", icon=":material/stop_circle:", on_click=manage.stop, args=([run.id],), key="stop")
+    else:
+        st.button("Delete", icon=":material/delete:", on_click=manage.ask, args=("delete", [run.id]), key="delete")
+    draw_log(run)
 
 
 # Title, badges and actions
@@ -377,10 +399,10 @@ def environment(run: Run) -> dict[str, str]:
         "Training time": parts.duration(facts["train_s"]) if "train_s" in facts else "",
         "Peak memory": f"{facts['peak_memory_mib']:,.0f} MiB" if "peak_memory_mib" in facts else "",
         "Versions": ", ".join(f"{name} {version}" for name, version in facts.get("versions", {}).items()),
-        "Adapter": f"`{adapter}`" if adapter.is_dir() else "",
-        "Folder": f"`{folder}`",
+        "Adapter": str(adapter) if adapter.is_dir() else "",
+        "Folder": str(folder),
     }
-    return {name: value for name, value in rows.items() if value}
+    return {name: parts.plain(value) for name, value in rows.items() if value}  # st.table reads Markdown
 
 
 def draw_log(run: Run) -> None:

@@ -13,7 +13,11 @@ from sousa_engine.core.records import RunFilter, RunRow, RunStatus
 from sousa_engine.store import Store
 from sousa_engine.web import manage, parts
 from sousa_engine.web.components.run_table import PAGE_ROWS, Asked, asked, run_table, tick
+from sousa_engine.web.guard import refuse
 from sousa_engine.workspace import default_workspace
+
+if __name__ == "runs":  # `streamlit run` of this file, past app.py and its guard
+    app = st.App(refuse())
 
 REFRESH_S, IDLE_S = 2, 15
 STOP_WIDTH, ARCHIVE_WIDTH = 110, 135  # pixels for the longest label, so that another label moves no other button

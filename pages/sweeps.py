@@ -8,6 +8,10 @@ from sousa_engine.analysis.sweeps import best_first, tally, trial_rows
 from sousa_engine.core.records import Sweep
 from sousa_engine.store import Store
 from sousa_engine.web import parts, sweep_form, sweep_marks, sweep_view, titles
+from sousa_engine.web.guard import refuse
+
+if __name__ == "sweeps":  # `streamlit run` of this file, past app.py and its guard
+    app = st.App(refuse())
 
 REFRESH_S, IDLE_S = 4, 20
 SHOWN = 8

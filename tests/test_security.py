@@ -207,3 +207,14 @@ def test_the_name_of_a_run_is_shown_as_text(workspace, monkeypatch, name):
     assert any("alert" in text or "evil" in text or "script" in text for text in [*links, *drawn])
     for text in [*links, *drawn]:
         assert name not in text
+
+
+def test_no_value_is_put_into_a_config_past_its_checks():
+    """pydantic's model_copy(update=...) and model_construct() check nothing; config.with_values() does."""
+    past = [
+        f"{path.name}:{node.lineno}"
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute) and node.attr in ("model_copy", "model_construct")
+    ]
+    assert not past, past

@@ -97,8 +97,8 @@ def smooth(values: Sequence[float | None], weight: float) -> tuple[float | None,
 
 def _ran_ms(run: Run, start_ms: int, at_ms: int) -> int:
     """How long the run had been running by then, over all attempts."""
-    before = sum(min(end, max(at_ms, start)) - start for start, end in run.earlier_ms)
-    return before + (max(0, at_ms - start_ms) if run.earlier_ms else at_ms - start_ms)
+    before = sum(max(0, min(end, at_ms) - start) for start, end in run.earlier_ms)
+    return before + max(0, at_ms - start_ms)
 
 
 def _buckets(seed: SeedCurve, width: int, smoothing: float) -> dict[int, tuple[float, float | None]]:

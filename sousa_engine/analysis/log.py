@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
-# CSI (colours, cursor), OSC (titles, links; ended by BEL or ST), DCS and its like, and two-character escapes.
-_ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[PX^_][^\x1b]*(?:\x1b\\)?|[@-_])")
-# All control characters but the tab, and characters that are invisible or change the text direction.
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
+from sousa_engine.core import outside
+from sousa_engine.workspace import run_files
 
 
 def tail(path: Path, lines: int = 200, max_bytes: int = 256 * 1024) -> tuple[str, ...]:
     """At most `lines` lines from the last `max_bytes` of a file; none if the file does not exist."""
     try:
-        with path.open("rb") as file:
+        with run_files.open_file(path) as file:
             size = file.seek(0, 2)
             file.seek(max(0, size - max_bytes))
             block = file.read(max_bytes)
-    except FileNotFoundError:
+    except (FileNotFoundError, run_files.Irregular):
         return ()
     found = [clean(line) for line in block.decode("utf-8", "replace").split("\n")]
     if size > max_bytes:
@@ -30,5 +27,5 @@ def tail(path: Path, lines: int = 200, max_bytes: int = 256 * 1024) -> tuple[str
 
 def clean(line: str) -> str:
     """One line as a terminal would show it: the text after the last carriage return, without control characters."""
-    shown = [part for part in _ESCAPES.sub("", line).split("\r") if part.strip()]
-    return _CONTROL.sub("", shown[-1]).rstrip() if shown else ""
+    shown = [part for part in outside.without_sequences(line).split("\r") if part.strip()]
+    return outside.without_control(shown[-1]).rstrip() if shown else ""

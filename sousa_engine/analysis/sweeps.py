@@ -12,7 +12,9 @@ from typing import Any
 from sousa_engine.analysis.compare import parameters
 from sousa_engine.analysis.significance import Proportion, wilson_of_mean
 from sousa_engine.core import sweep_spec
+from sousa_engine.core.errors import UserError
 from sousa_engine.core.records import Run, RunStatus, Summary, Sweep
+from sousa_engine.core.sweep_spec import SweepSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,10 +99,11 @@ class Tally:
 
 
 def tally(found: Sweep, runs: Sequence[Run]) -> Tally:
+    """Counts the sweep's runs. Of one whose definition cannot be read, no further runs are expected."""
     by_trial = trials(runs)
     to_come = 0
-    if found.spec.get("sampler") in sweep_spec.LEARNING and not found.status.is_over:
-        spec = sweep_spec.build(found.spec)
+    learns = found.spec.get("sampler") in sweep_spec.LEARNING
+    if learns and not found.status.is_over and (spec := _spec(found)):
         to_come = len(spec.seeds) * max(0, spec.trial_count - len(by_trial))
         for of_trial in by_trial.values():
             if not any(run.status.is_over and run.status is not RunStatus.FINISHED for run in of_trial):
@@ -111,6 +114,13 @@ def tally(found: Sweep, runs: Sequence[Run]) -> Tally:
     )
 
 
+def _spec(found: Sweep) -> SweepSpec | None:
+    try:
+        return sweep_spec.build(found.spec)
+    except UserError:
+        return None
+
+
 def seconds_left(runs: Sequence[Run], to_come: int, now_ms: int) -> float | None:
     """Seconds until all runs have ended; None before the first one has finished.
 
@@ -118,7 +128,7 @@ def seconds_left(runs: Sequence[Run], to_come: int, now_ms: int) -> float | None
     """
     took: dict[str, list[float]] = {}
     for run in runs:
-        if (run.status is RunStatus.FINISHED or run.is_pruned) and run.seconds:
+        if (run.status is RunStatus.FINISHED or run.is_pruned) and run.seconds and not run.unreadable:
             took.setdefault(run.config.model.variant, []).append(run.seconds)
     if not took:
         return None
@@ -135,9 +145,9 @@ def seconds_left(runs: Sequence[Run], to_come: int, now_ms: int) -> float | None
 
 
 def trials(runs: Sequence[Run]) -> dict[int, tuple[Run, ...]]:
-    """Trial number -> the latest run of each seed, by seed."""
+    """Trial number -> the latest run of each seed, by seed. Runs that cannot be read are in no trial."""
     found: dict[int, dict[int, Run]] = {}
-    for run in runs:
+    for run in (run for run in runs if not run.unreadable):
         found.setdefault(run.trial or 0, {})[run.config.seed] = run
     return {number: tuple(by_seed[seed] for seed in sorted(by_seed)) for number, by_seed in sorted(found.items())}
 

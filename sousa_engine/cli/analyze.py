@@ -85,6 +85,8 @@ def _asked(store: Store, sweep: str | None, runs: Sequence[str]) -> tuple[Sweep 
             raise UserError(f"{sweep} is a run, not a sweep. For a report on runs: --run {sweep}")
         return store.sweeps.find(sweep or "last"), ()
     found = [run for run in store.runs.all(newest_first=False) if run.archived_at_ms is None]
+    for run in store.runs.unreadable():
+        click.echo(f"left out: run {run.id}. {run.unreadable}", err=True)
     if not found:
         raise UserError(
             "There is nothing to report: no runs, or all are archived. Try: python -m sousa_engine sweep --help"

@@ -6,6 +6,7 @@ import sys
 
 import click
 
+from sousa_engine.cli import terminal
 from sousa_engine.maintenance import doctor
 from sousa_engine.workspace import Workspace
 
@@ -21,7 +22,8 @@ def doctor_command(workspace: Workspace, as_json: bool) -> None:
     Read-only: changes nothing. Exit code 1 if there is a problem, otherwise 0, even if there are warnings.
     """
     findings = doctor.examine(workspace)
-    click.echo(doctor.to_json(findings) if as_json else doctor.as_text(findings, _colored))
+    text = doctor.to_json(findings) if as_json else doctor.as_text(findings, _colored)
+    click.echo(text, file=terminal.raw(sys.stdout))  # with our colours: `as_text` cleans all else
     sys.exit(1 if doctor.worst(findings) == "problem" else 0)
 
 

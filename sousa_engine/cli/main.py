@@ -18,7 +18,8 @@ import click
 from tqdm import tqdm
 
 from sousa_engine import __version__, targets
-from sousa_engine.cli import complete
+from sousa_engine.analysis import log
+from sousa_engine.cli import complete, terminal
 from sousa_engine.cli import queue as queue_cli
 from sousa_engine.cli import runs as runs_cli
 from sousa_engine.cli.analyze import analyze_command
@@ -45,6 +46,10 @@ class _Commands(click.Group):
     """Print the engine's errors as one line on stderr. Exit code 2: the user's mistake; 1: any other expected error."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        with terminal.cleaned():
+            return self._invoke(ctx)
+
+    def _invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except click.UsageError as error:
@@ -157,13 +162,15 @@ def show(workspace: Workspace, run: str, log_lines: int) -> None:
         found = store.runs.find(run)
         metrics = store.metrics.summaries([found.id]).get(found.id, {})
         events = store.runs.events(found.id)
-        resumable = None if not_resumable(found) else orders.resumable(found, store)
+        resumable = None if found.unreadable or not_resumable(found) else orders.resumable(found, store)
+        (row,) = store.runs.rows([found.id])
     rows = [
         ("run", found.id),
         ("title", found.title),
         ("status", found.status.value + (f": {found.reason}" if found.reason else "")),
-        ("device", found.device or found.config.device),
-        ("weights", found.weights_label or found.config.model.weights),
+        *([("unreadable", found.unreadable)] if found.unreadable else []),
+        ("device", row.device),
+        ("weights", found.weights_label or row.weights),
         ("progress", runs_cli.progress_text(found)),
     ]
     rows += [("tags", ", ".join(found.tags))] if found.tags else []
@@ -175,15 +182,15 @@ def show(workspace: Workspace, run: str, log_lines: int) -> None:
     if resumable:
         command = f"python -m sousa_engine resume {found.id}  (from step {resumable.step:,}, epoch {resumable.epoch})"
         click.echo(f"{'continue':<16} {resumable.why_not or ' '.join([command, resumable.note]).strip()}")
-    click.echo(f"{'train again':<16} {prepare.to_command(found.config)}")
+    if not found.unreadable:
+        click.echo(f"{'train again':<16} {prepare.to_command(found.config)}")
     for event in events[-8:]:
         at = datetime.fromtimestamp(event.at_ms / 1000).strftime("%H:%M:%S")
         click.echo(f"  {at} {event.kind}: {event.message}")
-    log = workspace.run_dir(found.id) / "train.log"
     if not log_lines and found.status is RunStatus.FAILED:
         log_lines = 40
-    if log_lines and log.exists():
-        click.echo("\n".join(log.read_text(errors="replace").splitlines()[-log_lines:]))
+    for line in log.tail(workspace.run_dir(found.id) / run_files.LOG, log_lines) if log_lines else ():
+        click.echo(line)
 
 
 @main.command()

@@ -8,6 +8,7 @@ __all__ = [
     "identity",
     "inputs",
     "methods",
+    "outside",
     "records",
     "rudiments",
     "sweep_spec",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
@@ -23,6 +23,7 @@ from sousa_engine.core.methods import METHODS
 HeadPolicy = Literal["train", "lora", "freeze"]
 HEAD_TITLES: dict[str, str] = {"train": "Train fully", "lora": "LoRA", "freeze": "Freeze"}
 MethodName = Literal["lora", "rslora", "dora", "pissa", "loraplus", "lokr", "ia3", "adalora", "bitfit", "full"]
+AnyPart = TypeVar("AnyPart", bound=BaseModel)
 
 
 # Control characters, and those that change the direction of the text after them (Unicode TR 9).
@@ -302,6 +303,24 @@ def build(values: Mapping[str, Any]) -> RunConfig:
     """A RunConfig from nested plain values. Raises ConfigError that names the first field at fault."""
     try:
         return RunConfig.model_validate(values)
+    except ValidationError as error:
+        field, message = next(iter(_problems(error).items()))
+        raise ConfigError(message, field=field) from None
+
+
+def read(text: str) -> RunConfig:
+    """A RunConfig from the JSON that was stored for a run. Raises ConfigError: another version may have written it."""
+    try:
+        return RunConfig.model_validate_json(text)
+    except ValidationError as error:
+        field, message = next(iter(_problems(error).items()))
+        raise ConfigError(message, field=field) from None
+
+
+def with_values(part: AnyPart, **values: Any) -> AnyPart:
+    """A copy with other values for some of its fields, validated like all others. Raises ConfigError."""
+    try:
+        return type(part).model_validate({**dict(part), **values})
     except ValidationError as error:
         field, message = next(iter(_problems(error).items()))
         raise ConfigError(message, field=field) from None

@@ -7,7 +7,8 @@ SousaError
 │   ├── TargetError                a LoRA target that is not a module, or cannot be adapted
 │   ├── DataError                  a data set that cannot be read or used for training
 │   ├── WeightsError               weights that are missing, truncated or for another network
-│   └── PreflightError             a run that cannot work
+│   ├── PreflightError             a run that cannot work
+│   └── UnreadableError            a stored run or sweep that this version cannot read
 ├── WorkspaceError                 runs.db or the runs folder cannot be used (read-only, newer schema, garbage)
 └── RunError                       a run that failed, with its reason
 """
@@ -53,6 +54,10 @@ class WeightsError(UserError):
 
 
 class PreflightError(UserError):
+    pass
+
+
+class UnreadableError(UserError):
     pass
 
 

@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from sousa_engine.core.config import RunConfig
-from sousa_engine.core.errors import UserError
+from sousa_engine.core.errors import UnreadableError, UserError
 from sousa_engine.core.methods import METHODS
 
 LONGEST_TAG, LONGEST_SET_NAME, LONGEST_NOTE = 40, 80, 4000  # characters
 MOST_CPU_SLOTS = 64
+MOST_WHOLE = 2**62  # a whole number in files and in runs.db is smaller
+MOST_MS = 253_402_214_400_000  # 31 December 9999: no calendar goes further
 
 # Metrics "update/<path of a target>": relative change of a weight. Not in lists of metrics, as there is one per module.
 UPDATE = "update/"
@@ -56,6 +58,20 @@ class Progress:
     max_epochs: int | None = None
     eta_s: float | None = None
 
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> Progress:
+        """From its stored values. Raises TypeError for a value of another kind, or a field that it does not have."""
+        found = cls(**values)
+        whole = (found.done, found.total, found.epoch or 0, found.max_epochs or 0)
+        seconds = found.eta_s or 0
+        if (
+            not isinstance(found.phase, str)
+            or not all(isinstance(count, int) and abs(count) < MOST_WHOLE for count in whole)
+            or not (isinstance(seconds, int | float) and abs(seconds) < MOST_WHOLE)
+        ):
+            raise TypeError(f"{dict(values)!r} is not the progress of a run.")
+        return found
+
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
@@ -69,8 +85,27 @@ class Summary:
     n: int | None
 
 
+class NoConfig:
+    """In place of the settings of a run that cannot be read. Whoever asks for one of them gets an UnreadableError.
+
+    title: of the run, as far as it is known.
+    """
+
+    def __init__(self, title: str, why: str):
+        self.title = title
+        self._why = why
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise UnreadableError(self._why)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Run:
+    """unreadable: a sentence if a part of it cannot be read, "" if all can. That part is then empty, and `config`
+    raises UnreadableError for each of its fields if it is the part."""
+
     id: str
     config: RunConfig
     status: RunStatus
@@ -92,6 +127,7 @@ class Run:
     tags: tuple[str, ...] = ()  # in alphabetical order
     note: str = ""
     archived_at_ms: int | None = None  # None: shown in lists
+    unreadable: str = ""
 
     @property
     def earlier_ms(self) -> tuple[tuple[int, int], ...]:
@@ -100,10 +136,12 @@ class Run:
 
     @property
     def seconds(self) -> float | None:
-        """Seconds from start to end, without the time between an end and a resume; None if it has not both."""
+        """Seconds from start to end, without the time between an end and a resume; None if it has not both, or if the
+        clock was set back in between."""
         if self.started_at_ms is None or self.ended_at_ms is None:
             return None
-        return sum(end - start for start, end in (*self.earlier_ms, (self.started_at_ms, self.ended_at_ms))) / 1000
+        spans = [end - start for start, end in (*self.earlier_ms, (self.started_at_ms, self.ended_at_ms))]
+        return None if min(spans) < 0 else sum(spans) / 1000
 
     @property
     def is_pruned(self) -> bool:
@@ -149,7 +187,7 @@ class RunRow:
     valid_n: int | None
     test: float | None
     test_n: int | None
-    earlier_ms: int = 0  # time it ran before it was resumed
+    earlier_ms: int | None = 0  # time it ran before it was resumed; None if the clock was set back in between
 
     @property
     def is_random(self) -> bool:
@@ -158,7 +196,9 @@ class RunRow:
     @property
     def trains(self) -> str:
         """Short summary of the trainable parameters besides the head: "attention · 16 modules", "BitFit"."""
-        method = METHODS[self.method]
+        method = METHODS.get(self.method)
+        if method is None:
+            return self.method  # of another version
         if not method.takes_targets:
             return method.title
         count = f"{self.target_modules} module{'s' if self.target_modules > 1 else ''}"
@@ -167,10 +207,12 @@ class RunRow:
 
     @property
     def seconds(self) -> float | None:
-        """Seconds from start to end, without the time between an end and a resume; None if it has not both."""
-        if self.started_at_ms is None or self.ended_at_ms is None:
+        """Seconds from start to end, without the time between an end and a resume; None if it has not both, or if the
+        clock was set back in between."""
+        if self.started_at_ms is None or self.ended_at_ms is None or self.earlier_ms is None:
             return None
-        return (self.earlier_ms + self.ended_at_ms - self.started_at_ms) / 1000
+        span = self.ended_at_ms - self.started_at_ms
+        return None if span < 0 else (self.earlier_ms + span) / 1000
 
 
 @dataclass(frozen=True, kw_only=True)

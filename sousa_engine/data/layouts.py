@@ -23,6 +23,11 @@ from sousa_engine.data.splits import split_name
 
 GROUP_COLUMNS = ("player", "group")
 _MAX_CSV_MIB = 64
+MOST_FILES = 2_000_000  # below a folder; listing them takes half a minute
+_DEVICES = ("/proc", "/sys", "/dev")
+_SYSTEM = tuple(
+    map(Path, ("/bin", "/boot", "/etc", "/home", "/lib", "/lib64", "/mnt", "/media", "/opt", "/root", "/run", "/sbin"))
+) + tuple(map(Path, ("/srv", "/tmp", "/usr", "/var", "/Applications", "/Library", "/System", "/Users", "/Volumes")))
 _NAMED = 3  # at most so many names of passed-over files are kept of each kind
 
 
@@ -94,6 +99,7 @@ def list_folder(root: Path) -> Recordings:
 
     Raises DataError if there are no classes, or if split folders and class folders are mixed.
     """
+    _refuse_system_folder(root)
     children = _folders(root)
     notes: list[str] = []
     stray = sum(1 for entry in _entries(root) if entry not in children and _is_audio(entry.name))
@@ -140,6 +146,14 @@ def list_folder(root: Path) -> Recordings:
             "in one folder for each class."
         )
     return Recordings(source=root, files=tuple(listed), notes=tuple(notes), passed_over=_passed_over(root, others))
+
+
+def _refuse_system_folder(root: Path) -> None:
+    if root == root.parent or any(root.is_relative_to(place) for place in _DEVICES) or root in (*_SYSTEM, Path.home()):
+        raise DataError(
+            f"{root} is a folder of the system or your home folder, not a data set: everything below it would be "
+            "searched for audio files. Name the folder that holds the folders of classes."
+        )
 
 
 def list_csv(path: Path) -> Recordings:
@@ -315,6 +329,7 @@ def _audio_files(folder: Path, others: list[Path]) -> Iterator[Path]:
     are reported. others: entries that are passed over are appended to it.
     """
     unread: list[Path] = []
+    seen = 0
     for place, folders, names in os.walk(folder, onerror=lambda error: unread.append(Path(error.filename))):
         inside = sorted(f for f in folders if not f.startswith("."))
         odd = {f for f in inside if _is_audio(f) or (Path(place) / f).is_symlink()}
@@ -322,6 +337,12 @@ def _audio_files(folder: Path, others: list[Path]) -> Iterator[Path]:
         folders[:] = [f for f in inside if f not in odd]
         heard = {n for n in names if _is_audio(n)}
         others += (Path(place) / n for n in sorted(set(names) - heard))
+        seen += len(heard)
+        if seen + len(others) > MOST_FILES:
+            raise DataError(
+                f"{folder} holds more than {MOST_FILES:,} files, up to {place}: more than a data set can have. "
+                "Name the folder that holds the folders of classes."
+            )
         yield from (Path(place) / name for name in sorted(heard | odd))
     yield from unread
 

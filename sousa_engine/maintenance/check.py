@@ -14,6 +14,7 @@ from pathlib import Path
 
 from sousa_engine.core.errors import UserError, WorkspaceError
 from sousa_engine.store import migrations
+from sousa_engine.store.rows import run_of
 from sousa_engine.workspace import Workspace, file_systems, locks, run_files, spool
 
 _SHOWN = 5  # of one kind; the others are counted
@@ -58,12 +59,14 @@ def check(workspace: Workspace) -> Check:
         unlisted = _unlisted(db) if version >= 3 else 0
         columns = "id, status, started_at_ms, spool_bytes_ingested AS taken"
         rows = {row["id"]: row for row in db.query(f"SELECT {columns} FROM runs ORDER BY run_number")}
+        odd = _unreadable(db) if version >= 3 else []
     findings = [
         *([_broken_references(broken)] if broken else []),
         *(
             [f"The list of runs differs from the runs in {_count(unlisted, 'row')}. {migrations.REBUILD}"]
             * bool(unlisted)
         ),
+        *([f"{_count(len(odd), 'run')} cannot be read, the others can. {' '.join(odd[:_SHOWN])}"] if odd else []),
         *_folder_findings(rows, folders),
         *_spool_findings(workspace, rows),
     ]
@@ -187,6 +190,11 @@ def _is_run(workspace: Workspace, place: Path) -> bool:
         return False
 
 
+def _unreadable(db: migrations.Database) -> list[str]:
+    found = (run_of(row) for row in db.query("SELECT * FROM runs ORDER BY run_number"))
+    return [f"Run {run.id} ({run.status.value}): {run.unreadable}" for run in found if run.unreadable]
+
+
 def _unlisted(db: migrations.Database) -> int:
     """Number of rows of `listed_runs` that its triggers should have kept up to date."""
     sql = "SELECT count(*) FROM (SELECT * FROM {} EXCEPT SELECT * FROM {})"
@@ -223,16 +231,15 @@ def _spool_findings(workspace: Workspace, rows: dict[str, dict]) -> Iterator[str
     for run_id, row in rows.items():
         path = workspace.run_dir(run_id) / run_files.SPOOL
         try:
-            size = path.stat().st_size
-        except OSError:
+            end = spool.end_of(path)
+        except OSError as error:
+            yield f"{path} cannot be read: {error.strerror}."
             continue
         live = row["status"] in _LIVE
-        if size < row["taken"]:
+        if path.exists() and end < row["taken"]:
             short.append(run_id)
-        elif (
-            size > row["taken"] and not (live and supervised) and spool.read_spool(path, row["taken"])[1] > row["taken"]
-        ):
-            ahead[live].append(run_id)  # complete lines, not just an unfinished one
+        elif end > row["taken"] and not (live and supervised):
+            ahead[live].append(run_id)
     if ahead[True]:
         yield (
             f"{_count(len(ahead[True]), 'run')} with metrics not yet in runs.db: {_some(ahead[True])}. "

@@ -9,7 +9,6 @@ either the old one or the new one is there.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import time
@@ -21,13 +20,14 @@ from typing import Any
 from sousa_engine.core import config
 from sousa_engine.core.config import RunConfig
 from sousa_engine.core.errors import ConfigError, WorkspaceError
-from sousa_engine.core.records import Event, Prediction, Run, RunStatus
+from sousa_engine.core.records import MOST_MS, Event, Prediction, Run, RunStatus
 from sousa_engine.maintenance import check
 from sousa_engine.maintenance.salvage import New, Old, database_files
 from sousa_engine.runs import ending
 from sousa_engine.runs.executors import Sighting
 from sousa_engine.runs.executors.local import LocalExecutor
 from sousa_engine.store import migrations, trash
+from sousa_engine.store.rows import facts_of
 from sousa_engine.workspace import Workspace, file_systems, locks, run_files, spool
 from sousa_engine.workspace.spool import SpoolBatch
 
@@ -103,8 +103,8 @@ def alone(workspace: Workspace) -> Iterator[None]:
         locks.sign(lock)
         training = [name for name in check.run_folders(workspace) if _trains(workspace.run_dir(name))]
         if training:
-            keepers = [run_files.read_json(workspace.run_dir(name) / run_files.KEEPER) for name in training]
-            pids = " ".join(str(note["pid"]) for note in keepers if note and "pid" in note)
+            keepers = [run_files.read_keeper(workspace.run_dir(name) / run_files.KEEPER) for name in training]
+            pids = " ".join(str(note["pid"]) for note in keepers if note)
             raise WorkspaceError(
                 f"Still training: {', '.join(training[:5])}. Wait for the end, or save and stop "
                 f"{'it' if len(training) == 1 else 'them'}: kill {pids}".rstrip()
@@ -178,9 +178,11 @@ def _take_in(old: Old, new: New, row: Mapping[str, Any] | None, folder: _Folder 
     """Add points, facts, progress, events and predictions of a run that has its row. Yields what was lost."""
     run_id = row["id"] if row else folder.id if folder else ""
     recorded = old.events(row["run_number"]) if row else []
-    if folder and folder.spool.exists():
+    if row and folder and folder.trouble:
+        yield f"What the folder of run {run_id} holds: {folder.trouble}."
+    if folder and not folder.trouble and folder.spool.exists():
         events, offset = [], 0
-        was_cut = row is not None and folder.spool.stat().st_size < row["spool_bytes_ingested"]
+        was_cut = row is not None and spool.end_of(folder.spool) < row["spool_bytes_ingested"]
         while not (batch := spool.read_batch(folder.spool, offset)).is_empty:
             new.ingest(run_id, replace(batch, progress=None, facts=None) if was_cut else batch)
             events += batch.events
@@ -221,20 +223,25 @@ class _Folder:
     def read(cls, workspace: Workspace, run_id: str) -> _Folder:
         path = workspace.run_dir(run_id)
         trouble, found = "", config.build({})
+        sighting, first_ms, last_ms = Sighting(is_alive=False), None, None
+        keeper, exit_note, result = None, None, None
         try:
             said = run_files.read_json(path / run_files.CONFIG)
             if said is None:
                 trouble = f"{run_files.CONFIG} is not JSON"
             found = config.build(said or {})
-        except (ConfigError, OSError) as error:
+            keeper = run_files.read_keeper(path / run_files.KEEPER)
+            exit_note = run_files.read_exit(path / run_files.EXIT)
+            nonce = (exit_note or keeper or {}).get("nonce", "")
+            first_ms, last_ms = _span(path / run_files.SPOOL)
+            run = Run(id=run_id, config=found, status=RunStatus.LOST, created_at_ms=0)
+            sighting = LocalExecutor(workspace).poll(run, nonce)
+            result = sighting.result or run_files.read_result(path / run_files.RESULT)
+            run_files.tail(path / run_files.LOG, 1)
+        except ConfigError as error:
             trouble = f"{run_files.CONFIG} is invalid: {error}"
-        keeper, exit_note = (_note(path / name) for name in (run_files.KEEPER, run_files.EXIT))
-        nonce = (exit_note or keeper or {}).get("nonce", "")
-        first_ms, last_ms = _span(path / run_files.SPOOL)
-        sighting = LocalExecutor(workspace).poll(
-            Run(id=run_id, config=found, status=RunStatus.LOST, created_at_ms=0), nonce
-        )
-        result = sighting.result or run_files.read_json(path / run_files.RESULT)
+        except OSError as error:
+            trouble = f"{Path(error.filename or path).name} cannot be read: {error.strerror}"
         return cls(
             id=run_id,
             path=path,
@@ -284,7 +291,7 @@ class _Folder:
             return False
         moments = [row[moment] or 0 for moment in ("created_at_ms", "claimed_at_ms", "started_at_ms", "ended_at_ms")]
         # The row of a run that was resumed and is queued keeps its earlier attempts.
-        earlier = [end for _, end in json.loads(row.get("facts_json") or "{}").get("earlier", ())]
+        earlier = [end for _, end in facts_of(row.get("facts_json") or "{}").get("earlier", ())]
         return self.ended_at_ms > max(moments + earlier)
 
     def end(self) -> dict[str, Any]:
@@ -336,30 +343,16 @@ class _Folder:
         return [*found, Event(at_ms=end["ended_at_ms"], kind=end["status"], message=message)]
 
 
-def _note(path: Path) -> dict[str, Any] | None:
-    """A note of the keeper, if it is complete."""
-    try:
-        found = run_files.read_json(path)
-    except OSError:
-        return None
-    wanted = {"nonce": str, "started_ms": int} | (
-        {"ended_ms": int, "steps": list} if path.name == run_files.EXIT else {}
-    )
-    if found is None or not all(isinstance(found.get(key), kind) for key, kind in wanted.items()):
-        return None
-    return found
-
-
 def _span(path: Path) -> tuple[int | None, int | None]:
     """When the first and the last line of a spool were written, in ms since 1970."""
-    try:
-        size = path.stat().st_size
-    except OSError:
-        return None, None
-    first = [entry["t"] for entry in spool.read_spool(path, 0, _END_BYTES)[0] if isinstance(entry.get("t"), int)]
-    tail = spool.read_spool(path, max(0, size - _END_BYTES), _END_BYTES)[0]
-    last = [entry["t"] for entry in tail if isinstance(entry.get("t"), int)]
+    first = _moments(spool.read_spool(path, 0, _END_BYTES)[0])
+    last = _moments(spool.read_spool(path, max(0, spool.end_of(path) - _END_BYTES), _END_BYTES)[0])
     return (first or [None])[0], (last or [None])[-1]
+
+
+def _moments(entries: Iterable[Mapping[str, Any]]) -> list[int]:
+    said = (entry.get("t") for entry in entries)
+    return [at_ms for at_ms in said if isinstance(at_ms, int) and abs(at_ms) <= MOST_MS]
 
 
 def _modified_ms(path: Path) -> int:

@@ -177,9 +177,9 @@ class New:
         try:
             with self._writing():
                 self._insert("runs", row)
-            found = self._store.runs.get(row["id"])  # a row that pages cannot read must not be kept
-            return found is not None
-        except (sqlite3.DatabaseError, ValueError, TypeError, KeyError):
+            # A row that this version cannot read is kept: a newer one can. One from a damaged page is not.
+            return self._store.runs.get(row["id"]) is not None
+        except (sqlite3.DatabaseError, WorkspaceError, ValueError, TypeError, KeyError):
             with self._writing():
                 self._db.execute("DELETE FROM runs WHERE id = ?", [row.get("id")])
             return False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
+from sousa_engine.core import outside
 from sousa_engine.report.read import Report
 from sousa_engine.report.sections import Section, Table, caveats, counted, lead, made, sections
 
@@ -68,4 +69,4 @@ def plain(text: str) -> str:
 
     An underscore inside a word has no meaning in Markdown and is not escaped.
     """
-    return re.sub(r"([\\`*\[\]<>|~&]|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(text.split()))
+    return re.sub(r"([\\`*\[\]<>|~&]|(?<!\w)_|_(?!\w))", r"\\\1", outside.for_terminal(" ".join(text.split())))

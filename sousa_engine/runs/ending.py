@@ -10,6 +10,7 @@ from sousa_engine.runs.executors import Sighting
 from sousa_engine.workspace import run_files
 
 _KILLED_NOW = "Stopped at once, as requested; progress since the last checkpoint is lost."
+KILLED_LATE = "It did not stop in time and was killed; progress since the last checkpoint is lost."
 
 
 def read(run: Run, sighting: Sighting, *, last_log_line: str = "") -> tuple[RunStatus, str | None]:
@@ -45,8 +46,7 @@ def read(run: Run, sighting: Sighting, *, last_log_line: str = "") -> tuple[RunS
         if run_files.AT_ONCE in steps:
             return RunStatus.STOPPED, _KILLED_NOW
         if run_files.GRACE_OVER in steps:
-            reason = "It did not stop in time and was killed; progress since the last checkpoint is lost."
-            return RunStatus.STOPPED, reason
+            return RunStatus.STOPPED, KILLED_LATE
         if stop_asked and number == signal.SIGTERM:
             return RunStatus.STOPPED, "Stopped before training began."
         if outcome == "failed" and said:  # it gave a reason before its clean-up crashed, as CUDA's can

@@ -30,7 +30,7 @@ def ensure(workspace: Workspace, options: Sequence[str] = ()) -> bool:
     concurrent callers exactly one starts a supervisor. Raises WorkspaceError if it cannot be started.
     """
     try:
-        workspace.runs.mkdir(parents=True, exist_ok=True)
+        workspace.make()
         lock = locks.take(workspace.supervisor_lock)
         if lock is None and (former := _former(workspace)):
             lock = _take_from(former, workspace.supervisor_lock)

@@ -27,13 +27,13 @@ from sousa_engine.runs.executors import Executor, Sighting, device_of, slots
 from sousa_engine.runs.executors.local import GRACE_S, TRAINER_MODULE, LocalExecutor, absence
 from sousa_engine.store import Store, now_ms
 from sousa_engine.store.ledger import Ledger
-from sousa_engine.workspace import Workspace, locks, run_files
-from sousa_engine.workspace.spool import read_batch, read_predictions
+from sousa_engine.workspace import Workspace, locks, run_files, spool
 
 IDLE_EXIT_S = 60.0
 MAX_ATTEMPTS = 3
 _BUSY_S, _IDLE_S = 0.2, 0.5  # between two rounds
 _STRANGE_ATTEMPT_S = 10.0  # for an attempt to appear that another supervisor was about to start
+_KEEPER_S = 10.0  # for a keeper to end a run whose time to stop is over
 _SWEEPS_S = 1.0  # between two steps of open sweeps
 _REST_S, _MAX_ERRORS = 5.0, 5  # after an unexpected error with one run
 _STEPS = {
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--lock-fd", type=int, help="descriptor of runs/supervisor.lock, already locked by the caller")
     options = parser.parse_args(argv)
     workspace = Workspace(root=options.root.resolve())
-    workspace.runs.mkdir(parents=True, exist_ok=True)
+    workspace.make()
     lock = options.lock_fd if options.lock_fd is not None else locks.take(workspace.supervisor_lock)
     if lock is None:
         sys.exit(f"A supervisor of {workspace.root} is already running.")
@@ -96,8 +96,9 @@ class Supervisor:
         self._submitted: set[str] = set()  # nonces that were submitted, or adopted
         self._submit_errors: dict[str, str] = {}
         self._first_seen: dict[str, float] = {}
-        self._asked_to_stop: set[str] = set()
-        self._killed: set[str] = set()
+        self._asked_to_stop: dict[str, float] = {}  # nonce -> when
+        self._killed: dict[str, float] = {}
+        self._overdue: set[str] = set()  # nonces whose keeper was killed: it did not end the run in time
         self._steps_recorded: dict[str, int] = {}  # nonce -> number of its keeper's steps that are events
         self._orphans: dict[str, float] = {}
         self._resting: dict[str, float] = {}  # run id -> when to try again after an unexpected error
@@ -187,24 +188,31 @@ class Supervisor:
 
     def _steer(self, run: Run, nonce: str, sighting: Sighting) -> None:
         """Pass on a stop, step by step. The keeper takes the steps itself; for an orphan, we do."""
-        late = False
+        late, now = False, self._monotonic()
         if sighting.is_orphan:
             if nonce not in self._orphans:
-                self._orphans[nonce] = self._monotonic()
+                self._orphans[nonce] = now
                 self._ledger.add_event(
                     run.id, "keeper lost", "Its keeper was killed; asked the trainer to save and stop."
                 )
-            late = self._monotonic() - self._orphans[nonce] > self._grace_s
+            late = now - self._orphans[nonce] > self._grace_s
+        asked_at, killed_at = self._asked_to_stop.get(nonce, now), self._killed.get(nonce, now)
+        if now - asked_at > self._grace_s + _KEEPER_S or now - killed_at > _KEEPER_S:
+            if self._executor.kill(run, nonce) and nonce not in self._overdue:
+                self._overdue.add(nonce)
+                message = "Killed the keeper (SIGKILL): it was suspended or hung, and did not end the run in time."
+                self._ledger.add_event(run.id, "keeper", message)
+            return
         if run.kill_requested_at_ms is not None or late:
             if nonce not in self._killed and self._executor.stop(run, nonce, now=True):
-                self._killed.add(nonce)
+                self._killed[nonce] = now
                 if sighting.is_orphan:
                     step = run_files.GRACE_OVER if late else run_files.AT_ONCE
                     self._ledger.add_event(run.id, "keeper", _STEPS[step])
             return
         asked = sighting.is_orphan or run.status is RunStatus.STOPPING
         if asked and nonce not in self._asked_to_stop and self._executor.stop(run, nonce):
-            self._asked_to_stop.add(nonce)
+            self._asked_to_stop[nonce] = now
 
     def _end(self, run: Run, nonce: str, sighting: Sighting) -> None:
         """Ingest all that an attempt left, then record how it ended: in this order, so that a crash repeats both."""
@@ -218,7 +226,7 @@ class Supervisor:
             message = f"Ignored the last {torn} bytes of {run_files.SPOOL}: an incomplete line."
             events.append(Event(at_ms=ended_at_ms, kind="unreadable", message=message))
         try:
-            predictions = read_predictions(folder / run_files.PREDICTIONS)
+            predictions = spool.read_predictions(folder / run_files.PREDICTIONS)
         except ValueError as error:
             events.append(Event(at_ms=ended_at_ms, kind="unreadable", message=str(error)))
         else:
@@ -226,7 +234,9 @@ class Supervisor:
         status, reason = ending.read(
             run, sighting, last_log_line=(run_files.tail(folder / run_files.LOG, 1) or [""])[-1]
         )
-        if status is RunStatus.LOST and nonce in self._orphans:
+        if status is RunStatus.LOST and nonce in self._overdue:
+            status, reason = RunStatus.STOPPED, ending.KILLED_LATE
+        elif status is RunStatus.LOST and nonce in self._orphans:
             status, reason = RunStatus.FAILED, "Its keeper was killed, and the trainer ended without a result."
         elif status is RunStatus.LOST:
             reason = f"{reason} {self._last_seen(run)}"
@@ -268,9 +278,9 @@ class Supervisor:
         held = {run.device for run in self._store.queue.live()}
         if any(device not in devices and device != "auto" for device in waiting):
             devices = self._executor.devices(fresh=True)
-            for run in self._store.runs.all(RunStatus.QUEUED):
-                if run.config.device not in devices and run.config.device != "auto":
-                    self._ledger.finish(run.id, RunStatus.FAILED, absence(run.config.device), nonce=None)
+            for run in self._store.queue.waiting():
+                if run.device not in devices and run.device != "auto":
+                    self._ledger.finish(run.id, RunStatus.FAILED, absence(run.device), nonce=None)
         best = devices[0].partition(":")[0]
         cpu_slots = self._store.queue.settings().cpu_slots
         for slot in slots(devices, cpu_slots):
@@ -284,10 +294,13 @@ class Supervisor:
                 self._guarded(run, lambda run, nonce=nonce: self._submit(run, nonce, cpu_slots))
 
     def _submit(self, run: Run, nonce: str, cpu_slots: int) -> None:
+        if run.unreadable:
+            self._ledger.finish(run.id, RunStatus.FAILED, run.unreadable, nonce=nonce)
+            return
         # A power cut may have lost the end of a spool that runs.db has: new lines take its place.
-        spool_bytes = run_files.size(self._store.workspace.run_dir(run.id) / run_files.SPOOL)
-        if spool_bytes < self._ledger.attempt(run.id).spool_offset:
-            self._ledger.read_spool_again_from(run.id, spool_bytes)
+        end = spool.end_of(self._store.workspace.run_dir(run.id) / run_files.SPOOL)
+        if end < self._ledger.attempt(run.id).spool_offset:
+            self._ledger.read_spool_again_from(run.id, end)
         try:
             self._executor.submit(run, nonce, cpu_slots=cpu_slots)
         except (RunError, OSError) as error:
@@ -296,10 +309,10 @@ class Supervisor:
 
     def _ingest(self, run: Run, attempt: Attempt, batches: int | None = None) -> int:
         """Ingest the rest of the spool, or that many batches. Returns the offset reached."""
-        spool = self._store.workspace.run_dir(run.id) / run_files.SPOOL
+        path = self._store.workspace.run_dir(run.id) / run_files.SPOOL
         offset = attempt.spool_offset
         for _ in itertools.count() if batches is None else range(batches):
-            if (batch := read_batch(spool, offset)).is_empty:
+            if (batch := spool.read_batch(path, offset)).is_empty:
                 break
             if not self._ledger.ingest(run.id, batch):
                 return self._ledger.attempt(run.id).spool_offset  # ingested by another process in the meantime

@@ -7,6 +7,7 @@ from typing import Any
 
 from sousa_engine.core.records import Event
 from sousa_engine.store.connection import Connection
+from sousa_engine.store.rows import event_of
 
 
 def add(connection: Connection, run_id: str, kind: str, message: str, at_ms: int) -> None:
@@ -30,4 +31,4 @@ def change(connection: Connection, run_id: str, sql: str, values: Mapping[str, A
 def of_run(connection: Connection, run_id: str) -> tuple[Event, ...]:
     """The events of a run, oldest first. Raises UnknownNameError."""
     sql = "SELECT at_ms, kind, message FROM events WHERE run_number = ? ORDER BY at_ms, event_number"
-    return tuple(Event(**row) for row in connection.query(sql, [connection.number(run_id)]))
+    return tuple(event_of(row) for row in connection.query(sql, [connection.number(run_id)]))

@@ -7,12 +7,13 @@ milliseconds.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from sousa_engine.core.errors import unknown
-from sousa_engine.core.records import Progress, RunFilter, RunRow, RunStatus
+from sousa_engine.core.records import RunFilter, RunRow, RunStatus
 from sousa_engine.store.migrations import Database
+from sousa_engine.store.rows import listed
 
 _STATUSES = " ".join(RunStatus)
 SORTS = {  # sort orders; missing values come last in both directions
@@ -22,7 +23,7 @@ SORTS = {  # sort orders; missing values come last in both directions
     "valid": "valid.best_value",
     "test": "test.last_value",
     "trainable": "run.trainable_parameters",
-    "took": "run.ended_at_ms - run.started_at_ms + {earlier}",
+    "took": "iif(run.ended_at_ms >= run.started_at_ms, run.ended_at_ms - run.started_at_ms, NULL) + {earlier}",
 }
 _OF_AN_ID = 4  # characters: shorter words occur in every id, as the 1 of "seed 1" does in a date
 UP_FIRST = ("title", "status")  # ascending by default; the others descending
@@ -53,7 +54,7 @@ def matching(db: Database, wanted: RunFilter, sort: str, descending: bool) -> li
 
 def rows(db: Database, numbers: Sequence[int]) -> tuple[RunRow, ...]:
     """The rows of these runs, in the given order, without runs that were deleted in the meantime."""
-    return tuple(_row(row) for row in db.query(_ROWS, [json.dumps(numbers)]))
+    return tuple(listed(row) for row in db.query(_ROWS, [json.dumps(numbers)]))
 
 
 def numbers_of(db: Database, run_ids: Iterable[str]) -> list[int]:
@@ -105,19 +106,11 @@ def _has_words(words: str, run_id: str, tags_json: str, *texts: str) -> bool:
     return all(word in text or (len(word) >= _OF_AN_ID and word in run_id) for word in words.split("\n"))
 
 
-def _row(row: Mapping[str, Any]) -> RunRow:
-    values = {name: value for name, value in row.items() if name not in ("run_number", "progress_json", "tags_json")}
-    values["status"] = RunStatus(values["status"])
-    values["trainable"] = values.pop("trainable_parameters")
-    progress = json.loads(row["progress_json"]) if row["progress_json"] else None
-    return RunRow(
-        **values, tags=tuple(json.loads(row["tags_json"])), progress=Progress(**progress) if progress else None
-    )
-
-
-# Milliseconds of training before the run was resumed.
-_EARLIER = """(SELECT coalesce(sum(json_extract(value, '$[1]') - json_extract(value, '$[0]')), 0)
-        FROM runs, json_each(runs.facts_json, '$.earlier') WHERE runs.run_number = run.run_number)"""
+# Milliseconds of training before the run was resumed; NULL if the clock was set back in between.
+_EARLIER = """(SELECT iif(min(took) < 0, NULL, coalesce(sum(took), 0)) FROM (
+        SELECT json_extract(facts_json, fullkey || '[1]') - json_extract(facts_json, fullkey || '[0]') AS took
+        FROM runs, json_each(runs.facts_json, '$.earlier') AS attempt
+        WHERE runs.run_number = run.run_number AND attempt.type = 'array'))"""
 
 _METRICS = {
     metric: f"""LEFT JOIN metric_summaries AS {metric} ON {metric}.run_number = run.run_number

@@ -16,11 +16,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 from urllib.parse import quote
 
 from sousa_engine.core.errors import WorkspaceError
 from sousa_engine.workspace import Workspace, file_systems
+from sousa_engine.workspace.locks import private
 from sousa_engine.workspace.run_files import sync_folder
 
 
@@ -510,7 +511,7 @@ def apply(db: Database, migrations: Migrations, latest: int) -> None:
 
 def _open_lock(path: Path) -> IO[str]:
     try:
-        return path.open("a")
+        return open(path, "a", opener=private)
     except OSError as error:
         raise WorkspaceError(f"{path} cannot be written: {error.strerror}.") from error
 
@@ -577,7 +578,7 @@ def read_only(workspace: Workspace) -> str:
 def make_folders(workspace: Workspace) -> None:
     """Create the folder of runs if it is missing. Raises WorkspaceError if the workspace is not writable."""
     try:
-        workspace.runs.mkdir(parents=True, exist_ok=True)
+        workspace.make()
     except OSError as error:
         raise WorkspaceError(
             f"{workspace.runs} cannot be created: {error.strerror}. Set SOUSA_WORKSPACE to another folder."
@@ -589,9 +590,26 @@ def make_folders(workspace: Workspace) -> None:
 def _connect(name: str, *, uri: bool = False) -> sqlite3.Connection:
     # isolation_level None: each statement commits at once, except after BEGIN IMMEDIATE.
     try:
-        return sqlite3.connect(name, timeout=BUSY_TIMEOUT_S, isolation_level=None, uri=uri)
+        connection = sqlite3.connect(name, timeout=BUSY_TIMEOUT_S, isolation_level=None, uri=uri, factory=_Connection)
     except sqlite3.OperationalError as error:
         raise WorkspaceError(f"{name} cannot be opened: {error}.") from None
+    connection.text_factory = _text
+    return connection
+
+
+class _Connection(sqlite3.Connection):
+    """Of a file that may be damaged: sqlite3 cannot put bytes that are not UTF-8 into the message of its error."""
+
+    def execute(self, *arguments: Any) -> sqlite3.Cursor:
+        try:
+            return super().execute(*arguments)
+        except UnicodeDecodeError as error:
+            raise sqlite3.DatabaseError(f"malformed database schema: {error.object!r}") from None
+
+
+def _text(data: bytes) -> str:
+    """Text as stored; bytes that are not UTF-8 are replaced, so that one row cannot make a query fail."""
+    return str(data, "utf-8", "replace")
 
 
 def connect_readonly(path: Path) -> Database:

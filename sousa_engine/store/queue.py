@@ -8,7 +8,8 @@ from sousa_engine.core.errors import UserError
 from sousa_engine.core.records import MOST_CPU_SLOTS, QueueSettings, Run, RunRow
 from sousa_engine.store import events, listing
 from sousa_engine.store.connection import Connection
-from sousa_engine.store.runs import SLOT_HELD, existing, run_of
+from sousa_engine.store.rows import run_of
+from sousa_engine.store.runs import SLOT_HELD, existing
 
 NOT_PAUSED = (
     "NOT EXISTS (SELECT 1 FROM queue WHERE paused_at_ms IS NOT NULL)"

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Collection, Iterable, Sequence
 from itertools import zip_longest
-from typing import Any
 
 from sousa_engine.core import errors
 from sousa_engine.core.config import RunConfig, build
@@ -18,7 +15,6 @@ from sousa_engine.core.records import (
     Listing,
     Origin,
     Prediction,
-    Progress,
     Run,
     RunFilter,
     RunRow,
@@ -27,6 +23,7 @@ from sousa_engine.core.records import (
 )
 from sousa_engine.store import events, listing
 from sousa_engine.store.connection import Connection
+from sousa_engine.store.rows import prediction_of, run_of
 
 SLOT_HELD = "status IN ('starting', 'running', 'stopping')"
 _QUEUED = {"cli": "Queued from the command line.", "page": "Queued from the studio."}
@@ -85,10 +82,10 @@ class Runs:
         Raises UnknownNameError, which suggests similar ids and names.
         """
         if text == "last":
-            newest = self.all(limit=1)
+            newest = self._connection.query("SELECT * FROM runs ORDER BY created_at_ms DESC, run_number DESC LIMIT 1")
             if not newest:
                 raise UnknownNameError("There is no last run: no run was ever queued here.")
-            return newest[0]
+            return run_of(newest[0])
         found = self._connection.query("SELECT * FROM runs WHERE id = ?", [text])
         found = found or self._connection.query(
             "SELECT * FROM runs WHERE :text != '' AND name = :text ORDER BY run_number DESC LIMIT 9", {"text": text}
@@ -117,14 +114,20 @@ class Runs:
         limit: int | None = None,
         newest_first: bool = True,
     ) -> tuple[Run, ...]:
-        """All runs with this status (default: any), sorted by time of creation."""
+        """All runs with this status (default: any) that can be read, sorted by time of creation. See `unreadable`."""
         wanted = [status] if isinstance(status, str) else list(status) if status is not None else list(RunStatus)
         order = "DESC" if newest_first else "ASC"
         sql = (
             f"SELECT * FROM runs WHERE status IN ({', '.join('?' * len(wanted))})"
             f" ORDER BY created_at_ms {order}, run_number {order} LIMIT ?"
         )
-        return tuple(run_of(row) for row in self._connection.query(sql, [*wanted, -1 if limit is None else limit]))
+        found = map(run_of, self._connection.query(sql, [*wanted, -1 if limit is None else limit]))
+        return tuple(run for run in found if not run.unreadable)
+
+    def unreadable(self) -> tuple[Run, ...]:
+        """The runs that this version cannot read, oldest first: each says why. They can be stopped and deleted."""
+        found = map(run_of, self._connection.query("SELECT * FROM runs ORDER BY run_number"))
+        return tuple(run for run in found if run.unreadable)
 
     def listing(
         self,
@@ -233,7 +236,9 @@ class Runs:
             "SELECT clip_id, split, label, predicted, probability, label_probability FROM predictions"
             " WHERE run_number = ? AND split = ? ORDER BY clip_id"
         )
-        return tuple(_prediction(row) for row in self._connection.query(sql, [self._connection.number(run_id), split]))
+        return tuple(
+            prediction_of(row) for row in self._connection.query(sql, [self._connection.number(run_id), split])
+        )
 
     def clip_scores(self, run_ids: Iterable[str], split: str) -> tuple[ClipScore, ...]:
         """The number of these runs that got each clip right, for the clips that have a prediction."""
@@ -316,42 +321,3 @@ def insert(
 
 def of_form(form_token: str | None, number: int) -> str | None:
     return f"{form_token}/{number}" if form_token else None
-
-
-def run_of(row: Mapping[str, Any]) -> Run:
-    progress = json.loads(row["progress_json"]) if row["progress_json"] else None
-    return Run(
-        id=row["id"],
-        config=_config(row["config_json"], row["name"]),
-        status=RunStatus(row["status"]),
-        created_at_ms=row["created_at_ms"],
-        started_at_ms=row["started_at_ms"],
-        ended_at_ms=row["ended_at_ms"],
-        device=row["slot"],
-        reason=row["reason"],
-        weights_label=row["weights_label"],
-        progress=Progress(**progress) if progress else None,
-        facts=json.loads(row["facts_json"]),
-        attempts=row["launches"],
-        stop_requested_at_ms=row["stop_requested_at_ms"],
-        kill_requested_at_ms=row["kill_requested_at_ms"],
-        sweep_id=row["sweep_id"],
-        trial=row["trial_number"],
-        setting=json.loads(row["setting_json"]) if row["setting_json"] else {},
-        pruned_at_step=row["pruned_at_step"],
-        tags=tuple(json.loads(row["tags_json"])),
-        note=row["note"],
-        archived_at_ms=row["archived_at_ms"],
-    )
-
-
-@lru_cache(maxsize=4096)
-def _config(text: str, name: str) -> RunConfig:
-    """Cached and shared, as it is frozen: validating 73 targets per run would cost a list of 1,000 runs 0.1 s."""
-    config = RunConfig.model_validate_json(text)
-    return config if config.name == name else config.model_copy(update={"name": name})
-
-
-def _prediction(row: Mapping[str, Any]) -> Prediction:
-    values: dict[str, Any] = {key: math.nan if value is None else value for key, value in row.items()}
-    return Prediction(**values)

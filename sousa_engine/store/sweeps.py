@@ -13,7 +13,8 @@ from sousa_engine.core.records import Run, Sweep, SweepRun, SweepStatus, checked
 from sousa_engine.store import migrations
 from sousa_engine.store.connection import THESE, Connection
 from sousa_engine.store.marks import check_over, delete
-from sousa_engine.store.runs import insert, of_form, run_of
+from sousa_engine.store.rows import run_of
+from sousa_engine.store.runs import insert, of_form
 
 
 class Sweeps:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from sousa_engine.core.errors import WorkspaceError
 from sousa_engine.workspace import Workspace
+from sousa_engine.workspace.locks import private
 from sousa_engine.workspace.run_files import sync_folder
 
 
@@ -27,7 +28,7 @@ def alone(workspace: Workspace, *, wait: bool) -> Iterator[bool]:
     """
     path = workspace.runs / ".trash.lock"
     try:
-        lock = path.open("a")
+        lock = open(path, "a", opener=private)  # noqa: SIM115
     except OSError as error:
         raise WorkspaceError(f"Nothing can be deleted because {path} cannot be written: {error.strerror}.") from None
     with lock:

@@ -13,7 +13,9 @@ import hmac
 import ipaddress
 import os
 import re
+import sys
 from collections.abc import Mapping, Sequence
+from typing import NoReturn
 from urllib.parse import parse_qs, quote, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -167,6 +169,15 @@ def guard_options(environment: Mapping[str, str], address: str | None, hosts: Se
     token = token_of(environment)
     check_address(address, token)
     return {"allowed_hosts": list(hosts) or ["127.0.0.1", "localhost"], "token": token}
+
+
+def refuse() -> NoReturn:
+    """End a server that was started with a page instead of app.py: it would have no guard.
+
+    `streamlit run FILE` imports a file that assigns an st.App, under its own name, and runs it as a page otherwise. So
+    each page assigns one under that name, and this refuses to make it.
+    """
+    sys.exit("error: this page has no guard of its own. Start the studio with: streamlit run app.py")
 
 
 def from_streamlit() -> dict:

@@ -8,9 +8,13 @@ from sousa_engine.core.errors import SousaError
 from sousa_engine.store import migrations
 from sousa_engine.web import addresses, parts, tell, titles
 from sousa_engine.web.components.browser_tab import browser_tab
+from sousa_engine.web.guard import refuse
 from sousa_engine.web.parts import READ_ONLY, plain
 from sousa_engine.workspace import PROJECT_ROOT, default_workspace
 from sousa_engine.workspace.file_systems import taken_risk
+
+if __name__ == "main":  # `streamlit run` of this file, past app.py and its guard
+    app = st.App(refuse())
 
 ASSETS = Path(__file__).resolve().parent / "assets"
 

@@ -108,7 +108,8 @@ def _live(store: Store, run: Run, asked: Asked, measured: Mapping[str, Summary])
         "progress": _progress(run),
         "queued_ms": None if run.started_at_ms else store.queue.queued_at_ms(run.id),
         # Shifted by the time it ran before it was resumed, so that subtracting it gives the total time.
-        "started_ms": run.started_at_ms and run.started_at_ms - sum(end - start for start, end in run.earlier_ms),
+        "started_ms": run.started_at_ms
+        and run.started_at_ms - sum(max(0, end - start) for start, end in run.earlier_ms),
         "ended_ms": run.ended_at_ms,
         "series": series,
     }

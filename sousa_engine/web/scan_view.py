@@ -13,7 +13,7 @@ import pandas as pd
 import streamlit as st
 
 from sousa_engine.analysis.export import findings_csv
-from sousa_engine.core.config import DataConfig
+from sousa_engine.core.config import DataConfig, with_values
 from sousa_engine.core.errors import UserError, WorkspaceError
 from sousa_engine.data import findings, scan, synth
 from sousa_engine.data.dataset import DataSet
@@ -42,7 +42,7 @@ def files_section(data: DataConfig, workspace: Workspace) -> None:
         "Strict", key=_STRICT, bind="query-params",
         help="Refuse to train if any file or label is invalid. If off, such files are left out.",
     )  # fmt: skip
-    data = data.model_copy(update={"strict": strict})
+    data = with_values(data, strict=strict)
     doing = scan.look(data, workspace)
     running = doing is not None and doing.is_running
     st.fragment(section, run_every=REFRESH_S if running else None)(data, workspace, running)
@@ -57,7 +57,7 @@ def query_of_launch(dataset: str, **more: str) -> dict[str, str]:
 
 def opened(data: DataConfig, workspace: Workspace) -> DataSet:
     """The data set, opened once for all sessions until a scan has new results. Raises the errors of DataSet.open."""
-    return _opened(data.model_copy(update={"strict": False}), workspace, scan.stamp(data, workspace))
+    return _opened(with_values(data, strict=False), workspace, scan.stamp(data, workspace))
 
 
 def forget() -> None:

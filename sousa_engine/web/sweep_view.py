@@ -22,6 +22,7 @@ from sousa_engine.analysis.sweeps import (
     trial_rows,
 )
 from sousa_engine.core import grammar, sweep_spec
+from sousa_engine.core.config import with_values
 from sousa_engine.core.errors import ConfigError, SousaError, UserError
 from sousa_engine.core.records import Curve, Run, Summary, Sweep, SweepStatus
 from sousa_engine.core.sweep_spec import SweepSpec
@@ -375,5 +376,5 @@ def definition(found: Sweep, spec: SweepSpec) -> None:
 
 def clone(spec: SweepSpec) -> None:
     name = f"{spec.name}, again"[: sweep_spec.MOST_LETTERS] if spec.name else ""
-    handover.leave_sweep_draft(spec.model_copy(update={"name": name}))
+    handover.leave_sweep_draft(with_values(spec, name=name))
     st.query_params.clear()

@@ -56,6 +56,12 @@ class Workspace:
         except PermissionError:
             return False
 
+    def make(self) -> None:
+        """Create the folders that are missing, for this account alone. Raises OSError."""
+        for folder in (*reversed(self.root.parents), self.root, self.runs):
+            if not folder.is_dir():
+                folder.mkdir(mode=0o700, exist_ok=True)
+
     def full_disk(self) -> str:
         """A sentence if the disk is full, else "". Until there is room, runs wait and runs.db does not change."""
         try:

@@ -1,14 +1,17 @@
 """A run's append-only metric file, and reading it back. The trainer writes it, the supervisor ingests it.
 
 One JSON object per line. A line is handed to the kernel in one write and survives the trainer from then on; `sync`
-makes it survive the machine. A last line without its newline is incomplete or still being written: readers ignore it.
+makes it survive the machine. A spool ends with its last newline (`end_of`): what follows is incomplete or still being
+written. Readers ignore it, and the next writer replaces it.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
+import stat
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,9 +19,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from sousa_engine.core.records import Event, Prediction, Progress
+from sousa_engine.core.records import MOST_MS, MOST_WHOLE, Event, Prediction, Progress
+from sousa_engine.workspace import run_files
 
 _CHUNK_BYTES = 4 << 20
+_LONGEST_LINE = 64 << 20  # bytes; a step of a network with 100,000 modules has a tenth of them
+_MOST_PREDICTION_BYTES = 1 << 30
 
 
 class SpoolPoint(NamedTuple):
@@ -54,8 +60,10 @@ class SpoolWriter:
     def __init__(self, path: Path, clock_ms: Callable[[], int] | None = None):
         self._clock_ms = clock_ms or (lambda: time.time_ns() // 1_000_000)
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        if not stat.S_ISREG(os.fstat(self._file).st_mode):
+            raise run_files.Irregular(errno.EINVAL, "not a regular file", str(path))
         self._size = _end_of_last_line(self._file)
-        os.ftruncate(self._file, self._size)  # an incomplete line of a killed attempt, which was never ingested
+        os.ftruncate(self._file, self._size)  # an incomplete line of a killed attempt
 
     def metrics(self, step: int, values: Mapping[str, float], epoch: int | None = None, n: int | None = None) -> None:
         """Values after optimiser step `step` (from 1). nan and inf are kept; None is left out."""
@@ -101,20 +109,31 @@ class SpoolWriter:
         self._size += written
 
 
+def end_of(path: Path) -> int:
+    """Bytes of the complete lines of a spool: where the next writer goes on. 0 if there is no such file."""
+    try:
+        with run_files.open_file(path) as file:
+            return _end_of_last_line(file.fileno())
+    except FileNotFoundError:
+        return 0
+
+
 def read_spool(path: Path, offset: int, max_bytes: int = _CHUNK_BYTES) -> tuple[list[dict[str, Any]], int]:
-    """Complete lines from byte `offset` on, and the offset after them; about `max_bytes` per call at most.
+    """Complete lines from byte `offset` on, and the offset after them; about `max_bytes` or one line per call at most.
 
     A missing file has no entries. An incomplete last line is left for later. A complete line that is not a JSON object
     is returned as {"k": "unreadable", "offset": ..., "length": ...}: reported, not dropped.
     """
     try:
-        with path.open("rb") as file:
+        with run_files.open_file(path) as file:
             file.seek(offset)
             block = file.read(max_bytes)
+            while b"\n" not in block[-max_bytes:] and len(block) < _LONGEST_LINE and (more := file.read(max_bytes)):
+                block += more
     except FileNotFoundError:
         return [], offset
     whole = block.rfind(b"\n") + 1
-    if not whole and len(block) == max_bytes:
+    if not whole and len(block) >= _LONGEST_LINE:
         return [{"k": "unreadable", "offset": offset, "length": len(block)}], offset + len(block)
     entries: list[dict[str, Any]] = []
     at = offset
@@ -135,7 +154,7 @@ def read_batch(path: Path, offset: int, max_bytes: int = _CHUNK_BYTES) -> SpoolB
     for entry in entries:
         kind = entry["k"]
         try:
-            now = _whole(entry.get("t", now))
+            now = _moment(entry.get("t", now))
             if kind == "metrics":
                 step, epoch, n = (
                     _whole(entry["step"]),
@@ -144,18 +163,17 @@ def read_batch(path: Path, offset: int, max_bytes: int = _CHUNK_BYTES) -> SpoolB
                 )
                 points += [SpoolPoint(_text(m), step, float(v), epoch, n, now) for m, v in entry["m"].items()]
             elif kind == "progress":
-                progress = Progress(**{k: v for k, v in entry.items() if k not in ("k", "t")})
+                progress = Progress.read({k: v for k, v in entry.items() if k not in ("k", "t")})
             elif kind == "event":
                 events.append(Event(at_ms=now, kind=_text(entry["kind"]), message=_text(entry["message"])))
             elif kind == "facts":
-                facts.update(entry["facts"])
+                facts.update(_facts(entry["facts"]))
             elif kind == "unreadable":
                 events.append(_unreadable(now, entry["offset"], entry["length"], path))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             # Values that the store cannot take must not reach it: one bad line would block the run forever.
-            events.append(
-                Event(at_ms=now, kind="unreadable", message=f"Ignored a {_text(kind)} line of {path.name}: {error!r}")
-            )
+            why = f"Ignored a {_text(kind)[:60]} line of {path.name}: {_text(repr(error))[:300]}"
+            events.append(Event(at_ms=now, kind="unreadable", message=why))
     return SpoolBatch(start=offset, end=end, points=points, progress=progress, events=events, facts=facts or None)
 
 
@@ -177,9 +195,11 @@ def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
 def read_predictions(path: Path) -> tuple[Prediction, ...]:
     """All predictions of a run; none if the file is missing. Raises ValueError naming the invalid line."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = run_files.read_bytes(path, _MOST_PREDICTION_BYTES).decode("utf-8")
     except FileNotFoundError:
         return ()
+    except run_files.Irregular as error:
+        raise ValueError(f"{path}: {error.strerror}") from None
     if not text:
         return ()
     found: list[Prediction] = []
@@ -189,7 +209,7 @@ def read_predictions(path: Path) -> tuple[Prediction, ...]:
             values |= {key: _text(values[key]) for key in ("clip_id", "split", "label", "predicted")}
             values |= {key: float(values[key]) for key in ("probability", "label_probability")}
             found.append(Prediction(**values))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
             raise ValueError(f"Line {number} of {path} is not a prediction: {error}") from None
     return tuple(found)
 
@@ -209,9 +229,35 @@ def _no_json(word: str) -> None:
 
 
 def _whole(value: Any) -> int:
-    if not isinstance(value, int) or abs(value) >= 2**62:
-        raise TypeError(f"{value!r} is not a whole number")
+    if not isinstance(value, int) or abs(value) >= MOST_WHOLE:
+        raise TypeError(f"{str(value)[:40]} is not a whole number")
     return value
+
+
+def _moment(value: Any) -> int:
+    if abs(_whole(value)) > MOST_MS:
+        raise ValueError(f"{value} ms is in no calendar")
+    return value
+
+
+def _facts(value: Any) -> dict[str, Any]:
+    """Facts as a database can hold them. The store itself keeps "earlier"."""
+    found = _storable(value)
+    if not isinstance(found, dict) or "earlier" in found:
+        raise TypeError("these are not facts of a trainer")
+    return found
+
+
+def _storable(value: Any) -> Any:
+    if isinstance(value, str):
+        return _text(value)
+    if isinstance(value, int):
+        return _whole(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{value} is not JSON")
+    if isinstance(value, dict):
+        return {_text(key): _storable(one) for key, one in value.items()}
+    return [_storable(one) for one in value] if isinstance(value, list) else value
 
 
 def _whole_or_none(value: Any) -> int | None:

@@ -425,3 +425,36 @@ def test_the_command_sousa_is_this_command_line():
     scripts = tomllib.loads((README.parent / "pyproject.toml").read_text())["project"]["scripts"]
     module, _, name = scripts["sousa"].partition(":")
     assert getattr(importlib.import_module(module), name) is main
+
+
+def test_a_run_that_cannot_be_read_is_shown_with_the_reason_and_every_verb_answers(sousa, workspace):
+    good = Training.begin(workspace).finish()
+    with Store.open(workspace) as store:
+        odd = store.runs.enqueue(RunConfig()).id
+        with store.connection.writing() as db:
+            sql = "UPDATE runs SET config_json = json_set(config_json, '$.training.of_next_year', 1) WHERE id = ?"
+            db.execute(sql, [odd])
+    shown = sousa("show", odd)
+    assert shown.exit_code == 0 and "of_next_year" in shown.output and "train again" not in shown.output
+    for words in (["show", good.id], ["runs"], ["queue"], ["queue", "move", odd, "--to", "1"], ["tag", odd, "+odd"]):
+        assert sousa(*words).exit_code == 0, words
+    refused = sousa("clone", odd)
+    assert refused.exit_code == 2 and "of_next_year" in refused.output
+    checked = sousa("db", "check")
+    assert checked.exit_code == 1 and odd in checked.output
+    report = sousa("analyze")
+    assert f"left out: run {odd}" in report.output and report.exit_code == 0
+    assert sousa("stop", odd).exit_code == sousa("delete", odd, "--yes").exit_code == 0
+    assert sousa("db", "check").exit_code == 0
+
+
+def test_no_command_passes_the_escapes_of_a_log_an_event_or_a_reason_to_the_terminal(sousa, workspace):
+    training = Training.begin(workspace)
+    training.event("note", "\x1b]0;owned\x07an event\x9b2J")
+    training.log("\x1b[2Ja line of the log\x1b]52;c;cm0=\x07")
+    run = training.end(RunStatus.FAILED, "a reason\x1b[1A\x1b[2K\u202e")
+    for words in (["show", run.id], ["runs"], ["show", "no\x1b[31msuch"]):
+        output = sousa(*words).output
+        assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", output), words
+    shown = sousa("show", run.id).output
+    assert all(text in shown for text in ("an event", "a line of the log", "a reason\\u202e"))

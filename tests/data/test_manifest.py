@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import re
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +13,8 @@ import soundfile
 
 from sousa_engine.core.config import DataConfig
 from sousa_engine.core.errors import DataError, UnknownNameError
+from sousa_engine.data import layouts, splits
 from sousa_engine.data import manifest as manifests
-from sousa_engine.data import splits
 
 
 def write_wav(path, seconds=0.5, rate_hz=8000):
@@ -354,3 +355,19 @@ def test_sample_rates_that_differ_are_counted_to_the_last_file(tmp_path):
     note = next(note for note in open_path(tmp_path).notes if "Sample rates differ" in note)
     counts = [int(n) for n in re.findall(r"(\d+) at \d+ ", note)]
     assert sum(counts) == 24 and ", 6 at 3 others)" in note
+
+
+@pytest.mark.parametrize("root", ["/", "/usr", "/proc/self", "/dev", "~", "/etc/.."])
+def test_a_folder_of_the_system_is_refused_before_anything_below_it_is_listed(root, monkeypatch):
+    monkeypatch.setattr(layouts.os, "scandir", None)  # would raise TypeError
+    with pytest.raises(DataError, match=r"folder of the system or your home folder"):
+        layouts.list_folder(Path(root).expanduser().resolve())
+
+
+def test_a_tree_with_far_too_many_files_is_left_with_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(layouts, "MOST_FILES", 3)
+    (tmp_path / "tap").mkdir()
+    for number in range(5):
+        (tmp_path / "tap" / f"{number}.txt").touch()
+    with pytest.raises(DataError, match=r"tap holds more than 3 files"):
+        layouts.list_folder(tmp_path)

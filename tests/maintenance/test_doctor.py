@@ -6,6 +6,7 @@ import ast
 import contextlib
 import json
 import os
+import signal
 import socket
 import sqlite3
 import subprocess
@@ -15,9 +16,11 @@ from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 from click.testing import CliRunner
 from seeding import Training
+from waiting import wait_for
 
 from sousa_engine import backbones
 from sousa_engine.backbones import pretrained
@@ -386,7 +389,7 @@ def test_the_whole_report_of_this_machine(workspace, monkeypatch):
     assert result.exit_code == (1 if report["level"] == "problem" else 0)
     names = [finding.name for finding in findings if not finding.name.startswith("Package ")]
     assert names == [
-        "SOUSA engine", "Python", "Packages", "PyTorch", "torchaudio", "Devices", "bf16", "CPU", "Load",
+        "SOUSA engine", "Python", "SQLite", "Packages", "PyTorch", "torchaudio", "Devices", "bf16", "CPU", "Load",
         "Disk of the workspace", "Disk for temporary files", "Workspace", "File system", "Database", "Supervisor",
         "Weights", "Browser address", "Network", "Text encoding",
     ]  # fmt: skip
@@ -499,3 +502,41 @@ def test_run_folders_that_the_database_lost_are_a_problem(workspace):
     wrong(storage.database(workspace, migrations.look), "problem", "db rebuild")
     Store.open(workspace).close()  # what the next command does
     wrong(storage.database(workspace, migrations.look), "problem", "db rebuild")
+
+
+def test_the_lock_held_by_another_program_is_named_and_so_is_a_suspended_supervisor(workspace):
+    workspace.make()
+    lock = locks.take(workspace.supervisor_lock)
+    try:
+        found = storage.supervisor(True, 2, workspace.supervisor_log, holder=storage.holder(workspace))
+        assert found.level == "problem" and "no run can start" in found.text
+        if sys.platform == "linux":
+            assert f"process {os.getpid()} " in found.text
+    finally:
+        os.close(lock)
+    words = [sys.executable, "-c", "import time; time.sleep(60)", "-m", "sousa_engine.runs.supervisor"]
+    process = subprocess.Popen(words)
+    try:
+        workspace.supervisor_lock.write_text(f"{process.pid}\n")
+        assert storage.holder(workspace) is None
+        os.kill(process.pid, signal.SIGSTOP)
+        wait_for(lambda: psutil.Process(process.pid).status() == psutil.STATUS_STOPPED)
+        assert f"kill -CONT {process.pid}" in storage.holder(workspace)[1]
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize(
+    ("version", "level"),
+    [
+        ((3, 40, 1), "warning"),
+        ((3, 51, 2), "warning"),
+        ((3, 50, 6), "warning"),
+        ((3, 50, 7), "ok"),
+        ((3, 51, 3), "ok"),
+        ((3, 53, 0), "ok"),
+    ],
+)
+def test_an_sqlite_with_the_race_is_named(version, level):
+    assert installation.sqlite(version).level == level

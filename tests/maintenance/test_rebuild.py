@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import shutil
@@ -22,7 +23,7 @@ from sousa_engine.maintenance import check
 from sousa_engine.maintenance import rebuild as rebuilding
 from sousa_engine.maintenance.rebuild import rebuild
 from sousa_engine.runs.supervisor import Supervisor
-from sousa_engine.store import Store
+from sousa_engine.store import Store, migrations
 from sousa_engine.store.ledger import Ledger
 from sousa_engine.workspace import run_files, spool
 
@@ -301,6 +302,61 @@ def test_folders_that_make_no_run_are_named_and_left_alone(workspace):
     assert made.from_files == (good.id,)
     assert len(made.left_out) == 2 and "training.lr" in made.left_out[0] and "is not JSON" in made.left_out[1]
     assert odd.exists() and torn.exists()
+
+
+def linked_to_zeros(place):
+    place.symlink_to("/dev/zero")
+
+
+def text(words):
+    return lambda place: place.write_text(words)
+
+
+@pytest.mark.parametrize(
+    ("file", "make"),
+    [
+        (run_files.SPOOL, os.mkfifo),
+        (run_files.SPOOL, os.mkdir),
+        (run_files.SPOOL, linked_to_zeros),
+        (run_files.SPOOL, text('{"k":"metrics","t":1,"step":2,"m":{"a":' + "1" * 400 + "}}\n")),
+        (run_files.RESULT, os.mkdir),
+        (run_files.PREDICTIONS, os.mkfifo),
+        (run_files.LOG, os.mkfifo),
+        (run_files.KEEPER, text("[" * 100_000)),
+        (run_files.CONFIG, text('{"a":' + "[" * 100_000)),
+        (run_files.EXIT, text('{"nonce": "n2", "ended_ms": 5, "steps": []}')),
+    ],
+)
+def test_one_odd_folder_does_not_end_the_rebuild(workspace, file, make):
+    good, odd = (Training.begin(workspace).finish() for _ in range(2))
+    place = workspace.run_dir(odd.id) / file
+    place.unlink(missing_ok=True)
+    make(place)
+    spoil_by_deletion(workspace.db)
+    made = rebuild(workspace)
+    assert good.id in made.from_files
+    assert odd.id in made.from_files or [line for line in made.left_out if odd.id in line and file in line]
+
+
+def test_a_row_that_this_version_cannot_read_is_kept_for_one_that_can(workspace):
+    run = Training.begin(workspace).finish()
+    with contextlib.closing(sqlite3.connect(workspace.db)) as plain, plain:
+        plain.execute("UPDATE runs SET config_json = json_set(config_json, '$.training.of_next_year', 1)")
+    assert "cannot be read" in check.check(workspace).findings[0] and run.id in check.check(workspace).findings[0]
+    rebuild(workspace)
+    with Store.open(workspace) as store:
+        assert [one.id for one in store.runs.unreadable()] == [run.id]
+
+
+def test_a_schema_with_a_byte_that_is_no_text_is_damage_with_a_sentence(workspace):
+    run = Training.begin(workspace).finish()
+    data = bytearray(workspace.db.read_bytes())
+    data[data.find(b"CREATE TABLE runs") + 7] = 0xC5
+    workspace.db.write_bytes(data)
+    for look in (check.check, migrations.look, Store.open):
+        with pytest.raises(WorkspaceError, match="db rebuild"):
+            look(workspace)
+    assert rebuild(workspace).from_files == (run.id,)
 
 
 def test_a_folder_renamed_for_a_deletion_that_never_came_to_its_end_is_a_run_again(workspace):

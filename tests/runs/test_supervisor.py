@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -11,6 +12,7 @@ import sys
 import threading
 import time
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 
@@ -23,7 +25,7 @@ from sousa_engine.runs.executors import Sighting, local
 from sousa_engine.runs.supervisor import Supervisor
 from sousa_engine.store import now_ms
 from sousa_engine.store.ledger import Ledger
-from sousa_engine.workspace import locks, run_files
+from sousa_engine.workspace import locks, run_files, spool
 from sousa_engine.workspace.spool import SpoolWriter, write_predictions
 
 ABSENT = Sighting(is_alive=False)
@@ -68,6 +70,10 @@ class ScriptedExecutor:
     def stop(self, run, nonce, *, now=False):
         self.stops.append((run.id, now))
         return self.reachable
+
+    def kill(self, run, nonce):
+        self.stops.append((run.id, "kill"))
+        return True
 
 
 class Studio:
@@ -226,6 +232,72 @@ def test_a_resumed_run_whose_spool_lost_its_end_loses_no_new_line(studio):
     ]
 
 
+@pytest.mark.parametrize("tail", [b"", bytes(200)])
+def test_a_spool_cut_inside_a_line_is_read_on_from_where_the_trainer_writes(studio, tail):
+    """The cut byte is past the last newline: whoever reads on from it loses what the next attempt writes before it."""
+    run_id = studio.launched()
+    spool_file = studio.folder(run_id) / run_files.SPOOL
+    with SpoolWriter(spool_file) as writer:
+        writer.metrics(1, {"train/loss": 1.0})
+        writer.metrics(2, {"train/loss": 1.0} | {f"update/a.long.path.{i}": 0.5 for i in range(50)})
+        writer.metrics(3, {"train/loss": 1.0})
+    studio.see(run_id, ended(number=9))
+    first, second, _ = spool_file.read_bytes().splitlines(keepends=True)
+    spool_file.write_bytes(first + second[: len(second) * 9 // 10] + tail)
+    studio.store.runs.resume(run_id, "From step 1.")
+    studio.see(run_id, ABSENT)  # launched again
+    with SpoolWriter(spool_file) as writer:
+        for step in range(2, 30):
+            writer.metrics(step, {"train/loss": 0.5})
+    studio.see(run_id, ended(0, result={"outcome": "finished", "reason": None}))
+    curve = studio.store.metrics.curve(run_id, "train/loss")
+    assert curve.mean == (1.0, *[0.5] * 28) and curve.steps == tuple(range(1, 30))
+
+
+UNREADABLE = [
+    "config_json = json_set(config_json, '$.training.of_next_year', 1)",
+    "config_json = json_set(config_json, '$.seed', 3000000000)",
+    "name = 'set ' || char(0x202E) || 'gnp'",
+    "config_json = json_set(config_json, '$.training.lr', json('1' || replace(hex(zeroblob(200)), '0', '1')))",
+]
+
+
+@pytest.mark.parametrize("damage", UNREADABLE)
+def test_a_queued_run_that_cannot_be_read_fails_with_the_reason_and_the_next_one_starts(studio, damage):
+    odd, next_one = studio.queue(), studio.queue()
+    alter(studio.store, f"UPDATE runs SET {damage} WHERE id = ?", odd)
+    for _ in range(3):
+        studio.round()
+    assert studio.status(odd) is RunStatus.FAILED and "cannot be read" in studio.reason(odd)
+    assert set(studio.executor.submitted) == {next_one}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        UNREADABLE[0],
+        "facts_json = json_set(facts_json, '$.earlier', 5)",
+        'progress_json = \'{"colour": "red"}\'',
+        "weights_label = CAST(x'EDA080' AS TEXT)",
+        "tags_json = '7'",
+    ],
+)
+def test_a_live_run_that_cannot_be_read_is_stopped_and_ended_like_any_other(studio, damage):
+    odd = studio.launched()
+    alter(studio.store, f"UPDATE runs SET {damage} WHERE id = ?", odd)
+    studio.queue()
+    studio.store.runs.request_stop(odd)
+    studio.round()
+    assert studio.executor.stops == [(odd, False)]
+    studio.see(odd, ended(3, steps=["SIGTERM"], result={"outcome": "stopped", "reason": "Stopped at step 1."}))
+    assert studio.status(odd) is RunStatus.STOPPED and len(studio.executor.submitted) == 2
+
+
+def alter(store, sql, *values):
+    with store.connection.writing() as db:
+        db.execute(sql, values)
+
+
 def test_a_claim_of_a_supervisor_that_died_is_taken_up_after_ten_seconds(studio):
     run_id = studio.queue()
     Ledger(studio.store).claim("cpu", "nonce of the dead")
@@ -291,11 +363,11 @@ def test_all_that_lives_is_adopted_before_what_one_of_them_left_is_taken_in(stor
 
 def test_a_stop_does_not_wait_until_all_that_a_run_left_is_taken_in(studio, monkeypatch):
     run_id = studio.launched()
-    with SpoolWriter(studio.folder(run_id) / run_files.SPOOL) as spool:
+    with SpoolWriter(studio.folder(run_id) / run_files.SPOOL) as writer:
         for step in range(1, 101):
-            spool.metrics(step, {"train/loss": 1.0})
-    read = supervisor.read_batch
-    monkeypatch.setattr(supervisor, "read_batch", lambda path, offset: read(path, offset, max_bytes=1000))
+            writer.metrics(step, {"train/loss": 1.0})
+    read = spool.read_batch
+    monkeypatch.setattr(spool, "read_batch", lambda path, offset: read(path, offset, max_bytes=1000))
     last_step = lambda: studio.store.metrics.summaries([run_id])[run_id]["train/loss"].last_step  # noqa: E731
     studio.round()
     assert last_step() < 50
@@ -426,6 +498,23 @@ def test_a_trainer_without_its_keeper_is_stopped_and_in_the_end_killed(studio):
     assert studio.status(run_id) is RunStatus.FAILED and "keeper was killed" in studio.reason(run_id)
 
 
+@pytest.mark.parametrize("at_once", [False, True])
+def test_a_keeper_that_answers_nothing_is_killed_after_its_time_and_its_slot_is_free(studio, at_once):
+    run_id = studio.launched()
+    studio.store.runs.request_stop(run_id, at_once=at_once)
+    studio.round()
+    studio.now += 5
+    studio.round()
+    assert studio.executor.stops == [(run_id, at_once)]  # it still has time
+    studio.now += 80
+    studio.round()
+    studio.round()
+    assert studio.executor.stops[1:] == [(run_id, "kill")] * 2
+    assert [e.message for e in studio.store.runs.events(run_id) if "Killed the keeper" in e.message] != []
+    studio.see(run_id, Sighting(is_alive=False, trainer_started=True, started_at_ms=5))
+    assert studio.status(run_id) is RunStatus.STOPPED and "checkpoint is lost" in studio.reason(run_id)
+
+
 # Taking what was measured
 
 
@@ -543,16 +632,18 @@ def test_a_dead_run_whose_leavings_cannot_be_taken_ends_all_the_same(studio, mon
     assert Ledger(studio.store).claim("cpu", "next") is None and not studio.store.queue.live()  # the slot is free
 
 
-def test_a_run_whose_notes_cannot_be_read_ends_no_supervisor_and_goes_on_when_they_can(workspace, store, capfd):
+def test_a_run_whose_notes_cannot_be_read_ends_no_supervisor_and_goes_on_when_they_can(
+    workspace, store, capfd, monkeypatch
+):
     studio = Studio(store)
     run_id = studio.launched()
     executor, real = studio.executor, local.LocalExecutor(workspace)
-    (studio.folder(run_id) / run_files.KEEPER).mkdir()  # as a disk that answers with errors
+    monkeypatch.setattr(run_files, "read_keeper", Mock(side_effect=OSError(errno.EIO, "the disk answers with errors")))
     scripted, executor.poll = executor.poll, real.poll
     for _ in range(8):
         studio.round()
         studio.now += 10
-    assert studio.status(run_id) is RunStatus.RUNNING and "IsADirectoryError" in capfd.readouterr().err
+    assert studio.status(run_id) is RunStatus.RUNNING and "the disk answers" in capfd.readouterr().err
     assert kinds(studio, run_id).count("supervisor") == 1
     executor.poll = scripted
     studio.see(run_id, FINISHED)

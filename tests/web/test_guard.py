@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import ast
 from urllib.parse import urljoin, urlsplit
 
 import pytest
+import streamlit
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route, WebSocketRoute
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
+from streamlit.web.server.app_discovery import discover_asgi_app
 
 from sousa_engine.web import guard
 from sousa_engine.web.guard import Guard, UnsafeSetting
+from sousa_engine.workspace import PROJECT_ROOT
 
 STREAM = "ws://localhost:8501/stream"
 TOKEN = "correct-horse-battery-staple"
@@ -214,3 +218,17 @@ def test_every_answer_carries_the_headers_that_browsers_heed():
         assert answer.headers["content-security-policy"] == "frame-ancestors 'self'"
         assert answer.headers["referrer-policy"] == "same-origin"
     assert client().get("/?own=1").headers["referrer-policy"] == "no-referrer", "what an answer set itself stays"
+
+
+SCRIPTS = [PROJECT_ROOT / "sousa_engine" / "web" / "main.py", *sorted((PROJECT_ROOT / "pages").glob("*.py"))]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_a_server_of_a_page_alone_ends_before_it_serves_anything(script):
+    """Streamlit imports a file with an app in it under its own name, and would run any other as a page, unguarded."""
+    found = discover_asgi_app(script)
+    assert (found.is_asgi_app, found.import_string) == (True, f"{script.stem}:app")
+    (condition,) = [node for node in ast.parse(script.read_text()).body if isinstance(node, ast.If)][:1]
+    module = ast.Module([condition], type_ignores=[])
+    with pytest.raises(SystemExit, match=r"streamlit run app\.py"):
+        exec(compile(module, str(script), "exec"), {"__name__": script.stem, "st": streamlit, "refuse": guard.refuse})

@@ -53,7 +53,28 @@ def test_settings_tell_config_command_versions_and_targets(visit_week, week):
     changed = app.dataframe[0].value.set_index("Field")
     assert changed.loc["lora.r", "This run"] == "16" and changed.loc["lora.r", "Default"] == "8"
     table = app.table[0].value.to_string()
-    assert "transformers 5.23.0" in table and "q_proj ×4" in table and "layers 0 to 3" in table
+    assert "transformers 5.23.0" in table and r"q\_proj ×4" in table and "layers 0 to 3" in table
+
+
+def test_settings_show_what_a_trainer_reported_as_it_is_written(visit, workspace):
+    """Streamlit reads the cells of such a table as Markdown, and would fetch a picture from anywhere."""
+    training = Training.begin(workspace)
+    training.report(facts={"device": "![x](https://evil.example/x.png)"})
+    run = training.finish()
+    app = tab(visit("run", id=run.id), "Settings", run.id, "Results")
+    assert r"!\[x\](" in app.table[0].value.to_string()
+
+
+def test_a_run_that_cannot_be_read_says_why_and_can_be_stopped_and_deleted(visit, workspace):
+    with Store.open(workspace) as store:
+        run = store.runs.enqueue(config())
+        with store.connection.writing() as db:
+            db.execute("UPDATE runs SET config_json = json_set(config_json, '$.training.of_next_year', 1)")
+        app = visit("run", id=run.id)
+        assert "cannot be read" in app.error[0].value and r"of\_next\_year" in app.error[0].value
+        app = click(app, "stop")
+        assert store.runs.get(run.id).status is RunStatus.STOPPED
+        assert [button.label for button in app.button if button.key == "delete"] == ["Delete"]
 
 
 def layers(visit, run, first="Results"):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import os
+import sys
 import threading
 
-from sousa_engine.workspace import locks
+from sousa_engine.workspace import Workspace, locks
 
 
 def test_a_lock_has_one_holder_until_it_is_closed(tmp_path):
@@ -38,3 +39,24 @@ def test_who_only_looks_keeps_nobody_from_taking_a_free_lock(tmp_path):
     lock = locks.take(path)
     assert lock is not None
     os.close(lock)
+
+
+def test_only_the_account_of_the_workspace_can_lock_it(tmp_path):
+    old, new = tmp_path / "old.lock", tmp_path / "new.lock"
+    old.write_text("")
+    old.chmod(0o644)
+    for path in (old, new):
+        lock = locks.take(path)
+        assert lock is not None and path.stat().st_mode & 0o777 == 0o600
+        if sys.platform == "linux":
+            assert locks.holders(path) == (os.getpid(),)
+        os.close(lock)
+        assert locks.holders(path) == ()
+
+
+def test_a_new_workspace_is_private_and_an_existing_folder_stays_as_it_is(tmp_path):
+    tmp_path.chmod(0o755)
+    workspace = Workspace(root=tmp_path / "new" / "place")
+    workspace.make()
+    assert [folder.stat().st_mode & 0o777 for folder in (workspace.root, workspace.runs)] == [0o700] * 2
+    assert tmp_path.stat().st_mode & 0o777 == 0o755

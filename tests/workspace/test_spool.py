@@ -13,7 +13,14 @@ from sousa_engine.core.config import RunConfig
 from sousa_engine.core.records import Prediction, Progress
 from sousa_engine.store import Store
 from sousa_engine.store.ledger import Ledger
-from sousa_engine.workspace.spool import SpoolWriter, read_batch, read_predictions, read_spool, write_predictions
+from sousa_engine.workspace.spool import (
+    SpoolWriter,
+    end_of,
+    read_batch,
+    read_predictions,
+    read_spool,
+    write_predictions,
+)
 
 
 def test_what_the_trainer_writes_comes_back(tmp_path):
@@ -101,6 +108,12 @@ def test_an_unreadable_line_is_reported_and_the_rest_is_read(tmp_path):
         b'{"k":"progress","t":5,"colour":"red"}',
         b'{"k":"event","t":5,"kind":"x","message":{"not":"text"}}',
         b'{"k":"facts","t":5,"facts":7}',
+        b'{"k":"facts","t":5,"facts":{"earlier":5}}',
+        b'{"k":"facts","t":5,"facts":{"n":1e999}}',
+        b'{"k":"facts","t":5,"facts":{"n":' + b"1" * 400 + b"}}",
+        b'{"k":"metrics","t":5,"step":1,"m":{"x":' + b"1" * 400 + b"}}",
+        b'{"k":"event","t":2305843009213693952,"kind":"x","message":"y"}',
+        b'{"k":"progress","t":5,"phase":"training","done":"1","total":2}',
         b"[" * 100_000,
     ],
 )
@@ -196,3 +209,23 @@ def test_predictions_that_find_no_room_leave_nothing_behind(tmp_path):
     with pytest.raises(OSError, match="No space left"):
         write_predictions(tmp_path / "predictions.jsonl", until_the_disk_is_full())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_spool_ends_where_the_next_writer_goes_on(tmp_path):
+    path = tmp_path / "spool.jsonl"
+    assert end_of(path) == 0
+    for written in (b"", b"torn", b'{"k":"a"}\n', b'{"k":"a"}\n{"k":', b'{"k":"a"}\n' + bytes(100_000)):
+        path.write_bytes(written)
+        end = end_of(path)
+        SpoolWriter(path).close()
+        assert path.stat().st_size == end == written.rfind(b"\n") + 1
+
+
+def test_a_line_longer_than_a_batch_is_read_whole(tmp_path):
+    path = tmp_path / "spool.jsonl"
+    with SpoolWriter(path) as spool:
+        spool.metrics(1, {f"update/{i}": 0.5 for i in range(200)})
+        spool.metrics(2, {"x": 1.0})
+    batch = read_batch(path, 0, max_bytes=100)
+    assert len(batch.points) == 200 and not batch.events
+    assert read_batch(path, batch.end, max_bytes=100).points[0].step == 2

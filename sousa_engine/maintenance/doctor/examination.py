@@ -9,6 +9,7 @@ from __future__ import annotations
 import locale
 import os
 import shutil
+import sqlite3
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -48,6 +49,7 @@ def _installation(workspace: Workspace) -> tuple[Finding, ...]:
     return (
         installation.program(__version__, workspace.root),
         installation.python(sys.version_info[:3], sys.executable),
+        installation.sqlite(sqlite3.sqlite_version_info),
         *installation.packages(requirements, installation.installed_version),
         installation.torch_build(facts, trouble, gpus=len(list(Path("/dev").glob("nvidia[0-9]*")))),
         *of_torch,
@@ -69,6 +71,7 @@ def _storage(workspace: Workspace) -> tuple[Finding, ...]:
             storage.waiting_runs(workspace),
             workspace.supervisor_log,
             is_paused=storage.is_paused(workspace),
+            holder=storage.holder(workspace) if storage.is_supervised(workspace) else None,
         ),
     )
 

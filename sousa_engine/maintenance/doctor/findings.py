@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from sousa_engine.core import outside
+
 Level = Literal["ok", "warning", "problem"]
 
 
@@ -43,9 +45,9 @@ def as_text(findings: Sequence[Finding], paint: Callable[[str, Level], str] = la
     lines = []
     for finding in findings:
         word = paint(f"{'PROBLEM' if finding.level == 'problem' else finding.level:<8}", finding.level)
-        lines.append(f"{word} {finding.name:<{width}}  {finding.text}")
+        lines.append(f"{word} {finding.name:<{width}}  {outside.for_terminal(finding.text)}")
         if finding.fix:
-            lines.append(f"{'':<8} {'':<{width}}  -> {finding.fix}")
+            lines.append(f"{'':<8} {'':<{width}}  -> {outside.for_terminal(finding.fix)}")
     return "\n".join([*lines, "", summary(findings)])
 
 

@@ -16,6 +16,7 @@ from sousa_engine.maintenance.torch_facts import Device, TorchFacts
 
 _INSTALL = "Run `make app`, or: python -m pip install -r requirements.txt"
 TORCH_LIMIT_S = 90.0
+_REPAIRED_SQLITE: dict[tuple[int, ...], tuple[int, ...]] = {(3, 44): (3, 44, 6), (3, 50): (3, 50, 7)}
 _PINNED = re.compile(r"([\w.-]+)==([\w.+!-]+)")
 
 
@@ -29,6 +30,20 @@ def python(version: Sequence[int], executable: str) -> Finding:
         return Finding(name="Python", level="ok", text=text)
     fix = "Use Python 3.11, 3.12 or 3.13: make app PYTHON=python3.12"
     return Finding(name="Python", level="problem", text=text, fix=fix)
+
+
+def sqlite(version: tuple[int, ...]) -> Finding:
+    """Source: https://sqlite.org/wal.html, "The WAL-reset bug"; fixed in 3.51.3 and in releases of two older lines."""
+    text = ".".join(map(str, version))
+    if version >= _REPAIRED_SQLITE.get(version[:2], (3, 51, 3)):
+        return Finding(name="SQLite", level="ok", text=text)
+    return Finding(
+        name="SQLite",
+        level="warning",
+        text=f"{text} has a rare race (WAL reset) that can damage a database while two programs write to it",
+        fix="Use a Python with SQLite 3.51.3 or later. Until then, do not edit runs.db with other programs while runs "
+        "are active, and keep copies: python -m sousa_engine db backup",
+    )
 
 
 def packages(requirements: str, installed: Callable[[str], str | None]) -> tuple[Finding, ...]:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+import psutil
 
 from sousa_engine.core.errors import WorkspaceError
 from sousa_engine.maintenance import check
@@ -97,9 +101,16 @@ def _count(number: int, word: str) -> str:
     return f"{number:,} {word}{'' if number == 1 else 's'}"
 
 
-def supervisor(is_alive: bool, waiting: int | None, log: Path, *, is_paused: bool = False) -> Finding:
-    """waiting: number of queued runs, None if unknown. is_paused: whether all of them are held by a pause."""
+def supervisor(
+    is_alive: bool, waiting: int | None, log: Path, *, is_paused: bool = False, holder: tuple[str, str] | None = None
+) -> Finding:
+    """waiting: number of queued runs, None if unknown. is_paused: whether all of them are held by a pause.
+
+    holder: what is wrong with the process that holds the supervisor's lock, and the fix; None if nothing is.
+    """
     runs = f"{_count(waiting or 0, 'run')} queued"
+    if is_alive and holder:
+        return Finding(name="Supervisor", level="problem", text=f"{holder[0]}; {runs}", fix=holder[1])
     if is_alive:
         return Finding(name="Supervisor", level="ok", text=f"running; {runs}")
     if waiting and is_paused:
@@ -137,6 +148,28 @@ def is_supervised(workspace: Workspace) -> bool:
         return locks.is_held(workspace.supervisor_lock)
     except OSError:  # no supervisor can run there
         return False
+
+
+def holder(workspace: Workspace) -> tuple[str, str] | None:
+    """What is wrong with the process that holds the supervisor's lock, and the fix; None if it is a supervisor at work.
+
+    Any process that can open the file can lock it: then no run starts, although the lock looks like a supervisor's.
+    """
+    path = workspace.supervisor_lock
+    pid = locks.signed_by(path)
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid) if pid else None
+        if process and any(re.fullmatch(r"sousa_engine\.(runs\.)?supervisor", word) for word in process.cmdline()):
+            if process.status() != psutil.STATUS_STOPPED:
+                return None
+            return f"suspended (process {pid}): no run starts or ends", f"Let it continue: kill -CONT {pid}"
+    names = []
+    for other in locks.holders(path):
+        with contextlib.suppress(psutil.Error):
+            process = psutil.Process(other)
+            names.append(f"process {other} ({process.name()} of {process.username()})")
+    who = ", ".join(names) or "a process that cannot be seen from here"
+    return f"{path} is locked by {who}, which is not a supervisor: no run can start", "End that process."
 
 
 def is_paused(workspace: Workspace) -> bool:

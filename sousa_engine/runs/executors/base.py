@@ -52,6 +52,10 @@ class Executor(Protocol):
         """Ask it to save and exit; now: kill it and its child processes. False if there is no process to ask yet."""
         ...
 
+    def kill(self, run: Run, nonce: str) -> bool:
+        """Kill whatever is left of it, the keeper too, for an attempt that answers no stop. False if nothing is."""
+        ...
+
 
 def slots(devices: Sequence[str], cpu_slots: int) -> tuple[str, ...]:
     """Where runs can train at the same time: one slot per device, and `cpu_slots` on the CPU: cpu, cpu:1, ..."""

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import psutil
 
+from sousa_engine.core.config import with_values
 from sousa_engine.core.errors import RunError
 from sousa_engine.core.records import Run
 from sousa_engine.runs.executors import Sighting, device_of
@@ -49,7 +50,7 @@ class LocalExecutor:
             for stale in (run_files.KEEPER, run_files.EXIT, run_files.RESULT):
                 (folder / stale).unlink(missing_ok=True)
             assert run.device is not None  # it was claimed
-            config = run.config.model_copy(update={"device": device_of(run.device)})
+            config = with_values(run.config, device=device_of(run.device))
             run_files.write_json(folder / run_files.CONFIG, config.model_dump(mode="json"))
             trainer = [sys.executable, "-m", self._trainer_module, str(folder)]
             keeper = [sys.executable, "-m", KEEPER_MODULE, str(lock), str(self._grace_s), str(folder), nonce]
@@ -68,8 +69,8 @@ class LocalExecutor:
             del self._keepers[nonce]  # reaped
         folder = self._workspace.run_dir(run.id)
         held = locks.is_held(folder / run_files.KEEPER_LOCK)  # before the notes: see Sighting
-        note = _of_attempt(run_files.read_json(folder / run_files.KEEPER), nonce)
-        exit_note = _of_attempt(run_files.read_json(folder / run_files.EXIT), nonce)
+        note = _of_attempt(run_files.read_keeper(folder / run_files.KEEPER), nonce)
+        exit_note = _of_attempt(run_files.read_exit(folder / run_files.EXIT), nonce)
         # An exit is an end even while something that escaped the trainer's group still holds the lock.
         is_alive = held and not exit_note
         started = exit_note or (note if note and note["trainer_pid"] else None)
@@ -79,22 +80,32 @@ class LocalExecutor:
             started_at_ms=started["started_ms"] if started else None,
             trainer_started=started is not None,
             was_rebooted=_was_rebooted(note),
-            steps=(exit_note or note or {}).get("steps", ()),
+            steps=(exit_note or note or {"steps": ()})["steps"],
             exit=exit_note,
             # It names no attempt, but submit removed the earlier one, so it belongs to the attempt of the note.
-            result=run_files.read_json(folder / run_files.RESULT) if note or exit_note else None,
+            result=run_files.read_result(folder / run_files.RESULT) if note or exit_note else None,
         )
 
     def stop(self, run: Run, nonce: str, *, now: bool = False) -> bool:
         folder = self._workspace.run_dir(run.id)
-        note = _of_attempt(run_files.read_json(folder / run_files.KEEPER), nonce)
+        note = _of_attempt(run_files.read_keeper(folder / run_files.KEEPER), nonce)
         reached = note is not None and _signal(note["pid"], nonce, signal.SIGUSR1 if now else signal.SIGTERM)
+        if note is not None and reached:
+            _signal(note["pid"], nonce, signal.SIGCONT)  # a suspended keeper takes the step as well
         if reached and not now:
             return True
         # A trainer without its keeper; and for a stop at once, also in case its keeper hangs.
         for leader in _group_leaders(self._trainer_module, str(folder)):
             reached |= _kill_group(leader) if now else _signal(leader, str(folder), signal.SIGTERM)
         return reached
+
+    def kill(self, run: Run, nonce: str) -> bool:
+        folder = self._workspace.run_dir(run.id)
+        reached = False
+        for leader in _group_leaders(self._trainer_module, str(folder)):
+            reached |= _kill_group(leader)
+        note = _of_attempt(run_files.read_keeper(folder / run_files.KEEPER), nonce)
+        return (note is not None and _signal(note["pid"], nonce, signal.SIGKILL)) or reached
 
 
 def devices(*, fresh: bool = False) -> tuple[str, ...]:
@@ -182,10 +193,10 @@ def _was_rebooted(note: dict | None) -> bool | None:
     return None if now is None or then is None else now != then
 
 
-def _is_process(pid: int, word: str) -> bool:
+def _is_process(pid: int | None, word: str) -> bool:
     """Whether `pid` still has `word` in its command line: another program may have that pid by now."""
     try:
-        return word in psutil.Process(pid).cmdline()  # a zombie's is empty
+        return pid is not None and word in psutil.Process(pid).cmdline()  # a zombie's is empty
     except psutil.Error:
         return False
 
@@ -208,8 +219,10 @@ def _leads_group(pid: int) -> bool:
         return False
 
 
-def _signal(pid: int, word: str, number: int) -> bool:
+def _signal(pid: int | None, word: str, number: int) -> bool:
     """Send a signal to a process with `word` in its command line, never to another that has its pid by now."""
+    if pid is None:
+        return False
     try:
         if not hasattr(os, "pidfd_open"):
             return _is_process(pid, word) and os.kill(pid, number) is None
