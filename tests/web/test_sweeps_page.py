@@ -75,8 +75,9 @@ def started(store, **values):
 
 
 def tiles(app):
-    (component,) = app.get("bidi_component")
-    return json.loads(component.proto.json)["tiles"]
+    drawn = [json.loads(component.proto.json or "null") for component in app.get("bidi_component")]
+    (found,) = [data for data in drawn if isinstance(data, dict) and "tiles" in data]
+    return found["tiles"]
 
 
 FORM = {"sweep.models": ["ast-mini"], "sweep.data": "micro"}  # small, so that its plan is quick
