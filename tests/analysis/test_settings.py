@@ -232,7 +232,8 @@ def test_costs_are_means_over_the_finished_seeds_of_one_device():
 
 def test_times_under_other_numbers_of_threads_or_slots_are_not_mixed():
     def timed(number, train_s, **shared):
-        return run(number, trial=number % 2, seed=number, facts={"train_s": train_s, "device": "cpu", **shared})
+        facts = {"train_s": train_s, "device": "cpu", **shared}
+        return run(number, trial=number % 2, seed=number, facts=facts, **{"lora.r": 4 + number % 2})
 
     one, two = {"threads": 1, "cpu_slots": 2}, {"threads": 2, "cpu_slots": 1}
     runs = [timed(0, 10.0, **two), timed(1, 20.0, **two), timed(2, 90.0, **one), timed(4, 30.0, **two), timed(3, 70.0)]
