@@ -1,3 +1,15 @@
 """Errors, settings and their validation, records, and the grammar of the command line."""
 
-__all__ = ["config", "errors", "grammar", "inputs", "methods", "records", "rudiments", "sweep_spec", "torchaudio_guard"]
+__all__ = [
+    "best",
+    "config",
+    "errors",
+    "grammar",
+    "identity",
+    "inputs",
+    "methods",
+    "records",
+    "rudiments",
+    "sweep_spec",
+    "torchaudio_guard",
+]

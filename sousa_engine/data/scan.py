@@ -37,7 +37,7 @@ from sousa_engine.workspace.intake import Intake, Tell
 
 SCANNING = "scanning"  # the phase that `tell` receives
 WORKER = (sys.executable, "-m", "sousa_engine.data.decode")
-_VERSION = 2  # increased when the soundness of the same file would differ
+_VERSION = 3  # increased when the soundness of the same file would differ
 _MOST_WORKERS = 8
 _START_S = 300.0  # for a worker to start: on a busy machine, imports take twenty times as long
 _POLL_S = 0.2
