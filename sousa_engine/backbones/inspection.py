@@ -17,7 +17,7 @@ from pathlib import Path
 from sousa_engine import backbones
 from sousa_engine.backbones import Variant, pretrained
 from sousa_engine.core.errors import WeightsError
-from sousa_engine.workspace import PROJECT_ROOT, Workspace, run_files
+from sousa_engine.workspace import PROJECT_ROOT, Workspace, processes, run_files
 
 _VERSION = 1  # increased when the answer for the same file would differ
 _MOST_KEPT = 200
@@ -64,7 +64,13 @@ def _asked(variant: Variant, file: Path) -> tuple[str, bool]:
     command = [sys.executable, "-m", "sousa_engine.backbones.inspection", variant.name, str(file)]
     try:
         done = subprocess.run(
-            command, cwd=PROJECT_ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=_LONGEST_S
+            command,
+            cwd=PROJECT_ROOT,
+            env=processes.environment(),
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            timeout=_LONGEST_S,
         )
     except subprocess.TimeoutExpired:
         return f"Checking {file} did not finish within {_LONGEST_S:g} s.", False

@@ -12,8 +12,8 @@ from sousa_engine.workspace import processes
 PACKAGE = Path(sousa_engine.__file__).parent
 # These start processes that compute nothing, or hand on an environment that was made for them.
 OTHERS = {
-    "core/torchaudio_guard.py": "tries an import",
     "maintenance/doctor/child.py": "looks at PyTorch",
+    "maintenance/torchaudio_repair.py": "tries an import",
     "runs/executors/local.py": "asks nvidia-smi",
     "runs/keeper.py": "hands on its own environment, which local.py made",
 }
