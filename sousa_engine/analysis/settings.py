@@ -81,7 +81,7 @@ def setting_rows(runs: Sequence[Run], summaries: Summaries) -> tuple[TrialRow, .
         if run.config.seed not in seeds or run.created_at_ms >= seeds[run.config.seed].created_at_ms:
             seeds[run.config.seed] = run
     found = [tuple(seeds[seed] for seed in sorted(seeds)) for seeds in groups.values()]
-    fields = setting_fields([of[0].config for of in found])
+    fields = setting_fields([of[0] for of in found])
     given = [of[0].config.name.removesuffix(f" · seed {of[0].config.seed}") for of in found]
     often, short = Counter(given), list(setting_names(runs).values())
     names = [name if name and often[name] == 1 else other for name, other in zip(given, short, strict=True)]

@@ -102,7 +102,7 @@ def _train(context: Context) -> Outcome:
     conditions = _conditions(manifest, network, accelerator)
     _report_facts(context, conditions, adapted, _data_facts(manifest, data, notes))
     if context.resumed is not None:
-        _check_unchanged(context.resumed, conditions, context.reporter)
+        _check_unchanged(context.resumed, conditions, manifest, context.reporter)
     if context.stop():
         raise _StopRequested
     outcome = loop.train(
@@ -250,7 +250,7 @@ def _conditions(manifest: Manifest, network: Network, accelerator: Accelerator) 
         "device": str(accelerator.device),
         "threads": torch.get_num_threads(),
         "weights": network.weights_label,
-        "data": manifests.fingerprint(manifest),
+        "contents": manifests.contents(manifest),
     }
 
 
@@ -271,6 +271,7 @@ def _data_facts(manifest: Manifest, data: TrainingData, notes: list[str]) -> dic
         "majority_test": manifests.majority_baseline(manifest, "test"),
         "notes": [*notes, *manifest.notes],
         "left_out": len(manifest.excluded),
+        "contents": manifests.contents(manifest),
     }
 
 
@@ -287,8 +288,10 @@ def _report_facts(context: Context, conditions: dict[str, Any], adapted: Adapted
     )
 
 
-def _check_unchanged(resumed: ResumePoint, now: dict[str, Any], reporter: RunReporter) -> None:
+def _check_unchanged(resumed: ResumePoint, now: dict[str, Any], manifest: Manifest, reporter: RunReporter) -> None:
     forbids, loosens = resume.differences(resumed.facts, now)
+    if changed := resume.data_change(resumed.facts, manifest):
+        forbids.insert(0, changed)
     if forbids:
         raise PreflightError(f"The run cannot continue. {' '.join(forbids)} Launch it again as a new run.")
     if loosens:
@@ -331,6 +334,7 @@ def _write_predictions(folder: Path, manifest: Manifest, data: TrainingData, out
                     predicted=manifest.classes[guess],
                     probability=round(float(probabilities[guess]), 6),
                     label_probability=round(float(probabilities[data.labels[row]]), 6),
+                    content=clip.content,
                 )
             )
     spool.write_predictions(folder / run_files.PREDICTIONS, found)
