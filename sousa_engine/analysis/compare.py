@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from sousa_engine.analysis.same_data import Data
 from sousa_engine.analysis.significance import PairedDifference, Proportion, best_accuracy, last_accuracy
 from sousa_engine.analysis.verdict import ENOUGH_SEEDS, Measured, Pair, Standing, listed, points
 from sousa_engine.core import config as configs
+from sousa_engine.core import identity
 from sousa_engine.core.config import RunConfig
 from sousa_engine.core.methods import METHODS
 from sousa_engine.core.records import Prediction, Run, Summary
@@ -48,7 +48,7 @@ class Result:
     last_valid: Proportion | None
     test: Proportion | None
     test_macro_f1: float | None
-    setting: str  # equal for two runs with the same data that differ only in seed, name and device
+    setting: str  # equal for two runs that train the same network, apart from the seed: core.identity, of the same data
     data: Data
 
 
@@ -313,7 +313,7 @@ def _titled(row: Result) -> str:
 
 
 def _setting(run: Run, data: Data) -> str:
-    return _key(run.config, leave_out=(*_NOT_A_SETTING, *same_data.FIELDS)) + data.whole
+    return identity.key(run.config, data.whole)
 
 
 def _name(config: RunConfig, fields: Sequence[str]) -> str:
@@ -342,19 +342,6 @@ def _titles(firsts: Mapping[str, tuple[str, int, str]]) -> dict[str, str]:
     titles = {setting: title.removesuffix(f" · seed {seed}") for setting, (title, seed, _) in firsts.items()}
     often = Counter(titles.values())
     return {s: title if often[title] == 1 else f"{title} · {firsts[s][2][-4:]}" for s, title in titles.items()}
-
-
-def _key(config: RunConfig, *, leave_out: Sequence[str]) -> str:
-    dump = config.model_dump(mode="json")
-    kept = {}
-    for field, _ in configs.fields():
-        if field in leave_out:
-            continue
-        value: Any = dump
-        for part in field.split("."):
-            value = value[part]
-        kept[field] = value
-    return json.dumps(kept, sort_keys=True)
 
 
 def _range(rows: Sequence[Result]) -> str:

@@ -97,10 +97,11 @@ class Tally:
 
 
 def tally(found: Sweep, runs: Sequence[Run]) -> Tally:
-    by_trial, spec = trials(runs), sweep_spec.build(found.spec)
+    by_trial = trials(runs)
     to_come = 0
-    if spec.learns and not found.status.is_over:
-        to_come = len(spec.seeds) * max(0, (spec.trials or 0) - len(by_trial))
+    if found.spec.get("sampler") in sweep_spec.LEARNING and not found.status.is_over:
+        spec = sweep_spec.build(found.spec)
+        to_come = len(spec.seeds) * max(0, spec.trial_count - len(by_trial))
         for of_trial in by_trial.values():
             if not any(run.status.is_over and run.status is not RunStatus.FINISHED for run in of_trial):
                 to_come += max(0, len(spec.seeds) - len(of_trial))

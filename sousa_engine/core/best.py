@@ -1,4 +1,4 @@
-"""Which epoch of a run is its best: one rule for the trainer, which keeps its checkpoint, and for the store."""
+"""Which epoch of a run is its best: one rule for the trainer, which keeps and tests its checkpoint, and the store."""
 
 from __future__ import annotations
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import stat
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +15,7 @@ from sousa_engine.core.errors import ConfigError, UserError
 
 MOST_YAML_BYTES = 1_000_000
 MOST_YAML_DEPTH = 32
+MOST_SHOWN = 100  # letters of a value in a sentence
 
 
 def typed_path(text: str | Path, error: type[UserError] = UserError) -> Path:
@@ -27,8 +32,20 @@ def typed_path(text: str | Path, error: type[UserError] = UserError) -> Path:
     return path
 
 
+def shown(value: Any) -> str:
+    """A value as it was entered, for a sentence: at most MOST_SHOWN letters of it."""
+    try:
+        text = repr(value[: MOST_SHOWN + 1] if isinstance(value, str) else value)
+    except ValueError:  # an int of more than 4,300 digits
+        return "a number with thousands of digits"
+    return text if len(text) <= MOST_SHOWN + 2 else f"{text[:MOST_SHOWN]}…"
+
+
 class _Loader(yaml.SafeLoader):
-    """Plain values only: no Python objects, no anchors (a few lines can expand to gigabytes), no deep nesting."""
+    """Plain values only: no tags, no anchors (a few lines can expand to gigabytes), no deep nesting.
+
+    A key that a mapping has twice is an error too: YAML would take the last one in silence.
+    """
 
     depth = 0
 
@@ -36,6 +53,8 @@ class _Loader(yaml.SafeLoader):
         event = self.peek_event()
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
             raise yaml.MarkedYAMLError(problem="anchors and aliases are not supported", problem_mark=event.start_mark)
+        if getattr(event, "tag", None) not in (None, "!"):
+            raise yaml.MarkedYAMLError(problem=f"the tag {event.tag} is not supported", problem_mark=event.start_mark)
         self.depth += 1
         if self.depth > MOST_YAML_DEPTH:
             raise yaml.MarkedYAMLError(
@@ -45,6 +64,15 @@ class _Loader(yaml.SafeLoader):
             return super().compose_node(parent, index)
         finally:
             self.depth -= 1
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        seen: set[tuple[str, str]] = set()
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            name = (key.tag, str(key.value))
+            if name in seen and isinstance(key, yaml.ScalarNode):
+                raise yaml.MarkedYAMLError(problem=f"{key.value} is given twice", problem_mark=key.start_mark)
+            seen.add(name)
+        return super().construct_mapping(node, deep)
 
 
 def load_yaml(text: str) -> Any:
@@ -61,14 +89,62 @@ def load_yaml(text: str) -> Any:
 
 def yaml_file(file: Path) -> Any:
     """Plain values from a YAML file. Raises ConfigError that names the file."""
+    with _explained(file):
+        return load_yaml(_text_of(file))
+
+
+@contextmanager
+def lines_of(file: Path, besides: Collection[str] = ()) -> Iterator[None]:
+    """Add this YAML file and the line of the field to a ConfigError raised inside.
+
+    besides: dotted fields whose value is not that of the file.
+    """
     try:
-        with file.open("rb") as opened:
-            found = opened.read(MOST_YAML_BYTES + 1)
-        if len(found) > MOST_YAML_BYTES:
-            raise yaml.YAMLError(f"it is larger than {MOST_YAML_BYTES:,} bytes")
-        return load_yaml(found.decode("utf-8"))
+        yield
+    except ConfigError as error:
+        if error.field is None or error.field in besides:
+            raise
+        line = _line(file, error.field)
+        where = f"{file}, line {line}" if line else str(file)
+        raise ConfigError(f"{where}: {error}", field=error.field) from None
+
+
+def _line(file: Path, field: str) -> int | None:
+    """The line of the field, else of what contains it; None if the file has neither."""
+    with _explained(file):
+        lines = dict(_key_lines(yaml.compose(_text_of(file), Loader=_Loader)))
+    while field:
+        if field in lines:
+            return lines[field]
+        field = field.rpartition(".")[0]
+    return None
+
+
+def _key_lines(node: Any, prefix: str = "") -> Iterator[tuple[str, int]]:
+    for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+        if isinstance(key, yaml.ScalarNode):
+            yield f"{prefix}{key.value}", key.start_mark.line + 1
+            yield from _key_lines(value, f"{prefix}{key.value}.")
+
+
+def _text_of(file: Path) -> str:
+    """The text of a regular file. Opening a pipe would wait for its writer."""
+    with os.fdopen(os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as opened:
+        if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
+            raise yaml.YAMLError("it is not a regular file")
+        found = opened.read(MOST_YAML_BYTES + 1)
+    if len(found) > MOST_YAML_BYTES:
+        raise yaml.YAMLError(f"it is larger than {MOST_YAML_BYTES:,} bytes")
+    return found.decode("utf-8")
+
+
+@contextmanager
+def _explained(file: Path) -> Iterator[None]:
+    try:
+        yield
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"{file} is not a YAML file: {' '.join(str(error).split())}") from None
+        why = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
+        raise ConfigError(f"{file} is not a YAML file: {why}") from None
 
 
 def yaml_fields(file: Path) -> dict[str, Any]:

@@ -48,7 +48,7 @@ APPLICATION_ID = 0x534F5553  # "SOUS"
 BUSY_TIMEOUT_S = 30.0
 REBUILD = "Close the studio, then rebuild it from the run folders: python -m sousa_engine db rebuild"
 COPIES_KEPT = 3  # copies of the database from before a migration
-LATEST = 5
+LATEST = 6
 
 history = Migrations("sousa_engine")
 
@@ -281,7 +281,17 @@ def _queue(db: Database) -> None:
     )
 
 
-@history(name="0005_contents_and_best_epochs")
+@history(name="0005_sweeps_note_archive")
+def _sweeps_kept(db: Database) -> None:
+    db.executescript(
+        """
+        ALTER TABLE sweeps ADD COLUMN note TEXT NOT NULL DEFAULT '';
+        ALTER TABLE sweeps ADD COLUMN archived_at_ms INTEGER;   -- NULL: shown in lists; its runs have the same time
+        """
+    )
+
+
+@history(name="0006_contents_and_best_epochs")
 def _contents(db: Database) -> None:
     db.executescript(
         """

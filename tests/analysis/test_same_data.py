@@ -20,7 +20,7 @@ def contents(test="t", train="a", valid="v", clip_s=2.0, **more):
 
 
 def run(run_id, *, seed=0, r=8, dataset="/here/drums", of=None):
-    config = {"seed": seed, "lora": {"r": r}, "data": {"dataset": dataset}, "name": run_id}
+    config = {"seed": seed, "training": {"max_epochs": r}, "data": {"dataset": dataset}, "name": run_id}
     facts = {"data": {"contents": of}} if of else {}
     return Run(
         id=run_id, config=RunConfig.model_validate(config), status=RunStatus.FINISHED, created_at_ms=seed, facts=facts
@@ -57,7 +57,7 @@ def test_a_copy_elsewhere_is_the_same_data_and_is_paired():
     assert found.verdict.startswith("r8-0 beats r4-0 on the same 40 clips: +25.0 points"), found.verdict
     assert not any("data" in note for note in found.notes)
     assert paired(told["r4-0"], told["r8-0"]).n == N
-    assert compare.setting_fields(runs) == ("lora.r",), "where the data are is no part of a setting"
+    assert compare.setting_fields(runs) == ("training.max_epochs",), "where the data are is no part of a setting"
     assert [len(row.runs) for row in settings.setting_rows(runs, {})] == [3, 3]
     copies = [run("first", seed=0, of=contents()), run("second", seed=1, dataset="/there/copy", of=contents())]
     assert len(settings.setting_rows(copies, {})) == 1
@@ -96,7 +96,7 @@ def test_without_a_list_of_clips_the_split_is_named_with_its_size(other, said):
 
 def test_other_train_clips_are_told_beside_the_comparison_on_the_same_test_clips():
     runs = [run(f"r{r}-{s}", seed=s, r=r, of=contents(train=f"a{r}")) for r in (4, 8) for s in range(3)]
-    found = concluded(runs, {one.id: answers(20 if one.config.lora.r == 4 else 30) for one in runs})
+    found = concluded(runs, {one.id: answers(20 if one.config.training.max_epochs == 4 else 30) for one in runs})
     assert "beats" in found.verdict
     (note,) = found.notes
     assert "trained or chosen on different data" in note and "the train split differs (120 clips, then 120" in note
@@ -104,7 +104,7 @@ def test_other_train_clips_are_told_beside_the_comparison_on_the_same_test_clips
 
 def test_runs_from_before_contents_were_recorded_are_compared_by_names_and_that_is_said():
     runs = [run(f"r{r}-{s}", seed=s, r=r, of=contents() if r == 8 else None) for r in (4, 8) for s in range(3)]
-    told = {one.id: answers(20, sounds="") if one.config.lora.r == 4 else answers(30) for one in runs}
+    told = {one.id: answers(20, sounds="") if one.config.training.max_epochs == 4 else answers(30) for one in runs}
     found = concluded(runs, told)
     assert "r8-0 beats r4-0 on the same 40 clips" in found.verdict
     (note,) = found.notes

@@ -100,10 +100,3 @@ def test_a_typed_number_is_read(text, number):
 def test_text_that_is_not_a_number_is_refused_by_name(text):
     with pytest.raises(ConfigError, match=r"^Rate must be a number such as 0\.002 or 2e-3"):
         grammar.number(text, "Rate")
-
-
-def test_the_fields_that_change_with_a_preset_are_listed_with_both_values():
-    changes = grammar.preset_changes("model", "ast-mini", "ast-base")
-    assert changes["model.variant"] == ("ast-mini", "ast-base")
-    assert changes["training.batch_size"] == (16, 8)
-    assert "seed" not in changes
