@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sousa_engine.analysis import same_data
 from sousa_engine.analysis.significance import Proportion, wilson
 from sousa_engine.core.config import DataConfig, RunConfig
 from sousa_engine.core.errors import DataError, UserError, WorkspaceError
@@ -110,8 +111,15 @@ def find(workspace: Workspace, config: RunConfig) -> tuple[Baseline, ...]:
 
 
 def of_clips(found: Baselines, predictions: Iterable[Prediction]) -> bool:
-    """Whether a run's test predictions are for exactly the clips and labels of these baselines."""
-    return test_key(predictions) == found.test_key
+    """Whether a run's test predictions are for exactly the sounds and labels of these baselines.
+
+    A run of an earlier version has no recorded sounds: then the names of the clips and their labels decide.
+    """
+    asked = tuple(predictions)
+    if all(one.content for one in asked):
+        return test_key(asked) == found.test_key
+    ours, theirs = same_data.keyed([found.predictions(MAJORITY), asked])
+    return ours.keys() == theirs.keys()
 
 
 def cached(manifest: Manifest, workspace: Workspace) -> Baselines | None:
@@ -128,8 +136,11 @@ def look(manifest: Manifest, workspace: Workspace) -> Intake | None:
 
 
 def folder_of(manifest: Manifest, workspace: Workspace) -> Path:
-    """Where the baselines of these clips, labels and splits are kept; the name is a hash of these."""
-    key = hashlib.sha256(f"{METHOD}\n{manifest.content_key}\n{manifest.split_key}\n".encode()).hexdigest()
+    """Where the baselines of these clips, labels and splits are kept; the name is a hash of these.
+
+    Another one before the files were scanned than after: until then, only their names, places and times are known.
+    """
+    key = hashlib.sha256(f"{METHOD}\n{manifest.fingerprint}\n".encode()).hexdigest()
     return workspace.cache / "baselines" / key[:32]
 
 
@@ -154,30 +165,38 @@ def read(folder: Path) -> Baselines | None:
 
 
 def test_key(predictions: Iterable[Prediction]) -> str:
-    """32 hex digits that identify the clips and their labels, in any order."""
-    clips = sorted(f"{one.clip_id}\0{one.label}\n" for one in predictions)
-    return hashlib.sha256("".join(clips).encode("utf-8", "surrogateescape")).hexdigest()[:32]
+    """32 hex digits that identify the clips by their sounds (if not recorded, their names) and labels, in any order."""
+    (clips,) = same_data.keyed([tuple(predictions)])
+    return hashlib.sha256("".join(sorted(clips)).encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
 def compute(
-    manifest: Manifest, workspace: Workspace, *, tell: Tell | None = None, lock_fd: int | None = None
+    manifest: Manifest,
+    workspace: Workspace,
+    *,
+    tell: Tell | None = None,
+    lock_fd: int | None = None,
+    work: Path | None = None,
 ) -> Baselines:
     """The baselines, from the cache or computed now. Waits while another process computes the same ones.
 
     tell(doing, done, total): LISTENING counts clips, then CHOOSING counts fits. lock_fd: of intake.lock, inherited from
-    the parent process. Clips that an interrupted attempt has analysed are not analysed again. Raises DataError for
+    the parent process. work: folder of the lock, the progress and the half-done work; default: that of the results.
+    Clips that an interrupted attempt has analysed are not analysed again. Raises DataError for
     clips that cannot be read and for a full disk, WorkspaceError for a folder that cannot be written to.
     """
     folder = folder_of(manifest, workspace)
+    work = work or folder
     try:
         if lock_fd is None and (found := read(folder)):
             return found
-        with intake.taking_in(folder, lock_fd=lock_fd, tell=tell) as told:
+        with intake.taking_in(work, lock_fd=lock_fd, tell=tell) as told:
             if found := read(folder):
                 return found
             began = time.monotonic()
             chosen = choose_clips(manifest)
-            pattern, pooled = _figures(manifest, chosen, folder, told)
+            pattern, pooled = _figures(manifest, chosen, work, told)
+            folder.mkdir(parents=True, exist_ok=True)
             measured = measure(manifest, chosen, pattern, pooled, told)
             for one, predictions in measured:
                 spool.write_predictions(folder / f"{one.name}.jsonl", predictions)
@@ -191,7 +210,7 @@ def compute(
                 folder=folder,
             )
             _write(found)
-            (folder / _FIGURES).unlink()
+            (work / _FIGURES).unlink()
             return found
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -365,6 +384,7 @@ def _result(
             clip_id=manifest.clips[i].clip_id,
             split="test",
             label=manifest.clips[i].label,
+            content=manifest.clips[i].content,
             predicted=manifest.classes[guess],
             probability=round(float(row[guess]), 6),
             label_probability=round(float(row[label]), 6),

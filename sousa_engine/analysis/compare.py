@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from sousa_engine.analysis import same_data
 from sousa_engine.analysis import verdict as verdicts
+from sousa_engine.analysis.same_data import Data
 from sousa_engine.analysis.significance import PairedDifference, Proportion, best_accuracy, last_accuracy
 from sousa_engine.analysis.verdict import ENOUGH_SEEDS, Measured, Pair, Standing, listed, points
 from sousa_engine.core import config as configs
@@ -20,7 +21,6 @@ from sousa_engine.core.records import Prediction, Run, Summary
 MOST_NAMED = 3  # runs listed in a note; of more, only the number is given
 LONGEST_NAME = 60  # characters; a setting with a longer name is named by the title of a run
 _NOT_A_SETTING = ("name", "seed", "device", "wandb.mode", "wandb.project", "lora.target_set")
-_SAME_CLIPS = ("data.dataset", "data.clip_s", "data.valid_fraction", "data.test_fraction", "data.split_seed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +48,8 @@ class Result:
     last_valid: Proportion | None
     test: Proportion | None
     test_macro_f1: float | None
-    setting: str  # equal for two runs that train the same network, apart from the seed: core.identity
-    clips: str  # equal for two runs that were tested on the same clips
+    setting: str  # equal for two runs that train the same network, apart from the seed: core.identity, of the same data
+    data: Data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +86,8 @@ def changes_from_defaults(config: RunConfig) -> tuple[Difference, ...]:
 
 def results(runs: Sequence[Run], summaries: Mapping[str, Mapping[str, Summary]]) -> tuple[Result, ...]:
     """One row per run, in the given order. summaries: run id -> metric name -> Summary."""
-    return tuple(_result(run, summaries.get(run.id, {})) for run in runs)
+    datas = same_data.of_runs(runs)
+    return tuple(_result(run, data, summaries.get(run.id, {})) for run, data in zip(runs, datas, strict=True))
 
 
 def setting_names(runs: Sequence[Run]) -> dict[str, str]:
@@ -96,9 +97,9 @@ def setting_names(runs: Sequence[Run]) -> dict[str, str]:
     longer than LONGEST_NAME or not unique, the setting is named by the title of its first run, without the seed.
     """
     firsts: dict[str, Run] = {}
-    for run in runs:
-        firsts.setdefault(_setting(run), run)
-    fields = [f for f in configs.differences([run.config for run in firsts.values()]) if f not in _NOT_A_SETTING]
+    for run, data in zip(runs, same_data.of_runs(runs), strict=True):
+        firsts.setdefault(_setting(run, data), run)
+    fields = setting_fields(list(firsts.values()))
     if len({run.config.lora.alpha / run.config.lora.r for run in firsts.values()}) == 1:
         fields = [field for field in fields if field != "lora.alpha"]
     names = {setting: _name(run.config, fields) for setting, run in firsts.items()}
@@ -138,11 +139,14 @@ def conclude(
     notes = []
     if any(row.is_random for row in rows) and not all(row.is_random for row in rows):
         notes.append("A run on random weights is a control: it shows what training achieves without pre-training.")
-    if len({row.clips for row in rows}) > 1:
-        return Conclusion(
-            verdict="No conclusion: the runs were not tested on the same clips (data set or split differs).",
-            notes=tuple(notes),
-        )
+    notes += _unknown_data(rows)
+    if len({row.data.test for row in rows}) > 1:
+        said = _data_change(rows, predictions or {}, by=lambda data: data.test)
+        verdict = f"No conclusion: the runs were not measured on the same clips. {said}"
+        return Conclusion(verdict=verdict, notes=tuple(notes))
+    if len({row.data.whole for row in rows}) > 1:
+        said = _data_change(rows, predictions or {}, by=lambda data: data.whole)
+        notes.append(f"The runs were measured on the same test clips, but trained or chosen on different data. {said}")
     unmeasured = [_titled(row) for row in rows if row.test is None]
     if unmeasured:
         named = listed(unmeasured) if len(unmeasured) <= MOST_NAMED else f"{len(unmeasured)} of {len(rows)} runs"
@@ -239,12 +243,41 @@ def _last_name(path: str) -> str:
     return ".".join(parts[named:])
 
 
-def setting_fields(of: Sequence[RunConfig]) -> tuple[str, ...]:
-    """The fields in which these settings differ; seed, name and device are not part of a setting."""
-    return tuple(field for field in configs.differences(list(of)) if field not in _NOT_A_SETTING)
+def setting_fields(of: Sequence[Run]) -> tuple[str, ...]:
+    """The fields in which the settings of these runs differ. Seed, name and device are not part of a setting, nor is
+    where its data are, if they are the same."""
+    datas = same_data.of_runs(of)
+    same = all(data.contents for data in datas) and len({data.whole for data in datas}) == 1
+    ignored = (*_NOT_A_SETTING, *(same_data.FIELDS if same else ()))
+    return tuple(field for field in configs.differences([run.config for run in of]) if field not in ignored)
 
 
-def _result(run: Run, summaries: Mapping[str, Summary]) -> Result:
+def _unknown_data(rows: Sequence[Result]) -> list[str]:
+    names = [_titled(row) for row in rows if row.test is not None and not row.data.is_known]
+    if not names:
+        return []
+    those = listed(names) if len(names) <= MOST_NAMED else f"{len(names)} of {len(rows)} runs"
+    return [
+        f"It is not known whether the sounds were the same for {those}, which an earlier version trained. They are "
+        "compared by the path of the data set and the names of the clips."
+    ]
+
+
+def _data_change(
+    rows: Sequence[Result], predictions: Mapping[str, Sequence[Prediction]], by: Callable[[Data], str]
+) -> str:
+    """A sentence on the first run whose data are not those of most runs."""
+    often = Counter(by(row.data) for row in rows).most_common(1)[0][0]
+    usual = next(row for row in rows if by(row.data) == often)
+    others = [row for row in rows if by(row.data) != often]
+    said = same_data.change(
+        usual.data, others[0].data, predictions.get(usual.run_id, ()), predictions.get(others[0].run_id, ())
+    )
+    more = f" In all, {len(others)} of {len(rows)} runs have other data." if len(others) > 1 else ""
+    return f"Between {_titled(usual)} and {_titled(others[0])}, {said}.{more}"
+
+
+def _result(run: Run, data: Data, summaries: Mapping[str, Summary]) -> Result:
     f1 = summaries.get("test/macro_f1")
     valid = summaries.get("valid/accuracy")
     counts = parameters(run)
@@ -262,8 +295,8 @@ def _result(run: Run, summaries: Mapping[str, Summary]) -> Result:
         last_valid=last_accuracy(valid),
         test=last_accuracy(summaries.get("test/accuracy")),
         test_macro_f1=f1.last if f1 else None,
-        setting=_setting(run),
-        clips=_key(run.config, only=_SAME_CLIPS),
+        setting=_setting(run, data),
+        data=data,
     )
 
 
@@ -279,8 +312,8 @@ def _titled(row: Result) -> str:
     return f"{row.title.removesuffix(seed)}{seed}"
 
 
-def _setting(run: Run) -> str:
-    return identity.key(run.config)
+def _setting(run: Run, data: Data) -> str:
+    return identity.key(run.config, data.whole)
 
 
 def _name(config: RunConfig, fields: Sequence[str]) -> str:
@@ -309,19 +342,6 @@ def _titles(firsts: Mapping[str, tuple[str, int, str]]) -> dict[str, str]:
     titles = {setting: title.removesuffix(f" · seed {seed}") for setting, (title, seed, _) in firsts.items()}
     often = Counter(titles.values())
     return {s: title if often[title] == 1 else f"{title} · {firsts[s][2][-4:]}" for s, title in titles.items()}
-
-
-def _key(config: RunConfig, *, only: Sequence[str]) -> str:
-    dump = config.model_dump(mode="json")
-    kept = {}
-    for field, _ in configs.fields():
-        if field not in only:
-            continue
-        value: Any = dump
-        for part in field.split("."):
-            value = value[part]
-        kept[field] = value
-    return json.dumps(kept, sort_keys=True)
 
 
 def _range(rows: Sequence[Result]) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
+from sousa_engine.analysis import same_data
 from sousa_engine.analysis.compare import Result, describe_targets, results, setting_fields, setting_names, shown
 from sousa_engine.analysis.sweeps import TrialRow, trial_row, trial_rows
 from sousa_engine.analysis.sweeps import best_first as by_valid
@@ -82,7 +83,7 @@ def setting_rows(runs: Sequence[Run], summaries: Summaries) -> tuple[TrialRow, .
         if run.config.seed not in seeds or run.created_at_ms >= seeds[run.config.seed].created_at_ms:
             seeds[run.config.seed] = run
     found = [tuple(seeds[seed] for seed in sorted(seeds)) for seeds in groups.values()]
-    fields = setting_fields([of[0].config for of in found])
+    fields = setting_fields([of[0] for of in found])
     given = [of[0].config.name.removesuffix(f" · seed {of[0].config.seed}") for of in found]
     often, short = Counter(given), list(setting_names(runs).values())
     names = [name if name and often[name] == 1 else other for name, other in zip(given, short, strict=True)]
@@ -178,8 +179,9 @@ def _plain(config: RunConfig, field: str) -> Any:
 def _merged(rows: Sequence[TrialRow], summaries: Summaries) -> list[TrialRow]:
     """Rows of one setting as one row, with the latest run of each seed."""
     alike: dict[str, list[TrialRow]] = {}
-    for row in rows:
-        alike.setdefault(identity.key(row.runs[0].config), []).append(row)
+    datas = same_data.of_runs([row.runs[0] for row in rows])
+    for row, data in zip(rows, datas, strict=True):
+        alike.setdefault(identity.key(row.runs[0].config, data.whole), []).append(row)
     found = []
     for first, *others in alike.values():
         runs = sorted((run for row in (first, *others) for run in row.runs), key=lambda run: run.created_at_ms)

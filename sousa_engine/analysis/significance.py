@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sousa_engine.analysis import same_data
 from sousa_engine.core.records import Prediction, Summary
 
 Z95 = 1.959963984540054
@@ -75,16 +76,17 @@ def best_accuracy(summary: Summary | None) -> Proportion | None:
 
 
 def paired(first: Sequence[Prediction], second: Sequence[Prediction], z: float = Z95) -> PairedDifference | None:
-    """Difference of two accuracies on exactly the same clips; None if the clips or their labels differ.
+    """Difference of two accuracies on exactly the same clips; None if their sounds or labels differ.
+
+    Where the sounds were not recorded, clips are told by their names (see same_data.keyed).
 
     Source: Bonett and Price 2012, adjusted Wald interval for a difference of paired proportions.
     """
-    a = {p.clip_id: (p.label, p.predicted == p.label) for p in first}
-    b = {p.clip_id: (p.label, p.predicted == p.label) for p in second}
-    if not a or a.keys() != b.keys() or any(a[clip][0] != b[clip][0] for clip in a):
+    a, b = ({key: p.predicted == p.label for key, p in found.items()} for found in same_data.keyed([first, second]))
+    if not a or a.keys() != b.keys():
         return None
-    only_first = sum(a[clip][1] and not b[clip][1] for clip in a)
-    only_second = sum(b[clip][1] and not a[clip][1] for clip in a)
+    only_first = sum(a[clip] and not b[clip] for clip in a)
+    only_second = sum(b[clip] and not a[clip] for clip in a)
     n = len(a)
     p12, p21 = (only_second + 1) / (n + 2), (only_first + 1) / (n + 2)
     half = z * math.sqrt((p12 + p21 - (p12 - p21) ** 2) / (n + 2))

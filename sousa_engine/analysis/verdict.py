@@ -31,7 +31,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sousa_engine.analysis import two_level
+from sousa_engine.analysis import same_data, two_level
 from sousa_engine.analysis.significance import Proportion, wilson_of_mean
 from sousa_engine.core.records import Prediction
 
@@ -75,7 +75,7 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """One setting: seed -> clip id -> whether that network was correct."""
+    """One setting: seed -> clip -> whether that network was correct."""
 
     name: str
     right: Mapping[int, Mapping[str, bool]]
@@ -143,25 +143,28 @@ class Verdict:
 def groups(runs: Sequence[Measured]) -> Grouped:
     """The runs that can be compared, by setting; the others are listed with a reason.
 
-    All must be tested on the same clips with the same labels: those that most runs have. A seed counts once per
+    All must be tested on the same clips, which are the same sounds with the same labels, whatever the names of their
+    files: those that most runs have. A seed counts once per
     setting, because training it again gives no new network.
     """
     left_out: list[LeftOut] = []
-    labels = {id(run): frozenset((p.clip_id, p.label) for p in run.predictions) for run in runs if run.predictions}
-    common = Counter(labels.values()).most_common(1)[0][0] if labels else frozenset()
+    keyed = same_data.keyed([run.predictions for run in runs])
+    often = Counter(frozenset(clips) for clips in keyed if clips).most_common(1)
+    common = often[0][0] if often else frozenset()
+    usual = next((run.predictions for run, clips in zip(runs, keyed, strict=True) if clips.keys() == common), ())
     found: dict[str, dict[int, Mapping[str, bool]]] = {}
     controls = {run.group for run in runs if run.is_control}
-    for run in runs:
+    for run, clips in zip(runs, keyed, strict=True):
         seeds = found.setdefault(run.group, {})
         reason = None
         if not run.predictions:
             reason = "it has no test predictions"
-        elif labels[id(run)] != common:
-            reason = _other_clips(labels[id(run)], common)
+        elif clips.keys() != common:
+            reason = _other_clips(run.predictions, usual)
         elif run.seed in seeds:
             reason = f"seed {run.seed} of {run.group} is already included"
         else:
-            seeds[run.seed] = {p.clip_id: p.predicted == p.label for p in run.predictions}
+            seeds[run.seed] = {key: p.predicted == p.label for key, p in clips.items()}
         if reason:
             left_out.append(LeftOut(run=run.run, reason=reason))
     return Grouped(
@@ -456,12 +459,15 @@ def _seeds(pair: Pair) -> str:
     return f"{pair.seeds_first} and {pair.seeds_second} seeds"
 
 
-def _other_clips(mine: frozenset[tuple[str, str]], common: frozenset[tuple[str, str]]) -> str:
-    ids, usual = {clip for clip, _ in mine}, {clip for clip, _ in common}
-    if ids != usual:
-        return f"its {len(ids):,} test clips are not the {len(usual):,} clips of the other runs"
-    count = len(mine - common)
+def _other_clips(mine: Sequence[Prediction], usual: Sequence[Prediction]) -> str:
+    ours, theirs = {p.clip_id: p for p in mine}, {p.clip_id: p for p in usual}
+    if ours.keys() != theirs.keys():
+        return f"its {len(mine):,} test clips are not the {len(usual):,} clips of the other runs"
+    count = sum(p.label != theirs[clip].label for clip, p in ours.items())
     have = "has another label" if count == 1 else "have other labels"
+    if not count:
+        count = sum(p.content != theirs[clip].content for clip, p in ours.items())
+        have = "has another sound" if count == 1 else "have other sounds"
     return f"{count:,} of its test clips {have} than in other runs"
 
 

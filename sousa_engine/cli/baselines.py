@@ -15,10 +15,11 @@ from sousa_engine.cli.progress import progress
 from sousa_engine.core import config, grammar
 from sousa_engine.core.config import DataConfig
 from sousa_engine.core.errors import ConfigError, UserError
+from sousa_engine.data import scan
 from sousa_engine.data.dataset import DataSet
 from sousa_engine.workspace import Workspace, run_files
 
-UNITS = {baselines.LISTENING: "clips", baselines.CHOOSING: "fits"}
+UNITS = {scan.SCANNING: "files", baselines.LISTENING: "clips", baselines.CHOOSING: "fits"}
 
 
 @click.command("baselines", short_help="Accuracy on a data set without a neural network, as a reference.")
@@ -38,12 +39,16 @@ def baselines_command(
     """
     if not workspace.root.is_dir():
         raise UserError(f"The folder {workspace.root} does not exist, so it holds no baselines. Check --workspace.")
-    manifest = DataSet.open(data_config(dataset, words), workspace).manifest
+    data = data_config(dataset, words)
+    manifest = DataSet.open(data, workspace).manifest
+    work = baselines.folder_of(manifest, workspace)
     if lock_fd is None and (doing := baselines.look(manifest, workspace)) and doing.is_running:
         click.echo("Another process is already computing them; waiting for it.", err=True)
     try:
         with progress(manifest.name, _step, UNITS) as tell:
-            found = baselines.compute(manifest, workspace, tell=tell, lock_fd=lock_fd)
+            if not manifest.contents:
+                manifest = DataSet.scan(data, workspace, tell=tell).manifest
+            found = baselines.compute(manifest, workspace, tell=tell, lock_fd=lock_fd, work=work)
     except KeyboardInterrupt:
         click.echo("Stopped. The clips analysed so far are kept; run the same command again to continue.", err=True)
         sys.exit(run_files.EXIT_STOPPED)

@@ -3,6 +3,7 @@
 __all__ = [
     "best",
     "config",
+    "contents",
     "errors",
     "grammar",
     "identity",

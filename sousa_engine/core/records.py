@@ -291,7 +291,10 @@ class Curve:
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """The prediction of the best checkpoint for one clip. probability: of the predicted class."""
+    """The prediction of the best checkpoint for one clip. probability: of the predicted class.
+
+    content: 32 hex digits of the clip's sound; "" for runs from before they were recorded.
+    """
 
     clip_id: str
     split: str
@@ -299,6 +302,7 @@ class Prediction:
     predicted: str
     probability: float
     label_probability: float
+    content: str = ""
 
 
 class Origin(NamedTuple):

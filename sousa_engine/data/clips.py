@@ -23,7 +23,10 @@ class Excluded:
 
 @dataclass(frozen=True, kw_only=True)
 class Clip:
-    """One example. duration_s: of the recording, before it is padded or cut to the manifest's clip_s."""
+    """One example. duration_s: of the recording, before it is padded or cut to the manifest's clip_s.
+
+    content: 32 hex digits of its sound, wherever its file is; "" if they are not known: the file was not scanned.
+    """
 
     clip_id: str
     label: str
@@ -32,6 +35,7 @@ class Clip:
     duration_s: float
     columns: Mapping[str, str | float]
     source: synth.ClipPlan | Path
+    content: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +48,11 @@ class Manifest:
     clips: tuple[Clip, ...]
     clip_s: float
     sample_rate_hz: int
-    content_key: str  # 32 hex digits that change when any waveform does; independent of labels and splits
+    content_key: str  # 32 hex digits that change when any waveform or the order does; independent of labels and splits
     notes: tuple[str, ...]
     excluded: tuple[Excluded, ...] = ()
     warnings: tuple[str, ...] = ()  # the notes that deserve attention before a run; the other notes are facts
+    files_key: str = ""  # as content_key, by the places, sizes and times of the files
 
     @cached_property
     def by_id(self) -> dict[str, Clip]:
@@ -68,13 +73,27 @@ class Manifest:
         return {split: sum(row[split] for row in self.counts.values()) for split in SPLITS}
 
     @cached_property
-    def split_key(self) -> str:
-        """32 hex digits that change when any clip's name, label, split or player does. Complements content_key."""
-        digest = hashlib.sha256()
-        for clip in self.clips:
-            facts = "\0".join((clip.clip_id, clip.label, clip.split, clip.group))
-            digest.update(f"{facts}\n".encode("utf-8", "surrogateescape"))
-        return digest.hexdigest()[:32]
+    def contents(self) -> dict[str, str]:
+        """Split -> 32 hex digits of its sounds with their labels, whatever their names, places and order.
+
+        {} if any sound is not known (see Clip).
+        """
+        if not all(clip.content for clip in self.clips):
+            return {}
+        found = {}
+        for split in SPLITS:
+            lines = sorted(f"{clip.content} {clip.label}\n" for clip in self.clips if clip.split == split)
+            found[split] = _digest("".join(lines))
+        return found
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """32 hex digits that change when any sound, label or split does, or the order of the clips.
+
+        While the sounds are not known, also with the names, places and times of the files.
+        """
+        lines = (f"{clip.label}\0{clip.split}\n" for clip in self.clips)
+        return _digest(f"{self.content_key}\n{self.clip_s!r}\n{''.join(lines)}")
 
     def indices(self, split: str) -> tuple[int, ...]:
         """The positions of a split's clips in `clips`, which are also their rows in a feature cache."""
@@ -84,3 +103,7 @@ class Manifest:
         """The class number of each clip, in the order of `clips`."""
         number = {label: i for i, label in enumerate(self.classes)}
         return tuple(number[clip.label] for clip in self.clips)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32]

@@ -46,9 +46,9 @@ def decode(path: Path) -> Soundness:
     Raises Unusable only if the file system makes the file unusable.
     """
     facts = headers.file_facts(path)
-    stamp: dict[str, Any] = {"size": facts.st_size, "mtime_ns": facts.st_mtime_ns}
+    stamp = _stamp(facts)
     try:
-        return Soundness(**stamp, **examine(path))
+        return Soundness(**stamp, **examine(path), digest=_digest(path))
     except Unusable as error:
         return Soundness(**stamp, error=str(error), kind=error.kind)
     except MemoryError:
@@ -59,12 +59,12 @@ def decode(path: Path) -> Soundness:
 
 def read_header(path: Path) -> Soundness:
     """Like `decode`, but reads only the header."""
+    stamp = _stamp(headers.file_facts(path))
     try:
         header = headers.read_header(path)
     except Unusable as error:
-        facts = headers.file_facts(path)
-        return Soundness(size=facts.st_size, mtime_ns=facts.st_mtime_ns, error=str(error), kind=error.kind, whole=False)
-    return Soundness(**asdict(header), whole=False)
+        return Soundness(**stamp, error=str(error), kind=error.kind, whole=False)
+    return Soundness(**{**asdict(header), **stamp}, whole=False)
 
 
 def cpu_limit_s(size: int) -> int:
@@ -156,6 +156,15 @@ def examine(path: Path) -> dict[str, Any]:
         "content": "" if silent else digest.hexdigest(),
         "warnings": (*warnings, *_odd(header, silent=silent, peak=peak)),
     }
+
+
+def _stamp(facts: os.stat_result) -> dict[str, Any]:
+    return {"size": facts.st_size, "mtime_ns": facts.st_mtime_ns, "ctime_ns": facts.st_ctime_ns}
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:32]
 
 
 class _Cancelled:

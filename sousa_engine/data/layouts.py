@@ -80,9 +80,10 @@ class Recordings:
 
 @dataclass(frozen=True, kw_only=True)
 class UsableRecording(Recording):
-    """A recording whose header was read and is acceptable."""
+    """A recording whose header was read and is acceptable. digest: see Soundness; "" if it was not scanned."""
 
     header: headers.AudioHeader
+    digest: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,7 +189,8 @@ def as_now(paths: Iterable[Path], *known: Mapping[str, Soundness]) -> dict[str, 
             found[name] = Soundness(size=0, mtime_ns=0, error=str(error), kind=error.kind)
             continue
         for soundness in (source[name] for source in known if name in source):
-            if (soundness.size, soundness.mtime_ns) == (facts.st_size, facts.st_mtime_ns):
+            then = soundness.size, soundness.mtime_ns, soundness.ctime_ns
+            if then == (facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns):
                 found[name] = soundness
                 break
     return found
@@ -202,12 +204,13 @@ def read_headers(recordings: Recordings, soundness: Mapping[str, Soundness]) -> 
     excluded = list(recordings.excluded)
     usable = []
     for one in sorted(recordings.files, key=lambda one: one.clip_id):
+        known = soundness.get(str(one.path))
         try:
-            header = _header(one.path, soundness.get(str(one.path)))
+            header = _header(one.path, known)
         except headers.Unusable as error:
             excluded.append(Excluded(name=shown(one.clip_id), reason=str(error), kind=error.kind))
         else:
-            usable.append(UsableRecording(**vars(one), header=header))
+            usable.append(UsableRecording(**vars(one), header=header, digest=known.digest if known else ""))
     lost = sorted({one.label for one in recordings.files} - {one.label for one in usable})
     notes = [f"Class {label!r} has no usable clip: it is left out." for label in lost]
     return Readable(recordings=tuple(usable), excluded=tuple(excluded), notes=(*recordings.notes, *notes))

@@ -9,11 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from sousa_engine.core import inputs, rudiments
 from sousa_engine.core.config import DataConfig
+from sousa_engine.core.contents import VERSION
 from sousa_engine.core.errors import DataError, unknown
 from sousa_engine.data import layouts, splits, synth
 from sousa_engine.data.clips import Clip, Excluded, Manifest
@@ -21,7 +23,7 @@ from sousa_engine.data.layouts import Readable, Recordings, UsableRecording
 from sousa_engine.data.soundness import Soundness
 
 LONGEST_CLIP_S = 10.0  # the automatic clip length never exceeds this; data.clip_s may
-_KEY_VERSION = 1  # increased when the same files would give different waveforms
+_KEY_VERSION = 2  # increased when the same files would give different waveforms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,9 +105,19 @@ def absolute(dataset: str) -> str:
     return str(path.resolve()) if path.exists() else dataset
 
 
-def fingerprint(manifest: Manifest) -> str:
-    """32 hex digits that change whenever the waveforms, labels or splits do."""
-    digest = hashlib.sha256(f"{manifest.content_key}\n{manifest.classes!r}\n".encode("utf-8", "surrogateescape"))
+def contents(manifest: Manifest) -> dict[str, Any]:
+    """What identifies the sounds, labels and splits of a data set, as core.contents describes it; {} while not all of
+    its files were scanned."""
+    if not manifest.contents:
+        return {}
+    splits = {split: [key, manifest.sizes[split]] for split, key in manifest.contents.items()}
+    return {"version": VERSION, "clip_s": manifest.clip_s, "all": manifest.fingerprint, **splits}
+
+
+def fingerprint_of_files(manifest: Manifest) -> str:
+    """32 hex digits by which checkpoints knew a data set before they kept its contents: they also change with the
+    places and times of its files."""
+    digest = hashlib.sha256(f"{manifest.files_key}\n{manifest.classes!r}\n".encode("utf-8", "surrogateescape"))
     for clip in manifest.clips:
         digest.update(f"{clip.clip_id}\0{clip.label}\0{clip.split}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()[:32]
@@ -119,7 +131,7 @@ def majority_baseline(manifest: Manifest, split: str) -> float:
 
 @lru_cache(maxsize=4)
 def _embedded(spec: synth.SynthSpec) -> Manifest:
-    plans = synth.plan(spec)
+    plans, key = synth.plan(spec), synth.content_key(spec)
     notes = []
     short = synth.short_clips(plans)
     if short:
@@ -144,6 +156,7 @@ def _embedded(spec: synth.SynthSpec) -> Manifest:
                 "cycles": p.cycles,
             },
             source=p,
+            content=hashlib.sha256(f"{key} {p.clip_id}".encode()).hexdigest()[:32],
         )
         for p in plans
     )
@@ -154,7 +167,8 @@ def _embedded(spec: synth.SynthSpec) -> Manifest:
         clips=clips,
         clip_s=spec.clip_s,
         sample_rate_hz=spec.sample_rate_hz,
-        content_key=synth.content_key(spec),
+        content_key=key,
+        files_key=key,
         notes=tuple(notes),
     )
 
@@ -165,6 +179,7 @@ def from_recordings(config: DataConfig, source: Path, readable: Readable) -> Man
     lost, shared = (*readable.notes, *lost), _player_notes(recordings, split)
     classes = tuple(sorted({r.label for r in recordings}))
     clip_s = config.clip_s or _own_clip_s(recordings)
+    files_key = _files_key(source, recordings, clip_s)
     rates = Counter(r.header.sample_rate_hz for r in recordings)
     clips = tuple(
         Clip(
@@ -175,6 +190,7 @@ def from_recordings(config: DataConfig, source: Path, readable: Readable) -> Man
             duration_s=r.header.duration_s,
             columns=({"player": r.group} if r.group else {}) | r.columns,
             source=r.path,
+            content=r.digest,
         )
         for r, s in zip(recordings, split, strict=True)
     )
@@ -185,7 +201,8 @@ def from_recordings(config: DataConfig, source: Path, readable: Readable) -> Man
         clips=clips,
         clip_s=clip_s,
         sample_rate_hz=max(rates, key=lambda rate: (rates[rate], rate)),
-        content_key=_content_key(source, recordings, clip_s),
+        content_key=_content_key(recordings, clip_s) or files_key,
+        files_key=files_key,
         notes=(
             *lost,
             *_split_notes(config, recordings),
@@ -300,9 +317,17 @@ def _rate_notes(rates: Counter[int]) -> list[str]:
     return [f"Sample rates differ ({listed}): all clips are resampled to the backbone's rate."]
 
 
-def _content_key(root: Path, recordings: tuple[UsableRecording, ...], clip_s: float) -> str:
+def _content_key(recordings: tuple[UsableRecording, ...], clip_s: float) -> str:
+    """Of the sounds in their order; "" if any is not known."""
+    if not all(r.digest for r in recordings):
+        return ""
+    lines = "\n".join(r.digest for r in recordings)
+    return hashlib.sha256(f"{_KEY_VERSION}\n{clip_s!r}\n{lines}".encode()).hexdigest()[:32]
+
+
+def _files_key(root: Path, recordings: tuple[UsableRecording, ...], clip_s: float) -> str:
     # Includes the root: exports of two data sets can agree in every name, size and time.
-    digest = hashlib.sha256(f"{_KEY_VERSION}\n{root}\n{clip_s!r}\n".encode())
+    digest = hashlib.sha256(f"1\n{root}\n{clip_s!r}\n".encode())
     for r in recordings:
         digest.update(f"{r.clip_id}\0{r.header.size}\0{r.header.mtime_ns}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()[:32]

@@ -1,7 +1,7 @@
 """Decode every file of a data set before a run is trained on it, without trusting any of the files.
 
 Worker processes with limited memory and time (data/decode.py) decode the files. A file that kills its worker, or takes
-too long, is named, and the scan continues. The soundness of each file is kept in the workspace by path, size and time
+too long, is named, and the scan continues. The soundness of each file is kept in the workspace by path, size and times
 as soon as it is known, so a second scan is quick, and an interrupted one continues where it stopped.
 """
 
@@ -319,4 +319,10 @@ def _killer(path: Path, worker: _Worker, *, late_s: float | None) -> Soundness |
         kind, why = "time", f"decoding it did not finish within {late_s:.0f} s"
     else:
         kind, why = "crash", f"it crashes the decoder ({worker.end()})"
-    return Soundness(size=facts.st_size, mtime_ns=facts.st_mtime_ns, error=f"{why}; {FIX}", kind=kind)
+    return Soundness(
+        size=facts.st_size,
+        mtime_ns=facts.st_mtime_ns,
+        ctime_ns=facts.st_ctime_ns,
+        error=f"{why}; {FIX}",
+        kind=kind,
+    )

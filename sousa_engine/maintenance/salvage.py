@@ -99,8 +99,9 @@ class Old:
         return [Event(**row) for row in self._all(sql, [number])]
 
     def predictions(self, number: int) -> list[Prediction]:
-        sql = "SELECT clip_id, split, label, predicted, probability, label_probability FROM predictions"
-        found = self._all(f"{sql} WHERE run_number = ?", [number])
+        found = self._all("SELECT * FROM predictions WHERE run_number = ?", [number])
+        for row in found:
+            del row["run_number"]
         values: list[dict[str, Any]] = [{k: float("nan") if v is None else v for k, v in row.items()} for row in found]
         return [Prediction(**one) for one in values]
 

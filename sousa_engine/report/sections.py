@@ -13,12 +13,13 @@ from sousa_engine.analysis.compare import changes_from_defaults
 from sousa_engine.analysis.confusion import confusion, mistakes
 from sousa_engine.analysis.significance import Proportion
 from sousa_engine.analysis.sweeps import Failure, TrialRow, nearest_names, status_word
-from sousa_engine.core import sweep_spec
+from sousa_engine.core import contents, sweep_spec
 from sousa_engine.core.records import Run
 from sousa_engine.report.read import Report, peak_mib
 
 NONE = "–"
 MOST_NAMED = 12  # runs listed for one cause of failure
+_DIGITS = 12  # of a key of contents
 MOST_PAIRS = 40  # a longer table is not readable
 
 
@@ -122,6 +123,7 @@ def definition(report: Report) -> tuple[tuple[str, str], ...]:
         started = [run for run in report.runs if run.facts.get("data")] or report.runs  # the others know less
         found.append(("weights", ", ".join(_each(_weights(run) for run in started))))
         found.append(("data set", "; ".join(_each(_data(run) for run in started))))
+        found.append(("contents of train, valid, test", "; ".join(_each(_contents(run) for run in started))))
         trained_on = cost.all_conditions(report.rows)
         found += [("trained on", "; ".join(trained_on))] if trained_on else []
         versions = _each(
@@ -416,6 +418,12 @@ def _data(run: Run) -> str:
     classes = f"{data['classes']} classes" if data.get("classes") else ""
     more = "; ".join(filter(None, (classes, counted and f"clips: {counted}")))
     return run.config.dataset_name + (f" ({more})" if more else "")
+
+
+def _contents(run: Run) -> str:
+    """The first digits of what identifies the sounds and labels of each split: equal for equal data, wherever it is."""
+    found = contents.of_facts(run.facts)
+    return ", ".join(found[split][0][:_DIGITS] for split in contents.SPLITS) if found else "not known"
 
 
 def _each(texts: Iterable[str]) -> Sequence[str]:

@@ -17,7 +17,6 @@ from sousa_engine.core.errors import (
     UserError,
 )
 from sousa_engine.core.records import Origin, Run, RunFilter, RunRow, RunStatus, SweepStatus
-from sousa_engine.data import manifest as manifests
 from sousa_engine.data.dataset import DataSet
 from sousa_engine.runs import ensure
 from sousa_engine.runs.preflight import preflight
@@ -76,13 +75,15 @@ def resumable(run: Run, store: Store, *, thorough: bool = False) -> Resumable:
     try:
         found = checkpoints.find(store.workspace.run_dir(run.id), thorough=thorough)
         data = DataSet.open(run.config.data, store.workspace) if thorough else None
-        if data and manifests.fingerprint(data.manifest) != found.facts.get("data"):
-            raise RunError("Its data set has changed since then: clips, labels or splits differ.")
+        notes = []
+        if data and not data.manifest.contents:
+            notes.append("Its data set was not scanned as it is now: the run scans it first, and compares it then.")
+        elif data and (changed := checkpoints.data_change(found.facts, data.manifest)):
+            raise RunError(changed)
     except UserError as error:
         return Resumable(why_not=f"This run cannot be resumed. {error}")
     except (RunError, OSError) as error:
         return Resumable(why_not=f"This run cannot be resumed. {error} Launch a new run instead.")
-    notes = []
     if found.damaged:
         notes.append(f"The newest checkpoint is damaged; the run continues from the one before. {found.damaged[0]}")
     divergence = store.metrics.first_divergence(run.id)

@@ -103,7 +103,7 @@ def _train(context: Context) -> Outcome:
     conditions = _conditions(manifest, network, accelerator)
     _report_facts(context, conditions, adapted, _data_facts(manifest, data, notes))
     if context.resumed is not None:
-        _check_unchanged(context.resumed, conditions, context.reporter)
+        _check_unchanged(context.resumed, conditions, manifest, context.reporter)
     if context.stop():
         raise _StopRequested
     outcome = loop.train(
@@ -252,7 +252,7 @@ def _conditions(manifest: Manifest, network: Network, accelerator: Accelerator) 
         "threads": torch.get_num_threads(),
         "cpu_slots": int(os.environ.get(run_files.CPU_SLOTS, "1")),
         "weights": network.weights_label,
-        "data": manifests.fingerprint(manifest),
+        "contents": manifests.contents(manifest),
     }
 
 
@@ -273,6 +273,7 @@ def _data_facts(manifest: Manifest, data: TrainingData, notes: list[str]) -> dic
         "majority_test": manifests.majority_baseline(manifest, "test"),
         "notes": [*notes, *manifest.notes],
         "left_out": len(manifest.excluded),
+        "contents": manifests.contents(manifest),
     }
 
 
@@ -296,8 +297,10 @@ def _shared_cores(context: Context, now: dict[str, Any]) -> dict[str, int | None
     return {name: now[name] if then.get(name, now[name]) == now[name] else None for name in ("threads", "cpu_slots")}
 
 
-def _check_unchanged(resumed: ResumePoint, now: dict[str, Any], reporter: RunReporter) -> None:
+def _check_unchanged(resumed: ResumePoint, now: dict[str, Any], manifest: Manifest, reporter: RunReporter) -> None:
     forbids, loosens = resume.differences(resumed.facts, now)
+    if changed := resume.data_change(resumed.facts, manifest):
+        forbids.insert(0, changed)
     if forbids:
         raise PreflightError(f"The run cannot continue. {' '.join(forbids)} Launch it again as a new run.")
     if loosens:
@@ -340,6 +343,7 @@ def _write_predictions(folder: Path, manifest: Manifest, data: TrainingData, out
                     predicted=manifest.classes[guess],
                     probability=round(float(probabilities[guess]), 6),
                     label_probability=round(float(probabilities[data.labels[row]]), 6),
+                    content=clip.content,
                 )
             )
     spool.write_predictions(folder / run_files.PREDICTIONS, found)

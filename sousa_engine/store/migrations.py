@@ -49,7 +49,7 @@ APPLICATION_ID = 0x534F5553  # "SOUS"
 BUSY_TIMEOUT_S = 30.0
 REBUILD = "Close the studio, then rebuild it from the run folders: python -m sousa_engine db rebuild"
 COPIES_KEPT = 3  # copies of the database from before a migration
-LATEST = 5
+LATEST = 6
 
 history = Migrations("sousa_engine")
 
@@ -288,6 +288,26 @@ def _sweeps_kept(db: Database) -> None:
         """
         ALTER TABLE sweeps ADD COLUMN note TEXT NOT NULL DEFAULT '';
         ALTER TABLE sweeps ADD COLUMN archived_at_ms INTEGER;   -- NULL: shown in lists; its runs have the same time
+        """
+    )
+
+
+@history(name="0006_contents_and_best_epochs")
+def _contents(db: Database) -> None:
+    db.executescript(
+        """
+        ALTER TABLE predictions ADD COLUMN content TEXT NOT NULL DEFAULT '';     -- of the clip's sound; '': not known
+
+        -- Of epochs with equal valid accuracy, the trainer keeps the one with the lowest valid loss.
+        UPDATE metric_summaries AS best SET best_step = coalesce((
+            SELECT accuracy.step FROM metric_points AS accuracy
+            LEFT JOIN metric_points AS loss ON loss.run_number = accuracy.run_number AND loss.step = accuracy.step
+                AND loss.metric_number = (SELECT metric_number FROM metric_names WHERE metric = 'valid/loss')
+            WHERE accuracy.run_number = best.run_number AND accuracy.metric_number = best.metric_number
+                AND accuracy.value = best.best_value
+            ORDER BY loss.value IS NULL, loss.value, accuracy.step LIMIT 1), best_step)
+        WHERE best_value IS NOT NULL
+            AND metric_number = (SELECT metric_number FROM metric_names WHERE metric = 'valid/accuracy');
         """
     )
 

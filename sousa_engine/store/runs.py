@@ -233,7 +233,7 @@ class Runs:
     def predictions(self, run_id: str, split: str) -> tuple[Prediction, ...]:
         """The predictions of a run on a split, by clip. Raises UnknownNameError."""
         sql = (
-            "SELECT clip_id, split, label, predicted, probability, label_probability FROM predictions"
+            "SELECT clip_id, split, label, predicted, probability, label_probability, content FROM predictions"
             " WHERE run_number = ? AND split = ? ORDER BY clip_id"
         )
         return tuple(
@@ -241,10 +241,12 @@ class Runs:
         )
 
     def clip_scores(self, run_ids: Iterable[str], split: str) -> tuple[ClipScore, ...]:
-        """The number of these runs that got each clip right, for the clips that have a prediction."""
+        """The number of these runs that got each clip right, for the clips that have a prediction. A clip whose sound
+        was replaced between two runs counts as two."""
         sql = (
             "SELECT clip_id, label, sum(predicted = label), count(*) FROM runs JOIN predictions USING (run_number)"
-            " WHERE id IN (SELECT value FROM json_each(?)) AND split = ? GROUP BY clip_id, label ORDER BY clip_id"
+            " WHERE id IN (SELECT value FROM json_each(?)) AND split = ? GROUP BY clip_id, label, content"
+            " ORDER BY clip_id"
         )
         with self._connection.reading() as db:
             return tuple(map(ClipScore._make, db.execute(sql, [json.dumps(list(run_ids)), split])))

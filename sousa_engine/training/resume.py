@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sousa_engine.core import contents
 from sousa_engine.core.errors import RunError
+from sousa_engine.data import manifest as manifests
+from sousa_engine.data.clips import Manifest
 from sousa_engine.training import checkpoint
 
 CHECKPOINTS, BEST = "checkpoints", "best"  # folders inside a run's folder
@@ -62,8 +65,6 @@ def find(run_dir: Path, *, thorough: bool = True) -> ResumePoint:
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     """(changes that prevent a run from continuing, changes that may alter the last digits of its results), in words."""
     forbids, loosens = [], []
-    if then.get("data") != now.get("data"):
-        forbids.append("The data set has changed since then: its clips, labels or splits are different.")
     if then.get("weights") != now.get("weights"):
         forbids.append(f"The backbone's weights have changed: {then.get('weights')} then, {now.get('weights')} now.")
     for what in ("device", "threads"):
@@ -72,6 +73,23 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list[s
     old, new = then.get("versions", {}), now.get("versions", {})
     loosens += [f"{name} {old.get(name)} then, {new.get(name)} now" for name in new if new.get(name) != old.get(name)]
     return forbids, loosens
+
+
+def data_change(then: Mapping[str, Any], manifest: Manifest) -> str:
+    """How a data set, all of it scanned, differs from that of a checkpoint with the facts `then`; "" if it does not."""
+    kept, now = contents.checked(then.get("contents")), manifests.contents(manifest)
+    if not kept:
+        if then.get("data") == manifests.fingerprint_of_files(manifest):
+            return ""
+        return (
+            "The data set has changed since then: its clips, labels or splits are different, or its files were moved "
+            "or written again. The checkpoint is from an earlier version, which kept only their names, sizes and times."
+        )
+    if kept.get("version") != now.get("version"):
+        return "Another version of this program recorded its data set in another form, so nothing tells if it changed."
+    if kept.get("all") == now.get("all"):
+        return ""
+    return f"The data set has changed since then: {contents.change(kept, now) or 'its clips are in another order'}."
 
 
 class _OtherVersion(RunError):

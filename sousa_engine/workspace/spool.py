@@ -206,7 +206,8 @@ def read_predictions(path: Path) -> tuple[Prediction, ...]:
     for number, line in enumerate(text.removesuffix("\n").split("\n"), 1):
         try:
             values: dict[str, Any] = json.loads(line)
-            values |= {key: _text(values[key]) for key in ("clip_id", "split", "label", "predicted")}
+            values.setdefault("content", "")
+            values |= {key: _text(values[key]) for key in ("clip_id", "split", "label", "predicted", "content")}
             values |= {key: float(values[key]) for key in ("probability", "label_probability")}
             found.append(Prediction(**values))
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:

@@ -321,7 +321,7 @@ def test_unfinished_runs_and_other_data_allow_no_conclusion():
     assert "variation between seeds" in two.verdict
     assert two.notes[0].startswith("Excluded: late · seed 2 has no test")
     other = rows([run(0), run(1, data={"dataset": "small"})], [0.5, 0.6])
-    assert "not tested on the same clips" in compare.conclude(other).verdict
+    assert "not measured on the same clips" in compare.conclude(other).verdict
 
 
 def test_random_weights_beside_pretrained_are_called_a_control():

@@ -332,8 +332,8 @@ def test_groups_hold_who_was_right_on_which_clip():
     )
     assert found.left_out == ()
     assert found.groups == (
-        Group(name="A", right={1: {"x": True, "y": False}, 2: {"x": True, "y": True}}),
-        Group(name="B", right={1: {"x": False, "y": False}}, is_control=True),
+        Group(name="A", right={1: {"x\na": True, "y\na": False}, 2: {"x\na": True, "y\na": True}}),
+        Group(name="B", right={1: {"x\na": False, "y\na": False}}, is_control=True),
     )
 
 

@@ -24,8 +24,8 @@ def test_curves_move_again_after_resume_is_pressed(studio, page, settled):
         an_hour_ago = time.time_ns() // 1_000_000 - 3_600_000
         training = Training.begin(studio.workspace, config(max_epochs=3), at_ms=an_hour_ago)
         training.steps(50)
-        data = manifest.fingerprint(manifest.open_dataset(training.run.config.data))
-        checkpoint.save(training.folder / "checkpoints", 50, {}, {"epoch": 2, "best": None, "run": {"data": data}})
+        data = manifest.contents(manifest.open_dataset(training.run.config.data))
+        checkpoint.save(training.folder / "checkpoints", 50, {}, {"epoch": 2, "best": None, "run": {"contents": data}})
         run = training.end(RunStatus.STOPPED, "Stopped at step 50.")
         page.goto(f"/run?id={run.id}")
         settled(page)

@@ -292,8 +292,8 @@ def test_resume_says_from_where_or_why_not(sousa, workspace):
     assert result.exit_code == 2 and "no checkpoint" in result.stderr and "Launch a new run" in result.stderr
     with Store.open(workspace) as store:
         (run,) = store.runs.all()
-    data = manifest.fingerprint(manifest.open_dataset(run.config.data))
-    told = {"epoch": 2, "best": None, "run": {"data": data}}
+    data = manifest.contents(manifest.open_dataset(run.config.data))
+    told = {"epoch": 2, "best": None, "run": {"contents": data}}
     assert "It has no checkpoint" in sousa("show", "last").output
     checkpoint.save(workspace.run_dir(run.id) / "checkpoints", 7, {}, told)
     assert f"resume {run.id}  (from step 7, epoch 2)" in sousa("show", "last").output

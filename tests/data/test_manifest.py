@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import os
 import re
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from sousa_engine.core.config import DataConfig
 from sousa_engine.core.errors import DataError, UnknownNameError
 from sousa_engine.data import layouts, splits
 from sousa_engine.data import manifest as manifests
+from sousa_engine.data.dataset import DataSet
 
 
 def write_wav(path, seconds=0.5, rate_hz=8000):
@@ -234,6 +237,33 @@ def test_content_key_changes_with_a_file_and_not_with_the_split(tmp_path):
     assert open_path(root, split_seed=7).content_key == before
     write_wav(root / "tap/00.wav", seconds=0.6)
     assert open_path(root).content_key != before
+
+
+def test_contents_follow_the_sounds_and_labels_and_neither_place_time_nor_name(tmp_path, workspace):
+    root = write_classes(tmp_path / "drums")
+    config = DataConfig(dataset=str(root))
+    assert DataSet.open(config, workspace).manifest.contents == {}, "unknown before a scan, never guessed"
+    before = DataSet.scan(config, workspace).manifest
+    assert set(before.contents) == set(splits.SPLITS)
+    shutil.copytree(root, tmp_path / "copy")  # with other times
+    copy = DataSet.scan(DataConfig(dataset=str(tmp_path / "copy")), workspace).manifest
+    assert manifests.contents(copy) == manifests.contents(before) and copy.content_key == before.content_key
+    test = next(clip for clip in before.clips if clip.split == "test")
+    stat = test.source.stat()
+    sound = bytearray(test.source.read_bytes())
+    sound[-3] ^= 1
+    test.source.write_bytes(sound)
+    os.utime(test.source, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # the same name, size and time of modification
+    after = DataSet.scan(config, workspace).manifest
+    assert {split for split in splits.SPLITS if after.contents[split] != before.contents[split]} == {"test"}
+    assert after.content_key != before.content_key and after.fingerprint != before.fingerprint
+
+
+def test_embedded_sets_have_contents_of_their_own():
+    keys = [manifests.contents(manifests.open_dataset(DataConfig(dataset=name))) for name in ("micro", "tiny")]
+    assert all(keys) and keys[0]["test"] != keys[1]["test"]
+    other = manifests.contents(manifests.open_dataset(DataConfig(dataset="micro", clip_s=2.0)))
+    assert other["test"] != keys[0]["test"] and other["clip_s"] == 2.0
 
 
 # CSV

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shlex
 import shutil
 
@@ -300,11 +301,11 @@ def stopped(workspace, monkeypatch):
     """A run that was stopped at step 12, with two checkpoints as a training leaves them; no supervisor starts."""
     monkeypatch.setattr(ensure, "ensure", lambda workspace: None)
     settings = prepare.prepare({"data": {"dataset": "micro"}, "device": "cpu"}).config
-    return stop(workspace, settings, manifest.fingerprint(manifest.open_dataset(settings.data)))
+    return stop(workspace, settings, {"contents": manifest.contents(manifest.open_dataset(settings.data))})
 
 
-def stop(workspace, settings, data: str) -> str:
-    """The id of such a run. data: the fingerprint in its checkpoints."""
+def stop(workspace, settings, facts) -> str:
+    """The id of such a run. facts: of its data, as its checkpoints keep them."""
     with Store.open(workspace) as store:
         run = store.runs.enqueue(settings)
         Ledger(store).claim("cpu", "n1")
@@ -312,7 +313,7 @@ def stop(workspace, settings, data: str) -> str:
     folder = workspace.run_dir(run.id)
     checkpoint.save(folder / "best", 10, {}, {})
     for step in (10, 12):
-        told = {"epoch": 1, "best": "step-00000010", "run": {"data": data}}
+        told = {"epoch": 1, "best": "step-00000010", "run": facts}
         checkpoint.save(folder / "checkpoints", step, {"step": step}, told)
     return run.id
 
@@ -334,8 +335,48 @@ def test_a_run_whose_scan_left_out_a_file_can_be_resumed(workspace, tmp_path, mo
     damaged.write_bytes(damaged.read_bytes()[:20_000])  # only decoding shows that it is truncated
     settings = prepare.prepare({"data": {"dataset": str(tmp_path / "drums")}, "model": {"weights": "random"}}).config
     data = DataSet.scan(settings.data, workspace)
-    run, found = orders.resume(workspace, stop(workspace, settings, manifest.fingerprint(data.manifest)))
-    assert (run.status, found.step) == (RunStatus.QUEUED, 12) and len(data.manifest.clips) == 11
+    facts = {"contents": manifest.contents(data.manifest)}
+    run, found = orders.resume(workspace, stop(workspace, settings, facts))
+    assert (run.status, found.step, found.note) == (RunStatus.QUEUED, 12, "") and len(data.manifest.clips) == 11
+
+
+def test_a_checkpoint_from_before_contents_were_kept_resumes_or_is_refused_in_words(workspace, tmp_path, monkeypatch):
+    monkeypatch.setattr(ensure, "ensure", lambda workspace: None)
+    for seed, name in enumerate(f"drums/{label}/{i}.wav" for label in ("tap", "roll") for i in range(6)):
+        bad_audio.write(tmp_path / name, seed)
+    settings = prepare.prepare({"data": {"dataset": str(tmp_path / "drums")}, "model": {"weights": "random"}}).config
+    data = DataSet.open(settings.data, workspace)
+    run_id = stop(workspace, settings, {"data": manifest.fingerprint_of_files(data.manifest)})
+    with Store.open(workspace) as store:
+        run = store.runs.get(run_id)
+        assert "the run scans it first" in orders.resumable(run, store, thorough=True).note
+        DataSet.scan(settings.data, workspace)
+        assert orders.resumable(run, store, thorough=True).why_not == ""
+        os.utime(tmp_path / "drums" / "tap" / "0.wav", ns=(1, 1))
+        DataSet.scan(settings.data, workspace)
+        said = orders.resumable(run, store, thorough=True).why_not
+    assert "The checkpoint is from an earlier version, which kept only their names, sizes and times." in said
+
+
+def test_files_that_only_have_another_time_are_resumed_and_other_sounds_are_refused_by_split(
+    workspace, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(ensure, "ensure", lambda workspace: None)
+    for seed, name in enumerate(f"drums/{label}/{i}.wav" for label in ("tap", "roll") for i in range(6)):
+        bad_audio.write(tmp_path / name, seed)
+    settings = prepare.prepare({"data": {"dataset": str(tmp_path / "drums")}, "model": {"weights": "random"}}).config
+    data = DataSet.scan(settings.data, workspace).manifest
+    run_id = stop(workspace, settings, {"contents": manifest.contents(data)})
+    clip = next(clip for clip in data.clips if clip.split == "valid")
+    with Store.open(workspace) as store:
+        run = store.runs.get(run_id)
+        os.utime(clip.source, ns=(1, 1))
+        DataSet.scan(settings.data, workspace)
+        assert orders.resumable(run, store, thorough=True).why_not == ""
+        bad_audio.write(clip.source, 99)
+        DataSet.scan(settings.data, workspace)
+        said = orders.resumable(run, store, thorough=True).why_not
+    assert "The data set has changed since then: the valid split differs (2 clips, then 2)." in said
 
 
 def test_a_damaged_newest_checkpoint_is_told_before_the_run_is_queued(workspace, stopped):
@@ -350,7 +391,8 @@ def test_a_damaged_newest_checkpoint_is_told_before_the_run_is_queued(workspace,
 def test_what_cannot_go_on_is_refused_with_a_sentence_and_stays_as_it_is(workspace, stopped, monkeypatch):
     with pytest.raises(UnknownNameError):
         orders.resume(workspace, "nope")
-    monkeypatch.setattr(manifest, "fingerprint", lambda found: "another")
+    usual = manifest.contents
+    monkeypatch.setattr(manifest, "contents", lambda found: usual(found) | {"all": "another"})
     with pytest.raises(PreflightError, match="data set has changed since then"):
         orders.resume(workspace, stopped)
     shutil.rmtree(workspace.run_dir(stopped))

@@ -359,7 +359,8 @@ def test_data_that_changed_since_forbid_to_go_on_and_versions_only_warn(workspac
     in_process(folder, settings)
     (told,) = [e.message for e in read_batch(folder / run_files.SPOOL, 0).events if e.kind == "environment changed"]
     assert "torch" in told and "0.1 now" in told
-    monkeypatch.setattr(manifests, "fingerprint", lambda manifest: "another")
+    usual = manifests.contents
+    monkeypatch.setattr(manifests, "contents", lambda found: usual(found) | {"all": "another"})
     with pytest.raises(PreflightError, match=r"data set has changed.*new run"):
         in_process(folder, settings)
 

@@ -406,8 +406,8 @@ def stopped(workspace):
     """A run that was stopped within its second epoch, with a checkpoint that could be gone on from."""
     training = Training.begin(workspace, config(max_epochs=3))
     training.steps(50)
-    data = manifests.fingerprint(manifests.open_dataset(training.run.config.data))
-    told = {"epoch": 2, "best": None, "run": {"data": data}}
+    data = manifests.contents(manifests.open_dataset(training.run.config.data))
+    told = {"epoch": 2, "best": None, "run": {"contents": data}}
     checkpoint.save(training.folder / "checkpoints", 50, {}, told)
     return training.end(RunStatus.STOPPED, "Stopped at step 50. A checkpoint was saved.")
 
