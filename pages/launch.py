@@ -97,7 +97,7 @@ def take_settings(settings: RunConfig) -> None:
 
 def defaults(variant: str) -> dict[str, Any]:
     """What the widgets of FORM hold at first, with this backbone."""
-    changed = grammar.preset_changes("model", base.model.variant, variant)
+    changed = backbones.default_changes(base.model.variant, variant)
     found = {name: changed[name][1] if name in changed else config.value_of(base, name) for name in FORM}
     return {name: as_widget(name, value) for name, value in found.items()} | {"model.variant": base.model.variant}
 
