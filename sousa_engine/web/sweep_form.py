@@ -128,16 +128,23 @@ def take(found: Mapping[str, Any], error: str = "") -> None:
     address: values that do not fit are left out, and named on the page."""
     said = [error] if error else []
     usual = first_values()
+
+    def number(value: Any, name: str, low: int, high: float = float("inf")) -> bool:
+        like = 1 if usual[name] is None else usual[name]
+        return drafts.fits(value, like) and (isinstance(value, str) or low <= value <= high)
+
     checks = {
         "models": lambda value: drafts.is_texts(value) and all(map(is_backbone, value)),
         "targets": drafts.is_texts,
         "sets": lambda value: isinstance(value, dict) and all(map(drafts.is_texts, value.values())),
         "sampler": lambda value: drafts.fits(value, "", sweep_spec.SAMPLERS),
-        "trials": lambda value: drafts.fits(value, usual["trials"]) and 1 <= int(value) <= sweep_spec.MOST_RUNS,
-        "sampler_seed": lambda value: drafts.fits(value, usual["sampler_seed"]) and int(value) >= 0,
+        "trials": lambda value: (
+            number(value, "trials", 1) and (isinstance(value, str) or value <= sweep_spec.MOST_RUNS)
+        ),
+        "sampler_seed": lambda value: number(value, "sampler_seed", 0),
+        "epochs": lambda value: number(value, "epochs", 1),
+        "batch_size": lambda value: value is None or number(value, "batch_size", 1),
         "data": lambda value: drafts.fits(value, "", fields.DATASET_CHOICES),
-        "epochs": lambda value: drafts.fits(value, usual["epochs"]) and int(value) >= 1,
-        "batch_size": lambda value: value is None or (drafts.fits(value, 1) and value >= 1),
         "axes": lambda value: isinstance(value, list) and len(value) <= len(offered_fields()),
     }
     state = {}

@@ -22,7 +22,7 @@ from sousa_engine.core.errors import RunError
 from sousa_engine.core.records import Curve, RunStatus, SweepStatus
 from sousa_engine.runs import ensure, preflight, sweep_orders, sweep_plan, timing
 from sousa_engine.store.ledger import Ledger
-from sousa_engine.web import fields, handover, parts
+from sousa_engine.web import drafts, fields, handover, parts
 from sousa_engine.web.components.trial_tiles import MOST_POINTS, tiles_data
 from sousa_engine.web.handover import SweepDraft
 from sousa_engine.workspace import PROJECT_ROOT, intake, processes, run_files
@@ -548,3 +548,44 @@ def test_a_name_that_a_run_cannot_hold_is_cut_and_the_run_can_still_be_read(stor
     made = started(store, axes={"targets": [paths, "q_proj"]}, seeds=[0])
     names = [run.title for run in store.sweeps.runs(made.id)]
     assert len(names[0]) == 120 and names[0].endswith("…") and names[1] == "q_proj"
+
+
+def draft_of(app):
+    found = app.query_params.get("draft", "")
+    return found if isinstance(found, str) else found[0]
+
+
+def test_a_form_that_was_not_touched_leaves_the_address_alone(visit):
+    app = visit()
+    assert draft_of(app) == "" and app.button(key="sweep.reset").disabled
+
+
+def test_what_was_typed_is_in_the_address_and_fills_the_form_again(visit):
+    typed = {
+        "sweep.models": ["beats-mini"], "sweep.targets": ["core", "q_proj,v_proj"], "sweep.sampler": "random",
+        "sweep.lr": "abc", "sweep.lines": "lora.r=4\n{", "sweep.seeds": "0 x", "sweep.axes": [3],
+        "sweep.axis.3": "training.lr", "sweep.axis.3.training.lr.as": "range", "sweep.axis.3.training.lr.low": "1e-4",
+        "sweep.axis.3.training.lr.high": "", "sweep.axis.3.training.lr.log": False,
+    }  # fmt: skip
+    app = visit(state=typed)
+    found = draft_of(app)
+    app = checked(app.button(key="sweep.reset").click().run())
+    assert draft_of(app) == "" and app.session_state["sweep.lr"] == ""
+    app.query_params["draft"] = found
+    del app.session_state["known addresses"]  # as in a new session
+    app = checked(app.run())
+    assert {name: app.session_state[name] for name in typed} == typed
+    assert draft_of(app) == found and not app.warning
+
+
+def test_values_of_a_link_that_do_not_fit_the_form_are_left_out_and_named(visit):
+    bad = {
+        "name": 5, "models": ["ast-mini", "none"], "targets": "core", "sets": {"a": 1}, "sampler": "best",
+        "trials": [3], "data": "elsewhere", "batch_size": [], "seeds": "1 2", "axes": [0, 1, "x", -4, 10**9],
+        "axis.0": "no.field", "axis.1": "lora.method", "axis.1.lora.method": ["lora", "magic"],
+    }  # fmt: skip
+    app = visit(draft=drafts.pack(bad))
+    said = app.warning[0].value.replace("\\", "")
+    for value in ("none", "elsewhere", "best", "no.field", "magic"):
+        assert value in said, value
+    assert app.session_state["sweep.seeds"] == "1 2" and app.session_state["sweep.axes"] == [1]
