@@ -251,7 +251,7 @@ def _csv_rows(path: Path, reader: csv.DictReader) -> tuple[list[Recording], list
         listed.append(
             Recording(
                 clip_id=Path(where).as_posix(),
-                path=path.parent / Path(where).expanduser(),
+                path=path.parent / _expanded(where),
                 label=label,
                 written=written,
                 split=split_name(split) or "",
@@ -265,6 +265,13 @@ def _csv_rows(path: Path, reader: csv.DictReader) -> tuple[list[Recording], list
             "Fill in the column, or remove it and let the engine split."
         )
     return listed, excluded
+
+
+def _expanded(where: str) -> Path:
+    try:
+        return Path(where).expanduser()
+    except RuntimeError:  # `~name` of nobody: a file of that name
+        return Path(where)
 
 
 def _columns(path: Path, header: Iterable[str]) -> dict[str, str]:

@@ -91,17 +91,6 @@ def test_a_preset_that_was_changed_by_its_reader_is_whole_for_the_next():
     assert grammar.preset("lora", "attention")["lora"]["targets"] == ["attention"]
 
 
-@pytest.mark.parametrize(("text", "number"), [("0.002", 0.002), (" 2e-3 ", 0.002), ("1", 1.0), ("-1", -1.0)])
-def test_a_typed_number_is_read(text, number):
-    assert grammar.number(text, "Rate") == number
-
-
-@pytest.mark.parametrize("text", ["", " ", "fast", "{", "[0.1", "%2", "true", "[1]", "1,5"])
-def test_text_that_is_not_a_number_is_refused_by_name(text):
-    with pytest.raises(ConfigError, match=r"^Rate must be a number such as 0\.002 or 2e-3"):
-        grammar.number(text, "Rate")
-
-
 def test_the_fields_that_change_with_a_preset_are_listed_with_both_values():
     changes = grammar.preset_changes("model", "ast-mini", "ast-base")
     assert changes["model.variant"] == ("ast-mini", "ast-base")
