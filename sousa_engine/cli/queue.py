@@ -88,7 +88,7 @@ def resume(workspace: Workspace) -> None:
 
 
 @queue.command("slots")
-@click.argument("count", type=Whole(1))
+@click.argument("count", type=Whole())
 @click.pass_obj
 def cpu_slots(workspace: Workspace, count: int) -> None:
     """Set how many runs may train on the CPU at the same time; they share its threads. A GPU trains one run."""

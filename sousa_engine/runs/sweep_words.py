@@ -78,7 +78,7 @@ def laid_over(
     if targets and not all(text.strip() for text in targets):
         raise ConfigError("--targets has an empty name. For the head alone (a linear probe): lora=probe.")
     if targets:
-        made["lora.targets"] = [grammar.entry_or_list(text) for text in targets]
+        made["lora.targets"] = [grammar.entry_or_list(text) if "," in text else text for text in targets]
     sets = values.get("sets", {})
     if ablate is not None:
         axis = sweep_spec.build({"axes": {"model": made["model"]}}).axes if "model" in made else ()
