@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import pandas as pd
 import streamlit as st
 
 from sousa_engine.analysis import verdict
 from sousa_engine.analysis.compare import Conclusion, Result, conclude, paired_sentence, results, run_names
-from sousa_engine.analysis.settings import MOST_SHOWN, competing, names_in_verdict, ordered
+from sousa_engine.analysis.settings import MOST_SHOWN, Summaries, competing, names_in_verdict, ordered
 from sousa_engine.analysis.significance import paired
 from sousa_engine.analysis.sweeps import TrialRow, latest, out_of_competition
 from sousa_engine.core.records import Prediction, Run, Sweep
 from sousa_engine.store import Store
-from sousa_engine.web import parts
+from sousa_engine.web import addresses, parts, titles
 from sousa_engine.web.compare_baselines import reference, remark
 from sousa_engine.web.compare_parts import Compared, curves, differences, matrices, setting_table
 from sousa_engine.web.compare_sweep import axes, costs, parts_of_the_test
 from sousa_engine.web.report_view import report_downloads
 
-ADDRESS, CHOICE, SWEEP = "compare_address", "compare_choice", "compare_sweep"
+CHOICE, SWEEP = "compare_choice", "compare_sweep"
+REFRESH_S = 2
 
 
 def main() -> None:
@@ -29,9 +30,12 @@ def main() -> None:
     parts.by_width()
     with parts.open_store() as store:
         sweep, runs = choose(store)
+        parts.name_tab(titles.of_page(f"Compare {sweep.name}") if sweep else titles.of_comparison(runs))
+        summaries = store.metrics.summaries([run.id for run in runs])
+        if any(not run.status.is_over for run in runs) or (sweep and not sweep.status.is_over):
+            st.fragment(follow, run_every=REFRESH_S)(sweep, [run.id for run in runs], stage(runs, summaries))
         if len(runs) < 2:
             return
-        summaries = store.metrics.summaries([run.id for run in runs])
         rows, shown = ordered(runs, summaries, of_sweep=sweep is not None)
         drawn = competing(runs, rows, shown, of_sweep=sweep is not None)
         predictions = {run.id: store.runs.predictions(run.id, "test") for run in drawn}
@@ -57,6 +61,20 @@ def main() -> None:
         report_downloads("compared runs", run_ids=[run.id for run in runs])
     outcomes(compared, runs)
     st.fragment(sections)(compared)
+
+
+def follow(sweep: Sweep | None, run_ids: Sequence[str], drawn: Hashable) -> None:
+    """Redraw the page when a run starts or ends, a sweep adds runs, or a metric is measured for the first time."""
+    with parts.open_store() as store:
+        runs = latest(store.sweeps.runs(sweep.id)) if sweep else list(filter(None, map(store.runs.get, run_ids)))
+        now = stage(runs, store.metrics.summaries([run.id for run in runs]))
+    if now != drawn:
+        st.rerun()
+
+
+def stage(runs: Sequence[Run], summaries: Summaries) -> Hashable:
+    """What the page draws differently: the status and the measured metrics of each run."""
+    return tuple((run.id, run.status, frozenset(summaries.get(run.id, ()))) for run in runs)
 
 
 def sections(compared: Compared) -> None:
@@ -102,25 +120,32 @@ def choose(store: Store) -> tuple[Sweep | None, Sequence[Run]]:
 
 
 def follow_address(store: Store) -> None:
-    """Select what the URL names whenever the URL changes."""
-    asked = {"sweep": st.query_params.get("sweep", ""), "run": list(dict.fromkeys(st.query_params.get_all("run")))}
-    if st.session_state.get(ADDRESS) == asked:
+    """Select what the URL names whenever a visitor opens another one; also after another page, which drops choices."""
+    sweep_id, run_ids = address()
+    if not addresses.is_asked((sweep_id, run_ids)):
         return
-    sweep = store.sweeps.get(asked["sweep"]) if asked["sweep"] else None
-    found = [run_id for run_id in asked["run"] if store.runs.get(run_id)]
+    addresses.note((sweep_id, run_ids))
+    sweep = store.sweeps.get(sweep_id) if sweep_id else None
+    found = [run_id for run_id in run_ids if store.runs.get(run_id)]
     st.session_state[SWEEP] = sweep.id if sweep else None
     st.session_state[CHOICE] = found[: parts.MOST_COMPARED]
-    if asked["sweep"] and not sweep:
-        st.warning(parts.plain(f"No sweep has the id {asked['sweep']}."), icon=":material/help:")
-    unknown = [run_id for run_id in asked["run"] if run_id not in found]
+    if sweep_id and not sweep:
+        st.warning(parts.plain(f"No sweep has the id {sweep_id}."), icon=":material/help:")
+    unknown = [run_id for run_id in run_ids if run_id not in found]
     if unknown:
         st.warning(parts.plain(f"No run has the id {', '.join(unknown)}."), icon=":material/help:")
 
 
+def address() -> tuple[str, tuple[str, ...]]:
+    """(the sweep, the runs) that the URL names."""
+    return st.query_params.get("sweep", ""), tuple(dict.fromkeys(st.query_params.get_all("run")))
+
+
 def write_address(sweep: str = "", runs: Sequence[str] = ()) -> None:
-    if sweep != st.query_params.get("sweep", "") or list(runs) != st.query_params.get_all("run"):
+    wanted = sweep, tuple(runs)
+    if wanted != address():
         st.query_params.from_dict({"sweep": sweep} if sweep else {"run": list(runs)})
-    st.session_state[ADDRESS] = {"sweep": sweep, "run": list(runs)}
+    addresses.note(wanted)
 
 
 def pick_runs(every: Sequence[Run]) -> list[Run]:

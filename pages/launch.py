@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import streamlit as st
@@ -15,39 +16,61 @@ from sousa_engine.data.splits import SPLITS
 from sousa_engine.runs import orders, preflight, prepare
 from sousa_engine.runs.executors import local
 from sousa_engine.runs.problems import problems as problems_of
-from sousa_engine.web import fields, handover, parts
+from sousa_engine.web import drafts, fields, handover, parts
 from sousa_engine.web.handover import Ticks
 from sousa_engine.workspace import default_workspace
 
 WEIGHTS = {"pretrained": "pretrained", "random": "random (a control)", "file": "from a file or folder"}
+SAVED = "saved:"
+FORM = (  # the fields that have a widget
+    "name", "seed", "device", "model.variant", "model.weights", "data.dataset", "data.strict",
+    *(f"lora.{name}" for name in ("method", "r", "alpha", "dropout", "plus_ratio", "head")),
+    *(f"augment.{name}" for name in ("time_mask", "mel_mask", "shift", "gain_db")),
+    *(f"training.{name}" for name in (
+        "max_epochs", "batch_size", "lr", "head_lr", "weight_decay", "warmup", "label_smoothing", "grad_clip",
+        "patience", "precision",
+    )),
+    "wandb.mode", "wandb.project",
+)  # fmt: skip
 workspace = default_workspace()
 base = RunConfig()
 
 
 def main() -> None:
-    st.title("Launch")
+    take_over()
+    with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
+        st.title("Launch", width="content")
+        st.button(
+            "Reset", icon=":material/restart_alt:", on_click=take, args=({},), disabled=not draft(), key="launch.reset",
+            help="Set all fields to their defaults.",
+        )  # fmt: skip
     st.caption(
         "All fields have sensible defaults and are checked as you type; with the embedded backbone and data you can "
         "start at once. Training runs in a separate process; closing this page does not stop it."
     )
-    take_over()
+    drafts.say(held("said", ()))
     left, right = st.columns([3, 2], gap="large")
     with left:
         values, problems = form()
+    drafts.keep(draft())
     with right:
         summary(values, problems)
 
 
 def take_over() -> None:
-    """Fill the form from the address (dataset, data.strict, lora=probe), or from what another page left."""
+    """Fill the form from the address (dataset, data.strict, lora=probe; or a draft), or from what another page left."""
+    if st.session_state.pop("launch.started", False):  # the draft is a run now
+        take({})
+    if found := drafts.asked():
+        take(*found)
     dataset, lora = st.query_params.pop("dataset", None), st.query_params.pop("lora", None)
     strict = st.query_params.pop("data.strict", None)
     if dataset:
         hold("data", fields.dataset_choice(dataset))
         hold("data.dataset", dataset)
         hold("data.strict", strict == "true")
-    if draft := handover.take_draft():
-        take_settings(draft.settings)
+    if left := handover.take_draft():
+        take_settings(left.settings)
         return
     if ticks := handover.new_ticks("launch"):
         hold("model.variant", ticks.variant)
@@ -62,6 +85,7 @@ def take_over() -> None:
 
 def take_settings(settings: RunConfig) -> None:
     """Fill the form with a run's settings; its targets become the ticks."""
+    hold("said", ())
     for name, _ in config.fields():
         hold(name, as_widget(name, config.value_of(settings, name)))
     hold("weights_kind", weights_kind(settings.model.weights))
@@ -69,6 +93,84 @@ def take_settings(settings: RunConfig) -> None:
     hold("data", fields.dataset_choice(settings.data.dataset))
     hold("set", "ticks")
     handover.leave_ticks(Ticks.of(settings), seen_by="launch")
+
+
+def defaults(variant: str) -> dict[str, Any]:
+    """What the widgets of FORM hold at first, with this backbone."""
+    changed = backbones.default_changes(base.model.variant, variant)
+    found = {name: changed[name][1] if name in changed else config.value_of(base, name) for name in FORM}
+    return {name: as_widget(name, value) for name, value in found.items()} | {"model.variant": base.model.variant}
+
+
+def draft() -> dict[str, Any]:
+    """What the form holds and its defaults do not; with the ticked modules, if they are what is adapted."""
+    variant = held("model.variant", base.model.variant)
+    usual = defaults(variant)
+    found = {name: held(name, usual[name]) for name in FORM if held(name, usual[name]) != usual[name]}
+    ticks = handover.held_ticks(variant)
+    if held("set") == "ticks" and ticks:
+        found["ticks"] = {
+            "paths": list(ticks.paths), "ranks": dict(ticks.ranks), "r": ticks.r, "head": ticks.head,
+            "method": ticks.method, "name": ticks.name,
+        }  # fmt: skip
+    elif held("set") not in (None, usual_set(variant)):
+        found["set"] = held("set")
+    return found
+
+
+def take(found: Mapping[str, Any], error: str = "") -> None:
+    """Fill the form with a draft, as `draft` makes it; everything else gets its default. It comes from an address:
+    values that do not fit are left out, and named on the page."""
+    said = [error] if error else []
+    variant = found.get("model.variant", base.model.variant)
+    variant = variant if drafts.fits(variant, "", backbones.VARIANTS) else base.model.variant
+    usual = defaults(variant)
+    options: dict[str, Collection[str]] = {name: config.field_options(name) for name in FORM}
+    options |= {"model.variant": backbones.VARIANTS, "device": ["auto", *local.devices()]}
+    for name in FORM:
+        value = found.get(name, usual[name])
+        if not drafts.fits(value, usual[name], options[name] or None):
+            said.append(drafts.left_out(config.field_label(name), value))
+            value = usual[name]
+        hold(name, type(usual[name])(value))
+    hold("weights_kind", weights_kind(held("model.weights")))
+    hold("defaults_of", variant)
+    hold("data", fields.dataset_choice(held("data.dataset")))
+    hold("set", usual_set(variant))
+    if "ticks" in found:
+        said += take_ticks(variant, found["ticks"])
+    elif "set" in found:
+        if drafts.fits(found["set"], "", choices_of(targets.load_outline(variant), METHODS[held("lora.method")])):
+            hold("set", found["set"])
+        else:
+            said.append(drafts.left_out(config.field_label("lora.targets"), found["set"]))
+    said += [drafts.left_out(name, found[name]) for name in found if name not in (*FORM, "ticks", "set")]
+    hold("said", said)
+
+
+def take_ticks(variant: str, found: Any) -> list[str]:
+    """Tick the modules of a draft. Returns sentences about those that cannot be ticked."""
+    outline = targets.load_outline(variant)
+    match found:
+        case {"paths": list(paths), "ranks": dict(ranks), "r": int(r), "head": str(head), "method": str(method)}:
+            able = {node.path for node in outline.nodes if node.adaptable and not outline.in_head(node.path)}
+            good = tuple(path for path in paths if isinstance(path, str) and path in able)
+            name = found.get("name", "")
+            if good and head in HEAD_TITLES and method in METHODS and 1 <= r <= 1024:
+                ticks = Ticks(
+                    variant=variant, paths=good, r=r, head=head, method=method,  # pyright: ignore[reportArgumentType]
+                    ranks={path: ranks[path] for path in good if type(ranks.get(path)) is int},
+                    name=name if drafts.is_text(name) and len(good) == len(paths) else "",
+                )  # fmt: skip
+                handover.leave_ticks(ticks, seen_by="launch")
+                hold("set", "ticks")
+                bad = [path for path in paths if path not in good]
+                return [drafts.left_out("Ticked modules", ", ".join(map(str, bad)))] if bad else []
+    return [drafts.left_out("Ticked modules", found)]
+
+
+def usual_set(variant: str) -> str:
+    return targets.default_set(targets.load_outline(variant))
 
 
 def hold(name: str, value: Any) -> None:
@@ -185,7 +287,7 @@ def take_defaults_of(variant: str) -> None:
     hold("defaults_of", variant)
     if before == variant:
         return
-    for name, (was, now) in grammar.preset_changes("model", before, variant).items():
+    for name, (was, now) in backbones.default_changes(before, variant).items():
         old = as_widget(name, was)
         if name != "model.variant" and held(name, old) == old:
             hold(name, as_widget(name, now))
@@ -214,16 +316,8 @@ def weights_field(field, values: dict[str, Any]) -> None:
 def targets_field(outline: targets.Outline, values: dict[str, Any], slots: dict[str, Any], method: Method) -> None:
     """Which modules are adapted: the ticks of the tree, a recommended set, a saved set, or none."""
     ticks = handover.held_ticks(outline.variant)
-    choices: dict[str, tuple[str, tuple[str, ...]]] = {}
-    if ticks:
-        choices["ticks"] = (f"ticked: {ticks.name}" if ticks.name else "ticked in the module tree", ticks.paths)
-    for name, paths in targets.recommended_sets(outline, method).items():
-        choices[name] = (name, paths)
-    with parts.open_store() as store:
-        saved = {f"saved:{one.name}": one for one in store.target_sets.all(outline.variant)}
-    choices |= {key: (f"saved: {one.name}", one.paths) for key, one in saved.items()}
-    choices["none"] = ("none: linear probe, the head alone", ())
-    usual = targets.default_set(outline)
+    choices = choices_of(outline, method)
+    usual = usual_set(outline.variant)
     if held("set") not in choices:
         hold("set", usual if usual in choices else next(iter(choices)))
     a, b = st.columns([3, 1], vertical_alignment="bottom")
@@ -241,7 +335,7 @@ def targets_field(outline: targets.Outline, values: dict[str, Any], slots: dict[
     slots["lora.targets"] = st.empty()
     wanted = [path for path in choices[chosen][1] if not outline.in_head(path)]
     values["lora"]["targets"] = wanted
-    values["lora"]["target_set"] = saved[chosen].name if chosen in saved else ""
+    values["lora"]["target_set"] = chosen.removeprefix(SAVED) if chosen.startswith(SAVED) else ""
     if chosen == "ticks" and ticks:
         values["lora"]["target_set"] = ticks.name
         if method.takes_ranks:
@@ -252,6 +346,20 @@ def targets_field(outline: targets.Outline, values: dict[str, Any], slots: dict[
                     "1 module has a separate rank" if len(ranks) == 1 else f"{len(ranks)} modules have separate ranks"
                 )
                 st.caption(f"{have}, set in the tree.")
+
+
+def choices_of(outline: targets.Outline, method: Method) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """What the field Target modules offers: its key -> (what the list says, the modules)."""
+    choices: dict[str, tuple[str, tuple[str, ...]]] = {}
+    if ticks := handover.held_ticks(outline.variant):
+        choices["ticks"] = (f"ticked: {ticks.name}" if ticks.name else "ticked in the module tree", ticks.paths)
+    for name, paths in targets.recommended_sets(outline, method).items():
+        choices[name] = (name, paths)
+    with parts.open_store() as store:
+        saved = store.target_sets.all(outline.variant)
+    choices |= {f"{SAVED}{one.name}": (f"saved: {one.name}", one.paths) for one in saved}
+    choices["none"] = ("none: linear probe, the head alone", ())
+    return choices
 
 
 def data_field(field, values: dict[str, Any]) -> None:
@@ -342,6 +450,7 @@ def begin(settings: RunConfig, form_token: str) -> None:
     except SousaError as error:
         st.error(parts.plain(str(error)), icon=":material/error:")
         return
+    st.session_state["launch.started"] = True
     st.switch_page(parts.page_path("run"), query_params={"id": run.id})
 
 

@@ -8,7 +8,7 @@ import streamlit as st
 
 from sousa_engine.core.records import QueueSettings, Run, RunRow, RunStatus
 from sousa_engine.runs.executors import local, slots
-from sousa_engine.web import manage, parts
+from sousa_engine.web import manage, parts, titles
 
 REFRESH_S, IDLE_S = 2, 15
 MOST_SHOWN = 50
@@ -68,7 +68,7 @@ def draw_slots(state: QueueSettings, live: Sequence[Run]) -> None:
                 continue
             link(run.id, run.title)
             parts.status_badge(run.status)
-            share = parts.progress_share(run)
+            share = titles.progress_share(run)
             st.caption("starting up" if share is None else parts.percent(share), width="stretch")
             st.button(
                 "Stop and save",

@@ -15,7 +15,7 @@ from sousa_engine.core.records import LONGEST_NOTE, Prediction, Run, RunFilter, 
 from sousa_engine.runs import orders, prepare
 from sousa_engine.runs.executors.local import GRACE_S
 from sousa_engine.store import Store, not_resumable
-from sousa_engine.web import handover, manage, parts
+from sousa_engine.web import handover, manage, parts, titles
 from sousa_engine.web.components.code_block import code_block
 from sousa_engine.web.components.live_chart import live_chart
 from sousa_engine.web.layers_view import layers_section
@@ -40,6 +40,7 @@ def main() -> None:
         of_sweep = store.sweeps.get(run.sweep_id) if run.sweep_id else None
         known_tags = list(store.marks.tags())
         resumable = None if not_resumable(run) else orders.resumable(run, store)
+    parts.name_tab(titles.of_run(run))
     header(run, of_sweep, known_tags, resumable)
     cause(run, store, divergence)
     if resumable:
@@ -47,7 +48,7 @@ def main() -> None:
         st.caption(parts.plain(resumable.why_not or where.strip()))
     if run.stop_requested_at_ms is not None and run.attempts:
         st.fragment(ladder, run_every=None if run.status.is_over else REFRESH_S)(run.id)
-    live_chart([run], key=f"chart-{run.id}")
+    live_chart([run], key=f"chart-{run.id}", names_tab=True)
     st.space("small")
     st.fragment(numbers, run_every=None if run.status.is_over else REFRESH_S)(run)
     st.space("small")
@@ -56,6 +57,7 @@ def main() -> None:
 
 def choose(store: Store, run_id: str) -> None:
     st.title("Run")
+    parts.name_tab(titles.of_page("Run"))
     if run_id:
         st.error(parts.plain(f"No run has the id {run_id!r}. Choose one below."), icon=":material/error:")
     else:

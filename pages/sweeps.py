@@ -7,7 +7,7 @@ import streamlit as st
 from sousa_engine.analysis.sweeps import best_first, tally, trial_rows
 from sousa_engine.core.records import Sweep
 from sousa_engine.store import Store
-from sousa_engine.web import parts, sweep_form, sweep_view
+from sousa_engine.web import parts, sweep_form, sweep_marks, sweep_view, titles
 
 REFRESH_S, IDLE_S = 4, 20
 SHOWN = 8
@@ -21,10 +21,10 @@ def main() -> None:
         with parts.open_store() as store:
             found = store.sweeps.get(sweep_id)
         if found:
+            parts.name_tab(titles.of_page(found.name))
             sweep_view.one_sweep(found)
             return
-    else:
-        st.query_params.clear()
+    parts.name_tab(titles.of_page("Sweeps"))
     st.title("Sweeps", anchor=False)
     if sweep_id:
         st.error(parts.plain(f"No sweep has the id {sweep_id!r}. Choose one below."), icon=":material/error:")
@@ -34,22 +34,28 @@ def main() -> None:
     )
     with parts.open_store() as store:
         there = store.sweeps.all()
+    sweep_marks.say_deleted()
     if there:
         moving = any(not found.status.is_over for found in there)
         st.fragment(listed, run_every=REFRESH_S if moving else IDLE_S)()
-    st.subheader("New sweep", anchor=False)
     sweep_form.new_sweep()
 
 
 def listed() -> None:
     """The sweeps, newest first."""
     with parts.open_store() as store:
-        every = store.sweeps.all()
+        archived = bool(st.session_state.get("sweeps.archived"))
+        every = store.sweeps.all(archived=archived)
+        others = store.sweeps.all(archived=not archived)
         shown = every if st.session_state.get("sweeps.all") else every[:SHOWN]
         for found in shown:
             line(found, store)
     if len(every) > SHOWN:
         st.toggle(f"Show all {len(every)}", key="sweeps.all")
+    if archived or others:
+        if not every:
+            st.caption("No sweep is archived." if archived else "All sweeps are archived.")
+        st.toggle("Archived", key="sweeps.archived", help="List the archived sweeps instead of the others.")
 
 
 def line(found: Sweep, store: Store) -> None:

@@ -23,8 +23,8 @@ def chart(app):
 
 
 def components(app):
-    """What each component of the page was given."""
-    return [json.loads(component.proto.json) for component in app.get("bidi_component")]
+    """What each component of the page was given; some are given nothing."""
+    return [json.loads(component.proto.json) for component in app.get("bidi_component") if component.proto.json]
 
 
 def table(app):

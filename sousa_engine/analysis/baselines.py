@@ -34,7 +34,7 @@ from sousa_engine.data.synth import ClipPlan
 from sousa_engine.workspace import Workspace, intake, run_files, spool
 from sousa_engine.workspace.intake import Intake, Tell
 
-METHOD = 1  # increased when the same clips and splits would give different results
+METHOD = 2  # increased when the same clips and splits would give different results
 MAJORITY, POOLED, ONSETS = "majority", "pooled-log-mel", "onset-sequence"
 TITLES = {MAJORITY: "Majority class", POOLED: "Pooled log-mel statistics", ONSETS: "Onset sequence"}
 LISTENING, CHOOSING = "listening", "choosing"  # the phases that `tell` receives: counts of clips, then of fits

@@ -97,10 +97,11 @@ class Tally:
 
 
 def tally(found: Sweep, runs: Sequence[Run]) -> Tally:
-    by_trial, spec = trials(runs), sweep_spec.build(found.spec)
+    by_trial = trials(runs)
     to_come = 0
-    if spec.learns and not found.status.is_over:
-        to_come = len(spec.seeds) * max(0, (spec.trials or 0) - len(by_trial))
+    if found.spec.get("sampler") in sweep_spec.LEARNING and not found.status.is_over:
+        spec = sweep_spec.build(found.spec)
+        to_come = len(spec.seeds) * max(0, spec.trial_count - len(by_trial))
         for of_trial in by_trial.values():
             if not any(run.status.is_over and run.status is not RunStatus.FINISHED for run in of_trial):
                 to_come += max(0, len(spec.seeds) - len(of_trial))
@@ -174,8 +175,11 @@ def trial_row(
 
 
 def best_first(rows: Sequence[TrialRow]) -> list[TrialRow]:
-    """By mean test accuracy, then untested ones by valid accuracy, then those without results."""
-    return sorted(rows, key=lambda row: (row.mean_test or -1.0, row.mean_valid or -1.0), reverse=True)
+    """Highest mean valid accuracy first; those without one last. Ties keep their order.
+
+    Test accuracy is never used: a setting chosen by its test clips would look better on them than it is.
+    """
+    return sorted(rows, key=lambda row: -1.0 if row.mean_valid is None else row.mean_valid, reverse=True)
 
 
 def failures(runs: Sequence[Run], *, stopped: bool = False) -> tuple[Failure, ...]:

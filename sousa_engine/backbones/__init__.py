@@ -9,12 +9,14 @@ logits = network(waveforms)                                       # (batch, samp
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from sousa_engine.backbones import ast, beats, efficientat, htsat, key_tree, pretrained
 from sousa_engine.backbones.spec import Download, Network, Variant, WeightsState
+from sousa_engine.core import config, grammar
 from sousa_engine.core.errors import WeightsError, unknown
 from sousa_engine.frontends import FrontEndSpec
 from sousa_engine.workspace import Workspace, default_workspace
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from sousa_engine.workspace.intake import Tell
 
 __all__ = [
+    "DEFAULTED",
     "FAMILIES",
     "VARIANTS",
     "Download",
@@ -32,8 +35,11 @@ __all__ = [
     "Variant",
     "WeightsState",
     "build",
+    "default_changes",
+    "defaults",
     "downloads",
     "family",
+    "inspection",
     "load_official",
     "open_network",
     "pretrained",
@@ -45,14 +51,39 @@ __all__ = [
 
 FAMILIES: dict[str, ModuleType] = {"ast": ast, "efficientat": efficientat, "htsat": htsat, "beats": beats}
 VARIANTS: dict[str, Variant] = {found.name: found for module in FAMILIES.values() for found in module.variants()}
+DEFAULTED = ("training.lr", "training.head_lr", "training.batch_size")  # fields whose default depends on the backbone
 
 
 def variant(name: str) -> Variant:
-    """A variant by its name, or a family's published variant by the family's name. Raises UnknownNameError."""
-    named = VARIANTS | {alias: found for found in VARIANTS.values() for alias in found.aliases}
-    if name not in named:
-        raise unknown("backbone", name, named)
-    return named[name]
+    """The variant that any name of a backbone means: its own name, an alias such as `ast`, or a preset of it.
+
+    Raises UnknownNameError.
+    """
+    return VARIANTS[defaults(name)["model"]["variant"]]
+
+
+def defaults(name: str) -> grammar.Draft:
+    """The settings of a run that names this backbone and nothing else: `model.variant`, and the backbone's defaults.
+
+    name: as for `variant`. This is the only place where names, variants and defaults meet. Raises UnknownNameError.
+    """
+    presets = _presets()
+    if name not in presets:
+        raise unknown("backbone", name, presets)
+    return grammar.preset("model", presets[name])
+
+
+def default_changes(old: str, new: str) -> dict[str, tuple[Any, Any]]:
+    """Dotted field -> its default under backbone `old` and under `new`, for the fields that differ."""
+    pair = [config.build(defaults(name)) for name in (old, new)]
+    return {name: (before, after) for name, (before, after) in config.differences(pair).items()}
+
+
+@cache
+def _presets() -> dict[str, str]:
+    """Every name of a backbone -> its preset: variants first, then aliases, then presets under another name."""
+    aliases = {alias: found.name for found in VARIANTS.values() for alias in found.aliases}
+    return {name: name for name in VARIANTS} | aliases | {name: name for name in grammar.presets("model")}
 
 
 def family(variant: Variant) -> ModuleType:

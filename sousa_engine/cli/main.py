@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -127,9 +127,7 @@ def train(workspace: Workspace, words: tuple[str, ...], file: Path | None, detac
     The run trains in the background and continues if you close this terminal. Ctrl-C asks it to save a checkpoint and
     stop; a second Ctrl-C exits without waiting.
     """
-    draft = inputs.yaml_fields(file) if file else {}
-    grammar.merge(draft, grammar.parse(words))
-    prepared = prepare.prepare(draft)
+    prepared = _prepared(file, words)
     found = preflight.preflight(prepared.config, workspace)
     for note in prepared.notes:
         click.echo(f"note: {note}")
@@ -260,6 +258,15 @@ def show_targets(variant: str, entries: tuple[str, ...], r: int, head: Any, clas
         f"at r={r}, head: {head}, {classes} classes"
     )
     click.echo(targets.to_yaml(outline, paths))
+
+
+def _prepared(file: Path | None, words: Sequence[str]) -> prepare.Prepared:
+    """The file's settings, if there is one, overridden by those of the command line."""
+    asked = grammar.parse(words)
+    if file is None:
+        return prepare.prepare(asked)
+    with inputs.lines_of(file, besides=[word.partition("=")[0] for word in grammar.words(asked)]):
+        return prepare.prepare(grammar.laid_over(grammar.read(inputs.yaml_fields(file)), asked))
 
 
 def _echo_preflight(prepared: prepare.Prepared, found: preflight.Preflight) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,9 @@ from sousa_engine.analysis.sweeps import TrialRow, best_first, failures, tally, 
 from sousa_engine.cli.types import TypedPath, Whole
 from sousa_engine.core import grammar, sweep_spec
 from sousa_engine.core.errors import ConfigError, UserError
-from sousa_engine.core.records import RunStatus, Sweep
+from sousa_engine.core.records import RunFilter, RunStatus, Sweep
 from sousa_engine.runs import sweep_learner, sweep_orders, sweep_plan, sweep_words, timing
-from sousa_engine.store import Store
+from sousa_engine.store import Store, trash
 from sousa_engine.workspace import Workspace, run_files
 
 POLL_S = 1.0
@@ -74,7 +73,7 @@ class _TakesMany(click.Command):
 @click.option("--sampler", type=click.Choice(list(sweep_spec.SAMPLERS)), help="Search strategy. [grid]")
 @click.option("--trials", type=Whole(1), help="Number of settings that random, tpe or asha samples.")
 @click.option("--sampler-seed", type=Whole(0), help="Seed of the sampler. [0]")
-@click.option("--name", default="", help="Name of the sweep in lists.")
+@click.option("--name", help="Name of the sweep in lists.")
 @click.option(
     "--probe",
     "measure",
@@ -130,9 +129,13 @@ def sweep_command(
         sys.exit(_exit_code(store, over))
 
 
-@click.group(invoke_without_command=True, short_help="List, show, pause, stop or extend sweeps; rerun failed runs.")
+@click.group(
+    invoke_without_command=True,
+    short_help="List, show, pause, stop, extend, rename, archive or delete sweeps; rerun failed runs.",
+)
+@click.option("--archived", is_flag=True, help="List the archived sweeps instead of the others.")
 @click.pass_context
-def sweeps(ctx: click.Context) -> None:
+def sweeps(ctx: click.Context, archived: bool) -> None:
     """List the sweeps of this workspace, or control one.
 
     SWEEP is an id, the start or end of an id, a name, or `last`.
@@ -140,14 +143,20 @@ def sweeps(ctx: click.Context) -> None:
     if ctx.invoked_subcommand is not None:
         return
     with Store.open_to_read(ctx.obj) as store:
-        every = store.sweeps.all()
+        every = store.sweeps.all(archived=archived)
         if not every:
+            if hidden := archived or len(store.sweeps.all(archived=True)):
+                click.echo("No sweep is archived." if archived else f"All {hidden} sweeps are archived: --archived.")
+                return
             click.echo("No sweeps yet. Try: python -m sousa_engine sweep --data tiny --models ast-mini beats-mini")
             return
         click.echo(f"{'SWEEP':<20} {'STATUS':<9} {'RUNS':<9} NAME")
         for one in every:
-            runs = store.sweeps.runs(one.id)
-            count = tally(one, runs)
+            try:
+                count = tally(one, store.sweeps.runs(one.id))
+            except ConfigError as error:
+                click.echo(f"{one.id:<20} {one.status.value:<9} {'-':<9} {one.name}  (cannot be read: {error})")
+                continue
             failed = f"  ({count.failed} failed)" if count.failed else ""
             ended = f"{count.over}/{count.expected}"
             click.echo(f"{one.id:<20} {one.status.value:<9} {ended:<9} {one.name}{failed}")
@@ -221,8 +230,12 @@ def extend(workspace: Workspace, name: str, axis: str) -> None:
 def add_trials(workspace: Workspace, name: str, count: int) -> None:
     """Sample more settings: sweeps add-trials last 10"""
     with Store.open(workspace) as store:
-        queued = sweep_orders.add_trials(store, store.sweeps.find(name), count, created_by="cli")
-    click.echo(f"{len(queued)} runs queued" if queued else f"{count} more trials will be sampled")
+        found = store.sweeps.find(name)
+        queued = sweep_orders.add_trials(store, found, count, created_by="cli")
+    if sweep_spec.build(found.spec).learns:
+        click.echo(f"{count} more trials will be sampled")
+    else:
+        _echo_queued(queued)
 
 
 @sweeps.command("rerun-failed")
@@ -241,6 +254,63 @@ def rerun_failed(workspace: Workspace, name: str, targets: str | None) -> None:
             raise UserError(f"No run of sweep {found.id} failed or was stopped.")
         entries = None if targets is None else grammar.entries(targets)
         _echo_queued(sweep_orders.rerun(store, found, failed, targets=entries, created_by="cli"))
+
+
+@sweeps.command("rename")
+@click.argument("name", metavar="SWEEP")
+@click.argument("title", metavar="NAME")
+@click.pass_obj
+def rename(workspace: Workspace, name: str, title: str) -> None:
+    """Give a sweep another name; "" restores the automatic one."""
+    with Store.open(workspace) as store:
+        found = store.sweeps.rename(store.sweeps.find(name).id, title)
+    click.echo(f"sweep {found.id}: {found.name}")
+
+
+@sweeps.command("note")
+@click.argument("name", metavar="SWEEP")
+@click.argument("text", required=False)
+@click.pass_obj
+def note(workspace: Workspace, name: str, text: str | None) -> None:
+    """Write a note on a sweep; "" removes it. Without a text, show the note."""
+    with Store.open(workspace) as store:
+        found = store.sweeps.find(name)
+        if text is not None:
+            found = store.sweeps.set_note(found.id, text)
+    click.echo(found.note or f"sweep {found.id}: no note")
+
+
+@sweeps.command("archive")
+@click.argument("names", metavar="SWEEP...", nargs=-1, required=True)
+@click.option("--undo", is_flag=True, help="Show the sweeps and their runs in the lists again.")
+@click.pass_obj
+def archive(workspace: Workspace, names: tuple[str, ...], undo: bool) -> None:
+    """Hide sweeps and their runs from the lists without deleting them."""
+    with Store.open(workspace) as store:
+        ids = [store.sweeps.find(name).id for name in names]
+        (store.sweeps.unarchive if undo else store.sweeps.archive)(ids)
+    click.echo(f"{_count(len(ids), 'sweep')} {'restored to the lists' if undo else 'archived'}: {', '.join(ids)}")
+
+
+@sweeps.command("delete")
+@click.argument("names", metavar="SWEEP...", nargs=-1, required=True)
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
+@click.pass_obj
+def delete(workspace: Workspace, names: tuple[str, ...], yes: bool) -> None:
+    """Delete sweeps permanently, with all their runs, metrics, checkpoints and adapters."""
+    with Store.open(workspace) as store:
+        found = list({sweep.id: sweep for sweep in map(store.sweeps.find, names)}.values())
+        runs = [row.id for one in found for row in store.runs.listing(RunFilter(sweep_id=one.id, archived=None)).rows]
+        what = f"{_count(len(found), 'sweep')} with {_count(len(runs), 'run')}"
+        if not yes:
+            for one in found:
+                click.echo(f"{one.id:<20} {one.status.value:<9} {one.name}")
+            size = trash.size_bytes(workspace, runs) / 1e6
+            if not sys.stdin.isatty():
+                raise UserError(f"{what} ({size:,.1f} MB) would be deleted. No terminal to confirm: add --yes.")
+            click.confirm(f"Permanently delete {what} ({size:,.1f} MB)?", abort=True)
+        store.sweeps.delete(one.id for one in found)
+    click.echo(f"{what} deleted: {', '.join(one.id for one in found)}")
 
 
 def _echo_plan(found: sweep_plan.Plan) -> None:
@@ -285,6 +355,8 @@ def _echo_sweep(store: Store, found: Sweep) -> None:
     click.echo(f"sweep {found.id}: {found.name}, {spec.sampler}, {found.status.value}")
     if found.reason:
         click.echo(found.reason)
+    if found.note:
+        click.echo(f"note: {found.note}")
     width = max([len("TRIAL"), *(len(row.label) for row in rows)])
     click.echo(
         f"{'TRIAL':<{width}}  {'VALID':<7} {'TEST':<7} {'PER SEED':<22} {'95 % INTERVAL':<24} {'TRAINABLE':>10}  RUNS"
@@ -318,8 +390,10 @@ def _steer(workspace: Workspace, name: str, verb: Any, now: str, otherwise: str)
     click.echo(f"sweep {found.id}: {now}")
 
 
-def _echo_queued(ids: Sequence[str]) -> None:
-    click.echo(f"{len(ids)} {'run' if len(ids) == 1 else 'runs'} queued")
+def _echo_queued(queued: sweep_orders.Queued) -> None:
+    click.echo(queued.sentence)
+    for note in queued.notes:
+        click.echo(f"note: {note}")
 
 
 def _exit_code(store: Store, over: Sweep) -> int:

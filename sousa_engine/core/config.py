@@ -431,8 +431,8 @@ def sentence(field: str, item: ErrorDetails) -> str:
         return f"{field} is missing."
     if item["type"] == "value_error":
         return str(item["ctx"]["error"]) if "ctx" in item else item["msg"]
-    wanted = _wanted(item["type"], item.get("ctx", {}), item["msg"])
-    return f"{field} {wanted} (you entered {inputs.shown(item['input'])})."
+    entered = inputs.shown(item["input"])
+    return f"{field} {_wanted(item['type'], item.get('ctx', {}), item['msg'])} (you entered {entered})."
 
 
 def _wanted(kind: str, bounds: Mapping[str, Any], message: str) -> str:

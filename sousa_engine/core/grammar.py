@@ -1,7 +1,7 @@
-"""The command line's grammar: `group=name` picks a preset, `a.b=value` sets a field.
+"""The grammar of settings: `group=name` picks a preset, `a.b=value` sets a field; a file says the same in YAML.
 
-The result is a draft: nested plain values in the shape of RunConfig, in which `lora.targets` may still contain names
-(`q_proj`, `attention+mlp`) that runs.prepare matches against the outline of the backbone.
+The result is a draft: nested plain values in the shape of RunConfig, in which `model.variant` may be any name of a
+backbone and `lora.targets` may contain names (`q_proj`, `attention+mlp`); runs.prepare resolves both.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import copy
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from sousa_engine.core.errors import ConfigError, nearest, unknown
 
 PRESET_GROUPS = ("model", "lora", "training", "augment")
 GROUPS = (*PRESET_GROUPS, "data")
+NAMED = {"model": "model.variant", "data": "data.dataset"}  # groups whose name is itself the value of a field
 PRESETS = Path(__file__).with_name("presets")
 Draft = dict[str, Any]
 
@@ -52,10 +53,10 @@ def parse(words: Iterable[str]) -> Draft:
         key = _SYNONYMS.get(key, key)
         if key in GROUPS and not text.strip():
             raise ConfigError(f"{key}= has no value. Write {key}=NAME.", field=key)
-        if key in PRESET_GROUPS:
+        if key in NAMED:
+            fields.append((NAMED[key], text))
+        elif key in PRESET_GROUPS:
             merge(draft, preset(key, text))
-        elif key == "data":
-            fields.append(("data.dataset", text))
         elif key in _known():
             fields.append((key, value(text, key)))
         else:
@@ -67,6 +68,36 @@ def parse(words: Iterable[str]) -> Draft:
     for key, what in fields:
         set_field(draft, key, what)
     return draft
+
+
+def read(values: Mapping[Any, Any]) -> Draft:
+    """Settings as a file or a caller nests them, as a draft: the language of `parse` in another form.
+
+    A group is a name (`lora: attention`) or a mapping of its fields; a field may be written with dots. Presets are
+    applied first. A draft is returned unchanged. Raises ConfigError that names the field for every other form;
+    UnknownNameError for an unknown preset.
+    """
+    draft: Draft = {}
+    fields: dict[str, Any] = {}
+    for key, what in _leaves(values):
+        if key in fields:
+            raise ConfigError(f"{key} is given twice, in two spellings.", field=key)
+        fields[key] = what
+    for key in PRESET_GROUPS:
+        if key in fields:
+            merge(draft, preset(key, fields.pop(key)))
+    for key, what in fields.items():
+        set_field(draft, key, copy.deepcopy(what))
+    return draft
+
+
+def laid_over(draft: Draft, asked: Mapping[str, Any]) -> Draft:
+    """A draft with the fields of `asked` in place of its own. New targets drop the name of the target set before."""
+    made = copy.deepcopy(draft)
+    if "targets" in asked.get("lora", {}):
+        made.get("lora", {}).pop("target_set", None)
+    merge(made, asked)
+    return made
 
 
 def words(draft: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -86,24 +117,16 @@ def words(draft: Mapping[str, Any], prefix: str = "") -> list[str]:
 
 
 def preset(group: str, name: str) -> Draft:
-    """The values of presets/<group>/<name>.yaml. A model name without a preset selects the variant of that name."""
+    """The values of presets/<group>/<name>.yaml. Raises UnknownNameError."""
     known = _preset_files(group)
     if name in known:
         return copy.deepcopy({key: what for key, what in known[name].items() if key != "help"})
-    if group == "model":
-        return {"model": {"variant": name}}
     raise unknown(f"{group} preset", name, known)
 
 
 def presets(group: str) -> dict[str, str]:
     """Preset name -> its help text."""
     return {name: values.get("help", "") for name, values in _preset_files(group).items()}
-
-
-def preset_changes(group: str, old: str, new: str) -> dict[str, tuple[Any, Any]]:
-    """Dotted field -> its value under preset `old` and under `new`, for fields that differ."""
-    pair = [config.build(preset(group, name)) for name in (old, new)]
-    return {name: (before, after) for name, (before, after) in config.differences(pair).items()}
 
 
 def value(text: str, key: str = "") -> Any:
@@ -157,7 +180,7 @@ def written(what: Any) -> str:
         return what if _reads_as_itself(what) else json.dumps(what)
     if isinstance(what, float):
         return repr(what)
-    return yaml.safe_dump(what, default_flow_style=True, width=math.inf).removesuffix("...\n").strip()
+    return yaml.safe_dump(what, default_flow_style=True, width=math.inf, sort_keys=False).removesuffix("...\n").strip()
 
 
 def set_field(draft: Draft, dotted: str, what: Any) -> None:
@@ -239,20 +262,60 @@ def _only_list(block: Mapping[str, Any]) -> Any:
     raise ConfigError("The pasted text contains no peft_target_modules: list.", field="lora.targets")
 
 
-def _known() -> list[str]:
-    return [name for name, _ in config.fields()]
+def _leaves(values: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted field, or group, -> its value. Raises ConfigError for a key that is neither, and for a wrong form."""
+    for key, what in values.items():
+        dotted = f"{prefix}{key}"
+        dotted = _SYNONYMS.get(dotted, dotted)
+        if dotted in _known():
+            yield dotted, _text(dotted, what) if _annotation(dotted) is str else what
+        elif dotted in GROUPS and isinstance(what, str) and what.strip():
+            yield NAMED.get(dotted, dotted), what
+        elif dotted in _parts() and isinstance(what, Mapping):
+            yield from _leaves(what, f"{dotted}.")
+        elif dotted in _parts():
+            example = next(name for name in _known() if name.startswith(f"{dotted}."))
+            forms = f"{dotted}: NAME or {dotted}: {{...}}" if dotted in GROUPS else f"{dotted}: {{...}}"
+            raise ConfigError(
+                f"{dotted} must be a {'name or a ' if dotted in GROUPS else ''}mapping of fields such as {example}: "
+                f"write {forms} (you entered {inputs.shown(what)}).",
+                field=dotted,
+            )
+        else:
+            near = nearest(dotted, [*GROUPS, *_parts(), *_known()])
+            hint = f" Nearest: {', '.join(near)}." if near else ""
+            raise ConfigError(f"No field named {dotted!r}.{hint}", field=dotted)
 
 
+def _text(dotted: str, what: Any) -> str:
+    if isinstance(what, bool | int | float):
+        return str(what).lower() if isinstance(what, bool) else repr(what)
+    if not isinstance(what, str):
+        raise ConfigError(f"{dotted} must be text (you entered {inputs.shown(what)}).", field=dotted)
+    return what
+
+
+@cache
+def _known() -> tuple[str, ...]:
+    return tuple(name for name, _ in config.fields())
+
+
+@cache
+def _parts() -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name.partition(".")[0] for name in _known() if "." in name))
+
+
+@cache
 def _annotation(key: str) -> Any:
     """The type of a field; None if there is no field of this name."""
     found = dict(config.fields()).get(key)
     return None if found is None else found.annotation
 
 
-def merge(draft: Draft, values: Mapping[str, Any]) -> None:
-    """Override `draft` with `values`, field by field."""
+def merge(draft: Draft, values: Mapping[str, Any], prefix: str = "") -> None:
+    """Override `draft` with `values`, field by field. A field whose value is a mapping is replaced as a whole."""
     for key, what in values.items():
-        if isinstance(what, Mapping):
-            merge(draft.setdefault(key, {}), what)
+        if isinstance(what, Mapping) and f"{prefix}{key}" not in _known():
+            merge(draft.setdefault(key, {}), what, f"{prefix}{key}.")
         else:
             draft[key] = what

@@ -6,10 +6,13 @@ Forms, the command line and files share these readers, so that a text has the sa
 from __future__ import annotations
 
 import json
+import os
 import re
+import stat
 import types
 import urllib.parse
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
@@ -178,7 +181,8 @@ class _Loader(yaml.SafeLoader):
     """Plain values only: no tags, no anchors (a few lines can expand to gigabytes), no deep nesting.
 
     Scalars follow YAML 1.2: 010 is ten, and yes, on and 1:30 are text. A number that Python would write differently
-    (010, 1e-3, 0.50) stays text, from which a field reads its number or its name.
+    (010, 1e-3, 0.50) stays text, from which a field reads its number or its name. A key that a mapping has twice is an
+    error too: YAML would take the last one in silence.
     """
 
     yaml_implicit_resolvers: dict[str, Any] = {}
@@ -200,6 +204,15 @@ class _Loader(yaml.SafeLoader):
             return super().compose_node(parent, index)
         finally:
             self.depth -= 1
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        seen: set[tuple[str, str]] = set()
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            name = (key.tag, str(key.value))
+            if name in seen and isinstance(key, yaml.ScalarNode):
+                raise yaml.MarkedYAMLError(problem=f"{key.value} is given twice", problem_mark=key.start_mark)
+            seen.add(name)
+        return super().construct_mapping(node, deep)
 
     def number(self, node: yaml.ScalarNode) -> Any:
         value = int(node.value) if node.value.lstrip("-").isdigit() else float(node.value)
@@ -227,14 +240,62 @@ def load_yaml(text: str) -> Any:
 
 def yaml_file(file: Path) -> Any:
     """Plain values from a YAML file. Raises ConfigError that names the file."""
+    with _explained(file):
+        return load_yaml(_text_of(file))
+
+
+@contextmanager
+def lines_of(file: Path, besides: Collection[str] = ()) -> Iterator[None]:
+    """Add this YAML file and the line of the field to a ConfigError raised inside.
+
+    besides: dotted fields whose value is not that of the file.
+    """
     try:
-        with file.open("rb") as opened:
-            found = opened.read(MOST_YAML_BYTES + 1)
-        if len(found) > MOST_YAML_BYTES:
-            raise yaml.YAMLError(f"it is larger than {MOST_YAML_BYTES:,} bytes")
-        return load_yaml(found.decode("utf-8"))
+        yield
+    except ConfigError as error:
+        if error.field is None or error.field in besides:
+            raise
+        line = _line(file, error.field)
+        where = f"{file}, line {line}" if line else str(file)
+        raise ConfigError(f"{where}: {error}", field=error.field) from None
+
+
+def _line(file: Path, field: str) -> int | None:
+    """The line of the field, else of what contains it; None if the file has neither."""
+    with _explained(file):
+        lines = dict(_key_lines(yaml.compose(_text_of(file), Loader=_Loader)))
+    while field:
+        if field in lines:
+            return lines[field]
+        field = field.rpartition(".")[0]
+    return None
+
+
+def _key_lines(node: Any, prefix: str = "") -> Iterator[tuple[str, int]]:
+    for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+        if isinstance(key, yaml.ScalarNode):
+            yield f"{prefix}{key.value}", key.start_mark.line + 1
+            yield from _key_lines(value, f"{prefix}{key.value}.")
+
+
+def _text_of(file: Path) -> str:
+    """The text of a regular file. Opening a pipe would wait for its writer."""
+    with os.fdopen(os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as opened:
+        if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
+            raise yaml.YAMLError("it is not a regular file")
+        found = opened.read(MOST_YAML_BYTES + 1)
+    if len(found) > MOST_YAML_BYTES:
+        raise yaml.YAMLError(f"it is larger than {MOST_YAML_BYTES:,} bytes")
+    return found.decode("utf-8")
+
+
+@contextmanager
+def _explained(file: Path) -> Iterator[None]:
+    try:
+        yield
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"{file} is not a YAML file: {' '.join(str(error).split())}") from None
+        why = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
+        raise ConfigError(f"{file} is not a YAML file: {why}") from None
 
 
 def yaml_fields(file: Path) -> dict[str, Any]:

@@ -219,7 +219,9 @@ class Sweep:
     status: SweepStatus
     created_at_ms: int
     ended_at_ms: int | None = None
-    reason: str | None = None  # why it failed or was stopped: one sentence
+    reason: str | None = None  # why it failed, was stopped or sampled fewer settings: one sentence
+    note: str = ""
+    archived_at_ms: int | None = None  # None: shown in lists
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,11 +15,12 @@ A setting is one value for each axis. A trial is one setting; each of its seeds 
 
 from __future__ import annotations
 
-import copy
 import itertools
+import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,6 +36,8 @@ Sampler = Literal["grid", "random", "tpe", "asha"]
 Setting = dict[str, Any]
 
 MOST_RUNS = 1000
+MOST_VALUES = MOST_RUNS  # of one axis: a sweep cannot train more
+MOST_NAMED = 5  # values listed in an error
 MOST_LETTERS = 120  # of a run's name, config.RunConfig
 SAMPLERS: dict[str, str] = {
     "grid": "every combination of the listed values",
@@ -42,6 +45,7 @@ SAMPLERS: dict[str, str] = {
     "tpe": "tree-structured Parzen estimator: later trials are sampled near the better of the earlier ones",
     "asha": "random sampling, with the weaker trials pruned early (asynchronous successive halving)",
 }
+LEARNING = ("tpe", "asha")  # samplers whose later settings depend on the results of earlier ones
 _SHORT = {"targets": "lora.targets", "data": "data.dataset"}
 _NO_AXIS = {
     "seed": "Seeds are replicates of each trial, not an axis: list them under seeds.",
@@ -83,10 +87,12 @@ class Axis(Part):
                 raise ValueError(f"{self.field}: give both low and high.")
             if not self.values:
                 raise ValueError(f"{self.field} has no values.")
-            texts = [item_text(value) for value in self.values]
-            twice = {text for text in texts if texts.count(text) > 1}
+            if len(self.values) > MOST_VALUES:
+                raise ValueError(_too_many(self.field, len(self.values)))
+            twice = [text for text, count in Counter(map(_exact, self.values)).items() if count > 1]
             if twice:
-                raise ValueError(f"{self.field} lists {', '.join(sorted(twice))} twice.")
+                more = f" and {len(twice) - MOST_NAMED:,} others" if len(twice) > MOST_NAMED else ""
+                raise ValueError(f"{self.field} lists {', '.join(sorted(twice)[:MOST_NAMED])}{more} twice.")
             return self
         assert self.low is not None and self.high is not None
         if self.values:
@@ -125,13 +131,30 @@ class Axis(Part):
             return self.values
         return tuple(int(end) if self.is_whole else end for end in (self.low, self.high))  # type: ignore[arg-type]
 
+    @property
+    def count(self) -> int | None:
+        """The number of its values; None for a range of real numbers."""
+        if not self.is_range:
+            return len(self.values)
+        return self.ends[1] - self.ends[0] + 1 if self.is_whole else None
+
+    def value(self, number: int) -> Any:
+        """Value `number` of an axis that has a count, from 0."""
+        return self.ends[0] + number if self.is_range else self.values[number]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """A distinct text for each listed value, for the sampler."""
+        names = tuple(show(value) for value in self.values)
+        return names if len(set(names)) == len(names) else tuple(_exact(value) for value in self.values)
+
 
 class SweepSpec(Part):
     name: str = Field("", max_length=120, description="shown in lists; empty = automatic, from the axes")
     sampler: Sampler = Field("grid", description="; ".join(f"{name}: {text}" for name, text in SAMPLERS.items()))
     trials: int | None = Field(None, ge=1, description="how many settings are sampled; a grid takes them all")
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="each setting is trained once with each seed")
-    sampler_seed: int = Field(0, ge=0, description="seed of the sampler")
+    sampler_seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of the sampler")
     axes: tuple[Axis, ...] = Field(min_length=1, description="what to vary")
     base: dict[str, Any] = Field(default_factory=dict, description="settings that all runs share")
     sets: dict[str, tuple[str, ...]] = Field(
@@ -146,10 +169,10 @@ class SweepSpec(Part):
             return axes
         return [_axis(str(field), what) for field, what in axes.items()]
 
-    @field_validator("base")
+    @field_validator("base", mode="before")
     @classmethod
-    def _typed_base(cls, base: dict[str, Any]) -> dict[str, Any]:
-        return grammar.typed_draft(base)
+    def _read(cls, base: Any) -> Any:
+        return grammar.typed_draft(grammar.read(base)) if isinstance(base, Mapping) else base
 
     @field_validator("seeds", mode="before")
     @classmethod
@@ -170,7 +193,19 @@ class SweepSpec(Part):
             raise ValueError(f"seeds = {list(seeds)} lists one twice, which would repeat a run.")
         if min(seeds) < 0:
             raise ValueError(f"seeds = {list(seeds)}: seeds must be 0 or above.")
+        if refused := config.problems({"seed": max(seeds)}):
+            raise ValueError(refused["seed"])
         return seeds
+
+    @field_validator("sets")
+    @classmethod
+    def _can_be_shown(cls, sets: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        for name in sets:
+            try:
+                config.one_line(name)
+            except ValueError as error:
+                raise ValueError(f"sets: the name {name!r} cannot be used. {error}") from None
+        return sets
 
     @model_validator(mode="after")
     def _whole(self) -> SweepSpec:
@@ -201,7 +236,11 @@ class SweepSpec(Part):
 
     @property
     def trial_count(self) -> int:
-        return self.trials or math.prod(len(axis.values) for axis in self.axes)
+        """The number of settings; a sampler that learns ends when all that exist have been sampled."""
+        there = setting_count(self.axes)
+        if self.trials is None:
+            return there or 0
+        return min(self.trials, there) if self.learns and there is not None else self.trials
 
     @property
     def run_count(self) -> int:
@@ -214,7 +253,7 @@ class SweepSpec(Part):
     @property
     def learns(self) -> bool:
         """Whether later settings depend on the results of earlier ones."""
-        return self.sampler in ("tpe", "asha")
+        return self.sampler in LEARNING
 
     def axis(self, field: str) -> Axis:
         return next(axis for axis in self.axes if axis.field == field)
@@ -233,6 +272,9 @@ def build(values: Mapping[str, Any]) -> SweepSpec:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
+        inner = first.get("ctx", {}).get("error")
+        if where == "base" and isinstance(inner, ConfigError):
+            where = f"base.{inner.field}"
         raise ConfigError(config.sentence(where or "axes", first), field=where) from None
 
 
@@ -241,7 +283,8 @@ def read(file: Path) -> SweepSpec:
     values = inputs.yaml_file(file)
     if not isinstance(values, dict) or "axes" not in values:
         raise ConfigError(f"{file} has no axes; expected lines like `axes: {{training.lr: [1e-3, 1e-2]}}`.")
-    return build(values)
+    with inputs.lines_of(file):
+        return build(values)
 
 
 def to_yaml(spec: SweepSpec) -> str:
@@ -255,10 +298,30 @@ def to_yaml(spec: SweepSpec) -> str:
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=100)
 
 
-def combinations(axes: Sequence[Axis]) -> list[Setting]:
-    """Every combination of the listed values (or both ends of a range), the last axis fastest: a grid's settings."""
+def combinations(axes: Sequence[Axis]) -> Iterator[Setting]:
+    """Every combination of the listed values (or both ends of a range), the last axis fastest: a grid's settings.
+
+    One by one: 7 axes of 12 values have 35 million.
+    """
     fields = [axis.field for axis in axes]
-    return [dict(zip(fields, values, strict=True)) for values in itertools.product(*(axis.ends for axis in axes))]
+    for values in itertools.product(*(axis.ends for axis in axes)):
+        yield dict(zip(fields, values, strict=True))
+
+
+def setting_count(axes: Sequence[Axis]) -> int | None:
+    """The number of settings; None if a range of real numbers makes it infinite."""
+    counts = [axis.count for axis in axes]
+    return None if None in counts else math.prod(count for count in counts if count is not None)
+
+
+def setting_at(axes: Sequence[Axis], number: int) -> Setting:
+    """Setting `number` of axes that have a count, from 0; the last axis is fastest."""
+    values = []
+    for axis in reversed(axes):
+        assert axis.count is not None
+        number, place = divmod(number, axis.count)
+        values.append((axis.field, axis.value(place)))
+    return dict(reversed(values))
 
 
 def axis_fields() -> list[str]:
@@ -267,26 +330,16 @@ def axis_fields() -> list[str]:
 
 
 def draft(base: Mapping[str, Any], setting: Setting, sets: Mapping[str, Sequence[str]] | None = None) -> grammar.Draft:
-    """The draft of one run: base, then the presets of the setting, then its fields.
+    """The draft of one run: base, with the presets and then the fields of the setting in place of its own.
 
-    Everything else in a model's preset (a learning rate, say) is a default that the base overrides. sets: the modules
-    behind the sweep's own names of target sets.
+    sets: the modules behind the sweep's own names of target sets.
     """
-    model = grammar.preset("model", str(setting["model"])) if "model" in setting else {}
-    made: grammar.Draft = {}
-    grammar.merge(made, model)
-    grammar.merge(made, copy.deepcopy(dict(base)))
-    grammar.merge(made, {"model": model.get("model", {})})
-    for field, value in setting.items():
-        if field in grammar.PRESET_GROUPS and field != "model":
-            grammar.merge(made, grammar.preset(field, str(value)))
-    for field, value in setting.items():
-        if field == "lora.targets" and isinstance(value, str) and value in (sets or {}):
-            grammar.set_field(made, field, list((sets or {})[value]))
-            grammar.set_field(made, "lora.target_set", value)
-        elif field not in grammar.PRESET_GROUPS:
-            grammar.set_field(made, field, value)
-    return made
+    asked = grammar.read(setting)
+    named = setting.get("lora.targets")
+    if isinstance(named, str) and named in (sets or {}):
+        grammar.set_field(asked, "lora.targets", list((sets or {})[named]))
+        grammar.set_field(asked, "lora.target_set", named)
+    return grammar.laid_over(dict(base), asked)
 
 
 def full_name(field: str) -> str:
@@ -305,8 +358,8 @@ def label(setting: Setting) -> str:
 
 
 def run_name(setting: Setting) -> str:
-    """`label`, cut to the length of a run's name: a list of targets can be longer."""
-    text = label(setting)
+    """`label` as a run's name: cut to its length (a list of targets can be longer), invisible characters escaped."""
+    text = "".join(letter if letter.isprintable() else f"\\u{ord(letter):04x}" for letter in label(setting))
     return text if len(text) <= MOST_LETTERS else text[: MOST_LETTERS - 1] + "…"
 
 
@@ -326,6 +379,11 @@ def item_text(value: Any) -> str:
     if isinstance(value, str):
         return inputs.quoted(value)
     return inputs.number_text(value) if isinstance(value, float) else grammar.written(value)
+
+
+def same(setting: Setting) -> str:
+    """A text that is equal for two settings with the same values."""
+    return json.dumps({field: _exact(value) for field, value in setting.items()}, sort_keys=True)
 
 
 def parse_axis(text: str) -> tuple[str, Any]:
@@ -364,6 +422,19 @@ def _axis(field: str, what: Any) -> dict[str, Any]:
     if isinstance(what, Mapping):
         return {"field": field, **what}
     return {"field": field, "values": what if isinstance(what, list | tuple) else [what]}
+
+
+def _exact(value: Any) -> str:
+    """`show` without rounding: 1 and 1.0 are one value, 0.00123456 and 0.001234561 are two."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return repr(float(value)).removesuffix(".0") if is_number and abs(value) < 1e300 else show(value)
+
+
+def _too_many(field: str, count: int) -> str:
+    return (
+        f"{field} has {count:,} values; an axis has at most {MOST_VALUES:,}. List fewer, or give a range such as "
+        f"{field}=low..high."
+    )
 
 
 def _fields() -> dict[str, FieldInfo]:

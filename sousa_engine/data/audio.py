@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from sousa_engine.core.errors import DataError
-from sousa_engine.data import synth
+from sousa_engine.data import headers, synth
 from sousa_engine.data.clips import Clip, Manifest
+from sousa_engine.data.downmix import mixed
 
 _TAIL_S = 0.05  # read beyond the clip's end, so that resampling has no edge there
 
@@ -22,7 +23,8 @@ def samples(clip_s: float, sample_rate_hz: int) -> int:
 def waveform(manifest: Manifest, clip: Clip, sample_rate_hz: int | None = None) -> np.ndarray:
     """One clip as float32 (samples,), mono, in [-1, 1], exactly manifest.clip_s long.
 
-    Longer recordings are cut to their first clip_s seconds, shorter ones padded with silence; channels are averaged.
+    Longer recordings are cut to their first clip_s seconds, shorter ones padded with silence. Channels
+    are averaged; where they would cancel each other, the loudest one is used.
     sample_rate_hz: None means the manifest's. Raises DataError naming the file and what is wrong with it.
     """
     return load(clip.source, manifest.clip_s, sample_rate_hz or manifest.sample_rate_hz)
@@ -58,7 +60,7 @@ def _read(path: Path, clip_s: float) -> tuple[np.ndarray, int]:
     import soundfile
 
     try:
-        with soundfile.SoundFile(str(path)) as file:
+        with headers.opened(path) as file:
             rate_hz = file.samplerate
             wanted = min(file.frames, math.ceil((clip_s + _TAIL_S) * rate_hz))
             blocks = file.read(wanted, dtype="float32", always_2d=True)
@@ -74,5 +76,4 @@ def _read(path: Path, clip_s: float) -> tuple[np.ndarray, int]:
         )
     if not np.isfinite(blocks).all():
         raise DataError(f"{path} holds samples that are NaN or infinite. Export it again, or remove it.")
-    mono = blocks.mean(axis=1) if blocks.shape[1] > 1 else blocks[:, 0]
-    return np.ascontiguousarray(mono, dtype=np.float32), rate_hz
+    return np.ascontiguousarray(mixed(blocks), dtype=np.float32), rate_hz

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from sousa_engine.data import headers
+from sousa_engine.data.downmix import Power
 from sousa_engine.data.headers import FIX, AudioHeader, Unusable
 from sousa_engine.data.soundness import Soundness
 
@@ -105,17 +106,22 @@ def examine(path: Path) -> dict[str, Any]:
     import soundfile
 
     header = headers.read_header(path)
-    digest = hashlib.blake2b(digest_size=16)
+    digest, every = hashlib.blake2b(digest_size=16), hashlib.blake2b(digest_size=16)
     low, high = np.inf, -np.inf
     read = bad = 0
-    with soundfile.SoundFile(str(path)) as file:
+    with headers.opened(path) as file:
         promised, said = file.frames, file.extra_info
         digest.update(f"{file.samplerate} Hz".encode())
+        every.update(f"{file.samplerate} Hz, {file.channels} channels".encode())
         buffer = np.empty((_BLOCK, file.channels), dtype=np.float32)
+        cancelled = _Cancelled(file.channels, file.samplerate)
         try:
             while len(block := file.read(out=buffer)):
                 mono = np.ascontiguousarray(block.mean(axis=1) if file.channels > 1 else block[:, 0])
                 digest.update(mono.data)
+                if file.channels > 1:
+                    every.update(block.data)
+                    cancelled.add(block)
                 bad += int(block.size - np.isfinite(block).sum())
                 low, high = min(low, float(block.min())), max(high, float(block.max()))
                 read += len(block)
@@ -140,6 +146,9 @@ def examine(path: Path) -> dict[str, Any]:
     if peak > _LOUDEST:
         raise Unusable("level", f"its samples reach {peak:.2g} times full scale; {FIX}")
     silent = high - low < _SILENT
+    if cancelled.seconds and not silent:  # what is used is not the average, so equal averages are no copies
+        digest = every
+        warnings.append(cancelled.warning)
     return {
         "duration_s": header.duration_s,
         "sample_rate_hz": header.sample_rate_hz,
@@ -147,6 +156,34 @@ def examine(path: Path) -> dict[str, Any]:
         "content": "" if silent else digest.hexdigest(),
         "warnings": (*warnings, *_odd(header, silent=silent, peak=peak)),
     }
+
+
+class _Cancelled:
+    """How much of a file's beginning loses its sound when the channels are averaged. seconds: 0 if none does.
+
+    A run uses a beginning of any length, and mixes it down by its own levels, so every half second is a beginning.
+    """
+
+    def __init__(self, channels: int, rate_hz: int):
+        self._power, self._rate_hz = Power(channels), rate_hz
+        self.seconds, self._loudest, self._channels = 0.0, 0, channels
+
+    def add(self, block: np.ndarray) -> None:
+        step = self._rate_hz // 2
+        for start in range(0, len(block), step):
+            self._power.add(block[start : start + step])
+            if (loudest := self._power.loudest) is not None:
+                self.seconds, self._loudest = self._power.frames / self._rate_hz, loudest
+
+    @property
+    def warning(self) -> tuple[str, str]:
+        complete = self.seconds == self._power.frames / self._rate_hz
+        where = "" if complete else f"in its first {self.seconds:.2g} s, "
+        return "polarity", (
+            f"{where}its channels cancel each other when they are averaged (opposite polarity), so only the loudest "
+            f"one is used there, channel {self._loudest + 1} of {self._channels}; invert the polarity of one channel "
+            "to use all of them"
+        )
 
 
 def _promises(said: str, frames: int, size: int) -> tuple[int, list[tuple[str, str]]]:

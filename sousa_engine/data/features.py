@@ -37,7 +37,7 @@ Progress = Callable[[int, int], None]  # clips done, clips in total
 
 BATCH = 32  # clips; larger batches do not fit the processor's cache and take half as long again
 POOL_FROM = 2_000  # clips to synthesise; fewer are finished before worker processes would have started
-_KEY_VERSION = 1  # increased when the same clips and front end would give different numbers
+_KEY_VERSION = 2  # increased when the same clips and front end would give different numbers
 _AFTER_THE_CACHE = {"mean", "std", "min_frames", "max_frames"}  # fields of a front end that do not affect raw log-mel
 _MAX_WORKERS = 8
 _POLL_S = 0.2

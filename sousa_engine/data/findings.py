@@ -28,6 +28,7 @@ KINDS = {
     "unreadable": "not readable as audio",
     "rate": "sample rate",
     "channels": "channels",
+    "polarity": "channels cancel each other",
     "no-samples": "no samples",
     "short": "too short",
     "truncated": "truncated",

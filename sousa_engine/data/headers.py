@@ -1,14 +1,21 @@
-"""Read the header of an audio file, and say why a file cannot be used. Nothing is decoded."""
+"""Open an audio file, read its header, and say why a file cannot be used. Nothing is decoded."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sousa_engine.core.errors import DataError
+from sousa_engine.data import mp3
+
+if TYPE_CHECKING:
+    from soundfile import SoundFile
 
 SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf", ".w64"})
 """Suffixes of the files that are read."""
@@ -77,26 +84,39 @@ def file_facts(path: Path) -> os.stat_result:
     return facts
 
 
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[SoundFile]:
+    """An audio file open for reading, whose `frames` is no estimate. Raises LibsndfileError, OSError."""
+    import soundfile
+
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(soundfile.SoundFile(str(path)))
+        if file.format == "MP3" and (counted := mp3.true_length(path, file.frames)):
+            file = stack.enter_context(soundfile.SoundFile(stack.enter_context(counted)))
+        yield file
+
+
 def read_header(path: Path) -> AudioHeader:
     """Read a file's header. Raises Unusable, with a reason that does not name the file."""
     import soundfile
 
     facts = file_facts(path)
     try:
-        info = soundfile.info(str(path))
+        with opened(path) as file:
+            frames, rate_hz, channels = file.frames, file.samplerate, file.channels
     except soundfile.LibsndfileError as error:
         raise _unreadable(path, error.error_string.rstrip(".")) from None
-    check_header(info.samplerate, info.channels)
-    if info.frames <= 0:
+    check_header(rate_hz, channels)
+    if frames <= 0:
         raise Unusable(
             "no-samples", f"its header is followed by no samples (the file has {facts.st_size:,} bytes); {FIX}"
         )
-    if info.duration < SHORTEST_S:
-        raise too_short(info.frames, info.samplerate)
+    if frames / rate_hz < SHORTEST_S:
+        raise too_short(frames, rate_hz)
     return AudioHeader(
-        duration_s=info.duration,
-        sample_rate_hz=info.samplerate,
-        channels=info.channels,
+        duration_s=frames / rate_hz,
+        sample_rate_hz=rate_hz,
+        channels=channels,
         size=facts.st_size,
         mtime_ns=facts.st_mtime_ns,
     )

@@ -223,7 +223,7 @@ def _csv_rows(path: Path, reader: csv.DictReader) -> tuple[list[Recording], list
     used = {columns["path"], columns["label"], columns.get("split"), group_column}
     listed: list[Recording] = []
     excluded: list[Excluded] = []
-    seen: dict[str, int] = {}
+    seen: dict[str, tuple[int, str]] = {}
     blank_splits: list[int] = []
     for row in reader:
         line = reader.line_num
@@ -237,12 +237,14 @@ def _csv_rows(path: Path, reader: csv.DictReader) -> tuple[list[Recording], list
                 Excluded(name=f"line {line}", reason=f"it has no {'label' if where else 'path'}", kind="row")
             )
             continue
-        if where in seen:
+        place = path.parent / _expanded(where)
+        first, spelled = seen.setdefault(os.path.normpath(place), (line, where))
+        if first != line:
+            twice = repr(where) if spelled == where else f"{spelled!r}, written {where!r} the second time"
             raise DataError(
-                f"{path}, lines {seen[where]} and {line} name the same file {where!r}. "
+                f"{path}, lines {first} and {line} name the same file {twice}. "
                 "List each file once; in two splits, it would be both trained and tested on."
             )
-        seen[where] = line
         split = values[columns["split"]] if "split" in columns else ""
         if split and split_name(split) is None:
             raise DataError(f"{path}, line {line}: {split!r} is not a split. Use train, valid or test.")
@@ -251,7 +253,7 @@ def _csv_rows(path: Path, reader: csv.DictReader) -> tuple[list[Recording], list
         listed.append(
             Recording(
                 clip_id=Path(where).as_posix(),
-                path=path.parent / _expanded(where),
+                path=place,
                 label=label,
                 written=written,
                 split=split_name(split) or "",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Literal
 
 from sousa_engine import backbones, targets
+from sousa_engine.backbones import inspection
+from sousa_engine.core import config
 from sousa_engine.core.config import RunConfig
 from sousa_engine.core.errors import (
     DataError,
@@ -77,6 +79,7 @@ def preflight(run_config: RunConfig, workspace: Workspace, data: DataSet | None 
         _targets_check(run_config, outline, counts),
         _head_check(run_config, outline, counts),
         _classes_check(manifest),
+        Check(level="note", title="Defaults", detail=whose_defaults(run_config)),
         *_length_check(run_config, manifest),
         _device_check(run_config),
         *([] if run_config.wandb.mode == "disabled" else [_wandb_check(run_config)]),
@@ -96,6 +99,28 @@ def preflight(run_config: RunConfig, workspace: Workspace, data: DataSet | None 
     )
 
 
+def whose_defaults(run_config: RunConfig, besides: Collection[str] = ()) -> str:
+    """A sentence on the settings that depend on the backbone: which have its defaults, which have other values.
+
+    besides: fields to leave out; "" if no others are left.
+    """
+    usual = config.build(backbones.defaults(run_config.model.variant))
+    kept, changed = [], []
+    for name in (name for name in backbones.DEFAULTED if name not in besides):
+        value, default = (config.value_of(one, name) for one in (run_config, usual))
+        said = f"{config.field_label(name).lower()} {value:g}"
+        if value == default:
+            kept.append(said)
+        else:
+            changed.append(f"{said} (not {default:g})")
+    parts = []
+    if changed:
+        parts.append(f"Set instead of the defaults of {run_config.model.variant}: {', '.join(changed)}.")
+    if kept:
+        parts.append(f"The defaults of {run_config.model.variant}: {', '.join(kept)}.")
+    return " ".join(parts)
+
+
 def _weights_check(run_config: RunConfig, workspace: Workspace) -> Check:
     model = run_config.model
     if model.weights == "random":
@@ -107,6 +132,9 @@ def _weights_check(run_config: RunConfig, workspace: Workspace) -> Check:
         return Check(level="error", title="Weights", detail=str(error))
     if not state.available:
         return Check(level="error", title="Weights", detail=state.message)
+    variant = backbones.variant(model.variant)
+    if state.path and (problem := inspection.problem(variant, state.path, workspace)):
+        return Check(level="error", title="Weights", detail=problem)
     return Check(level="ok", title="Weights", detail=state.label)
 
 

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from sousa_engine.analysis.sweeps import trials
-from sousa_engine.core import sweep_spec
+from sousa_engine.core import identity, sweep_spec
+from sousa_engine.core.config import RunConfig
 from sousa_engine.core.errors import PreflightError, UserError
 from sousa_engine.core.records import Run, RunStatus, Sweep, SweepRun, SweepStatus
-from sousa_engine.core.sweep_spec import SweepSpec
+from sousa_engine.core.sweep_spec import Setting, SweepSpec
 from sousa_engine.runs import preflight, prepare
-from sousa_engine.runs.sweep_plan import METRIC, replicates, suggest, with_seed
+from sousa_engine.runs.sweep_plan import METRIC, MISSES, others, params, replicates, setting_of, suggest, with_seed
 from sousa_engine.store import Store
 from sousa_engine.store.ledger import Ledger
 from sousa_engine.workspace import Workspace
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
 
 
 INVALID_IN_A_ROW = 10
+REPEATS_IN_A_ROW = 3  # then a setting that was never sampled is proposed
+_KEY, _REPEATS, _QUEUED = "reads", "repeats trial", "queued"  # attributes of a trial in the study
+_EXHAUSTED = "exhausted"  # of the study
 
 
 def pause(store: Store, sweep_id: str) -> bool:
@@ -39,11 +44,13 @@ def step(store: Store, found: Sweep, slots: int) -> bool:
     if found.status is SweepStatus.PAUSED:
         return False
     spec = sweep_spec.build(found.spec)
-    if spec.learns and not _Learner(store, found, spec).step(slots):
+    learner = _Learner(store, found, spec) if spec.learns else None
+    if learner and not learner.step(slots):
         return True
     if store.sweeps.open_run_count(found.id):
         return True
-    store.sweeps.set_status(found.id, SweepStatus.FINISHED, leaving=[SweepStatus.RUNNING])
+    reason = learner.exhausted if learner else None
+    store.sweeps.set_status(found.id, SweepStatus.FINISHED, leaving=[SweepStatus.RUNNING], reason=reason)
     return False
 
 
@@ -65,40 +72,105 @@ class _Learner:
             if frozen.state is not TrialState.RUNNING:
                 continue
             trial = Trial(self._study, frozen._trial_id)
-            if frozen.number not in self._trials:  # sampled, but the supervisor was killed before it queued the runs
-                self._queue(trial)
-                still_open += 1
-            elif not self._settle(trial, self._trials[frozen.number]):
-                still_open += 1
-        count = len(drawn)
-        while count < (self._spec.trials or 0) and still_open < max(1, slots):
+            if frozen.number in self._trials:
+                still_open += not self._settle(trial, self._trials[frozen.number])
+            elif _QUEUED in frozen.user_attrs or frozen.number < len(drawn) - 1:  # its runs were deleted
+                self._study.tell(trial, state=TrialState.FAIL)
+            else:  # sampled, but the supervisor was killed before it queued the runs
+                still_open += self._queue(trial) is True
+        while not self.exhausted and self._sampled() < self._spec.trial_count and still_open < max(1, slots):
             if self._only_invalid():
                 return True
-            # Seeded by its number: a restarted supervisor must not sample the same settings again.
-            self._study.sampler = _sampler(self._spec, count)
-            still_open += self._queue(self._study.ask())
-            count += 1
-        return count >= (self._spec.trials or 0) and still_open == 0
+            still_open += self._sample()
+        return (bool(self.exhausted) or self._sampled() >= self._spec.trial_count) and still_open == 0
 
-    def _queue(self, trial: optuna.trial.Trial) -> bool:
-        """Queue the runs of a sampled setting. False if the setting is invalid: then the trial has failed."""
+    @property
+    def exhausted(self) -> str | None:
+        """Why no other setting can be sampled, if none can."""
+        return self._study.user_attrs.get(_EXHAUSTED)
+
+    def _sample(self) -> bool:
+        """Ask for a setting that is new. False if it is invalid or there is none."""
+        for attempt in range(REPEATS_IN_A_ROW + 1):
+            if attempt == REPEATS_IN_A_ROW and not self._propose():
+                break
+            # Seeded by its number: a restarted supervisor must not sample the same settings again.
+            self._study.sampler = _sampler(self._spec, len(self._study.get_trials(deepcopy=False)))
+            queued = self._queue(self._study.ask())
+            if queued is not None:
+                return queued
+        self._study.set_user_attr(
+            _EXHAUSTED,
+            f"No other setting was found after {self._sampled():,} different ones; "
+            f"{self._spec.trials:,} trials were requested.",
+        )
+        return False
+
+    def _propose(self) -> bool:
+        """Make a setting that was never sampled the next trial. False if none is found."""
+        drawn = self._study.get_trials(deepcopy=False)
+        seen = {sweep_spec.same(setting_of(self._spec.axes, trial.params)) for trial in drawn}
+        keys = {self._key(trial) for trial in drawn}
+        for setting in islice(others(self._spec, seen, seed=len(drawn)), MISSES):
+            if self._prepared(setting)[0] not in keys:
+                self._study.enqueue_trial(params(self._spec.axes, setting))
+                return True
+        return False
+
+    def _sampled(self) -> int:
+        """The number of different settings so far, valid or not."""
+        return len(self._different())
+
+    def _different(self) -> list[optuna.trial.FrozenTrial]:
         from optuna.trial import TrialState
 
-        setting = {axis.field: suggest(trial, axis) for axis in self._spec.axes}
+        drawn = self._study.get_trials(deepcopy=False)
+        return [one for one in drawn if one.state is not TrialState.WAITING and _REPEATS not in one.user_attrs]
+
+    def _key(self, trial: optuna.trial.FrozenTrial) -> str | None:
+        """What the runs of a trial read: see `identity`. Kept in the study, because runs can be deleted."""
+        runs = self._trials.get(trial.number)
+        return trial.user_attrs.get(_KEY) or (identity.key(runs[0].config) if runs else None)
+
+    def _prepared(self, setting: Setting) -> tuple[str, RunConfig | UserError]:
+        """What the runs of a setting read, and their config or, if it is invalid, the reason."""
         try:
             config = prepare.prepare(sweep_spec.draft(self._spec.base, setting, self._spec.sets)).config
             errors = preflight.preflight(config, self._store.workspace).errors
             if errors:
                 raise PreflightError(" ".join(check.detail for check in errors))
         except UserError as error:
+            return sweep_spec.same(setting), error
+        return identity.key(config), config
+
+    def _queue(self, trial: optuna.trial.Trial) -> bool | None:
+        """Queue the runs of a sampled setting. False if it is invalid, None if it repeats another trial.
+
+        The trial has failed then.
+        """
+        from optuna.trial import TrialState
+
+        setting = {axis.field: suggest(trial, axis) for axis in self._spec.axes}
+        key, config = self._prepared(setting)
+        first = next((one for one in self._different() if self._key(one) == key and one.number != trial.number), None)
+        if first is not None:
+            trial.set_user_attr(_REPEATS, first.number)
+            self._study.tell(trial, state=TrialState.FAIL)
+            return None
+        trial.set_user_attr(_KEY, key)
+        try:
+            if isinstance(config, UserError):
+                raise config
+            runs = replicates(self._spec, trial.number, setting, config)
+        except UserError as error:
             trial.set_user_attr("invalid", str(error))
             self._study.tell(trial, state=TrialState.FAIL)
             return False
-        runs = replicates(self._spec, trial.number, setting, config)
         # The first seed decides whether a setting is pruned: the other seeds wait for it.
         self._store.sweeps.extend(
             self._sweep.id, runs[:1] if self._spec.sampler == "asha" else runs, created_by="sweep"
         )
+        trial.set_user_attr(_QUEUED, True)
         return True
 
     def _settle(self, trial: optuna.trial.Trial, runs: Sequence[Run]) -> bool:
@@ -153,18 +225,13 @@ class _Learner:
 
     def _only_invalid(self) -> bool:
         """If all recent settings were invalid, the sweep fails and says why, instead of sampling forever."""
-        last = self._study.get_trials(deepcopy=False)[-INVALID_IN_A_ROW:]
+        last = self._different()[-INVALID_IN_A_ROW:]
         why = [trial.user_attrs.get("invalid") for trial in last]
         if len(why) < INVALID_IN_A_ROW or not all(why):
             return False
         reason = f"The last {INVALID_IN_A_ROW} sampled settings were invalid. The last one: {why[-1]}"
         self._store.sweeps.set_status(self._sweep.id, SweepStatus.FAILED, leaving=[SweepStatus.RUNNING], reason=reason)
         return True
-
-
-def study_file(workspace: Workspace, sweep_id: str) -> Path:
-    """Optuna's own database of one sweep."""
-    return workspace.runs / ".sweeps" / f"{sweep_id}.db"
 
 
 def study(workspace: Workspace, found: Sweep, spec: SweepSpec) -> optuna.Study:
@@ -175,7 +242,7 @@ def study(workspace: Workspace, found: Sweep, spec: SweepSpec) -> optuna.Study:
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    file = study_file(workspace, found.id)
+    file = workspace.study(found.id)
     file.parent.mkdir(exist_ok=True)
     pruner: Any = optuna.pruners.NopPruner()
     if spec.sampler == "asha":
@@ -204,5 +271,5 @@ def _sampler(spec: SweepSpec, drawn: int) -> optuna.samplers.BaseSampler:
     seed = (spec.sampler_seed * 1_000_003 + drawn) % 2**31
     if spec.sampler != "tpe":
         return optuna.samplers.RandomSampler(seed=seed)
-    startup = min(10, max(3, (spec.trials or 0) // 3))
+    startup = min(10, max(3, spec.trial_count // 3))
     return optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup)

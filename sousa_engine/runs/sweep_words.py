@@ -41,7 +41,7 @@ def read(words: Sequence[str]) -> SweepSpec:
     return laid_over(
         None, fields, data=one["--data"], max_epochs=one["--max-epochs"], models=given["--models"],
         targets=given["--targets"], ablate=one["--ablate"], axes=given["--axis"], seeds=given["--seeds"],
-        sampler=one["--sampler"], trials=one["--trials"], sampler_seed=one["--sampler-seed"], name=one["--name"] or "",
+        sampler=one["--sampler"], trials=one["--trials"], sampler_seed=one["--sampler-seed"], name=one["--name"],
     )  # fmt: skip
 
 
@@ -59,16 +59,19 @@ def laid_over(
     sampler: str | None,
     trials: int | None,
     sampler_seed: int | None,
-    name: str,
+    name: str | None,
 ) -> SweepSpec:
-    """The file's sweep, if there is one, overridden by the options of a command line. Raises UserError."""
+    """The file's sweep, if there is one, overridden by the options of a command line. Raises UserError.
+
+    None or an empty sequence: not given. Everything else overrides the file, 0 and "" too.
+    """
     values = sweep_spec.read(file).model_dump(mode="json") if file else {}
-    base = values.get("base", {})
-    grammar.merge(base, grammar.parse(words))
+    asked = grammar.parse(words)
     if data is not None:
-        grammar.set_field(base, "data.dataset", data)
+        grammar.set_field(asked, "data.dataset", data)
     if max_epochs is not None:
-        grammar.set_field(base, "training.max_epochs", max_epochs)
+        grammar.set_field(asked, "training.max_epochs", max_epochs)
+    base = grammar.laid_over(values.get("base", {}), asked)
     made: dict[str, Any] = {axis["field"]: axis for axis in values.get("axes", ())}
     for axis in axes:
         field, what = sweep_spec.parse_axis(axis)
@@ -90,8 +93,20 @@ def laid_over(
     if targets or ablate:
         sets = {name: entries for name, entries in sets.items() if name in made["lora.targets"]}
     values |= {"base": base, "axes": made, "sets": sets}
-    given = {"seeds": list(seeds), "sampler": sampler, "trials": trials, "sampler_seed": sampler_seed, "name": name}
-    return sweep_spec.build(values | {key: value for key, value in given.items() if value})
+    if sampler == "grid":
+        values.pop("trials", None)  # of the file's sampler
+    given = {"sampler": sampler, "trials": trials, "sampler_seed": sampler_seed, "name": name}
+    values |= {key: value for key, value in given.items() if value is not None}
+    spec = sweep_spec.build(values | ({"seeds": list(seeds)} if seeds else {}))
+    if both := _given_twice(spec, asked):
+        raise ConfigError(f"{both} is an axis of this sweep and a shared setting: give it once.", field=both)
+    return spec
+
+
+def _given_twice(spec: SweepSpec, asked: grammar.Draft) -> str | None:
+    """The field of an axis that the command line also sets for all runs, which the axis would override."""
+    shared = {word.partition("=")[0] for word in grammar.words(asked)}
+    return next((axis.field for axis in spec.axes if grammar.NAMED.get(axis.field, axis.field) in shared), None)
 
 
 def _listed(words: Sequence[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Collection, Iterable
 
@@ -53,7 +54,7 @@ class Marks:
         """
         ids = list(run_ids)
         with self._connection.writing() as db:
-            _check_over(self._connection, ids, "archived")
+            check_over(self._connection, ids, "archived")
             db.execute(
                 f"UPDATE runs SET archived_at_ms = ? WHERE id IN {THESE} AND archived_at_ms IS NULL",
                 [self._connection.clock_ms(), json.dumps(ids)],
@@ -69,18 +70,7 @@ class Marks:
         Raises UnknownNameError; UserError for a run that has not ended, or whose sweep is still open and would train
         it again. If the process dies half-way, the next opening of the store completes or reverts it: see trash.py.
         """
-        ids = list(dict.fromkeys(run_ids))
-        with trash.alone(self._connection.workspace, wait=True):
-            self._check_deletable(ids)
-            try:
-                trash.put_in(self._connection.workspace, ids)
-                with self._connection.writing() as db:
-                    self._check_deletable(ids)  # again: a sweep may have been continued in the meantime
-                    of_these = f"run_number IN (SELECT run_number FROM runs WHERE id IN {THESE})"
-                    for table in ("events", "predictions", "runs"):  # the other tables cascade
-                        db.execute(f"DELETE FROM {table} WHERE {of_these}", [json.dumps(ids)])
-            finally:
-                settle_trash(self._connection)
+        delete(self._connection, run_ids)
 
     def _retag(self, run_ids: Iterable[str], change: Callable[[tuple[str, ...]], tuple[str, ...]]) -> None:
         with self._connection.writing() as db:
@@ -88,18 +78,48 @@ class Marks:
                 tags = json.dumps(change(run.tags), ensure_ascii=False)
                 db.execute("UPDATE runs SET tags_json = ? WHERE id = ?", [tags, run.id])
 
-    def _check_deletable(self, run_ids: Collection[str]) -> None:
-        _check_over(self._connection, run_ids, "deleted")
-        found = self._connection.query(
-            "SELECT runs.id, sweeps.id AS sweep, sweeps.status FROM runs JOIN sweeps ON sweeps.id = runs.sweep_id"
-            f" WHERE runs.id IN {THESE} AND sweeps.ended_at_ms IS NULL LIMIT 1",
-            [json.dumps(list(run_ids))],
+
+def delete(connection: Connection, run_ids: Iterable[str], sweep_ids: Collection[str] = ()) -> None:
+    """Delete runs, and sweeps whose runs are all among them: see `Marks.delete`.
+
+    The study of a sweep is removed once its row is gone: a process that dies in between leaves only an unused file.
+    """
+    ids = list(dict.fromkeys(run_ids))
+    with trash.alone(connection.workspace, wait=True):
+        _check_deletable(connection, ids, sweep_ids)
+        try:
+            trash.put_in(connection.workspace, ids)
+            with connection.writing() as db:
+                _check_deletable(connection, ids, sweep_ids)  # again: a sweep may have been continued in the meantime
+                of_these = f"run_number IN (SELECT run_number FROM runs WHERE id IN {THESE})"
+                for table in ("events", "predictions", "runs"):  # the other tables cascade
+                    db.execute(f"DELETE FROM {table} WHERE {of_these}", [json.dumps(ids)])
+                db.execute(f"DELETE FROM sweeps WHERE id IN {THESE}", [json.dumps(list(sweep_ids))])
+            for sweep_id in sweep_ids:
+                with contextlib.suppress(OSError):
+                    connection.workspace.study(sweep_id).unlink(missing_ok=True)
+        finally:
+            settle_trash(connection)
+
+
+def _check_deletable(connection: Connection, run_ids: Collection[str], sweep_ids: Collection[str]) -> None:
+    check_over(connection, run_ids, "deleted")
+    found = connection.query(
+        "SELECT runs.id, sweeps.id AS sweep, sweeps.status FROM runs JOIN sweeps ON sweeps.id = runs.sweep_id"
+        f" WHERE runs.id IN {THESE} AND sweeps.ended_at_ms IS NULL LIMIT 1",
+        [json.dumps(list(run_ids))],
+    )
+    if found:
+        raise UserError(
+            f"{found[0]['id']} belongs to sweep {found[0]['sweep']}, which is {found[0]['status']} and could train "
+            "it again. Stop the sweep first, or wait until it has finished."
         )
-        if found:
-            raise UserError(
-                f"{found[0]['id']} belongs to sweep {found[0]['sweep']}, which is {found[0]['status']} and could train "
-                "it again. Stop the sweep first, or wait until it has finished."
-            )
+    more = connection.query(
+        f"SELECT sweep_id FROM runs WHERE sweep_id IN {THESE} AND id NOT IN {THESE} LIMIT 1",
+        [json.dumps(list(sweep_ids)), json.dumps(list(run_ids))],
+    )
+    if more:
+        raise UserError(f"Sweep {more[0]['sweep_id']} has got more runs in the meantime. Nothing was deleted.")
 
 
 def settle_trash(connection: Connection) -> None:
@@ -110,7 +130,8 @@ def settle_trash(connection: Connection) -> None:
     trash.empty(connection.workspace, [run_id for run_id in lying if run_id not in kept])
 
 
-def _check_over(connection: Connection, run_ids: Iterable[str], what: str) -> None:
+def check_over(connection: Connection, run_ids: Iterable[str], what: str) -> None:
+    """Raises UserError if a run has not ended. what: "archived", "deleted"."""
     alive = [row for row in rows_of(connection, run_ids) if not row.status.is_over]
     if alive:
         named = ", ".join(f"{row.id} is {row.status.value}" for row in alive[:5])

@@ -9,10 +9,12 @@ import json
 import math
 from collections.abc import Iterable
 
+from sousa_engine.core.best import Epoch, best_epoch
 from sousa_engine.core.records import UPDATE, Curve
 from sousa_engine.store.migrations import Database
 from sousa_engine.workspace.spool import SpoolPoint
 
+_ACCURACY, _LOSS = "valid/accuracy", "valid/loss"
 LEVEL_SHIFTS = (3, 6, 9, 12)  # curves are precomputed in buckets of 8, 64, 512 and 4096 steps
 
 
@@ -42,6 +44,8 @@ def add_points(db: Database, run_number: int, points: Iterable[SpoolPoint]) -> N
             db.execute(_LEVEL_FROM_LEVEL if finer else _LEVEL_FROM_POINTS, key)
             finer = shift
         _summarise(db, run_number, metric, name, found)
+    if by_metric.keys() & {_ACCURACY, _LOSS}:
+        _choose_best_epoch(db, run_number)
 
 
 def curve(db: Database, run_number: int, metric: str, *, first: int | None, last: int | None, max_points: int) -> Curve:
@@ -98,6 +102,14 @@ def _summarise(db: Database, run_number: int, metric: int, name: str, found: lis
         "INSERT OR REPLACE INTO metric_summaries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
         [*key, _finite(last.value)[0], last.step, last.epoch, last.n, best_value, best_step, gap],
     )
+
+
+def _choose_best_epoch(db: Database, run_number: int) -> None:
+    """Name the epoch that the trainer keeps, also among epochs of equal accuracy, which only their loss tells apart."""
+    key = {"run": run_number, "accuracy": _ACCURACY, "loss": _LOSS}
+    best = best_epoch(Epoch(*row) for row in db.execute(_EPOCHS, key))
+    if best:
+        db.execute(_SET_BEST_STEP, {**key, "step": best.step})
 
 
 def _numbers(db: Database, names: Iterable[str]) -> dict[str, int]:
@@ -161,6 +173,22 @@ FROM metric_levels
 WHERE run_number = :run AND metric_number = :metric AND width = :finer
   AND bucket BETWEEN :low << :group AND ((:high + 1) << :group) - 1
 GROUP BY bucket >> :group
+"""
+
+_NUMBER = "(SELECT metric_number FROM metric_names WHERE metric = :{})"
+
+_EPOCHS = f"""
+SELECT accuracy.step, accuracy.value, loss.value
+FROM metric_points AS accuracy
+LEFT JOIN metric_points AS loss ON loss.run_number = accuracy.run_number AND loss.step = accuracy.step
+    AND loss.metric_number = {_NUMBER.format("loss")}
+WHERE accuracy.run_number = :run AND accuracy.metric_number = {_NUMBER.format("accuracy")}
+  AND accuracy.value IS NOT NULL
+"""
+
+_SET_BEST_STEP = f"""
+UPDATE metric_summaries SET best_step = :step
+WHERE run_number = :run AND metric_number = {_NUMBER.format("accuracy")}
 """
 
 _UPDATES = f"metric GLOB '{UPDATE}*'"

@@ -48,7 +48,7 @@ APPLICATION_ID = 0x534F5553  # "SOUS"
 BUSY_TIMEOUT_S = 30.0
 REBUILD = "Close the studio, then rebuild it from the run folders: python -m sousa_engine db rebuild"
 COPIES_KEPT = 3  # copies of the database from before a migration
-LATEST = 4
+LATEST = 5
 
 history = Migrations("sousa_engine")
 
@@ -277,6 +277,16 @@ def _queue(db: Database) -> None:
         WITH placed AS (SELECT run_number, row_number() OVER (ORDER BY queue_position, run_number) AS place FROM runs)
         UPDATE runs SET queue_position = place FROM placed WHERE placed.run_number = runs.run_number;
         CREATE INDEX runs_by_place ON runs (queue_position);
+        """
+    )
+
+
+@history(name="0005_sweeps_note_archive")
+def _sweeps_kept(db: Database) -> None:
+    db.executescript(
+        """
+        ALTER TABLE sweeps ADD COLUMN note TEXT NOT NULL DEFAULT '';
+        ALTER TABLE sweeps ADD COLUMN archived_at_ms INTEGER;   -- NULL: shown in lists; its runs have the same time
         """
     )
 

@@ -185,9 +185,18 @@ def path_before(node: ModuleNode) -> str:
 
 def named(outline: Outline, entry: str, naming: Callable[[ModuleNode], str]) -> list[ModuleNode]:
     """Modules that `entry` names by PEFT's rule: the complete path, or its end at a dot."""
-    if not entry:
-        return []
-    return [node for node in outline.nodes if f".{naming(node)}".endswith(f".{entry}")]
+    return list(_endings(outline, naming).get(entry, ())) if entry else []
+
+
+@functools.cache
+def _endings(outline: Outline, naming: Callable[[ModuleNode], str]) -> dict[str, list[ModuleNode]]:
+    """Every end of a path at a dot -> the modules with it, in tree order."""
+    found: dict[str, list[ModuleNode]] = {}
+    for node in outline.nodes:
+        parts = naming(node).split(".")
+        for start in range(len(parts)):
+            found.setdefault(".".join(parts[start:]), []).append(node)
+    return found
 
 
 def near_names(outline: Outline, entry: str) -> tuple[str, ...]:

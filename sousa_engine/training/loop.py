@@ -19,6 +19,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from sousa_engine.core.best import rank
 from sousa_engine.core.config import AugmentConfig, TrainingConfig
 from sousa_engine.core.errors import RunError
 from sousa_engine.core.records import UPDATE, Progress
@@ -238,7 +239,7 @@ class _Training:
         )
         at.validated = True
         facts = {"epoch": at.epoch, "valid_accuracy": valid.accuracy, "valid_n": valid.n}
-        if (valid.accuracy, -valid.loss) > at.best_key:
+        if rank(valid.accuracy, valid.loss) > at.best_key:
             self._keep_best(valid, facts)
         self._save(**facts)
         self.stopped = setup.stop()
@@ -303,7 +304,7 @@ class _Training:
 
     def _keep_best(self, valid: Evaluation, facts: Mapping[str, Any]) -> None:
         at = self.at
-        at.best_key, at.best_step, at.best_epoch = (valid.accuracy, -valid.loss), at.step, at.epoch
+        at.best_key, at.best_step, at.best_epoch = rank(valid.accuracy, valid.loss), at.step, at.epoch
         self.best = valid
         kept = {"trainable": adapters.trained_state(self.plain), "valid": _plain(valid)}
         # Earlier ones are kept while a checkpoint names them: the newest checkpoint may turn out to be damaged.

@@ -5,12 +5,14 @@ import streamlit as st
 from sousa_engine.core.errors import SousaError, UserError
 
 __all__ = [
+    "addresses",
     "baselines_view",
     "clip_view",
     "compare_baselines",
     "compare_parts",
     "compare_sweep",
     "components",
+    "drafts",
     "fields",
     "guard",
     "handover",
@@ -23,9 +25,11 @@ __all__ = [
     "routes",
     "scan_view",
     "sweep_form",
+    "sweep_marks",
     "sweep_view",
     "tell",
     "terminal",
+    "titles",
     "weights_view",
 ]
 

@@ -135,7 +135,7 @@ def curves(compared: Compared) -> None:
     if lost:
         said.append(f"Left out: {lost} {'run' if lost == 1 else 'runs'} without recorded {axis}.")
     if alive:
-        said.append("Some runs are still going; reload to update.")
+        said.append("Some runs are still active; these curves are redrawn when one of them ends.")
     if said:
         st.caption(" ".join(said))
 

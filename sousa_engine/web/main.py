@@ -6,7 +6,8 @@ import streamlit as st
 
 from sousa_engine.core.errors import SousaError
 from sousa_engine.store import migrations
-from sousa_engine.web import parts, tell
+from sousa_engine.web import addresses, parts, tell, titles
+from sousa_engine.web.components.browser_tab import browser_tab
 from sousa_engine.web.parts import READ_ONLY, plain
 from sousa_engine.workspace import PROJECT_ROOT, default_workspace
 from sousa_engine.workspace.file_systems import taken_risk
@@ -35,7 +36,9 @@ PAGES = [
 # The icon is set before st.navigation; otherwise the browser fetches the page's icon from a Google server.
 st.set_page_config(page_icon=str(ASSETS / "favicon.svg"), layout="wide")
 current = st.navigation(PAGES, position="top")
-st.set_page_config(page_title=f"{current.title} · SOUSA")
+if addresses.enter(current.url_path):  # otherwise the tab keeps the name that the page gave it
+    parts.name_tab(titles.of_page(current.title))
+browser_tab()
 parts.hide_streamlits_download()
 st.logo(str(ASSETS / "logo.svg"), size="medium")
 

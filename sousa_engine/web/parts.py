@@ -91,6 +91,11 @@ def open_store() -> Iterator[Store]:
         yield store
 
 
+def name_tab(title: str) -> None:
+    """Name the browser's tab after what the page shows. title: made by `titles`."""
+    st.set_page_config(page_title=title)
+
+
 def hide_streamlits_download() -> None:
     """Hide the download in table toolbars, which does not escape formulas. The pages' own CSV buttons do."""
     button = "[data-testid=stElementToolbarButton]:has([aria-label^='Download as CSV'])"
@@ -204,7 +209,7 @@ def sweep_line(found: Sweep, count: Tally, best: str = "") -> None:
         failed = f", {count.failed} failed" if count.failed else ""
         st.caption(f"{count.over} of {count.expected} runs done{failed}", width="content")
         if best:
-            st.caption(f"best: {best}", width="content")
+            st.caption(f"best by valid: {best}", width="content")
         st.caption(when(found.created_at_ms), width="content")
 
 
@@ -297,16 +302,6 @@ def time_zone() -> ZoneInfo | None:
         return ZoneInfo(st.context.timezone) if st.context.timezone else None
     except (ZoneInfoNotFoundError, ValueError):
         return None
-
-
-def progress_share(run: Run | RunRow) -> float | None:
-    """The share of training steps done, 0 to 1; None before the first one."""
-    if run.status is RunStatus.FINISHED:
-        return 1.0
-    progress = run.progress
-    if progress is None or progress.phase == "preparing" or not progress.total:
-        return None
-    return 1.0 if progress.phase == "testing" else min(1.0, progress.done / progress.total)
 
 
 def reached(row: TrialRow) -> str:

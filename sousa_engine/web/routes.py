@@ -30,6 +30,7 @@ from starlette.staticfiles import StaticFiles
 from sousa_engine.core.errors import SousaError, UnknownNameError
 from sousa_engine.core.records import Curve, Run, Summary
 from sousa_engine.store import Store
+from sousa_engine.web import titles
 from sousa_engine.web.components.live_chart import ASSETS
 from sousa_engine.workspace import default_workspace
 
@@ -99,6 +100,7 @@ def _live(store: Store, run: Run, asked: Asked, measured: Mapping[str, Summary])
                 series[metric]["last"] = [last.last_step, last.last]  # the measured value, as a bucket is a mean
     return {
         "id": run.id,
+        "tab": titles.of_run(run),
         "status": run.status.value,
         "over": run.status.is_over,
         "reason": run.reason,

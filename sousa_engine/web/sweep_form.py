@@ -16,14 +16,14 @@ from sousa_engine import backbones, targets
 from sousa_engine.backbones.shelf import size_text
 from sousa_engine.core import config, grammar, inputs, sweep_spec
 from sousa_engine.core.config import RunConfig
-from sousa_engine.core.errors import ConfigError, SousaError, UserError
+from sousa_engine.core.errors import ConfigError, SousaError, UnknownNameError, UserError
 from sousa_engine.core.records import TargetSet
 from sousa_engine.core.sweep_spec import SweepSpec
 from sousa_engine.data import synth
 from sousa_engine.runs import sweep_orders, sweep_plan, sweep_words, timing
 from sousa_engine.runs.problems import NO_DATASET
 from sousa_engine.targets import Outline
-from sousa_engine.web import fields, handover, parts
+from sousa_engine.web import drafts, fields, handover, parts
 from sousa_engine.web.fields import OWN_DATA
 from sousa_engine.workspace import Workspace, default_workspace, intake
 
@@ -40,6 +40,10 @@ NO_ROW = (  # they have a widget above the axes, or cannot be an axis
 USUAL_FIELDS = ("training.lr", "lora.r", "lora.method", "training.max_epochs", "augment")
 EACH_DEFAULT = "default of each backbone"
 REFRESH_S = 1
+PLACES = {  # widgets of shared fields -> their fields
+    "data": "data.dataset", "data.own": "data.dataset", "epochs": "training.max_epochs", "lr": "training.lr",
+    "batch_size": "training.batch_size",
+}  # fmt: skip
 base = RunConfig()  # pyright: ignore[reportCallIssue]
 
 
@@ -57,18 +61,122 @@ class Asked:
         self.axes.append(place)
 
 
+def first_values() -> dict[str, Any]:
+    """What the form holds at first: name of a widget -> its value. sets and axes have no widget."""
+    return {
+        "name": "",
+        "models": [name for name in backbones.VARIANTS if backbones.VARIANTS[name].embedded],
+        "targets": ["default"],
+        "sets": {},
+        "sampler": "grid",
+        "trials": "12",
+        "sampler_seed": "0",
+        "seeds": "0 1 2",
+        "data": base.data.dataset,
+        "data.own": "",
+        "epochs": str(base.training.max_epochs),
+        "batch_size": "",
+        "lr": "",
+        "lines": "",
+        "axes": [],
+    }
+
+
 def new_sweep() -> None:
     """Draw the form and its preview; the Start button leads to the page of the new sweep."""
+    if st.session_state.pop("sweep.started", False):  # the draft is a sweep now
+        take({})
+    if found := drafts.asked():
+        take(*found)
     take_over_draft()
+    with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
+        st.subheader("New sweep", anchor=False, width="content")
+        st.button(
+            "Reset", icon=":material/restart_alt:", on_click=take, args=({},), disabled=not form_draft(),
+            key="sweep.reset", help="Set all fields to their defaults.",
+        )  # fmt: skip
+    drafts.say(st.session_state.get("sweep.said", ()))
     left, right = st.columns([3, 2], gap="large")
     with left:
         asked = form()
+    drafts.keep(form_draft())
     spec = built(asked)
     for place, said in asked.problems.items():
         if place in asked.slots:
             asked.slots[place].error(parts.plain(said))
     with right:
         preview(asked, spec)
+
+
+def form_draft() -> dict[str, Any]:
+    """What the form holds and `first_values` does not, with the widgets of each axis."""
+    state = st.session_state
+    found = {
+        name: state[f"sweep.{name}"]
+        for name, usual in first_values().items()
+        if f"sweep.{name}" in state and state[f"sweep.{name}"] != usual
+    }
+    for number in state.get("sweep.axes", ()):
+        name = state.get(f"sweep.axis.{number}")
+        rows = [f"axis.{number}", *(f"axis.{number}.{name}{end}" for end in ("", ".as", ".low", ".high", ".log"))]
+        found |= {row: state[f"sweep.{row}"] for row in rows if f"sweep.{row}" in state}
+    return found
+
+
+def take(found: Mapping[str, Any], error: str = "") -> None:
+    """Fill the form with a draft, as `form_draft` makes it; everything else gets its first value. It comes from an
+    address: values that do not fit are left out, and named on the page."""
+    said = [error] if error else []
+    usual = first_values()
+    checks = {
+        "models": lambda value: drafts.is_texts(value) and all(map(is_backbone, value)),
+        "targets": drafts.is_texts,
+        "sets": lambda value: isinstance(value, dict) and all(map(drafts.is_texts, value.values())),
+        "sampler": lambda value: drafts.fits(value, "", sweep_spec.SAMPLERS),
+        "data": lambda value: drafts.fits(value, "", fields.DATASET_CHOICES),
+        "axes": lambda value: isinstance(value, list) and len(value) <= len(offered_fields()),
+    }
+    state = {}
+    for name, first in usual.items():
+        state[name] = found.get(name, first)
+        if not checks.get(name, drafts.is_text)(state[name]):
+            said.append(drafts.left_out(title_of(PLACES.get(name, name)), state[name]))
+            state[name] = first
+    wanted, state["axes"], rows = state["axes"], [], {}
+    for number in dict.fromkeys(number for number in wanted if type(number) is int and 0 <= number < 10_000):
+        row, bad = axis_of_draft(number, found)
+        said += bad
+        if row:
+            state["axes"].append(number)
+            rows |= row
+    st.session_state.update({f"sweep.{name}": value for name, value in (state | rows).items()})
+    st.session_state["sweep.axis_count"] = max(state["axes"], default=-1)
+    st.session_state["sweep.said"] = said
+
+
+def axis_of_draft(number: int, found: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """(the widgets of one axis of a draft, sentences about what does not fit)."""
+    name = found.get(f"axis.{number}")
+    if not drafts.fits(name, "", offered_fields()):
+        return {}, [drafts.left_out("Field", name)]
+    at, offered = f"axis.{number}.{name}", choices(str(name))
+    checks = {
+        "": drafts.is_text if offered is None else lambda value: drafts.is_texts(value) and set(value) <= {*offered},
+        ".as": lambda value: value in ("values", "range"),
+        ".low": drafts.is_text,
+        ".high": drafts.is_text,
+        ".log": lambda value: isinstance(value, bool),
+    }
+    row, said = {f"axis.{number}": name}, []
+    for end, is_good in checks.items():
+        if at + end not in found:
+            continue
+        value = found[at + end]
+        if is_good(value) or (name == "data.dataset" and not end and drafts.is_texts(value)):
+            row[at + end] = value
+        else:
+            said.append(drafts.left_out(axis_title(str(name)), value))
+    return row, said
 
 
 def take_over_draft() -> None:
@@ -107,6 +215,7 @@ def take_over_draft() -> None:
             state |= row_state(len(state["axes"]), axis)
             state["axes"].append(len(state["axes"]))
     st.session_state.update({f"sweep.{name}": value for name, value in state.items()})
+    st.session_state["sweep.said"] = ()
 
 
 def row_state(number: int, axis: sweep_spec.Axis) -> dict[str, Any]:
@@ -249,7 +358,10 @@ def fill_in_ablation(variant: str, name: str, sets: Mapping[str, Sequence[str]])
 
 
 def is_backbone(name: str) -> bool:
-    return name in backbones.VARIANTS or any(name in one.aliases for one in backbones.VARIANTS.values())
+    try:
+        return bool(backbones.variant(name))
+    except UnknownNameError:
+        return False
 
 
 def target_options(outlines: Sequence[Outline], saved: Sequence[TargetSet]) -> dict[str, str | list[str]]:
@@ -670,7 +782,8 @@ def begin(spec: SweepSpec, leave_out: bool, form_token: str) -> None:
     except SousaError as error:
         st.error(parts.plain(str(error)), icon=":material/error:")
         return
-    st.query_params["id"] = made.id
+    st.session_state["sweep.started"] = True
+    st.query_params.from_dict({"id": made.id})
     st.rerun()
 
 

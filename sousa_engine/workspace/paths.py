@@ -66,6 +66,10 @@ class Workspace:
             return ""
         return f"The disk of {self.root} is full: nothing new can be recorded. Free some space; runs then continue."
 
+    def study(self, sweep_id: str) -> Path:
+        """Optuna's database of one sweep. Raises ValueError for a crafted id."""
+        return self.runs / ".sweeps" / f"{self.run_dir(sweep_id).name}.db"
+
     def run_dir(self, run_id: str) -> Path:
         """The folder of one run. Raises ValueError for a crafted id, so that no path leaves runs/."""
         if not re.fullmatch(r"[0-9A-Za-z-]{1,64}", run_id):

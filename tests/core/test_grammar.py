@@ -89,10 +89,3 @@ def test_a_written_value_is_read_back(value):
 def test_a_preset_that_was_changed_by_its_reader_is_whole_for_the_next():
     grammar.preset("lora", "attention")["lora"]["targets"].append("se")
     assert grammar.preset("lora", "attention")["lora"]["targets"] == ["attention"]
-
-
-def test_the_fields_that_change_with_a_preset_are_listed_with_both_values():
-    changes = grammar.preset_changes("model", "ast-mini", "ast-base")
-    assert changes["model.variant"] == ("ast-mini", "ast-base")
-    assert changes["training.batch_size"] == (16, 8)
-    assert "seed" not in changes

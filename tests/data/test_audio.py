@@ -8,7 +8,7 @@ import soundfile
 
 from sousa_engine.core.config import DataConfig
 from sousa_engine.core.errors import DataError
-from sousa_engine.data import audio, headers
+from sousa_engine.data import audio, decode, headers
 from sousa_engine.data.clips import Clip, Manifest
 from sousa_engine.data.manifest import open_dataset
 
@@ -57,6 +57,28 @@ def test_channels_are_averaged(tmp_path):
     left = tone(1.0, 16_000)
     soundfile.write(tmp_path / "a.wav", np.stack([left, 0 * left], axis=1), 16_000, subtype="FLOAT")
     assert np.allclose(audio.waveform(*one_file(tmp_path / "a.wav")), left / 2)
+
+
+@pytest.mark.parametrize(
+    ("other", "channel"),
+    [(-1.0, 0), (-0.6, 0), (-1.4, 1), (-0.2, None), (0.0, None), (0.3, None), (1.0, None)],
+)
+def test_where_channels_cancel_the_loudest_one_is_used(tmp_path, other, channel):
+    left = tone(1.0, 16_000)
+    both = np.stack([left, np.float32(other) * left], axis=1)
+    soundfile.write(tmp_path / "a.wav", both + 0.05, 16_000, subtype="FLOAT")  # an offset hides no cancellation
+    wanted = both.mean(axis=1) if channel is None else both[:, channel]
+    assert np.allclose(audio.waveform(*one_file(tmp_path / "a.wav")), wanted + 0.05, atol=1e-6)
+
+
+def test_channels_cancel_in_the_part_that_is_used(tmp_path):
+    left = tone(2.0, 16_000)
+    right = np.concatenate([-left[:16_000], left[16_000:]])
+    soundfile.write(tmp_path / "a.wav", np.stack([left, right], axis=1), 16_000, subtype="FLOAT")
+    assert np.abs(audio.waveform(*one_file(tmp_path / "a.wav", clip_s=0.9))).max() > 0.4
+    decoded = decode.decode(tmp_path / "a.wav")
+    ((kind, reason),) = decoded.warnings
+    assert kind == "polarity" and reason.startswith("in its first 1") and "channel 1 of 2" in reason
 
 
 @pytest.mark.parametrize("rate_hz", [8_000, 22_050, 48_000])

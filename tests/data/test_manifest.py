@@ -318,6 +318,7 @@ def test_csv_rows_without_file_or_label_are_excluded_by_line(tmp_path):
         ("path,label,split\na.wav,x,treno\n", "line 2: 'treno' is not a split"),
         ("path,label,split\na.wav,x,train\nb.wav,x,\n", "line 3: the split is empty"),
         ("path,label\na.wav,x\na.wav,y\n", "lines 2 and 3 name the same file"),
+        ("path,label\na.wav,x\n./b/../a.wav,y\n", "same file 'a.wav', written './b/../a.wav' the second time"),
         ("path,label\na.wav,x,oops\n", "line 2: more values than columns"),
         ("path,label\n", "lists no clips"),
         ('path,label\n"a.wav,x\n', "unexpected end of data"),

@@ -353,6 +353,16 @@ def test_the_same_clip_with_two_labels_is_named(tmp_path, workspace):
     assert "1-1.wav, which is labelled 'roll', not 'tap'" in found.reason
 
 
+def test_files_whose_channels_cancel_are_named_and_no_copies_of_each_other(tmp_path, workspace):
+    path = labelled(tmp_path, "tap", "roll")
+    for seed, name in enumerate(("0-0.wav", "1-1.wav")):
+        sound = bad_audio.noise(seed)
+        bad_audio.soundfile.write(tmp_path / name, [[x, -x] for x in sound], 16_000)
+    found = scanned(path, workspace).findings
+    assert [(one.kind, one.name) for one in found] == [("polarity", "0-0.wav"), ("polarity", "1-1.wav")]
+    assert all("cancel" in one.reason and "channel 1 of 2" in one.reason for one in found)
+
+
 def test_silence_is_no_copy_of_silence(tmp_path, workspace):
     path = labelled(tmp_path, "tap", "roll")
     for name in ("0-0.wav", "1-1.wav"):

@@ -252,6 +252,16 @@ def test_not_a_number_is_a_gap_in_the_curve_and_the_run_says_where_it_diverged(s
     plain.close()
 
 
+@pytest.mark.parametrize("cut", [0, 1, 2, 3, 4, 5])
+def test_of_epochs_with_equal_accuracy_the_lowest_loss_is_best_however_the_points_arrive(store, cut):
+    run = store.runs.enqueue(RunConfig())
+    every = points("valid/accuracy", [0.6, 0.6, 0.6]) + points("valid/loss", [1.9, 1.1, 1.1])
+    Ledger(store).ingest(run.id, batch(points=every[:cut]))
+    Ledger(store).ingest(run.id, batch(start=100, end=110, points=every[cut:]))
+    found = store.metrics.summaries([run.id])[run.id]["valid/accuracy"]
+    assert (found.best, found.best_step) == (0.6, 2)  # of equals in both, the first: a later one is no better
+
+
 def test_best_is_lowest_for_a_loss_and_highest_otherwise_and_n_is_kept(store):
     run, other = store.runs.enqueue(RunConfig()), store.runs.enqueue(RunConfig())
     Ledger(store).ingest(

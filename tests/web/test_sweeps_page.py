@@ -336,7 +336,7 @@ def test_tiles_show_each_seed_its_numbers_and_why_one_was_given_up(visit, store)
     for said in ("5 of 8 runs done", "1 running", "2 queued", "3 finished", "1 pruned", "1 failed", "left"):
         assert said in bar
     app.segmented_control(key="sweep.order").set_value("best first")
-    assert [tile["trial"] for tile in tiles(checked(app.run()))] == [0, 1, 2, 3]
+    assert [tile["trial"] for tile in tiles(checked(app.run()))] == [0, 2, 1, 3]
 
 
 def test_a_tile_with_a_failed_and_a_pruned_seed_says_why_it_failed(visit, store):
@@ -459,7 +459,7 @@ def test_the_list_tells_status_runs_and_the_best_setting_so_far(visit, store):
     train_next(store, reach=0.6)
     said = words(visit(state=FORM))
     assert "2 of 4 runs done" in said and "running" in said
-    assert "best: ast-mini · core, test 50.0 %, mean of 2 seeds" in said
+    assert "best by valid: ast-mini · core, test 50.0 %, mean of 2 seeds" in said
     links = [link.proto.label for link in visit(state=FORM).get("page_link")]
     assert f":primary[{made.name}]" in links
 
@@ -502,6 +502,6 @@ def test_three_hundred_trials_are_one_component_with_a_tile_each(visit, store):
 def test_a_name_that_a_run_cannot_hold_is_cut_and_the_run_can_still_be_read(store):
     outline = targets.load_outline("ast-mini")
     paths = list(targets.recommended_sets(outline)["attention"])
-    made = started(store, axes={"targets": [paths, "core"]}, seeds=[0])
+    made = started(store, axes={"targets": [paths, "q_proj"]}, seeds=[0])
     names = [run.title for run in store.sweeps.runs(made.id)]
-    assert len(names[0]) == 120 and names[0].endswith("…") and names[1] == "core"
+    assert len(names[0]) == 120 and names[0].endswith("…") and names[1] == "q_proj"

@@ -44,10 +44,12 @@ def live_chart(
     *,
     key: str,
     names: Sequence[str] | None = None,
+    names_tab: bool = False,
 ) -> None:
     """Draw the curves of one run (with its status, progress and time left) or of several (one colour per run).
 
-    names: names for the legend, by default the titles. The page reruns when a status changes.
+    names: names for the legend, by default the titles. names_tab: keep the browser's tab named after the run, with its
+    progress, also while another tab is in front. The page reruns when a status changes.
     """
     labels = names or [run.title for run in runs]
     data = {
@@ -55,5 +57,6 @@ def live_chart(
             {"id": run.id, "label": label, "status": run.status.value} for run, label in zip(runs, labels, strict=True)
         ],
         "panels": [{"title": p.title, "metrics": list(p.metrics), "percent": p.percent} for p in panels],
+        "names_tab": names_tab,
     }
     _component(key=key, data=data, on_status_change=lambda: None)

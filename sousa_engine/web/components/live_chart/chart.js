@@ -5,6 +5,7 @@
 const LIBRARY = "assets/live_chart/uPlot.iife.min.js?v=1.6.32"
 const POLL_MS = 1000
 const SLOWEST_RETRY_MS = 10000
+const HIDDEN_POLL_MS = 10000 // in a tab behind others, only to name it
 const HEIGHT = 250
 const views = new WeakMap()
 let library
@@ -102,7 +103,7 @@ class View {
 
   async poll() {
     clearTimeout(this.timer)
-    if (this.asking || this.gone || document.hidden) return
+    if (this.asking || this.gone || (document.hidden && !this.data.names_tab)) return
     this.asking = true
     const asked = this.asked
     try {
@@ -119,7 +120,8 @@ class View {
     if (this.gone) return
     if (asked !== this.asked) return this.poll()
     const settled = !this.failures && this.data.runs.every(run => this.answers.get(run.id)?.over ?? true)
-    const wait = Math.min(POLL_MS * 2 ** Math.max(0, this.failures - 1), SLOWEST_RETRY_MS)
+    const retry = Math.min(POLL_MS * 2 ** Math.max(0, this.failures - 1), SLOWEST_RETRY_MS)
+    const wait = document.hidden ? HIDDEN_POLL_MS : retry
     if (!settled) this.timer = setTimeout(() => this.poll(), wait)
   }
 
@@ -156,7 +158,13 @@ class View {
     else this.draw()
     if (news && this.zoom && this.zoom[1] >= this.lastStep() - 1) this.askDetail()
     this.showStatus()
+    this.nameTab()
     this.tellStatus()
+  }
+
+  nameTab() {
+    const { tab } = this.answers.get(this.data.runs[0].id)
+    if (this.data.names_tab && tab) document.title = tab
   }
 
   // Rerun the page when a status changes, to show the results or the reason of a failure.

@@ -16,7 +16,7 @@ import streamlit as st
 
 from sousa_engine.core.records import RunRow
 from sousa_engine.store.listing import SORTS, UP_FIRST
-from sousa_engine.web import parts
+from sousa_engine.web import parts, titles
 
 HERE = Path(__file__).parent
 PAGE_ROWS = 100
@@ -149,7 +149,7 @@ def _values(row: RunRow, sparkline: Collection[float | None]) -> list[Any]:
         row.tags,
         row.note[:200],
         row.status.value,
-        _short(parts.progress_share(row)),
+        _short(titles.progress_share(row)),
         [_short(value) for value in sparkline],
         row.valid,
         row.valid_n,

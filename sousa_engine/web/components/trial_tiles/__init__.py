@@ -55,7 +55,7 @@ def tiles_data(rows: Sequence[TrialRow], curves: Mapping[str, Curve]) -> dict[st
     """The data to draw, as JSON. top: the highest accuracy of all sparklines in thousandths, their common scale."""
     sparklines = dict(_sparklines(rows, curves))
     heights = [y for line in sparklines.values() for y in line[1::2] if y is not None]
-    best = next((row.number for row in best_first(rows) if row.valid or row.test), None)
+    best = next((row.number for row in best_first(rows) if row.valid), None)
     return {
         "top": max(heights, default=UNITS),
         "tiles": [
