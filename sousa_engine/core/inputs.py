@@ -382,6 +382,7 @@ def _look(reading: str) -> tuple[Path | None, str]:
     """The path, and why it cannot be used; None if it can be no path at all."""
     if not reading.strip():
         return None, "it is empty"
+    path = None
     try:
         path = Path(reading).expanduser()
         path.stat()
