@@ -102,12 +102,16 @@ def linked(source: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Fields:
-    """The values of the fields next to the tree. r: the general rank. classes: rows of the new head."""
+    """The values of the fields next to the tree. r: the general rank. classes: rows of the new head.
+
+    problems: a sentence for each field that cannot be read; its value is the default then.
+    """
 
     method: Method
     r: int
     head: HeadPolicy
     classes: int
+    problems: tuple[str, ...] = ()
 
 
 @st.fragment
@@ -149,7 +153,7 @@ def take_over_ticks(outline: Outline) -> None:
     if ticks is None:
         return
     choose(outline, ticks.paths, ticks.ranks)
-    st.session_state.update({"bench.head": ticks.head, "bench.r": ticks.r})
+    st.session_state.update({"bench.head": ticks.head, "bench.r": str(ticks.r)})
     if METHODS[ticks.method].takes_targets:
         st.session_state["bench.method"] = ticks.method
 
@@ -166,16 +170,18 @@ def adapter_fields(outline: Outline) -> Fields:
     st.caption(method.sentence)
     a, b = st.columns(2)
     with a:
-        r = st.number_input(
-            config.field_label("lora.r"), min_value=1, max_value=1024, value=base.lora.r, key="bench.r",
+        parts.say_again("bench.r", str(base.lora.r))
+        r = st.text_input(
+            config.field_label("lora.r"), key="bench.r",
             persist_state="session",
             help=f"{config.field_help('lora.r')} Adapter size grows linearly with it. To give one module a separate "
             "rank, edit its row in the tree; 'all like this' then copies the rank to the same module in every layer.",
             disabled="r" not in method.settings,
         )  # fmt: skip
     with b:
-        classes = st.number_input(
-            "Classes", min_value=2, max_value=100_000, value=outline.num_classes, key="bench.classes",
+        parts.say_again("bench.classes", str(outline.num_classes))
+        classes = st.text_input(
+            "Classes", key="bench.classes",
             persist_state="session", help="Number of classes of the new head: 40 for the rudiments.",
         )  # fmt: skip
     head = st.segmented_control(
@@ -183,7 +189,16 @@ def adapter_fields(outline: Outline) -> Fields:
         key="bench.head", required=True, persist_state="session", width="stretch",
         help="The new classifier: train it fully, adapt it with rank r, or freeze it at its random start.",
     )  # fmt: skip
-    return Fields(method=method, r=int(r), head=head or base.lora.head, classes=int(classes))
+    problems, numbers = [], [base.lora.r, outline.num_classes]
+    for i, (text, name, least, most) in enumerate(((r, "lora.r", 1, 1024), (classes, "Classes", 2, 100_000))):
+        label = config.field_label(name) if "." in name else name
+        try:
+            numbers[i] = inputs.number(text, label, whole=True, low=least, high=most)
+        except ConfigError as error:
+            problems.append(str(error))
+    return Fields(
+        method=method, r=numbers[0], head=head or base.lora.head, classes=numbers[1], problems=tuple(problems)
+    )
 
 
 def preset_buttons(outline: Outline) -> None:
@@ -213,7 +228,7 @@ def launch_button(outline: Outline, chosen: Choice, saved: Mapping[str, TargetSe
         "method": fields.method.name, "targets": [target.model_dump() for target in outline.targets(chosen.paths)],
         "rank_pattern": chosen.ranks, "r": fields.r, "head": fields.head,
     }  # fmt: skip
-    problems = list(config.problems({"lora": lora}).values())
+    problems = [*fields.problems, *config.problems({"lora": lora}).values()]
     if not counts.trainable:
         problems.append("Nothing would train: no module is ticked and the head is frozen.")
     for problem in problems:
@@ -222,7 +237,7 @@ def launch_button(outline: Outline, chosen: Choice, saved: Mapping[str, TargetSe
     if narrow and fields.method.takes_ranks and problems:
         st.button(
             f"Use the highest possible rank for {count_of(len(narrow), 'narrow module')}", width="stretch",
-            on_click=give_narrow_ranks, args=(outline,),
+            on_click=give_narrow_ranks, args=(outline, fields.r),
         )  # fmt: skip
     if st.button(
         "Launch with these targets", type="primary", icon=":material/rocket_launch:", width="stretch",
@@ -245,9 +260,9 @@ def count_of(count: int, thing: str) -> str:
     return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
 
 
-def give_narrow_ranks(outline: Outline) -> None:
+def give_narrow_ranks(outline: Outline, r: int) -> None:
     chosen = ticked(outline)  # can be newer than the button that was pressed
-    narrow = targets.highest_ranks(outline, chosen.paths, chosen.ranks, int(st.session_state["bench.r"]))
+    narrow = targets.highest_ranks(outline, chosen.paths, chosen.ranks, r)
     choose(outline, chosen.paths, {**chosen.ranks, **narrow})
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import streamlit as st
 
 from sousa_engine import backbones, targets
-from sousa_engine.core import config, grammar
+from sousa_engine.core import config, grammar, inputs
 from sousa_engine.core.config import HEAD_TITLES, RunConfig
-from sousa_engine.core.errors import ConfigError, SousaError
+from sousa_engine.core.errors import SousaError
 from sousa_engine.core.methods import METHODS, Method
 from sousa_engine.data.splits import SPLITS
 from sousa_engine.runs import orders, preflight, prepare
@@ -80,7 +80,7 @@ def take_over() -> None:
         hold("model.variant", ticks.variant)
         hold("set", "ticks")
         for name, value in (("head", ticks.head), ("r", ticks.r), ("method", ticks.method)):
-            hold(f"lora.{name}", value)
+            hold(f"lora.{name}", as_widget(f"lora.{name}", value))
     if lora == "probe":
         hold("lora.method", "lora")
         hold("lora.head", "train")
@@ -187,17 +187,14 @@ def held(name: str, default: Any = None) -> Any:
 
 
 def as_widget(name: str, value: Any) -> Any:
-    """A config value in the form in which its widget holds it: rates are text, so that 5e-4 can be typed."""
-    if name in ("training.lr", "training.head_lr"):
-        return f"{value:g}"
-    return value
+    """A config value in the form in which its widget holds it: numbers are text, so that nothing typed is changed."""
+    return inputs.number_text(value) if config.takes_number(name) else value
 
 
 def form() -> tuple[dict[str, Any], dict[str, str]]:
     """Draw the fields. Returns the draft and, for each invalid field, a sentence (shown below that field too)."""
     slots: dict[str, Any] = {}
     values: dict[str, Any] = {}
-    problems: dict[str, str] = {}
 
     def field(name: str, draw, label: str = "") -> Any:
         """One widget with the label and help of its field, and a place for its error."""
@@ -232,13 +229,11 @@ def form() -> tuple[dict[str, Any], dict[str, str]]:
     st.caption(method.sentence)
     if method.takes_targets:
         targets_field(outline, values, slots, method)
-    numbers = {"r": (1, "%d"), "alpha": (1.0, "%g"), "dropout": (0.05, "%g"), "plus_ratio": (1.0, "%g")}
-    shown = [setting for setting in numbers if setting in method.settings]
+    shown = [setting for setting in ("r", "alpha", "dropout", "plus_ratio") if setting in method.settings]
     columns = st.columns(len(shown) + 1)
     for column, setting in zip(columns, shown, strict=False):
-        step, form_of = numbers[setting]
         with column:
-            field(f"lora.{setting}", lambda s=step, f=form_of, **k: st.number_input(step=s, format=f, **k))
+            field(f"lora.{setting}", st.text_input)
     with columns[-1]:
         heads = [head for head in HEAD_TITLES if head != "lora" or method.takes_targets]
         if held("lora.head") not in heads:
@@ -250,17 +245,12 @@ def form() -> tuple[dict[str, Any], dict[str, str]]:
 
     st.subheader("Training")
     a, b, c, d = st.columns(4)
-    with a:
-        field("training.max_epochs", lambda **k: st.number_input(step=1, **k))
-    with b:
-        field("training.batch_size", lambda **k: st.number_input(step=1, **k))
-    with c:
-        rate(field, values, problems, "training.lr")
-    with d:
-        rate(field, values, problems, "training.head_lr")
+    for column, name in ((a, "max_epochs"), (b, "batch_size"), (c, "lr"), (d, "head_lr")):
+        with column:
+            field(f"training.{name}", st.text_input)
     a, b, c = st.columns([1, 1, 2])
     with a:
-        field("seed", lambda **k: st.number_input(step=1, **k))
+        field("seed", st.text_input)
     with b:
         present = ["auto", *local.devices()]
         if held("device", "auto") not in present:
@@ -277,9 +267,9 @@ def form() -> tuple[dict[str, Any], dict[str, str]]:
         )  # fmt: skip
         for i, name in enumerate(more):
             with (a, b, c)[i % 3]:
-                field(name, lambda **k: st.number_input(step=0.01, format="%g", **k))
+                field(name, st.text_input)
         with c:
-            field("training.patience", lambda **k: st.number_input(step=1, **k))
+            field("training.patience", st.text_input)
         for column, name in ((a, "training.precision"), (b, "wandb.mode")):
             options = config.field_options(name)
             with column:
@@ -287,7 +277,7 @@ def form() -> tuple[dict[str, Any], dict[str, str]]:
         with c:
             field("wandb.project", st.text_input)
 
-    problems |= {name: text for name, text in problems_of(values).items() if name not in problems}
+    problems = problems_of(values)
     for name, text in problems.items():
         if name in slots:
             slots[name].error(parts.plain(config.with_label(name, text)))
@@ -305,14 +295,6 @@ def take_defaults_of(variant: str) -> None:
         old = as_widget(name, was)
         if name != "model.variant" and held(name, old) == old:
             hold(name, as_widget(name, now))
-
-
-def rate(field, values: dict[str, Any], problems: dict[str, str], name: str) -> None:
-    text = field(name, st.text_input)
-    try:
-        grammar.set_field(values, name, grammar.number(text, config.field_label(name)))
-    except ConfigError as error:
-        problems[name] = str(error)
 
 
 def weights_kind(weights: str) -> str:

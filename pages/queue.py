@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import streamlit as st
 
-from sousa_engine.core.records import MOST_CPU_SLOTS, QueueSettings, Run, RunRow, RunStatus
+from sousa_engine.core.records import QueueSettings, Run, RunRow, RunStatus
 from sousa_engine.runs.executors import local, slots
 from sousa_engine.web import manage, parts, titles
 from sousa_engine.web.guard import refuse
@@ -85,11 +85,9 @@ def draw_slots(state: QueueSettings, live: Sequence[Run]) -> None:
             )
     key = f"cpu_slots-{state.cpu_slots}"  # so that it shows a value set from a terminal
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        st.number_input(
+        st.text_input(
             "CPU slots",
-            1,
-            MOST_CPU_SLOTS,
-            state.cpu_slots,
+            str(state.cpu_slots),
             key=key,
             width=180,
             on_change=lambda: manage.set_cpu_slots(st.session_state[key]),

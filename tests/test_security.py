@@ -125,13 +125,13 @@ BAD_YAML = [
     "a: !!python/object/apply:os.system ['true']",
     "[" * 5000,
     "x" * 1_000_001,
-    "a: 2024-99-99",
+    "a: !!int 010",
     "\x00",
     "a: &x 1",
 ]
 
 
-@pytest.mark.parametrize("text", BAD_YAML, ids=["aliases", "object", "deep", "large", "date", "NUL", "anchor"])
+@pytest.mark.parametrize("text", BAD_YAML, ids=["aliases", "object", "deep", "large", "tag", "NUL", "anchor"])
 def test_yaml_is_plain_small_and_flat(tmp_path, text):
     file = tmp_path / "x.yaml"
     file.write_text(text)
@@ -139,7 +139,7 @@ def test_yaml_is_plain_small_and_flat(tmp_path, text):
         with pytest.raises(ConfigError, match=r"x\.yaml"):
             read(file)
     with pytest.raises(ConfigError, match="lora"):
-        grammar.value(text, "lora.targets")
+        grammar.value(text, "lora.rank_pattern")
 
 
 def test_plain_yaml_is_read(tmp_path):

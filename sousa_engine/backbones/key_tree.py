@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from sousa_engine.backbones.spec import Variant
+from sousa_engine.core import inputs
 from sousa_engine.core.errors import WeightsError, nearest
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def official_network(
     seed: int,
 ) -> TakesWaveforms:
     """`backbones.load_official`: a network with all that a published file holds, including its head, in eval mode."""
-    state: Mapping[str, Any] = file if isinstance(file, Mapping) else read(Path(file).expanduser())
+    state: Mapping[str, Any] = file if isinstance(file, Mapping) else read(inputs.typed_path(file, WeightsError))
     head_path = None if num_classes is None else variant.head_path
     if num_classes is None:
         num_classes = _classes_in(variant, family, state)

@@ -11,6 +11,7 @@ import click
 
 from sousa_engine import report
 from sousa_engine.cli import complete
+from sousa_engine.core import inputs
 from sousa_engine.core.errors import UserError
 from sousa_engine.core.records import Run, Sweep
 from sousa_engine.report import encoded, of_workspace
@@ -62,7 +63,7 @@ def _target(form: str | None, out: str, force: bool) -> tuple[str, Path | None]:
         if form == "html" and sys.stdout.isatty():
             raise UserError("An HTML report has 5 MB. Write it to a file: --out report.html")
         return form or "markdown", None
-    path = Path(out).expanduser()
+    path = inputs.typed_path(out)
     if path.is_dir():
         raise UserError(f"{out} is a folder. Name a file, such as {path / 'report.html'}.")
     named = report.SUFFIXES.get(path.suffix.lower())

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from sousa_engine.cli.types import TypedPath
 from sousa_engine.core.errors import WorkspaceError
 from sousa_engine.maintenance import check, rebuild, restore
 from sousa_engine.workspace import Workspace
@@ -34,7 +35,7 @@ def check_command(workspace: Workspace) -> None:
 
 
 @db.command()
-@click.argument("file", required=False, type=click.Path(dir_okay=False, path_type=Path))
+@click.argument("file", required=False, type=TypedPath())
 @click.pass_obj
 def backup(workspace: Workspace, file: Path | None) -> None:
     """Copy runs.db to FILE, or next to runs.db under a dated name. This is safe while runs are active.
@@ -47,7 +48,7 @@ def backup(workspace: Workspace, file: Path | None) -> None:
 
 
 @db.command("restore")
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=TypedPath())
 @click.pass_obj
 def restore_command(workspace: Workspace, file: Path) -> None:
     """Replace runs.db by FILE, a copy made by `db backup` or before a migration. Close the studio first.

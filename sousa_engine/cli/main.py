@@ -29,6 +29,7 @@ from sousa_engine.cli.doctor import doctor_command
 from sousa_engine.cli.progress import epoch_lines
 from sousa_engine.cli.scan import scan_command
 from sousa_engine.cli.sweep import sweep_command, sweeps
+from sousa_engine.cli.types import TypedPath, Whole
 from sousa_engine.cli.weights import weights
 from sousa_engine.core import config, grammar, inputs
 from sousa_engine.core.errors import SousaError, UserError, WorkspaceError, unknown
@@ -74,7 +75,7 @@ class _Commands(click.Group):
 @click.option(
     "--workspace",
     "root",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=TypedPath(),
     default=None,
     help="Folder of runs.db and runs/ (default: SOUSA_WORKSPACE, or the project folder).",
 )
@@ -120,7 +121,7 @@ def _field_list() -> str:
 @click.option(
     "--config",
     "file",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=TypedPath(file=True),
     help="YAML file of fields, e.g. copied from the Launch page. Fields on the command line override it.",
 )
 @click.option("--detach", is_flag=True, help="Queue the run and return immediately.")
@@ -154,7 +155,9 @@ def train(workspace: Workspace, words: tuple[str, ...], file: Path | None, detac
 
 @main.command()
 @click.argument("run", shell_complete=complete.runs)
-@click.option("--log", "log_lines", default=0, help="Also print this many of the last lines of the training log.")
+@click.option(
+    "--log", "log_lines", type=Whole(0), default=0, help="Also print this many of the last lines of the training log."
+)
 @click.pass_obj
 def show(workspace: Workspace, run: str, log_lines: int) -> None:
     """Show one run. RUN is an id, the unique start or end of an id, a name, or `last`."""
@@ -235,7 +238,9 @@ def modules(variant: str, pattern: str, adaptable: bool) -> None:
 @main.command("targets")
 @click.argument("variant", metavar="BACKBONE", shell_complete=complete.backbones)
 @click.argument("entries", nargs=-1, required=True)
-@click.option("--r", default=config.LoraConfig().r, show_default=True, help="Rank, for the parameter count.")
+@click.option(
+    "--r", type=Whole(1), default=config.LoraConfig().r, show_default=True, help="Rank, for the parameter count."
+)
 @click.option(
     "--head",
     type=click.Choice(["train", "lora", "freeze"]),
@@ -243,7 +248,9 @@ def modules(variant: str, pattern: str, adaptable: bool) -> None:
     show_default=True,
     help="How the head is trained.",
 )
-@click.option("--classes", default=40, show_default=True, help="Number of classes, for the parameter count.")
+@click.option(
+    "--classes", type=Whole(1), default=40, show_default=True, help="Number of classes, for the parameter count."
+)
 def show_targets(variant: str, entries: tuple[str, ...], r: int, head: Any, classes: int) -> None:
     """Show what each entry of a target list matches: python -m sousa_engine targets ast "query,key,value\""""
     outline = targets.load_outline(variant)

@@ -8,6 +8,7 @@ from datetime import datetime
 import click
 
 from sousa_engine.cli import complete
+from sousa_engine.cli.types import Whole
 from sousa_engine.core.errors import UserError
 from sousa_engine.core.records import RunStatus
 from sousa_engine.runs import ensure, orders
@@ -25,9 +26,7 @@ def queue(ctx: click.Context) -> None:
 
 
 @queue.command()
-@click.option(
-    "--limit", type=click.IntRange(min=1), default=20, show_default=True, help="Number of queued runs to list."
-)
+@click.option("--limit", type=Whole(1), default=20, show_default=True, help="Number of queued runs to list.")
 @click.pass_obj
 def show(workspace: Workspace, limit: int) -> None:
     """Show the active run of each slot, and the queued runs."""
@@ -56,7 +55,7 @@ def show(workspace: Workspace, limit: int) -> None:
 
 @queue.command()
 @click.argument("run", shell_complete=complete.runs)
-@click.option("--to", "place", type=click.IntRange(min=1), required=True, metavar="N", help="New position; 1 is next.")
+@click.option("--to", "place", type=Whole(1), required=True, metavar="N", help="New position; 1 is next.")
 @click.pass_obj
 def move(workspace: Workspace, run: str, place: int) -> None:
     """Move a queued run to another position: queue move last --to 1
@@ -90,7 +89,7 @@ def resume(workspace: Workspace) -> None:
 
 
 @queue.command("slots")
-@click.argument("count", type=int)
+@click.argument("count", type=Whole())
 @click.pass_obj
 def cpu_slots(workspace: Workspace, count: int) -> None:
     """Set how many runs may train on the CPU at the same time; they share its threads. A GPU trains one run."""

@@ -9,6 +9,7 @@ import click
 
 from sousa_engine.analysis.significance import wilson
 from sousa_engine.cli import complete
+from sousa_engine.cli.types import Whole
 from sousa_engine.core.errors import UserError
 from sousa_engine.core.records import Run, RunFilter, RunRow, RunStatus, Summary
 from sousa_engine.maintenance import check
@@ -33,7 +34,7 @@ from sousa_engine.workspace import Workspace
     help="Highest first; titles from A to Z.",
 )
 @click.option("--reverse", is_flag=True, help="Reverse the order.")
-@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="Number of runs to list.")
+@click.option("--limit", type=Whole(1), default=20, show_default=True, help="Number of runs to list.")
 @click.pass_obj
 def runs(
     workspace: Workspace,

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from sousa_engine.analysis.sweeps import TrialRow, best_first, failures, tally, trial_rows, trials
 from sousa_engine.cli import complete
+from sousa_engine.cli.types import TypedPath, Whole
 from sousa_engine.core import grammar, sweep_spec
 from sousa_engine.core.errors import ConfigError, UserError
 from sousa_engine.core.records import RunFilter, RunStatus, Sweep
@@ -41,11 +42,9 @@ class _TakesMany(click.Command):
 
 @click.command("sweep", cls=_TakesMany, short_help="Train all combinations of the listed values, several seeds each.")
 @click.argument("words", nargs=-1, metavar="[GROUP=NAME | FIELD=VALUE]...", shell_complete=complete.words)
-@click.option(
-    "--file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="YAML file that defines the sweep."
-)
+@click.option("--file", type=TypedPath(file=True), help="YAML file that defines the sweep.")
 @click.option("--data", help="Data set for all runs: an embedded set, a folder of classes, or a CSV file.")
-@click.option("--max-epochs", type=int, help="Epochs for all runs.")
+@click.option("--max-epochs", type=Whole(1), help="Epochs for all runs.")
 @click.option("--models", multiple=True, metavar="NAME...", help="Backbones to compare, e.g. ast-mini beats-mini.")
 @click.option(
     "--targets",
@@ -68,13 +67,13 @@ class _TakesMany(click.Command):
 @click.option(
     "--seeds",
     multiple=True,
-    type=int,
+    type=Whole(),
     metavar="N...",
     help="Seeds of each setting. [0 1 2]",
 )
 @click.option("--sampler", type=click.Choice(list(sweep_spec.SAMPLERS)), help="Search strategy. [grid]")
-@click.option("--trials", type=int, help="Number of settings that random, tpe or asha samples.")
-@click.option("--sampler-seed", type=int, help="Seed of the sampler. [0]")
+@click.option("--trials", type=Whole(1), help="Number of settings that random, tpe or asha samples.")
+@click.option("--sampler-seed", type=Whole(0), help="Seed of the sampler. [0]")
 @click.option("--name", help="Name of the sweep in lists.")
 @click.option(
     "--probe",
@@ -207,7 +206,7 @@ def stop(workspace: Workspace, name: str) -> None:
 
 @sweeps.command("add-seeds")
 @click.argument("name", metavar="SWEEP", shell_complete=complete.sweeps)
-@click.argument("seeds", nargs=-1, type=int, required=True)
+@click.argument("seeds", nargs=-1, type=Whole(), required=True)
 @click.pass_obj
 def add_seeds(workspace: Workspace, name: str, seeds: tuple[int, ...]) -> None:
     """Train all settings with more seeds: sweeps add-seeds last 3 4"""
@@ -230,7 +229,7 @@ def extend(workspace: Workspace, name: str, axis: str) -> None:
 
 @sweeps.command("add-trials")
 @click.argument("name", metavar="SWEEP", shell_complete=complete.sweeps)
-@click.argument("count", type=click.IntRange(min=1))
+@click.argument("count", type=Whole(1))
 @click.pass_obj
 def add_trials(workspace: Workspace, name: str, count: int) -> None:
     """Sample more settings: sweeps add-trials last 10"""

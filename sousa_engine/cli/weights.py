@@ -15,6 +15,7 @@ from sousa_engine.backbones import Variant, downloads, pretrained
 from sousa_engine.backbones.shelf import COLUMNS, here_text, row, size_text
 from sousa_engine.cli import complete
 from sousa_engine.cli.progress import progress
+from sousa_engine.cli.types import TypedPath
 from sousa_engine.core.errors import UserError, WeightsError
 from sousa_engine.workspace import Workspace, intake, run_files
 
@@ -75,7 +76,7 @@ def fetch(workspace: Workspace, name: str, lock_fd: int | None) -> None:
 
 
 @weights.command("import")
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=TypedPath())
 @click.option("--as", "name", metavar="BACKBONE", help="The backbone of these weights, if the file fits several.")
 @_lock_fd
 @click.pass_obj

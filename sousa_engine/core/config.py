@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from sousa_engine.core import inputs
 from sousa_engine.core.errors import ConfigError, nearest
@@ -30,6 +30,9 @@ AnyPart = TypeVar("AnyPart", bound=BaseModel)
 _TURNING = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
+_UNREADABLE = "unreadable"  # the type of an error whose message is the predicate of a sentence
+
+
 def one_line(name: str) -> str:
     """A name with single spaces. Raises ValueError if it holds characters that would not be shown as written."""
     line = " ".join(name.split())
@@ -40,6 +43,15 @@ def one_line(name: str) -> str:
 
 class Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _as_written(cls, value: Any, info: ValidationInfo) -> Any:
+        """Text for a number, or a number for text, as files and forms hold them."""
+        try:
+            return inputs.as_type(value, cls.model_fields[str(info.field_name)].annotation)
+        except ValueError as error:
+            raise PydanticCustomError(_UNREADABLE, "{wanted}", {"wanted": str(error)}) from None
 
 
 class TargetModule(Part):
@@ -113,7 +125,11 @@ class LoraConfig(Part):
     @field_validator("rank_pattern", mode="before")
     @classmethod
     def _pairs(cls, ranks: Any) -> Any:
-        return tuple(sorted(ranks.items())) if isinstance(ranks, Mapping) else ranks
+        if isinstance(ranks, Mapping):
+            ranks = sorted((str(path), rank) for path, rank in ranks.items())
+        if not isinstance(ranks, list | tuple) or not all(isinstance(p, list | tuple) and len(p) == 2 for p in ranks):
+            return ranks
+        return tuple((path, _rank(path, rank)) for path, rank in ranks)
 
     @field_validator("rank_pattern")
     @classmethod
@@ -176,6 +192,13 @@ class LoraConfig(Part):
     def ranks(self) -> dict[str, int]:
         """rank_pattern as a dict."""
         return dict(self.rank_pattern)
+
+
+def _rank(path: str, rank: Any) -> Any:
+    try:
+        return inputs.as_type(rank, int)
+    except ValueError as error:
+        raise ValueError(f"The rank of {path} {error} (you entered {inputs.shown(rank)}).") from None
 
 
 class DataConfig(Part):
@@ -308,7 +331,7 @@ def build(values: Mapping[str, Any]) -> RunConfig:
         raise ConfigError(message, field=field) from None
 
 
-def read(text: str) -> RunConfig:
+def of_json(text: str) -> RunConfig:
     """A RunConfig from the JSON that was stored for a run. Raises ConfigError: another version may have written it."""
     try:
         return RunConfig.model_validate_json(text)
@@ -361,9 +384,31 @@ def field_options(dotted: str) -> tuple[str, ...]:
     return tuple(map(str, get_args(annotation))) if get_origin(annotation) is Literal else ()
 
 
+def takes_number(dotted: str) -> bool:
+    """Whether the values of a field are numbers."""
+    return inputs.is_number_type(dict(fields())[dotted].annotation)
+
+
 def with_label(dotted: str, message: str) -> str:
     """A sentence about a field, as `problems` writes it, with the field's label in place of its dotted name."""
     return field_label(dotted) + message.removeprefix(dotted) if message.startswith(f"{dotted} ") else message
+
+
+def read(dotted: str, value: Any) -> Any:
+    """The value of one field, from text or as a file holds it, within the field's bounds; other fields have defaults.
+
+    Raises ConfigError with a sentence about the field's label.
+    """
+    values: dict[str, Any] = {}
+    *parents, leaf = dotted.split(".")
+    inner = values
+    for parent in parents:
+        inner = inner.setdefault(parent, {})
+    inner[leaf] = value
+    try:
+        return value_of(build(values), dotted)
+    except ConfigError as error:
+        raise ConfigError(with_label(dotted, str(error)), field=dotted) from None
 
 
 def differences(configs: list[RunConfig]) -> dict[str, list[Any]]:
@@ -415,7 +460,11 @@ def _wanted(kind: str, bounds: Mapping[str, Any], message: str) -> str:
         return "must be a whole number"
     if kind.startswith("float_") or kind == "finite_number":
         return "must be a number"
+    if kind.startswith("bool_"):
+        return "must be true or false"
     words = {
+        _UNREADABLE: "{wanted}",
+        "string_type": "must be text",
         "greater_than_equal": "must be at least {ge:,.12g}",
         "greater_than": "must be above {gt:,.12g}",
         "less_than_equal": "must be at most {le:,.12g}",

@@ -28,7 +28,13 @@ Draft = dict[str, Any]
 
 # Field names of earlier config files, and their present names.
 _SYNONYMS = {"peft_target_modules": "lora.targets", "target_modules": "lora.targets", "lora.rank": "lora.r"}
-_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
+_NOTHING = ("", "null", "~")
+_BLOCK_KEYS = ("peft_target_modules", "target_modules", "targets")
+_MOST_LETTERS = 100_000  # of a list of targets
+_ITEMS = r"""\[.*?\]|\(.*?\)|\{.*?\}|"[^"]*"|'[^']*'"""
+_CODE = re.compile(  # of `LoraConfig(target_modules=[...])`, or PEFT's own error
+    rf"target_modules\s*=\s*({_ITEMS})(?=\s*(?:[,)]|$))|Target modules ({_ITEMS}) not found", re.DOTALL
+)
 
 
 def parse(words: Iterable[str]) -> Draft:
@@ -52,7 +58,7 @@ def parse(words: Iterable[str]) -> Draft:
         elif key in PRESET_GROUPS:
             merge(draft, preset(key, text))
         elif key in _known():
-            fields.append((key, text if _is_text(key) else value(text, key)))
+            fields.append((key, value(text, key)))
         else:
             near = nearest(key, [*GROUPS, *_known()])
             hint = (
@@ -99,8 +105,10 @@ def words(draft: Mapping[str, Any], prefix: str = "") -> list[str]:
     found: list[str] = []
     for key, what in draft.items():
         dotted = f"{prefix}{key}"
-        if dotted in _known() and _is_text(dotted):
+        if dotted in _known() and isinstance(what, str):
             found.append(f"{dotted}={what}")
+        elif dotted == "lora.targets" and isinstance(what, list | tuple):
+            found.append(f"{dotted}={inputs.list_text(map(str, what))}")
         elif dotted in _known() or not isinstance(what, Mapping):
             found.append(f"{dotted}={written(what)}")
         else:
@@ -121,25 +129,49 @@ def presets(group: str) -> dict[str, str]:
     return {name: values.get("help", "") for name, values in _preset_files(group).items()}
 
 
-def number(text: str, what: str) -> float:
-    """A number as people type it: 0.002, 2e-3. Raises ConfigError with a sentence about `what`."""
-    try:
-        found = value(text) if text.strip() else None
-    except ConfigError:
-        found = None
-    if isinstance(found, int | float) and not isinstance(found, bool):
-        return float(found)
-    raise ConfigError(f"{what} must be a number such as 0.002 or 2e-3 (you entered {text!r}).")
+def value(text: str, key: str = "") -> Any:
+    """What a text means for the field `key`: text and choices as typed, else a number, true or false, or a list.
 
-
-def value(text: str, key: str = "value") -> Any:
-    """A YAML scalar or list. `5e-4` is a number here, although YAML 1.1 reads it as text."""
-    if is_number(text):
-        return float(text)
+    Without a field, or for ranks, it is YAML. Raises ConfigError that names the field.
+    """
+    annotation = _annotation(key)
+    if key == "lora.targets":
+        text = text.strip()
+        if text in _NOTHING:
+            return None
+        return entries(text) if text[0] in "[({" else text
+    if annotation is str:
+        return text
+    if config.field_options(key) if annotation else ():
+        return text.strip()
+    if annotation is bool:
+        return {"true": True, "false": False}.get(text.strip().lower(), text)
+    if annotation is not None and key != "lora.rank_pattern":
+        return typed(text, key)
     try:
         return inputs.load_yaml(text)
     except yaml.YAMLError:
-        raise ConfigError(f"{key} = {text!r} is not a valid value. Quote lists: '[a, b]'.", field=key) from None
+        raise ConfigError(
+            f"{key or 'value'} = {inputs.shown(text)} is not a valid value. Quote lists: '[a, b]'.", field=key or None
+        ) from None
+
+
+def typed(what: Any, key: str) -> Any:
+    """A value in the type of its field: text becomes a number where the field takes one. Raises ConfigError."""
+    try:
+        return inputs.as_type(what, _annotation(key))
+    except ValueError as error:
+        raise ConfigError(f"{key} {error} (you entered {inputs.shown(what)}).", field=key) from None
+
+
+def typed_draft(draft: Mapping[str, Any], prefix: str = "") -> Draft:
+    """A draft with each value in the type of its field. Raises ConfigError."""
+    return {
+        key: typed_draft(what, f"{prefix}{key}.")
+        if isinstance(what, Mapping) and f"{prefix}{key}" not in _known()
+        else typed(what, f"{prefix}{key}")
+        for key, what in draft.items()
+    }
 
 
 def written(what: Any) -> str:
@@ -151,11 +183,6 @@ def written(what: Any) -> str:
     return yaml.safe_dump(what, default_flow_style=True, width=math.inf, sort_keys=False).removesuffix("...\n").strip()
 
 
-def is_number(text: str) -> bool:
-    """Whether text is a number that YAML 1.1 reads as text, such as 5e-4."""
-    return bool(_NUMBER.fullmatch(text.strip()))
-
-
 def set_field(draft: Draft, dotted: str, what: Any) -> None:
     *parents, leaf = dotted.split(".")
     for parent in parents:
@@ -164,23 +191,49 @@ def set_field(draft: Draft, dotted: str, what: Any) -> None:
 
 
 def entries(text_or_list: Any) -> list[str]:
-    """Target entries in any pasted form: a list, "query,key", YAML, or a complete `peft_target_modules:` block."""
+    """Target entries in any pasted form: a list of Python, JSON or YAML, "query,key", PEFT's set {'key', 'query'} or
+    its error, or a complete `peft_target_modules:` block. Raises ConfigError."""
     if isinstance(text_or_list, str):
-        text = text_or_list.strip()
+        return _pasted(text_or_list)
+    if isinstance(text_or_list, Mapping) and _is_set(text_or_list):
+        text_or_list = list(text_or_list)
+    if not isinstance(text_or_list, list | tuple | set) or any(
+        isinstance(entry, Mapping | list) for entry in text_or_list
+    ):
+        raise ConfigError(f"{inputs.shown(text_or_list)} is not a list of target names.", field="lora.targets")
+    found = [inputs.unquoted(str(entry).strip()) for entry in text_or_list if entry is not None]
+    return [entry for entry in found if entry]
+
+
+def entry_or_list(text: str) -> str | list[str]:
+    """`q_proj` as a name, `q_proj,v_proj` as a list of names. Raises ConfigError."""
+    found = entries(text)
+    return found[0] if len(found) == 1 else found
+
+
+def _is_set(block: Mapping[Any, Any]) -> bool:
+    """Whether YAML read `{q_proj, v_proj}`."""
+    return all(what is None for what in block.values())
+
+
+def _pasted(text: str) -> list[str]:
+    if len(text) > _MOST_LETTERS:
+        raise ConfigError(
+            f"A list of targets has at most {_MOST_LETTERS:,} characters, not {len(text):,}.", field="lora.targets"
+        )
+    if found := _CODE.search(text):
+        text = found[1] or found[2]
+    text = text.strip()
+    if text[:1] == "{" or "\n" in text or ":" in text or text[:2] == "- ":
         try:
-            loaded = inputs.load_yaml(text)
+            block = inputs.load_yaml(text)
         except yaml.YAMLError:
-            loaded = text
-        if isinstance(loaded, Mapping):
-            loaded = _only_list(loaded)
-        if loaded is None:
-            return []
-        if isinstance(loaded, str):
-            loaded = [part for part in re.split(r"[,\s]+", loaded) if part]
-        text_or_list = loaded
-    if not isinstance(text_or_list, list | tuple):
-        raise ConfigError(f"{text_or_list!r} is not a list of target names.", field="lora.targets")
-    return [str(entry).strip().strip("\"'") for entry in text_or_list if str(entry).strip()]
+            block = None
+        if isinstance(block, Mapping) and not (text[0] == "{" and _is_set(block)):
+            return entries(_only_list(block) or [])
+        if isinstance(block, list) and text[0] == "-":
+            return entries(block)
+    return inputs.listed(text, ", \t\r\n")
 
 
 def _reads_as_itself(text: str) -> bool:
@@ -193,11 +246,14 @@ def _reads_as_itself(text: str) -> bool:
 @cache
 def _preset_files(group: str) -> dict[str, Draft]:
     """Cached, because planning a sweep reads a preset for each setting."""
-    return {path.stem: yaml.safe_load(path.read_text()) or {} for path in sorted((PRESETS / group).glob("*.yaml"))}
+    return {
+        path.stem: typed_draft(inputs.load_yaml(path.read_text()) or {})
+        for path in sorted((PRESETS / group).glob("*.yaml"))
+    }
 
 
 def _only_list(block: Mapping[str, Any]) -> Any:
-    for key in ("peft_target_modules", "target_modules", "targets"):
+    for key in _BLOCK_KEYS:
         if key in block:
             return block[key]
     inner = [v for v in block.values() if isinstance(v, Mapping)]
@@ -212,7 +268,7 @@ def _leaves(values: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, 
         dotted = f"{prefix}{key}"
         dotted = _SYNONYMS.get(dotted, dotted)
         if dotted in _known():
-            yield dotted, _text(dotted, what) if _is_text(dotted) else what
+            yield dotted, _text(dotted, what) if _annotation(dotted) is str else what
         elif dotted in GROUPS and isinstance(what, str) and what.strip():
             yield NAMED.get(dotted, dotted), what
         elif dotted in _parts() and isinstance(what, Mapping):
@@ -250,13 +306,10 @@ def _parts() -> tuple[str, ...]:
 
 
 @cache
-def _text_fields() -> frozenset[str]:
-    return frozenset(name for name, info in config.fields() if info.annotation is str)
-
-
-def _is_text(key: str) -> bool:
-    """Whether the value of a field is used as typed: a name `007` or a path is not a number."""
-    return key in _text_fields()
+def _annotation(key: str) -> Any:
+    """The type of a field; None if there is no field of this name."""
+    found = dict(config.fields()).get(key)
+    return None if found is None else found.annotation
 
 
 def merge(draft: Draft, values: Mapping[str, Any], prefix: str = "") -> None:

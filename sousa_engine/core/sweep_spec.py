@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 from sousa_engine.core import config, grammar, inputs
@@ -74,6 +74,11 @@ class Axis(Part):
             near = nearest(field, [*grammar.PRESET_GROUPS, *_SHORT, *_fields()])
             raise ValueError(f"{field!r} is not an axis." + (f" Nearest: {', '.join(near)}." if near else ""))
         return field
+
+    @field_validator("values")
+    @classmethod
+    def _as_field_takes(cls, values: tuple[Any, ...], info: ValidationInfo) -> tuple[Any, ...]:
+        return tuple(grammar.typed(value, info.data.get("field", "")) for value in values)
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Axis:
@@ -167,7 +172,14 @@ class SweepSpec(Part):
     @field_validator("base", mode="before")
     @classmethod
     def _read(cls, base: Any) -> Any:
-        return grammar.read(base) if isinstance(base, Mapping) else base
+        return grammar.typed_draft(grammar.read(base)) if isinstance(base, Mapping) else base
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _read_seeds(cls, seeds: Any) -> Any:
+        if isinstance(seeds, str):
+            return parse_seeds(seeds)
+        return [grammar.typed(seed, "seed") for seed in seeds] if isinstance(seeds, list | tuple) else seeds
 
     @field_validator("name")
     @classmethod
@@ -360,6 +372,15 @@ def show(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
+def item_text(value: Any) -> str:
+    """A value as an axis lists it, exactly: 0.00012345678, core, `[q_proj, v_proj]`, null."""
+    if isinstance(value, list | tuple):
+        return inputs.list_text(map(str, value))
+    if isinstance(value, str):
+        return inputs.quoted(value)
+    return inputs.number_text(value) if isinstance(value, float) else grammar.written(value)
+
+
 def same(setting: Setting) -> str:
     """A text that is equal for two settings with the same values."""
     return json.dumps({field: _exact(value) for field, value in setting.items()}, sort_keys=True)
@@ -368,52 +389,39 @@ def same(setting: Setting) -> str:
 def parse_axis(text: str) -> tuple[str, Any]:
     """`field=a,b`, `field=1e-4..1e-2`, `field=log:1e-4..1e-2` as on the command line -> (field, what `axes` takes).
 
-    A value that contains commas is written in brackets: `targets=[q_proj,v_proj],core`. Raises ConfigError.
+    Only a field of numbers has a range: ../a is a path. A value that contains commas is written in brackets or quotes:
+    `targets=[q_proj,v_proj],core`; numbers may also be separated by semicolons. Raises ConfigError.
     """
     field, equals, written = text.partition("=")
     field, written = field.strip(), written.strip()
     if not equals or not field or not written:
         raise ConfigError(f"{text!r} is not an axis. Write field=a,b or field=low..high, e.g. training.lr=1e-3,1e-2.")
+    name = full_name(field)
+    if name not in _fields() or _fields()[name].annotation not in (int, float):
+        return field, [grammar.value(part, name) for part in inputs.split(written)]
     spread = written.removeprefix("log:")
+    whole = _fields()[name].annotation is int
     if ".." in spread:
-        low, high = (grammar.value(end, field) for end in spread.split("..", 1))
+        low, high = (inputs.number(end, name, whole=whole, field=name) for end in spread.split("..", 1))
         return field, {"low": low, "high": high, "log": spread != written}
-    listed = _split(written)
-    if len(listed) > MOST_VALUES:
-        raise ConfigError(_too_many(field, len(listed)), field=field)
-    return field, [grammar.value(part, field) for part in listed]
+    return field, inputs.numbers(written, name, whole=whole, field=name)
 
 
 def parse_seeds(text: str) -> list[int]:
     """`0 1 2` or `0, 1, 2`. Raises ConfigError."""
-    words = [word for word in re.split(r"[,\s]+", text) if word]
-    if not words or not all(re.fullmatch(r"-?\d{1,10}", word) for word in words):
+    words = [word for word in re.split(r"[,;\s]+", text) if word]
+    if not words or not all(re.fullmatch(r"-?(?:0|[1-9]\d{0,9})", word, re.ASCII) for word in words):
         raise ConfigError(
-            f"Seeds must be whole numbers separated by spaces, such as 0 1 2 (you entered {text!r}).", field="seeds"
+            f"Seeds must be whole numbers separated by spaces, such as 0 1 2 (you entered {inputs.shown(text)}).",
+            field="seeds",
         )
     return [int(word) for word in words]
-
-
-def _split(text: str) -> list[str]:
-    """At commas outside brackets."""
-    parts, depth, start = [], 0, 0
-    for i, letter in enumerate(text):
-        depth += (letter in "[{(") - (letter in "]})")
-        if letter == "," and depth == 0:
-            parts.append(text[start:i].strip())
-            start = i + 1
-    return [part for part in [*parts, text[start:].strip()] if part]
 
 
 def _axis(field: str, what: Any) -> dict[str, Any]:
     if isinstance(what, Mapping):
         return {"field": field, **what}
-    return {"field": field, "values": [_number(item) for item in what] if isinstance(what, list | tuple) else [what]}
-
-
-def _number(item: Any) -> Any:
-    """`1e-3` is a number, though YAML 1.1 reads it as text."""
-    return grammar.value(item) if isinstance(item, str) and grammar.is_number(item) else item
+    return {"field": field, "values": what if isinstance(what, list | tuple) else [what]}
 
 
 def _exact(value: Any) -> str:

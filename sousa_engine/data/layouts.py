@@ -254,7 +254,7 @@ def _csv_rows(path: Path, reader: csv.DictReader) -> tuple[list[Recording], list
                 Excluded(name=f"line {line}", reason=f"it has no {'label' if where else 'path'}", kind="row")
             )
             continue
-        place = path.parent / Path(where).expanduser()
+        place = path.parent / _expanded(where)
         first, spelled = seen.setdefault(os.path.normpath(place), (line, where))
         if first != line:
             twice = repr(where) if spelled == where else f"{spelled!r}, written {where!r} the second time"
@@ -284,6 +284,13 @@ def _csv_rows(path: Path, reader: csv.DictReader) -> tuple[list[Recording], list
             "Fill in the column, or remove it and let the engine split."
         )
     return listed, excluded
+
+
+def _expanded(where: str) -> Path:
+    try:
+        return Path(where).expanduser()
+    except RuntimeError:  # `~name` of nobody: a file of that name
+        return Path(where)
 
 
 def _columns(path: Path, header: Iterable[str]) -> dict[str, str]:

@@ -99,8 +99,8 @@ def left_out(manifest: Manifest) -> str:
 
 def absolute(dataset: str) -> str:
     """The form for a stored config: the name of an embedded set unchanged, a path made absolute."""
-    if dataset in synth.PRESETS:
-        return dataset
+    if dataset.strip() in synth.PRESETS:
+        return dataset.strip()
     path = inputs.typed_path(dataset, DataError)
     return str(path.resolve()) if path.exists() else dataset
 

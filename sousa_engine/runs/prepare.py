@@ -6,7 +6,6 @@ import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -15,7 +14,7 @@ from pydantic import ValidationError
 from sousa_engine import backbones, targets
 from sousa_engine.core import config, grammar, inputs
 from sousa_engine.core.config import RunConfig, TargetModule
-from sousa_engine.core.errors import ConfigError, TargetError
+from sousa_engine.core.errors import ConfigError, TargetError, WeightsError
 from sousa_engine.core.methods import METHODS, Method
 from sousa_engine.data import manifest as manifests
 from sousa_engine.targets import Outline, Resolution
@@ -94,9 +93,8 @@ def _words(run_config: RunConfig) -> list[str]:
         if dotted == "lora.target_set" and value in (*targets.recommended_sets(outline), ""):
             continue  # follows from the targets
         if dotted == "lora.targets":
-            value = (
-                "[" + ",".join(targets.short_names(outline, [target.path for target in run_config.lora.targets])) + "]"
-            )
+            paths = [target.path for target in run_config.lora.targets]
+            value = inputs.list_text(targets.short_names(outline, paths))
         elif dotted == "lora.rank_pattern":
             value = "{" + ", ".join(f"{path}: {rank}" for path, rank in run_config.lora.rank_pattern) + "}"
         elif value is None:
@@ -115,9 +113,11 @@ def _make_paths_absolute(draft: dict[str, Any]) -> None:
     data = {**(draft.get("data") or {})}
     if "dataset" in data:
         draft["data"] = {**data, "dataset": manifests.absolute(str(data["dataset"]))}
-    weights = str(draft["model"].get("weights", "pretrained"))
-    if weights not in ("pretrained", "random") and Path(weights).expanduser().exists():
-        draft["model"]["weights"] = str(Path(weights).expanduser().resolve())
+    weights = str(draft["model"].get("weights", "pretrained")).strip()
+    draft["model"]["weights"] = weights
+    if weights not in ("pretrained", "random"):
+        path = inputs.typed_path(weights, WeightsError)
+        draft["model"]["weights"] = str(path.resolve()) if path.exists() else weights
 
 
 def _entries(outline: Outline, written: Any) -> list[str]:

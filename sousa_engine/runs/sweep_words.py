@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sousa_engine import backbones, targets
-from sousa_engine.core import config, grammar, sweep_spec
+from sousa_engine.core import config, grammar, inputs, sweep_spec
 from sousa_engine.core.errors import ConfigError, UserError
 from sousa_engine.core.sweep_spec import Axis, SweepSpec
 from sousa_engine.runs import sweep_plan
@@ -36,7 +36,7 @@ def read(words: Sequence[str]) -> SweepSpec:
             fields.append(word)
         else:
             given[option].append(word)
-    given |= {option: [int(word) for word in given[option]] for option in _NUMBERS}
+    given |= {option: [inputs.number(word, option, whole=True) for word in given[option]] for option in _NUMBERS}
     one = {option: given[option][-1] if given[option] else None for option in _ONE}
     return laid_over(
         None, fields, data=one["--data"], max_epochs=one["--max-epochs"], models=given["--models"],
@@ -81,7 +81,7 @@ def laid_over(
     if targets and not all(text.strip() for text in targets):
         raise ConfigError("--targets has an empty name. For the head alone (a linear probe): lora=probe.")
     if targets:
-        made["lora.targets"] = [grammar.entries(text) if "," in text else text for text in targets]
+        made["lora.targets"] = [grammar.entry_or_list(text) if "," in text else text for text in targets]
     sets = values.get("sets", {})
     if ablate is not None:
         axis = sweep_spec.build({"axes": {"model": made["model"]}}).axes if "model" in made else ()
@@ -110,7 +110,7 @@ def _given_twice(spec: SweepSpec, asked: grammar.Draft) -> str | None:
 
 
 def _listed(words: Sequence[str]) -> list[str]:
-    return [part for word in words for part in word.split(",") if part]
+    return [part for word in words for part in inputs.split(word)]
 
 
 def to_command(spec: SweepSpec, *, skip_invalid: bool = False) -> str:
@@ -169,9 +169,9 @@ def _axis_text(axis: Axis) -> str:
     """An axis as `sweep_spec.parse_axis` reads it."""
     field = "targets" if axis.field == "lora.targets" else axis.field
     if axis.is_range:
-        low, high = (grammar.written(end) for end in axis.ends)
+        low, high = (sweep_spec.item_text(end) for end in axis.ends)
         return f"{field}={'log:' if axis.log else ''}{low}..{high}"
-    return f"{field}={','.join(grammar.written(value) for value in axis.values)}"
+    return f"{field}={','.join(sweep_spec.item_text(value) for value in axis.values)}"
 
 
 def _only_model(base: Mapping[str, Any], axes: Sequence[Axis]) -> str:

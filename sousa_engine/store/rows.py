@@ -105,7 +105,7 @@ def _settings(row: Row) -> tuple[RunConfig, str]:
 @lru_cache(maxsize=4096)
 def _config(text: str, name: str) -> RunConfig:
     """Cached and shared, as it is frozen: validating 73 targets per run would cost a list of 1,000 runs 0.1 s."""
-    config = configs.read(text)
+    config = configs.of_json(text)
     return config if config.name == name else configs.with_values(config, name=name)
 
 

@@ -11,8 +11,9 @@ from typing import Literal
 
 import streamlit as st
 
+from sousa_engine.core import inputs
 from sousa_engine.core.errors import SousaError
-from sousa_engine.core.records import LONGEST_TAG, RunRow, RunStatus, checked_note, checked_tags
+from sousa_engine.core.records import LONGEST_TAG, MOST_CPU_SLOTS, RunRow, RunStatus, checked_note, checked_tags
 from sousa_engine.runs import ensure, orders
 from sousa_engine.store import Store, trash
 from sousa_engine.web import parts
@@ -82,8 +83,9 @@ def resume_queue() -> None:
     _do(work, ":material/play_circle:")
 
 
-def set_cpu_slots(slots: int) -> None:
+def set_cpu_slots(typed: str) -> None:
     def work(store: Store) -> str:
+        slots = inputs.number(typed, "CPU slots", whole=True, low=1, high=MOST_CPU_SLOTS)
         store.queue.set_cpu_slots(slots)
         ensure.ensure(store.workspace)
         return f"Up to {slots} run{'s' if slots > 1 else ''} at a time on the CPU."

@@ -14,7 +14,7 @@ import streamlit as st
 
 from sousa_engine import backbones, targets
 from sousa_engine.backbones.shelf import size_text
-from sousa_engine.core import config, grammar, sweep_spec
+from sousa_engine.core import config, grammar, inputs, sweep_spec
 from sousa_engine.core.config import RunConfig
 from sousa_engine.core.errors import ConfigError, SousaError, UnknownNameError, UserError
 from sousa_engine.core.records import TargetSet
@@ -69,13 +69,13 @@ def first_values() -> dict[str, Any]:
         "targets": ["default"],
         "sets": {},
         "sampler": "grid",
-        "trials": 12,
-        "sampler_seed": 0,
+        "trials": "12",
+        "sampler_seed": "0",
         "seeds": "0 1 2",
         "data": base.data.dataset,
         "data.own": "",
-        "epochs": base.training.max_epochs,
-        "batch_size": None,
+        "epochs": str(base.training.max_epochs),
+        "batch_size": "",
         "lr": "",
         "lines": "",
         "axes": [],
@@ -138,12 +138,6 @@ def take(found: Mapping[str, Any], error: str = "") -> None:
         "targets": drafts.is_texts,
         "sets": lambda value: isinstance(value, dict) and all(map(drafts.is_texts, value.values())),
         "sampler": lambda value: drafts.fits(value, "", sweep_spec.SAMPLERS),
-        "trials": lambda value: (
-            number(value, "trials", 1) and (isinstance(value, str) or value <= sweep_spec.MOST_RUNS)
-        ),
-        "sampler_seed": lambda value: number(value, "sampler_seed", 0),
-        "epochs": lambda value: number(value, "epochs", 1),
-        "batch_size": lambda value: value is None or number(value, "batch_size", 1),
         "data": lambda value: drafts.fits(value, "", fields.DATASET_CHOICES),
         "axes": lambda value: isinstance(value, list) and len(value) <= len(offered_fields()),
     }
@@ -206,14 +200,14 @@ def take_over_draft() -> None:
         "targets": [],
         "sets": {name: list(entries) for name, entries in spec.sets.items()},
         "sampler": spec.sampler,
-        "trials": spec.trials or 12,
-        "sampler_seed": spec.sampler_seed,
+        "trials": str(spec.trials or 12),
+        "sampler_seed": str(spec.sampler_seed),
         "seeds": " ".join(map(str, spec.seeds)),
         "data": choice,
         "data.own": dataset if choice == OWN_DATA else "",
-        "epochs": own["training.max_epochs"] or base.training.max_epochs,
-        "batch_size": own["training.batch_size"],
-        "lr": "" if own["training.lr"] is None else f"{own['training.lr']:g}",
+        "epochs": inputs.number_text(own["training.max_epochs"] or base.training.max_epochs),
+        "batch_size": inputs.number_text(own["training.batch_size"]),
+        "lr": inputs.number_text(own["training.lr"]),
         "lines": "\n".join(grammar.words(rest)),
         "axes": [],
     }
@@ -234,11 +228,11 @@ def row_state(number: int, axis: sweep_spec.Axis) -> dict[str, Any]:
     key = f"axis.{number}.{axis.field}"
     found: dict[str, Any] = {f"axis.{number}": axis.field}
     if axis.is_range:
-        low, high = (f"{end:g}" for end in axis.ends)
+        low, high = map(inputs.number_text, axis.ends)
         return found | {f"{key}.as": "range", f"{key}.low": low, f"{key}.high": high, f"{key}.log": axis.log}
     if choices(axis.field) is not None:
         return found | {key: [str(value) for value in axis.values]}
-    return found | {f"{key}.as": "values", key: ", ".join(grammar.written(value) for value in axis.values)}
+    return found | {f"{key}.as": "values", key: ", ".join(sweep_spec.item_text(value) for value in axis.values)}
 
 
 # The fields
@@ -319,7 +313,7 @@ def targets_field(asked: Asked, models: Sequence[str]) -> None:
     asked.values["sets"] = {text: sets[text] for text in chosen if text in sets}
     named = {label_of(one): list(one.paths) for one in saved} | offered
     try:
-        values = [named[text] if text in named else free_entry(text) for text in chosen]
+        values = [named[text] if text in named else grammar.entry_or_list(text) for text in chosen]
     except ConfigError as error:
         asked.problems["targets"] = str(error)
         return
@@ -388,12 +382,6 @@ def target_options(outlines: Sequence[Outline], saved: Sequence[TargetSet]) -> d
 
 def label_of(saved: TargetSet) -> str:
     return f"saved: {saved.name} ({saved.variant})"
-
-
-def free_entry(text: str) -> str | list[str]:
-    """`q_proj,v_proj` is a list, `q_proj` a name. Raises ConfigError for anything else."""
-    entries = grammar.entries(text)
-    return entries[0] if len(entries) == 1 else entries
 
 
 def axis_row(asked: Asked, number: int, *, sampled: bool) -> None:
@@ -480,13 +468,17 @@ def axis_of(name: str, typed: Any) -> dict[str, Any]:
     if isinstance(typed, Mapping):
         if not (typed["low"].strip() and typed["high"].strip()):
             raise ConfigError(f"Enter both ends of the range for {fields.title_of(name)}, such as 1e-4 and 1e-2.")
-        low, high = (grammar.number(typed[end], end.capitalize()) for end in ("low", "high"))
+        low, high = (inputs.number(typed[end], end.capitalize()) for end in ("low", "high"))
         return {"low": low, "high": high, "log": typed["log"]}
     if not typed or (isinstance(typed, str) and not typed.strip()):
         how = ", separated by commas" if isinstance(typed, str) else ""
         raise ConfigError(f"Enter values for {fields.title_of(name)}{how}.")
     if isinstance(typed, str):
-        _, found = sweep_spec.parse_axis(f"{name}={typed}")
+        try:
+            _, found = sweep_spec.parse_axis(f"{name}={typed}")
+        except ConfigError as error:
+            is_field = name not in grammar.PRESET_GROUPS
+            raise ConfigError(config.with_label(name, str(error)) if is_field else str(error)) from None
         return found if isinstance(found, dict) else {"values": found}
     return {"values": list(typed)}
 
@@ -519,15 +511,23 @@ def sampler_fields(asked: Asked) -> None:
     asked.values["sampler"] = sampler
     if sampler != "grid":
         with b:
-            asked.values["trials"] = st.number_input(
-                "Trials", min_value=1, max_value=sweep_spec.MOST_RUNS, step=1, key=key("trials", 12),
-                help="How many settings are sampled.", persist_state="session",
-            )  # fmt: skip
+            trials = st.text_input(
+                "Trials", key=key("trials", "12"), help="How many settings are sampled.", persist_state="session"
+            )
         with c:
-            asked.values["sampler_seed"] = st.number_input(
-                "Sampler seed", min_value=0, step=1, key=key("sampler_seed", 0),
-                help="The same seed samples the same settings.", persist_state="session",
+            seed = st.text_input(
+                "Sampler seed", key=key("sampler_seed", "0"), help="The same seed samples the same settings.",
+                persist_state="session",
             )  # fmt: skip
+        asked.slots["trials"], asked.slots["sampler_seed"] = st.empty(), st.empty()
+        for place, label, text, low, high in (
+            ("trials", "Trials", trials, 1, sweep_spec.MOST_RUNS),
+            ("sampler_seed", "Sampler seed", seed, 0, None),
+        ):
+            try:
+                asked.values[place] = inputs.number(text, label, whole=True, low=low, high=high)
+            except ConfigError as error:
+                asked.problems[place] = str(error)
     st.caption(f"{sampler}: {sweep_spec.SAMPLERS[sampler]}.")
     typed = st.text_input(
         "Seeds", key=key("seeds", "0 1 2"), help="Each setting is trained once per seed.",
@@ -561,33 +561,14 @@ def base_fields(asked: Asked) -> None:
     if not chosen and "data.dataset" not in axes:
         asked.problems["data.dataset"] = NO_DATASET
     a, b, c = st.columns(3)
+    if "data.dataset" not in axes:
+        grammar.set_field(made, "data.dataset", chosen)
     with a:
-        epochs = st.number_input(
-            config.field_label("training.max_epochs"), min_value=1, step=1, key=key("epochs", base.training.max_epochs),
-            help=help_of("training.max_epochs", axes), disabled="training.max_epochs" in axes, persist_state="session",
-        )  # fmt: skip
+        shared_number(asked, made, axes, "training.max_epochs", key("epochs", str(base.training.max_epochs)))
     with b:
-        parts.say_again("sweep.batch_size", None)
-        batch = st.number_input(
-            config.field_label("training.batch_size"), min_value=1, step=1, value=None, key="sweep.batch_size",
-            placeholder=EACH_DEFAULT, help=help_of("training.batch_size", axes),
-            disabled="training.batch_size" in axes, persist_state="session",
-        )  # fmt: skip
+        shared_number(asked, made, axes, "training.batch_size", key("batch_size", ""), default=EACH_DEFAULT)
     with c:
-        lr = st.text_input(
-            config.field_label("training.lr"), key=key("lr", ""), placeholder=EACH_DEFAULT,
-            help=help_of("training.lr", axes), disabled="training.lr" in axes, persist_state="session",
-        )  # fmt: skip
-        asked.slots["training.lr"] = st.empty()
-    given: dict[str, Any] = {"data.dataset": chosen, "training.max_epochs": epochs, "training.batch_size": batch}
-    if lr.strip():
-        try:
-            given["training.lr"] = grammar.number(lr, config.field_label("training.lr"))
-        except ConfigError as error:
-            asked.problems["training.lr"] = str(error)
-    for name, value in given.items():
-        if value is not None and name not in axes:
-            grammar.set_field(made, name, value)
+        shared_number(asked, made, axes, "training.lr", key("lr", ""), default=EACH_DEFAULT)
     typed = st.text_area(
         "More fields, one per line", key=key("lines", ""), placeholder="lora.r=4\naugment=none", height=90,
         help="As on the command line: field=value or group=preset.", persist_state="session",
@@ -598,6 +579,23 @@ def base_fields(asked: Asked) -> None:
     except UserError as error:
         asked.problems["lines"] = str(error)
     asked.values["base"] = made
+
+
+def shared_number(
+    asked: Asked, made: grammar.Draft, axes: Collection[str], name: str, widget: str, *, default: str = ""
+) -> None:
+    """A number that all runs share, put into `made`; left empty, it is `default` (in words) if there is one."""
+    text = st.text_input(
+        config.field_label(name), key=widget, placeholder=default, help=help_of(name, axes), disabled=name in axes,
+        persist_state="session",
+    )  # fmt: skip
+    asked.slots[name] = st.empty()
+    if name in axes or (default and not text.strip()):
+        return
+    try:
+        grammar.set_field(made, name, config.read(name, text))
+    except ConfigError as error:
+        asked.problems[name] = str(error)
 
 
 def help_of(name: str, axes: Collection[str]) -> str:
@@ -683,7 +681,10 @@ def start_button(label: str, *, ready: bool = False) -> bool:
 
 
 def title_of(place: str) -> str:
-    titles = {"models": "Backbones", "targets": "Target sets", "seeds": "Seeds", "lines": "More fields"}
+    titles = {
+        "models": "Backbones", "targets": "Target sets", "seeds": "Seeds", "lines": "More fields", "trials": "Trials",
+        "sampler_seed": "Sampler seed",
+    }  # fmt: skip
     if place.startswith("axis "):
         return fields.title_of(st.session_state.get(f"sweep.axis.{place.removeprefix('axis ')}", "an axis"))
     return titles.get(place, fields.title_of(place) or "the axes or the seeds")

@@ -21,7 +21,7 @@ from sousa_engine.analysis.sweeps import (
     tally,
     trial_rows,
 )
-from sousa_engine.core import grammar, sweep_spec
+from sousa_engine.core import grammar, inputs, sweep_spec
 from sousa_engine.core.config import with_values
 from sousa_engine.core.errors import ConfigError, SousaError, UserError
 from sousa_engine.core.records import Curve, Run, Summary, Sweep, SweepStatus
@@ -128,7 +128,7 @@ def actions(found: Sweep, spec: SweepSpec) -> None:
     else:
         with st.popover("Add trials", icon=":material/add:"):
             count = f"sweep.more.{found.id}"
-            st.number_input("More trials", min_value=1, max_value=sweep_spec.MOST_RUNS, value=6, step=1, key=count)
+            st.text_input("More trials", value="6", key=count)
             enlarge_button("Add these trials", found, "more", partial(add_trials, count))
 
 
@@ -185,7 +185,8 @@ def extend(axis: str, values: str, store: Store, found: Sweep) -> Queued:
 
 
 def add_trials(count: str, store: Store, found: Sweep) -> Queued:
-    return sweep_orders.add_trials(store, found, int(st.session_state[count]), created_by="page")
+    more = inputs.number(st.session_state[count], "More trials", whole=True, low=1, high=sweep_spec.MOST_RUNS)
+    return sweep_orders.add_trials(store, found, more, created_by="page")
 
 
 # Live status

@@ -7,7 +7,6 @@ progress is kept in the intake folder, so any page can show it, also after a rel
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import pandas as pd
 import streamlit as st
@@ -15,6 +14,7 @@ import streamlit as st
 from sousa_engine import backbones
 from sousa_engine.backbones import Variant, downloads, pretrained, shelf
 from sousa_engine.backbones.shelf import size_text
+from sousa_engine.core import inputs
 from sousa_engine.core.errors import WeightsError
 from sousa_engine.runs import background
 from sousa_engine.web import parts
@@ -131,7 +131,11 @@ def ways_in(variant: Variant, workspace: Workspace) -> None:
         with press:
             pressed = st.form_submit_button("Check and import", width="stretch")
     if pressed:
-        file = Path(named.strip()).expanduser()
+        try:
+            file = inputs.typed_path(named, WeightsError)
+        except WeightsError as error:
+            st.error(parts.plain(str(error)), icon=":material/error:")
+            return
         if not file.is_absolute():
             st.error("Enter an absolute path (starting with / or ~).")
         else:

@@ -38,7 +38,7 @@ def launch_from_page(page, settled, *, epochs, seed):
     choose(page, "Data set", "micro")
     settled(page)
     for label, value in (("Epochs", epochs), ("Seed", seed)):
-        box = page.get_by_role("spinbutton", name=label, exact=True)
+        box = page.get_by_role("textbox", name=label, exact=True)
         box.fill(str(value))
         box.press("Enter")
         settled(page)

@@ -49,8 +49,8 @@ def test_browser_and_python_count_alike(tree, outline):
     for path, r, label, head, classes in ways:
         tree.tick(path)
         ticked += [n.path for n in outline.nodes if n.adaptable and (n.path == path or n.path.startswith(path + "."))]
-        tree.page.get_by_role("spinbutton", name="Rank r").fill(str(r))
-        tree.page.get_by_role("spinbutton", name="Classes").fill(str(classes))
+        tree.page.get_by_role("textbox", name="Rank r").fill(str(r))
+        tree.page.get_by_role("textbox", name="Classes").fill(str(classes))
         tree.press("Enter")
         tree.head(label)
         says = targets.count(outline, ticked, r=r, head=head, num_classes=classes)
@@ -153,25 +153,25 @@ def test_what_was_typed_on_launch_is_kept_while_another_page_is_shown(page, sett
 
     page.goto("/launch")
     settled(page)
-    expect(field("spinbutton", "Epochs")).to_have_value("10")
-    field("spinbutton", "Epochs").fill("7")
+    expect(field("textbox", "Epochs")).to_have_value("10")
+    field("textbox", "Epochs").fill("7")
     field("textbox", "Learning rate").fill("0.004")
     go("Data")
     go("Launch")
-    expect(field("spinbutton", "Epochs")).to_have_value("7")
+    expect(field("textbox", "Epochs")).to_have_value("7")
     expect(field("textbox", "Learning rate")).to_have_value("0.004")
     expect(page.get_by_text("training.max_epochs=7")).to_contain_text("training.lr=0.004")
-    field("spinbutton", "Seed").fill("5")
+    field("textbox", "Seed").fill("5")
     go("Runs")
     page.go_back()
-    expect(field("spinbutton", "Seed")).to_have_value("5")
+    expect(field("textbox", "Seed")).to_have_value("5")
     expect(page.get_by_text("training.max_epochs=7")).to_contain_text("seed=5")
 
 
 @pytest.mark.parametrize(
     ("form", "role", "name", "typed", "said", "beside"),
     [
-        ("Launch", "spinbutton", "Seed", "5", "seed=5", {"Epochs": "10", "Batch size": "16"}),
+        ("Launch", "textbox", "Seed", "5", "seed=5", {"Epochs": "10", "Batch size": "16"}),
         ("Sweeps", "textbox", "Seeds", "4 5", "--seeds 4 5", {"Epochs": "10"}),
     ],
 )
@@ -197,7 +197,7 @@ def test_a_form_shows_what_it_holds_also_where_its_page_came_back(page, settled,
     expect(command).to_be_visible()
     expect(field).to_have_value(typed)
     for label, value in beside.items():
-        expect(page.get_by_role("spinbutton", name=label, exact=True)).to_have_value(value)
+        expect(page.get_by_role("textbox", name=label, exact=True)).to_have_value(value)
 
 
 @pytest.mark.parametrize("address", ["/", "/backbones?variant=ast-base"])

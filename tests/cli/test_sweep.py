@@ -240,6 +240,8 @@ def test_what_cannot_be_ablated_is_refused(sousa, words, message):
 
 
 def test_a_sweep_that_no_line_can_say_names_the_file_as_the_way():
-    spec = sweep_spec.build({"axes": {"data.dataset": ["/one, two", "tiny"]}})
+    comma = sweep_spec.build({"axes": {"data.dataset": ["/one, two", "tiny"]}})
+    assert sweep_words.read(shlex.split(sweep_words.to_command(comma))[4:]) == comma
+    spec = sweep_spec.build({"axes": {"model": ["ast-mini", "x=y"]}})
     with pytest.raises(ConfigError, match=r"sweep --file FILE"):
         sweep_words.to_command(spec)

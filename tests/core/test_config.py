@@ -42,8 +42,8 @@ def test_a_field_with_few_values_lists_them():
         (
             {"training": {"lr": 0.0}},
             "training.lr",
-            "training.lr must be above 0 (you entered 0.0).",
-            "Learning rate must be above 0 (you entered 0.0).",
+            "training.lr must be above 0 (you entered 0).",
+            "Learning rate must be above 0 (you entered 0).",
         ),
         (
             {"device": "gpu"},

@@ -89,14 +89,3 @@ def test_a_written_value_is_read_back(value):
 def test_a_preset_that_was_changed_by_its_reader_is_whole_for_the_next():
     grammar.preset("lora", "attention")["lora"]["targets"].append("se")
     assert grammar.preset("lora", "attention")["lora"]["targets"] == ["attention"]
-
-
-@pytest.mark.parametrize(("text", "number"), [("0.002", 0.002), (" 2e-3 ", 0.002), ("1", 1.0), ("-1", -1.0)])
-def test_a_typed_number_is_read(text, number):
-    assert grammar.number(text, "Rate") == number
-
-
-@pytest.mark.parametrize("text", ["", " ", "fast", "{", "[0.1", "%2", "true", "[1]", "1,5"])
-def test_text_that_is_not_a_number_is_refused_by_name(text):
-    with pytest.raises(ConfigError, match=r"^Rate must be a number such as 0\.002 or 2e-3"):
-        grammar.number(text, "Rate")

@@ -52,7 +52,7 @@ def test_every_field_that_is_offered_as_an_axis_can_be_one():
     offered = sweep_spec.axis_fields()
     assert {"model", "lora", "training.lr", "data.dataset"} <= set(offered)
     for field in offered:
-        assert sweep_spec.build({"axes": [{"field": field, "values": ["a"]}]}).axes[0].field == field
+        assert sweep_spec.build({"axes": [{"field": field, "values": [1]}]}).axes[0].field == field
     assert "seed" not in offered and "name" not in offered
 
 
@@ -82,10 +82,46 @@ def test_yaml_is_read_back_to_an_equal_sweep(tmp_path):
         ("targets=core,[q_proj,v_proj]", ("targets", ["core", ["q_proj", "v_proj"]])),
         ("model=ast-mini", ("model", ["ast-mini"])),
         ("training.precision=float32, bf16", ("training.precision", ["float32", "bf16"])),
+        ("training.lr=0,01; 0,02", ("training.lr", [0.01, 0.02])),
+        ("data=../a,../b", ("data", ["../a", "../b"])),
+        ("data=log:a..b", ("data", ["log:a..b"])),
+        ('data="a,b",c', ("data", ["a,b", "c"])),
+        (r"targets=.*\d{1,2}\.q_proj,core", ("targets", [r".*\d{1,2}\.q_proj", "core"])),
+        ("model=007,1e3", ("model", ["007", "1e3"])),
+        ("data.clip_s=null,1.5", ("data.clip_s", [None, 1.5])),
     ],
 )
 def test_an_axis_as_written_on_the_command_line(text, expected):
     assert sweep_spec.parse_axis(text) == expected
+
+
+@pytest.mark.parametrize(
+    "axis",
+    [
+        {"data.dataset": ["a,b", "c's", "[x]", " d", "log:1..2", "null"]},
+        {"lora.targets": ["core", ["q_proj", "v_proj"], [r".*\d{1,2}\.q"], []]},
+        {"training.lr": [0.00010089882250230275, 1e-05, 1]},
+        {"data.clip_s": [None, 1.5]},
+        {"data.strict": [True, False]},
+    ],
+)
+def test_the_text_of_an_axis_is_read_back_to_it(axis):
+    ((field, values),) = axis.items()
+    text = ",".join(sweep_spec.item_text(value) for value in values)
+    assert sweep_spec.parse_axis(f"{field}={text}") == (field, values)
+
+
+def test_an_axis_takes_the_numbers_of_a_file_as_those_of_the_command_line():
+    axes = sweep_spec.build({"axes": {"training.lr": ["1e-3", "0,01", 1], "lora.r": ["04"], "data": [7]}}).axes
+    assert [axis.values for axis in axes] == [(0.001, 0.01, 1), (4,), ("7",)]
+    with pytest.raises(
+        ConfigError, match=r"training\.lr must be a number such as 0\.002 or 2e-3 \(you entered 'fast'\)"
+    ):
+        sweep_spec.build({"axes": {"training.lr": ["fast"]}})
+
+
+def test_values_that_differ_in_their_last_digit_are_two():
+    assert len(sweep_spec.build({"axes": {"training.lr": [0.0010001234, 0.0010001235]}}).axes[0].values) == 2
 
 
 @pytest.mark.parametrize("text", ["training.lr", "=3", "training.lr="])

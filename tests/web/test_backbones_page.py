@@ -118,10 +118,10 @@ def test_a_rank_equal_to_the_general_one_is_none_of_its_own(page, outline):
     q = f"{LAYERS}.0.attention.q_proj"
     tick(page, outline, [q], {q: 16})
     assert counted(page).endswith(" 1 separate rank.")
-    page.number_input(key="bench.r").set_value(16).run()
+    page.text_input(key="bench.r").set_value("16").run()
     assert counted(page).startswith(f"1 module with LoRA, {16 * 1536 + 32_296:,} ")
     assert "separate rank" not in counted(page)
-    page.number_input(key="bench.r").set_value(4).run()
+    page.text_input(key="bench.r").set_value("4").run()
     assert counted(page).endswith(" 1 separate rank.")
 
 
@@ -156,13 +156,13 @@ def test_an_unknown_backbone_in_the_address_is_named_with_the_nearest(page):
 
 
 def test_rank_above_a_modules_width_and_nothing_to_train_forbid_the_launch(page, outline):
-    page.number_input(key="bench.r").set_value(1000).run()
+    page.text_input(key="bench.r").set_value("1000").run()
     assert "above the width" in page.error[0].value
     assert button(page, "Launch with these targets").disabled
     button(page, "Use the highest possible rank for 72 narrow modules").click().run()
     assert not page.error and not button(page, "Launch with these targets").disabled
     assert counted(page).endswith(" 72 separate ranks.")
-    page.number_input(key="bench.r").set_value(8).run()
+    page.text_input(key="bench.r").set_value("8").run()
     page.session_state["bench.head"] = "freeze"
     tick(page, outline, [])
     assert "Nothing would train" in page.error[0].value
@@ -170,7 +170,7 @@ def test_rank_above_a_modules_width_and_nothing_to_train_forbid_the_launch(page,
 
 
 def test_ticks_are_handed_over_to_launch_with_head_rank_and_name(page, outline):
-    page.number_input(key="bench.r").set_value(16).run()
+    page.text_input(key="bench.r").set_value("16").run()
     button(page, "Attention").click().run()
     q = f"{LAYERS}.3.attention.q_proj"
     tick(page, outline, targets.recommended_sets(outline)["attention"], {q: 32})
@@ -281,10 +281,10 @@ def test_buttons_act_on_what_is_ticked_typed_and_chosen_when_they_are_clicked(pa
     assert counted(page).startswith("24 modules") and "No match for 1 of 1 entries" in page.error[0].value
 
     tick(page, outline, [q])
-    page.number_input(key="bench.r").set_value(1000).run()
+    page.text_input(key="bench.r").set_value("1000").run()
     button(leave_ticks(page, outline, [q, k]), "Use the highest possible rank for 1 narrow module").click().run()
     assert counted(page).startswith("2 modules") and counted(page).endswith(" 2 separate ranks.")
-    page.number_input(key="bench.r").set_value(8).run()
+    page.text_input(key="bench.r").set_value("8").run()
 
     for name, paths in (("one", [q]), ("two", [q, k])):
         tick(page, outline, paths)
@@ -421,7 +421,7 @@ def test_a_method_counts_its_own_parameters_and_greys_what_it_cannot_adapt(page)
     paths = targets.recommended_sets(outline)["se+pointwise"]
     counts = targets.count(outline, paths, r=8, head="train", num_classes=40, method="ia3")
     assert counted(page).startswith(f"46 modules with IA3, {counts.trainable:,} trainable")
-    assert page.number_input(key="bench.r").disabled and sent(page)["method"]["name"] == "ia3"
+    assert page.text_input(key="bench.r").disabled and sent(page)["method"]["name"] == "ia3"
     button(page, "Launch with these targets").click().run()
     assert not page.exception and page.session_state[handover.TICKS].method == "ia3"
     assert page.session_state["launch.lora.method"] == "ia3"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 import bad_audio
 import pytest
 from streamlit.testing.v1 import AppTest
@@ -63,15 +65,17 @@ def test_thirty_clicks_make_one_run_and_a_new_visit_another(page, workspace):
 @pytest.mark.parametrize(
     ("key", "value", "label", "said"),
     [
-        ("launch.lora.r", 0, "Rank r", "Rank r must be at least 1 (you entered 0)."),
-        ("launch.lora.r", 4000, "Rank r", "Rank r must be at most 1,024 (you entered 4000)."),
-        ("launch.lora.r", 500, "Rank r", "Rank r = 500 is above the width"),
-        ("launch.training.lr", "-1", "Learning rate", "Learning rate must be above 0 (you entered -1.0)."),
+        ("launch.lora.r", "0", "Rank r", "Rank r must be at least 1 (you entered 0)."),
+        ("launch.lora.r", "4000", "Rank r", "Rank r must be at most 1,024 (you entered 4000)."),
+        ("launch.lora.r", "500", "Rank r", "Rank r = 500 is above the width"),
+        ("launch.training.lr", "-1", "Learning rate", "Learning rate must be above 0 (you entered -1)."),
         ("launch.training.lr", "fast", "Learning rate", "Learning rate must be a number such as 0.002 or 2e-3 (you"),
         ("launch.training.head_lr", "{", "Head learning rate", "Head learning rate must be a number such as"),
-        ("launch.training.max_epochs", 0, "Epochs", "Epochs must be at least 1 (you entered 0)."),
-        ("launch.seed", -1, "Seed", "Seed must be at least 0 (you entered -1)."),
-        ("launch.seed", 2**31, "Seed", "Seed must be at most 2,147,483,647 (you entered 2147483648)."),
+        ("launch.training.max_epochs", "0", "Epochs", "Epochs must be at least 1 (you entered 0)."),
+        ("launch.training.max_epochs", "1.5", "Epochs", "Epochs must be a whole number (you entered '1.5')."),
+        ("launch.lora.alpha", "1,000", "Alpha", "Alpha must be a number without thousands separators, such as 1000"),
+        ("launch.seed", "-1", "Seed", "Seed must be at least 0 (you entered -1)."),
+        ("launch.seed", str(2**31), "Seed", "Seed must be at most 2,147,483,647 (you entered 2147483648)."),
     ],
 )
 def test_a_value_out_of_bounds_is_said_below_its_field_and_blocks_the_start(page, key, value, label, said):
@@ -82,16 +86,25 @@ def test_a_value_out_of_bounds_is_said_below_its_field_and_blocks_the_start(page
     assert start_button(page).disabled and label in start_button(page).label
 
 
+def test_a_decimal_comma_is_a_decimal_point_and_the_text_stays_as_typed(page):
+    page.run()
+    page.text_input(key="launch.lora.alpha").set_value("12,5").run()
+    page.text_input(key="launch.training.weight_decay").set_value("0,02").run()
+    assert page.text_input(key="launch.lora.alpha").value == "12,5"
+    command = next(code.value for code in page.code if " train " in code.value)
+    assert "lora.alpha=12.5" in command and "training.weight_decay=0.02" in command
+
+
 def test_another_backbone_brings_its_own_defaults_and_leaves_what_was_set_by_hand(page):
     page.run()
     page.text_input(key="launch.training.lr").set_value("0.007").run()
     page.selectbox(key="launch.model.variant").set_value("ast-base").run()
     wanted = prepare.prepare(grammar.parse(["model=ast-base"])).config.training
-    assert page.number_input(key="launch.training.batch_size").value == wanted.batch_size == 8
+    assert page.text_input(key="launch.training.batch_size").value == str(wanted.batch_size) == "8"
     assert page.text_input(key="launch.training.head_lr").value == f"{wanted.head_lr:g}" == "0.001"
     assert page.text_input(key="launch.training.lr").value == "0.007"
     page.selectbox(key="launch.model.variant").set_value("ast-mini").run()
-    assert page.number_input(key="launch.training.batch_size").value == 16
+    assert page.text_input(key="launch.training.batch_size").value == "16"
 
 
 def test_own_data_without_a_path_is_asked_for(page):
@@ -117,7 +130,7 @@ def test_ticks_of_the_module_tree_arrive(page):
     page.run()
     assert not page.exception
     assert page.selectbox(key="launch.model.variant").value == "ast-base"
-    assert page.number_input(key="launch.lora.r").value == 4
+    assert page.text_input(key="launch.lora.r").value == "4"
     assert any("q_proj" in c.value or "query" in c.value for c in page.code)
 
 
@@ -135,9 +148,19 @@ def test_settings_of_a_run_fill_the_form(page):
     page.session_state[handover.DRAFT] = Draft(settings=wanted)
     page.run()
     assert not page.exception
-    assert page.number_input(key="launch.seed").value == 7
+    assert page.text_input(key="launch.seed").value == "7"
     assert page.text_input(key="launch.training.lr").value == "0.0005"
     assert any("seed=7" in c.value and "data=small" in c.value for c in page.code)
+
+
+def test_settings_of_a_run_come_back_with_all_their_digits(page):
+    rates = {"lr": 0.00010089882250230275, "head_lr": 0.0012520653814999472, "weight_decay": 0.0123456789}
+    wanted = prepare.prepare({"training": rates, "lora": {"alpha": 12.345678901}, "data": {"dataset": "micro"}}).config
+    page.session_state[handover.DRAFT] = Draft(settings=wanted)
+    page.run()
+    command = next(code.value for code in page.code if " train " in code.value)
+    again = prepare.prepare(grammar.parse(shlex.split(command)[4:])).config
+    assert config.differences([wanted, again]) == {}
 
 
 def test_what_is_changed_after_a_run_filled_the_form_stays_changed(page):
@@ -177,7 +200,7 @@ def test_a_method_shows_the_fields_it_reads_and_no_others(page, workspace):
     for method, settings in shown.items():
         page.selectbox(key="launch.lora.method").set_value(method).run()
         assert not page.exception
-        keys = {n.key.rpartition(".")[2] for n in page.number_input if n.key.startswith("launch.lora.")}
+        keys = {n.key.rpartition(".")[2] for n in page.text_input if n.key.startswith("launch.lora.")}
         assert keys == settings, method
         assert any(s.key == "launch.set" for s in page.selectbox) == (method != "full")
         assert not start_button(page).disabled

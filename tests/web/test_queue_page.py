@@ -56,7 +56,7 @@ def test_a_paused_queue_is_told_on_every_page_until_it_goes_on(visit, workspace,
 
 def test_cpu_slots_are_set_on_the_page_of_the_queue(visit, workspace, ensured):
     app = visit("queue")
-    checked(app.number_input(key="cpu_slots-1").set_value(3).run())
+    checked(app.text_input(key="cpu_slots-1").set_value("3").run())
     with Store.open(workspace) as store:
         assert store.queue.settings().cpu_slots == 3
     assert [badge.value for badge in app.markdown if "cpu:2" in str(badge.value)]

@@ -118,7 +118,7 @@ def test_the_defaults_can_be_started_at_once_and_lead_to_the_sweep(visit, store)
         ({"sweep.seeds": " ".join(map(str, range(1001)))}, "a sweep has at most 1,000"),
         ({"sweep.targets": ["qproj"]}, "Nearest"),
         ({"sweep.data": "my own: a folder or a CSV file", "sweep.data.own": "/no/such"}, "/no/such"),
-        ({"sweep.sampler": "random", "sweep.trials": 5}, "5 trials were requested, but there is only 1 combination"),
+        ({"sweep.sampler": "random", "sweep.trials": "5"}, "5 trials were requested, but there is only 1 combination"),
     ],
 )
 def test_what_cannot_be_run_is_said_and_blocks_the_start(visit, state, said):
@@ -146,7 +146,7 @@ def test_a_sampler_that_draws_takes_a_range_and_a_number_of_trials(visit, store)
     state = {"sweep.axes": [0], "sweep.axis.0.training.lr.low": "1e-4", "sweep.axis.0.training.lr.high": "1e-2"}
     app = visit(state=FORM | state | {"sweep.sampler": "tpe", "sweep.seeds": "0"})
     app = checked(app.checkbox(key="sweep.axis.0.training.lr.log").check().run())
-    app = checked(app.number_input(key="sweep.trials").set_value(7).run())
+    app = checked(app.text_input(key="sweep.trials").set_value("7").run())
     assert "tpe: tree-structured Parzen estimator" in words(app)
     assert "--axis training.lr=log:0.0001..0.01" in command(app) and "--sampler tpe --trials 7" in command(app)
     app = checked(app.button(key="sweep.start").click().run())
@@ -221,6 +221,10 @@ def test_what_was_typed_is_still_there_after_a_visit_to_another_page(visit, stor
         {**GRID, "name": "which rank", "axes": {"lora.r": [2, 4], "model": ["ast-mini"]}, "seeds": [3]},
         {**GRID, "axes": {"training.lr": {"low": 1e-4, "high": 1e-2, "log": True}, "lora": ["attention", "probe"]},
          "sampler": "random", "trials": 3, "sampler_seed": 2},
+        {**GRID, "axes": {"training.head_lr": {"low": 0.00010089882250230275, "high": 0.012345678901, "log": False},
+                          "lora.alpha": [12.3456789012, 16]},
+         "sampler": "random", "trials": 3, "base": {"data": {"dataset": "micro"},
+                                                    "training": {"max_epochs": 2, "lr": 0.0012520653814999472}}},
         {**GRID, "axes": {"targets": ["core", ["q_proj", "v_proj"], []], "lora.r": [4]},
          "base": {"data": {"dataset": "micro"}, "training": {"max_epochs": 2, "lr": 1e-3, "batch_size": 8},
                   "lora": {"head": "train"}, "model": {"variant": "beats-mini"}}},
@@ -409,7 +413,7 @@ def test_seeds_and_values_are_added_and_a_refusal_is_said_beside_the_field(visit
 def test_trials_are_added_to_a_sweep_that_draws(visit, store):
     made = started(store, axes={"training.lr": {"low": 1e-4, "high": 1e-2}}, sampler="random", trials=2, seeds=[0])
     app = visit(id=made.id)
-    app.number_input(key=f"sweep.more.{made.id}").set_value(3)
+    app.text_input(key=f"sweep.more.{made.id}").set_value("3")
     app = checked(app.button(key="sweep.do.more").click().run())
     assert len(tiles(app)) == 5
 

@@ -347,7 +347,9 @@ class View {
     const rank = Number(text);
     const fits = text === "" || (/^\d+$/.test(text) && rank >= 1 && rank <= highest(node.shape));
     input.ariaInvalid = !fits;
-    if (!fits) {
+    if (!fits) { // the digits before, 99 of 999, were no wish either
+      this.model.setRank(node, input.defaultValue === String(this.data.r) ? 0 : Number(input.defaultValue));
+      this.changed();
       this.$(".about").textContent = `${text} is not a valid rank for ${node.path}. Enter 1 to ${highest(node.shape)}.`;
       return;
     }
