@@ -8,6 +8,7 @@ Measures CPU time of this process, best of several interleaved tries per side. W
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -17,11 +18,14 @@ from pathlib import Path
 
 import numpy as np
 
+from sousa_engine.workspace import processes
+
 RESULTS = Path(__file__).with_name("results") / "speed.json"
 TRIES = 5
 
 
 def main() -> None:
+    os.environ.update(processes.environment())  # before PyTorch's threads: time spent spinning is not work
     rows = [cached_features(), matched_input(), outline(), live_poll()]
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(rows, indent=1) + "\n")

@@ -11,11 +11,12 @@ from typing import Any
 import streamlit as st
 
 from sousa_engine import backbones, targets
-from sousa_engine.core import config, grammar
+from sousa_engine.core import config, grammar, inputs
 from sousa_engine.core.config import HEAD_TITLES, HeadPolicy, RunConfig
-from sousa_engine.core.errors import SousaError, UnknownNameError, UserError
+from sousa_engine.core.errors import ConfigError, SousaError, UnknownNameError, UserError
 from sousa_engine.core.methods import METHODS, Method
 from sousa_engine.core.records import LONGEST_SET_NAME, TargetSet
+from sousa_engine.runs import prepare
 from sousa_engine.store import Store
 from sousa_engine.targets import EntryMatch, Outline, Resolution
 from sousa_engine.web import handover, parts
@@ -194,8 +195,10 @@ def preset_buttons(outline: Outline) -> None:
             st.button(label, key=f"preset {name}", on_click=take, args=(outline, paths, policy))
 
 
-def take(outline: Outline, paths: tuple[str, ...], head: HeadPolicy | None) -> None:
-    choose(outline, paths)
+def take(
+    outline: Outline, paths: tuple[str, ...], head: HeadPolicy | None, ranks: Mapping[str, int] | None = None
+) -> None:
+    choose(outline, paths, ranks or {})
     if head:
         st.session_state["bench.head"] = head
 
@@ -262,10 +265,14 @@ def save_form(outline: Outline, chosen: Choice, saved: Mapping[str, TargetSet], 
         with a:
             name = st.text_input(
                 "Name this selection", max_chars=LONGEST_SET_NAME, placeholder="attention of the top 4",
-                help="A set keeps the modules and the head policy, not the ranks.",
             )  # fmt: skip
         with b:
             pressed = st.form_submit_button("Save", width="stretch")
+    lost = f" It does not keep the {count_of(len(chosen.ranks), 'separate rank')}; Copy as YAML does."
+    st.caption(
+        "A set keeps the modules and the head. It leaves method and rank open, so that it fits any run."
+        + (lost if chosen.ranks else "")
+    )
     name = " ".join(name.split())
     if pressed and not name:
         st.error("Enter a name for the set.")
@@ -344,12 +351,12 @@ def pasted_list(outline: Outline) -> None:
     in_head = [path for path in resolution.paths if outline.in_head(path)]
     if in_head:
         st.caption(f"The list names the head (`{in_head[0]}`): ticking it sets the head policy to LoRA.")
-    if re.search(r"^\s*rank_pattern:", text, re.MULTILINE):
-        st.caption("The ranks in this list are ignored: ticked modules start with the general rank.")
     if resolution.unmatched:
         st.error(
             f"No match for {len(resolution.unmatched)} of {len(entries)} entries, so the list cannot be ticked yet."
         )
+    else:
+        said_besides(outline, text, resolution.paths)
     with st.container(horizontal=True):
         st.button(
             tick_label(0 if resolution.unmatched else len(resolution.paths)),
@@ -359,6 +366,41 @@ def pasted_list(outline: Outline) -> None:
         )  # fmt: skip
         if any(match.today for match in matches):
             st.button("Use current names", on_click=use_current_names, args=(outline,))
+
+
+def said_besides(outline: Outline, text: str, paths: tuple[str, ...]) -> None:
+    """What ticking a pasted list also sets, and which of its settings are not taken over."""
+    found = targets.pasted_settings(text)
+    try:
+        r, ranks, notes = pasted_ranks(outline, found, paths)
+    except UserError as error:
+        st.warning(parts.plain(f"The ranks of this list are not taken over. {error}"))
+        r, ranks, notes = None, {}, []
+    sets = [f"rank {r}"] if r else []
+    sets += [f"a separate rank for {count_of(len(ranks), 'module')}"] if ranks else []
+    if sets:
+        st.caption(f"Ticking this list also sets {' and '.join(sets)}.")
+    for note in notes:
+        st.caption(parts.plain(note))
+    if found.others:
+        others = ", ".join(f"{name} = {inputs.shown(value)}" for name, value in found.others.items())
+        where = "This page sets modules, method, rank and head; Launch has the rest."
+        st.caption(parts.plain(f"Not taken over: {others}. {where}"))
+
+
+def pasted_ranks(
+    outline: Outline, found: targets.PastedSettings, paths: tuple[str, ...]
+) -> tuple[int | None, dict[str, int], list[str]]:
+    """The general rank of a pasted block, its separate ranks by path, and notes on them. Raises UserError."""
+    r, ranks, notes = found.r, {}, []
+    if r is not None and (wrong := config.problems({"lora": {"r": r}})):
+        raise ConfigError(next(iter(wrong.values())))
+    if found.ranks:
+        ranks, notes = prepare.ranks_of(outline, found.ranks, paths)
+        modules = [target.model_dump() for target in outline.targets(ranks)]
+        if wrong := config.problems({"lora": {"targets": modules, "rank_pattern": ranks}}):
+            raise ConfigError(next(iter(wrong.values())))
+    return r, {path: rank for path, rank in ranks.items() if rank != r}, notes
 
 
 def tick_label(count: int) -> str:
@@ -377,9 +419,16 @@ def matched(outline: Outline, text: str) -> tuple[list[str], Resolution]:
 
 def tick_pasted(outline: Outline) -> None:
     with suppress(UserError):  # the page shows the error
-        _, resolution = matched(outline, st.session_state["pasted"])
-        if resolution.paths and not resolution.unmatched:
-            take(outline, resolution.paths, "lora" if any(map(outline.in_head, resolution.paths)) else None)
+        text = st.session_state["pasted"]
+        _, resolution = matched(outline, text)
+        if not resolution.paths or resolution.unmatched:
+            return
+        r, ranks = None, {}
+        with suppress(UserError):
+            r, ranks, _ = pasted_ranks(outline, targets.pasted_settings(text), resolution.paths)
+        take(outline, resolution.paths, "lora" if any(map(outline.in_head, resolution.paths)) else None, ranks)
+        if r is not None:
+            st.session_state["bench.r"] = r
 
 
 def use_current_names(outline: Outline) -> None:

@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def sweeps(store: Store) -> None:
-    newest = store.sweeps.all()[:NEWEST_SWEEPS]
+    newest = store.sweeps.all(archived=False)[:NEWEST_SWEEPS]
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
         st.subheader("Newest sweeps" if newest else "Sweeps", anchor=False, width="content")
         st.page_link(parts.page_path("sweeps"), label=":primary[New sweep]", icon=":material/grid_view:")

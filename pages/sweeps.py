@@ -7,7 +7,7 @@ import streamlit as st
 from sousa_engine.analysis.sweeps import best_first, tally, trial_rows
 from sousa_engine.core.records import Sweep
 from sousa_engine.store import Store
-from sousa_engine.web import parts, sweep_form, sweep_view, titles
+from sousa_engine.web import parts, sweep_form, sweep_marks, sweep_view, titles
 from sousa_engine.web.guard import refuse
 
 if __name__ == "sweeps":  # `streamlit run` of this file, past app.py and its guard
@@ -38,6 +38,7 @@ def main() -> None:
     )
     with parts.open_store() as store:
         there = store.sweeps.all()
+    sweep_marks.say_deleted()
     if there:
         moving = any(not found.status.is_over for found in there)
         st.fragment(listed, run_every=REFRESH_S if moving else IDLE_S)()
@@ -47,12 +48,18 @@ def main() -> None:
 def listed() -> None:
     """The sweeps, newest first."""
     with parts.open_store() as store:
-        every = store.sweeps.all()
+        archived = bool(st.session_state.get("sweeps.archived"))
+        every = store.sweeps.all(archived=archived)
+        others = store.sweeps.all(archived=not archived)
         shown = every if st.session_state.get("sweeps.all") else every[:SHOWN]
         for found in shown:
             line(found, store)
     if len(every) > SHOWN:
         st.toggle(f"Show all {len(every)}", key="sweeps.all")
+    if archived or others:
+        if not every:
+            st.caption("No sweep is archived." if archived else "All sweeps are archived.")
+        st.toggle("Archived", key="sweeps.archived", help="List the archived sweeps instead of the others.")
 
 
 def line(found: Sweep, store: Store) -> None:

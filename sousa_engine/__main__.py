@@ -1,5 +1,6 @@
 """`python -m sousa_engine`: the same verbs as the pages."""
 
+import os
 import sys
 
 if not (3, 11) <= sys.version_info < (3, 14):
@@ -7,6 +8,9 @@ if not (3, 11) <= sys.version_info < (3, 14):
     sys.exit(f"SOUSA engine needs Python 3.11, 3.12 or 3.13; this is {found}. Try: make app PYTHON=python3.12")
 
 try:
+    from sousa_engine.workspace import processes
+
+    os.environ.update(processes.environment())  # some commands compute here: before numpy and PyTorch start threads
     from sousa_engine.cli.main import main
 except ImportError as error:
     if (error.name or "sousa_engine").startswith("sousa_engine"):

@@ -12,6 +12,7 @@ from sousa_engine.analysis import verdict as verdicts
 from sousa_engine.analysis.significance import PairedDifference, Proportion, best_accuracy, last_accuracy
 from sousa_engine.analysis.verdict import ENOUGH_SEEDS, Measured, Pair, Standing, listed, points
 from sousa_engine.core import config as configs
+from sousa_engine.core import identity
 from sousa_engine.core.config import RunConfig
 from sousa_engine.core.methods import METHODS
 from sousa_engine.core.records import Prediction, Run, Summary
@@ -47,7 +48,7 @@ class Result:
     last_valid: Proportion | None
     test: Proportion | None
     test_macro_f1: float | None
-    setting: str  # equal for two runs that differ only in seed, name and device
+    setting: str  # equal for two runs that train the same network, apart from the seed: core.identity
     clips: str  # equal for two runs that were tested on the same clips
 
 
@@ -279,7 +280,7 @@ def _titled(row: Result) -> str:
 
 
 def _setting(run: Run) -> str:
-    return _key(run.config, leave_out=_NOT_A_SETTING)
+    return identity.key(run.config)
 
 
 def _name(config: RunConfig, fields: Sequence[str]) -> str:
@@ -310,11 +311,11 @@ def _titles(firsts: Mapping[str, tuple[str, int, str]]) -> dict[str, str]:
     return {s: title if often[title] == 1 else f"{title} · {firsts[s][2][-4:]}" for s, title in titles.items()}
 
 
-def _key(config: RunConfig, *, leave_out: Sequence[str] = (), only: Sequence[str] | None = None) -> str:
+def _key(config: RunConfig, *, only: Sequence[str]) -> str:
     dump = config.model_dump(mode="json")
     kept = {}
     for field, _ in configs.fields():
-        if field in leave_out or (only is not None and field not in only):
+        if field not in only:
             continue
         value: Any = dump
         for part in field.split("."):

@@ -1,6 +1,7 @@
 """Compared runs as settings: one row per setting with its seeds, the axes between settings, differences from a base.
 
-A setting is a config without seed, name and device. In a sweep it is a trial and has the name that the sweep gives it.
+A setting is what a run reads, without the seed (core.identity). In a sweep it has the name that the sweep gives it; two
+trials of one setting are one row.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from sousa_engine.analysis.compare import Result, describe_targets, results, set
 from sousa_engine.analysis.sweeps import TrialRow, trial_row, trial_rows
 from sousa_engine.analysis.sweeps import best_first as by_valid
 from sousa_engine.core import config as configs
-from sousa_engine.core import sweep_spec
+from sousa_engine.core import identity, sweep_spec
 from sousa_engine.core.config import RunConfig
 from sousa_engine.core.records import Run, RunStatus, Summary
 
@@ -70,11 +71,11 @@ class AgainstBase:
 def setting_rows(runs: Sequence[Run], summaries: Summaries) -> tuple[TrialRow, ...]:
     """One row per setting, with the latest run of each seed. All labels are different.
 
-    For the runs of one sweep the rows are its trials, by number. For others they are in the order of the runs, and
-    `setting` holds the fields that differ.
+    For the runs of one sweep the rows are its trials, by number; a trial that repeats another one joins it. For others
+    they are in the order of the runs, and `setting` holds the fields that differ.
     """
     if runs and runs[0].sweep_id and len({run.sweep_id for run in runs}) == 1:
-        return _told_apart(trial_rows(sorted(runs, key=lambda run: run.created_at_ms), summaries))
+        return _told_apart(_merged(trial_rows(sorted(runs, key=lambda run: run.created_at_ms), summaries), summaries))
     groups: dict[str, dict[int, Run]] = {}
     for run, result in zip(runs, results(runs, summaries), strict=True):
         seeds = groups.setdefault(result.setting, {})
@@ -172,6 +173,20 @@ def _plain(config: RunConfig, field: str) -> Any:
     if field == "lora.targets":
         return config.lora.target_set or describe_targets([target.path for target in value])
     return shown(field, value) if isinstance(value, tuple) else value
+
+
+def _merged(rows: Sequence[TrialRow], summaries: Summaries) -> list[TrialRow]:
+    """Rows of one setting as one row, with the latest run of each seed."""
+    alike: dict[str, list[TrialRow]] = {}
+    for row in rows:
+        alike.setdefault(identity.key(row.runs[0].config), []).append(row)
+    found = []
+    for first, *others in alike.values():
+        runs = sorted((run for row in (first, *others) for run in row.runs), key=lambda run: run.created_at_ms)
+        seeds = {run.config.seed: run for run in runs}
+        of = tuple(seeds[seed] for seed in sorted(seeds))
+        found.append(trial_row(first.number, of, first.setting, summaries) if others else first)
+    return found
 
 
 def _told_apart(rows: Sequence[TrialRow]) -> tuple[TrialRow, ...]:

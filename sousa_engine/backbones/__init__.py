@@ -39,6 +39,7 @@ __all__ = [
     "defaults",
     "downloads",
     "family",
+    "inspection",
     "load_official",
     "open_network",
     "pretrained",

@@ -1,7 +1,8 @@
 """Read a weights file, and match its tensors with a network's by their key tree: names and shapes.
 
 A file is safetensors, or a PyTorch file that loads with weights_only=True; nothing else is ever opened. It fits if it
-has every tensor of the backbone, with the right shape, and no other. Torch is imported only when tensors are read.
+has every tensor of the backbone, with the right shape and finite numbers, and no other. Envelopes ({"model": ...}) and
+prefixes of wrappers (`module.`, `net.`) are taken off. Torch is imported only when tensors are read.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -22,9 +24,13 @@ if TYPE_CHECKING:
 
 
 class KeysDiffer(WeightsError):
-    """The file is complete, but belongs to another network. differing: number of tensors that differ."""
+    """The file is complete, but belongs to another network. share: part of the tensors of both that fit, 0 to 1."""
 
-    differing = 0
+    share = 0.0
+
+
+class NotFinite(WeightsError):
+    """The file belongs to this network, but some of its numbers are NaN or infinite."""
 
 
 def official_network(
@@ -44,9 +50,10 @@ def official_network(
     try:
         load_official(module, state, family, head_path=head_path)
         _check_settings(state, family, variant)
-    except KeysDiffer as error:
+    except (KeysDiffer, NotFinite) as error:
         named = "This state dict" if isinstance(file, Mapping) else file
-        raise WeightsError(f"{named} does not fit {variant.name}: {error}") from None
+        why = f"does not fit {variant.name}" if isinstance(error, KeysDiffer) else "cannot be used"
+        raise WeightsError(f"{named} {why}: {error}") from None
     return module.eval()
 
 
@@ -58,12 +65,15 @@ def load_official(
     head_path: a head to leave unchanged, whatever the file has for it; None loads the head as well. Raises WeightsError
     if tensors are missing, have another shape, or are unknown; the module is then unchanged.
     """
-    module.load_state_dict(_matched(module, state, family, head_path), strict=False)
+    found = _matched(module, state, family, head_path)
+    check_finite(found)
+    module.load_state_dict(found, strict=False)
 
 
 def fitted(module: TakesWaveforms, state: Mapping[str, Any], family: ModuleType, variant: Variant) -> dict[str, Any]:
-    """The tensors of a file for everything in the module but its head. Raises KeysDiffer if it is not this backbone's.
+    """The tensors of a file for everything in the module but its head, by name and shape; their numbers are not read.
 
+    Raises KeysDiffer if the file is not this backbone's.
     A BEATs file also names the settings that it was trained with, some of which no tensor's shape would show.
     """
     found = _matched(module, state, family, variant.head_path)
@@ -73,8 +83,8 @@ def fitted(module: TakesWaveforms, state: Mapping[str, Any], family: ModuleType,
 
 def _check_settings(state: Mapping[str, Any], family: ModuleType, variant: Variant) -> None:
     """Raise KeysDiffer if a file names other settings than the variant's."""
-    settings = state.get("cfg")
-    if isinstance(settings, Mapping) and hasattr(family, "cfg_differences"):
+    settings = next((level["cfg"] for level in _levels(state) if isinstance(level.get("cfg"), Mapping)), None)
+    if settings is not None and hasattr(family, "cfg_differences"):
         others = family.cfg_differences(settings, variant.architecture)
         if others:
             raise KeysDiffer(f"its tensors fit, but it was trained with other settings: {'; '.join(others)}.")
@@ -84,13 +94,7 @@ def _matched(
     module: TakesWaveforms, state: Mapping[str, Any], family: ModuleType, head_path: str | None
 ) -> dict[str, Any]:
     """The state dict in current names, checked to have exactly the module's keys and shapes (except for the head)."""
-    tensors, wanted = unwrap(state), module.state_dict()
-    try:
-        found = family.translate(tensors)
-    except (ValueError, RuntimeError) as error:  # a known name on a tensor that cannot be split as expected
-        if isinstance(error, WeightsError):
-            raise
-        raise KeysDiffer(f"its tensors cannot be read as {family.__name__.rpartition('.')[2]}'s ({error}).") from None
+    found, wanted = translated(module, state, family), module.state_dict()
     if head_path is not None:
         found = {key: value for key, value in found.items() if not key.startswith(f"{head_path}.")}
         wanted = {key: value for key, value in wanted.items() if not key.startswith(f"{head_path}.")}
@@ -101,15 +105,81 @@ def _matched(
     return found
 
 
-def unwrap(state: Mapping[str, Any]) -> dict[str, Any]:
-    """The tensors of a checkpoint: from {"state_dict": ...} or {"model": ...}, without DataParallel's `module.`."""
-    for key in ("state_dict", "model"):
-        if isinstance(state.get(key), Mapping):
-            return unwrap(state[key])
-    tensors = {str(key): value for key, value in state.items() if hasattr(value, "shape")}
-    if tensors and all(key.startswith("module.") for key in tensors):
-        return {key.removeprefix("module."): value for key, value in tensors.items()}
-    return tensors
+def translated(module: TakesWaveforms, state: Mapping[str, Any], family: ModuleType) -> dict[str, Any]:
+    """The tensors of a checkpoint in current names, without the prefix of a wrapper if more of them fit without it.
+
+    Raises WeightsError if they cannot be read as this family's.
+    """
+    wanted = {key: tuple(value.shape) for key, value in module.state_dict().items()}
+    refusal, best, most = None, {}, 0
+    for tensors in _without_prefixes(_tensors(state)):
+        try:
+            found = family.translate(tensors)
+        except (ValueError, RuntimeError) as error:  # a known name on a tensor that cannot be split as expected
+            refusal = refusal or error
+            continue
+        fit = sum(tuple(value.shape) == wanted.get(key) for key, value in found.items())
+        if fit > most or not best:
+            best, most = found, fit
+    if refusal and not most:
+        if isinstance(refusal, WeightsError):
+            raise refusal
+        raise KeysDiffer(f"its tensors cannot be read as {family.__name__.rpartition('.')[2]}'s ({refusal}).")
+    return best
+
+
+def check_finite(tensors: Mapping[str, Any]) -> None:
+    """Raise NotFinite, with the name of the first tensor that contains NaN or infinite numbers in float32."""
+    import torch
+
+    bad = {}
+    for key, value in tensors.items():
+        if value.is_floating_point() and not value.is_meta and (count := int((~torch.isfinite(value.float())).sum())):
+            bad[key] = f"{count:,} of the {value.numel():,} numbers in {key} {'is' if count == 1 else 'are'}"
+    if bad:
+        more = f" ({len(bad)} tensors contain such numbers)" if len(bad) > 1 else ""
+        raise NotFinite(f"{next(iter(bad.values()))} NaN or infinite{more}. Download or export the file again.")
+
+
+def _tensors(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The tensors inside a checkpoint's envelopes, without the names that torch.compile and FSDP insert."""
+    *_, inner = _levels(state)
+    return {_INSERTED.sub("", str(key)): value for key, value in inner.items() if hasattr(value, "shape")}
+
+
+_ENVELOPES = ("state_dict", "model_state_dict", "model")
+_INSERTED = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+
+
+def _levels(state: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """A checkpoint, then what is in its envelope, and so on to the tensors: under a usual key, or where most are."""
+    yield state
+    usual = [state[key] for key in _ENVELOPES if isinstance(state.get(key), Mapping)]
+    if usual:
+        yield from _levels(usual[0])
+        return
+    counted = sorted(((_count(value), i) for i, value in enumerate(state.values())), reverse=True)
+    (most, at), (next_most, _) = [*counted, (0, 0), (0, 0)][:2]
+    if most > max(2 * next_most, sum(hasattr(value, "shape") for value in state.values())):
+        yield from _levels(list(state.values())[at])
+
+
+def _count(value: Any) -> int:
+    """The number of tensors inside a mapping's envelopes; 0 for anything else."""
+    if not isinstance(value, Mapping):
+        return 0
+    *_, inner = _levels(value)
+    return sum(hasattr(one, "shape") for one in inner.values())
+
+
+def _without_prefixes(tensors: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The tensors, then without the first part of the name that most of them share, and so on."""
+    yield tensors
+    firsts = Counter(key.partition(".")[0] for key in tensors if "." in key)
+    if firsts and (first := firsts.most_common(1)[0])[1] > len(tensors) / 2:
+        shorter = {key.removeprefix(f"{first[0]}."): value for key, value in tensors.items()}
+        if len(shorter) == len(tensors):
+            yield from _without_prefixes(shorter)
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -126,18 +196,32 @@ def read(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror or error}.") from None
     except Exception as error:  # on other bytes, torch's reader may raise anything
-        if isinstance(error, pickle.UnpicklingError) and _begins(path).startswith((b"PK", b"\x80")):
-            raise WeightsError(_refusal(path, error)) from None
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise WeightsError(_no_weights(path, first)) from None
+        if why := not_weights(path):
+            raise WeightsError(why) from None
+        if code := re.search(r"GLOBAL (\S+)", str(error)):
+            raise WeightsError(_refusal(path, code[1])) from None
+        # PyTorch's message on a pickle advises to read it without that protection, so it is not quoted.
+        unsafe = isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error)
+        why = "PyTorch cannot read it safely" if unsafe else (str(error).splitlines() or [type(error).__name__])[0]
+        raise WeightsError(f"{path} is truncated or not a weights file ({why}). Download it again.") from None
     if not isinstance(found, Mapping):
         raise WeightsError(f"{path} holds a {type(found).__name__}, not a state dict.")
     return dict(found)
 
 
-def _refusal(path: Path, error: Exception) -> str:
-    """Why a file that could run code is not read, and how to convert it."""
-    code = re.search(r"GLOBAL (\S+)", str(error))
+def not_weights(path: Path) -> str:
+    """Why a file cannot be a PyTorch file, by its first bytes alone; "" if it may be one, or is safetensors."""
+    head = _begins(path)
+    if path.suffix == ".safetensors" or head.startswith((b"PK", b"\x80")):
+        return ""
+    if head.lstrip().startswith(b"<"):
+        return f"{path} is a web page, not the weights file. Download the file in a browser, by the link on that page."
+    held = "holds text" if head and all(byte >= 32 or byte in b"\t\n\r\f" for byte in head) else "is something else"
+    return f"{path} is not a weights file: it {held if head else 'is empty'}. Choose a PyTorch or safetensors file."
+
+
+def _refusal(path: Path, code: str) -> str:
+    """Why a file that could run `code` is not read, and how to convert it."""
     source, made = (json.dumps(str(p), ensure_ascii=False) for p in (path, path.with_suffix(".safetensors")))
     recipe = (
         f"import torch; from safetensors.torch import save_file; "
@@ -145,16 +229,10 @@ def _refusal(path: Path, error: Exception) -> str:
         f'save_file({{k: v.clone() for k, v in d.get("state_dict", d).items() if torch.is_tensor(v)}}, {made})'
     )
     return (
-        f"{path} holds more than tensors{f' ({code[1]})' if code else ''}; it is refused, because reading it could run "
+        f"{path} holds more than tensors ({code}); it is refused, because reading it could run "
         f"code. If you trust its source, convert it in an isolated environment, and use the new file: "
         f"python -c {shlex.quote(recipe)}"
     )
-
-
-def _no_weights(path: Path, why: str) -> str:
-    if _begins(path).lstrip().startswith(b"<"):
-        return f"{path} is a web page, not the weights file. Download the file in a browser, by the link on that page."
-    return f"{path} is truncated or not a weights file ({why}). Download it again."
 
 
 def _begins(path: Path) -> bytes:
@@ -164,8 +242,9 @@ def _begins(path: Path) -> bytes:
 
 def _classes_in(variant: Variant, family: ModuleType, state: Mapping[str, Any]) -> int:
     """Number of classes of the head in a file: the size that differs between heads for 2 and for 3 classes."""
-    found = family.translate(unwrap(state))
-    two, three = blank(variant, family, 2).state_dict(), blank(variant, family, 3).state_dict()
+    network = blank(variant, family, 2)
+    found = translated(network, state, family)
+    two, three = network.state_dict(), blank(variant, family, 3).state_dict()
     for key, value in two.items():
         for axis, (size, more) in enumerate(zip(value.shape, three[key].shape, strict=True)):
             if size != more and key in found and len(found[key].shape) == value.ndim:
@@ -200,5 +279,5 @@ def _check(found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int,
         reasons.append(f"{len(other)} have another shape (first: {key} {found[key]}, not {wanted[key]})")
     if reasons:
         differ = KeysDiffer("; ".join(reasons) + ".")
-        differ.differing = len(missing) + len(unknown) + len(other)
+        differ.share = (len(wanted) - len(missing) - len(other)) / (len(wanted) + len(unknown))
         raise differ

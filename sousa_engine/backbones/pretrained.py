@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sousa_engine.backbones import downloads, embedded, key_tree
 from sousa_engine.backbones.downloads import sha256
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 EMBEDDED = embedded.FOLDER
 FILE_NAMES = ("model.safetensors", "model.pth", "pytorch_model.bin")  # looked for in a folder, in this order
+MOST_HEADER_BYTES = 16 * 2**20  # of a safetensors file; that of a known backbone has some 50,000
 ORIGIN = "origin.json"  # next to an imported file: its original name, its source, its sha256
 
 
@@ -129,7 +130,7 @@ def fetch(
         file = downloads.fetch(variant.download, folder, lambda done, total: tell("downloading", done, total))
         tell("checking", 0, None)
         try:
-            _check_fits(file, variant, family)
+            check_fits(file, variant, family)
         except WeightsError as error:
             file.unlink()
             raise WeightsError(f"{error} The file was deleted.") from None
@@ -164,7 +165,7 @@ def import_weights(
         other = _published(path, [one for one in known if one.name != variant.name])
         if other is not None:
             raise WeightsError(f"{path} is the published file of {other.name} (by its sha256), not of {variant.name}.")
-        _check_fits(path, variant, family)
+        check_fits(path, variant, family)
         return _put(variant, path, workspace, came=f"imported from {path.resolve()}", move=False)
 
 
@@ -175,19 +176,22 @@ def recognise(file: Path, choices: Sequence[tuple[Variant, ModuleType]]) -> list
     """
     path = _file(file)
     tensors = key_tree.read(path)
-    fits, with_head, closest = [], [], (float("inf"), "")
+    fits, with_head, closest = [], [], (0.0, "")
     for variant, family in choices:
         blank = key_tree.blank(variant, family)
         try:
             key_tree.fitted(blank, tensors, family, variant)
         except WeightsError as error:
-            closest = min(closest, (getattr(error, "differing", 10**9), f"{variant.name}: {error}"))
+            share = getattr(error, "share", 0.0)
+            if share > closest[0]:
+                closest = share, f"{variant.name}, with {_percent(share)} of the tensors: {error}"
             continue
         fits.append(variant)
-        if family.translate(key_tree.unwrap(tensors)).keys() == blank.state_dict().keys():
+        if key_tree.translated(blank, tensors, family).keys() == blank.state_dict().keys():
             with_head.append(variant)
     if not fits:
-        raise WeightsError(f"{path} does not fit any known backbone. The nearest is {closest[1]}")
+        near = f"The nearest is {closest[1]}" if closest[1] else "None of its tensors has a name and shape of theirs."
+        raise WeightsError(f"{path} does not fit any known backbone. {near}")
     if len(fits) > 1 and (exact := _published(path, fits)):
         return [exact]
     return with_head or fits
@@ -204,7 +208,7 @@ def verify(variant: Variant, family: ModuleType, here: Stored) -> str:
     if here.recorded and (found := sha256(here.path)) != here.recorded:
         return f"{here.path} has changed: its sha256 is {found[:12]}..., but was {here.recorded[:12]}..."
     try:
-        _check_fits(_file(here.path), variant, family)
+        check_fits(_file(here.path), variant, family)
     except WeightsError as error:
         return str(error)
     return ""
@@ -228,18 +232,29 @@ def load_pretrained(
     if state.path is None:
         state = fetch(variant, family, workspace, tell=tell)
     assert state.path is not None
-    try:
-        module.load_state_dict(key_tree.fitted(module, key_tree.read(state.path), family, variant), strict=False)
-    except key_tree.KeysDiffer as error:
-        raise WeightsError(f"{state.path} does not fit {variant.name}: {error}") from None
+    module.load_state_dict(_fitted(state.path, module, variant, family), strict=False)
     return f"{state.label}, sha256 {sha256(state.path)[:12]}"
 
 
-def _check_fits(file: Path, variant: Variant, family: ModuleType) -> None:
+def check_fits(file: Path, variant: Variant, family: ModuleType) -> None:
+    """Read a file, and raise WeightsError if it is not this backbone's, or if its numbers are not finite."""
+    _fitted(file, key_tree.blank(variant, family), variant, family)
+
+
+def _fitted(file: Path, module: TakesWaveforms, variant: Variant, family: ModuleType) -> dict[str, Any]:
     try:
-        key_tree.fitted(key_tree.blank(variant, family), key_tree.read(file), family, variant)
+        found = key_tree.fitted(module, key_tree.read(file), family, variant)
+        key_tree.check_finite(found)
     except key_tree.KeysDiffer as error:
         raise WeightsError(f"{file} does not fit {variant.name}: {error}") from None
+    except key_tree.NotFinite as error:
+        raise WeightsError(f"{file} cannot be used: {error}") from None
+    return found
+
+
+def _percent(share: float) -> str:
+    """`97 %`; never 0 or 100 %, because some tensors fit, but not all."""
+    return f"{min(99, max(1, round(100 * share)))} %"
 
 
 def _put(variant: Variant, file: Path, workspace: Workspace, *, came: str, move: bool) -> WeightsState:
@@ -315,14 +330,14 @@ def _own_name(file: Path) -> str:
 
 
 def _file_state(path: Path, name: str = "") -> WeightsState:
-    """State of a file, or of the weights file in a folder; a safetensors file is checked to be complete."""
+    """State of a file, or of the weights file in a folder, as far as its first bytes and its length show it."""
     file = _file_in(path) if path.is_dir() else path
     problem = ""
     if file is None:
         problem = f"{path} contains no weights file. It needs one of: {', '.join(FILE_NAMES)}."
     elif not file.is_file():
         problem = f"There is no file {file}."
-    elif file.suffix == ".safetensors":
+    else:
         problem = _broken(file)
     label = f"pretrained: {name or file.name}" if file else ""
     return WeightsState(available=not problem, label="" if problem else label, path=file, message=problem)
@@ -342,16 +357,21 @@ def _file_in(folder: Path) -> Path | None:
 
 
 def _broken(file: Path) -> str:
-    """Why a safetensors file cannot be complete, by its header and length alone; "" if it can."""
+    """Why a file cannot be complete weights, by its header and length alone; "" if it can."""
+    if file.suffix != ".safetensors":
+        try:
+            return key_tree.not_weights(file)
+        except OSError as error:
+            return f"{file} cannot be read: {error.strerror or error}."
     try:
         with file.open("rb") as opened:
             (length,) = struct.unpack("<Q", opened.read(8))
-            if length > file.stat().st_size:
+            if length > min(file.stat().st_size, MOST_HEADER_BYTES):
                 raise ValueError
             header = json.loads(opened.read(length))
         ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
         wanted, size = 8 + length + max(ends, default=0), file.stat().st_size
-    except (struct.error, ValueError, LookupError, TypeError, AttributeError, OSError):
+    except (struct.error, ValueError, LookupError, TypeError, AttributeError, OSError, RecursionError):
         return f"{file} is not a safetensors file, or its beginning is missing. Download it again."
     return "" if size == wanted else f"{file} is truncated: it has {size:,} of {wanted:,} bytes. Download it again."
 

@@ -16,7 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from sousa_engine.core.errors import ConfigError, nearest, shown
+from sousa_engine.core import inputs
+from sousa_engine.core.errors import ConfigError, nearest
 from sousa_engine.core.methods import METHODS
 
 HeadPolicy = Literal["train", "lora", "freeze"]
@@ -404,7 +405,8 @@ def sentence(field: str, item: ErrorDetails) -> str:
         return f"{field} is missing."
     if item["type"] == "value_error":
         return str(item["ctx"]["error"]) if "ctx" in item else item["msg"]
-    return f"{field} {_wanted(item['type'], item.get('ctx', {}), item['msg'])} (you entered {shown(item['input'])})."
+    entered = inputs.shown(item["input"])
+    return f"{field} {_wanted(item['type'], item.get('ctx', {}), item['msg'])} (you entered {entered})."
 
 
 def _wanted(kind: str, bounds: Mapping[str, Any], message: str) -> str:

@@ -18,7 +18,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-MOST_SHOWN = 100  # letters of a value in a message
 DISK_FULL = "The disk is full. Free some space; metrics and checkpoints so far are kept."
 
 
@@ -68,15 +67,6 @@ class WorkspaceError(SousaError):
 
 class RunError(SousaError):
     pass
-
-
-def shown(value: object) -> str:
-    """A value that a user gave, as short as a sentence can hold it."""
-    try:
-        text = repr(value)
-    except ValueError:  # a whole number of more digits than Python writes
-        return "a number of thousands of digits"
-    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}…"
 
 
 def nearest(name: str, known: Iterable[str], n: int = 3) -> list[str]:

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from sousa_engine.core import config, inputs
-from sousa_engine.core.errors import ConfigError, nearest, shown, unknown
+from sousa_engine.core.errors import ConfigError, nearest, unknown
 
 PRESET_GROUPS = ("model", "lora", "training", "augment")
 GROUPS = (*PRESET_GROUPS, "data")
@@ -52,7 +52,7 @@ def parse(words: Iterable[str]) -> Draft:
         elif key in PRESET_GROUPS:
             merge(draft, preset(key, text))
         elif key in _known():
-            fields.append((key, text if is_text(key) else value(text, key)))
+            fields.append((key, text if _is_text(key) else value(text, key)))
         else:
             near = nearest(key, [*GROUPS, *_known()])
             hint = (
@@ -99,7 +99,7 @@ def words(draft: Mapping[str, Any], prefix: str = "") -> list[str]:
     found: list[str] = []
     for key, what in draft.items():
         dotted = f"{prefix}{key}"
-        if dotted in _known() and is_text(dotted):
+        if dotted in _known() and _is_text(dotted):
             found.append(f"{dotted}={what}")
         elif dotted in _known() or not isinstance(what, Mapping):
             found.append(f"{dotted}={written(what)}")
@@ -212,7 +212,7 @@ def _leaves(values: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, 
         dotted = f"{prefix}{key}"
         dotted = _SYNONYMS.get(dotted, dotted)
         if dotted in _known():
-            yield dotted, _text(dotted, what) if is_text(dotted) else what
+            yield dotted, _text(dotted, what) if _is_text(dotted) else what
         elif dotted in GROUPS and isinstance(what, str) and what.strip():
             yield NAMED.get(dotted, dotted), what
         elif dotted in _parts() and isinstance(what, Mapping):
@@ -222,7 +222,7 @@ def _leaves(values: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, 
             forms = f"{dotted}: NAME or {dotted}: {{...}}" if dotted in GROUPS else f"{dotted}: {{...}}"
             raise ConfigError(
                 f"{dotted} must be a {'name or a ' if dotted in GROUPS else ''}mapping of fields such as {example}: "
-                f"write {forms} (you entered {shown(what)}).",
+                f"write {forms} (you entered {inputs.shown(what)}).",
                 field=dotted,
             )
         else:
@@ -232,9 +232,11 @@ def _leaves(values: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def _text(dotted: str, what: Any) -> str:
-    if isinstance(what, str):
-        return what
-    raise ConfigError(f"{dotted} must be text: write it in quotes (you entered {shown(what)}).", field=dotted)
+    if isinstance(what, bool | int | float):
+        return str(what).lower() if isinstance(what, bool) else repr(what)
+    if not isinstance(what, str):
+        raise ConfigError(f"{dotted} must be text (you entered {inputs.shown(what)}).", field=dotted)
+    return what
 
 
 @cache
@@ -252,7 +254,7 @@ def _text_fields() -> frozenset[str]:
     return frozenset(name for name, info in config.fields() if info.annotation is str)
 
 
-def is_text(key: str) -> bool:
+def _is_text(key: str) -> bool:
     """Whether the value of a field is used as typed: a name `007` or a path is not a number."""
     return key in _text_fields()
 

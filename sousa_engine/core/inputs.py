@@ -15,6 +15,7 @@ from sousa_engine.core.errors import ConfigError, UserError
 
 MOST_YAML_BYTES = 1_000_000
 MOST_YAML_DEPTH = 32
+MOST_SHOWN = 100  # letters of a value in a sentence
 
 
 def typed_path(text: str | Path, error: type[UserError] = UserError) -> Path:
@@ -31,8 +32,17 @@ def typed_path(text: str | Path, error: type[UserError] = UserError) -> Path:
     return path
 
 
+def shown(value: Any) -> str:
+    """A value as it was entered, for a sentence: at most MOST_SHOWN letters of it."""
+    try:
+        text = repr(value[: MOST_SHOWN + 1] if isinstance(value, str) else value)
+    except ValueError:  # an int of more than 4,300 digits
+        return "a number with thousands of digits"
+    return text if len(text) <= MOST_SHOWN + 2 else f"{text[:MOST_SHOWN]}…"
+
+
 class _Loader(yaml.SafeLoader):
-    """Plain values only: no Python objects, no anchors (a few lines can expand to gigabytes), no deep nesting.
+    """Plain values only: no tags, no anchors (a few lines can expand to gigabytes), no deep nesting.
 
     A key that a mapping has twice is an error too: YAML would take the last one in silence.
     """
@@ -43,6 +53,8 @@ class _Loader(yaml.SafeLoader):
         event = self.peek_event()
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
             raise yaml.MarkedYAMLError(problem="anchors and aliases are not supported", problem_mark=event.start_mark)
+        if getattr(event, "tag", None) not in (None, "!"):
+            raise yaml.MarkedYAMLError(problem=f"the tag {event.tag} is not supported", problem_mark=event.start_mark)
         self.depth += 1
         if self.depth > MOST_YAML_DEPTH:
             raise yaml.MarkedYAMLError(

@@ -45,6 +45,7 @@ SAMPLERS: dict[str, str] = {
     "tpe": "tree-structured Parzen estimator: later trials are sampled near the better of the earlier ones",
     "asha": "random sampling, with the weaker trials pruned early (asynchronous successive halving)",
 }
+LEARNING = ("tpe", "asha")  # samplers whose later settings depend on the results of earlier ones
 _SHORT = {"targets": "lora.targets", "data": "data.dataset"}
 _NO_AXIS = {
     "seed": "Seeds are replicates of each trial, not an axis: list them under seeds.",
@@ -240,7 +241,7 @@ class SweepSpec(Part):
     @property
     def learns(self) -> bool:
         """Whether later settings depend on the results of earlier ones."""
-        return self.sampler in ("tpe", "asha")
+        return self.sampler in LEARNING
 
     def axis(self, field: str) -> Axis:
         return next(axis for axis in self.axes if axis.field == field)
@@ -321,7 +322,7 @@ def draft(base: Mapping[str, Any], setting: Setting, sets: Mapping[str, Sequence
 
     sets: the modules behind the sweep's own names of target sets.
     """
-    asked = grammar.read({field: _as_read(field, value) for field, value in setting.items()})
+    asked = grammar.read(setting)
     named = setting.get("lora.targets")
     if isinstance(named, str) and named in (sets or {}):
         grammar.set_field(asked, "lora.targets", list((sets or {})[named]))
@@ -408,12 +409,6 @@ def _axis(field: str, what: Any) -> dict[str, Any]:
     if isinstance(what, Mapping):
         return {"field": field, **what}
     return {"field": field, "values": [_number(item) for item in what] if isinstance(what, list | tuple) else [what]}
-
-
-def _as_read(field: str, value: Any) -> Any:
-    """A value of an axis in the form in which a file gives it: a name or a path of digits was read as a number."""
-    is_name = field in grammar.PRESET_GROUPS or grammar.is_text(field)
-    return str(value) if is_name and isinstance(value, int | float) else value
 
 
 def _number(item: Any) -> Any:

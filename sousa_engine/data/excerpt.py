@@ -5,7 +5,6 @@ As a program, this is that process: it writes the samples as float32 to stdout, 
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -16,7 +15,7 @@ import numpy as np
 
 from sousa_engine.core.errors import DataError
 from sousa_engine.data import audio, decode, headers
-from sousa_engine.workspace import PROJECT_ROOT
+from sousa_engine.workspace import PROJECT_ROOT, processes
 
 WORKER = (sys.executable, "-m", "sousa_engine.data.excerpt")
 CPU_S = 10  # the first seconds of an ordinary file take a hundredth of this
@@ -30,7 +29,7 @@ def waveform(
 ) -> np.ndarray:
     """Like audio.load: float32 (samples,). Raises DataError, also for a file that crashes its decoder."""
     words = [*command, str(path), repr(clip_s), str(sample_rate_hz)]
-    env = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}  # each thread takes address space
+    env = processes.environment({"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"})  # threads take address space
     try:
         done = subprocess.run(
             words, cwd=PROJECT_ROOT, env=env, stdin=subprocess.DEVNULL, capture_output=True, timeout=wall_s

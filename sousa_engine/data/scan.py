@@ -32,7 +32,7 @@ from sousa_engine.data.decode import cpu_limit_s
 from sousa_engine.data.headers import FIX
 from sousa_engine.data.layouts import Recordings
 from sousa_engine.data.soundness import Soundness
-from sousa_engine.workspace import PROJECT_ROOT, Workspace, intake
+from sousa_engine.workspace import PROJECT_ROOT, Workspace, intake, processes
 from sousa_engine.workspace.intake import Intake, Tell
 
 SCANNING = "scanning"  # the phase that `tell` receives
@@ -243,7 +243,7 @@ class _Worker:
 
     def __init__(self, command: Sequence[str]):
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed in close)
-        env = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}  # each thread takes address space
+        env = processes.environment({"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"})  # they take address space
         self._process = subprocess.Popen(
             command, cwd=PROJECT_ROOT, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors
         )

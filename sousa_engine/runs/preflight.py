@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from typing import Literal
 
 from sousa_engine import backbones, targets
+from sousa_engine.backbones import inspection
 from sousa_engine.core import config
 from sousa_engine.core.config import RunConfig
 from sousa_engine.core.errors import (
@@ -131,6 +132,9 @@ def _weights_check(run_config: RunConfig, workspace: Workspace) -> Check:
         return Check(level="error", title="Weights", detail=str(error))
     if not state.available:
         return Check(level="error", title="Weights", detail=state.message)
+    variant = backbones.variant(model.variant)
+    if state.path and (problem := inspection.problem(variant, state.path, workspace)):
+        return Check(level="error", title="Weights", detail=problem)
     return Check(level="ok", title="Weights", detail=state.label)
 
 

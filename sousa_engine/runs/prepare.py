@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,9 +13,9 @@ import yaml
 from pydantic import ValidationError
 
 from sousa_engine import backbones, targets
-from sousa_engine.core import config, grammar
+from sousa_engine.core import config, grammar, inputs
 from sousa_engine.core.config import RunConfig, TargetModule
-from sousa_engine.core.errors import ConfigError, TargetError, shown
+from sousa_engine.core.errors import ConfigError, TargetError
 from sousa_engine.core.methods import METHODS, Method
 from sousa_engine.data import manifest as manifests
 from sousa_engine.targets import Outline, Resolution
@@ -60,7 +61,8 @@ def prepare(draft: Mapping[str, Any]) -> Prepared:
         notes.append(f"{outline.head_path}: controlled by lora.head={policy}, not by the targets.")
     draft["lora"]["targets"] = [target.model_dump() for target in outline.targets(paths)]
     if draft["lora"].get("rank_pattern"):
-        draft["lora"]["rank_pattern"] = _ranks(outline, draft["lora"]["rank_pattern"], paths)
+        draft["lora"]["rank_pattern"], overlaps = ranks_of(outline, draft["lora"]["rank_pattern"], paths)
+        notes += overlaps
     if not draft["lora"].get("target_set"):
         draft["lora"]["target_set"] = targets.set_name(outline, paths)
     return Prepared(config=config.build(draft), outline=outline, resolution=resolution, notes=tuple(notes))
@@ -110,10 +112,10 @@ def changed(run_config: RunConfig, changes: Sequence[str]) -> grammar.Draft:
 
 def _make_paths_absolute(draft: dict[str, Any]) -> None:
     """Make the data-set and weights paths absolute: the trainer has another working directory."""
-    data = draft.get("data", {})
+    data = {**(draft.get("data") or {})}
     if "dataset" in data:
-        draft["data"] = {**data, "dataset": manifests.absolute(data["dataset"])}
-    weights = draft["model"].get("weights", "pretrained")
+        draft["data"] = {**data, "dataset": manifests.absolute(str(data["dataset"]))}
+    weights = str(draft["model"].get("weights", "pretrained"))
     if weights not in ("pretrained", "random") and Path(weights).expanduser().exists():
         draft["model"]["weights"] = str(Path(weights).expanduser().resolve())
 
@@ -127,8 +129,8 @@ def _entries(outline: Outline, written: Any) -> list[str]:
             then = TargetModule.model_validate(item)
         except ValidationError:
             raise ConfigError(
-                f"lora.targets: {shown(item)} is not a target. Write the name of a module, or all of its path, kind "
-                "and shape.",
+                f"lora.targets: {inputs.shown(item)} is not a target. Write the name of a module, or all of its path, "
+                "kind and shape.",
                 field="lora.targets",
             ) from None
         today = outline.targets([then.path])[0]
@@ -156,22 +158,58 @@ def _for_method(outline: Outline, entries: list[str], method: Method) -> tuple[l
     return found, notes
 
 
-def _ranks(outline: Outline, written: Any, paths: Sequence[str]) -> dict[str, int]:
-    """rank_pattern with its names resolved among the targets, by PEFT's own rule or by old names."""
+def ranks_of(outline: Outline, written: Any, paths: Sequence[str]) -> tuple[dict[str, int], list[str]]:
+    """Full path -> rank from rank_pattern, whose keys name modules as targets do, and a note on keys that overlap.
+
+    The most specific key wins: the full path, then the longest end of it, then a pattern or the name of a set. Between
+    equals the first one wins, as in PEFT. Raises ConfigError, TargetError.
+    """
     pairs = list(written.items()) if isinstance(written, Mapping) else written
     are_pairs = isinstance(pairs, list | tuple) and all(isinstance(p, list | tuple) and len(p) == 2 for p in pairs)
     if not are_pairs:
         raise ConfigError(
-            f"lora.rank_pattern = {written!r} does not map modules to ranks. Example: '{{q_proj: 4, mlp.fc1: 16}}'.",
+            f"lora.rank_pattern = {inputs.shown(written)} does not map modules to ranks. "
+            "Example: '{q_proj: 4, mlp.fc1: 16}'.",
             field="lora.rank_pattern",
         )
-    found: dict[str, int] = {}
-    for entry, rank in pairs:
-        named = [path for path in targets.resolve_sets(outline, [str(entry)]).paths if path in set(paths)]
+    keys: dict[str, list[tuple[str, Any]]] = {}
+    for key, rank in pairs:
+        named = [path for path in _named(outline, str(key)) if path in set(paths)]
         if not named:
             raise TargetError(
-                f"lora.rank_pattern: {entry} is a module of {outline.variant}, but not a target of this run."
+                f"lora.rank_pattern: {key} is a module of {outline.variant}, but not a target of this run."
             )
         for path in named:
-            found[path] = rank
-    return found
+            keys.setdefault(path, []).append((str(key), rank))
+    found: dict[str, int] = {}
+    overlaps: dict[str, list[str]] = {}
+    for path, hits in keys.items():
+        key, found[path] = max(hits, key=lambda hit: _closeness(outline, hit[0], path))
+        for other, rank in hits:
+            if rank != found[path]:
+                is_close = _closeness(outline, other, path) < _closeness(outline, key, path)
+                why = "it is more specific" if is_close else "it comes first"
+                note = f"both {key} ({found[path]}) and {other} ({rank}). The rank of {key} is used: {why}."
+                overlaps.setdefault(note, []).append(path)
+    notes = [
+        f"lora.rank_pattern: {'1 module matches' if len(at) == 1 else f'{len(at)} modules match'} {note}"
+        for note, at in overlaps.items()
+    ]
+    return found, notes
+
+
+def _named(outline: Outline, key: str) -> tuple[str, ...]:
+    """The modules that a key of rank_pattern names. PEFT also matches a regular expression with the end of a path."""
+    found = targets.resolve(outline, targets.expand_sets(outline, [key]))
+    if found.unmatched:
+        by_end = targets.resolve(outline, [rf"(?:.*\.)?(?:{key})"])
+        found = targets.resolve_strict(outline, [key]) if by_end.unmatched else by_end
+    return found.paths
+
+
+def _closeness(outline: Outline, key: str, path: str) -> float:
+    """How much of the path a key spells out: all of it, the parts at its end, or none, as a pattern does."""
+    if key == path:
+        return math.inf
+    ends = any(f".{name}".endswith(f".{key}") for name in (path, outline.node(path).old_path))
+    return 1 + key.count(".") if ends else 0

@@ -231,6 +231,7 @@ class Distinct:
             is_old = found < old_count if is_random else was_there
             try:
                 prepared = prepare.prepare(sweep_spec.draft(spec.base, setting, spec.sets))
+                _check_readable(prepared.config)
                 is_repeat = self._repeats(setting, prepared.config, is_old)
             except UserError as error:
                 prepared, is_repeat = error, False

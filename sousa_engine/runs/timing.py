@@ -75,7 +75,9 @@ def measure(
             file = Path(folder) / run_files.CONFIG
             file.write_text(config.model_dump_json())
             command = [sys.executable, "-m", "sousa_engine.runs.timing", str(workspace.root), str(file)]
-            timed = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+            timed = subprocess.run(
+                command, env=processes.environment(), capture_output=True, text=True, stdin=subprocess.DEVNULL
+            )
         if timed.returncode:
             last = (timed.stderr.strip().splitlines() or ["it printed no error message"])[-1]
             raise RunError(f"Timing {config.title} failed: {last}")

@@ -4,11 +4,13 @@ from sousa_engine.targets.count import Counts, count
 from sousa_engine.targets.match import EntryMatch, Resolution, grep, resolve, resolve_strict, to_yaml
 from sousa_engine.targets.outline import OUTLINES, ModuleNode, Outline, load_outline
 from sousa_engine.targets.selection import (
+    PastedSettings,
     current_names,
     has_all,
     highest_ranks,
     names_yaml,
     not_adaptable,
+    pasted_settings,
     selection_yaml,
     shared_names,
 )
@@ -28,6 +30,7 @@ __all__ = [
     "EntryMatch",
     "ModuleNode",
     "Outline",
+    "PastedSettings",
     "Resolution",
     "count",
     "current_names",
@@ -40,6 +43,7 @@ __all__ = [
     "named_sets",
     "names_yaml",
     "not_adaptable",
+    "pasted_settings",
     "recommended_sets",
     "resolve",
     "resolve_sets",

@@ -18,11 +18,12 @@ from sousa_engine.core.errors import RunError
 
 FORMAT = 2  # format 1 kept neither the position in the epoch nor random states, so no run can continue from it exactly
 STATE, FACTS = "state.pt", "facts.json"
+_OWN_SHA256 = "facts_sha256"  # of all other facts; the checkpoints of earlier versions have none
 _NAME = re.compile(r"step-(\d+)(?:-(\d+))?")
 
 
 def save(folder: Path, step: int, state: dict[str, Any], facts: dict[str, Any], *, keep: int | None = 2) -> Path:
-    """Write folder/step-<step>/ (state.pt, facts.json with its sha256) and drop all but the newest `keep`.
+    """Write folder/step-<step>/ (state.pt, facts.json with the sha256 of both) and drop all but the newest `keep`.
 
     state: tensors and plain values only, so that it loads with weights_only=True. keep: None drops nothing. A second
     checkpoint of the same step goes to step-<step>-2: replacing the first would leave a moment without any.
@@ -42,6 +43,7 @@ def save(folder: Path, step: int, state: dict[str, Any], facts: dict[str, Any], 
             os.fsync(file.fileno())
         facts = {**facts, "format": FORMAT, "step": step, "sha256": sha256(temporary / STATE)}
         facts["bytes"] = (temporary / STATE).stat().st_size
+        facts[_OWN_SHA256] = _digest(json.loads(json.dumps(facts)))  # as they will be read
         with (temporary / FACTS).open("w") as file:
             json.dump(facts, file, indent=1)
             file.flush()
@@ -68,10 +70,12 @@ def facts_of(path: Path) -> dict[str, Any]:
         facts = json.loads((path / FACTS).read_bytes())
     except FileNotFoundError:
         raise RunError(f"Checkpoint {path.name} is damaged: it has no {FACTS}.") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         facts = None
     if not isinstance(facts, dict) or not isinstance(facts.get("sha256"), str):
         raise RunError(f"Checkpoint {path.name} is damaged: its {FACTS} cannot be read.")
+    if facts.get(_OWN_SHA256, own := _digest(facts)) != own:
+        raise RunError(f"Checkpoint {path.name} is damaged: its {FACTS} has changed since it was written.")
     try:
         size = (path / STATE).stat().st_size
     except FileNotFoundError:
@@ -126,6 +130,12 @@ def _unused(folder: Path, step: int) -> Path:
 def sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest(facts: dict[str, Any]) -> str:
+    """The sha256 of a checkpoint's facts, except for this sha256 itself."""
+    others = {key: value for key, value in facts.items() if key != _OWN_SHA256}
+    return hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()
 
 
 def _clear(path: Path) -> None:

@@ -25,6 +25,7 @@ __all__ = [
     "routes",
     "scan_view",
     "sweep_form",
+    "sweep_marks",
     "sweep_view",
     "tell",
     "terminal",

@@ -151,8 +151,12 @@ def _leave_out(run: Run, found: Updates) -> tuple[str, ...]:
         suggested = f"strongest {count} of {every}, run {run.id[-4:]}"
         name = st.text_input(
             "Name of the new target set", placeholder=suggested, max_chars=LONGEST_SET_NAME, key=f"set-{run.id}",
-            help="Leave empty to use the suggested name. A set stores the modules and the head's policy.",
+            help="Leave empty to use the suggested name.",
         )  # fmt: skip
+        st.caption(
+            "A set keeps the modules and the head. It leaves method and rank open, so that it fits any run."
+            + (" It does not keep this run's separate ranks; Launch does." if config.lora.rank_pattern else "")
+        )
         with st.container(horizontal=True):
             nothing_left_out = count == every
             if st.button(

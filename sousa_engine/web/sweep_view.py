@@ -27,8 +27,9 @@ from sousa_engine.core.errors import ConfigError, SousaError, UserError
 from sousa_engine.core.records import Curve, Run, Summary, Sweep, SweepStatus
 from sousa_engine.core.sweep_spec import SweepSpec
 from sousa_engine.runs import sweep_learner, sweep_orders, sweep_plan
+from sousa_engine.runs.sweep_orders import Queued
 from sousa_engine.store import Store
-from sousa_engine.web import handover, parts, sweep_form
+from sousa_engine.web import handover, parts, sweep_form, sweep_marks
 from sousa_engine.web.components.trial_tiles import Wish, trial_tiles
 from sousa_engine.web.report_view import report_downloads
 
@@ -42,7 +43,12 @@ def one_sweep(found: Sweep) -> None:
     """Draw the sweep, refreshed every few seconds while it can still change."""
     with parts.open_store() as store:
         runs = store.sweeps.runs(found.id)
-    spec = sweep_spec.build(found.spec)
+    try:
+        spec = sweep_spec.build(found.spec)
+    except ConfigError as error:
+        header(found, None, 0)
+        st.error(parts.plain(f"The definition of this sweep cannot be read: {error}"), icon=":material/error:")
+        return
     header(found, spec, tally(found, runs).failed)
     if found.reason:
         show = st.error if found.status is SweepStatus.FAILED else st.info
@@ -61,24 +67,32 @@ def is_open(found: Sweep, runs: Sequence[Run]) -> bool:
 def standing(found: Sweep, runs: Sequence[Run]) -> tuple[object, ...]:
     """Everything that the page outside of the tiles depends on: when it changes, the whole page is redrawn."""
     failed = tuple(run.id for failure in failures(runs, stopped=True) for run in failure.runs)
-    return found.status, found.reason, found.spec, is_open(found, runs), failed
+    return found.status, found.reason, found.spec, found.note, found.archived_at_ms, is_open(found, runs), failed
 
 
 # Title, badges and actions
 
 
-def header(found: Sweep, spec: SweepSpec, failed: int) -> None:
+def header(found: Sweep, spec: SweepSpec | None, failed: int) -> None:
     st.page_link(parts.page_path("sweeps"), label=":primary[All sweeps]", icon=":material/arrow_back:")
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
         st.title(parts.plain(found.name), anchor=False, width="content")
         with st.container(horizontal=True, width="content", vertical_alignment="center"):
-            actions(found, spec)
+            if spec:
+                actions(found, spec)
+            sweep_marks.marks(found)
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         parts.sweep_badge(found.status, failed)
-        st.badge(spec.sampler, icon=":material/grid_view:", color="gray", help=sweep_spec.SAMPLERS[spec.sampler])
-        seeds = ", ".join(map(str, spec.seeds))
-        st.badge(f"seeds {seeds}", icon=":material/tag:", color="gray", help="Every setting is trained with each seed")
+        if spec:
+            st.badge(spec.sampler, icon=":material/grid_view:", color="gray", help=sweep_spec.SAMPLERS[spec.sampler])
+            seeds = ", ".join(map(str, spec.seeds))
+            each = "Every setting is trained with each seed"
+            st.badge(f"seeds {seeds}", icon=":material/tag:", color="gray", help=each)
+        if found.archived_at_ms is not None:
+            st.badge("archived", icon=":material/archive:", color="gray")
         st.caption(f"{found.id} · {parts.when(found.created_at_ms)}")
+    if found.note:
+        st.text(found.note)
 
 
 def actions(found: Sweep, spec: SweepSpec) -> None:
@@ -128,45 +142,50 @@ def steer(sweep_id: str, verb: Callable[[Store, str], bool], said: str) -> None:
     st.toast(said if changed else "The sweep changed in the meantime.", icon=":material/info:")
 
 
-def enlarge_button(label: str, found: Sweep, what: str, verb: Callable[[Store, Sweep], int]) -> None:
-    """A button that enlarges a sweep, and below it the reason if that was refused."""
+def enlarge_button(label: str, found: Sweep, what: str, verb: Callable[[Store, Sweep], Queued]) -> None:
+    """A button that enlarges a sweep, and below it the reason if that was refused, or what was queued."""
     refused = f"sweep.refused.{what}.{found.id}"
     st.button(label, key=f"sweep.do.{what}", type="primary", on_click=enlarge, args=(found.id, verb, refused))
     if refused in st.session_state:
         st.error(parts.plain(st.session_state[refused]), icon=":material/error:")
+    if said := st.session_state.get(f"{refused}.done"):
+        st.caption(parts.plain(said))
 
 
-def enlarge(sweep_id: str, verb: Callable[[Store, Sweep], int], refused: str) -> None:
-    """verb: enlarges the sweep and returns the number of queued runs."""
+def enlarge(sweep_id: str, verb: Callable[[Store, Sweep], Queued], refused: str) -> None:
     st.session_state.pop(refused, None)
+    st.session_state.pop(f"{refused}.done", None)
     try:
         with parts.open_store() as store:
             found = store.sweeps.get(sweep_id)
             assert found is not None
-            count = verb(store, found)
+            queued = verb(store, found)
     except SousaError as error:
         st.session_state[refused] = str(error)
         return
-    st.toast(f"{count} {'run' if count == 1 else 'runs'} queued." if count else "The sampler will add them one by one.")
+    sampled_later = found.spec.get("sampler") in sweep_spec.LEARNING and not queued.ids
+    said = "The sampler will add them one by one." if sampled_later else queued.sentence
+    st.session_state[f"{refused}.done"] = " ".join([said, *queued.notes])
+    st.toast(parts.plain(said))
 
 
 # These read their fields when the button is pressed: `seeds`, `axis`, `values` and `count` are session keys.
 
 
-def add_seeds(seeds: str, store: Store, found: Sweep) -> int:
+def add_seeds(seeds: str, store: Store, found: Sweep) -> Queued:
     more = sweep_spec.parse_seeds(st.session_state[seeds])
-    return len(sweep_orders.add_seeds(store, found, more, created_by="page"))
+    return sweep_orders.add_seeds(store, found, more, created_by="page")
 
 
-def extend(axis: str, values: str, store: Store, found: Sweep) -> int:
+def extend(axis: str, values: str, store: Store, found: Sweep) -> Queued:
     field, more = sweep_spec.parse_axis(f"{st.session_state[axis]}={st.session_state[values]}")
     if not isinstance(more, list):
         raise ConfigError("A grid needs listed values: enter them separated by commas.")
-    return len(sweep_orders.extend(store, found, field, more, created_by="page"))
+    return sweep_orders.extend(store, found, field, more, created_by="page")
 
 
-def add_trials(count: str, store: Store, found: Sweep) -> int:
-    return len(sweep_orders.add_trials(store, found, int(st.session_state[count]), created_by="page"))
+def add_trials(count: str, store: Store, found: Sweep) -> Queued:
+    return sweep_orders.add_trials(store, found, int(st.session_state[count]), created_by="page")
 
 
 # Live status
@@ -175,7 +194,8 @@ def add_trials(count: str, store: Store, found: Sweep) -> int:
 def wall(sweep_id: str, drawn: tuple[object, ...]) -> None:
     with parts.open_store() as store:
         found = store.sweeps.get(sweep_id)
-        assert found is not None
+        if found is None:  # deleted in another tab
+            st.rerun()
         runs = store.sweeps.runs(sweep_id)
         now = latest(runs)
         summaries = store.metrics.summaries([run.id for run in now])

@@ -15,10 +15,16 @@ def predictions(pairs, split="test"):
     ]
 
 
+TARGETS = (TargetModule(path="q", kind="Linear", shape=(192, 192)),)
+
+
 def run(seed=0, status=RunStatus.FINISHED, run_id=None, **config):
+    lora = config.pop("lora", LoraConfig())
+    if "targets" not in lora.model_fields_set:  # without targets, no setting of an adapter is read
+        lora = LoraConfig.model_validate({**dict(lora), "targets": TARGETS})
     return Run(
         id=run_id or f"r{seed}",
-        config=RunConfig(seed=seed, **config),
+        config=RunConfig(seed=seed, lora=lora, **config),
         status=status,
         created_at_ms=0,
         started_at_ms=1_000,
@@ -284,7 +290,7 @@ def test_settings_are_called_by_what_differs_between_them():
 
     assert names(run(0), run(1)) == ["ast-mini · tiny", "ast-mini · tiny"]
     assert names(run(0), run(1, training={"lr": 5e-4}), run(2)) == ["lr=0.002", "lr=0.0005", "lr=0.002"]
-    assert names(run(0, lora=lora), run(0, model={"weights": "random"})) == [
+    assert names(run(0, lora=lora), run(0, lora=LoraConfig(targets=()), model={"weights": "random"})) == [
         "attention",
         "random weights · the head alone",
     ]

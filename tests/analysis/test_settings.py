@@ -18,7 +18,7 @@ def run(number, *, seed=0, trial=None, status=RunStatus.FINISHED, pruned=None, f
     setting = {**AXES, **of}
     config = {
         "name": f"r {setting['lora.r']} · lr {setting['training.lr']:g}" if trial is not None else "",
-        "lora": {"r": setting["lora.r"]},
+        "lora": {"r": setting["lora.r"], "targets": [{"path": "q", "kind": "Linear", "shape": (192, 192)}]},
         "training": {"lr": setting["training.lr"]},
         "model": {"weights": weights},
         "seed": seed,
@@ -80,11 +80,20 @@ def test_runs_of_one_sweep_keep_its_trials_and_its_names():
     assert (axis.name, axis.values, axis.levels) == ("r", (4, 8), ("4", "8"))
 
 
+def test_trials_that_train_the_same_are_one_setting_with_the_latest_of_each_seed():
+    runs = [run(1, trial=0), run(2, trial=1, **{"lora.r": 4}), run(3, trial=2), run(4, trial=2, seed=1)]
+    rows = rows_of(*runs)
+    assert [(row.number, row.label, [of.id for of in row.runs]) for row in rows] == [
+        (0, "r 8 · lr 0.002", ["run3", "run4"]),
+        (1, "r 4 · lr 0.002", ["run2"]),
+    ]
+
+
 def test_names_that_are_alike_are_told_apart():
     first, second = run(1), run(2, **{"lora.r": 16})
     named = [dataclasses.replace(r, config=r.config.model_copy(update={"name": "same"})) for r in (first, second)]
     assert [row.label for row in rows_of(*named)] == ["r=8", "r=16"]
-    swept = [run(1, trial=0), run(2, trial=1)]
+    swept = [run(1, trial=0), run(2, trial=1, weights="random")]
     assert [row.label for row in rows_of(*swept)] == ["r 8 · lr 0.002 · setting 0", "r 8 · lr 0.002 · setting 1"]
 
 
@@ -101,8 +110,8 @@ def test_only_finished_seeds_count_and_a_pruned_setting_does_not():
     runs = [
         run(1, trial=0),
         run(2, trial=0, seed=1, status=RunStatus.FAILED),
-        run(3, trial=1, status=RunStatus.STOPPED, pruned=40),
-        run(4, trial=1, seed=1),
+        run(3, trial=1, status=RunStatus.STOPPED, pruned=40, **{"lora.r": 4}),
+        run(4, trial=1, seed=1, **{"lora.r": 4}),
     ]
     found = summaries({"run1": (0.6, 0.5), "run2": (0.1, None), "run3": (0.2, None), "run4": (0.7, 0.7)})
     rows = settings.setting_rows(runs, found)
@@ -187,7 +196,8 @@ def test_an_axis_that_only_failed_settings_varied_is_no_axis():
 
 
 def costly(number, trainable, **more):
-    return run(number, trial=number, facts={"parameters": {"trainable": trainable}, "train_s": 60.0}, **more)
+    facts = {"parameters": {"trainable": trainable}, "train_s": 60.0}
+    return run(number, trial=number, facts=facts, **{"lora.r": 1 + number}, **more)
 
 
 def test_the_frontier_holds_what_nothing_cheaper_reaches():

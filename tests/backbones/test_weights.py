@@ -615,6 +615,57 @@ def test_an_envelope_and_a_prefix_are_taken_off(mini, envelope):
     assert torch.equal(mini.classifier.dense.bias, state["module.classifier.dense.bias"])
 
 
+@pytest.mark.parametrize("prefix", ["net.", "model.", "_orig_mod.", "module._orig_mod.", "lit.net."])
+@pytest.mark.parametrize("variant", ["ast-mini", "efficientat-mini", "htsat-mini", "beats-mini"])
+def test_any_common_prefix_is_taken_off(variant, prefix, tmp_path):
+    state = backbones.build(variant, num_classes=7).state_dict()
+    torch.save({f"{prefix}{key}": value for key, value in state.items()}, tmp_path / "x.pt")
+    assert [found.name for found in pretrained.recognise(tmp_path / "x.pt", choices(variant))] == [variant]
+
+
+@pytest.mark.parametrize(
+    "envelope",
+    [
+        lambda s: {"model_state_dict": s, "optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}}, "epoch": 3},
+        lambda s: {"net": s, "epoch": torch.tensor(3), "optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}}},
+        lambda s: {"checkpoint": {"weights": s, "options": {"lr": 1.0}}},
+        lambda s: {"state_dict": {f"model._orig_mod.{key}": value for key, value in s.items()}},
+    ],
+)
+def test_the_only_set_of_tensors_in_an_envelope_is_read(mini, envelope):
+    state = {key: value + 1 for key, value in mini.state_dict().items()}
+    key_tree.load_official(mini, envelope(state), ast)
+    assert torch.equal(mini.classifier.dense.bias, state["classifier.dense.bias"])
+
+
+def test_two_sets_of_tensors_of_unknown_name_are_refused(mini):
+    state = mini.state_dict()
+    with pytest.raises(WeightsError, match="tensors are missing"):
+        key_tree.load_official(mini, {"student": state, "teacher": state}, ast)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e300])
+def test_weights_that_are_not_finite_are_refused_at_every_door_with_the_tensors_name(
+    far_mini, mini, tmp_path, workspace, value
+):
+    state = {key: tensor.double() for key, tensor in mini.state_dict().items()}
+    state[f"{BODY}.layernorm.weight"][3] = value
+    path = tmp_path / "x.safetensors"
+    save_file(state, path)
+    says = rf"1 of the 192 numbers in {BODY}\.layernorm\.weight is NaN or infinite"
+    with pytest.raises(WeightsError, match=rf"x\.safetensors cannot be used: {says}"):
+        pretrained.import_weights(far_mini[0], ast, path, workspace)
+    with pytest.raises(WeightsError, match=says):
+        backbones.open_network("ast-mini", num_classes=7, weights=str(path), workspace=workspace)
+    with pytest.raises(WeightsError, match=says):
+        backbones.load_official("ast-mini", path)
+    assert [found.name for found in pretrained.recognise(path, choices("ast-mini"))] == ["ast-mini"]
+    state = mini.state_dict()
+    state["classifier.dense.bias"][0] = torch.nan  # the head in a file is never used
+    save_file(state, path)
+    assert backbones.open_network("ast-mini", num_classes=7, weights=str(path), workspace=workspace)
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "model.pth"])
 def test_a_truncated_file_is_refused_before_and_at_loading(mini, tmp_path, workspace, name):
     path = tmp_path / name
@@ -661,6 +712,32 @@ def test_a_file_that_is_no_weights_file_is_refused(tmp_path, workspace, name, co
     (tmp_path / name).write_bytes(content)
     with pytest.raises(WeightsError, match=r"not a (weights|safetensors) file"):
         backbones.open_network("ast-mini", num_classes=7, weights=str(tmp_path / name), workspace=workspace)
+
+
+@pytest.mark.parametrize("content", [b"weights: none\n", b"", b"RIFF\x00\x01", b"\x80\x04\x95N.", b"\x80\x02}q\x00."])
+def test_nobody_is_advised_to_read_a_file_without_protection(tmp_path, content):
+    (tmp_path / "x.pth").write_bytes(content)
+    with pytest.raises(WeightsError) as error:
+        key_tree.read(tmp_path / "x.pth")
+    assert "x.pth" in str(error.value) and "weights_only" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"hello", b"", b"\n<!DOCTYPE html>"])
+def test_what_cannot_be_weights_is_known_before_a_run_starts(tmp_path, workspace, content):
+    (tmp_path / "x.pth").write_bytes(content)
+    state = backbones.weights_state("ast-mini", workspace, str(tmp_path / "x.pth"))
+    assert not state.available and "not a weights file" in state.message.replace("not the", "not a")
+
+
+def test_the_header_of_a_safetensors_file_is_read_only_if_it_is_small(tmp_path, workspace):
+    big, deep = tmp_path / "big.safetensors", tmp_path / "deep.safetensors"
+    with big.open("wb") as file:
+        file.write((3 << 30).to_bytes(8, "little"))
+        file.truncate((3 << 30) + 100)  # sparse
+    brackets = b"[" * 200_000
+    deep.write_bytes(len(brackets).to_bytes(8, "little") + brackets)
+    for path in (big, deep):
+        assert "is not a safetensors file" in backbones.weights_state("ast-mini", workspace, str(path)).message
 
 
 def test_a_web_page_under_the_name_of_a_file_is_told(tmp_path, workspace):
@@ -711,9 +788,21 @@ def test_a_file_of_no_backbone_here_is_compared_with_the_nearest(mini, tmp_path)
     del state[f"{BODY}.layernorm.weight"]
     save_file(state, tmp_path / "x.safetensors")
     with pytest.raises(
-        WeightsError, match=r"not fit any known backbone\. The nearest is ast-mini: 1 of \d+ tensors are miss"
+        WeightsError,
+        match=r"any known backbone\. The nearest is ast-mini, with 99 % of .*: 1 of \d+ tensors are miss",
     ):
         pretrained.recognise(tmp_path / "x.safetensors", choices("mn04_as", "ast-mini", "ast-base"))
+
+
+def test_the_nearest_is_the_one_of_which_most_fits_and_not_the_smallest(tmp_path):
+    state = backbones.build("mn04_as", num_classes=7).state_dict()
+    state["more.weight"] = torch.ones(2)
+    save_file(state, tmp_path / "x.safetensors")
+    with pytest.raises(WeightsError, match=r"nearest is mn04_as, with 99 % of .*: 1 do not belong .*more\.weight"):
+        pretrained.recognise(tmp_path / "x.safetensors", choices("ast-mini", "mn04_as", "mn10_as"))
+    save_file({"a.weight": torch.ones(2)}, tmp_path / "x.safetensors")
+    with pytest.raises(WeightsError, match="None of its tensors has a name and shape of theirs"):
+        pretrained.recognise(tmp_path / "x.safetensors", choices("ast-mini", "mn04_as"))
 
 
 def test_of_two_that_share_a_body_the_head_decides(tmp_path):

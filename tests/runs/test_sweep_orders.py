@@ -444,6 +444,170 @@ def test_a_failed_run_is_told_as_failed_and_the_sweep_goes_on(store):
     assert states == ["FAIL", "COMPLETE", "COMPLETE", "COMPLETE"]
 
 
+# Each run once
+
+
+SMALL = {"base": TINY, "seeds": [0], "sampler": "random", "trials": 3}
+
+
+def settings_of(spec, workspace):
+    return [dict(run.setting) for run in sweep_plan.plan(sweep_spec.build(spec), workspace).runs]
+
+
+def test_settings_that_train_the_same_run_are_planned_once_and_named(workspace):
+    axes = {
+        "model": ["ast-mini"],
+        "lora.method": ["lora", "ia3"],
+        "lora.r": [4, 8],
+        "targets": ["default", "all-linear"],
+    }
+    found = sweep_plan.plan(sweep_spec.build({"axes": axes, "base": TINY, "seeds": [0]}), workspace)
+    assert [run.config.name for run in found.runs] == [
+        "ast-mini · lora · r 4 · default", "ast-mini · lora · r 8 · default", "ast-mini · ia3 · r 4 · default"
+    ]  # fmt: skip
+    assert found.run_count == 3 and [run.trial for run in found.runs] == [0, 1, 2]
+    whys = {sweep_spec.label(repeat.setting): repeat.why for repeat in found.repeats}
+    assert whys["ast-mini · ia3 · r 8 · default"] == "IA3 does not read lora.r here"
+    assert whys["ast-mini · lora · r 4 · all-linear"] == "both stand for the same values" and len(whys) == 5
+    assert any("5 settings train the same as another one" in note for note in found.notes)
+
+
+def test_an_alias_is_the_backbone_that_it_stands_for(workspace):
+    base = {**TINY, "model": {"weights": "random"}}
+    found = sweep_plan.plan(sweep_spec.build({"axes": {"model": ["ast", "ast-base"]}, "base": base}), workspace)
+    same = {run.config.model_dump_json(exclude={"name"}) for run in found.runs}
+    assert len(found.repeats) == 1 or len(same) == 6, "the same run is never planned under two names"
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_a_random_sweep_over_few_whole_numbers_draws_each_once_and_refuses_more(workspace, log):
+    axes = {"lora.r": {"low": 1, "high": 40, "log": log}}
+    found = settings_of({**SMALL, "axes": axes, "trials": 40}, workspace)
+    assert sorted(setting["lora.r"] for setting in found) == list(range(1, 41))
+    assert settings_of({**SMALL, "axes": axes, "trials": 10}, workspace) == found[:10], "a longer one starts with them"
+    with pytest.raises(PreflightError, match="41 trials were requested, but there are only 40 combinations: request"):
+        settings_of({**SMALL, "axes": axes, "trials": 41}, workspace)
+
+
+@pytest.mark.parametrize("rates", [{"low": 0.0, "high": 0.5}, [0.1, 0.2, 0.3, 0.4]])
+def test_a_random_sweep_over_what_no_run_reads_ends_and_says_how_many_settings_there_are(workspace, rates):
+    axes = {"lora.method": ["ia3"], "training.lr": [0.1, 0.2], "lora.dropout": rates}
+    with pytest.raises(PreflightError, match=r"only 2 different settings: request at most 2\. .*IA3 does not read"):
+        settings_of({**SMALL, "axes": axes}, workspace)
+    assert len(settings_of({**SMALL, "axes": axes, "trials": 2}, workspace)) == 2
+
+
+def test_more_combinations_than_a_sweep_can_train_are_counted_and_not_built(workspace):
+    rates = [round(k * 1e-4, 6) for k in range(1, 13)]
+    fields = ["training.lr", "training.head_lr", "training.weight_decay", "training.warmup", "lora.dropout"]
+    values = {"axes": dict.fromkeys((*fields, "augment.time_mask", "augment.shift"), rates), "base": TINY}
+    with pytest.raises(ConfigError, match="35,831,808 settings"):
+        sweep_spec.build(values)
+    tpe = sweep_spec.build({**values, "sampler": "tpe", "trials": 4, "seeds": [0]})
+    checked = list(sweep_plan.to_check(tpe))
+    assert len(checked) == 1 + 7 * 11 and {setting["training.lr"] for setting in checked} == set(rates)
+    assert sweep_plan.plan(tpe, workspace).run_count == 4
+    assert len(settings_of({**values, "sampler": "random", "trials": 5, "seeds": [0]}, workspace)) == 5
+
+
+@pytest.mark.parametrize("high", [1e300, 2000])
+def test_the_ends_of_a_range_are_values_of_the_field(workspace, high):
+    axes = {"lora.r": {"low": 4, "high": high}}
+    with pytest.raises(ConfigError, match=r"lora\.r must be at most 1,024"):
+        settings_of({**SMALL, "axes": axes}, workspace)
+
+
+def test_a_run_that_could_not_be_read_is_never_planned(workspace):
+    axes = {"data": ["micro", "a\udcffb"]}
+    found = sweep_plan.plan(sweep_spec.build({"axes": axes, "seeds": [0]}), workspace)
+    assert [run.setting for run in found.runs] == [{"data.dataset": "micro"}] and len(found.problems) == 1
+    config = found.runs[0].config
+    named = sweep_plan.replicates(found.spec, 0, {"data.dataset": "left\u202eright"}, config)
+    assert named[0].config.name == r"left\u202eright"
+    with pytest.raises(ConfigError, match="must be at most 2,147,483,647"):
+        sweep_plan.with_seed(config, 3_000_000_000)
+
+
+def test_runs_that_were_trained_before_are_named_in_the_plan(store):
+    made = started(store, **GRID)
+    trainers = Trainers(store, lambda config: 0.5)
+    first = trainers.claim()
+    trainers.end(first)
+    notes = sweep_plan.plan(sweep_spec.build(GRID), store.workspace).notes
+    assert any("1 of 8 runs has already been trained here" in note and first.id in note for note in notes), made
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "asha"])
+def test_a_sweep_that_learns_trains_each_setting_once_and_ends_when_there_are_no_others(store, sampler):
+    axes = {"model": ["ast-mini"], "lora.method": ["lora", "ia3"], "lora.r": [4, 8, 16]}
+    values = {"axes": axes, "sampler": sampler, "trials": 12, "seeds": [0], "base": TINY}
+    planned = sweep_plan.plan(sweep_spec.build(values), store.workspace)
+    assert planned.run_count == 4 and any("there are only 4 different settings" in note for note in planned.notes)
+    made = started(store, **values)
+    over = Trainers(store, lambda config: 0.1 * config.lora.r / 16).play(made.id)
+    settings = [(run.config.lora.method, run.config.lora.r) for run in store.sweeps.runs(made.id)]
+    assert {("lora", 4), ("lora", 8), ("lora", 16)} < set(settings) and len(settings) == 4
+    assert over.status is SweepStatus.FINISHED and "4 different ones" in over.reason
+
+
+def test_a_sweep_that_learns_samples_what_it_asked_for_where_repeats_are_likely(store):
+    axes = {"lora.r": {"low": 1, "high": 6}}
+    made = started(store, axes=axes, sampler="tpe", trials=6, seeds=[0], base=TINY)
+    over = Trainers(store, lambda config: config.lora.r / 10).play(made.id)
+    assert sorted(run.config.lora.r for run in store.sweeps.runs(made.id)) == [1, 2, 3, 4, 5, 6] and not over.reason
+    with pytest.raises(PreflightError, match="There are no other settings: these axes have 6"):
+        sweep_orders.add_trials(store, over, 1, created_by="test")
+
+
+def deleted(store, made, keep):
+    """Stop the sweep and delete the runs for which keep(run) is false."""
+    sweep_orders.stop(store, made.id)
+    gone = [run.id for run in store.sweeps.runs(made.id) if not keep(run)]
+    store.marks.delete(gone)
+    return store.sweeps.get(made.id)
+
+
+def test_deleted_settings_do_not_come_back_with_more_values_or_seeds(store):
+    made = started(store, **GRID)
+    found = deleted(store, made, lambda run: run.trial < 3)
+    queued = sweep_orders.extend(store, found, "targets", ["q_proj"], created_by="test")
+    assert queued.settings == ("ast-mini · q_proj", "beats-mini · q_proj") and len(queued) == 4
+    assert queued.sentence == "4 runs queued: ast-mini · q_proj, beats-mini · q_proj."
+    assert [store.runs.get(run_id).trial for run_id in queued] == [4, 4, 5, 5]
+    queued = sweep_orders.add_seeds(store, store.sweeps.get(made.id), [7], created_by="test")
+    assert len(queued) == 5 and "beats-mini · default" not in queued.settings
+    assert queued.notes == ("1 setting has no runs (never queued, or deleted): left out.",)
+
+
+def test_a_value_that_gives_no_new_run_queues_nothing_and_says_why(store):
+    made = started(store, axes={"lora.method": ["ia3"], "lora.r": [4]}, seeds=[0], base=TINY)
+    queued = sweep_orders.extend(store, made, "lora.r", [8], created_by="test")
+    assert (len(queued), queued.sentence) == (0, "No run was queued.") and "does not read lora.r" in queued.notes[0]
+    found = deleted(store, store.sweeps.get(made.id), lambda run: False)
+    assert len(sweep_orders.extend(store, found, "lora.r", [16], created_by="test")) == 0, "it was deleted"
+
+
+def test_trials_of_a_random_sweep_that_were_deleted_are_not_drawn_again(store):
+    made = started(store, **RATES | {"sampler": "random"})
+    rates = {run.config.training.lr for run in store.sweeps.runs(made.id)}
+    found = deleted(store, made, lambda run: run.trial in (0, 2))
+    queued = sweep_orders.add_trials(store, found, 3, created_by="test")
+    more = [store.runs.get(run_id) for run_id in queued]
+    assert [run.trial for run in more] == [6, 7, 8] and not rates & {run.config.training.lr for run in more}
+
+
+def test_a_deleted_trial_of_a_sweep_that_learns_is_not_queued_again(store):
+    made = started(store, **RATES | {"sampler": "tpe", "trials": 3})
+    sweep_learner.step(store, made, 2)
+    gone = {run.config.training.lr for run in store.sweeps.runs(made.id)}
+    found = deleted(store, made, lambda run: False)
+    sweep_orders.add_trials(store, found, 1, created_by="test")
+    over = Trainers(store, by_rate).play(made.id)
+    runs = store.sweeps.runs(made.id)
+    assert over.status is SweepStatus.FINISHED and len(runs) == 2
+    assert not gone & {run.config.training.lr for run in runs}
+
+
 # Names
 
 

@@ -1,5 +1,7 @@
 """A selection of modules: what a method or a rank forbids, and names that mean exactly these modules."""
 
+import json
+
 import pytest
 import yaml
 
@@ -51,3 +53,13 @@ def test_a_selection_as_yaml_holds_its_separate_ranks(ast):
     assert targets.selection_yaml(ast, [Q, K], {}) == targets.names_yaml([Q, K])
     text = targets.selection_yaml(ast, [Q, K], {K: 2})
     assert yaml.safe_load(text) == {"peft_target_modules": [Q, K], "rank_pattern": {K: 2}}
+
+
+def test_the_settings_next_to_a_pasted_list_are_found_however_deep_they_are():
+    block = {"target_modules": ["q_proj"], "r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "rank_pattern": {"fc1": 4}}
+    block |= {"bias": "none", "use_rslora": False, "init_lora_weights": True, "task_type": None}
+    for text in (json.dumps(block), f"model:\n  peft: {json.dumps(block)}\n"):
+        found = targets.pasted_settings(text)
+        assert (found.r, found.ranks, found.others) == (16, {"fc1": 4}, {"lora_alpha": 32})
+    for text in ("q_proj, v_proj", "[q_proj]", "", "{", "r: 4", '{"targets": ["a"], "r": true, "rank_pattern": [1]}'):
+        assert targets.pasted_settings(text) == targets.PastedSettings()

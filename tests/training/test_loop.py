@@ -187,6 +187,26 @@ def test_a_damaged_checkpoint_is_refused(tmp_path):
         checkpoint.load(path)
 
 
+def test_any_flipped_bit_of_a_checkpoints_facts_is_noticed_or_changes_no_fact(tmp_path):
+    told = {"epoch": 3, "best": None, "run": {"data": "0f" * 16, "rate": 0.1, 9: "x", 10: (1, 2)}}
+    path = checkpoint.save(tmp_path, 7, {}, told) / checkpoint.FACTS
+    good = path.read_bytes()
+    facts, unnoticed = checkpoint.facts_of(path.parent), 0
+    assert facts["epoch"] == 3
+    for at in range(8 * len(good)):
+        damaged = bytearray(good)
+        damaged[at // 8] ^= 1 << at % 8
+        path.write_bytes(damaged)
+        try:
+            found = checkpoint.facts_of(path.parent)
+        except RunError as error:
+            assert "is damaged" in str(error)
+        else:
+            unnoticed += 1
+            assert all(found[key] == value for key, value in facts.items() if key != "facts_sha256")
+    assert unnoticed < 0.2 * 8 * len(good)  # blanks, and the name of the checksum
+
+
 def test_a_checkpoint_that_did_not_fit_leaves_nothing_behind(tmp_path, monkeypatch):
     checkpoint.save(tmp_path, 7, {"trainable": {}}, {})
 

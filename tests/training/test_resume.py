@@ -257,12 +257,19 @@ def flip(path):
     (path / checkpoint.STATE).write_bytes(raw)
 
 
+def flip_a_fact(path):
+    facts = (path / checkpoint.FACTS).read_text()
+    assert '"epoch": 2' in facts
+    (path / checkpoint.FACTS).write_text(facts.replace('"epoch": 2', '"epoch": 3'))
+
+
 def truncate(path):
     (path / checkpoint.STATE).write_bytes((path / checkpoint.STATE).read_bytes()[:100])
 
 
 DAMAGE = {
     "one bit": (flip, "sha256"),
+    "one bit of the facts": (flip_a_fact, "facts.json has changed"),
     "truncated": (truncate, "it has 100 of"),
     "no state": (lambda path: (path / checkpoint.STATE).unlink(), "no state.pt"),
     "no facts": (lambda path: (path / checkpoint.FACTS).unlink(), "no facts.json"),
@@ -308,7 +315,7 @@ def test_what_forbids_to_go_on_is_a_sentence(tmp_path):
     Story(tmp_path).launch(stop_at=6)
     for path in checkpoint.steps(tmp_path / "checkpoints"):
         facts = json.loads((path / checkpoint.FACTS).read_text())
-        del facts["format"], facts["bytes"]
+        del facts["format"], facts["bytes"], facts["facts_sha256"]
         (path / checkpoint.FACTS).write_text(json.dumps(facts))
     with pytest.raises(RunError, match="another version"):
         resume.find(tmp_path)

@@ -302,12 +302,34 @@ def test_a_list_that_names_the_head_puts_lora_on_it_and_repeats_the_known_count(
     assert counted(page).startswith("73 modules with LoRA, 1,333,568 trainable of 86,219,560")
 
 
-def test_a_pasted_list_says_that_its_ranks_are_not_taken_over(page):
-    said = "The ranks in this list are ignored: ticked modules start with the general rank."
+def test_a_pasted_config_of_peft_sets_its_ranks_and_says_what_is_not_taken_over(page, outline):
+    def captions():
+        return [c.value for c in page.caption]
+
     paste(page, "peft_target_modules:\n- q_proj\n")
-    assert said not in [c.value for c in page.caption]
-    paste(page, "peft_target_modules:\n- q_proj\nrank_pattern:\n  q_proj: 4\n")
+    assert not any("Ticking this list" in said or "Not taken over" in said for said in captions())
+    paste(page, '{"target_modules": ["q_proj", "v_proj"], "r": 4, "lora_alpha": 32, "lora_dropout": 0.0, '
+                '"rank_pattern": {"v_proj": 4, "layers.0.attention.q_proj": 2}, "use_dora": true}')  # fmt: skip
+    assert "Ticking this list also sets rank 4 and a separate rank for 1 module." in captions()
+    assert any(said.startswith("Not taken over: lora\\_alpha = 32, use\\_dora = True.") for said in captions())
+    button(page, "Tick these 24 modules").click().run()
+    assert not page.exception
+    assert page.session_state["bench.r"] == 4
+    assert counted(page).startswith("24 modules with LoRA, ") and counted(page).endswith(" 1 separate rank.")
+    assert sent(page)["seed_ranks"] == {f"{LAYERS}.0.attention.q_proj": 2}
+    paste(page, "target_modules: [q_proj]\nrank_pattern: {fc1: 4}\n")
+    assert any("The ranks of this list are not taken over." in said.value for said in page.warning)
+
+
+def test_saving_a_set_says_which_settings_it_does_not_keep(page, outline):
+    q = f"{LAYERS}.0.attention.q_proj"
+    said = "A set keeps the modules and the head. It leaves method and rank open, so that it fits any run."
     assert said in [c.value for c in page.caption]
+    page.session_state[handover.TICKS] = Ticks(
+        variant="ast-base", paths=(q,), ranks={q: 2}, head="train", r=4, method="lora"
+    )
+    page.run()
+    assert f"{said} It does not keep the 1 separate rank; Copy as YAML does." in [c.value for c in page.caption]
 
 
 def test_names_of_ready_sets_and_text_that_is_no_list(page):

@@ -498,6 +498,6 @@ def test_three_hundred_trials_are_one_component_with_a_tile_each(visit, store):
 def test_a_name_that_a_run_cannot_hold_is_cut_and_the_run_can_still_be_read(store):
     outline = targets.load_outline("ast-mini")
     paths = list(targets.recommended_sets(outline)["attention"])
-    made = started(store, axes={"targets": [paths, "core"]}, seeds=[0])
+    made = started(store, axes={"targets": [paths, "q_proj"]}, seeds=[0])
     names = [run.title for run in store.sweeps.runs(made.id)]
-    assert len(names[0]) == 120 and names[0].endswith("…") and names[1] == "core"
+    assert len(names[0]) == 120 and names[0].endswith("…") and names[1] == "q_proj"

@@ -55,7 +55,7 @@ class LocalExecutor:
             trainer = [sys.executable, "-m", self._trainer_module, str(folder)]
             keeper = [sys.executable, "-m", KEEPER_MODULE, str(lock), str(self._grace_s), str(folder), nonce]
             with (folder / run_files.LOG).open("ab") as log:
-                env = {**os.environ, "SOUSA_WORKSPACE": str(self._workspace.root)}
+                env = processes.environment({"SOUSA_WORKSPACE": str(self._workspace.root)})
                 if config.device.startswith("cuda:"):
                     env |= {"CUDA_VISIBLE_DEVICES": _only_gpu(config.device)}  # Accelerate takes the first one it sees
                 if cpu_slots > 1 and device_of(run.device) == "cpu":
