@@ -102,8 +102,8 @@ def tally(found: Sweep, runs: Sequence[Run]) -> Tally:
     """Counts the sweep's runs. Of one whose definition cannot be read, no further runs are expected."""
     by_trial = trials(runs)
     to_come = 0
-    learns = found.spec.get("sampler") in sweep_spec.LEARNING
-    if learns and not found.status.is_over and (spec := _spec(found)):
+    learns = found.spec.get("sampler") in sweep_spec.LEARNING and not found.status.is_over
+    if learns and (spec := _spec(found)):
         to_come = len(spec.seeds) * max(0, spec.trial_count - len(by_trial))
         for of_trial in by_trial.values():
             if not any(run.status.is_over and run.status is not RunStatus.FINISHED for run in of_trial):
