@@ -398,13 +398,19 @@ def parse_axis(text: str) -> tuple[str, Any]:
         raise ConfigError(f"{text!r} is not an axis. Write field=a,b or field=low..high, e.g. training.lr=1e-3,1e-2.")
     name = full_name(field)
     if name not in _fields() or _fields()[name].annotation not in (int, float):
-        return field, [grammar.value(part, name) for part in inputs.split(written)]
+        listed = inputs.split(written)
+        if len(listed) > MOST_VALUES:
+            raise ConfigError(_too_many(field, len(listed)), field=name)
+        return field, [grammar.value(part, name) for part in listed]
     spread = written.removeprefix("log:")
     whole = _fields()[name].annotation is int
     if ".." in spread:
         low, high = (inputs.number(end, name, whole=whole, field=name) for end in spread.split("..", 1))
         return field, {"low": low, "high": high, "log": spread != written}
-    return field, inputs.numbers(written, name, whole=whole, field=name)
+    values = inputs.numbers(written, name, whole=whole, field=name)
+    if len(values) > MOST_VALUES:
+        raise ConfigError(_too_many(field, len(values)), field=name)
+    return field, values
 
 
 def parse_seeds(text: str) -> list[int]:
