@@ -443,7 +443,7 @@ def tick_pasted(outline: Outline) -> None:
             r, ranks, _ = pasted_ranks(outline, targets.pasted_settings(text), resolution.paths)
         take(outline, resolution.paths, "lora" if any(map(outline.in_head, resolution.paths)) else None, ranks)
         if r is not None:
-            st.session_state["bench.r"] = r
+            st.session_state["bench.r"] = str(r)
 
 
 def use_current_names(outline: Outline) -> None:

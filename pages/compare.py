@@ -130,14 +130,17 @@ def follow_address(store: Store) -> None:
         return
     addresses.note((sweep_id, run_ids))
     sweep = store.sweeps.get(sweep_id) if sweep_id else None
-    found = [run_id for run_id in run_ids if (run := store.runs.get(run_id)) and not run.unreadable]
+    runs = {run_id: store.runs.get(run_id) for run_id in run_ids}
+    found = [run_id for run_id, run in runs.items() if run and not run.unreadable]
     st.session_state[SWEEP] = sweep.id if sweep else None
     st.session_state[CHOICE] = found[: parts.MOST_COMPARED]
     if sweep_id and not sweep:
         st.warning(parts.plain(f"No sweep has the id {sweep_id}."), icon=":material/help:")
-    unknown = [run_id for run_id in run_ids if run_id not in found]
-    if unknown:
-        st.warning(parts.plain(f"No run that can be read has the id {', '.join(unknown)}."), icon=":material/help:")
+    if unknown := [run_id for run_id, run in runs.items() if not run]:
+        st.warning(parts.plain(f"No run has the id {', '.join(unknown)}."), icon=":material/help:")
+    for run in runs.values():
+        if run and run.unreadable:
+            st.warning(parts.plain(f"Run {run.id} is left out. {run.unreadable}"), icon=":material/help:")
 
 
 def address() -> tuple[str, tuple[str, ...]]:

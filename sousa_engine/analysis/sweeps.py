@@ -14,7 +14,6 @@ from sousa_engine.analysis.significance import Proportion, wilson_of_mean
 from sousa_engine.core import sweep_spec
 from sousa_engine.core.errors import UserError
 from sousa_engine.core.records import Run, RunStatus, Summary, Sweep
-from sousa_engine.core.sweep_spec import SweepSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +102,8 @@ def tally(found: Sweep, runs: Sequence[Run]) -> Tally:
     by_trial = trials(runs)
     to_come = 0
     learns = found.spec.get("sampler") in sweep_spec.LEARNING and not found.status.is_over
-    if learns and (spec := _spec(found)):
+    if learns and not unreadable(found):
+        spec = sweep_spec.build(found.spec)
         to_come = len(spec.seeds) * max(0, spec.trial_count - len(by_trial))
         for of_trial in by_trial.values():
             if not any(run.status.is_over and run.status is not RunStatus.FINISHED for run in of_trial):
@@ -114,11 +114,13 @@ def tally(found: Sweep, runs: Sequence[Run]) -> Tally:
     )
 
 
-def _spec(found: Sweep) -> SweepSpec | None:
+def unreadable(found: Sweep) -> str:
+    """Why this version cannot read the definition of a sweep; empty if it can."""
     try:
-        return sweep_spec.build(found.spec)
-    except UserError:
-        return None
+        sweep_spec.build(found.spec)
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def seconds_left(runs: Sequence[Run], to_come: int, now_ms: int) -> float | None:

@@ -9,7 +9,6 @@ logits = network(waveforms)                                       # (batch, samp
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -67,10 +66,11 @@ def defaults(name: str) -> grammar.Draft:
 
     name: as for `variant`. This is the only place where names, variants and defaults meet. Raises UnknownNameError.
     """
-    presets = _presets()
-    if name not in presets:
-        raise unknown("backbone", name, presets)
-    return grammar.preset("model", presets[name])
+    names = _names()
+    if name not in names:
+        raise unknown("backbone", name, names)
+    found = names[name]
+    return grammar.preset("model", found) if found in grammar.presets("model") else {"model": {"variant": found}}
 
 
 def default_changes(old: str, new: str) -> dict[str, tuple[Any, Any]]:
@@ -79,9 +79,9 @@ def default_changes(old: str, new: str) -> dict[str, tuple[Any, Any]]:
     return {name: (before, after) for name, (before, after) in config.differences(pair).items()}
 
 
-@cache
-def _presets() -> dict[str, str]:
-    """Every name of a backbone -> its preset: variants first, then aliases, then presets under another name."""
+def _names() -> dict[str, str]:
+    """Every name of a backbone -> its preset: variants first, then aliases, then presets under another name. A variant
+    without a preset has the general defaults."""
     aliases = {alias: found.name for found in VARIANTS.values() for alias in found.aliases}
     return {name: name for name in VARIANTS} | aliases | {name: name for name in grammar.presets("model")}
 

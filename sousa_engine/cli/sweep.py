@@ -10,7 +10,7 @@ from typing import Any
 import click
 from tqdm import tqdm
 
-from sousa_engine.analysis.sweeps import TrialRow, best_first, failures, tally, trial_rows, trials
+from sousa_engine.analysis.sweeps import TrialRow, best_first, failures, tally, trial_rows, trials, unreadable
 from sousa_engine.cli import complete
 from sousa_engine.cli.types import TypedPath, Whole
 from sousa_engine.core import grammar, sweep_spec
@@ -156,11 +156,10 @@ def sweeps(ctx: click.Context, archived: bool) -> None:
             return
         click.echo(f"{'SWEEP':<20} {'STATUS':<9} {'RUNS':<9} NAME")
         for one in every:
-            try:
-                count = tally(one, store.sweeps.runs(one.id))
-            except ConfigError as error:
-                click.echo(f"{one.id:<20} {one.status.value:<9} {'-':<9} {one.name}  (cannot be read: {error})")
+            if why := unreadable(one):
+                click.echo(f"{one.id:<20} {one.status.value:<9} {'-':<9} {one.name}  (cannot be read: {why})")
                 continue
+            count = tally(one, store.sweeps.runs(one.id))
             failed = f"  ({count.failed} failed)" if count.failed else ""
             ended = f"{count.over}/{count.expected}"
             click.echo(f"{one.id:<20} {one.status.value:<9} {ended:<9} {one.name}{failed}")

@@ -7,6 +7,7 @@ progress is kept in the intake folder, so any page can show it, also after a rel
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pandas as pd
 import streamlit as st
@@ -132,7 +133,7 @@ def ways_in(variant: Variant, workspace: Workspace) -> None:
             pressed = st.form_submit_button("Check and import", width="stretch")
     if pressed:
         try:
-            file = inputs.typed_path(named, WeightsError)
+            file = inputs.typed_path(named, WeightsError) if named.strip() else Path()
         except WeightsError as error:
             st.error(parts.plain(str(error)), icon=":material/error:")
             return

@@ -293,7 +293,7 @@ def test_two_starts_make_one_process_that_outlives_its_caller(drums, workspace):
     while (doing := baselines.look(manifest, workspace)) and doing.is_running:
         time.sleep(0.1)
     log = (baselines.folder_of(manifest, workspace) / intake.LOG).read_text()
-    found = baselines.cached(manifest, workspace)
+    found = baselines.cached(DataSet.open(data.config, workspace).manifest, workspace)  # it knows the scan now
     assert doing is None and found is not None, log
     assert found[ONSETS].n == 9 and "Onset sequence" in log
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sqlite3
@@ -10,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 from seeding import Training, config, seed
 from streamlit.testing.v1 import AppTest
+from visiting import components
 
 from sousa_engine.cli import main
 from sousa_engine.core.errors import WorkspaceError
@@ -236,5 +238,5 @@ def test_a_read_only_workspace_is_shown_with_a_banner_that_says_so(workspace, mo
     assert not app.exception
     (banner,) = [warning.value for warning in app.warning if "read-only" in warning.value]
     assert "not change anything" in banner and plain(str(workspace.root)) in banner
-    (table,) = app.get("bidi_component")
-    assert run.id in table.proto.json
+    (table,) = components(app)
+    assert run.id in json.dumps(table)

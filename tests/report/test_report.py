@@ -27,7 +27,7 @@ from sousa_engine.report.figures import figures
 from sousa_engine.runs import ensure, sweep_orders
 from sousa_engine.store import Store
 from sousa_engine.web import report_view
-from sousa_engine.workspace import PROJECT_ROOT, Workspace
+from sousa_engine.workspace import PROJECT_ROOT, Workspace, spool
 
 NASTY = '<script>alert("1")</script> | *a* [b](http://c.d)'
 
@@ -309,13 +309,17 @@ def test_baselines_stand_beside_runs_of_the_very_same_clips_alone(sousa, workspa
     run = Training.begin(workspace, config(seed=1, max_epochs=1)).finish()
     asked = store.runs.predictions(run.id, "test")
     one = baselines.Baseline(name=baselines.MAJORITY, right=5, n=200, macro_f1=0.01, how="always flam", tried={})
+    folder = workspace.root / "baselines"
+    folder.mkdir()
     known = baselines.Baselines(
-        dataset="tiny", classes=40, baselines=(one,), computed_at_ms=0, compute_s=1.0, folder=workspace.root,
+        dataset="tiny", classes=40, baselines=(one,), computed_at_ms=0, compute_s=1.0, folder=folder,
         test_key=baselines.test_key(asked),
     )  # fmt: skip
+    spool.write_predictions(folder / f"{baselines.MAJORITY}.jsonl", asked)
     monkeypatch.setattr(baselines, "read", lambda folder: known)
     assert "always flam" in sousa("--run", run.id)
     other = dataclasses.replace(known, test_key=baselines.test_key(asked[1:]))
+    spool.write_predictions(folder / f"{baselines.MAJORITY}.jsonl", asked[1:])
     monkeypatch.setattr(baselines, "read", lambda folder: other)
     assert "always flam" not in sousa("--run", run.id)
 

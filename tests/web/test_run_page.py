@@ -150,8 +150,8 @@ def test_a_run_without_the_weakest_is_launched_with_the_same_settings(visit, wor
     app.slider(key=f"keep-{run.id}").set_value(50)
     strong = checked(app.run()).dataframe[0].value["Module"][:12]
     app = checked(app.button(key="launch_pruned").click().run())
-    assert app.title[0].value == "Launch" and app.session_state["launch.seed"] == 5
-    assert app.session_state["launch.lora.r"] == 16 and app.session_state["launch.name"] == ""
+    assert app.title[0].value == "Launch" and app.session_state["launch.seed"] == "5"
+    assert app.session_state["launch.lora.r"] == "16" and app.session_state["launch.name"] == ""
     assert {
         path.removeprefix("audio_spectrogram_transformer.") for path in app.session_state[handover.TICKS].paths
     } == {*strong}
@@ -315,7 +315,7 @@ def test_launch_again_hands_over_the_settings(visit_week, week):
     app = visit_week("run", id=run.id)
     app = checked(app.button(key="again").click().run())
     assert app.title[0].value == "Launch"
-    assert app.session_state["launch.lora.r"] == 16
+    assert app.session_state["launch.lora.r"] == "16"
     assert app.session_state[handover.TICKS].paths == tuple(target.path for target in run.config.lora.targets)
 
 
