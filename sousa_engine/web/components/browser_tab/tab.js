@@ -3,7 +3,7 @@
 // - When Python opens another page (st.switch_page), the browser first learns of the new query and pushes it onto the old
 //   page, /runs?id=A, and then of the page, /run?id=A. The first of the two is replaced here.
 // - A form that is kept in the address (?draft=...) would push an entry for every field that is filled in; and if another
-//   page opens before the newest draft arrives, it would be pushed onto that page.
+//   page opens before the newest draft arrives, it would be pushed onto that page and take the place of its query.
 
 const DRAFT = "draft"
 const FORMS = /\/(launch|sweeps)$/
@@ -13,18 +13,18 @@ export default function () {
   const { pushState, replaceState } = history
   let isHalf = false // the newest entry has the query of the page that opens now
 
-  const rest = (url) => {
-    const query = new URLSearchParams(url.search)
-    query.delete(DRAFT)
-    return url.pathname + "?" + query
+  const query = (url) => {
+    const found = new URLSearchParams(url.search)
+    found.delete(DRAFT)
+    return found.toString()
   }
 
   history.pushState = function (state, title, address) {
     const [now, next] = [new URL(location.href), new URL(address ?? "", location.href)]
-    if (!FORMS.test(next.pathname)) next.searchParams.delete(DRAFT)
+    if (next.searchParams.has(DRAFT) && !FORMS.test(next.pathname)) return // late: its form was left, perhaps by Back
     const opens = next.pathname !== now.pathname
-    const replaces = opens ? isHalf && next.search === now.search : rest(next) === rest(now)
-    isHalf = !opens && !replaces
+    const replaces = query(next) === query(now) && (isHalf || !opens)
+    isHalf = !opens && (isHalf || !replaces)
     return (replaces ? replaceState : pushState).call(history, state, title, next.href)
   }
   history.pushState.isOurs = true
