@@ -23,7 +23,7 @@ export default function () {
     const [now, next] = [new URL(location.href), new URL(address ?? "", location.href)]
     if (next.searchParams.has(DRAFT) && !FORMS.test(next.pathname)) return // late: its form was left, perhaps by Back
     const opens = next.pathname !== now.pathname
-    const replaces = query(next) === query(now) && (isHalf || !opens)
+    const replaces = opens ? isHalf && query(next) === now.search.slice(1) : query(next) === query(now)
     isHalf = !opens && (isHalf || !replaces)
     return (replaces ? replaceState : pushState).call(history, state, title, next.href)
   }
