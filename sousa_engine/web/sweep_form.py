@@ -129,10 +129,6 @@ def take(found: Mapping[str, Any], error: str = "") -> None:
     said = [error] if error else []
     usual = first_values()
 
-    def number(value: Any, name: str, low: int, high: float = float("inf")) -> bool:
-        like = 1 if usual[name] is None else usual[name]
-        return drafts.fits(value, like) and (isinstance(value, str) or low <= value <= high)
-
     checks = {
         "models": lambda value: drafts.is_texts(value) and all(map(is_backbone, value)),
         "targets": drafts.is_texts,
