@@ -21,8 +21,11 @@ export default function () {
 
   history.pushState = function (state, title, address) {
     const [now, next] = [new URL(location.href), new URL(address ?? "", location.href)]
-    if (next.searchParams.has(DRAFT) && !FORMS.test(next.pathname)) return // late: its form was left, perhaps by Back
     const opens = next.pathname !== now.pathname
+    if (next.searchParams.has(DRAFT) && !FORMS.test(next.pathname)) {
+      if (!opens) return // late: its form was left, perhaps by Back
+      next.searchParams.delete(DRAFT)
+    }
     const replaces = opens ? isHalf && query(next) === now.search.slice(1) : query(next) === query(now)
     isHalf = !opens && (isHalf || !replaces)
     return (replaces ? replaceState : pushState).call(history, state, title, next.href)
