@@ -56,7 +56,7 @@ def main() -> None:
     left, right = st.columns([3, 2], gap="large")
     with left:
         values, problems = form()
-    drafts.keep(draft())
+    drafts.keep("launch", draft())
     with right:
         summary(values, problems)
 
@@ -64,8 +64,9 @@ def main() -> None:
 def take_over() -> None:
     """Fill the form from the address (dataset, data.strict, lora=probe; or a draft), or from what another page left."""
     if st.session_state.pop("launch.started", False):  # the draft is a run now
+        drafts.end_visit("launch")
         take({})
-    if found := drafts.asked():
+    if found := drafts.asked("launch"):
         take(*found)
     dataset, lora = st.query_params.pop("dataset", None), st.query_params.pop("lora", None)
     strict = st.query_params.pop("data.strict", None)

@@ -2,6 +2,9 @@
 bring it back.
 
 An address comes from outside. The page checks each value with `fits`, and leaves out with a sentence what does not fit.
+
+After the packed form stands the visit that wrote it: ?draft=FORM.VISIT. A visitor may leave a form before the address
+holds the newest value. Back to that visit brings back what the form held, and not what the address says.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import secrets
 import zlib
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -23,6 +27,9 @@ LONGEST = 6000  # letters of a token: servers and proxies take addresses of abou
 _LARGEST = 200_000  # bytes that a token may unpack to
 _LONGEST_TEXT = 4000
 _SAFE_INTEGER = 2**53 - 1  # what a number field of the browser can hold
+_MOST_VISITS = 100
+_VISITS = "visits to forms"  # in the session: {visit: its newest token}
+_CURRENT = "current visits to forms"  # in the session: {page: the visit whose values its form holds}
 
 
 def pack(values: Mapping[str, Any]) -> str:
@@ -34,7 +41,8 @@ def pack(values: Mapping[str, Any]) -> str:
 
 
 def unpack(token: str) -> dict[str, Any]:
-    """The values that `pack` packed. Raises ConfigError for any other text."""
+    """The values that `pack` packed; a visit after them is ignored. Raises ConfigError for any other text."""
+    token = token.partition(".")[0]
     try:
         packed = base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True)
         unpacking = zlib.decompressobj()
@@ -79,12 +87,20 @@ def left_out(label: str, value: Any) -> str:
     return f"{label}: this link says {written if len(written) <= 60 else written[:59] + '…'!r}, which cannot be used."
 
 
-def asked() -> tuple[dict[str, Any], str] | None:
-    """(the form that the visitor's address asks for, an error); None if it asks for nothing new."""
-    token = st.query_params.get(PARAM, "")
-    if not addresses.is_asked(token):
+def asked(page: str) -> tuple[dict[str, Any], str] | None:
+    """(the form that the visitor's address asks for, an error); None if `page` shows that form or none is asked for."""
+    address = st.query_params.get(PARAM, "")
+    if not addresses.is_asked(address):
         return None
-    addresses.note(token)
+    addresses.note(address)
+    token, _, visit = address.partition(".")
+    visits, current = _remembered(_VISITS), _remembered(_CURRENT)
+    if visit and visit == current.get(page):
+        return None
+    if visit in visits:
+        current[page] = visit
+        return (unpack(visits[visit]) if visits[visit] else {}), ""
+    current[page] = secrets.token_urlsafe(3)
     if not token:
         return None
     try:
@@ -93,15 +109,30 @@ def asked() -> tuple[dict[str, Any], str] | None:
         return {}, str(error)
 
 
-def keep(values: Mapping[str, Any]) -> None:
-    """Let the address hold these values of a form, and nothing else."""
+def keep(page: str, values: Mapping[str, Any]) -> None:
+    """Let the address hold these values of the form of `page`, and nothing else."""
     token = pack(values)
     if len(token) > LONGEST:
         st.caption("This form is too long for an address: a reload will lose it.")
         token = ""
+    visit = _remembered(_CURRENT).setdefault(page, secrets.token_urlsafe(3))
+    visits = _remembered(_VISITS)
+    visits[visit] = token
+    while len(visits) > _MOST_VISITS:
+        del visits[next(iter(visits))]
+    address = f"{token}.{visit}" if token else ""
     # Sent each time: after a link from a page to itself, the browser still shows the query of before (Streamlit 1.67).
-    st.query_params.from_dict({PARAM: token} if token else {})
-    addresses.note(token)
+    st.query_params.from_dict({PARAM: address} if address else {})
+    addresses.note(address)
+
+
+def end_visit(page: str) -> None:
+    """Say that the form of `page` was emptied because it was started: Back to its visit fills it again."""
+    _remembered(_CURRENT).pop(page, None)
+
+
+def _remembered(name: str) -> dict[str, str]:
+    return st.session_state.setdefault(name, {})
 
 
 def say(lines: Collection[str]) -> None:

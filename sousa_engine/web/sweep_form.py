@@ -85,8 +85,9 @@ def first_values() -> dict[str, Any]:
 def new_sweep() -> None:
     """Draw the form and its preview; the Start button leads to the page of the new sweep."""
     if st.session_state.pop("sweep.started", False):  # the draft is a sweep now
+        drafts.end_visit("sweeps")
         take({})
-    if found := drafts.asked():
+    if found := drafts.asked("sweeps"):
         take(*found)
     take_over_draft()
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
@@ -99,7 +100,7 @@ def new_sweep() -> None:
     left, right = st.columns([3, 2], gap="large")
     with left:
         asked = form()
-    drafts.keep(form_draft())
+    drafts.keep("sweeps", form_draft())
     spec = built(asked)
     for place, said in asked.problems.items():
         if place in asked.slots:
