@@ -312,16 +312,29 @@ def saved_sets(outline: Outline, saved: Mapping[str, TargetSet]) -> None:
     one = saved[chosen]
     with st.container(horizontal=True):
         st.button("Load", icon=":material/download:", on_click=load_saved, args=(outline, key, saved))
-        with st.popover("Delete", icon=":material/delete:"):
-            st.write(f"Delete {parts.plain(repr(chosen))}? Runs that used it keep a copy.")
-            if parts.danger_button("Delete it", icon=":material/delete:", key="delete_set") and changed(
-                lambda store: store.target_sets.delete(chosen, outline.variant)
-            ):
-                st.rerun()
+        if st.button("Delete", icon=":material/delete:", key="delete_set"):
+            st.session_state["set to delete"] = chosen
+    if st.session_state.get("set to delete") == chosen:
+        delete_set(chosen, outline.variant)
     known = {node.path for node in outline.nodes}
     gone = [path for path in one.paths if path not in known]
     if gone:
         st.warning(f"This network no longer has {count_of(len(gone), 'module')} of this set, e.g. `{gone[0]}`.")
+
+
+def keep_sets() -> None:
+    st.session_state.pop("set to delete", None)
+
+
+@st.dialog("Delete a target set", icon=":material/delete:", on_dismiss=keep_sets)
+def delete_set(name: str, variant: str) -> None:
+    st.write(f"Delete {parts.plain(repr(name))}? Runs that used it keep a copy.")
+    with st.container(horizontal=True, vertical_alignment="center"):
+        sure = parts.danger_button("Delete", icon=":material/delete:", key="delete_set_now")
+        cancelled = st.button("Cancel", key="delete_set_not")
+    if cancelled or (sure and changed(lambda store: store.target_sets.delete(name, variant))):
+        keep_sets()
+        st.rerun()
 
 
 def load_saved(outline: Outline, key: str, saved: Mapping[str, TargetSet]) -> None:

@@ -28,6 +28,7 @@ WEIGHTS = {"pretrained": "pretrained", "random": "random (a control)", "file": "
 SAVED = "saved:"
 FORM = (  # the fields that have a widget
     "name", "seed", "device", "model.variant", "model.weights", "data.dataset", "data.strict",
+    *(f"data.{name}" for name in ("clip_s", "valid_fraction", "test_fraction", "split_seed")),
     *(f"lora.{name}" for name in ("method", "r", "alpha", "dropout", "plus_ratio", "head")),
     *(f"augment.{name}" for name in ("time_mask", "mel_mask", "shift", "gain_db")),
     *(f"training.{name}" for name in (
@@ -260,9 +261,10 @@ def form() -> tuple[dict[str, Any], dict[str, str]]:
     with c:
         field("name", lambda **k: st.text_input(placeholder="automatic: backbone · data · seed", **k))
 
-    with st.expander("More: regularisation, augmentation, early stopping, W&B"):
+    with st.expander("More: clip length, split, regularisation, augmentation, early stopping, W&B"):
         a, b, c = st.columns(3)
         more = (
+            "data.clip_s", "data.valid_fraction", "data.test_fraction", "data.split_seed",
             "training.weight_decay", "training.warmup", "training.label_smoothing", "training.grad_clip",
             "augment.time_mask", "augment.mel_mask", "augment.shift", "augment.gain_db",
         )  # fmt: skip

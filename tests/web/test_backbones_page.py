@@ -230,7 +230,11 @@ def test_a_set_is_saved_loaded_and_deleted_by_name(page, outline, workspace):
     button(page, "Load").click().run()
     assert counted(page).startswith("1 module with LoRA, 30,720 ")
     assert page.session_state["bench.head"] == "freeze"
-    button(page, "Delete it").click().run()
+    page.button(key="delete_set").click().run()
+    page.button(key="delete_set_not").click().run()
+    assert not [one for one in page.button if one.key == "delete_set_now"]
+    page.button(key="delete_set").click().run()
+    page.button(key="delete_set_now").click().run()
     with Store.open(workspace) as store:
         assert store.target_sets.all("ast-base") == ()
 
