@@ -261,7 +261,7 @@ def form() -> tuple[dict[str, Any], dict[str, str]]:
     with c:
         field("name", lambda **k: st.text_input(placeholder="automatic: backbone · data · seed", **k))
 
-    with st.expander("More: clip length, split, regularisation, augmentation, early stopping, W&B"):
+    with st.expander("More: regularisation, augmentation, clip length, split, early stopping, W&B"):
         a, b, c = st.columns(3)
         more = (
             "data.clip_s", "data.valid_fraction", "data.test_fraction", "data.split_seed",
