@@ -78,8 +78,10 @@ def resumable(run: Run, store: Store, *, thorough: bool = False) -> Resumable:
         notes = []
         if data and not data.manifest.contents:
             notes.append("Its data set was not scanned as it is now: the run scans it first, and compares it then.")
-        elif data and (changed := checkpoints.data_change(found.facts, data.manifest)):
-            raise RunError(changed)
+        elif data:
+            found = checkpoints.trusted(found, data.manifest)
+            if changed := checkpoints.data_change(found.facts, data.manifest):
+                raise RunError(changed)
     except UserError as error:
         return Resumable(why_not=f"This run cannot be resumed. {error}")
     except (RunError, OSError) as error:

@@ -9,7 +9,7 @@ import os
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -103,6 +103,7 @@ def _train(context: Context) -> Outcome:
     conditions = _conditions(manifest, network, accelerator)
     _report_facts(context, conditions, adapted, _data_facts(manifest, data, notes))
     if context.resumed is not None:
+        context = replace(context, resumed=_trusted(context.resumed, manifest, context.reporter))
         _check_unchanged(context.resumed, conditions, manifest, context.reporter)
     if context.stop():
         raise _StopRequested
@@ -295,6 +296,13 @@ def _shared_cores(context: Context, now: dict[str, Any]) -> dict[str, int | None
     """The threads and CPU slots that a run's times depend on; None where they changed between its attempts."""
     then = context.resumed.facts if context.resumed else now
     return {name: now[name] if then.get(name, now[name]) == now[name] else None for name in ("threads", "cpu_slots")}
+
+
+def _trusted(resumed: ResumePoint, manifest: Manifest, reporter: RunReporter) -> ResumePoint:
+    found = resume.trusted(resumed, manifest)
+    for sentence in found.damaged[len(resumed.damaged) :]:
+        reporters.log_damaged(reporter, sentence, found.step)
+    return found
 
 
 def _check_unchanged(resumed: ResumePoint, now: dict[str, Any], manifest: Manifest, reporter: RunReporter) -> None:

@@ -100,9 +100,7 @@ def _resume_point(folder: Path, reporter: reporters.RunReporter) -> ResumePoint 
         return None
     found = resume.find(folder)
     for sentence in found.damaged:
-        reporters.log_event(
-            reporter, "checkpoint damaged", f"{sentence} The previous one is used instead: step {found.step}."
-        )
+        reporters.log_damaged(reporter, sentence, found.step)
     return found
 
 

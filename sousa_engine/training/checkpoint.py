@@ -85,6 +85,11 @@ def facts_of(path: Path) -> dict[str, Any]:
     return facts
 
 
+def is_sealed(facts: dict[str, Any]) -> bool:
+    """Whether a checksum covers these facts themselves; earlier versions wrote none."""
+    return _OWN_SHA256 in facts
+
+
 def check(path: Path) -> dict[str, Any]:
     """A checkpoint's facts, after its state was read and verified. Raises RunError if the state has changed."""
     facts = facts_of(path)

@@ -39,6 +39,11 @@ def log_event(reporter: RunReporter, kind: str, message: str) -> None:
     print(f"{kind}: {message}", flush=True)
 
 
+def log_damaged(reporter: RunReporter, sentence: str, step: int) -> None:
+    """Report a checkpoint that had to be skipped, and the step of the one that is used."""
+    log_event(reporter, "checkpoint damaged", f"{sentence} The previous one is used instead: step {step}.")
+
+
 def wandb_missing(mode: str) -> str:
     return f"wandb.mode={mode} needs the optional package wandb: `.venv/bin/pip install wandb`."
 

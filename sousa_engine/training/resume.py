@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,27 +19,30 @@ CHECKPOINTS, BEST = "checkpoints", "best"  # folders inside a run's folder
 @dataclass(frozen=True, kw_only=True)
 class ResumePoint:
     """facts: the data, weights, versions and device that the run had there. damaged: a sentence for each newer
-    checkpoint that had to be skipped."""
+    checkpoint that had to be skipped. sealed: a checksum covers the facts."""
 
     path: Path
     step: int
     epoch: int
     facts: Mapping[str, Any]
     damaged: tuple[str, ...] = ()
+    sealed: bool = True
 
 
 def has_checkpoints(run_dir: Path) -> bool:
     return bool(checkpoint.steps(run_dir / CHECKPOINTS))
 
 
-def find(run_dir: Path, *, thorough: bool = True) -> ResumePoint:
+def find(run_dir: Path, *, thorough: bool = True, before: Path | None = None) -> ResumePoint:
     """The newest good checkpoint of a run. thorough: verify checksums; otherwise look at names and sizes only.
+    before: a checkpoint; it and all newer ones are ignored.
 
     Raises RunError with the reason if the run cannot continue: no checkpoint, none complete, or one of another version.
     """
     look: Callable[[Path], dict[str, Any]] = checkpoint.check if thorough else checkpoint.facts_of
     damaged: list[str] = []
-    for path in reversed(checkpoint.steps(run_dir / CHECKPOINTS)):
+    found = checkpoint.steps(run_dir / CHECKPOINTS)
+    for path in reversed(found[: found.index(before)] if before in found else found):
         try:
             facts = look(path)
             if facts.get("format") != checkpoint.FORMAT:
@@ -55,7 +58,12 @@ def find(run_dir: Path, *, thorough: bool = True) -> ResumePoint:
             damaged.append(str(error) if isinstance(error, RunError) else f"Checkpoint {path.name}: {error!r}.")
             continue
         return ResumePoint(
-            path=path, step=facts["step"], epoch=facts["epoch"], facts=facts.get("run", {}), damaged=tuple(damaged)
+            path=path,
+            step=facts["step"],
+            epoch=facts["epoch"],
+            facts=facts.get("run", {}),
+            damaged=tuple(damaged),
+            sealed=checkpoint.is_sealed(facts),
         )
     if damaged:
         raise RunError(f"None of its checkpoints can be used. {' '.join(damaged)}")
@@ -90,6 +98,23 @@ def data_change(then: Mapping[str, Any], manifest: Manifest) -> str:
     if kept.get("all") == now.get("all"):
         return ""
     return f"The data set has changed since then: {contents.change(kept, now) or 'its clips are in another order'}."
+
+
+def trusted(found: ResumePoint, manifest: Manifest) -> ResumePoint:
+    """`found`; or the checkpoint before it, if only that one was trained on this data set and `found` is not sealed.
+
+    A run keeps its data set, so where two of its checkpoints name different ones, the other is damaged.
+    """
+    if found.sealed or not data_change(found.facts, manifest):
+        return found
+    try:
+        older = find(found.path.parent.parent, before=found.path)
+    except RunError:
+        return found
+    if older.path == found.path or data_change(older.facts, manifest):
+        return found
+    said = f"Checkpoint {found.path.name} is damaged: the one before it names this run's data set, and it does not."
+    return replace(older, damaged=(*found.damaged, said, *older.damaged))
 
 
 class _OtherVersion(RunError):

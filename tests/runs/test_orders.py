@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shlex
@@ -386,6 +387,25 @@ def test_a_damaged_newest_checkpoint_is_told_before_the_run_is_queued(workspace,
         assert orders.resumable(store.runs.get(stopped), store).step == 12
     _, found = orders.resume(workspace, stopped)
     assert found.step == 10 and "step-00000012 is damaged" in found.note
+
+
+def test_a_newest_checkpoint_without_a_seal_that_alone_names_another_data_set_is_damaged(workspace, stopped):
+    """Checkpoints of earlier versions have no checksum of their facts, where one bit can flip."""
+
+    def rewrite(step: int, change):
+        file = workspace.run_dir(stopped) / "checkpoints" / f"step-{step:08d}" / checkpoint.FACTS
+        facts = json.loads(file.read_text())
+        facts.pop("facts_sha256", None)
+        change(facts["run"]["contents"])
+        file.write_text(json.dumps(facts))
+
+    rewrite(10, lambda contents: None)
+    rewrite(12, lambda contents: contents.update(all="0" * 32))
+    with Store.open(workspace) as store:
+        found = orders.resumable(store.runs.get(stopped), store, thorough=True)
+        assert found.step == 10 and "step-00000012 is damaged" in found.note
+        rewrite(10, lambda contents: contents.update(all="0" * 32))
+        assert "data set has changed" in orders.resumable(store.runs.get(stopped), store, thorough=True).why_not
 
 
 def test_what_cannot_go_on_is_refused_with_a_sentence_and_stays_as_it_is(workspace, stopped, monkeypatch):
