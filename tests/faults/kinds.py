@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sousa_engine.core.records import Run, RunStatus
+from sousa_engine.store.ledger import Ledger
 from sousa_engine.training import resume
-from sousa_engine.workspace import run_files
+from sousa_engine.workspace import run_files, spool
 from tests.faults.ground import KEEPER, SUPERVISOR, TRAINER, Ground, Tally
 
 SLOW_SAVES = "steps=64 pause_s=0.005 every=8 save_s=0.15"
@@ -25,6 +26,14 @@ LONGER = "steps=200 pause_s=0.005 every=8"
 _MANY_ROUNDS = 20  # from here on, every step of an attempt gets its crash
 _DISK_MIB = 8
 _DAY_MS = 86_400_000
+_ODD_LINES = [
+    b'{"k":"facts","t":1,"facts":{"weights_label":"\\ud800"}}',
+    b'{"k":"facts","t":1,"facts":{"earlier":5}}',
+    b'{"k":"metrics","t":1,"step":2,"m":{"a":' + b"1" * 400 + b"}}",
+    b'{"k":"event","t":2305843009213693952,"kind":"x","message":"y"}',
+    b"[" * 100_000,
+    bytes(5 << 20),
+]
 
 
 def kill_trainer(ground: Ground) -> None:
@@ -156,6 +165,48 @@ def recycle_pid(ground: Ground) -> None:
         bystander.wait()
 
 
+def suspend(ground: Ground) -> None:
+    """SIGSTOP, as a debugger or a freezer sends it: a stop ends the run all the same, and its slot is free."""
+    run_id = ground.queue(LONGER)
+    at_once = ground.random.random() < 0.5
+    pid = ground.pid(TRAINER if at_once and ground.random.random() < 0.5 else KEEPER, run_id)
+    ground.moment_of_training(run_id)
+    ground.kill(pid, signal.SIGSTOP)
+    ground.store.runs.request_stop(run_id, at_once=at_once)
+    ground.settle(run_id, lambda run: _finished(run) or run.status is RunStatus.STOPPED)
+
+
+def cut_spool(ground: Ground) -> None:
+    """A power cut: runs.db kept what the end of the spool did not. The cut is anywhere, often inside a line."""
+    run_id = ground.queue(LONGER)
+    pid = ground.pid(TRAINER, run_id)
+    ground.moment_of_training(run_id)
+    ground.kill(pid, signal.SIGSTOP)
+    file = ground.workspace.run_dir(run_id) / run_files.SPOOL
+    attempt = Ledger(ground.store).attempt
+    ground.wait(lambda: attempt(run_id).spool_offset >= spool.end_of(file), "a spool that was read")
+    ground.kill_everything()
+    size = run_files.size(file)
+    kept = ground.random.randint(max(0, size - 400), size)
+    with contextlib.suppress(FileNotFoundError), file.open("r+b") as opened:
+        opened.truncate(kept)
+        if ground.random.random() < 0.5:
+            opened.truncate(size)  # the same length, and zeros
+    ground.settle(run_id, lambda run: _finished(run) or run.status is RunStatus.LOST or "kill" in (run.reason or ""))
+
+
+def odd_row(ground: Ground) -> None:
+    """A row of another version before, and an odd line in, a run that must not notice either."""
+    odd, run_id = ground.queue(), ground.queue()
+    with ground.store.connection.writing() as db:
+        db.execute("UPDATE runs SET config_json = json_set(config_json, '$.training.next', 1) WHERE id = ?", [odd])
+    ground.first_row(run_id)
+    with (ground.workspace.run_dir(run_id) / run_files.SPOOL).open("ab") as file:
+        file.write(ground.random.choice(_ODD_LINES) + b"\n")
+    run = ground.settle(run_id, lambda run: _finished(run) and _was_trained_once(ground, run))
+    assert "cannot be read" in (ground.over(odd).reason or "") and run.id == run_id
+
+
 @dataclass(frozen=True, kw_only=True)
 class Kind:
     """play: one round on a ground. rows: some are there in each ground's first round, whatever the random moments.
@@ -182,6 +233,9 @@ KINDS = {
     "steps": Kind(title="crash between every two steps of a launch", play=None),
     "clock": Kind(title="clock moved", play=move_clock, clock=True),
     "pid": Kind(title="recycled pid", play=recycle_pid, rows=True),
+    "suspended": Kind(title="SIGSTOP, then a stop", play=suspend, rows=True),
+    "cut": Kind(title="spool cut inside a line", play=cut_spool, rows=True),
+    "odd": Kind(title="odd rows and lines", play=odd_row, rows=True),
 }
 
 
