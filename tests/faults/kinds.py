@@ -39,6 +39,22 @@ _ODD_LINES = [
     b"[" * 100_000,
     bytes(5 << 20),
 ]
+_ODD_VALUES = [
+    "config_json = json_set(config_json, '$.training.next', 1)",
+    "config_json = json_set(config_json, '$.training.lr', 'fast')",
+    """facts_json = '{"earlier": 5}'""",
+    "setting_json = '[]'",
+    "tags_json = '[5]'",
+]
+
+_ODD_CONFIGS: list[Callable[[Path], object]] = [
+    lambda file: file.write_text('{"traini'),
+    lambda file: file.write_text('{"training": {"lr": "fast"}}'),
+    lambda file: file.write_bytes(b"\xff" * 5000),
+    lambda file: file.symlink_to("/"),
+    Path.mkdir,
+    os.mkfifo,
+]
 
 
 def kill_trainer(ground: Ground) -> None:
@@ -200,16 +216,25 @@ def cut_spool(ground: Ground) -> None:
     ground.settle(run_id, lambda run: _finished(run) or run.status is RunStatus.LOST or "kill" in (run.reason or ""))
 
 
-def odd_row(ground: Ground) -> None:
-    """A row of another version before, and an odd line in, a run that must not notice either."""
+def odd_items(ground: Ground) -> None:
+    """An odd row before a run, a folder of another program beside it, an odd line in it. A rebuild finds them all."""
     odd, run_id = ground.queue(), ground.queue()
     with ground.store.connection.writing() as db:
-        db.execute("UPDATE runs SET config_json = json_set(config_json, '$.training.next', 1) WHERE id = ?", [odd])
+        db.execute(f"UPDATE runs SET {ground.random.choice(_ODD_VALUES)} WHERE id = ?", [odd])
+    folder = ground.workspace.runs / f"260131-1423{ground.tally.rounds:02d}-odd2"
+    folder.mkdir()
+    ground.random.choice(_ODD_CONFIGS)(folder / run_files.CONFIG)
     ground.first_row(run_id)
     with (ground.workspace.run_dir(run_id) / run_files.SPOOL).open("ab") as file:
         file.write(ground.random.choice(_ODD_LINES) + b"\n")
-    run = ground.settle(run_id, lambda run: _finished(run) and _was_trained_once(ground, run))
-    assert "cannot be read" in (ground.over(odd).reason or "") and run.id == run_id
+    ground.settle(run_id, lambda run: _finished(run) and _was_trained_once(ground, run))
+    ground.expect("untrue", "cannot be read" in (ground.over(odd).reason or ""), f"{odd} was trained")
+    ground.kill_everything()
+    before = ground.listed()
+    with ground.closed():
+        ground.command("db", "rebuild")
+    ground.expect("untrue", ground.listed() == before, "a rebuild changed the runs")
+    ground.count(ground.run(run_id), lambda run: True)
 
 
 def damage_log(ground: Ground) -> None:
@@ -309,7 +334,7 @@ def kill_sweep(ground: Ground) -> None:
 class Kind:
     """play: one round on a ground. rows: some are there in each ground's first round, whatever the random moments.
 
-    own_disk: it needs a small disk of its own.
+    own_disk: it needs a small disk of its own. clock: its clock can be moved. short: rounds in the suite's short cut.
     """
 
     title: str
@@ -317,6 +342,7 @@ class Kind:
     rows: bool = False
     own_disk: bool = False
     clock: bool = False
+    short: int = 2
 
 
 KINDS = {
@@ -331,14 +357,14 @@ KINDS = {
     "steps": Kind(title="crash between every two steps of a launch", play=None),
     "clock": Kind(title="clock moved", play=move_clock, clock=True),
     "pid": Kind(title="recycled pid", play=recycle_pid, rows=True),
-    "suspended": Kind(title="SIGSTOP, then a stop", play=suspend, rows=True),
-    "cut": Kind(title="spool cut inside a line", play=cut_spool, rows=True),
-    "odd": Kind(title="odd rows and lines", play=odd_row, rows=True),
-    "log": Kind(title="damaged write-ahead log", play=damage_log, rows=True),
-    "rebuild": Kind(title="kill -9 of `db rebuild`", play=kill_rebuild, rows=True),
-    "restore": Kind(title="kill -9 of `db restore`", play=kill_restore),
-    "delete": Kind(title="kill -9 of `delete`", play=kill_delete, rows=True),
-    "sweep": Kind(title="kill -9 of `sweep` and of its steps", play=kill_sweep, rows=True),
+    "suspended": Kind(title="SIGSTOP, then a stop", play=suspend, rows=True, short=0),
+    "cut": Kind(title="spool cut inside a line", play=cut_spool, rows=True, short=0),
+    "odd": Kind(title="odd rows, lines and folders", play=odd_items, rows=True, short=0),
+    "log": Kind(title="damaged write-ahead log", play=damage_log, rows=True, short=1),
+    "rebuild": Kind(title="kill -9 of `db rebuild`", play=kill_rebuild, rows=True, short=0),
+    "restore": Kind(title="kill -9 of `db restore`", play=kill_restore, short=0),
+    "delete": Kind(title="kill -9 of `delete`", play=kill_delete, rows=True, short=0),
+    "sweep": Kind(title="kill -9 of `sweep` and of its steps", play=kill_sweep, rows=True, short=0),
 }
 
 
