@@ -206,6 +206,7 @@ def cut_spool(ground: Ground) -> None:
     file = ground.workspace.run_dir(run_id) / run_files.SPOOL
     attempt = Ledger(ground.store).attempt
     ground.wait(lambda: attempt(run_id).spool_offset >= spool.end_of(file), "a spool that was read")
+    ground.kill(pid)  # first: the kernel lets a stopped process go on when its parent dies
     ground.kill_everything()
     size = run_files.size(file)
     kept = ground.random.randint(max(0, size - 400), size)
