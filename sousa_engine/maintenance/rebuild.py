@@ -361,13 +361,14 @@ def _modified_ms(path: Path) -> int:
 
 def put_in_place(new: Path, path: Path, what: str) -> Path | None:
     """Keep the old file under a dated name, then rename the new one over it. Returns the dated file, None if there was
-    no old one. The old log is removed first: SQLite would replay it into the new file.
+    no old one. The old log is removed first: SQLite would replay it into the new file. The old file has it by then.
 
     what: "rebuild" or "restore", for the dated name.
     """
     with new.open("rb") as file:
         os.fsync(file.fileno())
     kept = None
+    migrations.take_in_log(path)
     if any(old.exists() for old in database_files(path)[:2]):
         stamp, more = time.strftime("%y%m%d-%H%M%S"), ""
         while (kept := path.with_name(f"runs.before-{what}.{stamp}{more}.db")).exists():

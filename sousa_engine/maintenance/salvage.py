@@ -100,9 +100,9 @@ class Old:
 
     def predictions(self, number: int) -> list[Prediction]:
         found = self._all("SELECT * FROM predictions WHERE run_number = ?", [number])
-        for row in found:
-            del row["run_number"]
-        values: list[dict[str, Any]] = [{k: float("nan") if v is None else v for k, v in row.items()} for row in found]
+        values: list[dict[str, Any]] = [
+            {k: float("nan") if v is None else v for k, v in row.items() if k != "run_number"} for row in found
+        ]
         return [Prediction(**one) for one in values]
 
     def points(self, number: int) -> list[SpoolPoint]:

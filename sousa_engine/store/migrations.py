@@ -447,6 +447,13 @@ def upgrade_file(path: Path) -> None:
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
+def take_in_log(path: Path) -> None:
+    """Move the log of a database into its file, as far as both can be read. Does nothing if there is no file."""
+    if path.is_file():
+        with contextlib.suppress(sqlite3.DatabaseError), contextlib.closing(_connect(str(path))) as plain:
+            plain.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
 def copy_into(db: Database, target: Path) -> None:
     """Copy the database into a new file and check the copy; `target` appears only once it is complete.
 

@@ -6,6 +6,8 @@ product's own. Only what would need torch is replaced. The run's name says what 
     steps=40 pause_s=0.005 every=8     how many steps, how long each takes, and a checkpoint after how many
     save_s=0.05                        how long it takes to write a checkpoint's state
 
+A run of a sweep is named after its setting, and does little. All measure an accuracy with each checkpoint.
+
 After each spool write it bumps that step's byte in a memory-mapped ledger outside the product and outside the
 workspace ($FAULTS_LEDGERS): what stands there was acknowledged, whatever happened next.
 """
@@ -29,6 +31,7 @@ from sousa_engine.workspace.spool import write_predictions
 
 MOST_STEPS = 1 << 12  # the ledger's size in bytes
 _CHUNKS = 16
+_LITTLE = {"steps": "16", "pause_s": "0.005", "every": "8"}
 
 
 def loss(step: int) -> float:
@@ -36,9 +39,14 @@ def loss(step: int) -> float:
     return 1 / step
 
 
+def words_of(name: str) -> dict[str, str]:
+    """What a run of this name does."""
+    return _LITTLE | dict(word.split("=", 1) for word in name.split() if "=" in word)
+
+
 def _train(context: SimpleNamespace) -> SimpleNamespace:
     folder, reporter, resumed = context.folder, context.reporter, context.resumed
-    words = dict(word.split("=", 1) for word in context.config.name.split())
+    words = words_of(context.config.name)
     steps, every = int(words["steps"]), int(words["every"])
     sys.modules["torch"].save = lambda state, file: _write_slowly(state, file, float(words.get("save_s", 0)))
     ledger = _ledger(folder.name)
@@ -64,6 +72,7 @@ def _train(context: SimpleNamespace) -> SimpleNamespace:
             save(step)
             return SimpleNamespace(stopped=True, step=step, best_step=None)
         if step % every == 0:
+            reporter.metrics(step, {"valid/accuracy": 1 - loss(step)}, epoch=step // every)
             best = checkpoint.save(folder / BEST, step, {"step": step}, {"epoch": 1}, keep=None).name
             save(step)
         time.sleep(float(words["pause_s"]))

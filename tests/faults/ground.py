@@ -14,7 +14,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from sousa_engine.core.records import Run, RunStatus
 from sousa_engine.store import Store
 from sousa_engine.training import checkpoint, resume
 from sousa_engine.workspace import PROJECT_ROOT, Workspace, run_files
-from tests.faults.double import loss
+from tests.faults.double import loss, words_of
 
 SUPERVISOR, KEEPER, TRAINER = "sousa_engine.runs.supervisor", "sousa_engine.runs.keeper", "tests.faults.double"
 WORDS = "steps=100 pause_s=0.006 every=8"
@@ -74,6 +74,7 @@ class Ground:
         self.supervisors: list[subprocess.Popen] = []
         self.store = Store.open(self.workspace)
         self.start_s, self.train_s, self.rows_s = 1.0, 0.5, 0.5  # see `measure`
+        self.command_s = 0.1  # see `command`
 
     def __enter__(self) -> Ground:
         return self
@@ -92,12 +93,11 @@ class Ground:
         self.supervisors = [process for process in self.supervisors if process.poll() is None]
         while len(self.supervisors) < 1 + more:
             command = [sys.executable, "-m", SUPERVISOR, str(self.workspace.root)]
-            path = os.pathsep.join(filter(None, [str(INJECT), os.environ.get("PYTHONPATH")]))
             self.supervisors.append(
                 subprocess.Popen(
                     [*command, "--trainer-module", TRAINER, *self.options],
                     cwd=PROJECT_ROOT,
-                    env={**os.environ, **self.env, "PYTHONPATH": path},
+                    env=self._environment(),
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=self._log.open("ab"),
@@ -126,6 +126,51 @@ class Ground:
         assert run.status is RunStatus.FINISHED, f"{run.status.value}: {run.reason}; {self.log()}"
         assert self.ledger(run_id) == dict.fromkeys(self.rows(run_id), 1) and len(self.ledger(run_id)) == 100
         self.start_s, self.train_s, self.rows_s = launched - began, ended - launched, ended - first_row
+
+    def command(self, *words: object, kill: bool = False) -> str:
+        """What a command says. kill: SIGKILL at a random moment from its first look at runs.db on."""
+        looked = self.ledgers / f"{self.workspace.root.name}.looked"
+        looked.unlink(missing_ok=True)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "sousa_engine", "--workspace", str(self.workspace.root), *map(str, words)],
+            cwd=PROJECT_ROOT,
+            env=self._environment() | {"FAULTS_LOOKED": str(looked)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        while not looked.exists() and process.poll() is None:
+            time.sleep(0.001)
+        began = time.monotonic()
+        if kill:
+            self.moment(1.1 * self.command_s)
+            process.kill()
+        said, _ = process.communicate(timeout=_PATIENCE_S)
+        if not kill:
+            self.command_s = time.monotonic() - began
+        return said
+
+    @contextlib.contextmanager
+    def closed(self) -> Iterator[None]:
+        """Nobody has runs.db open meanwhile. Its log is there, as after a power cut: nobody moved it into the file."""
+        files = [self.workspace.db, self.wal]
+        found = [file.read_bytes() for file in files]
+        self.store.close()
+        for file, data in zip(files, found, strict=True):
+            file.write_bytes(data)
+        try:
+            yield
+        finally:
+            self.store = Store.open(self.workspace)
+
+    @property
+    def wal(self) -> Path:
+        return self.workspace.db.with_name("runs.db-wal")
+
+    def _environment(self) -> dict[str, str]:
+        path = os.pathsep.join(filter(None, [str(INJECT), os.environ.get("PYTHONPATH")]))
+        return {**os.environ, **self.env, "PYTHONPATH": path}
 
     # Looking and killing
 
@@ -226,7 +271,7 @@ class Ground:
         acknowledged, rows = self.ledger(run.id), self.rows(run.id)
         expected = set(acknowledged)
         if run.status is RunStatus.FINISHED:
-            expected = set(range(1, 1 + int(dict(word.split("=") for word in run.config.name.split())["steps"])))
+            expected = set(range(1, 1 + int(words_of(run.config.name)["steps"])))
         lost = [step for step in expected if rows.get(step) != loss(step)]
         self._wrong("lost", run, len(lost), f"steps {lost[:5]}")
         unmeasured = len(set(rows) - set(acknowledged))  # a kill between write and ledger leaves one per attempt
@@ -248,6 +293,18 @@ class Ground:
                 self._wrong("unreadable", run, 1, str(error))
         said = self._plain("PRAGMA integrity_check")
         self._wrong("databases", run, int(said != [("ok",)]), str(said))
+
+    def count_others(self, *run_ids: str) -> None:
+        """Count what is wrong with all runs but these: with those of earlier rounds."""
+        for run in self.store.runs.all():
+            if run.id not in run_ids:
+                self.count(run, lambda run: True)
+
+    def expect(self, what: str, condition: object, how: str) -> None:
+        """Count one of `what`, unless the condition is true."""
+        if not condition:
+            setattr(self.tally, what, getattr(self.tally, what) + 1)
+            self.tally.notes.append(f"{self.workspace.root.name}: {what}: {how}")
 
     def ledger(self, run_id: str) -> dict[int, int]:
         """Step -> how often it was acknowledged."""
@@ -273,6 +330,16 @@ class Ground:
         of_run = "FROM events JOIN runs USING (run_number) WHERE id = ? AND kind = 'double'"
         sql = f"SELECT message {of_run} GROUP BY at_ms, message HAVING count(*) > 1"
         return [message for (message,) in self._plain(sql, run_id)]
+
+    def listed(self, path: Path | None = None) -> list[tuple]:
+        """Runs in runs.db, or in a copy of it."""
+        return self._plain("SELECT id, status, note FROM runs ORDER BY id", path=path)
+
+    def left_of(self, run_ids: Collection[str]) -> list[object]:
+        """What is still there of runs that were deleted."""
+        folders = [parent / run_id for parent in (self.workspace.runs, self.workspace.trash) for run_id in run_ids]
+        rows = [row for row in self.listed() if row[0] in run_ids]
+        return [*filter(Path.exists, folders), *rows, *self._plain("PRAGMA foreign_key_check")]
 
     def log(self) -> str:
         """The last words of the supervisors."""
@@ -305,6 +372,6 @@ class Ground:
             told = f"{self.workspace.root.name} {run.id}: {what} {count}: {how} ({run.status.value}: {run.reason})"
             self.tally.notes.append(told)
 
-    def _plain(self, sql: str, *values: object) -> list[tuple]:
-        with contextlib.closing(sqlite3.connect(self.workspace.db, timeout=30)) as plain:
+    def _plain(self, sql: str, *values: object, path: Path | None = None) -> list[tuple]:
+        with contextlib.closing(sqlite3.connect(path or self.workspace.db, timeout=30)) as plain:
             return plain.execute(sql, values).fetchall()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import signal
 import subprocess
@@ -11,20 +12,49 @@ import tempfile
 import threading
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sousa_engine.core.records import Run, RunStatus
+from sousa_engine.core.records import Run, RunStatus, Sweep
+from sousa_engine.maintenance import check
+from sousa_engine.store import Store
+from sousa_engine.store.ledger import Ledger
 from sousa_engine.training import resume
-from sousa_engine.workspace import run_files
+from sousa_engine.workspace import locks, run_files, spool
 from tests.faults.ground import KEEPER, SUPERVISOR, TRAINER, Ground, Tally
 
 SLOW_SAVES = "steps=64 pause_s=0.005 every=8 save_s=0.15"
 LONGER = "steps=200 pause_s=0.005 every=8"
+SHORT = "steps=16 pause_s=0.005 every=8"
 _MANY_ROUNDS = 20  # from here on, every step of an attempt gets its crash
 _DISK_MIB = 8
 _DAY_MS = 86_400_000
+_ODD_LINES = [
+    b'{"k":"facts","t":1,"facts":{"weights_label":"\\ud800"}}',
+    b'{"k":"facts","t":1,"facts":{"earlier":5}}',
+    b'{"k":"metrics","t":1,"step":2,"m":{"a":' + b"1" * 400 + b"}}",
+    b'{"k":"event","t":2305843009213693952,"kind":"x","message":"y"}',
+    b"[" * 100_000,
+    bytes(5 << 20),
+]
+_ODD_VALUES = [
+    "config_json = json_set(config_json, '$.training.next', 1)",
+    "config_json = json_set(config_json, '$.training.lr', 'fast')",
+    """facts_json = '{"earlier": 5}'""",
+    "setting_json = '[]'",
+    "tags_json = '[5]'",
+]
+
+_ODD_CONFIGS: list[Callable[[Path], object]] = [
+    lambda file: file.write_text('{"traini'),
+    lambda file: file.write_text('{"training": {"lr": "fast"}}'),
+    lambda file: file.write_bytes(b"\xff" * 5000),
+    lambda file: file.symlink_to("/"),
+    Path.mkdir,
+    os.mkfifo,
+]
 
 
 def kill_trainer(ground: Ground) -> None:
@@ -156,11 +186,156 @@ def recycle_pid(ground: Ground) -> None:
         bystander.wait()
 
 
+def suspend(ground: Ground) -> None:
+    """SIGSTOP, as a debugger or a freezer sends it: a stop ends the run all the same, and its slot is free."""
+    run_id = ground.queue(LONGER)
+    at_once = ground.random.random() < 0.5
+    pid = ground.pid(TRAINER if at_once and ground.random.random() < 0.5 else KEEPER, run_id)
+    ground.moment_of_training(run_id)
+    ground.kill(pid, signal.SIGSTOP)
+    ground.store.runs.request_stop(run_id, at_once=at_once)
+    ground.settle(run_id, lambda run: _finished(run) or run.status is RunStatus.STOPPED)
+
+
+def cut_spool(ground: Ground) -> None:
+    """A power cut: runs.db kept what the end of the spool did not. The cut is anywhere, often inside a line."""
+    run_id = ground.queue(LONGER)
+    pid = ground.pid(TRAINER, run_id)
+    ground.moment_of_training(run_id)
+    ground.kill(pid, signal.SIGSTOP)
+    file = ground.workspace.run_dir(run_id) / run_files.SPOOL
+    attempt = Ledger(ground.store).attempt
+    ground.wait(lambda: attempt(run_id).spool_offset >= spool.end_of(file), "a spool that was read")
+    ground.kill(pid)  # first: the kernel lets a stopped process go on when its parent dies
+    ground.kill_everything()
+    size = run_files.size(file)
+    kept = ground.random.randint(max(0, size - 400), size)
+    with contextlib.suppress(FileNotFoundError), file.open("r+b") as opened:
+        opened.truncate(kept)
+        if ground.random.random() < 0.5:
+            opened.truncate(size)  # the same length, and zeros
+    ground.settle(run_id, lambda run: _finished(run) or run.status is RunStatus.LOST or "kill" in (run.reason or ""))
+
+
+def odd_items(ground: Ground) -> None:
+    """An odd row before a run, a folder of another program beside it, an odd line in it. A rebuild finds them all."""
+    odd, run_id = ground.queue(), ground.queue()
+    with ground.store.connection.writing() as db:
+        db.execute(f"UPDATE runs SET {ground.random.choice(_ODD_VALUES)} WHERE id = ?", [odd])
+    folder = ground.workspace.runs / f"260131-1423{ground.tally.rounds:02d}-odd2"
+    folder.mkdir()
+    ground.random.choice(_ODD_CONFIGS)(folder / run_files.CONFIG)
+    ground.first_row(run_id)
+    with (ground.workspace.run_dir(run_id) / run_files.SPOOL).open("ab") as file:
+        file.write(ground.random.choice(_ODD_LINES) + b"\n")
+    ground.settle(run_id, lambda run: _finished(run) and _was_trained_once(ground, run))
+    ground.expect("untrue", "cannot be read" in (ground.over(odd).reason or ""), f"{odd} was trained")
+    ground.kill_everything()
+    before = ground.listed()
+    with ground.closed():
+        ground.command("db", "rebuild")
+    ground.expect("untrue", ground.listed() == before, "a rebuild changed the runs")
+    ground.count(ground.run(run_id), lambda run: True)
+
+
+def damage_log(ground: Ground) -> None:
+    """A power cut, or a bad disk: runs.db-wal is cut anywhere, or has other bytes. What `db check` says is done."""
+    run_id = _die_while_training(ground)
+    with ground.closed():
+        _damage(ground.wal, ground.random)
+        if "db rebuild" in ground.command("db", "check"):
+            ground.command("db", "rebuild")
+    _settle_killed(ground, run_id)
+    ground.count_others(run_id)
+
+
+def kill_rebuild(ground: Ground) -> None:
+    """Killed, then repeated. What is in no folder, such as a note, is kept unless runs.db cannot be read."""
+    run_id = _die_while_training(ground)
+    ground.store.marks.set_note(run_id, "to be kept")
+    before = ground.listed()
+    is_readable = ground.random.random() < 0.7
+    with ground.closed():
+        if not is_readable:
+            os.truncate(ground.workspace.db, 2048)
+        ground.command("db", "rebuild", kill=True)
+        ground.command("db", "rebuild")
+    ground.expect("lost", ground.listed() == before or not is_readable, "the database is not as it was")
+    _settle_killed(ground, run_id)
+    ground.count_others(run_id)
+
+
+def kill_restore(ground: Ground) -> None:
+    """Killed, there is the old database or the copy; then repeated. What is newer comes back as the command says."""
+    run_id = ground.queue(LONGER)
+    _at_a_moment(ground, run_id)
+    copy = check.backup(ground.workspace, ground.workspace.root / f"copy-{ground.tally.rounds}.db")
+    ground.moment(ground.train_s)
+    ground.kill_everything()
+    ground.store.marks.set_note(run_id, "newer than the copy")
+    before = ground.listed()
+    with ground.closed():
+        ground.command("db", "restore", copy, kill=True)
+        ground.expect("lost", ground.listed() in (before, ground.listed(copy)), "there is neither of both databases")
+        said = ground.command("db", "restore", copy)
+        if "db rebuild" in said:
+            ground.command("db", "rebuild")
+    ground.store.queue.resume()
+    _settle_killed(ground, run_id)
+    ground.count_others(run_id)
+
+
+def kill_delete(ground: Ground) -> None:
+    """Killed, all of the runs are there or none is; repeated, none is. The other runs stay."""
+    kept, *gone = [ground.queue(SHORT) for _ in range(3)]
+    for run_id in gone:
+        ground.over(run_id)
+    ground.command("delete", "--yes", *gone, kill=True)
+    with Store.open(ground.workspace) as store:
+        rows = {run_id for run_id in gone if store.runs.get(run_id)}
+    folders = {run_id for run_id in gone if ground.workspace.run_dir(run_id).exists()}
+    ground.expect("lost", rows == folders and len(rows) in (0, len(gone)), f"of {gone}: rows {rows}, folders {folders}")
+    for run_id in rows:
+        ground.count(ground.run(run_id), _finished)
+    ground.command("delete", "--yes", *gone)
+    ground.expect("untrue", not (left := ground.left_of(gone)), f"of {gone}, there is {left}")
+    ground.settle(kept, _finished)
+    ground.count_others(kept)
+
+
+def kill_sweep(ground: Ground) -> None:
+    """Killed while it plans or queues, it is repeated if there is no sweep; then those who step it are killed."""
+    name, rates, seeds = f"round {ground.tally.rounds}", (0.001, 0.002, 0.003), (0, 1)
+    sampler = ground.random.choice([["grid"], ["tpe", "--trials", len(rates)], ["asha", "--trials", len(rates)]])
+    words = ["sweep", "--detach", "data=micro", "model=ast-mini", "--name", name, "--seeds", *seeds]
+    words += ["--axis", f"training.lr={','.join(map(str, rates))}", "--sampler", *sampler]
+    ground.wait(lambda: locks.is_held(ground.workspace.supervisor_lock), "supervisor")  # else it starts a real one
+    ground.command(*words, kill=True)
+    if not _sweeps(ground, name):
+        ground.command(*words)
+    (sweep,) = _sweeps(ground, name)
+    for _ in range(2):
+        ground.moment(ground.start_s + ground.train_s)
+        ground.kill(next(iter(ground.processes(SUPERVISOR)), None))
+        ground.supervise()
+    ground.wait(lambda: _sweeps(ground, name)[0].status.is_over, "end of the sweep")
+    runs = ground.store.sweeps.runs(sweep.id)
+    trained = Counter((run.config.training.lr, run.config.seed) for run in runs)
+    pruned = {run.config.training.lr for run in runs if run.is_pruned}
+    wanted = {(rate, seed) for rate in rates for seed in seeds if seed == 0 or rate not in pruned}
+    ground.expect("lost", set(trained) == wanted, f"{sampler[0]} of {wanted}: {trained}")
+    ground.expect("doubled", max(trained.values()) == 1, f"{sampler[0]}: {trained}")
+    for run in runs:
+        ground.count(run, lambda run: _finished(run) or run.is_pruned)
+        ground.tally.acknowledged += len(ground.ledger(run.id))
+    ground.tally.rounds += 1
+
+
 @dataclass(frozen=True, kw_only=True)
 class Kind:
     """play: one round on a ground. rows: some are there in each ground's first round, whatever the random moments.
 
-    own_disk: it needs a small disk of its own.
+    own_disk: it needs a small disk of its own. clock: its clock can be moved. short: rounds in the suite's short cut.
     """
 
     title: str
@@ -168,6 +343,7 @@ class Kind:
     rows: bool = False
     own_disk: bool = False
     clock: bool = False
+    short: int = 2
 
 
 KINDS = {
@@ -182,6 +358,14 @@ KINDS = {
     "steps": Kind(title="crash between every two steps of a launch", play=None),
     "clock": Kind(title="clock moved", play=move_clock, clock=True),
     "pid": Kind(title="recycled pid", play=recycle_pid, rows=True),
+    "suspended": Kind(title="SIGSTOP, then a stop", play=suspend, rows=True, short=0),
+    "cut": Kind(title="spool cut inside a line", play=cut_spool, rows=True, short=0),
+    "odd": Kind(title="odd rows, lines and folders", play=odd_items, rows=True, short=0),
+    "log": Kind(title="damaged write-ahead log", play=damage_log, rows=True, short=1),
+    "rebuild": Kind(title="kill -9 of `db rebuild`", play=kill_rebuild, rows=True, short=0),
+    "restore": Kind(title="kill -9 of `db restore`", play=kill_restore, short=0),
+    "delete": Kind(title="kill -9 of `delete`", play=kill_delete, rows=True, short=0),
+    "sweep": Kind(title="kill -9 of `sweep` and of its steps", play=kill_sweep, rows=True, short=0),
 }
 
 
@@ -353,6 +537,33 @@ def _kill(ground: Ground, process: str, told: str) -> None:
     ground.moment_of_training(run_id)
     ground.kill(pid)
     ground.settle(run_id, lambda run: _finished(run) or told in (run.reason or ""))
+
+
+def _die_while_training(ground: Ground) -> str:
+    """The id of a run whose processes were all killed."""
+    run_id = ground.queue(LONGER)
+    ground.pid(TRAINER, run_id)
+    ground.moment_of_training(run_id)
+    ground.kill_everything()
+    return run_id
+
+
+def _settle_killed(ground: Ground, run_id: str) -> None:
+    ground.settle(run_id, lambda run: _finished(run) or run.status is RunStatus.LOST or "kill" in (run.reason or ""))
+
+
+def _damage(file: Path, drawn: random.Random) -> None:
+    at = drawn.randint(0, run_files.size(file))
+    with file.open("r+b") as opened:
+        if drawn.random() < 0.5:
+            opened.truncate(at)
+        else:
+            opened.seek(at)
+            opened.write(drawn.randbytes(drawn.choice([1, 100, 5000])))
+
+
+def _sweeps(ground: Ground, name: str) -> list[Sweep]:
+    return [sweep for sweep in ground.store.sweeps.all() if sweep.name == name]
 
 
 def _finished(run: Run) -> bool:

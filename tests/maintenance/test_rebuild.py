@@ -11,6 +11,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from seeding import Training, config, killed_before_change, seed_sweep, train_next
@@ -22,6 +23,7 @@ from sousa_engine.core.records import RunFilter, RunStatus
 from sousa_engine.maintenance import check
 from sousa_engine.maintenance import rebuild as rebuilding
 from sousa_engine.maintenance.rebuild import rebuild
+from sousa_engine.maintenance.salvage import database_files
 from sousa_engine.runs.supervisor import Supervisor
 from sousa_engine.store import Store, migrations
 from sousa_engine.store.ledger import Ledger
@@ -495,6 +497,26 @@ def test_killed_before_any_of_its_changes_there_is_the_old_database_or_the_new_o
     with Store.open(workspace) as store:
         assert store.runs.get(run.id).status is RunStatus.FINISHED
     assert not list(workspace.root.glob(".runs.rebuilt*"))
+
+
+def test_killed_before_the_new_one_is_in_place_the_old_one_has_all_of_its_log(workspace, monkeypatch):
+    with Store.open(workspace) as store:
+        waiting = store.runs.enqueue(RunConfig())  # is in no folder
+        left = {path: path.read_bytes() for path in database_files(workspace.db)[:2]}
+    for path, data in left.items():  # as a power cut leaves them
+        path.write_bytes(data)
+
+    def killed(self, target):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "replace", killed)
+        rebuild(workspace)
+    with Store.open(workspace) as store:
+        assert store.runs.all() == (waiting,)
+    (kept,) = workspace.root.glob("runs.before-rebuild.*.db")
+    with contextlib.closing(sqlite3.connect(kept)) as plain:
+        assert plain.execute("SELECT id FROM runs").fetchall() == [(waiting.id,)]
 
 
 def test_a_disk_that_fills_up_meanwhile_leaves_the_old_database(workspace, monkeypatch):

@@ -214,6 +214,33 @@ def test_a_database_from_before_tags_lists_its_runs(workspace):
     assert list(workspace.root.glob("runs.schema-2.*.db"))
 
 
+def test_a_database_from_before_contents_takes_of_equal_accuracies_the_epoch_with_the_lowest_loss(workspace):
+    old = old_database(workspace, 5)
+    ids = {1: "260131-142305-k7mq", 2: "260131-142306-k7mq"}  # of the second, no loss was measured
+    for number, run_id in ids.items():
+        old.execute(
+            "INSERT INTO runs (run_number, id, name, status, wanted_device, queue_position, created_by, created_at_ms,"
+            " ended_at_ms, config_json) VALUES (?, ?, '', 'stopped', 'cpu', ?, 'cli', 5, 9, ?)",
+            [number, run_id, number, RunConfig().model_dump_json()],
+        )
+    old.execute("INSERT INTO metric_names VALUES (1, 'valid/accuracy', 'higher'), (2, 'valid/loss', 'lower')")
+    for run, metric, values in ((1, 1, (0.5, 0.8, 0.8)), (1, 2, (0.1, 0.7, 0.6)), (2, 1, (0.5, 0.8, 0.8))):
+        for epoch, value in enumerate(values, start=1):
+            point = [run, metric, 10 * epoch, value, epoch]
+            old.execute("INSERT INTO metric_points VALUES (?, ?, ?, ?, NULL, ?, NULL, 5)", point)
+        best = [run, metric, max(values) if metric == 1 else min(values), 20 if metric == 1 else 10]
+        old.execute("INSERT INTO metric_summaries VALUES (?, ?, 0.8, 30, 3, NULL, ?, ?, NULL)", best)
+    old.execute("INSERT INTO predictions VALUES (1, 'test', 'a', 'flam', 'drag', 0.6, 0.4)")
+    old.conn.commit()
+    old.close()
+    with Store.open(workspace) as store:
+        best = store.metrics.summaries(ids.values())
+        assert [best[run_id]["valid/accuracy"].best_step for run_id in ids.values()] == [30, 20]
+        assert best[ids[1]]["valid/loss"].best_step == 10
+        (prediction,) = store.runs.predictions(ids[1], "test")
+        assert (prediction.predicted, prediction.content) == ("drag", "")
+
+
 def test_a_migration_that_fails_changes_nothing(workspace):
     def fails(db):
         db.execute("ALTER TABLE runs ADD COLUMN remark TEXT")

@@ -3,6 +3,7 @@
 FAULTS_CLOCK=FILE    the system's clock is moved by as many milliseconds as stand in FILE now
 FAULTS_TRACE=FOLDER  every step of a process that touches FAULTS_ROOT is written to FOLDER/<module>, twice at most
 FAULTS_CRASH=MODULE|STEP|MARK   the first process that runs MODULE kills itself right before STEP; MARK: it happened
+FAULTS_LOOKED=FILE   is made when the process opens a database in FAULTS_ROOT for the first time
 
 No imports but what every Python has loaded by then: it runs in each process, before all else.
 A step is what Python's audit events tell before it happens: a file opened, renamed, removed or locked, a folder made,
@@ -28,6 +29,16 @@ def _move_clock(file):
 
     time.time_ns = moved
     time.time = lambda: moved() / 1e9
+
+
+def _tell_of_a_look(file, root):
+    def hook(event, args):
+        nonlocal file
+        if file and event == "sqlite3.connect" and root in str(args[0]):
+            file, told = None, file
+            os.close(os.open(told, os.O_CREAT | os.O_WRONLY))
+
+    sys.addaudithook(hook)
 
 
 class _Steps:
@@ -112,6 +123,8 @@ def _module(argv):
 
 if os.environ.get("FAULTS_CLOCK"):
     _move_clock(os.environ["FAULTS_CLOCK"])
+if os.environ.get("FAULTS_LOOKED"):
+    _tell_of_a_look(os.environ["FAULTS_LOOKED"], os.environ["FAULTS_ROOT"])
 if os.environ.get("FAULTS_TRACE") or os.environ.get("FAULTS_CRASH"):
     steps = _Steps(_module(sys.orig_argv), os.environ["FAULTS_ROOT"])
     sys.addaudithook(steps.hook)
