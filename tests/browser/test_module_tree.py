@@ -241,8 +241,9 @@ def test_what_is_typed_while_an_older_answer_travels_is_kept(page, settled, addr
         page.wait_for_timeout(50)
     two = enter(second, "12")
     arrive()
-    is_late = False
+    page.wait_for_timeout(300)  # the fields are drawn
     enter(first, "4")
+    is_late = False
     arrive()
     page.wait_for_timeout(500)
     settled(page)
