@@ -19,7 +19,7 @@ from sousa_engine.core.records import LONGEST_SET_NAME, TargetSet
 from sousa_engine.runs import prepare
 from sousa_engine.store import Store
 from sousa_engine.targets import EntryMatch, Outline, Resolution
-from sousa_engine.web import handover, parts
+from sousa_engine.web import addresses, handover, kept, parts
 from sousa_engine.web.components.module_tree import Choice, choose, ticked
 from sousa_engine.web.components.module_tree import module_tree as draw_tree
 from sousa_engine.web.guard import refuse
@@ -52,20 +52,24 @@ def main() -> None:
 
 
 def pick_variant() -> backbones.Variant:
-    """The backbone in the address, else the one shown last; the address then names it, so that it can be shared."""
+    """The backbone that the address asks for, else the one chosen last; the address then names it, so that it can be
+    shared."""
+    asked, options = st.query_params.get("variant", ""), list(backbones.VARIANTS)
+    wanted = asked if asked and addresses.is_asked(asked) else st.session_state.get("variant", DEFAULT)
+    addresses.note(asked)
     try:
-        variant = backbones.variant(st.query_params.get("variant") or st.session_state.get("bench.variant", DEFAULT))
+        variant = backbones.variant(wanted)
     except UnknownNameError as error:
         variant = backbones.variant(DEFAULT)
         st.warning(parts.plain(f"{error} Showing {variant.name} instead."))
-    st.session_state["variant"] = st.session_state["bench.variant"] = variant.name
+    kept.change("variant", variant.name)
     if st.query_params.get("variant") != variant.name:
         st.query_params["variant"] = variant.name
+        addresses.note(variant.name)
     left, right = st.columns([1, 2], vertical_alignment="bottom")
     with left:
-        st.selectbox(
-            config.field_label("model.variant"), list(backbones.VARIANTS), key="variant", on_change=name_in_address
-        )
+        held = kept.index("variant", variant.name, options)
+        st.selectbox(config.field_label("model.variant"), options, **held, on_change=name_in_address)
     with right:
         st.caption("Tick the modules to adapt. Every row is a real module, addressed by its full path.")
     return variant
@@ -162,31 +166,28 @@ def adapter_fields(outline: Outline) -> Fields:
     """Method, rank, number of classes and head policy."""
     names = [name for name, method in METHODS.items() if method.takes_targets]
     name = st.selectbox(
-        config.field_label("lora.method"), names, format_func=lambda n: METHODS[n].title, key="bench.method",
-        persist_state="session",
+        config.field_label("lora.method"), names, format_func=lambda n: METHODS[n].title,
+        **kept.index("bench.method", names[0], names),
         help="How the ticked modules are adapted. BitFit and full fine-tuning take no targets: choose them on Launch.",
     )  # fmt: skip
     method = METHODS[name]
     st.caption(method.sentence)
     a, b = st.columns(2)
     with a:
-        parts.say_again("bench.r", str(base.lora.r))
         r = st.text_input(
-            config.field_label("lora.r"), key="bench.r",
-            persist_state="session",
+            config.field_label("lora.r"), **kept.value("bench.r", str(base.lora.r)),
             help=f"{config.field_help('lora.r')} Adapter size grows linearly with it. To give one module a separate "
             "rank, edit its row in the tree; 'all like this' then copies the rank to the same module in every layer.",
             disabled="r" not in method.settings,
         )  # fmt: skip
     with b:
-        parts.say_again("bench.classes", str(outline.num_classes))
         classes = st.text_input(
-            "Classes", key="bench.classes",
-            persist_state="session", help="Number of classes of the new head: 40 for the rudiments.",
+            "Classes", **kept.value("bench.classes", str(outline.num_classes)),
+            help="Number of classes of the new head: 40 for the rudiments.",
         )  # fmt: skip
     head = st.segmented_control(
-        config.field_label("lora.head"), list(HEAD_TITLES), default=base.lora.head, format_func=HEAD_TITLES.get,
-        key="bench.head", required=True, persist_state="session", width="stretch",
+        config.field_label("lora.head"), list(HEAD_TITLES), format_func=HEAD_TITLES.get,
+        **kept.default("bench.head", base.lora.head), required=True, width="stretch",
         help="The new classifier: train it fully, adapt it with rank r, or freeze it at its random start.",
     )  # fmt: skip
     problems, numbers = [], [base.lora.r, outline.num_classes]
@@ -303,10 +304,11 @@ def saved_sets(outline: Outline, saved: Mapping[str, TargetSet]) -> None:
         st.caption(f"No sets saved for {outline.variant} yet.")
         return
     key = f"saved set of {outline.variant}"
-    if parts.say_again(key, "") not in saved:
-        st.session_state[key] = next(iter(saved))
+    first = next(iter(saved))
+    if st.session_state.get(key, first) not in saved:
+        st.session_state[key] = first
     chosen = st.selectbox(
-        "Saved sets", list(saved), key=key, persist_state="session",
+        "Saved sets", list(saved), **kept.index(key, first, list(saved)),
         format_func=lambda n: f"{n} ({count_of(len(saved[n].paths), 'module')}, head: {HEAD_TITLES[saved[n].head]})",
     )  # fmt: skip
     one = saved[chosen]

@@ -13,7 +13,7 @@ from sousa_engine.data import synth
 from sousa_engine.data.clips import Clip, Manifest
 from sousa_engine.data.manifest import dataset_names, majority_baseline
 from sousa_engine.data.splits import SPLITS
-from sousa_engine.web import parts, scan_view
+from sousa_engine.web import addresses, kept, parts, scan_view
 from sousa_engine.web.baselines_view import baselines_section
 from sousa_engine.web.clip_view import SPLIT_COLORS, rudiment_card, rudiment_of, show_clip
 from sousa_engine.web.guard import refuse
@@ -91,15 +91,22 @@ def main() -> None:
 
 
 def pick_dataset() -> str:
-    """The name or path in the URL; an empty string until the user enters a path."""
-    current = st.query_params.get("dataset", st.session_state.get("data.last", "tiny"))
+    """The name or path that the URL asks for, else the one shown last; an empty string until the user enters a path."""
+    asked = st.query_params.get("dataset")
+    current = st.session_state.get("data.last", "tiny")
+    if asked is not None and addresses.is_asked(asked):
+        current = asked
+    elif asked not in (None, current):
+        st.query_params["dataset"] = current
+    addresses.note(asked)
     embedded = {s.name: s for s in dataset_names()}
-    st.session_state["data.choice"] = current if current in embedded else OWN
+    choice = current if current in embedded else OWN
+    kept.change("data.choice", choice)
     st.session_state["data.last"] = current
     st.segmented_control(
         "Data set",
         [*embedded, OWN],
-        key="data.choice",
+        **kept.default("data.choice", choice),
         required=True,
         wrap=True,
         format_func=lambda name: f"{name} · {embedded[name].clips:,}" if name in embedded else name,
@@ -108,10 +115,11 @@ def pick_dataset() -> str:
     )
     if current in embedded:
         return current
-    st.session_state["data.path"] = current
+    if st.session_state.get("data.path", current).strip() != current:
+        st.session_state["data.path"] = current
     path = st.text_input(
         "Folder or CSV file",
-        key="data.path",
+        **kept.value("data.path", current),
         placeholder="/path/to/drums or /path/to/clips.csv",
         help="A path on the machine that runs the studio. Nothing is copied; only file headers are read at first.",
         icon=":material/folder_open:",
@@ -125,6 +133,8 @@ def go_to(**parameters: str | None) -> None:
     for name, value in parameters.items():
         st.query_params[name] = value or ""
     if "dataset" in parameters:
+        st.session_state["data.last"] = parameters["dataset"] or ""
+        addresses.note(st.session_state["data.last"])
         st.query_params.pop("clip", None)
         for key in ("class", "split", "tier", "player"):
             st.session_state.pop(key, None)

@@ -16,7 +16,7 @@ from sousa_engine.data.splits import SPLITS
 from sousa_engine.runs import orders, preflight, prepare
 from sousa_engine.runs.executors import local
 from sousa_engine.runs.problems import problems as problems_of
-from sousa_engine.web import drafts, fields, handover, parts
+from sousa_engine.web import drafts, fields, handover, kept, parts
 from sousa_engine.web.guard import refuse
 from sousa_engine.web.handover import Ticks
 from sousa_engine.workspace import default_workspace
@@ -198,13 +198,11 @@ def form() -> tuple[dict[str, Any], dict[str, str]]:
     slots: dict[str, Any] = {}
     values: dict[str, Any] = {}
 
-    def field(name: str, draw, label: str = "") -> Any:
+    def field(name: str, widget, label: str = "", **more: Any) -> Any:
         """One widget with the label and help of its field, and a place for its error."""
-        key = f"launch.{name}"
-        parts.say_again(key, as_widget(name, config.value_of(base, name)))
-        value = draw(
-            label=label or config.field_label(name), key=key, help=config.field_help(name), persist_state="session"
-        )
+        key, first = f"launch.{name}", as_widget(name, config.value_of(base, name))
+        held = kept.index(key, first, more["options"]) if "options" in more else kept.value(key, first)
+        value = widget(label=label or config.field_label(name), help=config.field_help(name), **held, **more)
         slots[name] = st.empty()
         grammar.set_field(values, name, value)
         return value
@@ -213,10 +211,7 @@ def form() -> tuple[dict[str, Any], dict[str, str]]:
     names = list(backbones.VARIANTS)
     a, b = st.columns(2)
     with a:
-        variant = field(
-            "model.variant",
-            lambda **k: st.selectbox(options=names, format_func=lambda n: backbones.VARIANTS[n].title, **k),
-        )
+        variant = field("model.variant", st.selectbox, options=names, format_func=lambda n: backbones.VARIANTS[n].title)
     with b:
         weights_field(field, values)
     take_defaults_of(variant)
@@ -224,9 +219,7 @@ def form() -> tuple[dict[str, Any], dict[str, str]]:
 
     st.subheader("What to train")
     values["lora"] = {"targets": [], **values.get("lora", {})}
-    name = field(
-        "lora.method", lambda **k: st.selectbox(options=list(METHODS), format_func=lambda n: METHODS[n].title, **k)
-    )
+    name = field("lora.method", st.selectbox, options=list(METHODS), format_func=lambda n: METHODS[n].title)
     method = METHODS[name]
     st.caption(method.sentence)
     if method.takes_targets:
@@ -240,7 +233,7 @@ def form() -> tuple[dict[str, Any], dict[str, str]]:
         heads = [head for head in HEAD_TITLES if head != "lora" or method.takes_targets]
         if held("lora.head") not in heads:
             hold("lora.head", base.lora.head)
-        field("lora.head", lambda **k: st.selectbox(options=heads, format_func=HEAD_TITLES.get, **k))
+        field("lora.head", st.selectbox, options=heads, format_func=HEAD_TITLES.get)
 
     st.subheader("Data")
     data_field(field, values)
@@ -257,9 +250,9 @@ def form() -> tuple[dict[str, Any], dict[str, str]]:
         present = ["auto", *local.devices()]
         if held("device", "auto") not in present:
             hold("device", "auto")
-        field("device", lambda **k: st.selectbox(options=present, **k))
+        field("device", st.selectbox, options=present)
     with c:
-        field("name", lambda **k: st.text_input(placeholder="automatic: backbone · data · seed", **k))
+        field("name", st.text_input, placeholder="automatic: backbone · data · seed")
 
     with st.expander("More: regularisation, augmentation, clip length, split, early stopping, W&B"):
         a, b, c = st.columns(3)
@@ -274,9 +267,8 @@ def form() -> tuple[dict[str, Any], dict[str, str]]:
         with c:
             field("training.patience", st.text_input)
         for column, name in ((a, "training.precision"), (b, "wandb.mode")):
-            options = config.field_options(name)
             with column:
-                field(name, lambda options=options, **k: st.selectbox(options=options, **k))
+                field(name, st.selectbox, options=config.field_options(name))
         with c:
             field("wandb.project", st.text_input)
 
@@ -306,10 +298,10 @@ def weights_kind(weights: str) -> str:
 
 def weights_field(field, values: dict[str, Any]) -> None:
     stored = st.session_state.setdefault("launch.model.weights", base.model.weights)
-    parts.say_again("launch.weights_kind", weights_kind(stored))
     kind = st.selectbox(
-        config.field_label("model.weights"), list(WEIGHTS), format_func=WEIGHTS.get, key="launch.weights_kind",
-        help=config.field_help("model.weights"), persist_state="session",
+        config.field_label("model.weights"), list(WEIGHTS), format_func=WEIGHTS.get,
+        **kept.index("launch.weights_kind", weights_kind(stored), list(WEIGHTS)),
+        help=config.field_help("model.weights"),
     )  # fmt: skip
     if kind == "file":
         if held("model.weights") in WEIGHTS:
@@ -330,10 +322,9 @@ def targets_field(outline: targets.Outline, values: dict[str, Any], slots: dict[
     a, b = st.columns([3, 1], vertical_alignment="bottom")
     with a:
         chosen = st.selectbox(
-            config.field_label("lora.targets"), list(choices), key="launch.set",
+            config.field_label("lora.targets"), list(choices), **kept.index("launch.set", usual, list(choices)),
             format_func=lambda key: choices[key][0] + (f" ({len(choices[key][1])})" if choices[key][1] else ""),
             help="The modules that are adapted. To choose single modules, tick them in the module tree.",
-            persist_state="session",
         )  # fmt: skip
     with b:
         st.page_link(
@@ -370,22 +361,18 @@ def choices_of(outline: targets.Outline, method: Method) -> dict[str, tuple[str,
 
 
 def data_field(field, values: dict[str, Any]) -> None:
-    parts.say_again("launch.data", base.data.dataset)
     a, b = st.columns(2, vertical_alignment="bottom")
     with a:
         chosen = st.selectbox(
-            config.field_label("data.dataset"), fields.DATASET_CHOICES, key="launch.data",
-            help=config.field_help("data.dataset"), format_func=fields.dataset_title, persist_state="session",
+            config.field_label("data.dataset"), fields.DATASET_CHOICES,
+            **kept.index("launch.data", base.data.dataset, fields.DATASET_CHOICES),
+            help=config.field_help("data.dataset"), format_func=fields.dataset_title,
         )  # fmt: skip
     with b:
         if chosen == fields.OWN_DATA:
             if fields.dataset_choice(held("data.dataset", "")) != fields.OWN_DATA:
                 hold("data.dataset", "")
-            field(
-                "data.dataset",
-                lambda **k: st.text_input(placeholder=fields.PATH_EXAMPLE, **k),
-                fields.PATH_LABEL,
-            )
+            field("data.dataset", st.text_input, fields.PATH_LABEL, placeholder=fields.PATH_EXAMPLE)
             field("data.strict", st.toggle)
         else:
             hold("data.dataset", chosen)

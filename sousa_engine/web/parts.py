@@ -144,16 +144,6 @@ def hundred(share: float | None) -> float | None:
     return None if share is None else round(100 * share, 1)
 
 
-def say_again(key: str, default: Any) -> Any:
-    """Send a widget's value to the browser again. Call this before the widget is drawn. Returns the value.
-
-    Otherwise a widget that the browser draws again, for example when a page change overtakes a typed value, would show
-    0 or the first option while the session holds another value.
-    """
-    st.session_state[key] = st.session_state.get(key, default)
-    return st.session_state[key]
-
-
 def form_token(form: str, pressed: bool) -> str:
     """A token for one submission of a form: the same for all clicks on its button, new when the form is redrawn.
 

@@ -23,7 +23,7 @@ from sousa_engine.data import synth
 from sousa_engine.runs import sweep_orders, sweep_plan, sweep_words, timing
 from sousa_engine.runs.problems import NO_DATASET
 from sousa_engine.targets import Outline
-from sousa_engine.web import drafts, fields, handover, parts
+from sousa_engine.web import drafts, fields, handover, kept, parts
 from sousa_engine.web.fields import OWN_DATA
 from sousa_engine.workspace import Workspace, default_workspace, intake
 
@@ -240,7 +240,7 @@ def form() -> Asked:
     st.subheader("What to vary", anchor=False)
     models = backbones_field(asked)
     targets_field(asked, models)
-    sampler = st.session_state.get(key("sampler"), "grid")  # its widget is below, and the axes depend on it
+    sampler = st.session_state.get("sweep.sampler", "grid")  # its widget is below, and the axes depend on it
     for number in st.session_state.setdefault("sweep.axes", []):
         axis_row(asked, number, sampled=sampler != "grid")
     st.button("Add an axis", icon=":material/add:", on_click=add_axis, key="sweep.add_axis")
@@ -252,32 +252,23 @@ def form() -> Asked:
     base_fields(asked)
     st.text_input(
         config.field_label("name"),
-        key=key("name", ""),
+        **kept.value("sweep.name", ""),
         max_chars=120,
         placeholder="automatic: the axes",
         help="Shown in lists.",
-        persist_state="session",
     )
     asked.values["name"] = st.session_state["sweep.name"]
     return asked
 
 
-def key(name: str, default: Any = None) -> str:
-    """The key of a widget. default: its first value, unless the session holds one."""
-    full = f"sweep.{name}"
-    if default is not None:
-        parts.say_again(full, default)
-    return full
-
-
 def backbones_field(asked: Asked) -> list[str]:
     minis_first = sorted(backbones.VARIANTS, key=lambda name: not backbones.VARIANTS[name].embedded)
-    held = parts.say_again("sweep.models", [name for name in minis_first if backbones.VARIANTS[name].embedded])
+    held = kept.default("sweep.models", [name for name in minis_first if backbones.VARIANTS[name].embedded])
     models = st.multiselect(
-        "Backbones", [*minis_first, *(name for name in held if name not in minis_first)], key="sweep.models",
+        "Backbones", [*minis_first, *(name for name in held["default"] if name not in minis_first)], **held,
         placeholder="one for all runs: model.variant, below",
         help="Each backbone is trained with every target set. The mini backbones include their weights; the preview "
-        "says if the weights of others are missing.", persist_state="session",
+        "says if the weights of others are missing.",
     )  # fmt: skip
     asked.slots["models"] = st.empty()
     if models:
@@ -292,13 +283,13 @@ def targets_field(asked: Asked, models: Sequence[str]) -> None:
     outlines = outlines or [targets.load_outline(base.model.variant)]
     sets: dict[str, list[str]] = st.session_state.setdefault("sweep.sets", {})
     offered = {**{name: name for name in sets}, **target_options(outlines, saved)}
-    held = parts.say_again("sweep.targets", ["default"])
+    held = kept.default("sweep.targets", ["default"])
     chosen = st.multiselect(
-        "Target sets", [*offered, *(text for text in held if text not in offered)], key="sweep.targets",
+        "Target sets", [*offered, *(text for text in held["default"] if text not in offered)], **held,
         accept_new_options=True, placeholder=EACH_DEFAULT,
         help="The modules that are adapted. core: attention, or squeeze-excitation if the backbone has no attention; "
         "default: the set that a run uses if none is given. You can also type names, such as q_proj,v_proj. Tick and "
-        "save your own sets on the page Backbones.", persist_state="session",
+        "save your own sets on the page Backbones.",
     )  # fmt: skip
     asked.slots["targets"] = st.empty()
     with st.popover(
@@ -388,18 +379,14 @@ def axis_row(asked: Asked, number: int, *, sampled: bool) -> None:
         a, b, c = st.columns([4, 3, 2], vertical_alignment="bottom")
         with a:
             name = st.selectbox(
-                "Field", offered_fields(), key=key(f"axis.{number}", unused_field()), format_func=axis_title,
-                persist_state="session",
+                "Field", offered_fields(), format_func=axis_title,
+                **kept.index(f"sweep.axis.{number}", unused_field(), offered_fields()),
             )  # fmt: skip
         is_range = False
         if sampled and sweep_spec.Axis(field=name, values=(0,)).is_number:
             with b:
-                drawn_from = key(f"axis.{number}.{name}.as", "range")
-                ways = ["values", "range"]
-                is_range = (
-                    st.segmented_control("Sampled from", ways, key=drawn_from, required=True, persist_state="session")
-                    == "range"
-                )
+                held = kept.default(f"sweep.axis.{number}.{name}.as", "range")
+                is_range = st.segmented_control("Sampled from", ["values", "range"], **held, required=True) == "range"
         with c:
             st.button(
                 "Remove", icon=":material/delete:", key=f"sweep.remove.{number}", type="tertiary",
@@ -435,27 +422,26 @@ def unused_field() -> str:
 
 def value_widgets(number: int, name: str) -> list[str] | str:
     """The chosen values, or the typed text."""
-    at, offered = f"axis.{number}.{name}", choices(name)
+    key, offered = f"sweep.axis.{number}.{name}", choices(name)
     if offered is None:
-        return st.text_input("Values", key=key(at, ""), placeholder="1e-3, 5e-3", persist_state="session")
-    held = parts.say_again(f"sweep.{at}", [])
+        return st.text_input("Values", **kept.value(key, ""), placeholder="1e-3, 5e-3")
+    held = kept.default(key, [])
     return st.multiselect(
-        "Values", [*offered, *(value for value in held if value not in offered)], key=key(at),
-        accept_new_options=name == "data.dataset", persist_state="session",
+        "Values", [*offered, *(value for value in held["default"] if value not in offered)], **held,
+        accept_new_options=name == "data.dataset",
     )  # fmt: skip
 
 
 def range_widgets(number: int, name: str) -> dict[str, Any]:
     """Both ends as text, and whether the scale is logarithmic."""
-    at = f"axis.{number}.{name}"
+    key = f"sweep.axis.{number}.{name}"
     a, b, c = st.columns([2, 2, 2], vertical_alignment="bottom")
-    low = a.text_input("Low", key=key(f"{at}.low", ""), placeholder="1e-4", persist_state="session")
-    high = b.text_input("High", key=key(f"{at}.high", ""), placeholder="1e-2", persist_state="session")
+    low = a.text_input("Low", **kept.value(f"{key}.low", ""), placeholder="1e-4")
+    high = b.text_input("High", **kept.value(f"{key}.high", ""), placeholder="1e-2")
     log = c.checkbox(
         "Log scale",
-        key=key(f"{at}.log", name.endswith("lr")),
+        **kept.value(f"{key}.log", name.endswith("lr")),
         help="Every power of ten is equally likely.",
-        persist_state="session",
     )
     return {"low": low, "high": high, "log": log}
 
@@ -503,18 +489,16 @@ def sampler_fields(asked: Asked) -> None:
     a, b, c = st.columns([5, 2, 2], vertical_alignment="bottom")
     with a:
         sampler = st.segmented_control(
-            "Sampler", list(sweep_spec.SAMPLERS), key=key("sampler", "grid"), required=True, persist_state="session"
+            "Sampler", list(sweep_spec.SAMPLERS), **kept.default("sweep.sampler", "grid"), required=True
         )
     asked.values["sampler"] = sampler
     if sampler != "grid":
         with b:
-            trials = st.text_input(
-                "Trials", key=key("trials", "12"), help="How many settings are sampled.", persist_state="session"
-            )
+            trials = st.text_input("Trials", **kept.value("sweep.trials", "12"), help="How many settings are sampled.")
         with c:
             seed = st.text_input(
-                "Sampler seed", key=key("sampler_seed", "0"), help="The same seed samples the same settings.",
-                persist_state="session",
+                "Sampler seed", **kept.value("sweep.sampler_seed", "0"),
+                help="The same seed samples the same settings.",
             )  # fmt: skip
         asked.slots["trials"], asked.slots["sampler_seed"] = st.empty(), st.empty()
         for place, label, text, low, high in (
@@ -527,8 +511,7 @@ def sampler_fields(asked: Asked) -> None:
                 asked.problems[place] = str(error)
     st.caption(f"{sampler}: {sweep_spec.SAMPLERS[sampler]}.")
     typed = st.text_input(
-        "Seeds", key=key("seeds", "0 1 2"), help="Each setting is trained once per seed.",
-        persist_state="session",
+        "Seeds", **kept.value("sweep.seeds", "0 1 2"), help="Each setting is trained once per seed.",
     )  # fmt: skip
     asked.slots["seeds"] = st.empty()
     try:
@@ -544,15 +527,16 @@ def base_fields(asked: Asked) -> None:
     a, b = st.columns(2, vertical_alignment="bottom")
     with a:
         chosen = st.selectbox(
-            config.field_label("data.dataset"), fields.DATASET_CHOICES, key=key("data", base.data.dataset),
-            help=help_of("data.dataset", axes), disabled="data.dataset" in axes, persist_state="session",
+            config.field_label("data.dataset"), fields.DATASET_CHOICES,
+            **kept.index("sweep.data", base.data.dataset, fields.DATASET_CHOICES),
+            help=help_of("data.dataset", axes), disabled="data.dataset" in axes,
             format_func=fields.dataset_title,
         )  # fmt: skip
     with b:
         if chosen == OWN_DATA:
             chosen = st.text_input(
-                fields.PATH_LABEL, key=key("data.own", ""), placeholder=fields.PATH_EXAMPLE,
-                disabled="data.dataset" in axes, persist_state="session",
+                fields.PATH_LABEL, **kept.value("sweep.data.own", ""), placeholder=fields.PATH_EXAMPLE,
+                disabled="data.dataset" in axes,
             ).strip()  # fmt: skip
     asked.slots["data.dataset"] = st.empty()
     if not chosen and "data.dataset" not in axes:
@@ -561,14 +545,16 @@ def base_fields(asked: Asked) -> None:
     if "data.dataset" not in axes:
         grammar.set_field(made, "data.dataset", chosen)
     with a:
-        shared_number(asked, made, axes, "training.max_epochs", key("epochs", str(base.training.max_epochs)))
+        epochs = str(base.training.max_epochs)
+        shared_number(asked, made, axes, "training.max_epochs", kept.value("sweep.epochs", epochs))
     with b:
-        shared_number(asked, made, axes, "training.batch_size", key("batch_size", ""), default=EACH_DEFAULT)
+        held = kept.value("sweep.batch_size", "")
+        shared_number(asked, made, axes, "training.batch_size", held, default=EACH_DEFAULT)
     with c:
-        shared_number(asked, made, axes, "training.lr", key("lr", ""), default=EACH_DEFAULT)
+        shared_number(asked, made, axes, "training.lr", kept.value("sweep.lr", ""), default=EACH_DEFAULT)
     typed = st.text_area(
-        "More fields, one per line", key=key("lines", ""), placeholder="lora.r=4\naugment=none", height=90,
-        help="As on the command line: field=value or group=preset.", persist_state="session",
+        "More fields, one per line", **kept.value("sweep.lines", ""), placeholder="lora.r=4\naugment=none", height=90,
+        help="As on the command line: field=value or group=preset.",
     )  # fmt: skip
     asked.slots["lines"] = st.empty()
     try:
@@ -579,12 +565,17 @@ def base_fields(asked: Asked) -> None:
 
 
 def shared_number(
-    asked: Asked, made: grammar.Draft, axes: Collection[str], name: str, widget: str, *, default: str = ""
+    asked: Asked,
+    made: grammar.Draft,
+    axes: Collection[str],
+    name: str,
+    held: Mapping[str, Any],
+    *,
+    default: str = "",
 ) -> None:
     """A number that all runs share, put into `made`; left empty, it is `default` (in words) if there is one."""
     text = st.text_input(
-        config.field_label(name), key=widget, placeholder=default, help=help_of(name, axes), disabled=name in axes,
-        persist_state="session",
+        config.field_label(name), **held, placeholder=default, help=help_of(name, axes), disabled=name in axes,
     )  # fmt: skip
     asked.slots[name] = st.empty()
     if name in axes or (default and not text.strip()):

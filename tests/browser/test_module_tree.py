@@ -2,6 +2,7 @@
 
 import pytest
 from playwright.sync_api import expect
+from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
 
 from sousa_engine import targets
 
@@ -198,6 +199,56 @@ def test_a_form_shows_what_it_holds_also_where_its_page_came_back(page, settled,
     expect(field).to_have_value(typed)
     for label, value in beside.items():
         expect(page.get_by_role("textbox", name=label, exact=True)).to_have_value(value)
+
+
+@pytest.mark.parametrize(
+    ("address", "first", "second"),
+    [
+        ("/backbones?variant=ast-base", "Rank r", "Classes"),
+        ("/launch", "Seed", "Epochs"),
+        ("/sweeps", "Seeds", "Epochs"),
+    ],
+)
+@pytest.mark.own_tab
+def test_what_is_typed_while_an_older_answer_travels_is_kept(page, settled, address, first, second):
+    """Two values in quick succession: the server's answer to the first comes when the second is typed already."""
+    late: list = []
+    is_late = False
+
+    def between(tab):
+        server = tab.connect_to_server()
+        tab.on_message(server.send)
+        server.on_message(lambda message: late.append((tab, message)) if is_late else tab.send(message))
+
+    def arrive():
+        for tab, message in late:
+            tab.send(message)
+        late.clear()
+
+    def enter(name, text):
+        field = page.get_by_role("textbox", name=name, exact=True)
+        field.fill(text)
+        field.press("Enter")
+        return field
+
+    page.route_web_socket("**/_stcore/stream", between)
+    page.goto(address)
+    settled(page)
+    expect(page.get_by_role("textbox", name=second, exact=True)).not_to_have_value("")
+    is_late = True
+    one = enter(first, "3")
+    while not any(ForwardMsg.FromString(message).WhichOneof("type") == "script_finished" for _, message in late):
+        page.wait_for_timeout(50)
+    two = enter(second, "12")
+    arrive()
+    page.wait_for_timeout(300)  # the fields are drawn
+    enter(first, "4")
+    is_late = False
+    arrive()
+    page.wait_for_timeout(500)
+    settled(page)
+    expect(two).to_have_value("12")
+    expect(one).to_have_value("4")
 
 
 @pytest.mark.parametrize("address", ["/", "/backbones?variant=ast-base"])
