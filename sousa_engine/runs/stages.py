@@ -103,8 +103,9 @@ def _train(context: Context) -> Outcome:
     conditions = _conditions(manifest, network, accelerator)
     _report_facts(context, conditions, adapted, _data_facts(manifest, data, notes))
     if context.resumed is not None:
-        context = replace(context, resumed=_trusted(context.resumed, manifest, context.reporter))
-        _check_unchanged(context.resumed, conditions, manifest, context.reporter)
+        resumed = _trusted(context.resumed, manifest, context.reporter)
+        _check_unchanged(resumed, conditions, manifest, context.reporter)
+        context = replace(context, resumed=resumed)
     if context.stop():
         raise _StopRequested
     outcome = loop.train(
