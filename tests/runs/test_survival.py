@@ -399,9 +399,10 @@ def test_a_resumed_run_goes_on_as_the_same_run_whatever_ended_it(studio, end):
         studio.store.runs.request_stop(run_id)
     if end == "lose":
         pids = (studio.supervisor_pid(), *studio.pids(run_id))
-        for number in (signal.SIGSTOP, signal.SIGKILL):  # held first: nobody can tell of another's death
-            for pid in pids:
-                os.kill(pid, number)
+        for pid in pids:  # held first: nobody can tell of another's death
+            os.kill(pid, signal.SIGSTOP)
+        for pid in reversed(pids):  # the trainer first: the kernel wakes a held one whose keeper dies, with SIGHUP
+            os.kill(pid, signal.SIGKILL)
         wait_for(lambda: not studio.processes())
         wait_for(studio.supervise)
     status = {"stop": RunStatus.STOPPED, "kill": RunStatus.FAILED, "lose": RunStatus.LOST}[end]
