@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import pandas as pd
-
 from sousa_engine.analysis.significance import Proportion, wilson
 from sousa_engine.core.records import Prediction
 
@@ -71,6 +69,8 @@ class Change:
 
 def confusion(predictions: Sequence[Prediction], classes: Sequence[str] | None = None) -> Confusion:
     """The matrix over `classes`, by default all classes that occur as label or prediction, sorted by name."""
+    import pandas as pd  # slow to import, and commands that draw no matrix need none of it
+
     names = tuple(classes or sorted({p.label for p in predictions} | {p.predicted for p in predictions}))
     table = pd.crosstab(
         pd.Series([p.label for p in predictions], dtype=object),

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from sousa_engine.core.errors import RunError, WorkspaceError
 from sousa_engine.core.records import Attempt, Event, Run, RunStatus, SweepStatus
-from sousa_engine.runs import ending, sweep_learner
+from sousa_engine.runs import ending
 from sousa_engine.runs.executors import Executor, Sighting, device_of, slots
 from sousa_engine.runs.executors.local import GRACE_S, TRAINER_MODULE, LocalExecutor, absence
 from sousa_engine.store import Store, now_ms
@@ -154,6 +154,8 @@ class Supervisor:
         self._sweeping = False
         for found in self._store.sweeps.all([SweepStatus.RUNNING]):
             try:
+                from sousa_engine.runs import sweep_learner  # slow to import, and most supervisors see no sweep
+
                 self._sweeping |= sweep_learner.step(self._store, found, self._slot_count())
             except WorkspaceError:
                 raise

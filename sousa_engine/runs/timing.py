@@ -126,19 +126,20 @@ def main(arguments: list[str]) -> None:
 
 
 def _timed(config: RunConfig, workspace: Workspace, began: float) -> Pace:
+    from sousa_engine.data.dataset import DataSet
+
+    manifest = DataSet.open(config.data, workspace).manifest  # before imports that take seconds: it may not exist
     import numpy as np
     import torch
     from accelerate import Accelerator
 
     from sousa_engine import backbones, frontends
-    from sousa_engine.data.dataset import DataSet
     from sousa_engine.training import adapters, precision
 
     accelerator = Accelerator(
         cpu=config.device == "cpu", mixed_precision="bf16" if config.training.precision == "bf16" else "no"
     )
     precision.use_fast_float32()
-    manifest = DataSet.open(config.data, workspace).manifest
     classes = len(manifest.classes)
     network = backbones.open_network(
         config.model.variant, num_classes=classes, weights="random", workspace=workspace, seed=config.seed

@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import termios
+import threading
 import time
 
 import pytest
@@ -139,17 +140,19 @@ def test_ctrl_c_leaves_a_part_and_says_so(server, workspace, far_mini):
     assert intake.look(folder).error == intake.STOPPED
 
 
-def test_a_terminal_gets_a_bar(server, workspace, far_mini):
+def test_a_terminal_gets_a_bar(workspace, far_mini, monkeypatch):
     ours, theirs = os.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
     words = ["--workspace", str(workspace.root), "weights", "fetch", "far-mini"]
-    process = subprocess.Popen([sys.executable, "-c", MAIN, far_mini.download.url, *words], stderr=theirs)
-    os.close(theirs)
-    seen = b""
-    while block := read_pty(ours):
-        seen += block
+    blocks = []
+    reader = threading.Thread(target=lambda: blocks.extend(iter(lambda: read_pty(ours), b"")))
+    reader.start()
+    with os.fdopen(theirs, "w") as terminal, monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", terminal)
+        main(words, standalone_mode=False)
+    reader.join()
     os.close(ours)
-    assert process.wait() == 0
+    seen = b"".join(blocks)
     assert b"%|" in seen and b"B/s" in seen and b"far-mini: downloading" in seen
 
 

@@ -72,12 +72,6 @@ def prepared(workspace: Workspace, settings: RunConfig) -> Path:
     return folder
 
 
-def train_in_a_process(workspace: Workspace, settings: RunConfig) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    folder = prepared(workspace, settings)
-    command = [sys.executable, "-m", "sousa_engine.runs.trainer", str(folder)]
-    return folder, subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=300)
-
-
 @pytest.fixture
 def train(capfd) -> Iterator[Train]:
     before = signal.getsignal(signal.SIGTERM)
@@ -96,11 +90,25 @@ def draft(**more) -> RunConfig:
     return prepare.prepare(values).config
 
 
-def test_a_finished_run_leaves_what_the_preflight_promised(workspace):
-    settings = draft(seed=5)
-    promised = preflight.preflight(settings, workspace)
-    folder, done = train_in_a_process(workspace, settings)
+LORA = {"method": "adalora", "r": 2, "dropout": 0.1, "targets": ["attention"]}
+
+
+@pytest.fixture(scope="module")
+def never_stopped(tmp_path_factory, features) -> Path:
+    """A run from its start to its end, in the process that the keeper would start. To be read or copied."""
+    workspace = Workspace(root=tmp_path_factory.mktemp("never"))
+    workspace.cache.mkdir(parents=True)
+    (workspace.cache / "features").symlink_to(features)
+    folder = prepared(workspace, draft(lora=LORA, training={"max_epochs": 2}))
+    command = [sys.executable, "-m", "sousa_engine.runs.trainer", str(folder)]
+    done = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == run_files.EXIT_FINISHED, done.stderr
+    return folder
+
+
+def test_a_finished_run_leaves_what_the_preflight_promised(workspace, never_stopped):
+    folder, settings = never_stopped, draft(lora=LORA, training={"max_epochs": 2})
+    promised = preflight.preflight(settings, workspace)
     assert run_files.read_json(folder / run_files.RESULT)["outcome"] == "finished"
 
     batch = read_batch(folder / run_files.SPOOL, 0)
@@ -266,9 +274,6 @@ def test_a_workspace_that_cannot_be_used_is_one_line_as_reason(workspace, train)
 # Going on
 
 
-LORA = {"method": "adalora", "r": 2, "dropout": 0.1, "targets": ["attention"]}
-
-
 def in_process(folder: Path, settings: RunConfig, *, stop_at: int | None = None) -> None:
     """One launch of the trainer without a process of its own; stop_at: the step at which it is asked to stop."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -286,16 +291,6 @@ def measured(folder: Path) -> dict[tuple[str, int], float]:
     found = {(p.metric, p.step): p.value for p in read_batch(folder / run_files.SPOOL, 0).points}
     ends = {step for metric, step in found if metric == "valid/loss"}
     return {key: v for key, v in found.items() if not key[0].startswith(UPDATE) or key[1] in ends}
-
-
-@pytest.fixture(scope="module")
-def never_stopped(tmp_path_factory, features) -> Path:
-    workspace = Workspace(root=tmp_path_factory.mktemp("never"))
-    workspace.cache.mkdir(parents=True)
-    (workspace.cache / "features").symlink_to(features)
-    folder = workspace.run_dir("20260101-aaaa")
-    in_process(folder, draft(lora=LORA, training={"max_epochs": 2}))
-    return folder
 
 
 def test_a_run_killed_and_stopped_and_resumed_equals_one_never_stopped(workspace, never_stopped):

@@ -26,14 +26,6 @@ def test_the_router_knows_every_page_file():
     assert PAGES == ["backbones", "compare", "data", "doctor", "home", "launch", "queue", "run", "runs", "sweeps"]
 
 
-@pytest.mark.parametrize("name", PAGES)
-def test_every_page_opens_in_an_empty_workspace(studio, name):
-    studio.run()
-    studio.switch_page(str(PROJECT_ROOT / "pages" / f"{name}.py")).run()
-    assert not studio.exception
-    assert studio.title or studio.error or studio.info or studio.markdown
-
-
 def test_a_garbage_database_is_a_sentence_and_no_traceback(studio, workspace):
     workspace.db.write_bytes(b"this is no database" * 100)
     studio.run()
@@ -57,7 +49,7 @@ def test_a_full_disk_is_told_on_every_page(studio, full_disk):
     assert any("is full" in error.value for error in studio.run().error)
 
 
-def test_visiting_all_pages_never_imports_torch(workspace):
+def test_every_page_opens_in_an_empty_workspace_and_none_imports_torch(workspace):
     script = f"""
 import json, os, sys
 os.environ["SOUSA_WORKSPACE"] = {str(workspace.root)!r}
@@ -70,11 +62,13 @@ problems = []
 for name in {PAGES!r}:
     studio.switch_page(os.path.join({str(PROJECT_ROOT)!r}, "pages", name + ".py")).run()
     problems += [f"{{name}}: {{e.message}}" for e in studio.exception]
+    if not (studio.title or studio.error or studio.info or studio.markdown):
+        problems.append(name + " says nothing")
 heavy = [m for m in ("torch", "transformers", "peft", "torchaudio") if m in sys.modules]
 print(json.dumps([problems, heavy, "librosa" in sys.modules]))
 """
     answer = subprocess.run(
-        [sys.executable, "-c", script], cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", script], cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=300
     )
     assert answer.returncode == 0, answer.stderr
     problems, heavy, heard = json.loads(answer.stdout.splitlines()[-1])
