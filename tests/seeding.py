@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import IO, Any
@@ -473,16 +473,26 @@ def begin_at_once(program: str, workspace: Workspace, *, timeout_s: float, count
         assert process.returncode == 0, stderr
 
 
-def killed_before_change(program: str, number: int, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run a Python program, with sys.argv[1:] as `arguments`; SIGKILL before its change `number` (0 is the first) of
-    names in file systems: a link, a rename, a removal. `watched()` in it begins to count, after the imports."""
-    command = [sys.executable, "-c", _WATCHED.format(number=number) + program, *map(str, arguments)]
-    return subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=120)
+@contextmanager
+def killed_before_change(program: str, *arguments: object) -> Iterator[Callable[[int], int]]:
+    """Run a Python program, with sys.argv[1:] as `arguments`, as often as asked: each time a SIGKILL comes before its
+    change of that number (0 is the first) of names in file systems: a link, a rename, a removal. Gives how it ended,
+    0 or -9. What comes before `watched()` in it, imports above all, happens once."""
+    command = [sys.executable, "-c", _WATCHED + program, *map(str, arguments)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=PROJECT_ROOT, **pipes) as process:
+
+        def run(number: int) -> int:
+            process.stdin.write(f"{number}\n")
+            process.stdin.flush()
+            return int(process.stdout.readline())
+
+        yield run
+        process.stdin.close()
 
 
 _WATCHED = """
 import os, signal, sys
-left = {number}
 def watch(event, arguments):
     global left
     if event in ("os.link", "os.remove", "os.rename"):
@@ -490,7 +500,15 @@ def watch(event, arguments):
         if left < 0:
             os.kill(os.getpid(), signal.SIGKILL)
 def watched():
-    sys.addaudithook(watch)
+    global left
+    for line in sys.stdin:
+        left = int(line)
+        if not (child := os.fork()):
+            sys.addaudithook(watch)
+            sys.stdin, sys.stdout = open(os.devnull), sys.stderr
+            return
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    sys.exit()
 """
 
 

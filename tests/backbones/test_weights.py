@@ -419,6 +419,7 @@ from sousa_engine.backbones import Download, ast, pretrained
 from sousa_engine.workspace import Workspace
 download = Download(page="p", file="net.safetensors", url=sys.argv[2])
 variant = dataclasses.replace(backbones.variant("ast-mini"), name="far-mini", embedded=False, download=download)
+pretrained.check_fits = lambda *words: None  # needs torch, whose import takes seconds
 print("ready", flush=True)
 print(pretrained.fetch(variant, ast, Workspace(root=Path(sys.argv[1]))).label, flush=True)
 """
@@ -615,8 +616,13 @@ def test_an_envelope_and_a_prefix_are_taken_off(mini, envelope):
     assert torch.equal(mini.classifier.dense.bias, state["module.classifier.dense.bias"])
 
 
-@pytest.mark.parametrize("prefix", ["net.", "model.", "_orig_mod.", "module._orig_mod.", "lit.net."])
-@pytest.mark.parametrize("variant", ["ast-mini", "efficientat-mini", "htsat-mini", "beats-mini"])
+@pytest.mark.parametrize(
+    ("variant", "prefix"),
+    [
+        *(("ast-mini", prefix) for prefix in ("net.", "model.", "_orig_mod.", "module._orig_mod.", "lit.net.")),
+        *((variant, "lit.net.") for variant in ("efficientat-mini", "htsat-mini", "beats-mini")),
+    ],
+)
 def test_any_common_prefix_is_taken_off(variant, prefix, tmp_path):
     state = backbones.build(variant, num_classes=7).state_dict()
     torch.save({f"{prefix}{key}": value for key, value in state.items()}, tmp_path / "x.pt")
@@ -700,8 +706,8 @@ def test_a_lightning_checkpoint_is_refused_with_a_line_that_converts_it(far_mini
     with pytest.raises(WeightsError, match=r"\(argparse\.Namespace\).*python -c ") as error:
         pretrained.import_weights(far_mini[0], ast, path, workspace)
     words = shlex.split(str(error.value).rpartition("use the new file: ")[2])
-    assert words[:2] == ["python", "-c"]
-    subprocess.run([sys.executable, *words[1:]], check=True)
+    assert words[:2] == ["python", "-c"] and len(words) == 3
+    exec(words[2], {})
     made = path.with_suffix(".safetensors")
     assert pretrained.import_weights(far_mini[0], ast, made, workspace).available
 

@@ -416,7 +416,8 @@ def test_runs_of_a_paused_queue_wait_for_no_supervisor(workspace):
 
 
 @pytest.mark.parametrize("name", ["", "runs"])
-def test_a_file_where_a_folder_has_to_be_is_two_lines_and_no_traceback(tmp_path, name):
+def test_a_file_where_a_folder_has_to_be_is_two_lines_and_no_traceback(tmp_path, name, monkeypatch):
+    monkeypatch.setattr(installation, "look_at_torch", lambda command: (ON_CPU, ""))
     (tmp_path / "w").mkdir()
     place = Workspace(root=tmp_path / "w" if name else tmp_path / "file")
     (place.root / name).write_text("a note")

@@ -486,12 +486,13 @@ rebuild.rebuild(Workspace(root=Path(sys.argv[1])))
 def test_killed_before_any_of_its_changes_there_is_the_old_database_or_the_new_one(workspace, spoil):
     run = Training.begin(workspace).finish()
     spoil(workspace.db)
-    for left in range(100):
-        done = killed_before_change(_REBUILD, left, workspace.root)
-        assert workspace.db.stat().st_size > 0  # never a moment without
-        if done.returncode == 0:
-            break
-        assert done.returncode == -signal.SIGKILL, done.stderr
+    with killed_before_change(_REBUILD, workspace.root) as ended:
+        for left in range(100):
+            code = ended(left)
+            assert workspace.db.stat().st_size > 0  # never a moment without
+            if code == 0:
+                break
+            assert code == -signal.SIGKILL
     assert left >= 2
     assert rebuild(workspace).runs == 1
     with Store.open(workspace) as store:

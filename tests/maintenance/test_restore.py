@@ -189,14 +189,15 @@ restore.restore(Workspace(root=Path(sys.argv[1])), Path(sys.argv[2]))
 @pytest.mark.process
 def test_killed_before_any_of_its_changes_there_is_the_old_database_or_the_copy(workspace, copy):
     old, new, seen = {run.id for run in runs(workspace)}, ids(copy), []
-    for moment in range(40):
-        code = killed_before_change(_RESTORE, moment, workspace.root, copy).returncode
-        found = {run.id for run in runs(workspace)}
-        assert found in (old, new)
-        seen.append(found == new)
-        if found == new:
-            break
-        assert code == -signal.SIGKILL
+    with killed_before_change(_RESTORE, workspace.root, copy) as ended:
+        for moment in range(40):
+            code = ended(moment)
+            found = {run.id for run in runs(workspace)}
+            assert found in (old, new)
+            seen.append(found == new)
+            if found == new:
+                break
+            assert code == -signal.SIGKILL
     assert seen[-1] and len(seen) > 3, seen
     db(workspace, "restore", copy)
     assert not list(workspace.root.glob(".runs.*"))

@@ -18,7 +18,7 @@ from sousa_engine.core.errors import RunError
 from sousa_engine.core.records import UPDATE
 from sousa_engine.training import adapters, checkpoint, loop, precision
 from sousa_engine.training.adapters import PeftConfig, get_peft_model
-from sousa_engine.training.evaluate import evaluate
+from sousa_engine.training.evaluate import evaluate, macro_f1
 
 FRAMES, MELS, CLASSES = 12, 8, 3
 
@@ -276,6 +276,11 @@ def test_evaluation_equals_a_count_by_hand():
     assert found.accuracy == pytest.approx((logits.argmax(1) == truth).float().mean().item())
     assert found.loss == pytest.approx(nn.functional.cross_entropy(logits, truth).item(), rel=1e-5)
     assert math.isclose(found.probabilities.sum(), len(rows), rel_tol=1e-5)
+
+
+def test_f1_is_averaged_over_the_classes_that_are_there():
+    found = macro_f1(np.array([0, 0, 1, 1, 2]), np.array([0, 1, 1, 1, 3]))  # as scikit-learn's f1_score has it
+    assert found == pytest.approx((2 / 3 + 4 / 5 + 0) / 3)
 
 
 def test_fast_float32_stays_float32():

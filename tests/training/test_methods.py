@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import math
 
 import numpy as np
@@ -25,10 +26,16 @@ WITH_TARGETS = [name for name, method in METHODS.items() if method.takes_targets
 EVERY = [(variant, method) for variant in VARIANTS for method in WITH_TARGETS]
 
 
-def built(variant, workspace):
-    network = backbones.open_network(variant, num_classes=CLASSES, weights="random", workspace=workspace)
+@functools.cache
+def original(variant):
+    network = backbones.open_network(variant, num_classes=CLASSES, weights="random", workspace=None)
     measure_statistics(network.module, batch(variant).numpy(), np.arange(3), batch_size=3)
     return network
+
+
+def built(variant):
+    """A network of its own, as random as the next one."""
+    return dataclasses.replace(original(variant), module=copy.deepcopy(original(variant).module))
 
 
 def adaptable(variant, method, r=4):
@@ -69,44 +76,56 @@ def train(module, network, variant, steps=3, **rates):
     return module
 
 
-@pytest.mark.parametrize(("variant", "method"), EVERY)
-def test_it_changes_nothing_at_first_counts_as_promised_and_every_target_learns(variant, method, workspace):
-    network = built(variant, workspace)
-    plain = logits(network.module, variant)
-    module = adapters.attach(network, asked(variant, method))
-    torch.testing.assert_close(logits(module, variant), plain, atol=2e-3 if method == "pissa" else 1e-5, rtol=1e-4)
+class Trained:
+    """A variant with a method on everything it can adapt, before and after three steps."""
+
+    def __init__(self, variant, method):
+        self.variant, self.method, self.network = variant, method, built(variant)
+        self.plain = copy.deepcopy(self.network.module)
+        self.before = logits(self.plain, variant)
+        self.module = adapters.attach(self.network, asked(variant, method))
+        self.at_start = logits(self.module, variant)
+        self.counts = adapters.counts(self.module)
+        self.untrained = {name: p.detach().clone() for name, p in self.module.named_parameters() if p.requires_grad}
+        train(self.module, self.network, variant)
+        self.after = logits(self.module, variant)
+
+
+@pytest.fixture(scope="module", params=EVERY, ids="-".join)
+def trained(request):
+    return Trained(*request.param)
+
+
+def test_it_changes_nothing_at_first_counts_as_promised_and_every_target_learns(trained):
+    variant, method = trained.variant, trained.method
+    atol = 2e-3 if method == "pissa" else 1e-5
+    torch.testing.assert_close(trained.at_start, trained.before, atol=atol, rtol=1e-4)
     counts = targets.count(
         load_outline(variant), [t.path for t in adaptable(variant, method)], r=4, head="train",
         num_classes=CLASSES, method=method,
     )  # fmt: skip
-    assert adapters.counts(module) == (counts.trainable, counts.total, counts.layers)
-    before = {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}
-    train(module, network, variant, steps=2)
-    after = dict(module.named_parameters())
-    stuck = [name for name, value in before.items() if torch.equal(value, after[name])]
+    assert trained.counts == (counts.trainable, counts.total, counts.layers)
+    after = dict(trained.module.named_parameters())
+    stuck = [name for name, value in trained.untrained.items() if torch.equal(value, after[name])]
     if method == "adalora":  # ranks it gave away stay at zero
         stuck = [name for name in stuck if ".lora_E." not in name]
     assert not stuck
 
 
-@pytest.mark.parametrize(("variant", "method"), EVERY)
-def test_after_training_it_saves_loads_and_merges_to_the_same_logits(variant, method, workspace, tmp_path):
-    network = built(variant, workspace)
-    plain = copy.deepcopy(network.module)
-    module = train(adapters.attach(network, asked(variant, method)), network, variant)
-    wanted = logits(module, variant)
-    assert (wanted - logits(plain, variant)).abs().max() > 1e-3
-    adapters.save(module, tmp_path / "adapter")
-    close = {"atol": 2e-3, "rtol": 1e-3} if method == "pissa" else {"atol": 1e-5, "rtol": 1e-5}
+def test_after_training_it_saves_loads_and_merges_to_the_same_logits(trained, tmp_path):
+    variant, plain, wanted = trained.variant, trained.plain, trained.after
+    assert (wanted - trained.before).abs().max() > 1e-3
+    adapters.save(trained.module, tmp_path / "adapter")
+    close = {"atol": 2e-3, "rtol": 1e-3} if trained.method == "pissa" else {"atol": 1e-5, "rtol": 1e-5}
 
     from peft import PeftModel
 
     opened = PeftModel.from_pretrained(copy.deepcopy(plain), str(tmp_path / "adapter"))
     torch.testing.assert_close(logits(opened, variant), wanted, **close)
-    fresh = built(variant, workspace)
-    fresh.module.load_state_dict(plain.state_dict())
+    fresh = dataclasses.replace(trained.network, module=copy.deepcopy(plain))
     torch.testing.assert_close(logits(adapters.load(fresh, tmp_path / "adapter"), variant), wanted, **close)
-    torch.testing.assert_close(logits(adapters.merge(copy.deepcopy(module)), variant), wanted, atol=1e-5, rtol=1e-4)
+    merged = adapters.merge(copy.deepcopy(trained.module))
+    torch.testing.assert_close(logits(merged, variant), wanted, atol=1e-5, rtol=1e-4)
 
 
 def moved(module):
@@ -127,8 +146,8 @@ def materialised(plain, module, path):
 
 @pytest.mark.parametrize("method", WITH_TARGETS)
 @pytest.mark.parametrize("variant", ["ast-mini", "beats-mini"])  # linear, convolution, embedding
-def test_update_norms_are_those_of_merged_minus_original_and_zero_before_the_first_step(variant, method, workspace):
-    network = backbones.open_network(variant, num_classes=CLASSES, weights="random", workspace=workspace)
+def test_update_norms_are_those_of_merged_minus_original_and_zero_before_the_first_step(variant, method):
+    network = built(variant)
     plain = copy.deepcopy(network.module)
     module = adapters.attach(network, asked(variant, method, alpha=10))
     paths = [target.path for target in adaptable(variant, method)]
@@ -142,14 +161,14 @@ def test_update_norms_are_those_of_merged_minus_original_and_zero_before_the_fir
 
 
 @pytest.mark.parametrize("method", ["lora", "rslora", "dora", "pissa"])
-def test_update_norms_know_own_ranks_and_an_adapted_head_and_stay_the_same_after_loading(method, workspace, tmp_path):
+def test_update_norms_know_own_ranks_and_an_adapted_head_and_stay_the_same_after_loading(method, tmp_path):
     outline = load_outline("ast-mini")
     paths, head = [target.path for target in adaptable("ast-mini", method)][:3], outline.head_layer.path
     settings = LoraConfig(
         method=method, targets=outline.targets(paths), r=4, alpha=3, head="lora",
         rank_pattern={paths[0]: 2, paths[2]: 7},
     )  # fmt: skip
-    network = backbones.open_network("ast-mini", num_classes=CLASSES, weights="random", workspace=workspace)
+    network = built("ast-mini")
     plain = copy.deepcopy(network.module)
     module = moved(adapters.attach(network, settings))
     found = adapters.update_norms(module)
@@ -160,8 +179,8 @@ def test_update_norms_know_own_ranks_and_an_adapted_head_and_stay_the_same_after
     assert adapters.update_norms(adapters.load(network, tmp_path / "adapter")) == pytest.approx(found, rel=1e-3)
 
 
-def test_update_norms_of_a_weight_of_zeros_and_of_values_that_are_no_number(workspace):
-    network = built("ast-mini", workspace)
+def test_update_norms_of_a_weight_of_zeros_and_of_values_that_are_no_number():
+    network = built("ast-mini")
     first, second, third = [target.path for target in adaptable("ast-mini", "lora")][:3]
     with torch.no_grad():
         network.module.get_submodule(first).weight.zero_()
@@ -173,15 +192,15 @@ def test_update_norms_of_a_weight_of_zeros_and_of_values_that_are_no_number(work
 
 
 @pytest.mark.parametrize("settings", [{"method": "bitfit"}, {"method": "full"}, {"head": "train"}])
-def test_without_adapters_there_are_no_update_norms(settings, workspace):
-    network = built("ast-mini", workspace)
+def test_without_adapters_there_are_no_update_norms(settings):
+    network = built("ast-mini")
     assert adapters.update_norms(adapters.attach(network, LoraConfig(**settings))) == {}
 
 
 @pytest.mark.parametrize("method", ["bitfit", "full"])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_the_comparisons_train_what_they_say_and_come_back_whole(variant, method, workspace, tmp_path):
-    network = built(variant, workspace)
+def test_the_comparisons_train_what_they_say_and_come_back_whole(variant, method, tmp_path):
+    network = built(variant)
     plain = copy.deepcopy(network.module)
     module = adapters.attach(network, LoraConfig(method=method))
     counts = targets.count(load_outline(variant), [], r=8, head="train", num_classes=CLASSES, method=method)
@@ -189,16 +208,15 @@ def test_the_comparisons_train_what_they_say_and_come_back_whole(variant, method
     train(module, network, variant)
     wanted = logits(module, variant)
     adapters.save(module, tmp_path / "adapter")
-    fresh = built(variant, workspace)
-    fresh.module.load_state_dict(plain.state_dict())
+    fresh = built(variant)
     torch.testing.assert_close(logits(adapters.load(fresh, tmp_path / "adapter"), variant), wanted)
     kept = adapters.trained_state(module)
     adapters.load_trained(plain, kept)
     torch.testing.assert_close(logits(plain, variant), wanted)
 
 
-def test_loraplus_lets_b_learn_faster(workspace):
-    network = built("ast-mini", workspace)
+def test_loraplus_lets_b_learn_faster():
+    network = built("ast-mini")
     module = adapters.attach(network, asked("ast-mini", "loraplus"))
     groups = adapters.parameter_groups(
         module, network.head_path, lr=1e-3, head_lr=2e-3, weight_decay=0, plus_ratio=16
@@ -210,22 +228,21 @@ def test_loraplus_lets_b_learn_faster(workspace):
     assert {rate for name, rate in rates.items() if "classifier" in name} == {2e-3}
 
 
-def test_rslora_scales_by_the_root_of_the_rank_and_lora_by_the_rank(workspace):
+def test_rslora_scales_by_the_root_of_the_rank_and_lora_by_the_rank():
     for method, scaling in (("lora", 16 / 4), ("rslora", 16 / 2)):
-        module = adapters.attach(built("ast-mini", workspace), asked("ast-mini", method, alpha=16))
+        module = adapters.attach(built("ast-mini"), asked("ast-mini", method, alpha=16))
         assert {layer.scaling["default"] for layer in module.modules() if isinstance(layer, BaseTunerLayer)} == {
             scaling
         }
 
 
 @pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.takes_ranks])
-def test_a_module_can_have_a_rank_of_its_own(method, workspace, tmp_path):
+def test_a_module_can_have_a_rank_of_its_own(method, tmp_path):
     paths = [target.path for target in adaptable("ast-mini", method)][:3]
     outline = load_outline("ast-mini")
     ranks = {paths[0]: 2, paths[2]: 7}
     asked = LoraConfig(method=method, targets=outline.targets(paths), r=4, alpha=8, rank_pattern=ranks)
-    network = built("ast-mini", workspace)
-    plain = copy.deepcopy(network.module)
+    network = built("ast-mini")
     module = adapters.attach(network, asked)
     counts = targets.count(outline, paths, r=4, head="train", num_classes=CLASSES, method=method, ranks=ranks)
     assert adapters.counts(module) == (counts.trainable, counts.total, counts.layers)
@@ -238,16 +255,15 @@ def test_a_module_can_have_a_rank_of_its_own(method, workspace, tmp_path):
     train(module, network, "ast-mini")
     wanted = logits(module, "ast-mini")
     adapters.save(module, tmp_path / "adapter")
-    fresh = built("ast-mini", workspace)
-    fresh.module.load_state_dict(plain.state_dict())
+    fresh = built("ast-mini")
     close = {"atol": 2e-3, "rtol": 1e-3} if method == "pissa" else {"atol": 1e-5, "rtol": 1e-5}
     torch.testing.assert_close(logits(adapters.load(fresh, tmp_path / "adapter"), "ast-mini"), wanted, **close)
 
 
-def test_adalora_gives_ranks_away(workspace):
-    network = built("ast-mini", workspace)
-    module = adapters.attach(network, asked("ast-mini", "adalora"), total_steps=20)
-    train(module, network, "ast-mini", steps=20)
+def test_adalora_gives_ranks_away():
+    network = built("ast-mini")
+    module = adapters.attach(network, asked("ast-mini", "adalora"), total_steps=8)
+    train(module, network, "ast-mini", steps=8)
     kept = sum(int((p != 0).sum()) for name, p in module.named_parameters() if ".lora_E." in name)
     assert kept == 4 * len(adaptable("ast-mini", "adalora"))
 
