@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # before anything imports torch: workers beside each other, one thread each
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+if sys.dont_write_bytecode:  # cache compiled modules all the same: else each process under test compiles them again
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False
 
 import pytest
 

@@ -31,6 +31,7 @@ from sousa_engine.workspace import PROJECT_ROOT, Workspace
 CHROMIUM_FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
+    "--in-process-gpu",  # it draws by software anyway: a process less
     "--disable-quic",
     "--no-first-run",
     "--disable-background-networking",
@@ -175,7 +176,7 @@ def browser():
 @pytest.fixture(scope="module")
 def context(studio, browser):
     """One for the tests of a file: Streamlit's scripts are loaded and compiled once, which halves what a page costs."""
-    context = browser.new_context(base_url=studio.url, viewport=VIEWPORT)
+    context = browser.new_context(base_url=studio.url, viewport=VIEWPORT, reduced_motion="reduce")
     context.set_default_timeout(DEADLINE_MS)
     yield context
     context.close()

@@ -25,7 +25,7 @@ from sousa_engine.core.errors import RunError, SousaError
 from sousa_engine.core.records import Run, RunStatus
 from sousa_engine.store import Store
 from sousa_engine.training import checkpoint, resume
-from sousa_engine.workspace import PROJECT_ROOT, Workspace, run_files
+from sousa_engine.workspace import PROJECT_ROOT, Workspace, locks, run_files
 from tests.faults.double import loss, words_of
 
 SUPERVISOR, KEEPER, TRAINER = "sousa_engine.runs.supervisor", "sousa_engine.runs.keeper", "tests.faults.double"
@@ -60,6 +60,15 @@ class Tally:
             setattr(self, each.name, getattr(self, each.name) + getattr(other, each.name))
 
 
+@dataclass(frozen=True)
+class Pace:
+    """How long a start, a training and its rows take; see `measure`."""
+
+    start_s: float = 1.0
+    train_s: float = 0.5
+    rows_s: float = 0.5
+
+
 class Ground:
     """One workspace; one run a round. Belongs to one thread. `with` ends every process of it, whatever happened."""
 
@@ -73,7 +82,7 @@ class Ground:
         self.options = ["--grace-s", "60", "--idle-exit-s", "60"]
         self.supervisors: list[subprocess.Popen] = []
         self.store = Store.open(self.workspace)
-        self.start_s, self.train_s, self.rows_s = 1.0, 0.5, 0.5  # see `measure`
+        self.pace = Pace()
         self.command_s = 0.1  # see `command`
 
     def __enter__(self) -> Ground:
@@ -92,6 +101,9 @@ class Ground:
         """See that a supervisor lives, as the app does about once a second. more: that many beside it."""
         self.supervisors = [process for process in self.supervisors if process.poll() is None]
         while len(self.supervisors) < 1 + more:
+            if self.supervisors:
+                self.wait(lambda: locks.is_held(self.workspace.supervisor_lock), "held lock")
+                self.workspace.supervisor_lock.unlink()  # as someone did who tidied up
             command = [sys.executable, "-m", SUPERVISOR, str(self.workspace.root)]
             self.supervisors.append(
                 subprocess.Popen(
@@ -104,10 +116,6 @@ class Ground:
                     start_new_session=True,
                 )
             )
-            if more and len(self.supervisors) < 1 + more:
-                self.wait(lambda: self.workspace.supervisor_lock.exists(), "a lock")
-                time.sleep(0.3)  # the first one is to hold it
-                self.workspace.supervisor_lock.unlink()  # as someone did who tidied up
 
     def measure(self) -> None:
         """How long a start, a training and its rows take here and now: random moments are spread over them.
@@ -125,7 +133,7 @@ class Ground:
         ended = time.monotonic()
         assert run.status is RunStatus.FINISHED, f"{run.status.value}: {run.reason}; {self.log()}"
         assert self.ledger(run_id) == dict.fromkeys(self.rows(run_id), 1) and len(self.ledger(run_id)) == 100
-        self.start_s, self.train_s, self.rows_s = launched - began, ended - launched, ended - first_row
+        self.pace = Pace(launched - began, ended - launched, ended - first_row)
 
     def command(self, *words: object, kill: bool = False) -> str:
         """What a command says. kill: SIGKILL at a random moment from its first look at runs.db on."""
@@ -216,10 +224,10 @@ class Ground:
     def moment_of_training(self, run_id: str) -> None:
         """Wait for a random moment, which may come too late: in every second round after the first row, else any."""
         if self.tally.rounds % 2:
-            self.moment(1.1 * self.train_s)
+            self.moment(1.1 * self.pace.train_s)
         else:
             self.first_row(run_id)
-            self.moment(1.1 * self.rows_s)
+            self.moment(1.1 * self.pace.rows_s)
 
     def first_row(self, run_id: str) -> None:
         self.wait(lambda: self.ledger(run_id) or self.run(run_id).status.is_over, "row")

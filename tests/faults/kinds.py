@@ -23,7 +23,7 @@ from sousa_engine.store import Store
 from sousa_engine.store.ledger import Ledger
 from sousa_engine.training import resume
 from sousa_engine.workspace import locks, run_files, spool
-from tests.faults.ground import KEEPER, SUPERVISOR, TRAINER, Ground, Tally
+from tests.faults.ground import KEEPER, SUPERVISOR, TRAINER, Ground, Pace, Tally
 
 SLOW_SAVES = "steps=64 pause_s=0.005 every=8 save_s=0.15"
 LONGER = "steps=200 pause_s=0.005 every=8"
@@ -107,7 +107,7 @@ def fill_disk(ground: Ground) -> None:
     ground.supervise()
     if ground.random.random() < 0.7:
         ground.pid(TRAINER, run_id)
-    ground.moment(ground.start_s + 1)
+    ground.moment(ground.pace.start_s + 1)
     ballast = ground.workspace.root / "ballast"
     _fill(ballast)
     if ground.random.random() < 0.3:
@@ -126,7 +126,7 @@ def two_supervisors(ground: Ground) -> None:
     ground.supervise(more=1)
     run_id = ground.queue()
     if ground.random.random() < 0.5:
-        ground.moment(ground.start_s + ground.train_s)
+        ground.moment(ground.pace.start_s + ground.pace.train_s)
         ground.kill(ground.random.choice(ground.processes(SUPERVISOR) or [None]))
     ground.settle(run_id, lambda run: _finished(run) and _was_trained_once(ground, run))
 
@@ -150,7 +150,7 @@ def move_clock(ground: Ground) -> None:
     run_id = ground.queue()
     ground.supervise()
     for _ in range(ground.random.randint(1, 2)):
-        ground.moment(0.6 * (ground.start_s + ground.train_s))
+        ground.moment(0.6 * (ground.pace.start_s + ground.pace.train_s))
         days = ground.random.choice([1 / 86400, 1 / 24, 1, 400, 4000]) * ground.random.choice([-1, 1])
         _set_clock(ground, round(days * _DAY_MS))
     asked = ground.random.random() < 0.3
@@ -270,7 +270,7 @@ def kill_restore(ground: Ground) -> None:
     run_id = ground.queue(LONGER)
     _at_a_moment(ground, run_id)
     copy = check.backup(ground.workspace, ground.workspace.root / f"copy-{ground.tally.rounds}.db")
-    ground.moment(ground.train_s)
+    ground.moment(ground.pace.train_s)
     ground.kill_everything()
     ground.store.marks.set_note(run_id, "newer than the copy")
     before = ground.listed()
@@ -315,7 +315,7 @@ def kill_sweep(ground: Ground) -> None:
         ground.command(*words)
     (sweep,) = _sweeps(ground, name)
     for _ in range(2):
-        ground.moment(ground.start_s + ground.train_s)
+        ground.moment(ground.pace.start_s + ground.pace.train_s)
         ground.kill(next(iter(ground.processes(SUPERVISOR)), None))
         ground.supervise()
     ground.wait(lambda: _sweeps(ground, name)[0].status.is_over, "end of the sweep")
@@ -369,10 +369,11 @@ KINDS = {
 }
 
 
-def play(name: str, rounds: int, seed: str, *, beside: int = 1) -> Tally:
+def play(name: str, rounds: int, seed: str, *, beside: int = 1, pace: Pace | None = None) -> Tally:
     """Play a kind for so many rounds, on `beside` workspaces beside each other. Raises NoDisk where none can be made.
 
-    Every process is gone afterwards, whatever happened.
+    pace: what was measured on another ground; else each ground measures its own. Every process is gone afterwards,
+    whatever happened.
     """
     with tempfile.TemporaryDirectory(prefix="sousa-faults-", ignore_cleanup_errors=True) as folder:
         total, guard = Tally(), threading.Lock()
@@ -386,7 +387,9 @@ def play(name: str, rounds: int, seed: str, *, beside: int = 1) -> Tally:
         def work(number: int) -> None:
             try:
                 with _ground(name, Path(folder), number, seed) as ground:
-                    if name != "steps":
+                    if pace:
+                        ground.pace = pace
+                    elif name != "steps":
                         ground.measure()
                     while action := next_round():
                         _attempt(action, ground)
@@ -509,7 +512,7 @@ def _at_a_moment(ground: Ground, run_id: str) -> None:
         ground.pid(TRAINER, run_id)
         ground.moment_of_training(run_id)
     else:
-        ground.moment(ground.start_s)
+        ground.moment(ground.pace.start_s)
 
 
 def _in_a_checkpoint(ground: Ground, run_id: str) -> bool:

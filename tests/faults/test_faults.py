@@ -25,11 +25,22 @@ pytestmark = pytest.mark.process
 SEED = os.environ.get("FAULTS_SEED") or str(secrets.randbelow(10**6))
 
 
+@pytest.fixture(scope="module")
+def pace(tmp_path_factory):
+    """Measured once: on a run to which nothing is done, so it must finish and all its rows must be counted."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    (folder / "ledgers").mkdir()
+    (folder / "here").mkdir()
+    with Ground(folder / "here", folder / "ledgers", "seed") as found:
+        found.measure()
+        return found.pace
+
+
 @pytest.mark.parametrize("kind", [name for name, kind in KINDS.items() if kind.short])
-def test_no_fault_loses_doubles_or_leaves_anything(kind):
+def test_no_fault_loses_doubles_or_leaves_anything(kind, pace):
     rounds = KINDS[kind].short
     try:
-        tally = play(kind, rounds, SEED, beside=2)
+        tally = play(kind, rounds, SEED, beside=2, pace=pace)
     except NoDisk as why:
         pytest.skip(str(why))
     assert tally.rounds == rounds and (tally.acknowledged or not KINDS[kind].rows)
