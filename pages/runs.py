@@ -126,7 +126,8 @@ def table(wanted: RunFilter, was_active: bool) -> None:
         sparklines = store.metrics.sparklines([row.id for row in found.rows], "valid/accuracy")
     if len(picked) < len(look.ticked):
         tick(row.id for row in picked)  # the others were deleted
-    toolbar(picked, wanted, look)
+    listed = {row.id for row in found.rows}
+    toolbar(picked, wanted, look, hidden=sum(row.id not in listed for row in picked))
     if not found.total:
         elsewhere = "" if wanted.archived else " Archived runs are listed separately: use the switch above."
         st.info(f"No run matches. Clear the search or the filters.{elsewhere}", icon=":material/filter_alt_off:")
@@ -137,7 +138,8 @@ def table(wanted: RunFilter, was_active: bool) -> None:
         st.switch_page(parts.page_path("run"), query_params={"id": opened})
 
 
-def toolbar(picked: Sequence[RunRow], wanted: RunFilter, look: Asked) -> None:
+def toolbar(picked: Sequence[RunRow], wanted: RunFilter, look: Asked, *, hidden: int) -> None:
+    """hidden: how many of the ticked runs the table does not show now."""
     ids = [row.id for row in picked]
     alive = [row.id for row in picked if not row.status.is_over]
     are_archived = bool(picked) and all(row.archived_at_ms for row in picked)
@@ -229,7 +231,8 @@ def toolbar(picked: Sequence[RunRow], wanted: RunFilter, look: Asked) -> None:
         )
         if ids:
             st.button("Untick all", type="tertiary", on_click=tick, args=((),), key="untick_runs")
-            st.caption(f"{manage.count(ids)} ticked", width="content")
+            of_them = f", {hidden} of them not shown here" if hidden else ""
+            st.caption(f"{manage.count(ids)} ticked{of_them}", width="content")
 
 
 def do_to_ticked(of: str, act: Callable[[list[str]], None], *, alive: bool = False) -> None:

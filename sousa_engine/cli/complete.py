@@ -11,6 +11,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from sousa_engine import backbones as networks
+from sousa_engine import targets
 from sousa_engine.core import config, grammar
 from sousa_engine.core.errors import SousaError
 from sousa_engine.data import synth
@@ -38,6 +39,14 @@ def backbones(context: click.Context, parameter: click.Parameter, typed: str) ->
     )
 
 
+def datasets(context: click.Context, parameter: click.Parameter, typed: str) -> list[CompletionItem]:
+    return _starting([(name, "an embedded data set") for name in synth.PRESETS], typed)
+
+
+def sets(context: click.Context, parameter: click.Parameter, typed: str) -> list[CompletionItem]:
+    return _starting(dict.fromkeys([*targets.USUAL_SETS, *_recommended()], "").items(), typed)
+
+
 def words(context: click.Context, parameter: click.Parameter, typed: str) -> list[CompletionItem]:
     """`group=name` and `field=value` (its choices, or its default). bash splits words at "=": then the value alone."""
     offered = list(_words())
@@ -46,6 +55,11 @@ def words(context: click.Context, parameter: click.Parameter, typed: str) -> lis
     if "=" not in typed and keys and any(word.startswith(f"{keys[-1]}=") for word, _ in offered):
         offered = [(word.partition("=")[2], text) for word, text in offered if word.startswith(f"{keys[-1]}=")]
     return _starting(offered, typed)
+
+
+def _recommended() -> Iterator[str]:
+    for name in networks.VARIANTS:
+        yield from targets.recommended_sets(targets.load_outline(name))
 
 
 def _words() -> Iterator[tuple[str, str]]:

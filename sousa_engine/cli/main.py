@@ -292,7 +292,7 @@ def _echo_preflight(prepared: prepare.Prepared, found: preflight.Preflight) -> N
     majority = "" if found.majority is None else f", majority baseline {found.majority:.1%}"
     click.echo(
         f"{prepared.config.dataset_name}: {found.classes} classes, train {clips['train']}, valid {clips['valid']}, "
-        f"test {clips['test']} clips{majority}; {found.total_steps} steps"
+        f"test {clips['test']} clips{majority}; {found.total_steps} {'step' if found.total_steps == 1 else 'steps'}"
     )
     for check in found.checks:
         if check.level in ("note", "warning"):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,20 +39,57 @@ class _TakesMany(click.Command):
                 spread += [option, word]
             else:
                 spread.append(word)
-        return super().parse_args(ctx, spread)
+        return super().parse_args(ctx, list(_apart(spread)))
+
+
+class _TakesSeeds(click.Command):
+    """Read `3,4` as `3 4`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, [seed for word in args for seed in _numbers(word)])
+
+
+def _apart(spread: Iterable[str]) -> Iterator[str]:
+    """`--seeds 0,1` as `--seeds 0 --seeds 1`."""
+    option = ""
+    for word in spread:
+        if option == "--seeds":
+            first, *more = _numbers(word)
+            yield first
+            yield from (part for seed in more for part in (option, seed))
+        else:
+            yield word
+        option = word
+
+
+def _numbers(word: str) -> list[str]:
+    """The numbers of a list such as `0,1` or `0;1`; any other word as it is."""
+    found = [part.strip() for part in re.split("[,;]", word) if part.strip()]
+    return found if found and all(part.isdecimal() for part in found) else [word]
 
 
 @click.command("sweep", cls=_TakesMany, short_help="Train all combinations of the listed values, several seeds each.")
 @click.argument("words", nargs=-1, metavar="[GROUP=NAME | FIELD=VALUE]...", shell_complete=complete.words)
-@click.option("--file", type=TypedPath(file=True), help="YAML file that defines the sweep.")
-@click.option("--data", help="Data set for all runs: an embedded set, a folder of classes, or a CSV file.")
+@click.option("--file", "--config", "file", type=TypedPath(file=True), help="YAML file that defines the sweep.")
+@click.option(
+    "--data",
+    help="Data set for all runs: an embedded set, a folder of classes, or a CSV file.",
+    shell_complete=complete.datasets,
+)
 @click.option("--max-epochs", type=Whole(1), help="Epochs for all runs.")
-@click.option("--models", multiple=True, metavar="NAME...", help="Backbones to compare, e.g. ast-mini beats-mini.")
+@click.option(
+    "--models",
+    multiple=True,
+    metavar="NAME...",
+    help="Backbones to compare, e.g. ast-mini beats-mini.",
+    shell_complete=complete.backbones,
+)
 @click.option(
     "--targets",
     multiple=True,
     metavar="SET...",
     help="Target sets to compare: core, default, attention, ..., or comma-separated names: q_proj,v_proj.",
+    shell_complete=complete.sets,
 )
 @click.option(
     "--ablate",
@@ -203,7 +242,7 @@ def stop(workspace: Workspace, name: str) -> None:
     _steer(workspace, name, sweep_orders.stop, "stopped", "has already ended")
 
 
-@sweeps.command("add-seeds")
+@sweeps.command("add-seeds", cls=_TakesSeeds)
 @click.argument("name", metavar="SWEEP", shell_complete=complete.sweeps)
 @click.argument("seeds", nargs=-1, type=Whole(), required=True)
 @click.pass_obj

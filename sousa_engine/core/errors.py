@@ -81,7 +81,7 @@ def nearest(name: str, known: Iterable[str], n: int = 3) -> list[str]:
 
 def unknown(what: str, name: str, known: Iterable[str]) -> UnknownNameError:
     """`unknown("model", "ats", ["ast", "ast-mini"])` -> "No model named 'ats'. Nearest: ast. ..."."""
-    pool = list(known)
+    pool = list(dict.fromkeys(known))
     near = nearest(name, pool)
     more = f" and {len(pool) - 12} more" if len(pool) > 12 else ""
     hint = f"Nearest: {', '.join(near)}." if near else f"Known: {', '.join(pool[:12])}{more}."

@@ -15,6 +15,7 @@ from sousa_engine.targets.selection import (
     shared_names,
 )
 from sousa_engine.targets.sets import (
+    USUAL_SETS,
     default_set,
     expand_sets,
     named_sets,
@@ -26,6 +27,7 @@ from sousa_engine.targets.sets import (
 
 __all__ = [
     "OUTLINES",
+    "USUAL_SETS",
     "Counts",
     "EntryMatch",
     "ModuleNode",

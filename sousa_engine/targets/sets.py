@@ -9,6 +9,9 @@ from sousa_engine.core.methods import Method
 from sousa_engine.targets.match import Resolution, resolve_strict, to_yaml
 from sousa_engine.targets.outline import Outline
 
+USUAL_SETS = ("core", "default", "all-linear")
+"""Names of sets that every backbone knows."""
+
 
 def resolve_sets(outline: Outline, entries: list[str]) -> Resolution:
     """`resolve_strict`, where an entry may also be the name of a recommended set."""

@@ -107,7 +107,8 @@ def strokes(clip: Clip) -> list[StrokeMark]:
 
 def in_words(clip: Clip, listening: listen.Listening, marks: list[StrokeMark]) -> str:
     """librosa's onset count and tempo, next to the true strokes and the labelled tempo."""
-    onsets = f"**{len(listening.onsets_s)} onsets**" + (f" for {len(marks)} strokes" if marks else "")
+    count = len(listening.onsets_s)
+    onsets = f"**{count} {'onset' if count == 1 else 'onsets'}**" + (f" for {len(marks)} strokes" if marks else "")
     written, found = written_bpm(clip), listening.tempo_bpm
     if found is None:
         tempo = "no tempo"

@@ -104,7 +104,7 @@ def hide_streamlits_download() -> None:
 
 def danger_button(label: str, *, key: str, icon: str, disabled: bool = False) -> bool:
     """A red button, for what cannot be undone. White on this red has a contrast of 5.6 in both themes."""
-    red = f".st-key-danger-{key} button:enabled"
+    red = f".st-key-{re.sub('[^a-zA-Z0-9_-]', '-', f'danger-{key}')} button:enabled"
     st.html(
         f"<style>{red}{{background:#b8402f;border-color:#b8402f;color:#fff}}"
         f"{red}:is(:hover,:focus-visible){{background:#98301f;border-color:#98301f;color:#fff}}</style>"

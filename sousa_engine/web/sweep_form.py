@@ -28,7 +28,6 @@ from sousa_engine.web.fields import OWN_DATA
 from sousa_engine.workspace import Workspace, default_workspace, intake
 
 HEAD_ALONE = "none: the head alone"
-USUAL_SETS = ("core", "default", "all-linear")  # every backbone knows them
 SHARED = ("data.dataset", "training.max_epochs", "training.batch_size", "training.lr")  # shared fields with a widget
 NO_ROW = (  # they have a widget above the axes, or cannot be an axis
     "model",
@@ -359,7 +358,7 @@ def is_backbone(name: str) -> bool:
 
 def target_options(outlines: Sequence[Outline], saved: Sequence[TargetSet]) -> dict[str, str | list[str]]:
     """Label -> value of the axis: the usual sets, recommended sets of any backbone, saved sets that fit all of them."""
-    names = dict.fromkeys([*USUAL_SETS, *(name for one in outlines for name in targets.recommended_sets(one))])
+    names = dict.fromkeys([*targets.USUAL_SETS, *(name for one in outlines for name in targets.recommended_sets(one))])
     found: dict[str, str | list[str]] = {name: name for name in names}
     found[HEAD_ALONE] = []
     for one in saved:

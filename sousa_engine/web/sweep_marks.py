@@ -67,14 +67,15 @@ def save(sweep_id: str, name: str, note: str) -> None:
 
 
 def do(work: Callable[[Store], object], said: str) -> bool:
-    """Do it and say so, or why it was refused. Returns whether it was done."""
+    """Do it and say so, unless `said` is empty; or say why it was refused. Returns whether it was done."""
     try:
         with parts.open_store() as store:
             work(store)
     except SousaError as error:
         st.toast(parts.plain(str(error)), icon=":material/error:")
         return False
-    st.toast(said, icon=":material/info:")
+    if said:
+        st.toast(said, icon=":material/info:")
     return True
 
 
@@ -91,13 +92,14 @@ def confirm(found: Sweep) -> None:
     word = f"delete {len(runs)}"
     typed = st.text_input(f"Type `{word}` to confirm", key="sweep.delete.word", live=True, autocomplete="off")
     with st.container(horizontal=True):
+        sure = parts.danger_button(
+            "Delete", icon=":material/delete:", disabled=typed.strip() != word, key="sweep.delete.now"
+        )
         if st.button("Cancel", key="sweep.delete.cancel"):
             close()
             st.rerun()
-        if st.button(
-            ":red[Delete]", icon=":material/delete:", disabled=typed.strip() != word, key="sweep.delete.now"
-        ) and do(lambda store: store.sweeps.delete([found.id]), "Deleted."):
-            close()
-            st.session_state[_DELETED] = f"{found.name} and {count} deleted."
-            st.query_params.clear()
-            st.rerun()
+    if sure and do(lambda store: store.sweeps.delete([found.id]), ""):
+        close()
+        st.session_state[_DELETED] = f"{found.name} and {count} deleted."
+        st.query_params.clear()
+        st.rerun()

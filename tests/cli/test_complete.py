@@ -35,6 +35,9 @@ def test_commands_and_options_are_offered(offered):
         (("train", "model", ""), "ast-mini"),  # bash's model=, as click hands it on
         (("modules", "bea"), "beats"),
         (("weights", "fetch", "mn1"), "mn10_as"),
+        (("sweep", "--models", "be"), "beats-mini"),
+        (("sweep", "--targets", "attention+"), "attention+mlp"),
+        (("sweep", "--data", "ti"), "tiny"),
     ],
 )
 def test_words_and_backbones_are_offered(offered, typed, wanted):

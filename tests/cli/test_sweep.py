@@ -63,7 +63,7 @@ def test_a_dry_run_prints_the_sweep_as_yaml_that_starts_the_same(sousa, store, t
     assert "8 runs" in said and store.sweeps.all() == ()
     file = tmp_path / "sweep.yaml"
     file.write_text(said[said.index("axes:") :])
-    sousa("sweep", "--file", str(file), "--seeds", "0", "1", "--detach")
+    sousa("sweep", "--config", str(file), "--seeds", "0,1", "--detach")
     assert len(store.sweeps.runs(store.sweeps.find("last").id)) == 8
     shown = sousa("sweeps", "show", "last", "--yaml")
     assert sweep_spec.build(sweep_spec.yaml.safe_load(shown)) == sweep_spec.build(store.sweeps.find("last").spec)

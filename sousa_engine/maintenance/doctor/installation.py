@@ -149,8 +149,8 @@ def load(per_minute: float | None, cores: int) -> Finding:
     if per_minute <= cores:
         return Finding(name=name, level="ok", text=text)
     fix = (
-        "More programs compute than there are cores, so runs on the CPU take longer. Close other programs, or let "
-        "fewer runs train at once: python -m sousa_engine queue slots 1"
+        "More programs compute than there are cores, so runs on the CPU take longer. Close other programs; if several "
+        "runs train at once, let fewer do so: python -m sousa_engine queue slots 1"
     )
     return Finding(name=name, level="warning", text=text, fix=fix)
 
