@@ -16,6 +16,7 @@ __all__ = [
     "fields",
     "guard",
     "handover",
+    "kept",
     "late_timers",
     "layers_view",
     "manage",
