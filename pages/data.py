@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pandas as pd
 import streamlit as st
 
@@ -13,7 +15,7 @@ from sousa_engine.data import synth
 from sousa_engine.data.clips import Clip, Manifest
 from sousa_engine.data.manifest import dataset_names, majority_baseline
 from sousa_engine.data.splits import SPLITS
-from sousa_engine.web import addresses, kept, parts, scan_view
+from sousa_engine.web import addresses, kept, parts, reading_view, scan_view
 from sousa_engine.web.baselines_view import baselines_section
 from sousa_engine.web.clip_view import SPLIT_COLORS, rudiment_card, rudiment_of, show_clip
 from sousa_engine.web.guard import refuse
@@ -45,13 +47,14 @@ def main() -> None:
     if not dataset:
         bring_your_own()
         return
-    config = DataConfig(dataset=dataset)
+    config = reading_view.asked(dataset) if dataset not in synth.PRESETS else DataConfig(dataset=dataset)
     workspace = default_workspace()
     try:
         data = scan_view.opened(config, workspace)
         manifest = data.manifest
     except (UserError, WorkspaceError) as error:
         st.error(parts.plain(str(error)), icon=":material/error:")
+        reading_view.offer(getattr(error, "fields", {}))
         scan_view.files_section(config, workspace)
         bring_your_own()
         scan_view.forget()  # so that a reload shows what the user has fixed
@@ -63,7 +66,8 @@ def main() -> None:
         icon=":material/rocket_launch:",
         query_params=scan_view.query_of_launch(dataset),
     )
-    how_it_was_read(manifest)
+    said = reading_view.section(data)
+    how_it_was_read(manifest, said)
     scan_view.files_section(config, workspace)
     left, right = st.columns([5, 7], gap="large")
     with left:
@@ -118,7 +122,7 @@ def pick_dataset() -> str:
     if st.session_state.get("data.path", current).strip() != current:
         st.session_state["data.path"] = current
     path = st.text_input(
-        "Folder or CSV file",
+        "Folder or table",
         **kept.value("data.path", current),
         placeholder="/path/to/drums or /path/to/clips.csv",
         help="A path on the machine that runs the studio. Nothing is copied; only file headers are read at first.",
@@ -133,6 +137,7 @@ def go_to(**parameters: str | None) -> None:
     for name, value in parameters.items():
         st.query_params[name] = value or ""
     if "dataset" in parameters:
+        reading_view.forget()
         st.session_state["data.last"] = parameters["dataset"] or ""
         addresses.note(st.session_state["data.last"])
         st.query_params.pop("clip", None)
@@ -172,11 +177,11 @@ def headline(manifest: Manifest) -> None:
     )
 
 
-def how_it_was_read(manifest: Manifest) -> None:
-    """Notes on what was changed or left out, shown above everything that depends on it."""
-    if manifest.notes:
+def how_it_was_read(manifest: Manifest, said: Sequence[str]) -> None:
+    """Notes on what was changed or left out, but for those that were `said`, above everything that depends on it."""
+    if notes := [note for note in manifest.notes if note not in said]:
         with st.container(border=True, gap="small"):
-            st.markdown("\n".join(f"- {parts.plain(note)}" for note in manifest.notes))
+            st.markdown("\n".join(f"- {parts.plain(note)}" for note in notes))
     if manifest.layout == "embedded":
         return
     if st.button("Read again", icon=":material/refresh:", type="tertiary", help="After the data changed."):
@@ -216,7 +221,7 @@ def split_card(manifest: Manifest) -> None:
         if not any(players.values()):
             st.markdown(
                 ":orange[:material/person_off:] This data set names no players, so train and test may contain the same "
-                "player. If you know the players, a CSV file with a `player` column keeps them apart."
+                "player. If you know the players, a table with a `player` column keeps them apart."
             )
             return
         for split, names in players.items():
@@ -360,7 +365,7 @@ def clip_frame(clips: list[Clip]) -> pd.DataFrame:
 def bring_your_own() -> None:
     st.markdown(
         "You can use any labelled audio: wav, flac, ogg, mp3 and more, at any sample rate, mono or not. "
-        "Files stay where they are. Two layouts are supported:"
+        "Files stay where they are. Folders and tables of many public data sets are read as they are; the simplest are:"
     )
     left, right = st.columns(2, gap="large")
     with left:
@@ -370,14 +375,15 @@ def bring_your_own() -> None:
             "The folder name is the label. You can add `train/`, `valid/` and `test/` folders above the classes."
         )
     with right:
-        st.markdown("**A CSV file**")
+        st.markdown("**A table**")
         st.code(CSV_EXAMPLE, language="csv")
         st.caption(
-            "Paths are relative to the CSV file. `player` and `split` are optional: if there is no split, one is made "
-            "that is stratified by class and keeps each player in one split. Other columns are kept and shown."
+            "CSV, TSV, JSON lines or parquet. Paths are relative to it. `player` and `split` are optional: if there is "
+            "no split, one is made that is stratified by class and keeps each player in one split. Other columns are "
+            "kept and shown."
         )
     st.markdown(
-        "Every class needs at least three clips. All clips get the length that fits 95 % of the recordings, at most "
+        "Every class needs at least three clips. All clips get the length that fits 95 % of the recordings, 1 to "
         "10 s, or the length in `data.clip_s`. Longer ones are cut at the end, shorter ones are padded with silence."
     )
     st.code("python -m sousa_engine train data=/path/to/drums", language="bash")

@@ -16,7 +16,7 @@ from sousa_engine.data.splits import SPLITS
 from sousa_engine.runs import orders, preflight, prepare
 from sousa_engine.runs.executors import local
 from sousa_engine.runs.problems import problems as problems_of
-from sousa_engine.web import drafts, fields, handover, kept, parts
+from sousa_engine.web import drafts, fields, handover, kept, parts, reading_view
 from sousa_engine.web.guard import refuse
 from sousa_engine.web.handover import Ticks
 from sousa_engine.workspace import default_workspace
@@ -28,7 +28,8 @@ WEIGHTS = {"pretrained": "pretrained", "random": "random (a control)", "file": "
 SAVED = "saved:"
 FORM = (  # the fields that have a widget
     "name", "seed", "device", "model.variant", "model.weights", "data.dataset", "data.strict",
-    *(f"data.{name}" for name in ("clip_s", "valid_fraction", "test_fraction", "split_seed")),
+    *(f"data.{name}" for name in (*reading_view.FIELDS, "clip_s", "shortest_s")),
+    *(f"data.{name}" for name in ("valid_fraction", "test_fraction", "split_seed")),
     *(f"lora.{name}" for name in ("method", "r", "alpha", "dropout", "plus_ratio", "head")),
     *(f"augment.{name}" for name in ("time_mask", "mel_mask", "shift", "gain_db")),
     *(f"training.{name}" for name in (
@@ -71,7 +72,10 @@ def take_over() -> None:
         take(*found)
     dataset, lora = st.query_params.pop("dataset", None), st.query_params.pop("lora", None)
     strict = st.query_params.pop("data.strict", None)
+    reading = {name: st.query_params.pop(f"data.{name}", "") for name in reading_view.FIELDS}
     if dataset:
+        for name, text in reading.items():
+            hold(f"data.{name}", text)
         hold("data", fields.dataset_choice(dataset))
         hold("data.dataset", dataset)
         hold("data.strict", strict == "true")
@@ -257,7 +261,7 @@ def form() -> tuple[dict[str, Any], dict[str, str]]:
     with st.expander("More: regularisation, augmentation, clip length, split, early stopping, W&B"):
         a, b, c = st.columns(3)
         more = (
-            "data.clip_s", "data.valid_fraction", "data.test_fraction", "data.split_seed",
+            "data.clip_s", "data.shortest_s", "data.valid_fraction", "data.test_fraction", "data.split_seed",
             "training.weight_decay", "training.warmup", "training.label_smoothing", "training.grad_clip",
             "augment.time_mask", "augment.mel_mask", "augment.shift", "augment.gain_db",
         )  # fmt: skip
@@ -378,6 +382,13 @@ def data_field(field, values: dict[str, Any]) -> None:
             hold("data.dataset", chosen)
             grammar.set_field(values, "data.dataset", chosen)
             st.page_link(parts.page_path("data"), label=":primary[Preview data]", query_params={"dataset": chosen})
+    if chosen == fields.OWN_DATA:
+        with st.expander("How it is read", icon=":material/account_tree:"):
+            st.caption("Empty fields mean: as it looks. The page Data shows how that is.")
+            columns = st.columns(3)
+            for i, name in enumerate(reading_view.FIELDS):
+                with columns[i % 3]:
+                    field(f"data.{name}", st.text_input)
 
 
 @st.cache_data(ttl=20, max_entries=50, show_spinner="Checking ...")

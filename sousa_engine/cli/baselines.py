@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -33,7 +34,7 @@ def baselines_command(
 ) -> None:
     """Show how far you get on DATASET without a neural network: python -m sousa_engine baselines tiny
 
-    DATASET is an embedded set, a folder of classes, or a CSV file. The baselines are the majority class, pooled log-mel
+    DATASET is an embedded set, a folder, or a table. The baselines are the majority class, pooled log-mel
     statistics and the onset sequence. They are fitted on train, selected on valid and evaluated once on test. Each data
     set and split is computed only once; afterwards the stored result is printed.
     """
@@ -52,7 +53,11 @@ def baselines_command(
     except KeyboardInterrupt:
         click.echo("Stopped. The clips analysed so far are kept; run the same command again to continue.", err=True)
         sys.exit(run_files.EXIT_STOPPED)
-    click.echo(json.dumps(_as_dict(found), ensure_ascii=False, indent=1) if as_json else _table(found, dataset))
+    click.echo(
+        json.dumps(_as_dict(found), ensure_ascii=False, indent=1)
+        if as_json
+        else _table(found, [f"data={dataset}", *words])
+    )
 
 
 def data_config(dataset: str, words: Sequence[str]) -> DataConfig:
@@ -63,7 +68,7 @@ def data_config(dataset: str, words: Sequence[str]) -> DataConfig:
     return config.build(draft).data
 
 
-def _table(found: Baselines, dataset: str) -> str:
+def _table(found: Baselines, words: Sequence[str]) -> str:
     n = found.baselines[0].n
     rows = [("BASELINE", "ACCURACY", "95 % INTERVAL", "MACRO-F1", "BY")]
     for one in found.baselines:
@@ -79,7 +84,7 @@ def _table(found: Baselines, dataset: str) -> str:
         [
             f"{found.dataset}: test, n = {n:,} clips of {found.classes} classes; fitted on train, selected on valid",
             *lines,
-            f"To train a linear probe: python -m sousa_engine train data={dataset} lora=probe",
+            f"To train a linear probe: python -m sousa_engine train {shlex.join(words)} lora=probe",
         ]
     )
 

@@ -106,7 +106,7 @@ def _field_list() -> str:
         lines += [f"  {group + '=' + name:26} {text}" for name, text in grammar.presets(group).items()]
     lines += [
         f"  data={'|'.join(synth.PRESETS)}|PATH",
-        " " * 29 + "an embedded set, a folder of classes, or a CSV file",
+        " " * 29 + "an embedded set, a folder, or a table (CSV, parquet, ...)",
         "",
         "\b",
         "Fields:",

@@ -39,7 +39,7 @@ def scan_command(
 ) -> None:
     """Decode every file of DATASET and list the problems: python -m sousa_engine scan /path/to/drums
 
-    DATASET is a folder of classes, a CSV file, or an embedded set. Each file is decoded once, completely, in processes
+    DATASET is a folder, a table, or an embedded set. Each file is decoded once, completely, in processes
     with limited memory and time; the results are kept and used by runs. Files with an error are excluded from training;
     files with a warning are unusual but used.
 

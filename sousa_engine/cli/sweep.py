@@ -73,7 +73,7 @@ def _numbers(word: str) -> list[str]:
 @click.option("--file", "--config", "file", type=TypedPath(file=True), help="YAML file that defines the sweep.")
 @click.option(
     "--data",
-    help="Data set for all runs: an embedded set, a folder of classes, or a CSV file.",
+    help="Data set for all runs: an embedded set, a folder, or a table.",
     shell_complete=complete.datasets,
 )
 @click.option("--max-epochs", type=Whole(1), help="Epochs for all runs.")

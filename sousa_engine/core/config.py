@@ -203,7 +203,9 @@ def _rank(path: str, rank: Any) -> Any:
 
 class DataConfig(Part):
     dataset: str = Field(
-        "tiny", title="Data set", description="embedded set (tiny, small, ...), a folder of classes, or a CSV file"
+        "tiny",
+        title="Data set",
+        description="embedded set (tiny, small, ...), a folder, or a table (CSV, parquet, ...)",
     )
     clip_s: float | None = Field(
         None,
@@ -211,6 +213,13 @@ class DataConfig(Part):
         le=60,
         title="Clip length (s)",
         description="clip length in seconds; unset = the data set's own length",
+    )
+    shortest_s: float = Field(
+        0.02,
+        ge=0,
+        le=60,
+        title="Shortest recording (s)",
+        description="recordings shorter than this are left out; others are padded to the clip length",
     )
     valid_fraction: float = Field(
         0.15, gt=0, lt=0.5, title="Valid share", description="share of clips for valid, if the data has no split"
@@ -220,6 +229,26 @@ class DataConfig(Part):
     )
     split_seed: int = Field(
         0, ge=0, title="Split seed", description="seed of that split; each player (group) is in one split only"
+    )
+    table: str = Field(
+        "",
+        title="Table",
+        description="table of the clips, as a path in the data set; none = go by folders; empty = the one that fits",
+    )
+    level: int | None = Field(
+        None,
+        ge=1,
+        le=32,
+        title="Class level",
+        description="level of the folders that name the classes: 1 = the folders in the data set; unset = as they look",
+    )
+    path_column: str = Field("", title="Path column", description="column that names each file; empty = as it looks")
+    label_column: str = Field("", title="Label column", description="column with the classes; empty = as it looks")
+    split_column: str = Field("", title="Split column", description="column with the splits; none = make a split here")
+    group_column: str = Field(
+        "",
+        title="Group column",
+        description="column whose groups stay whole in a split (player, kit, ...); none = none",
     )
     strict: bool = Field(
         False,

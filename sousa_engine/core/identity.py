@@ -14,7 +14,10 @@ from sousa_engine.core.config import RunConfig
 from sousa_engine.core.methods import METHODS
 
 _ABOUT_THE_RUN = {"name", "device", "wandb.mode", "wandb.project", "lora.target_set", "data.strict"}
-_OF_THE_DATA = {"data.dataset", "data.valid_fraction", "data.test_fraction", "data.split_seed"}
+_OF_THE_DATA = {
+    "data.dataset", "data.valid_fraction", "data.test_fraction", "data.split_seed", "data.shortest_s", "data.table",
+    "data.level", "data.path_column", "data.label_column", "data.split_column", "data.group_column",
+}  # fmt: skip
 _OF_A_METHOD = {"r", "alpha", "dropout", "rank_pattern", "plus_ratio"}
 
 

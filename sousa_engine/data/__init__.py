@@ -8,10 +8,13 @@ __all__ = [
     "excerpt",
     "features",
     "findings",
+    "layouts",
+    "levels",
     "manifest",
     "rhythm",
     "scan",
     "soundness",
     "splits",
     "synth",
+    "tables",
 ]

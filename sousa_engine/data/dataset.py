@@ -83,7 +83,7 @@ class DataSet:
             return manifests.open_dataset(self.config), (), ""
         readable = layouts.read_headers(self.recordings, self.soundness)
         try:
-            manifest = manifests.from_recordings(self.config, self.recordings.source, readable)
+            manifest = manifests.from_recordings(self.config, self.recordings, readable)
         except DataError as error:
             return None, readable.excluded, str(error)
         return manifest, manifest.excluded, ""

@@ -17,11 +17,12 @@ from sousa_engine.core import inputs, rudiments
 from sousa_engine.core.config import DataConfig
 from sousa_engine.core.contents import VERSION
 from sousa_engine.core.errors import DataError, unknown
-from sousa_engine.data import layouts, splits, synth
+from sousa_engine.data import layouts, reading, splits, synth, tables
 from sousa_engine.data.clips import Clip, Excluded, Manifest
 from sousa_engine.data.layouts import Readable, Recordings, UsableRecording
 from sousa_engine.data.soundness import Soundness
 
+SHORTEST_CLIP_S = 1.0  # of the automatic clip length: what every backbone accepts
 LONGEST_CLIP_S = 10.0  # the automatic clip length never exceeds this; data.clip_s may
 _KEY_VERSION = 2  # increased when the same files would give different waveforms
 
@@ -38,7 +39,7 @@ class EmbeddedSet:
 
 
 def open_dataset(config: DataConfig, soundness: Mapping[str, Soundness] | None = None) -> Manifest:
-    """The data set that `config.dataset` names: an embedded set, a folder of classes, or a CSV file.
+    """The data set that `config.dataset` names: an embedded set, a folder, or a table.
 
     Unusable files, and classes with too few usable clips, are in `excluded`. soundness: as from layouts.as_now; the
     headers of all other files are read in this process (data/dataset.py does that safely). Raises UnknownNameError for
@@ -48,26 +49,24 @@ def open_dataset(config: DataConfig, soundness: Mapping[str, Soundness] | None =
         spec = synth.PRESETS[config.dataset]
         return _embedded(spec if config.clip_s is None else replace(spec, clip_s=config.clip_s))
     recordings = list_files(config)
-    return from_recordings(config, recordings.source, layouts.read_headers(recordings, soundness or {}))
+    return from_recordings(config, recordings, layouts.read_headers(recordings, soundness or {}))
 
 
 def list_files(config: DataConfig) -> Recordings:
-    """The files that a folder or CSV file lists, by name only. Raises the same errors as open_dataset."""
+    """The files that a folder or table lists, by name only. Raises the same errors as open_dataset."""
     path = inputs.typed_path(config.dataset, DataError)
-    if path.is_dir():
-        return layouts.list_folder(path.resolve())
-    if path.is_file():
-        if path.suffix.lower() not in {".csv", ".tsv"}:
-            raise DataError(
-                f"{config.dataset} is a single file. A data set is a folder of classes, or a CSV file with the "
-                "columns path and label."
-            )
-        return layouts.list_csv(path.resolve())
+    if path.is_file() and path.suffix.lower() not in tables.SUFFIXES:
+        raise DataError(
+            f"{config.dataset} is a single file. A data set is a folder of recordings, or a table of them "
+            f"({', '.join(sorted(tables.SUFFIXES))}) with the columns path and label."
+        )
+    if path.is_dir() or path.is_file():
+        return reading.read(path.resolve(), config)
     if _looks_like_path(config.dataset):
         full = "" if str(path.absolute()) == config.dataset else f" (looked for {path.absolute()})"
         raise DataError(f"There is no folder or file {config.dataset}{full}.")
     raise type(error := unknown("data set", config.dataset, synth.PRESETS))(
-        f"{error} For your own data, give the path of a folder of classes or of a CSV file."
+        f"{error} For your own data, give the path of a folder of classes or of a table."
     )
 
 
@@ -173,8 +172,9 @@ def _embedded(spec: synth.SynthSpec) -> Manifest:
     )
 
 
-def from_recordings(config: DataConfig, source: Path, readable: Readable) -> Manifest:
-    """The manifest of a folder or CSV file (`source`). Raises DataError if it cannot be used for training."""
+def from_recordings(config: DataConfig, listed: Recordings, readable: Readable) -> Manifest:
+    """The manifest of a folder or table. Raises DataError if it cannot be used for training."""
+    source = listed.source
     recordings, split, excluded, lost = _trainable(config, readable)
     lost, shared = (*readable.notes, *lost), _player_notes(recordings, split)
     classes = tuple(sorted({r.label for r in recordings}))
@@ -204,6 +204,7 @@ def from_recordings(config: DataConfig, source: Path, readable: Readable) -> Man
         content_key=_content_key(recordings, clip_s) or files_key,
         files_key=files_key,
         notes=(
+            *_reading_notes(listed, len(clips), len(classes)),
             *lost,
             *_split_notes(config, recordings),
             *shared,
@@ -215,11 +216,20 @@ def from_recordings(config: DataConfig, source: Path, readable: Readable) -> Man
     )
 
 
+def _reading_notes(listed: Recordings, clips: int, classes: int) -> list[str]:
+    return [listed.reading.sentence(clips, classes), *listed.reading.evidence] if listed.reading else []
+
+
 def _trainable(
     config: DataConfig, readable: Readable
 ) -> tuple[tuple[UsableRecording, ...], tuple[str, ...], tuple[Excluded, ...], list[str]]:
     """The recordings of classes that can be in every split, their splits, everything left out, and notes on that."""
-    recordings, excluded, notes = readable.recordings, list(readable.excluded), []
+    recordings, excluded, notes = _long_enough(config, readable), list(readable.excluded), []
+    excluded += [
+        Excluded(name=layouts.shown(one.clip_id), kind="short", reason=_too_short(one, config.shortest_s))
+        for one in readable.recordings
+        if one.header.duration_s < config.shortest_s
+    ]
     reason = f" {excluded[0].name}: {excluded[0].reason}." if excluded else ""
     while True:
         labels = sorted({r.label for r in recordings})
@@ -241,6 +251,17 @@ def _trainable(
                 names = [layouts.shown(r.clip_id) for r in recordings if r.label == label]
                 excluded += [Excluded(name=name, reason=clause, kind="class") for name in names]
             recordings = tuple(r for r in recordings if r.label not in error.classes)
+
+
+def _long_enough(config: DataConfig, readable: Readable) -> tuple[UsableRecording, ...]:
+    return tuple(one for one in readable.recordings if one.header.duration_s >= config.shortest_s)
+
+
+def _too_short(one: UsableRecording, shortest_s: float) -> str:
+    return (
+        f"it is {one.header.duration_s:.3g} s long, shorter than {shortest_s:g} s (data.shortest_s); "
+        "record it longer, or remove it"
+    )
 
 
 def _splits(config: DataConfig, recordings: tuple[UsableRecording, ...]) -> tuple[str, ...]:
@@ -287,9 +308,9 @@ def _player_notes(recordings: tuple[UsableRecording, ...], split: tuple[str, ...
 
 
 def _own_clip_s(recordings: tuple[UsableRecording, ...]) -> float:
-    """The length that fits 95 % of the recordings, rounded up to half a second, at most LONGEST_CLIP_S."""
+    """The length that fits 95 % of the recordings, rounded up to half a second, within SHORTEST_ and LONGEST_CLIP_S."""
     longest_s = float(np.percentile([r.header.duration_s for r in recordings], 95))
-    return min(max(math.ceil(longest_s * 2 - 1e-6) / 2, 0.5), LONGEST_CLIP_S)
+    return min(max(math.ceil(longest_s * 2 - 1e-6) / 2, SHORTEST_CLIP_S), LONGEST_CLIP_S)
 
 
 def _length_notes(recordings: tuple[UsableRecording, ...], clip_s: float) -> list[str]:

@@ -37,7 +37,7 @@ from sousa_engine.workspace.intake import Intake, Tell
 
 SCANNING = "scanning"  # the phase that `tell` receives
 WORKER = (sys.executable, "-m", "sousa_engine.data.decode")
-_VERSION = 3  # increased when the soundness of the same file would differ
+_VERSION = 4  # increased when the soundness of the same file would differ
 _MOST_WORKERS = 8
 _START_S = 300.0  # for a worker to start: on a busy machine, imports take twenty times as long
 _POLL_S = 0.2
@@ -82,7 +82,7 @@ def look(config: DataConfig, workspace: Workspace) -> Intake | None:
 
 
 def folder_of(config: DataConfig, workspace: Workspace) -> Path:
-    """Where the scan results of this folder or CSV file are kept. Independent of the splits and the clip length."""
+    """Where the scan results of this folder or table are kept. Independent of the splits and the clip length."""
     name = manifests.absolute(config.dataset).encode("utf-8", "surrogateescape")
     return workspace.cache / "scan" / hashlib.sha256(name).hexdigest()[:32]
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 import zlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +27,10 @@ _ALIASES = {
     "eval": "test",
     "evaluation": "test",
 }
+_FILLERS = frozenset(
+    {"audio", "clips", "data", "dataset", "files", "samples", "set", "sounds", "split", "wav", "wavs", "x"}
+)
+_MOST_CHOICES = 3**6  # ways to share out groups, all of which are tried
 _TRIES = 20  # random orders of the groups to try; the most even result is kept
 
 
@@ -47,6 +53,26 @@ class Item(NamedTuple):
 def split_name(text: str) -> str | None:
     """train, valid or test for its usual spellings ("Validation", "dev", "TEST"); None for any other word."""
     return _ALIASES.get(text.strip().casefold())
+
+
+def split_names(names: Collection[str], *, alone: bool = False) -> dict[str, str]:
+    """Folder name -> its split, if these folders are splits: all of them, train among them; {} if not.
+
+    Words that all the names share, or that only say "data", do not count: x_train and x_test, test_data,
+    FSD50K.dev_audio and FSD50K.eval_audio. alone: look at each name for itself; train may be missing.
+    """
+    words = {name: [word for word in re.split(r"[\s_.-]+", name.casefold()) if word] for name in names}
+    shared = set.intersection(*map(set, words.values())) if len(words) > 1 else set()
+    found = {}
+    for name, parts in words.items():
+        known = [_ALIASES[word] for word in parts if word in _ALIASES]
+        rest = [word for word in parts if word not in _ALIASES and word not in _FILLERS | shared]
+        if len(set(known)) != 1 or rest:
+            return {}
+        found[name] = known[0]
+    if not alone and "train" not in found.values():  # dev and eval, as FSD50K names what is trained on and what is not
+        found = {name: "train" if "dev" in words[name] else split for name, split in found.items()}
+    return found if alone or "train" in found.values() or set(found.values()) == {"valid", "test"} else {}
 
 
 def assign(items: Sequence[Item], fractions: Mapping[str, float], seed: int) -> tuple[str, ...]:
@@ -85,7 +111,8 @@ def check(items: Sequence[Item], splits: Sequence[str]) -> None:
         f"Class {label!r} has no clip in {' and '.join(missing)}{rest}; it has {_count(clips[label], 'clip')}{by}. "
         "Every class needs clips in train, valid and test"
         + (", by different players in each" if groups else "")
-        + ": add recordings, move some to that split, or remove the class.",
+        + ": add recordings, move some to that split, or remove the class"
+        + ("; or set data.group_column=none, and the same players are in train and test." if groups else "."),
         {
             label: f"has no clip in {' and '.join(missing)} ({_count(clips[label], 'clip')} in all)"
             for label, missing in gaps
@@ -145,16 +172,19 @@ def _by_group(items: Sequence[Item], fractions: Mapping[str, float], seed: int) 
     shares = np.array([1.0 - sum(fractions.values()), *fractions.values()])
     wanted = shares[:, None] * held.sum(axis=0)
     rng = np.random.default_rng(seed)
-    best: tuple[tuple[int, float], np.ndarray] | None = None
-    for _ in range(_TRIES):
-        choice = _share_out(held, wanted, rng)
+
+    def score(choice: np.ndarray) -> tuple[int, float]:
+        """Lower is better: classes that are missing in a split, then how far the shares are from the wanted ones."""
         got = np.stack([held[choice == s].sum(axis=0) for s in range(len(names))])
-        score = (int((got == 0).sum()), float((((got - wanted) / wanted.clip(1.0)) ** 2).sum()))
-        if best is None or score < best[0]:
-            best = score, choice
-    assert best is not None
-    splits = [names[best[1][row[key]]] for key in keys]
-    if best[0][0]:
+        return int((got == 0).sum()), float((((got - wanted) / wanted.clip(1.0)) ** 2).sum())
+
+    best = min((_share_out(held, wanted, rng) for _ in range(_TRIES)), key=score)
+    if (
+        score(best)[0] and len(names) ** len(groups) <= _MOST_CHOICES
+    ):  # with few groups, the tries may miss the only way
+        best = min(map(np.array, itertools.product(range(len(names)), repeat=len(groups))), key=score)
+    splits = [names[best[row[key]]] for key in keys]
+    if score(best)[0]:
         check(items, splits)
     return splits
 

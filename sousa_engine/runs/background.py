@@ -37,8 +37,7 @@ def compute_baselines(workspace: Workspace, data: DataSet) -> bool:
     WorkspaceError if the workspace cannot be written to.
     """
     folder = baselines.folder_of(data.manifest, workspace)
-    changed = data.config.model_dump(exclude_defaults=True, exclude={"dataset"})
-    words = [manifests.absolute(data.config.dataset), *(f"data.{name}={value}" for name, value in changed.items())]
+    words = [manifests.absolute(data.config.dataset), *_words(data.config)]
     return intake.start_in(folder, _command(workspace, "baselines", *words))
 
 
@@ -50,7 +49,14 @@ def scan_data(workspace: Workspace, data: DataConfig, *, fresh: bool = False) ->
     """
     manifests.list_files(data)
     command = _command(workspace, "scan", *(["--fresh"] if fresh else []))
-    return intake.start_in(scan.folder_of(data, workspace), command, ["--", manifests.absolute(data.dataset)])
+    return intake.start_in(
+        scan.folder_of(data, workspace), command, ["--", manifests.absolute(data.dataset), *_words(data)]
+    )
+
+
+def _words(data: DataConfig) -> list[str]:
+    changed = data.model_dump(exclude_defaults=True, exclude={"dataset"})
+    return [f"data.{name}={value}" for name, value in changed.items()]
 
 
 def _command(workspace: Workspace, *words: str) -> list[str]:

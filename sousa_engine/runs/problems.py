@@ -7,7 +7,7 @@ from typing import Any
 from sousa_engine import targets
 from sousa_engine.core import config, grammar
 
-NO_DATASET = "Enter a folder or CSV file."
+NO_DATASET = "Enter a folder or a table."
 NO_WEIGHTS = "Enter the path of a weights file or folder."
 
 

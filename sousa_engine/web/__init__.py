@@ -22,6 +22,7 @@ __all__ = [
     "manage",
     "overtaken_values",
     "parts",
+    "reading_view",
     "report_view",
     "routes",
     "scan_view",

@@ -5,9 +5,9 @@ from __future__ import annotations
 from sousa_engine.core import config
 from sousa_engine.data import synth
 
-OWN_DATA = "my own: a folder or a CSV file"
+OWN_DATA = "my own: a folder or a table"
 DATASET_CHOICES = (*synth.PRESETS, OWN_DATA)
-PATH_LABEL = "Folder or CSV file"
+PATH_LABEL = "Folder or table"
 PATH_EXAMPLE = "/path/to/folder or clips.csv"
 _NAMES = frozenset(name for name, _ in config.fields())
 

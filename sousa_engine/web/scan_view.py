@@ -19,7 +19,7 @@ from sousa_engine.data import findings, scan, synth
 from sousa_engine.data.dataset import DataSet
 from sousa_engine.data.findings import KINDS, Findings
 from sousa_engine.runs import background
-from sousa_engine.web import parts
+from sousa_engine.web import parts, reading_view
 from sousa_engine.workspace import Workspace, intake
 from sousa_engine.workspace.intake import Intake
 
@@ -52,7 +52,7 @@ def query_of_launch(dataset: str, **more: str) -> dict[str, str]:
     """Query parameters for a link to Launch: the data set, and strict mode if it is on."""
     is_strict = st.session_state.get(_STRICT, st.query_params.get(_STRICT) == "true")
     # Not the switch's own name: Streamlit removes parameters bound to a widget here from the next page's URL.
-    return {"dataset": dataset, **more, **({"data.strict": "true"} if is_strict else {})}
+    return {"dataset": dataset, **more, **reading_view.query(), **({"data.strict": "true"} if is_strict else {})}
 
 
 def opened(data: DataConfig, workspace: Workspace) -> DataSet:

@@ -22,7 +22,7 @@ def test_strict_mode_goes_along_from_data_to_launch(studio, page, settled, tmp_p
     settled(page)
     leads.click()
     page.get_by_role("heading", name="Launch", exact=True).wait_for()
-    expect(page.get_by_role("textbox", name="Folder or CSV file")).to_have_value(str(drums))
+    expect(page.get_by_role("textbox", name="Folder or table")).to_have_value(str(drums))
     expect(page.get_by_role("switch", name="Strict")).to_be_checked()
 
 

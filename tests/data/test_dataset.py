@@ -9,7 +9,7 @@ import pytest
 
 from sousa_engine.core.config import DataConfig
 from sousa_engine.core.errors import DataError
-from sousa_engine.data import headers, layouts
+from sousa_engine.data import headers, survey
 from sousa_engine.data.dataset import DataSet
 from sousa_engine.runs import preflight, prepare
 
@@ -23,7 +23,7 @@ def visits(monkeypatch):
         call = getattr(module, name)
         monkeypatch.setattr(module, name, lambda path: found.update([path]) or call(path))
 
-    count(layouts, "list_folder")
+    count(survey, "look")
     count(headers, "file_facts")
     return found
 

@@ -46,7 +46,7 @@ def opened(root, **settings):
 def test_features_are_the_front_ends_in_the_order_of_the_clips(drums, workspace):
     manifest = opened(drums)
     cache = features.feature_cache(manifest, SPEC, workspace)
-    assert cache.array.shape == (8, SPEC.frames(8000), 32) and cache.array.dtype == np.float16
+    assert cache.array.shape == (8, SPEC.frames(16_000), 32) and cache.array.dtype == np.float16
     for i, clip in enumerate(manifest.clips):
         expected = log_mel(torch.from_numpy(audio.waveform(manifest, clip))[None], SPEC)[0].numpy()
         assert np.allclose(cache.array[i], expected, atol=0.01)

@@ -15,8 +15,8 @@ import soundfile
 
 from sousa_engine.core.config import DataConfig
 from sousa_engine.core.errors import DataError, UnknownNameError
-from sousa_engine.data import layouts, splits
 from sousa_engine.data import manifest as manifests
+from sousa_engine.data import splits, survey
 from sousa_engine.data.dataset import DataSet
 
 
@@ -147,12 +147,15 @@ def test_unusable_files_are_excluded_with_their_reason_and_the_rest_stays(tmp_pa
     (root / "tap/empty.wav").touch()
     (root / "tap/text.wav").write_text("this is a text, not a recording")
     (root / "roll/song.m4a").write_bytes(b"\0" * 64)
-    write_wav(root / "roll/click.wav", seconds=0.02)
+    write_wav(root / "roll/click.wav", seconds=0.004)
+    write_wav(root / "roll/tick.wav", seconds=0.015)
     found = open_path(root)
     reasons = {e.name: e.reason for e in found.excluded}
     assert len(found.clips) == 12
-    assert set(reasons) == {"tap/empty.wav", "tap/text.wav", "roll/song.m4a", "roll/click.wav"}
-    assert "0 bytes" in reasons["tap/empty.wav"] and "shorter than 0.1 s" in reasons["roll/click.wav"]
+    assert set(reasons) == {"tap/empty.wav", "tap/text.wav", "roll/song.m4a", "roll/click.wav", "roll/tick.wav"}
+    assert "0 bytes" in reasons["tap/empty.wav"] and "shorter than 0.005 s" in reasons["roll/click.wav"]
+    assert "shorter than 0.02 s (data.shortest_s)" in reasons["roll/tick.wav"]
+    assert "roll/tick.wav" in {clip.clip_id for clip in open_path(root, shortest_s=0.01).clips}
     assert "it is not audio" in reasons["tap/text.wav"] and "convert it" in reasons["roll/song.m4a"]
 
 
@@ -343,8 +346,8 @@ def test_csv_rows_without_file_or_label_are_excluded_by_line(tmp_path):
     ("text", "says"),
     [
         ("", "is empty"),
-        ("filename,label\na.wav,x\n", "no column 'path'.*Rename 'filename' to 'path'"),
-        ("path,class\na.wav,x\n", "Rename 'class' to 'label'"),
+        ("where,label\na.wav,x\n", "no column that names the file of each clip; it has where, label.*data.path_column"),
+        ("path,kind\na.wav,x\n", "no column that names the class of each clip; it has path, kind.*data.label_column"),
         ("path,label,label\na.wav,x,y\n", "column 'label' twice"),
         ("path,label,split\na.wav,x,treno\n", "line 2: 'treno' is not a split"),
         ("path,label,split\na.wav,x,train\nb.wav,x,\n", "line 3: the split is empty"),
@@ -389,15 +392,15 @@ def test_sample_rates_that_differ_are_counted_to_the_last_file(tmp_path):
 
 @pytest.mark.parametrize("root", ["/", "/usr", "/proc/self", "/dev", "~", "/etc/.."])
 def test_a_folder_of_the_system_is_refused_before_anything_below_it_is_listed(root, monkeypatch):
-    monkeypatch.setattr(layouts.os, "scandir", None)  # would raise TypeError
+    monkeypatch.setattr(survey.os, "walk", None)  # would raise TypeError
     with pytest.raises(DataError, match=r"folder of the system or your home folder"):
-        layouts.list_folder(Path(root).expanduser().resolve())
+        survey.look(Path(root).expanduser().resolve())
 
 
 def test_a_tree_with_far_too_many_files_is_left_with_a_sentence(tmp_path, monkeypatch):
-    monkeypatch.setattr(layouts, "MOST_FILES", 3)
+    monkeypatch.setattr(survey, "MOST_FILES", 3)
     (tmp_path / "tap").mkdir()
     for number in range(5):
         (tmp_path / "tap" / f"{number}.txt").touch()
-    with pytest.raises(DataError, match=r"tap holds more than 3 files"):
-        layouts.list_folder(tmp_path)
+    with pytest.raises(DataError, match=r"holds more than 3 files, up to .*tap"):
+        survey.look(tmp_path)

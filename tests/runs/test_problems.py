@@ -25,7 +25,7 @@ def test_every_invalid_field_is_named():
     )
     width = targets.load_outline("ast-mini").targets([Q])[0].width
     assert set(found) == {"model.weights", "data.dataset", "lora.r", "training.lr"}
-    assert found["data.dataset"] == "Enter a folder or CSV file."
+    assert found["data.dataset"] == "Enter a folder or a table."
     assert f"above the width of {Q} ({width})" in found["lora.r"]
 
 

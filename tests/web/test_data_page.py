@@ -326,3 +326,41 @@ def test_clips_as_csv_are_a_data_set_again_and_keep_formulas_harmless(drums, tmp
 def test_clips_that_are_made_here_have_their_ids_in_the_csv():
     line = clips_csv(open_dataset(DataConfig(dataset="micro")).clips[:1]).splitlines()[1]
     assert line.startswith("micro/")
+
+
+@pytest.fixture
+def takes(tmp_path):
+    """Folders of players that hold the classes."""
+    for player in ("player1", "player2", "player3"):
+        for label in ("drag", "flam"):
+            (tmp_path / "takes" / player / label).mkdir(parents=True)
+            for i in range(2):
+                soundfile.write(tmp_path / "takes" / player / label / f"{i}.wav", np.zeros(4000), 8_000)
+    return tmp_path / "takes"
+
+
+def test_a_reading_that_is_refused_offers_the_one_that_fits_and_launch_gets_it(takes):
+    at = visit(dataset=str(takes))
+    assert "look like players, not like classes" in at.error[0].value
+    at.button(key="reading.offer.data.level").click().run()
+    assert not at.exception and not at.error, at.error[0].value
+    assert at.query_params["data.level"] in ("2", ["2"])
+    assert at.expander[0].label == (
+        "Read as: 12 clips, 2 classes from the folders at level 2, groups from the folders at level 1, kept whole."
+    )
+    link = next(link for link in at.get("page_link") if "Train on this data set" in link.proto.label)
+    assert "data.level=2" in link.proto.query_string.replace("%2E", ".")
+    at.button(key="reading.reset").click().run()
+    assert "look like players" in at.error[0].value
+
+
+def test_another_column_is_chosen_on_the_page_and_kept_in_the_address(tmp_path):
+    for i in range(12):
+        soundfile.write(tmp_path / f"{i}.wav", np.zeros(4000), 8_000)
+    rows = "\n".join(f"{i}.wav,{'ab'[i % 2]},{'xyz'[i % 3]}" for i in range(12))
+    (tmp_path / "clips.csv").write_text(f"file,label,mood\n{rows}\n")
+    at = visit(dataset=str(tmp_path / "clips.csv"))
+    assert "2 classes from the column label" in at.expander[0].label
+    at.selectbox(key="reading.label_column").set_value("mood").run()
+    assert not at.exception and at.query_params["data.label_column"] in ("mood", ["mood"])
+    assert "3 classes from the column mood" in at.expander[0].label
