@@ -27,6 +27,7 @@ _ASIDE = ("meta", "metadata", "labels", "ground_truth", "annotations", "data")
 _BESIDE = ("audio", "clips", "wav", "wavs", "sounds")
 _SPEAKER = re.compile(r"([0-9a-z]+)_nohash_\d+", re.IGNORECASE)  # Speech Commands' file names
 _SEVERAL = 0.05  # share of clips with several labels, from which on a column is not one of classes
+_MOST_MIB_UNASKED = 64  # of a table that nobody named: larger ones hold features
 _NAMED = 3
 
 
@@ -65,7 +66,7 @@ def _tables_of(found: Survey, config: DataConfig) -> list[Table]:
     good: list[tuple[Table, set[Path]]] = []
     for path in dict.fromkeys(paths):
         try:
-            table = tables.read(path)
+            table = tables.read(path, most_mib=_MOST_MIB_UNASKED)
         except DataError:
             continue  # a table of something else; one that was asked for is read above, and says why
         if not table.rows or not table.column("label", config.label_column if _has(table, config.label_column) else ""):
@@ -482,6 +483,8 @@ def _splits_of_lists(found: Survey) -> dict[Path, str]:
     known = set(found.audio)
     for path in found.lists:
         if path.parent != found.root or not (names := split_names([path.stem.replace("list", "")], alone=True)):
+            continue
+        if not _is_file(path) or path.stat().st_size > _MOST_MIB_UNASKED * 2**20:
             continue
         try:
             lines = path.read_text(encoding="utf-8-sig").split("\n")

@@ -12,8 +12,9 @@ import csv
 import io
 import json
 import re
+import stat
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -46,6 +47,7 @@ NAMES: Mapping[str, tuple[str, ...]] = {
 
 NONE = "none"  # written in place of a column's name: there is no such column
 _MOST_MIB = 512
+MOST_ROWS = 5_000_000
 _SAMPLE = 500  # rows that decide what a column holds
 _NUMBER = re.compile(r"[-+]?\d+([.,]\d+)?")
 
@@ -109,14 +111,16 @@ def folded(name: str) -> str:
     return re.sub(r"[^\w]+", "_", name.strip().casefold()).strip("_")
 
 
-def read(path: Path) -> Table:
+def read(path: Path, *, most_mib: int = _MOST_MIB) -> Table:
     """Read a table. Raises DataError that names the file, and the line where one is to blame."""
     try:
-        size = path.stat().st_size
+        facts = path.stat()
     except OSError as error:
         raise DataError(f"{path} cannot be opened ({error.strerror}).") from None
-    if size > _MOST_MIB * 2**20:
-        raise DataError(f"{path} is larger than {_MOST_MIB} MiB. Is this the list of clips?")
+    if not stat.S_ISREG(facts.st_mode):
+        raise DataError(f"{path} is not a regular file.")
+    if facts.st_size > most_mib * 2**20:
+        raise DataError(f"{path} is larger than {most_mib} MiB. Is this the list of clips?")
     suffix = path.suffix.lower()
     if suffix == ".parquet":
         return _parquet(path)
@@ -179,6 +183,7 @@ def _parquet(path: Path) -> Table:
     try:
         file = parquet.ParquetFile(path)
         names = [field.name for field in file.schema_arrow if not _holds_bytes(field.type)]
+        _refuse_large(path, file.metadata, names)
         columns = {name: list(map(_cell, file.read([name]).column(0).to_pylist())) for name in names}
     except (arrow.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read as parquet: {str(error).splitlines()[0]}.") from None
@@ -186,6 +191,20 @@ def _parquet(path: Path) -> Table:
     count = file.metadata.num_rows
     rows = tuple({name: columns[name][i] for name in names} for i in range(count))
     return Table(path=path, columns=tuple(names), rows=rows, lines=tuple(range(1, count + 1)))
+
+
+def _refuse_large(path: Path, facts: Any, names: Collection[str]) -> None:
+    """Refuse columns that are too large when they are unpacked."""
+    size = 0
+    for i in range(facts.num_row_groups):
+        group = facts.row_group(i)
+        chunks = (group.column(j) for j in range(group.num_columns))
+        size += sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] in names)
+    if size > _MOST_MIB * 2**20 or facts.num_rows > MOST_ROWS:
+        raise DataError(
+            f"{path} unpacks to {facts.num_rows:,} rows of {size / 2**20:,.0f} MiB; at most {MOST_ROWS:,} rows of "
+            f"{_MOST_MIB} MiB are read."
+        )
 
 
 def _holds_bytes(kind: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -302,6 +303,26 @@ def test_a_table_that_cannot_be_read_says_where(tmp_path, name, raw, said):
     (tmp_path / name).write_bytes(raw)
     with pytest.raises(DataError, match=said):
         tables.read(tmp_path / name)
+
+
+def test_what_is_no_regular_file_is_no_table_and_no_list(tmp_path):
+    for label in CLASSES:
+        for number in range(4):
+            wav(tmp_path / "set" / label / f"{number}.wav")
+    for name in ("metadata.csv", "validation_list.txt"):
+        os.mkfifo(tmp_path / "set" / name)  # reading it would wait for ever
+    assert opened(tmp_path / "set").classes == CLASSES
+    with pytest.raises(DataError, match="is not a regular file"):
+        tables.read(tmp_path / "set" / "metadata.csv")
+
+
+def test_a_parquet_file_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
+    import pandas
+
+    pandas.DataFrame({"path": ["a.wav"] * 2000, "label": ["x"] * 2000}).to_parquet(tmp_path / "a.parquet")
+    monkeypatch.setattr(tables, "MOST_ROWS", 1000)
+    with pytest.raises(DataError, match="unpacks to 2,000 rows"):
+        tables.read(tmp_path / "a.parquet")
 
 
 def test_several_labels_a_clip_are_refused_and_never_made_classes(tmp_path):
