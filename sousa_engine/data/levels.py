@@ -26,6 +26,7 @@ GROUPS = frozenset(
 
 _CLASSES = frozenset({"category", "class", "exercise", "label", "lesson", "pattern", "rudiment", "stroke", "type"})
 _NUMBERED = re.compile(r"(.*?)[\s_.-]*\d+[a-z]?")
+_WORD = 3  # letters: c1, c2, ... name classes as well as anything else
 _SAME = 0.8  # of the names below two classes, so that they are the same names
 
 
@@ -148,7 +149,7 @@ def _refuse_implausible(root: str, at: int, here: Sequence[str], below: Mapping[
     stem = stem_of(here)
     deeper = _all_names(below)
     fits = {"data.level": at + 1} if len(deeper) > 1 else {}
-    if stem and stem not in _CLASSES:
+    if len(stem) >= _WORD and stem not in _CLASSES:
         instead = (
             f"If the classes are the folders below them ({some(deeper)}), set data.level={at + 1}"
             if fits

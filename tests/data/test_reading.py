@@ -203,7 +203,7 @@ def test_an_implausible_reading_is_refused_with_the_one_that_would_fit(tmp_path,
 
 
 def test_numbered_classes_and_digits_are_classes(tmp_path):
-    for names in (["0", "1", "2"], ["class1", "class2"], ["5stroke", "7stroke"]):
+    for names in (["0", "1", "2"], ["class1", "class2"], ["c0", "c1"], ["5stroke", "7stroke"]):
         assert levels.read("x", [(name,) for name in names]).classes == 1
 
 
