@@ -17,7 +17,7 @@ from sousa_engine.core import inputs, rudiments
 from sousa_engine.core.config import DataConfig
 from sousa_engine.core.contents import VERSION
 from sousa_engine.core.errors import DataError, unknown
-from sousa_engine.data import layouts, reading, splits, synth, tables
+from sousa_engine.data import layouts, levels, reading, splits, synth, tables
 from sousa_engine.data.clips import Clip, Excluded, Manifest
 from sousa_engine.data.layouts import Readable, Recordings, UsableRecording
 from sousa_engine.data.soundness import Soundness
@@ -137,7 +137,7 @@ def _embedded(spec: synth.SynthSpec) -> Manifest:
         names = sorted({p.label for p in short})
         notes.append(
             f"{len(short)} of {len(plans)} clips are shorter than one cycle of their rudiment "
-            f"({_some(names)}): {spec.clip_s:g} s is too short for it at its usual tempi."
+            f"({levels.some(names, 4)}): {spec.clip_s:g} s is too short for it at its usual tempi."
         )
     clips = tuple(
         Clip(
@@ -302,7 +302,7 @@ def _player_notes(recordings: tuple[UsableRecording, ...], split: tuple[str, ...
         return []
     return [
         f"{len(shared)} {'player is' if len(shared) == 1 else 'players are'} in train and also in valid or test "
-        f"({_some(shared)}): "
+        f"({levels.some(shared, 4)}): "
         "the scores then include familiar players."
     ]
 
@@ -356,7 +356,3 @@ def _files_key(root: Path, recordings: tuple[UsableRecording, ...], clip_s: floa
 
 def _looks_like_path(text: str) -> bool:
     return any(c in text for c in "/\\~") or text.startswith(".") or text.lower().endswith((".csv", ".tsv"))
-
-
-def _some(names: tuple[str, ...] | list[str], n: int = 4) -> str:
-    return ", ".join(names[:n]) + (f" and {len(names) - n} more" if len(names) > n else "")

@@ -44,10 +44,10 @@ def read(path: Path, config: DataConfig) -> Recordings:
 
 def _folder(root: Path, config: DataConfig) -> Recordings:
     found = survey.look(root)
-    if config.table.strip().casefold() != tables.NONE and config.level is None:
+    if not tables.is_none(config.table) and config.level is None:
         if read := _tables_of(found, config):
             return _from_tables(read, found, config, source=root)
-    elif config.level is not None and config.table and config.table.strip().casefold() != tables.NONE:
+    elif config.level is not None and config.table and not tables.is_none(config.table):
         raise DataError("data.table and data.level exclude each other: classes come from the one or from the other.")
     return _from_folders(found, config)
 
@@ -398,7 +398,7 @@ def _from_folders(found: Survey, config: DataConfig) -> Recordings:
         raise _flat(found, read)
     files: list[Recording] = []
     beside: list[Path] = []
-    grouped = config.group_column.strip().casefold() != tables.NONE
+    grouped = not tables.is_none(config.group_column)
     group_of = _speaker if grouped and _are_speakers(found.audio) else None
     for path, parts in zip(found.audio, found.folders, strict=True):
         if len(parts) < read.classes or (read.split and len(parts) < read.split):

@@ -76,7 +76,7 @@ class Table:
         Raises DataError if the table has no column of the name that was asked for.
         """
         if asked:
-            return "" if asked.strip().casefold() == NONE else self._named(role, asked)
+            return "" if is_none(asked) else self._named(role, asked)
         found = [self.by_folded[name] for name in NAMES[role] if name in self.by_folded]
         if role == "label":
             return self._label(found)
@@ -104,6 +104,11 @@ class Table:
                 f"{self.path} has no column {asked!r} (data.{role}_column); it has {', '.join(self.columns)}.{mean}"
             )
         return name
+
+
+def is_none(asked: str) -> bool:
+    """Whether a field says that there is no such table or column."""
+    return asked.strip().casefold() == NONE
 
 
 def folded(name: str) -> str:
